@@ -1,0 +1,65 @@
+"""FedAvg: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, AISTATS 2017 (arXiv 1602.05629), Algorithm 1.
+
+    client i:  y <- x;   K times:  m <- theta m + grad f_i(y; B),  y <- y - eta m
+    server:    x <- x + eta_g (mean_S y_i - x)
+
+theta = 0 and eta_g = 1 are the paper's. The momentum buffer m starts at zero in every round and never travels.
+Down 1 vector, up 1 vector for each client of the cohort S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from fedsim.checks import in_range, positive
+from fedsim import Batch, Clients, Local, Rule, Vector
+
+
+class FedAvgState(NamedTuple):
+    x: Vector                      # [d] server model
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Federated averaging.
+
+    Args:
+        lr: local step size eta.
+        server_lr: server step size eta_g.
+        momentum: heavy-ball coefficient theta of the local steps; the buffer is reset each round.
+        aggregate: rule that replaces the weighted mean of the clients' models.
+    """
+
+    lr: float = 0.1
+    server_lr: float = 1.0
+    momentum: float = 0.0
+    aggregate: Rule | None = None
+
+    def __post_init__(self) -> None:
+        positive(self, "lr", "server_lr")
+        in_range(self, "momentum", 0, 1)
+
+    def init(self, x: Vector, clients: Clients) -> FedAvgState:
+        return FedAvgState(x)
+
+    def round(self, s: FedAvgState, clients: Clients) -> FedAvgState:
+        y = clients.each(self.client, s.x)
+        mean = clients.mean(y) if self.aggregate is None else clients.reduce(y, self.aggregate)
+        return FedAvgState(s.x + self.server_lr * (mean - s.x))
+
+    def client(self, local: Local, x: Vector) -> Vector:
+        def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
+            y, m = carry
+            m = self.momentum * m + local.grad(y, batch)
+            return y - eta * m, m
+
+        def plain(y: Vector, batch: Batch, eta: Vector) -> Vector:
+            return y - eta * local.grad(y, batch)
+
+        eta = self.lr * local.decay
+        if not self.momentum:
+            return local.fold(plain, x, eta)
+        return local.fold(step, (x, torch.zeros_like(x)), eta)[0]

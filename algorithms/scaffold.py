@@ -1,0 +1,62 @@
+"""SCAFFOLD: Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, ICML 2020 (arXiv 1910.06378), Algorithm 1.
+
+    client i:  y <- x;   K times:  y <- y - eta (grad f_i(y; B) - c_i + c)
+               option I:  c_i+ <- grad f_i(x)      option II:  c_i+ <- c_i - c + (x - y) / (K eta)
+               send (y - x, c_i+ - c_i)
+    server:    x <- x + eta_g mean_S (y_i - x);   c <- c + (|S| / n) mean_S (c_i+ - c_i)
+
+eta and K in option II are those of this round and this client. Down 2 vectors, up 2 vectors, as published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from fedsim.checks import one_of, positive
+from fedsim import Batch, Clients, Kept, Local, Vector
+
+
+class ScaffoldState(NamedTuple):
+    x: Vector                      # [d] server model
+    c: Vector                      # [d] server control variate
+    c_i: Kept[Vector]              # [n, d] client control variates
+
+
+@dataclass(frozen=True)
+class Scaffold:
+    """Stochastic controlled averaging: control variates correct client drift.
+
+    Args:
+        lr: local step size eta.
+        server_lr: server step size eta_g.
+        option: how a client renews its control variate: "II" from its own steps, "I" by a pass over its whole shard.
+    """
+
+    lr: float = 0.1
+    server_lr: float = 1.0
+    option: Literal["I", "II"] = "II"
+
+    def __post_init__(self) -> None:
+        positive(self, "lr", "server_lr")
+        one_of(self, "option", ("I", "II"))
+
+    def init(self, x: Vector, clients: Clients) -> ScaffoldState:
+        return ScaffoldState(x, torch.zeros_like(x), clients.keep(torch.zeros_like(x)))
+
+    def round(self, s: ScaffoldState, clients: Clients) -> ScaffoldState:
+        sent, c_i = clients.each(self.client, (s.x, s.c), s.c_i)
+        dx, dc = clients.mean(sent)
+        return ScaffoldState(s.x + self.server_lr * dx, s.c + clients.fraction * dc, s.c_i | c_i)
+
+    def client(self, local: Local, down: tuple[Vector, Vector], c_i: Vector) -> tuple[tuple[Vector, Vector], Vector]:
+        def step(y: Vector, batch: Batch, eta: Vector, correction: Vector) -> Vector:
+            return y - eta * (local.grad(y, batch) + correction)
+
+        x, c = down
+        eta = self.lr * local.decay
+        y = local.fold(step, x, eta, c - c_i)
+        new = local.grad(x) if self.option == "I" else c_i - c + (x - y) / (local.steps * eta)
+        return (y - x, new - c_i), new

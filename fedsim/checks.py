@@ -1,0 +1,41 @@
+"""Checks of hyper-parameters, used in ``__post_init__`` so that a bad value fails before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fedsim.errors import ConfigError
+
+
+def positive(settings: Any, *names: str) -> None:
+    """Each named field is a finite number above 0."""
+    for name in names:
+        _require(settings, name, lambda v: v > 0, "a finite number above 0")
+
+
+def non_negative(settings: Any, *names: str) -> None:
+    """Each named field is a finite number, 0 or more."""
+    for name in names:
+        _require(settings, name, lambda v: v >= 0, "a finite number, 0 or more")
+
+
+def in_range(settings: Any, name: str, low: float, high: float, closed: bool = False) -> None:
+    """The named field is in [low, high), or in [low, high] when ``closed``."""
+    end = "]" if closed else ")"
+    _require(settings, name, lambda v: low <= v < high or (closed and v == high), f"a number in [{low}, {high}{end}")
+
+
+def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
+    """The named field is one of ``choices``."""
+    value = getattr(settings, name)
+    if value not in choices:
+        raise ConfigError(f"{type(settings).__name__}.{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def _require(settings: Any, name: str, test: Any, expected: str) -> None:
+    value = getattr(settings, name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not test(value):
+        raise ConfigError(f"{type(settings).__name__}.{name} is {value!r}; expected {expected}")

@@ -1,0 +1,271 @@
+"""``Clients``: the nodes of one round, and the only thing that can run code on a node or move a byte.
+
+Every verb charges the ledger for what it moves, so an algorithm cannot communicate without paying. How code reaches the
+nodes is a backend's matter; the one in this file, ``Loop``, runs one client after the other and is the meaning of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar, cast, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.errors import ConfigError, DivergenceError
+from fedsim.model import Model
+from fedsim.tree import leaves, tree_map
+from fedsim.types import Batch, Kept, Rule, Sent, Vector
+from fedsim.wire import Ledger, nbytes
+from fedsim.work import LocalWork, Minibatches, Shards, draw, minibatches
+
+M = TypeVar("M")
+K = TypeVar("K")
+V = TypeVar("V")
+C = TypeVar("C")
+
+
+class Backend(Protocol):
+    """How a client function reaches the nodes."""
+
+    def each(
+        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any, mine: Kept[Any] | None
+    ) -> tuple[Any, dict[int, Any]]:
+        """Run ``fn`` on every node: the stacked messages in the order of ``ids``, and each node's new memory."""
+
+
+@dataclass
+class Federation:
+    """What stays the same from round to round.
+
+    Args:
+        model: the model and its objective.
+        shards: every client's samples.
+        work: the local work of a round.
+        seed: root of all randomness.
+        backend: how client code runs.
+        weights: ``[n]`` weights p_i of the clients in the objective sum_i p_i f_i; uniform by default.
+        cohort_size: expected number of clients in a round; everybody by default.
+        decay: round number to learning-rate factor.
+    """
+
+    model: Model
+    shards: Shards
+    work: LocalWork
+    seed: int
+    backend: Backend
+    weights: np.ndarray | None = None
+    cohort_size: float = 0.0
+    decay: Callable[[int], float] = lambda round: 1.0
+    ledger: Ledger = field(init=False)
+    p: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        n = self.shards.n
+        weights = np.ones(n) if self.weights is None else np.asarray(self.weights, np.float64)
+        self.p = weights / weights.sum()
+        self.cohort_size = self.cohort_size or float(n)
+        self.ledger = Ledger(n)
+
+    def cohort(self, round: int, ids: np.ndarray | None = None) -> Clients:
+        """The clients ``ids`` (everybody by default) in round ``round``; round 0 is initialisation."""
+        return Clients(self, np.arange(self.shards.n) if ids is None else np.sort(ids), round)
+
+    def factor(self, round: int) -> Tensor:
+        """The learning-rate factor of a round as a 0-dim tensor."""
+        return torch.tensor(self.decay(round), dtype=self.model.dtype, device=self.model.device)
+
+
+class Clients:
+    """The nodes ``ids`` taking part in one round; an empty cohort is false."""
+
+    def __init__(self, federation: Federation, ids: np.ndarray, round: int) -> None:
+        self._federation = federation
+        self._delivered: list[Sent[Any]] = []
+        self.ids = ids
+        self.round = round
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n(self) -> int:
+        """Number of clients in the population."""
+        return self._federation.shards.n
+
+    @property
+    def cohort_size(self) -> float:
+        """Expected number of clients in a round."""
+        return self._federation.cohort_size
+
+    @property
+    def fraction(self) -> float:
+        """Share of the objective that this cohort holds: sum of its p_i; |S| / n with uniform weights."""
+        return float(self._federation.p[self.ids].sum())
+
+    @property
+    def population(self) -> Clients:
+        """Everybody, in the same round."""
+        return self._federation.cohort(self.round)
+
+    def keep(self, value: V) -> Kept[V]:
+        """``value`` as the first memory of every node; agreed upon beforehand, so it costs nothing."""
+        return Kept(self.n, value)
+
+    @overload
+    def each(self, fn: Callable[..., M], down: Any) -> Sent[M]: ...
+    @overload
+    def each(self, fn: Callable[..., tuple[M, K]], down: Any, mine: Kept[K]) -> tuple[Sent[M], Kept[K]]: ...
+    def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None) -> Any:
+        """Send ``down`` to every node of the cohort and run ``fn(local, down)`` there, or ``fn(local, down, memory)``.
+
+        With memory, ``fn`` returns (message, new memory). ``down`` is charged once for every node.
+
+        Raises:
+            DivergenceError: a message holds NaN or infinity; names the clients.
+        """
+        fed = self._federation
+        if not len(self):
+            raise ConfigError(f"clients.each in round {self.round}: the cohort is empty; test `if clients:` first")
+        fed.ledger.down[self.ids] += nbytes(down)
+        stacked, memory = fed.backend.each(fed, fn, self.ids, self.round, down, mine)
+        self._check_finite(stacked, getattr(fn, "__qualname__", str(fn)))
+        sent = Sent(self.ids, stacked)
+        return sent if mine is None else (sent, Kept(self.n, mine.default, memory))
+
+    def mean(self, sent: Sent[M]) -> M:
+        """Receive the messages: their mean, weighted by p_i over the cohort."""
+        self._charge_up(sent)
+        w = self._cohort_weights(sent)
+
+        def average(rows: Tensor) -> Tensor:
+            return (w.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1)) * rows).sum(0)
+
+        return cast(M, tree_map(average, sent.stacked))
+
+    def reduce(self, sent: Sent[Vector], rule: Rule) -> Vector:
+        """Receive the messages and aggregate them by ``rule(rows [c, d], weights [c])``."""
+        self._charge_up(sent)
+        return rule(sent.stacked, self._cohort_weights(sent).to(sent.stacked.dtype))
+
+    def split(self, p: float) -> tuple[Clients, Clients]:
+        """Each client tosses its own coin: those with heads (probability ``p``), and the others."""
+        if not 0 <= p <= 1:
+            raise ConfigError(f"clients.split({p}): expected a probability in [0, 1]")
+        heads = seeds.uniform(self._federation.seed, "role", self.round, self.ids) < p
+        return tuple(Clients(self._federation, self.ids[side], self.round) for side in (heads, ~heads))  # type: ignore[return-value]
+
+    def _charge_up(self, sent: Sent[Any]) -> None:
+        if not any(sent is done for done in self._delivered):   # a message is uploaded once, however often it is read
+            self._delivered.append(sent)
+            self._federation.ledger.up[sent.ids] += nbytes(sent.stacked, stacked=True)
+
+    def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
+        p = self._federation.p[sent.ids]
+        return torch.from_numpy(p / p.sum()).to(leaves(sent.stacked)[0].device)
+
+    def _check_finite(self, stacked: Any, name: str) -> None:
+        for rows in leaves(stacked):
+            if rows.is_floating_point() and not bool(torch.isfinite(rows.sum())):
+                bad = self.ids[(~torch.isfinite(rows.flatten(1)).all(1)).cpu().numpy()]
+                if len(bad):
+                    raise DivergenceError(
+                        f"{name} in round {self.round}: client {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''} sent NaN or"
+                        f" infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set local.clip_norm, or look at these"
+                        " clients' data."
+                    )
+
+
+class LoopLocal:
+    """``Local`` for one client."""
+
+    def __init__(self, federation: Federation, node: int, round: int, plan: Minibatches, decay: Tensor) -> None:
+        self._fed, self._node, self._round, self._plan, self.decay = federation, node, round, plan, decay
+
+    @property
+    def steps(self) -> Tensor:
+        return torch.tensor(float(len(self._plan.lengths)), dtype=self._fed.model.dtype, device=self._fed.model.device)
+
+    def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
+        fed = self._fed
+        if batch is None:
+            rows = fed.shards.rows(self._node)
+            g = torch.zeros_like(x)
+            for start in range(0, len(rows.x), CHUNK):
+                part = Batch(rows.x[start : start + CHUNK], rows.y[start : start + CHUNK])
+                g += fed.model.gradient(x, part) * (len(part.x) / len(rows.x))
+            batch = rows
+        else:
+            g = fed.model.gradient(x, batch)
+        fed.ledger.gradient_evaluations[self._node] += len(batch.x)
+        return fed.work.regularise(g, x)
+
+    def sample(self, size: int) -> Batch:
+        (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
+        return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device))
+
+    def fold(self, step: Callable[..., C], carry: C, *consts: Any) -> C:
+        refuse_captured_tensors(step)
+        index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
+        for k, length in enumerate(self._plan.lengths):
+            carry = step(carry, self._fed.shards.take(index[k, :length]), *consts)
+        return carry
+
+
+CHUNK = 512
+"""Samples in one pass of a whole-shard gradient; bounds its memory."""
+
+
+class Loop:
+    """One client after the other: the reference meaning of every backend, and the fastest for convolutions on a CPU."""
+
+    def each(
+        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any, mine: Kept[Any] | None
+    ) -> tuple[Any, dict[int, Any]]:
+        plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
+        decay = federation.factor(round)
+        memory: dict[int, Any] = {}
+        rows = Rows(len(ids))
+        with torch.no_grad():
+            for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
+                local = LoopLocal(federation, node, round, plan, decay)
+                if mine is None:
+                    message = fn(local, down)
+                else:
+                    message, memory[node] = fn(local, down, mine[node])
+                rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
+        return rows.stacked, memory
+
+
+class Rows(Generic[M]):
+    """The messages of a cohort, collected block by block into one stack ``[c, ...]`` a tensor."""
+
+    def __init__(self, c: int) -> None:
+        self.c = c
+        self.stacked: Any = None
+
+    def put(self, block: M, positions: list[int]) -> None:
+        """Write the rows of ``block`` (tensors ``[b, ...]``) at ``positions``."""
+        if self.stacked is None:
+            self.stacked = tree_map(lambda t: t.new_empty(self.c, *t.shape[1:]), block)
+        for to, rows in zip(leaves(self.stacked), leaves(block), strict=True):
+            to[positions] = rows
+
+
+def refuse_captured_tensors(step: Callable[..., Any]) -> None:
+    """Raise ConfigError when ``step`` reads a tensor from outside: under a stack of clients it would be somebody else's."""
+    for name, value in _captured(step):
+        if isinstance(value, Tensor):
+            raise ConfigError(
+                f"the step function given to local.fold captures the tensor {name!r}; pass it as an argument instead:"
+                f" local.fold(step, carry, ..., {name})"
+            )
+
+
+def _captured(step: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    code, closure = getattr(step, "__code__", None), getattr(step, "__closure__", None)
+    if code is not None and closure:
+        yield from ((name, cell.cell_contents) for name, cell in zip(code.co_freevars, closure, strict=True))

@@ -1,0 +1,63 @@
+"""The only source of randomness: Philox4x32-10, a counter-based generator (Salmon et al., SC 2011).
+
+A draw is a function of (seed, purpose, round, node, index) and of nothing else, so it does not depend on which process
+draws it, in which order, or after which interruption. Everything is vectorised over nodes and indices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TypeAlias
+
+import numpy as np
+
+Words: TypeAlias = np.ndarray
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def philox(key: tuple[int, int], c0: Words, c1: Words, c2: Words, c3: Words) -> tuple[Words, Words, Words, Words]:
+    """Four arrays of 32 random bits (as uint64) for the 128-bit counters (c0, c1, c2, c3) under a 64-bit key."""
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> _HALF) ^ c3 ^ np.uint64(k1), p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def bits(
+    seed: int, purpose: str, round: int, node: int | np.ndarray, index: int | np.ndarray = 0, epoch: int | np.ndarray = 0
+) -> np.ndarray:
+    """64 random bits for every (node, index, epoch), broadcast together; ``purpose`` separates the streams."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+    node, index, epoch = np.broadcast_arrays(node, index, epoch)
+    counters = (np.asarray(c).astype(np.uint64) for c in (index, epoch, node))
+    c0, c1, c3 = counters
+    high, low, _, _ = philox(key, c0, c1, np.full(c0.shape, round, np.uint64), c3)
+    return (high << _HALF) | low
+
+
+def uniform(seed: int, purpose: str, round: int, node: int | np.ndarray, index: int | np.ndarray = 0) -> np.ndarray:
+    """Float64 draws from [0, 1) with 53 random bits, one for every (node, index)."""
+    return (bits(seed, purpose, round, node, index) >> np.uint64(11)) * 2.0**-53
+
+
+def shuffles(
+    seed: int, purpose: str, round: int, nodes: np.ndarray, sizes: np.ndarray, epochs: np.ndarray
+) -> list[np.ndarray]:
+    """For each node a ``[epochs, size]`` array whose rows are independent permutations of ``range(size)``."""
+    repeats = np.repeat(sizes, epochs)                   # one segment for each (node, epoch)
+    ends = np.cumsum(repeats)
+    index = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - repeats, repeats)
+    epoch = np.concatenate([np.arange(e) for e in epochs]) if len(epochs) else np.zeros(0, np.int64)
+    draws = bits(seed, purpose, round, np.repeat(np.repeat(nodes, epochs), repeats), index, np.repeat(epoch, repeats))
+    width = np.uint64(max(1, int(len(repeats)).bit_length()))
+    segment = np.repeat(np.arange(len(repeats), dtype=np.uint64), repeats)
+    order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))   # sorted by segment, then by chance
+    parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1]) if len(nodes) else []
+    return [part.reshape(e, s) for part, e, s in zip(parts, epochs, sizes, strict=True)]

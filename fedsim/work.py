@@ -1,0 +1,131 @@
+"""The local work of a round: which samples every client visits, in which minibatches. A function of (seed, round, node) alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.errors import ConfigError, PartitionError
+from fedsim.types import Batch
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """What every client of a cohort does in one round.
+
+    A client visits its shard in a new random order each epoch, ``batch_size`` samples a step; the last, smaller batch of an
+    epoch is kept, so an epoch is an epoch for clients of every size. ``steps`` walks the same sequence and stops after so many.
+
+    Args:
+        batch_size: samples in a minibatch; 0, or more than a client has, means its whole shard.
+        epochs: passes over the client's own shard.
+        steps: number of minibatches, the same for every client; replaces ``epochs``.
+        weight_decay: coefficient of the L2 term (weight_decay / 2) ||x||^2 in every client's objective.
+        clip_norm: largest L2 norm of a minibatch gradient before weight decay is added; none by default.
+    """
+
+    batch_size: int = 32
+    epochs: int = 1
+    steps: int | None = None
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 0:
+            raise ConfigError(f"local.batch_size is {self.batch_size}; expected 1 or more, or 0 for the whole shard")
+        if self.epochs < 1:
+            raise ConfigError(f"local.epochs is {self.epochs}; expected 1 or more")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"local.steps is {self.steps}; expected 1 or more, or none to count in epochs")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"local.weight_decay is {self.weight_decay}; expected 0 or more")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"local.clip_norm is {self.clip_norm}; expected a positive norm, or none for no clipping")
+
+    def regularise(self, g: Tensor, x: Tensor) -> Tensor:
+        """Clip the gradient ``g [..., d]`` and add the gradient of the weight decay at ``x [..., d]``."""
+        if self.clip_norm is not None:
+            norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
+            g = g * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        return g + self.weight_decay * x if self.weight_decay else g
+
+    def batch(self, size: int | np.ndarray) -> np.ndarray:
+        """Minibatch size of clients with ``size`` samples."""
+        return np.minimum(size, self.batch_size) if self.batch_size else np.asarray(size)
+
+    def counts(self, sizes: np.ndarray) -> np.ndarray:
+        """Number of local steps K_i of clients with ``sizes [c]`` samples."""
+        if self.steps is not None:
+            return np.full(len(sizes), self.steps)
+        return self.epochs * -(-sizes // self.batch(sizes))
+
+
+class Shards:
+    """The training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]`` to ``offsets[i + 1]``."""
+
+    def __init__(self, x: Tensor, y: Tensor, offsets: np.ndarray) -> None:
+        self.x, self.y, self.offsets = x, y, offsets
+        self.sizes = np.diff(offsets)
+        empty = np.flatnonzero(self.sizes == 0)
+        if len(empty):
+            raise PartitionError(
+                f"{len(empty)} of {len(self.sizes)} clients have no samples (the first is client {empty[0]}); expected at least one each."
+                " Ask the partitioner for a minimum size, or for fewer clients."
+            )
+
+    @property
+    def n(self) -> int:
+        """Number of clients."""
+        return len(self.sizes)
+
+    def rows(self, node: int) -> Batch:
+        """All samples of one client."""
+        start, stop = int(self.offsets[node]), int(self.offsets[node + 1])
+        return Batch(self.x[start:stop], self.y[start:stop])
+
+    def take(self, index: Tensor, weight: Tensor | None = None) -> Batch:
+        """The samples at ``index [...]`` (rows of the sorted data), with the shape of ``index`` in front."""
+        flat = index.reshape(-1)
+        x = self.x.index_select(0, flat).view(*index.shape, *self.x.shape[1:])
+        y = self.y.index_select(0, flat).view(*index.shape, *self.y.shape[1:])
+        return Batch(x, y, weight)
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """One client's round: sample rows ``[K_i, B_i]``, of which the first ``lengths[k]`` of step ``k`` are real."""
+
+    index: np.ndarray
+    lengths: np.ndarray
+
+
+def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.ndarray) -> list[Minibatches]:
+    """The minibatches of clients ``ids`` in one round."""
+    sizes = shards.sizes[ids]
+    batch, counts = work.batch(sizes), work.counts(sizes)
+    whole = batch == sizes                                 # one batch holds the shard: its order does not matter
+    per_epoch = -(-sizes // batch)
+    epochs = np.where(whole, 0, -(-counts // per_epoch))
+    orders = seeds.shuffles(seed, "minibatch", round, ids, sizes, epochs)
+    plans = []
+    for i, node in enumerate(ids):
+        n, b, k = int(sizes[i]), int(batch[i]), int(counts[i])
+        if whole[i]:
+            index, lengths = np.broadcast_to(np.arange(n), (k, n)), np.full(k, n)
+        else:
+            padding = int(per_epoch[i]) * b - n
+            index = np.pad(orders[i], ((0, 0), (0, padding)), mode="edge").reshape(-1, b)[:k]
+            lengths = np.tile(np.r_[np.full(per_epoch[i] - 1, b), b - padding], epochs[i])[:k]
+        plans.append(Minibatches(index + shards.offsets[node], lengths))
+    return plans
+
+
+def draw(shards: Shards, seed: int, round: int, ids: np.ndarray, size: int) -> list[np.ndarray]:
+    """For each client ``min(size, n_i)`` of its rows, without replacement."""
+    sizes = shards.sizes[ids]
+    orders = seeds.shuffles(seed, "large batch", round, ids, sizes, np.ones(len(ids), np.int64))
+    return [order[0, :size] + shards.offsets[node] for order, node in zip(orders, ids, strict=True)]
