@@ -1,0 +1,177 @@
+"""Metric rows: JSON Lines in long format, append-only.
+
+A row is one strict JSON object a line: ``{"round": 3, "scope": "server/test", "node": null, "metric": "loss", "value":
+0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. Rows reach the disk
+once a round; a killed process leaves at most one line without its newline, which readers ignore and writers remove.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import mmap
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedsim.errors import RunError
+
+READ_BYTES = 2**24  # parsed at a time: Python objects are far larger than the columns they become
+
+
+class Metrics(NamedTuple):
+    """Rows as columns of equal length ``[N]``, in the order they were written.
+
+    Attributes:
+        round: int64.
+        scope: str, e.g. ``server/test``.
+        node: int64 client, or -1 for a row that belongs to no client.
+        metric: str, e.g. ``accuracy``.
+        value: float64; NaN for a value that was not finite.
+    """
+
+    round: np.ndarray
+    scope: np.ndarray
+    node: np.ndarray
+    metric: np.ndarray
+    value: np.ndarray
+
+    def series(self, scope: str, metric: str) -> dict[int, float]:
+        """Value by round, of the rows that belong to no client; of a round written twice, the later row."""
+        rows = (self.node == -1) & (self.scope == scope) & (self.metric == metric)
+        return dict(zip(self.round[rows].tolist(), self.value[rows].tolist(), strict=True))
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read a metrics or timing file; a last line without newline (a killed writer) is ignored.
+
+    Raises:
+        RunError: the file is missing, or a complete line is not a row.
+    """
+    blocks = [_parse([], path, 0)]
+    lines_read = 0
+    try:
+        with path.open("rb") as file:
+            while lines := file.readlines(READ_BYTES):
+                if not lines[-1].endswith(b"\n"):
+                    lines.pop()
+                blocks.append(_parse(lines, path, lines_read))
+                lines_read += len(lines)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist; expected the metrics of a run (NAME/seed-0/metrics.jsonl)") from error
+    return Metrics(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+
+
+def _parse(lines: list[bytes], path: Path, before: int) -> Metrics:
+    """Columns of the given lines; one call of the JSON parser for all of them is what makes reading fast."""
+    intern = sys.intern  # one object a name, not one a row
+    try:
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+        return Metrics(
+            np.array([row["round"] for row in rows], np.int64),
+            np.array([intern(row["scope"]) for row in rows], object),
+            np.array([-1 if row["node"] is None else row["node"] for row in rows], np.int64),
+            np.array([intern(row["metric"]) for row in rows], object),
+            np.array([row["value"] for row in rows], np.float64),  # None becomes NaN
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        if len(lines) > 1:  # which line is it?
+            for number, line in enumerate(lines):
+                _parse([line], path, before + number)
+        raise RunError(
+            f"line {before + 1} of {path} is not a metric row ({error!r}); expected round, scope, node, metric, value. "
+            "The file was changed after it was written: restore it, or repeat the run"
+        ) from error
+
+
+class RowWriter:
+    """Appends rows to one file: `add` buffers, `flush` writes them and waits for the disk.
+
+    Raises:
+        RunError: another process is writing the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: list[str] = []
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise RunError(f"{path} is being written by another process; wait for it, or stop it first") from error
+        self.size = self._complete_bytes()
+        os.ftruncate(self._fd, self.size)
+
+    def _complete_bytes(self) -> int:
+        """Bytes up to the end of the last complete line."""
+        if not os.fstat(self._fd).st_size:  # an empty file cannot be mapped
+            return 0
+        with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as content:
+            return content.rfind(b"\n") + 1
+
+    def add(self, round: int, scope: str, metric: str, value: float, node: int | None = None) -> None:
+        """Buffer one row; NaN and infinity become null."""
+        finite = float(value) if math.isfinite(value) else None
+        row = {"round": round, "scope": scope, "node": node, "metric": metric, "value": finite}
+        self._lines.append(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Write the buffered rows and wait until they are on disk.
+
+        Raises:
+            RunError: the disk refused (full, gone); the file then ends with the last flush that succeeded.
+        """
+        if not self._lines:
+            return
+        data = memoryview("".join(self._lines).encode())
+        size = self.size + len(data)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+            os.fsync(self._fd)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self.size)
+            raise RunError(self._refused(error)) from error
+        self._lines.clear()
+        self.size = size
+
+    def _refused(self, error: OSError) -> str:
+        rounds = read_metrics(self.path).round
+        safe = f"all rows up to round {rounds.max()} are safe" if len(rounds) else "no row had been written before"
+        return f"cannot write {self.path}: {error.strerror}; {safe}"
+
+    def truncate(self, size: int) -> None:
+        """Remove everything after the first ``size`` bytes, and what is buffered.
+
+        Raises:
+            RunError: the file is shorter than that, or the cut would go through a row.
+        """
+        whole_rows = 0 < size <= self.size and os.pread(self._fd, 1, size - 1) == b"\n"
+        if size != 0 and not whole_rows:
+            raise RunError(
+                f"cannot cut {self.path} to {size} bytes: it holds {self.size}, and a row must end there. "
+                "The file was changed after its checkpoint was made: restore it, or repeat the run"
+            )
+        os.ftruncate(self._fd, size)
+        os.fsync(self._fd)
+        self._lines.clear()
+        self.size = size
+
+    def truncate_after(self, round: int) -> None:
+        """Remove all from the first row of a later round on, and what is buffered."""
+        later = np.flatnonzero(read_metrics(self.path).round > round)
+        if len(later):
+            with self.path.open("rb") as file:
+                self.truncate(sum(len(file.readline()) for _ in range(later[0])))
+        self._lines.clear()
+
+    def close(self) -> None:
+        """Release the file; rows that were not flushed are dropped."""
+        os.close(self._fd)
