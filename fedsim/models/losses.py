@@ -1,0 +1,65 @@
+"""Losses and accuracy of each sample of a batch; whoever calls takes the mean."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedsim.errors import ModelError
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy ``[B]`` in nats; a sequence counts the mean over its positions.
+
+    Args:
+        outputs: logits ``[B, C]`` or ``[B, T, C]``.
+        targets: int64 classes ``[B]`` or ``[B, T]``.
+    """
+    _check_shapes("cross_entropy", outputs.shape[:-1] == targets.shape, "outputs [*targets, classes]", outputs, targets)
+    loss = F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+    return _mean_of_positions(loss.reshape(targets.shape))
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Half the squared error ``(o - t)^2 / 2`` as ``[B]``, for outputs ``[B]`` or ``[B, 1]`` and targets ``[B]``."""
+    return 0.5 * (_one_output("squared", outputs, targets) - targets).square()
+
+
+def logistic(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Binary logistic loss ``log(1 + exp(-b o))`` as ``[B]``, with ``b = 2t - 1``.
+
+    Args:
+        outputs: logits ``[B]`` or ``[B, 1]``.
+        targets: classes ``[B]`` in {0, 1}.
+    """
+    logits = _one_output("logistic", outputs, targets)
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+
+
+def correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Accuracy of each sample, float32 ``[B]``; a sequence counts the share of its positions.
+
+    Args:
+        outputs: logits ``[B, C]`` or ``[B, T, C]``, or one binary logit as ``[B]`` or ``[B, 1]``.
+        targets: int64 classes ``[B]`` or ``[B, T]``.
+    """
+    if outputs.shape in (targets.shape, (*targets.shape, 1)):
+        return ((outputs.reshape(targets.shape) > 0) == (targets > 0)).float()
+    _check_shapes("correct", outputs.shape[:-1] == targets.shape, "outputs [*targets, classes]", outputs, targets)
+    return _mean_of_positions((outputs.argmax(-1) == targets).float())
+
+
+def _mean_of_positions(values: Tensor) -> Tensor:
+    return values.mean(1) if values.dim() == 2 else values
+
+
+def _one_output(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    fits = targets.dim() == 1 and outputs.shape in (targets.shape, (*targets.shape, 1))
+    _check_shapes(name, fits, "one output a sample, [B] or [B, 1], and targets [B]", outputs, targets)
+    return outputs.reshape(targets.shape)
+
+
+def _check_shapes(name: str, fits: bool, expected: str, outputs: Tensor, targets: Tensor) -> None:
+    if not fits:
+        given = f"outputs {list(outputs.shape)} and targets {list(targets.shape)}"
+        raise ModelError(f"{name} got {given}; expected {expected}. Choose the loss that fits the model's output.")

@@ -1,0 +1,49 @@
+"""What every model of the zoo has in common: how it is built, and how it refuses a shape it cannot take."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from fedsim.errors import ModelError
+
+FITS = (
+    "Logistic and MLP take any shape, ResNet18 any image, McMahanCNN images from 4x4, LeNet5 from 12x12,"
+    " CifarLeNet from 16x16, CharLSTM token sequences [T]"
+)
+
+
+class Architecture(Protocol):
+    """Settings of a model; the network itself comes from ``build``."""
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A freshly initialised network; seed torch's global generator first, parameters are drawn from it.
+
+        Args:
+            input_shape: shape of one sample, without the batch axis.
+            classes: number of classes; 0 (regression) and 1 (a binary logit) both give one output.
+
+        Raises:
+            ModelError: this model cannot take such samples.
+        """
+
+
+def unfit(model: str, expected: str, input_shape: tuple[int, ...]) -> ModelError:
+    """The error of a model that cannot take samples of this shape; it names the models that can."""
+    return ModelError(f"{model} got samples of shape {list(input_shape)}; expected {expected}. {FITS}.")
+
+
+def output_width(classes: int) -> int:
+    """Width of the last layer."""
+    if classes < 0:
+        raise ModelError(f"got classes={classes}; expected a number of classes, or 0 for regression")
+    return max(classes, 1)
+
+
+def image_shape(model: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+    """``(channels, height, width)``, once checked to be an image of at least ``smallest`` by ``smallest`` pixels."""
+    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
+        raise unfit(model, f"images [channels, height, width] of at least {smallest}x{smallest} pixels", input_shape)
+    channels, height, width = input_shape
+    return channels, height, width
