@@ -1,0 +1,105 @@
+"""A federated problem about which theory's constants are known.
+
+``f(x) = (1/n) sum_i f_i(x)``, where ``f_i(x)`` is the mean loss over client i's rows ``a``, at outputs ``a . x``, plus
+the penalty. Every client counts the same, however many rows it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.data.dataset import Dataset, Split
+from fedsim.errors import ConfigError
+from fedsim.models import Logistic
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A task like any other (data, module, loss, penalty), with what theory knows of it.
+
+    Attributes:
+        dataset: float64 rows ``[N, d]`` with targets ``[N]``; ``train.client`` owns them.
+        module: linear model without intercept, whose only parameter is ``x [d]``, at zero.
+        loss: per-sample loss, outputs ``[B, 1]`` and targets ``[B]`` to ``[B]``.
+        penalty: function of ``x [d]`` added to every client's objective, or None.
+        minimizer: ``x* [d]`` of f, or None where it is not known.
+        f_min: ``f(x*)``, or None where it is not known.
+        smoothness: L, a Lipschitz constant of the gradient of f.
+        local_smoothness: L_i of the gradients of the f_i, ``[n]``.
+        mu: strong convexity constant of f, 0 without one.
+    """
+
+    dataset: Dataset
+    module: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    penalty: Callable[[Tensor], Tensor] | None
+    minimizer: Tensor | None
+    f_min: float | None
+    smoothness: float
+    local_smoothness: np.ndarray
+    mu: float
+
+    @property
+    def n(self) -> int:
+        """Number of clients."""
+        return len(self.local_smoothness)
+
+    def value(self, x: Tensor) -> Tensor:
+        """``f(x)`` of a vector ``[d]``, 0-dim."""
+        train = self.dataset.train
+        return self._objective(x, train, row_weights(owners(train)))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Gradient of f at ``x``, both ``[d]``."""
+        gradient: Tensor = torch.func.grad(self.value)(x)
+        return gradient
+
+    def client_value(self, i: int, x: Tensor) -> Tensor:
+        """``f_i(x)`` of client ``i`` in 0 to n - 1, 0-dim.
+
+        Raises:
+            ConfigError: there is no such client.
+        """
+        if not 0 <= i < self.n:
+            raise ConfigError(f"got client {i}; expected 0 to {self.n - 1}")
+        train = self.dataset.train
+        mine = torch.from_numpy(owners(train) == i)
+        rows = Split(train.x[mine], train.y[mine])
+        return self._objective(x, rows, torch.full((len(rows.y),), 1 / len(rows.y), dtype=torch.float64))
+
+    def client_gradient(self, i: int, x: Tensor) -> Tensor:
+        """Gradient of ``f_i`` at ``x``, both ``[d]``."""
+        gradient: Tensor = torch.func.grad(partial(self.client_value, i))(x)
+        return gradient
+
+    def _objective(self, x: Tensor, rows: Split, weights: Tensor) -> Tensor:
+        loss = weights @ self.loss(rows.x @ x, rows.y)
+        return loss if self.penalty is None else loss + self.penalty(x)
+
+
+TRAINING_ROWS = "the test split is the training rows, as theory speaks of f alone"
+"""Note of a problem without rows of its own to test on."""
+
+
+def owners(split: Split) -> np.ndarray:
+    """The owner of each row ``[N]``; every problem has them."""
+    assert split.client is not None
+    return split.client
+
+
+def row_weights(client: np.ndarray) -> Tensor:
+    """Weight ``1 / (n N_i)`` of each row ``[N]`` in f, for its owner's ``N_i`` rows."""
+    sizes = np.bincount(client)
+    return torch.from_numpy(1 / (len(sizes) * sizes[client]))
+
+
+def linear_module(d: int) -> nn.Module:
+    """The model ``a . x`` in float64, at ``x = 0``; leaves torch's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return Logistic(bias=False, zero=True).build((d,), classes=1).double()
