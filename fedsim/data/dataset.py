@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from fedsim.errors import DataError
+
 
 class Split(NamedTuple):
     """Samples of one split.
@@ -44,6 +46,14 @@ class Dataset:
     client_names: tuple[str, ...] | None = None
     label_names: tuple[str, ...] | None = None
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        shapes = [split.x.shape[1:] for split in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            raise DataError(
+                f"data set {self.name!r}: training inputs have shape {list(shapes[0])}, test inputs {list(shapes[1])}; "
+                "expected the same"
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,138 @@
+"""Arrays in a NumPy ``.npz`` file, and UCI HAR (Anguita et al., "A public domain dataset for human activity
+recognition using smartphones", ESANN 2013) in that form.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.dataset import Dataset
+from fedsim.data.sources import MissingDataError, Source, Store
+from fedsim.data.splits import Targets, divide, encode_targets, holdout, number_clients
+from fedsim.errors import ConfigError, DataError
+
+UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+KINDS = {"x": "biuf", "y": "biufU", "client": "iuU"}  # NumPy's letters for bool, int, uint, float, str
+HAR = Source(
+    title="UCI HAR",
+    origin="https://archive.ics.uci.edu/dataset/240, its inertial signals saved with numpy.savez as arrays x float32 "
+    "[10299, 9, 128], y (activity), client (subject), test_clients and label_names",
+    folder="",
+    files={"uci_har.npz": None},
+)
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an ``.npz`` file; raises `DataError` if it is corrupt, holds Python objects, or lengths differ."""
+    if not path.is_file():
+        raise MissingDataError(f"{path}: no such file; expected an .npz with arrays x and y")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except UNREADABLE as error:
+        raise DataError(f"{path}: not a readable .npz of plain arrays ({error}); save it with numpy.savez") from error
+    for suffix in ("", "_test") if "x_test" in arrays else ("",):
+        names = [f"{key}{suffix}" for key in ("x", "y", "client")]
+        for name in names[:2]:
+            if name not in arrays:
+                raise DataError(f"{path}: no array {name}; expected {' and '.join(names[:2])}, found {list(arrays)}")
+        rows = arrays[names[0]].shape[:1]
+        for name in arrays.keys() & set(names[1:]):
+            if arrays[name].shape != rows or not rows:
+                shapes = f"{name} {list(arrays[name].shape)} does not fit {names[0]} {list(arrays[names[0]].shape)}"
+                raise DataError(f"{path}: {shapes}; expected one value for each row of {names[0]}")
+    check_kinds(arrays, path)
+    return arrays
+
+
+def check_kinds(arrays: dict[str, NDArray[Any]], path: Path) -> None:
+    """Raise `DataError` for an array that does not hold what its name says."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in KINDS.get(name.removesuffix("_test"), array.dtype.kind):
+            raise DataError(
+                f"{path}: {name} has type {array.dtype}; expected numbers, or strings as labels and clients"
+            )
+        if name in ("x", "x_test") and array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            where = np.argwhere(~finite)[0].tolist()
+            raise DataError(f"{path}: {name}{where} is {array[tuple(where)]}; expected finite numbers")
+    if "x_test" in arrays and arrays["x"].shape[1:] != arrays["x_test"].shape[1:]:
+        shapes = f"x {list(arrays['x'].shape)}, x_test {list(arrays['x_test'].shape)}"
+        raise DataError(f"{path}: {shapes}; expected samples of the same shape")
+
+
+def as_inputs(x: NDArray[Any]) -> NDArray[Any]:
+    """Bytes as float32 in [0, 1] (pixels), other whole numbers as int64 (tokens), real numbers as float32."""
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / 255
+    return x.astype(np.int64 if x.dtype.kind in "iu" else np.float32)
+
+
+def as_targets(y: NDArray[Any], label_names: NDArray[Any] | None, path: Path) -> Targets:
+    """Real numbers as they are, labels numbered; with ``label_names`` the labels are already positions in it."""
+    if label_names is None:
+        return encode_targets(y, path, regression=y.dtype.kind == "f")
+    names = tuple(map(str, np.ravel(label_names)))
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(names):
+        raise DataError(f"{path}: y does not hold positions in label_names; expected integers 0 to {len(names) - 1}")
+    return Targets(y.astype(np.int64), len(names), names)
+
+
+def mark_test(arrays: dict[str, NDArray[Any]], path: Path, test_fraction: float | None, seed: int) -> NDArray[np.bool_]:
+    """Which samples, those of x and then those of x_test, are test samples."""
+    y = arrays["y"]
+    if "x_test" in arrays:
+        if test_fraction is not None:
+            raise ConfigError(f"test_fraction={test_fraction} was given, but {path} has its own x_test; leave it out")
+        test = np.arange(len(y) + len(arrays["y_test"])) >= len(y)
+    elif test_fraction is None and {"client", "test_clients"} <= arrays.keys():
+        test = np.isin(arrays["client"], arrays["test_clients"])
+    else:
+        keys = (np.zeros(len(y)) if y.dtype.kind == "f" else y, arrays.get("client", np.zeros(len(y))))
+        test = holdout(keys, 0.2 if test_fraction is None else test_fraction, seed, path)
+    if test.all() or not test.any():
+        raise DataError(f"{path}: {test.sum()} of {len(test)} samples are for testing; expected some, and not all")
+    return test
+
+
+def joined(arrays: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    """An array followed by its test part, if the file has one."""
+    return np.concatenate([arrays[key] for key in (name, f"{name}_test") if key in arrays])
+
+
+def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) -> Dataset:
+    """Arrays ``x`` ``[N, ...]``, ``y`` ``[N]`` (integers or strings: classes; reals: regression), and perhaps
+    ``client`` ``[N]``, ``label_names``, and either ``test_clients`` or ``x_test``, ``y_test``, ``client_test``.
+
+    If the file names no test samples, or ``test_fraction`` is given in spite of ``test_clients``, that fraction
+    (default 0.2) of each class of each client is held out.
+    """
+    path = Path(path).expanduser()
+    arrays = read_npz(path)
+    test = mark_test(arrays, path, test_fraction, seed)
+    targets = as_targets(joined(arrays, "y"), arrays.get("label_names"), path)
+    train, held = divide(as_inputs(joined(arrays, "x")), targets.y, None, test)
+    names = None
+    if "client" in arrays:
+        owner = joined(arrays, "client")
+        owned = test[: len(owner)]  # x_test may come without client_test
+        client, names = number_clients(owner, owned)
+        train = train._replace(client=client[~owned])
+        held = held._replace(client=client[owned] if len(owned) == len(test) else None)
+    return Dataset("npz", train, held, targets.classes, names, targets.label_names)
+
+
+def uci_har(store: Store, *, test_fraction: float | None = None, seed: int = 0) -> Dataset:
+    """10,299 windows ``[9, 128]`` of body acceleration (g), angular velocity (rad/s) and total acceleration (g).
+
+    Natural clients are the 30 subjects, of whom the published 9 are the test split; with ``test_fraction`` that
+    fraction of each subject's windows is.
+    """
+    data = npz(store.find(HAR)["uci_har.npz"], test_fraction=test_fraction, seed=seed)
+    return replace(data, name="uci_har")

@@ -1,0 +1,26 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedsim.data import Dataset, MissingDataError, load
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[..., Dataset]:
+    """`load` for data sets that need files: skips, by name, where FEDSIM_DATA does not lead to them."""
+
+    def get(name: str, **options: Any) -> Dataset:
+        if not os.environ.get("FEDSIM_DATA"):
+            pytest.skip(f"data set {name} needs its files: set FEDSIM_DATA to the folder that holds them")
+        try:
+            return load(name, **options)
+        except MissingDataError as error:
+            pytest.skip(f"data set {name} is not in FEDSIM_DATA: {str(error).splitlines()[0]}")
+
+    return get
