@@ -4,6 +4,7 @@ recognition using smartphones", ESANN 2013) in that form.
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.sources import MissingDataError, Source, Store
+from fedsim.data.sources import MissingDataError, Source, Store, read_bytes
 from fedsim.data.splits import Targets, divide, encode_targets, holdout, number_clients
 from fedsim.errors import ConfigError, DataError
 
@@ -34,7 +35,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise MissingDataError(f"{path}: no such file; expected an .npz with arrays x and y")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except UNREADABLE as error:
         raise DataError(f"{path}: not a readable .npz of plain arrays ({error}); save it with numpy.savez") from error

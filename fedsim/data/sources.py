@@ -132,7 +132,7 @@ def explain(source: Source, missing: list[str], root: Path) -> str:
     if all(source.files[name] for name in missing):
         automatic = "load with download=True"
     else:
-        automatic = "not offered, since no checksum of it is published"
+        automatic = "not offered, since no published checksum of it is known"
     return "\n".join(
         [
             f"{source.title} is missing: {', '.join(missing)} (plain or .gz) not found",

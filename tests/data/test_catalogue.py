@@ -76,7 +76,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"a9a is missing: a9a\.t \(plain or \.gz\) not found") as caught:
         load("a9a", tmp_path)
     assert "load with download=True" in str(caught.value)
-    with pytest.raises(MissingDataError, match="not offered, since no checksum"):
+    with pytest.raises(MissingDataError, match="not offered, since no published checksum"):
         load("uci_har", tmp_path, download=True)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedsim.data import Dataset
+from fedsim.data import Dataset, data_directory, load
+from tests.data.files import idx_bytes
 
 
 def check_images(
@@ -38,6 +40,24 @@ def test_mnist_writers(real_data: Any) -> None:
     assert np.array_equal(np.unique(data.train.client), np.arange(539))
     assert np.array_equal(np.unique(data.test.client), np.arange(539, 539 + 297))
     assert len(data.client_names) == len(set(data.client_names)) == 836
+
+
+def test_mnist_writers_from_qmnist_labels(real_data: Any, tmp_path: Path) -> None:
+    data, raw = real_data("mnist"), data_directory() / "MNIST" / "raw"
+    if data.client_names is None:
+        pytest.skip("data set mnist has no writers' files in FEDSIM_DATA")
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for file in [*raw.glob("*ubyte"), *raw.glob("*ubyte.gz")]:
+        (folder / file.name).symlink_to(file)
+    assert load("mnist", tmp_path).client_names is None
+    for part, split, extra in (("train", data.train, 0), ("test", data.test, 500)):
+        rows = np.zeros((len(split.y) + extra, 8), np.int32)
+        rows[: len(split.y), 0] = split.y
+        rows[: len(split.y), 2] = split.client
+        (folder / f"qmnist-{part}-labels-idx2-int").write_bytes(idx_bytes(rows))
+    again = load("mnist", tmp_path)
+    assert np.array_equal(again.train.client, data.train.client) and np.array_equal(again.test.client, data.test.client)
 
 
 def test_fashion_mnist(real_data: Any) -> None:
