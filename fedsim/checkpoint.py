@@ -95,6 +95,7 @@ def save(
         ) from error
     for old in _except_newest(directory, round, keep):
         shutil.rmtree(old)
+    _remove_leftovers(directory)
     return path
 
 

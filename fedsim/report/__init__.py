@@ -1,0 +1,1 @@
+"""Reading finished runs: their series, statistics over seeds, curves and the HTML report."""

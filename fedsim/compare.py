@@ -1,0 +1,272 @@
+"""Compare runs: final and best values, paired differences, and the cost of reaching a target.
+
+All numbers are means over seeds with 95 % Student-t intervals (`fedsim.report.statistics`). Differences are paired: a
+run and the baseline share data and initial model under the same seed, so what seeds have in common cancels. The cost
+of a target is counted to the first evaluated round that reaches it; a run with a seed that never does gets no mean, as
+that would be the mean of its lucky seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.errors import RunError
+from fedsim.report.series import RunSeries, load_runs
+from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
+
+COSTS = {"round": "rounds", "megabytes": "MB", "gradient_evaluations": "grad evals"}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run over its seeds.
+
+    Attributes:
+        run: what was read.
+        final: the metric at the last evaluated round.
+        best: the best value over the evaluated rounds of each seed.
+        difference: final minus the final of the baseline, paired by seed; None for the baseline itself and where no
+            seed is common.
+        reached: number of seeds that reached the target.
+        cost: cost at the target by name (`COSTS`); None unless all seeds reached it and recorded that cost.
+    """
+
+    run: RunSeries
+    final: Estimate
+    best: Estimate
+    difference: Estimate | None
+    reached: int
+    cost: Mapping[str, Estimate | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs under one metric.
+
+    Attributes:
+        scope: what was measured, e.g. ``server/test``.
+        metric: e.g. ``accuracy``.
+        target: value that costs are counted to; None when every run diverged.
+        baseline: label of the run that differences refer to.
+        runs: in the order of the arguments.
+        warnings: reasons why the numbers may not be comparable.
+    """
+
+    scope: str
+    metric: str
+    target: float | None
+    baseline: str
+    runs: tuple[RunSummary, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(
+    paths: Sequence[Path],
+    scope: str = "server/test",
+    metric: str = "accuracy",
+    target: float | None = None,
+    baseline: str = "first",
+) -> Comparison:
+    """Compare all runs at these paths.
+
+    Args:
+        paths: runs, or folders that contain runs.
+        scope: which model on which data.
+        metric: name in the metrics file.
+        target: count costs up to this value; by default a round number about 5 % short of the best mean final value.
+        baseline: label of a run, ``first``, or ``best`` (by mean final value).
+
+    Raises:
+        RunError: no run there, unknown metric or baseline.
+    """
+    runs = load_runs(paths, scope, metric)
+    finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
+    means = [final.mean for final in finals]
+    target = default_target(means, metric) if target is None else target
+    reference = _baseline(runs, means, metric, baseline)
+    summaries = tuple(_summary(run, final, reference, metric, target) for run, final in zip(runs, finals, strict=True))
+    return Comparison(scope, metric, target, reference.label, summaries, tuple(_warnings(runs)))
+
+
+def _baseline(runs: Sequence[RunSeries], means: Sequence[float], metric: str, baseline: str) -> RunSeries:
+    by_label = {run.label: run for run in runs}
+    if baseline in by_label:
+        return by_label[baseline]
+    if baseline == "best":
+        winner = best(means, metric)
+        return runs[0 if math.isnan(winner) else list(means).index(winner)]
+    if baseline == "first":
+        return runs[0]
+    near = get_close_matches(baseline, [*by_label, "first", "best"], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RunError(f"baseline is {baseline!r}; expected first, best or one of {', '.join(by_label)}{hint}")
+
+
+def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str, target: float | None) -> RunSummary:
+    common = [seed for seed in run.seeds if seed in reference.seeds and run is not reference]
+    differences = [run.seeds[seed].value[-1] - reference.seeds[seed].value[-1] for seed in common]
+    rows = {
+        seed: None if target is None else first_reached(series.value, target, metric)
+        for seed, series in run.seeds.items()
+    }
+    costs: dict[str, Estimate | None] = {}
+    for name in COSTS:
+        paid = [run.seeds[seed].cost[name][row] for seed, row in rows.items() if row is not None]
+        complete = len(paid) == len(rows) and not any(map(math.isnan, paid))
+        costs[name] = estimate(paid) if complete else None
+    return RunSummary(
+        run=run,
+        final=final,
+        best=estimate([best(series.value, metric) for series in run.seeds.values()]),
+        difference=estimate(differences) if differences else None,
+        reached=sum(row is not None for row in rows.values()),
+        cost=costs,
+    )
+
+
+def _warnings(runs: Sequence[RunSeries]) -> Iterator[str]:
+    """What makes these runs incomparable, in words."""
+    for run in runs:
+        for seed, status in run.manifest["status"].items():
+            if status["state"] != "finished":
+                last = _rounds(run, int(seed)) if int(seed) in run.seeds else "none"
+                yield (
+                    f"{run.label}: seed {seed} has status {status['state']} (last evaluated round: {last}); "
+                    "its last value is not a final one"
+                )
+        for seed, series in run.seeds.items():
+            if math.isnan(series.value[-1]):
+                yield f"{run.label}: seed {seed} diverged (its last value is not finite)"
+    for name in ("data_hash", "partition_hash"):
+        values = {run.label: run.manifest.get(name) for run in runs}
+        if not all(_same(value, values[runs[0].label]) for value in values.values()):
+            yield f"different {name.replace('_', ' ')}: {_listed(values)}"
+    seeds = {run.label: sorted(run.seeds) for run in runs}
+    if any(value != seeds[runs[0].label] for value in seeds.values()):
+        yield f"different seeds (differences use the common ones): {_listed(seeds)}"
+    rounds = {run.label: sorted({_rounds(run, seed) for seed in run.seeds}) for run in runs}
+    if len({round for values in rounds.values() for round in values}) > 1:
+        yield f"different last evaluated rounds: {_listed(rounds)}"
+
+
+def _rounds(run: RunSeries, seed: int) -> int:
+    return int(run.seeds[seed].cost["round"][-1])
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Equal hashes; hashes by seed need only agree on the seeds that both have."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return all(first[key] == second[key] for key in first.keys() & second.keys())
+    return bool(first == second)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{label}: {value}" for label, value in values.items())
+
+
+def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
+    """An estimate for people: mean ± half width, or the mean and a note that one seed has no interval."""
+    if value is None:
+        return missing
+    if math.isnan(value.mean):
+        return "diverged"
+    digits = 0 if abs(value.mean) >= 1000 else 1 if abs(value.mean) >= 10 else 4
+    mean = f"{value.mean:{sign},.{digits}f}"
+    if value.half_width is None:
+        return f"{mean} (1 seed)"
+    return f"{mean} ±\N{NO-BREAK SPACE}{value.half_width:,.{digits}f}"
+
+
+def header(comparison: Comparison) -> list[str]:
+    """Column titles of `cells`."""
+    difference = [f"− {comparison.baseline}"] if len(comparison.runs) > 1 else []
+    return ["run", "seeds", "final", "best", *difference, *COSTS.values()]
+
+
+def cells(comparison: Comparison) -> list[list[str]]:
+    """The comparison as text, one row a run."""
+    rows = []
+    for summary in comparison.runs:
+        seeds = len(summary.run.seeds)
+        short = f"not reached ({seeds - summary.reached} of {seeds} seeds)"
+        missing = "not recorded" if summary.reached == seeds else short
+        alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
+        difference = [text_of(summary.difference, alone, "+")] if len(comparison.runs) > 1 else []
+        costs = [text_of(summary.cost[name], missing) for name in COSTS]
+        values = [text_of(summary.final), text_of(summary.best), *difference, *costs]
+        rows.append([summary.run.label, str(seeds), *values])
+    return rows
+
+
+def title(comparison: Comparison) -> str:
+    """What was measured."""
+    target = "" if comparison.target is None else f", and its cost to reach {comparison.target:g}"
+    return f"{comparison.metric} on {comparison.scope}{target}"
+
+
+def notes(comparison: Comparison) -> str:
+    """What the numbers of `cells` are."""
+    difference = f"“− {comparison.baseline}”: difference of final values, paired by seed. "
+    return (
+        "Mean over seeds ± 95 % Student-t interval (none for one seed). "
+        f"{difference if len(comparison.runs) > 1 else ''}MB: sent up and down, 10⁶ bytes. "
+        "Grad evals: gradient evaluations of all clients."
+    )
+
+
+def render(comparison: Comparison) -> Table:
+    """The comparison as a table for the terminal, with its warnings below."""
+    caption = Text(notes(comparison), style="dim")
+    for warning in comparison.warnings:
+        caption.append(f"\nwarning: {warning}", style="bold yellow not dim")
+    heading = Text(title(comparison), style="italic")
+    table = Table(title=heading, caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in header(comparison):
+        table.add_column(Text(name), justify="left" if name == "run" else "right", overflow="fold")
+    for row in cells(comparison):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """One flat record a run: ``final_mean``, ``final_half_width``, ``final_seeds``, ...; None where is no number."""
+    rows: list[dict[str, Any]] = []
+    for summary in comparison.runs:
+        row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}
+        estimates = {"final": summary.final, "best": summary.best, "difference": summary.difference}
+        for name, value in {**estimates, **{f"{cost}_to_target": summary.cost[cost] for cost in COSTS}}.items():
+            row[f"{name}_mean"] = None if value is None or math.isnan(value.mean) else value.mean
+            width = None if value is None else value.half_width
+            row[f"{name}_half_width"] = None if width is None or math.isnan(width) else width
+            row[f"{name}_seeds"] = 0 if value is None else value.seeds
+        rows.append(row)
+    return rows
+
+
+def to_json(comparison: Comparison) -> str:
+    """The comparison as strict JSON: its settings, its warnings, and `records` under ``runs``."""
+    settings = {name: getattr(comparison, name) for name in ("scope", "metric", "target", "baseline", "warnings")}
+    return json.dumps({**settings, "runs": records(comparison)}, indent=2, allow_nan=False)
+
+
+def to_csv(comparison: Comparison) -> str:
+    """`records` as CSV, with scope, metric and target in front."""
+    settings = {name: getattr(comparison, name) for name in ("scope", "metric", "target")}
+    rows = [{**settings, **record} for record in records(comparison)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

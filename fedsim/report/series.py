@@ -1,0 +1,168 @@
+"""What the runs measured: for every seed one metric over rounds, with the cost that had been paid by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.errors import RunError
+from fedsim.record import RunDirectory, open_run
+from fedsim.rows import Metrics, read_metrics
+
+AXES = {
+    "round": "round",
+    "megabytes": "megabytes sent, up and down (1 MB = 10⁶ bytes)",
+    "gradient_evaluations": "gradient evaluations, all clients",
+    "seconds": "host seconds",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one seed at its ``T`` evaluated rounds.
+
+    Attributes:
+        value: ``[T]`` float64 the metric.
+        cost: for each of `AXES` ``[T]`` float64, what had been paid since round 0; NaN where it was not recorded.
+        last: the last value of every (scope, metric) that belongs to no client.
+    """
+
+    value: np.ndarray
+    cost: Mapping[str, np.ndarray]
+    last: Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True)
+class RunSeries:
+    """One run.
+
+    Attributes:
+        label: short name, unique among the runs it is compared with.
+        path: its directory.
+        config: the resolved experiment.
+        manifest: versions, hashes, seeds and status.
+        seeds: series by seed, of the seeds that have been evaluated at least once.
+    """
+
+    label: str
+    path: Path
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    seeds: Mapping[int, Series]
+
+
+def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
+    """The runs at these paths, each a run or a folder that contains runs at any depth; sorted within a folder.
+
+    Raises:
+        RunError: a path holds no run.
+    """
+    found: dict[Path, RunDirectory] = {}  # a run that is reached by two paths counts once
+    for path in paths:
+        runs = _runs_below(path)
+        if not runs:
+            raise RunError(f"{path} holds no run; expected a directory made by `fedsim run`, or a folder of them")
+        found.update((run.path.resolve(), run) for run in runs)
+    return list(found.values())
+
+
+def _runs_below(path: Path) -> list[RunDirectory]:
+    if (path / "manifest.json").is_file() and (path / "config.yaml").is_file():
+        return [open_run(path)]
+    if not path.is_dir():
+        return []
+    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return [run for folder in folders for run in _runs_below(folder)]
+
+
+def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]:
+    """Read one metric of all runs at these paths.
+
+    Raises:
+        RunError: no run there, or a run that never recorded this metric (names those that it did record).
+    """
+    directories = find_runs(paths)
+    configs = [run.config for run in directories]
+    labels = _labels(configs, [run.path for run in directories])
+    return [
+        RunSeries(label, run.path, config, run.manifest, _load_seeds(run, scope, metric))
+        for run, config, label in zip(directories, configs, labels, strict=True)
+    ]
+
+
+def _load_seeds(run: RunDirectory, scope: str, metric: str) -> dict[int, Series]:
+    numbers = sorted(int(path.name.removeprefix("seed-")) for path in run.path.glob("seed-*"))
+    loaded = {seed: _load_series(run.seed_path(seed), scope, metric) for seed in numbers}
+    seeds = {seed: series for seed, series in loaded.items() if len(series.value)}
+    if not seeds:
+        known = sorted({" ".join(key) for series in loaded.values() for key in series.last})
+        raise RunError(
+            f"{run.path} has no metric {metric!r} in scope {scope!r}; it recorded: {', '.join(known) or 'nothing yet'}"
+        )
+    return seeds
+
+
+def _load_series(directory: Path, scope: str, metric: str) -> Series:
+    metrics = read_metrics(directory / "metrics.jsonl")
+    timing = read_metrics(directory / "timing.jsonl")
+    measured = metrics.series(scope, metric)
+    rounds = list(measured)
+
+    def total(rows: Metrics, scope: str, name: str) -> np.ndarray:
+        paid = rows.series(scope, name)
+        return np.array([paid.get(round, np.nan) for round in rounds])
+
+    return Series(
+        value=np.array(list(measured.values())),
+        cost={
+            "round": np.array(rounds, np.float64),
+            "megabytes": (total(metrics, "total", "bytes_down") + total(metrics, "total", "bytes_up")) / 1e6,
+            "gradient_evaluations": total(metrics, "total", "gradient_evaluations"),
+            "seconds": total(timing, "host", "seconds"),
+        },
+        last=_last_values(metrics),
+    )
+
+
+def _last_values(rows: Metrics) -> dict[tuple[str, str], float]:
+    shared = np.flatnonzero(rows.node == -1)
+    return {(rows.scope[row], rows.metric[row]): float(rows.value[row]) for row in shared}  # later rows replace earlier
+
+
+def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list[str]:
+    """The first of name, algorithm, algorithm with the settings that differ, directory, that tells all runs apart."""
+    settings = [dict(_leaves(config)) for config in configs]
+    differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
+
+    def with_settings(run: int) -> str:
+        shown = {key.rsplit(".", 1)[-1]: settings[run].get(key) for key in sorted(differing) if "class_path" not in key}
+        return ", ".join([_algorithm(configs[run]), *(f"{key}={value}" for key, value in shown.items())])
+
+    ways: list[Callable[[int], str]] = [
+        lambda run: str(configs[run].get("name") or _algorithm(configs[run])),
+        lambda run: _algorithm(configs[run]),
+        *([with_settings] if len(differing) <= 4 else []),
+        lambda run: paths[run].name,
+    ]
+    for way in ways:
+        labels = [way(run) for run in range(len(configs))]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(path) for path in paths]
+
+
+def _algorithm(config: Mapping[str, Any]) -> str:
+    """Class of the algorithm, from ``algorithm: {class_path: algorithms.FedAvg, ...}`` or ``algorithm: FedAvg``."""
+    algorithm = config.get("algorithm", "run")
+    path = algorithm.get("class_path", "run") if isinstance(algorithm, Mapping) else algorithm
+    return str(path).rsplit(".", 1)[-1]
+
+
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        return [(prefix, value)]
+    return [leaf for key, child in value.items() for leaf in _leaves(child, f"{prefix}.{key}" if prefix else str(key))]
