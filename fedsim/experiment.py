@@ -1,0 +1,148 @@
+"""An experiment: everything that determines a result, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.data import Dataset
+from fedsim.errors import ConfigError
+from fedsim.models import MLP, Architecture
+from fedsim.partition import DirichletPartitioner, Partitioner, Skew
+from fedsim.problems import Problem
+from fedsim.sampling import FixedSize, Sampling
+from fedsim.schedule import Constant, Schedule
+from fedsim.types import Algorithm
+from fedsim.work import LocalWork
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which data set, and where its files are.
+
+    Args:
+        name: a data set, a file format for your own files, or a problem of ``fedsim.problems``; see ``fedsim list``.
+        data_dir: folder of the data files; the environment variable FEDSIM_DATA or a user cache folder by default.
+        download: fetch missing files from the public source, where their checksums are known.
+        options: the loader's own options, such as ``sequence_length`` or ``path``.
+    """
+
+    name: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When and what to measure. The last round is always measured.
+
+    Args:
+        every: rounds between evaluations of the server's model on the test set.
+        clients_every: rounds between evaluations on every single client's samples; 0 for the last round only.
+        worst: share of clients in the "worst" mean.
+        holdout: share of each client's samples withheld from training to evaluate on; with 0 clients are measured on what they train on.
+    """
+
+    every: int = 5
+    clients_every: int = 0
+    worst: float = 0.1
+    holdout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.clients_every < 0:
+            raise ConfigError(f"evaluation.every is {self.every} and clients_every {self.clients_every}; expected 1 or more, and 0 or more")
+        if not 0 < self.worst <= 1:
+            raise ConfigError(f"evaluation.worst is {self.worst}; expected a share above 0 and at most 1")
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"evaluation.holdout is {self.holdout}; expected a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One algorithm on one federation.
+
+    Args:
+        algorithm: what is run; ``fedsim list`` names them all.
+        data: the data set (from Python also a ``Dataset`` or a ``Problem``).
+        partition: how samples are divided among clients.
+        skew: distortion of each client's inputs; none by default.
+        model: the network (from Python also any ``nn.Module``); a ``Problem`` brings its own.
+        loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see ``fedsim.model.Loss``).
+        local: what a client does in a round.
+        sampling: who takes part in a round.
+        schedule: how local step sizes change over rounds.
+        weights: weight of each client in the objective: all equal, or by its number of samples.
+        rounds: communication rounds.
+        seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
+        seed: first seed; data partition, initial model, cohorts and minibatches all follow from it.
+        evaluation: when and what to measure.
+        backend: run clients one by one ("loop"), in blocks ("blocks"), or as measured to be fastest ("auto").
+        block_size: clients in a block; measured when 0.
+        device: "cpu", "cuda", or the best there is.
+        dtype: floating-point type of model and inputs; float64 for theory.
+        checkpoint_every: rounds between checkpoints; the last round always has one.
+        name: name of the run directory; made from algorithm and data when empty.
+    """
+
+    algorithm: Algorithm[Any]
+    data: Data | Dataset | Problem = field(default_factory=Data)
+    partition: Partitioner = field(default_factory=lambda: DirichletPartitioner(50, alpha=0.3))
+    skew: Skew | None = None
+    model: Architecture | nn.Module = field(default_factory=MLP)
+    loss: Literal["auto", "cross_entropy", "squared", "logistic"] | Callable[[Tensor, Tensor], Tensor] = "auto"
+    local: LocalWork = field(default_factory=LocalWork)
+    sampling: Sampling = field(default_factory=FixedSize)
+    schedule: Schedule = field(default_factory=Constant)
+    weights: Literal["uniform", "samples"] = "uniform"
+    rounds: int = 100
+    seeds: int = 1
+    seed: int = 0
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    backend: Literal["auto", "loop", "blocks"] = "auto"
+    block_size: int = 0
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    checkpoint_every: int = 50
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("seeds", 1), ("seed", 0), ("block_size", 0), ("checkpoint_every", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more")
+        for name, choices in (("weights", ("uniform", "samples")), ("backend", ("auto", "loop", "blocks")), ("dtype", ("float32", "float64"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        if not all(callable(getattr(self.algorithm, verb, None)) for verb in ("init", "round")):
+            raise ConfigError(f"algorithm is {self.algorithm!r}; expected an object with init(x, clients) and round(state, clients)")
+        self.torch_device()
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds, in order."""
+        return list(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def title(self) -> str:
+        """Name of the run: the given one, or algorithm and data."""
+        if self.name:
+            return self.name
+        data = self.data.dataset.name if isinstance(self.data, Problem) else self.data.name
+        return f"{type(self.algorithm).__name__.lower()}-{data}"
+
+    def torch_device(self) -> torch.device:
+        """The device that ``device`` names."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ConfigError(f'device is {self.device!r}; expected "auto", "cpu" or "cuda"') from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device is {self.device!r}, but this PyTorch ({torch.__version__}) sees no GPU; use --device cpu")
+        return device

@@ -1,0 +1,82 @@
+"""Who takes part in a round. A function of (seed, round) alone, so every algorithm of a comparison sees the same cohorts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+
+from fedsim import seeds
+from fedsim.errors import ConfigError
+
+
+class Sampling(Protocol):
+    """A rule that picks the cohort of a round."""
+
+    def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
+        """Ids of the clients that take part, sorted; at least one."""
+
+    def expected(self, n: int) -> float:
+        """Expected size of a cohort of ``n`` clients."""
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """A cohort of fixed size, drawn uniformly without replacement.
+
+    Args:
+        fraction: share of all clients, rounded to at least one.
+        size: number of clients; replaces ``fraction``.
+    """
+
+    fraction: float = 0.1
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"sampling.fraction is {self.fraction}; expected above 0 (somebody must take part) and at most 1")
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"sampling.size is {self.size}; expected 1 or more clients")
+
+    def expected(self, n: int) -> float:
+        """See ``Sampling``."""
+        if self.size is not None and self.size > n:
+            raise ConfigError(f"sampling.size is {self.size}, but there are {n} clients; expected at most {n}")
+        return float(self.size or max(1, round(self.fraction * n)))
+
+    def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
+        """See ``Sampling``."""
+        order = np.argsort(seeds.bits(seed, "cohort", round, np.arange(n)))
+        return np.sort(order[: int(self.expected(n))])
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Every client decides for itself; a round in which nobody came is drawn again.
+
+    Args:
+        p: probability that a client takes part.
+    """
+
+    p: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise ConfigError(f"sampling.p is {self.p}; expected a probability above 0 (somebody must take part) and at most 1")
+
+    def expected(self, n: int) -> float:
+        """See ``Sampling``."""
+        return self.p * n
+
+    def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
+        """See ``Sampling``."""
+        for attempt in count():
+            chosen = np.flatnonzero(seeds.uniform(seed, "cohort", round, np.arange(n), attempt) < self.p)
+            if len(chosen):
+                return chosen
+        raise AssertionError
+
+
+SAMPLINGS: tuple[type[Sampling], ...] = (FixedSize, Bernoulli)

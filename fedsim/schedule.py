@@ -1,0 +1,90 @@
+"""Learning-rate schedules: the factor by which a round's local step sizes are multiplied. Rounds count from 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedsim.checks import in_range, positive
+from fedsim.errors import ConfigError
+
+
+class Schedule(Protocol):
+    """Round number to factor."""
+
+    def __call__(self, round: int) -> float:
+        """The factor in this round, 1 or more being the first."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The step size as it is."""
+
+    def __call__(self, round: int) -> float:
+        """See ``Schedule``."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """``decay ** (round - 1)``, as most federated papers decay.
+
+    Args:
+        decay: factor from one round to the next.
+    """
+
+    decay: float = 0.998
+
+    def __post_init__(self) -> None:
+        positive(self, "decay")
+
+    def __call__(self, round: int) -> float:
+        """See ``Schedule``."""
+        return float(self.decay ** max(0, round - 1))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Multiplied by ``factor`` after each of the given rounds.
+
+    Args:
+        milestones: rounds after which the step size drops.
+        factor: what it is multiplied by.
+    """
+
+    milestones: tuple[int, ...] = (100,)
+    factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive(self, "factor")
+
+    def __call__(self, round: int) -> float:
+        """See ``Schedule``."""
+        return float(self.factor ** sum(round > m for m in self.milestones))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from 1 down to ``floor`` over ``rounds`` rounds, then constant.
+
+    Args:
+        rounds: length of the descent.
+        floor: final factor.
+    """
+
+    rounds: int = 100
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ConfigError(f"Cosine.rounds is {self.rounds}; expected 1 or more")
+        in_range(self, "floor", 0, 1, closed=True)
+
+    def __call__(self, round: int) -> float:
+        """See ``Schedule``."""
+        done = min(1.0, max(0, round - 1) / self.rounds)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+SCHEDULES: tuple[type[Schedule], ...] = (Constant, Exponential, Steps, Cosine)
