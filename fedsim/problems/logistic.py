@@ -67,16 +67,15 @@ def logistic_regression(
         raise ConfigError(f"got regularizer={regularizer!r}; expected one of {', '.join(PENALTIES)}{hint}")
     if not 0 <= lam < np.inf or (regularizer == "l2" and lam == 0):
         raise ConfigError(f"got lam={lam}; expected a positive number (or 0 with 'nonconvex')")
-    train, test, name = _splits(data)
-    rows, d = train.x.shape
+    dataset = _binary_dataset(data)
+    rows, d = dataset.train.x.shape
     if not 1 <= n <= rows:
         raise ConfigError(f"got n={n} clients for {rows} rows; expected 1 to {rows}")
     client = np.minimum(np.arange(rows) // (rows // n), n - 1)
     penalty, smooth, convex = PENALTIES[regularizer]
-    train = train._replace(client=client)
-    curvature, local_curvature = _curvatures(train.x.numpy(), client)
+    curvature, local_curvature = _curvatures(dataset.train.x.numpy(), client)
     problem = Problem(
-        dataset=Dataset(name, train, test or train, classes=2, notes="" if test else TRAINING_ROWS),
+        dataset=replace(dataset, train=dataset.train._replace(client=client)),
         module=linear_module(d),
         loss=logistic,
         penalty=partial(penalty, lam=lam),
@@ -92,14 +91,15 @@ def logistic_regression(
     return replace(problem, minimizer=x, f_min=float(problem.value(x)))
 
 
-def _splits(data: Dataset | tuple[np.ndarray, np.ndarray]) -> tuple[Split, Split | None, str]:
-    """Training rows, test rows where there are any, and the name; float64 ``[N, d]`` and int64 ``[N]`` in {0, 1}."""
+def _binary_dataset(data: Dataset | tuple[np.ndarray, np.ndarray]) -> Dataset:
+    """The data as float64 ``[N, d]`` and int64 ``[N]`` in {0, 1}, not yet owned by anybody."""
     if isinstance(data, Dataset):
         values = np.unique(data.train.y.numpy())
         train, test = (_binary(s.x.flatten(1).numpy(), s.y.numpy(), values) for s in (data.train, data.test))
-        return train, test, data.name
+        return Dataset(data.name, train, test, classes=2, notes=data.notes)
     features, labels = (np.asarray(part) for part in data)
-    return _binary(features, labels, np.unique(labels)), None, "logistic_regression"
+    rows = _binary(features, labels, np.unique(labels))
+    return Dataset("logistic_regression", rows, rows, classes=2, notes=TRAINING_ROWS)
 
 
 def _binary(features: np.ndarray, labels: np.ndarray, values: np.ndarray) -> Split:
@@ -107,6 +107,8 @@ def _binary(features: np.ndarray, labels: np.ndarray, values: np.ndarray) -> Spl
         raise ConfigError(f"got features {features.shape} and labels {labels.shape}; expected [N, d] and [N]")
     if len(values) != 2:
         raise ConfigError(f"got {len(values)} distinct labels; expected two. Make them binary first, as in labels % 2")
+    if not np.isfinite(features).all():
+        raise ConfigError("got features with NaN or infinity; expected finite numbers. Drop or impute what is missing")
     positive = (labels == values[1]).astype(np.int64)
     return Split(torch.from_numpy(features.astype(np.float64)), torch.from_numpy(positive))
 

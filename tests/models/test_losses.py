@@ -50,7 +50,7 @@ def test_correct_counts_classes_positions_and_binary_logits() -> None:
     assert correct(LOGITS, torch.tensor([1, 2])).tolist() == [1.0, 0.0]
     sequences = torch.stack([LOGITS, LOGITS])
     assert correct(sequences, torch.tensor([[1, 2], [1, 0]])).tolist() == [0.5, 1.0]
-    logits = torch.tensor([2.0, -1.0, 3.0])
+    logits = torch.tensor([0.1, -0.1, 3.0])
     for outputs in (logits, logits[:, None]):
         assert correct(outputs, torch.tensor([1, 0, 0])).tolist() == [1.0, 1.0, 0.0]
     assert correct(LOGITS, torch.tensor([1, 2])).dtype == torch.float32

@@ -89,6 +89,13 @@ def test_newton_reaches_unscaled_and_weakly_regularised_minima(lam: float) -> No
     assert problem.gradient(problem.minimizer).norm() < 1e-12
 
 
+def test_newton_s_steps_are_halved_where_they_overshoot() -> None:
+    rows = [[-50.0, 53.2, 30.4], [-0.1, 0.4, -0.5], [0.1, 0.0, 0.0], [24.1, 34.1, 24.8], [75.8, 41.0, 48.7]]
+    problem = logistic_regression((np.array(rows), np.array([0, 1, 0, 1, 0])), n=1, lam=1.5e-3)
+    assert problem.minimizer is not None
+    assert problem.gradient(problem.minimizer).norm() < 1e-11
+
+
 def test_no_minimiser_is_claimed_without_convexity() -> None:
     problem = PROBLEMS["nonconvex"]
     assert (problem.minimizer, problem.f_min, problem.mu) == (None, None, 0)
@@ -144,9 +151,9 @@ def test_the_larger_label_is_positive(values: tuple[int, int]) -> None:
 
 def test_a_data_set_keeps_its_name_and_test_split() -> None:
     x, y = torch.from_numpy(DIGITS.images / 16).float()[:, None], torch.from_numpy(LABELS)
-    dataset = Dataset("parity", Split(x[:1500], y[:1500]), Split(x[1500:], y[1500:]), classes=2)
+    dataset = Dataset("parity", Split(x[:1500], y[:1500]), Split(x[1500:], y[1500:]), classes=2, notes="odd")
     problem = logistic_regression(dataset, n=3)
-    assert problem.dataset.name == "parity"
+    assert (problem.dataset.name, problem.dataset.notes) == ("parity", "odd")
     assert problem.dataset.train.x.shape == (1500, D)
     assert problem.dataset.test.x.shape == (297, D)
     assert problem.dataset.test.x.dtype == torch.float64
@@ -167,6 +174,8 @@ def test_settings_out_of_range() -> None:
         logistic_regression((FEATURES, DIGITS.target))
     with pytest.raises(ConfigError, match=r"labels \(10,\)"):
         logistic_regression((FEATURES, LABELS[:10]))
+    with pytest.raises(ConfigError, match="NaN or infinity"):
+        logistic_regression((np.where(FEATURES > 0.9, np.nan, FEATURES), LABELS))
 
 
 @pytest.mark.parametrize(
