@@ -7,11 +7,12 @@
                  send x - y
     server:  x <- x - eta_s mean_miners (x - y_i)      (stays where there is no miner);   v <- mean_all v_i
 
-The miners' v is the mean BEFORE this round's anchors refresh it. The paper's server stores every v_i; here each client keeps its
-own and sends the difference, so the server stores only the mean: the same bytes and the same numbers.
+The miners' v is the mean BEFORE this round's anchors refresh it. The paper's server stores every v_i; here each client
+keeps its own and sends the difference, so the server stores only the mean: the same bytes and the same numbers.
 Anchors: down 1 vector, up 1, one large batch; miners: down 2, up 1, two gradients a step.
 
-Optimal p (the authors' code): the minimiser over (0, 1) of 1 / (1 - p^A) + 2 n / (A p sqrt(1 - p^A)), A clients of n a round.
+Optimal p (the authors' code): the minimiser over (0, 1) of 1 / (1 - p^A) + 2 n / (A p sqrt(1 - p^A)), A clients of n a
+round.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from typing import Literal, NamedTuple
 import torch
 from scipy.optimize import minimize_scalar
 
+from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import positive
 from fedsim.errors import ConfigError
-from fedsim import Batch, Clients, Kept, Local, Vector
 
 
 class FedAMDState(NamedTuple):
-    x: Vector                      # [d] server model
-    v: Vector                      # [d] mean of all v_i
-    v_i: Kept[Vector]              # [n, d] each client's last large-batch gradient
+    x: Vector  # [d] server model
+    v: Vector  # [d] mean of all v_i
+    v_i: Kept[Vector]  # [n, d] each client's last large-batch gradient
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class FedAMD:
         lr: local step size eta of the miners.
         server_lr: server step size eta_s.
         p: probability of being an anchor: a number in [0, 1], or "optimal" for the best constant.
-        period: if 1 or more, replaces p by the sequence in which all are anchors in every such round, and all miners otherwise.
+        period: if 1 or more, replaces p by the sequence in which all are anchors in every such round, and all miners
+            otherwise.
         large_batch: samples in an anchor's gradient; 0 for the client's whole shard.
     """
 
@@ -56,7 +58,9 @@ class FedAMD:
         if self.p != "optimal" and not (isinstance(self.p, (int, float)) and 0 <= self.p <= 1):
             raise ConfigError(f'FedAMD.p is {self.p!r}; expected a probability in [0, 1] or "optimal"')
         if self.period < 0 or self.period == 1:
-            raise ConfigError(f"FedAMD.period is {self.period}; expected 2 or more (1 would freeze the model), or 0 to use p")
+            raise ConfigError(
+                f"FedAMD.period is {self.period}; expected 2 or more (1 would freeze the model), or 0 to use p"
+            )
         if self.large_batch < 0:
             raise ConfigError(f"FedAMD.large_batch is {self.large_batch}; expected 1 or more, or 0 for the whole shard")
 
@@ -98,7 +102,7 @@ def optimal_p(n: int, cohort: float) -> float:
     """The best constant anchor probability for ``cohort`` of ``n`` clients a round."""
 
     def cost(p: float) -> float:
-        miner = 1 - p**cohort                              # probability that somebody mines
+        miner = 1 - p**cohort  # probability that somebody mines
         return 1 / miner + 2 * n / (cohort * p * miner**0.5)
 
     return float(minimize_scalar(cost, bounds=(1e-6, 1 - 1e-6), method="bounded", options={"xatol": 1e-10}).x)

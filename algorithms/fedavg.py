@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import torch
 
-from fedsim.checks import in_range, positive
 from fedsim import Batch, Clients, Local, Rule, Vector
+from fedsim.checks import in_range, positive
 
 
 class FedAvgState(NamedTuple):
-    x: Vector                      # [d] server model
+    x: Vector  # [d] server model
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@
     server:    dual_avg = "active", the paper's:   x <- mean_S (y_i - lambda h_i)
                dual_avg = "all":                   x <- mean_S y_i - lambda mean_all h_i
 
-h_i is the paper's prox-correction ghat_i. The two server rules are one under full participation; under partial participation
-only "all", the rule of the authors' code, converges to the minimiser, so it is the default: the server follows the mean of
-all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. With rho = 0 it is FedDyn with K gradient steps.
-Others call 1 / lambda ``lamb``. Down 1 vector, up 1 vector, two gradients a step (one where rho or alpha is 0).
+h_i is the paper's prox-correction ghat_i. The two server rules are one under full participation; under partial
+participation only "all", the rule of the authors' code, converges to the minimiser, so it is the default: the server
+follows the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. With rho = 0 it is FedDyn
+with K gradient steps. Others call 1 / lambda ``lamb``.
+Down 1 vector, up 1 vector, two gradients a step (one where rho or alpha is 0).
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from fedsim.checks import in_range, non_negative, one_of, positive
 from fedsim import Batch, Clients, Kept, Local, Vector
+from fedsim.checks import in_range, non_negative, one_of, positive
 
-EPS = 1e-12                        # keeps g1 / ||g1|| finite where the gradient vanishes
+EPS = 1e-12  # keeps g1 / ||g1|| finite where the gradient vanishes
 
 
 class FedSpeedState(NamedTuple):
-    x: Vector                      # [d] server model
-    h: Kept[Vector]                # [n, d] prox-correction, one per client, never travels
-    hbar: Vector                   # [d] mean of all h_i, known to the server
+    x: Vector  # [d] server model
+    h: Kept[Vector]  # [n, d] prox-correction, one per client, never travels
+    hbar: Vector  # [d] mean of all h_i, known to the server
 
 
 @dataclass(frozen=True)

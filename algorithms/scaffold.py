@@ -15,14 +15,14 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from fedsim.checks import one_of, positive
 from fedsim import Batch, Clients, Kept, Local, Vector
+from fedsim.checks import one_of, positive
 
 
 class ScaffoldState(NamedTuple):
-    x: Vector                      # [d] server model
-    c: Vector                      # [d] server control variate
-    c_i: Kept[Vector]              # [n, d] client control variates
+    x: Vector  # [d] server model
+    c: Vector  # [d] server control variate
+    c_i: Kept[Vector]  # [n, d] client control variates
 
 
 @dataclass(frozen=True)

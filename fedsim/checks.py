@@ -31,7 +31,9 @@ def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
     """The named field is one of ``choices``."""
     value = getattr(settings, name)
     if value not in choices:
-        raise ConfigError(f"{type(settings).__name__}.{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {value!r}; expected one of {', '.join(map(repr, choices))}"
+        )
 
 
 def _require(settings: Any, name: str, test: Any, expected: str) -> None:

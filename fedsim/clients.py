@@ -1,7 +1,8 @@
 """``Clients``: the nodes of one round, and the only thing that can run code on a node or move a byte.
 
 Every verb charges the ledger for what it moves, so an algorithm cannot communicate without paying. How code reaches the
-nodes is a backend's matter; the one in this file, ``Loop``, runs one client after the other and is the meaning of all others.
+nodes is a backend's matter; the one in this file, ``Loop``, runs one client after the other and is the meaning of all
+others.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ class Backend(Protocol):
     """How a client function reaches the nodes."""
 
     def each(
-        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any, mine: Kept[Any] | None
+        self,
+        federation: Federation,
+        fn: Callable[..., Any],
+        ids: np.ndarray,
+        round: int,
+        down: Any,
+        mine: Kept[Any] | None,
     ) -> tuple[Any, dict[int, Any]]:
         """Run ``fn`` on every node: the stacked messages in the order of ``ids``, and each node's new memory."""
 
@@ -159,7 +166,7 @@ class Clients:
         return tuple(Clients(self._federation, self.ids[side], self.round) for side in (heads, ~heads))  # type: ignore[return-value]
 
     def _charge_up(self, sent: Sent[Any]) -> None:
-        if not any(sent is done for done in self._delivered):   # a message is uploaded once, however often it is read
+        if not any(sent is done for done in self._delivered):  # a message is uploaded once, however often it is read
             self._delivered.append(sent)
             self._federation.ledger.up[sent.ids] += nbytes(sent.stacked, stacked=True)
 
@@ -173,8 +180,10 @@ class Clients:
                 bad = self.ids[(~torch.isfinite(rows.flatten(1)).all(1)).cpu().numpy()]
                 if len(bad):
                     raise DivergenceError(
-                        f"{name} in round {self.round}: client {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''} sent NaN or"
-                        f" infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set local.clip_norm, or look at these"
+                        f"{name} in round {self.round}: client"
+                        f" {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''} sent NaN or"
+                        f" infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set"
+                        " local.clip_norm, or look at these"
                         " clients' data."
                     )
 
@@ -223,12 +232,18 @@ class Loop:
     """One client after the other: the reference meaning of every backend, and the fastest for convolutions on a CPU."""
 
     def each(
-        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any, mine: Kept[Any] | None
+        self,
+        federation: Federation,
+        fn: Callable[..., Any],
+        ids: np.ndarray,
+        round: int,
+        down: Any,
+        mine: Kept[Any] | None,
     ) -> tuple[Any, dict[int, Any]]:
         plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
         decay = federation.factor(round)
         memory: dict[int, Any] = {}
-        rows = Rows(len(ids))
+        rows = Rows[Any](len(ids))
         with torch.no_grad():
             for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
                 local = LoopLocal(federation, node, round, plan, decay)
@@ -256,7 +271,8 @@ class Rows(Generic[M]):
 
 
 def refuse_captured_tensors(step: Callable[..., Any]) -> None:
-    """Raise ConfigError when ``step`` reads a tensor from outside: under a stack of clients it would be somebody else's."""
+    """Raise ConfigError when ``step`` reads a tensor from outside: under a stack of clients it would be somebody"
+    " else's."""
     for name, value in _captured(step):
         if isinstance(value, Tensor):
             raise ConfigError(

@@ -45,7 +45,8 @@ class Evaluation:
         every: rounds between evaluations of the server's model on the test set.
         clients_every: rounds between evaluations on every single client's samples; 0 for the last round only.
         worst: share of clients in the "worst" mean.
-        holdout: share of each client's samples withheld from training to evaluate on; with 0 clients are measured on what they train on.
+        holdout: share of each client's samples withheld from training to evaluate on; with 0 clients are measured on
+            what they train on.
     """
 
     every: int = 5
@@ -55,7 +56,10 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.clients_every < 0:
-            raise ConfigError(f"evaluation.every is {self.every} and clients_every {self.clients_every}; expected 1 or more, and 0 or more")
+            raise ConfigError(
+                f"evaluation.every is {self.every} and clients_every {self.clients_every}; expected 1 or more, and 0"
+                " or more"
+            )
         if not 0 < self.worst <= 1:
             raise ConfigError(f"evaluation.worst is {self.worst}; expected a share above 0 and at most 1")
         if not 0 <= self.holdout < 1:
@@ -72,7 +76,8 @@ class Experiment:
         partition: how samples are divided among clients.
         skew: distortion of each client's inputs; none by default.
         model: the network (from Python also any ``nn.Module``); a ``Problem`` brings its own.
-        loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see ``fedsim.model.Loss``).
+        loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see
+            ``fedsim.model.Loss``).
         local: what a client does in a round.
         sampling: who takes part in a round.
         schedule: how local step sizes change over rounds.
@@ -115,11 +120,17 @@ class Experiment:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more")
-        for name, choices in (("weights", ("uniform", "samples")), ("backend", ("auto", "loop", "blocks")), ("dtype", ("float32", "float64"))):
+        for name, choices in (
+            ("weights", ("uniform", "samples")),
+            ("backend", ("auto", "loop", "blocks")),
+            ("dtype", ("float32", "float64")),
+        ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         if not all(callable(getattr(self.algorithm, verb, None)) for verb in ("init", "round")):
-            raise ConfigError(f"algorithm is {self.algorithm!r}; expected an object with init(x, clients) and round(state, clients)")
+            raise ConfigError(
+                f"algorithm is {self.algorithm!r}; expected an object with init(x, clients) and round(state, clients)"
+            )
         self.torch_device()
 
     @property
@@ -144,5 +155,7 @@ class Experiment:
         except RuntimeError:
             raise ConfigError(f'device is {self.device!r}; expected "auto", "cpu" or "cuda"') from None
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device is {self.device!r}, but this PyTorch ({torch.__version__}) sees no GPU; use --device cpu")
+            raise ConfigError(
+                f"device is {self.device!r}, but this PyTorch ({torch.__version__}) sees no GPU; use --device cpu"
+            )
         return device

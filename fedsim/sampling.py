@@ -1,4 +1,5 @@
-"""Who takes part in a round. A function of (seed, round) alone, so every algorithm of a comparison sees the same cohorts."""
+"""Who takes part in a round. A function of (seed, round) alone, so every algorithm of a comparison sees the same"
+" cohorts."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class FixedSize:
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
-            raise ConfigError(f"sampling.fraction is {self.fraction}; expected above 0 (somebody must take part) and at most 1")
+            raise ConfigError(
+                f"sampling.fraction is {self.fraction}; expected above 0 (somebody must take part) and at most 1"
+            )
         if self.size is not None and self.size < 1:
             raise ConfigError(f"sampling.size is {self.size}; expected 1 or more clients")
 
@@ -64,7 +67,9 @@ class Bernoulli:
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
-            raise ConfigError(f"sampling.p is {self.p}; expected a probability above 0 (somebody must take part) and at most 1")
+            raise ConfigError(
+                f"sampling.p is {self.p}; expected a probability above 0 (somebody must take part) and at most 1"
+            )
 
     def expected(self, n: int) -> float:
         """See ``Sampling``."""

@@ -30,7 +30,12 @@ def philox(key: tuple[int, int], c0: Words, c1: Words, c2: Words, c3: Words) -> 
 
 
 def bits(
-    seed: int, purpose: str, round: int, node: int | np.ndarray, index: int | np.ndarray = 0, epoch: int | np.ndarray = 0
+    seed: int,
+    purpose: str,
+    round: int,
+    node: int | np.ndarray,
+    index: int | np.ndarray = 0,
+    epoch: int | np.ndarray = 0,
 ) -> np.ndarray:
     """64 random bits for every (node, index, epoch), broadcast together; ``purpose`` separates the streams."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
@@ -51,13 +56,13 @@ def shuffles(
     seed: int, purpose: str, round: int, nodes: np.ndarray, sizes: np.ndarray, epochs: np.ndarray
 ) -> list[np.ndarray]:
     """For each node a ``[epochs, size]`` array whose rows are independent permutations of ``range(size)``."""
-    repeats = np.repeat(sizes, epochs)                   # one segment for each (node, epoch)
+    repeats = np.repeat(sizes, epochs)  # one segment for each (node, epoch)
     ends = np.cumsum(repeats)
     index = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - repeats, repeats)
     epoch = np.concatenate([np.arange(e) for e in epochs]) if len(epochs) else np.zeros(0, np.int64)
     draws = bits(seed, purpose, round, np.repeat(np.repeat(nodes, epochs), repeats), index, np.repeat(epoch, repeats))
-    width = np.uint64(max(1, int(len(repeats)).bit_length()))
+    width = np.uint64(max(1, len(repeats).bit_length()))
     segment = np.repeat(np.arange(len(repeats), dtype=np.uint64), repeats)
-    order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))   # sorted by segment, then by chance
+    order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then by chance
     parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1]) if len(nodes) else []
     return [part.reshape(e, s) for part, e, s in zip(parts, epochs, sizes, strict=True)]

@@ -1,8 +1,8 @@
 """The vocabulary in which algorithms are written: three kinds of value, told apart by type.
 
-A plain value (a ``Tensor``, or a ``NamedTuple`` of tensors) lives at the server. ``Kept[T]`` lives at every node and never
-travels. ``Sent[T]`` is a message of every node of a cohort, under way. Both are inert: only ``Clients`` can run code on a
-node or move a byte. Trees are tensors nested in tuples and NamedTuples.
+A plain value (a ``Tensor``, or a ``NamedTuple`` of tensors) lives at the server. ``Kept[T]`` lives at every node and
+never travels. ``Sent[T]`` is a message of every node of a cohort, under way. Both are inert: only ``Clients`` can run
+code on a node or move a byte. Trees are tensors nested in tuples and NamedTuples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ C = TypeVar("C")
 
 
 class Batch(NamedTuple):
-    """Samples of one client: inputs ``[B, ...]``, targets ``[B, ...]``, and ``[B]`` ones and zeros where rows are padding."""
+    """Samples of one client: inputs ``[B, ...]``, targets ``[B, ...]``, and ``[B]`` ones and zeros where rows are"
+    " padding."""
 
     x: Tensor
     y: Tensor
@@ -85,7 +86,8 @@ class Local(Protocol):
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         """Gradient ``[d]`` of the local objective at ``x`` on ``batch``; on the whole shard without one.
 
-        The objective is the mean loss plus the penalty plus weight decay; clipping, when asked for, acts on the data part.
+        The objective is the mean loss plus the penalty plus weight decay; clipping, when asked for, acts on the data
+        part.
         """
 
     def sample(self, size: int) -> Batch:
@@ -102,7 +104,8 @@ StateT = TypeVar("StateT")
 
 
 class Algorithm(Protocol[StateT]):
-    """A frozen dataclass of hyper-parameters. Its state is a NamedTuple of tensors and ``Kept``, whose ``x`` is the model."""
+    """A frozen dataclass of hyper-parameters. Its state is a NamedTuple of tensors and ``Kept``, whose ``x`` is the"
+    " model."""
 
     def init(self, x: Vector, clients: Clients) -> StateT:
         """State before round 1, from the initial model ``[d]``; ``clients`` is everybody."""

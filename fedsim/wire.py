@@ -1,7 +1,8 @@
 """What a message weighs: the byte format in which dense messages travel, and the ledger that charges them.
 
-A message is a tree of tensors, sent as: version (1 byte), number of tensors (1), then for each tensor its dtype code (1), its
-number of axes (1), each axis' length (4, little-endian), and its values (little-endian). Structure is not sent: both ends run the same algorithm.
+A message is a tree of tensors, sent as: version (1 byte), number of tensors (1), then for each tensor its dtype code
+(1), its number of axes (1), each axis' length (4, little-endian), and its values (little-endian). Structure is not
+sent: both ends run the same algorithm.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _CODES = {code: dtype for dtype, code in _DTYPES.items()}
 
 
 def nbytes(tree: Any, stacked: bool = False) -> int:
-    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of one row of a tree of ``[c, ...]`` tensors."""
+    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of one row of a tree of ``[c, ...]``"
+    " tensors."""
     total = 2
     for leaf in leaves(tree):
         shape = leaf.shape[1:] if stacked else leaf.shape
@@ -51,8 +53,14 @@ def decode(data: bytes) -> list[Tensor]:
         dtype, shape, at = _header(data, at)
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if at + size > len(data):
-            raise ValueError(f"truncated message: a tensor of shape {shape} needs {size} bytes, {len(data) - at} are left")
-        raw = torch.frombuffer(bytearray(data[at : at + size]), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+            raise ValueError(
+                f"truncated message: a tensor of shape {shape} needs {size} bytes, {len(data) - at} are left"
+            )
+        raw = (
+            torch.frombuffer(bytearray(data[at : at + size]), dtype=torch.uint8)
+            if size
+            else torch.empty(0, dtype=torch.uint8)
+        )
         tensors.append(raw.view(dtype).reshape(shape))
         at += size
     if at != len(data):

@@ -1,4 +1,5 @@
-"""The local work of a round: which samples every client visits, in which minibatches. A function of (seed, round, node) alone."""
+"""The local work of a round: which samples every client visits, in which minibatches. A function of (seed, round,"
+" node) alone."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from fedsim.types import Batch
 class LocalWork:
     """What every client of a cohort does in one round.
 
-    A client visits its shard in a new random order each epoch, ``batch_size`` samples a step; the last, smaller batch of an
-    epoch is kept, so an epoch is an epoch for clients of every size. ``steps`` walks the same sequence and stops after so many.
+    A client visits its shard in a new random order each epoch, ``batch_size`` samples a step; the last, smaller batch
+    of an epoch is kept, so an epoch is an epoch for clients of every size. ``steps`` walks the same sequence and stops
+    after so many.
 
     Args:
         batch_size: samples in a minibatch; 0, or more than a client has, means its whole shard.
@@ -65,7 +67,8 @@ class LocalWork:
 
 
 class Shards:
-    """The training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]`` to ``offsets[i + 1]``."""
+    """The training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]`` to ``offsets[i +"
+    " 1]``."""
 
     def __init__(self, x: Tensor, y: Tensor, offsets: np.ndarray) -> None:
         self.x, self.y, self.offsets = x, y, offsets
@@ -73,7 +76,8 @@ class Shards:
         empty = np.flatnonzero(self.sizes == 0)
         if len(empty):
             raise PartitionError(
-                f"{len(empty)} of {len(self.sizes)} clients have no samples (the first is client {empty[0]}); expected at least one each."
+                f"{len(empty)} of {len(self.sizes)} clients have no samples (the first is client {empty[0]});"
+                " expected at least one each."
                 " Ask the partitioner for a minimum size, or for fewer clients."
             )
 
@@ -107,7 +111,7 @@ def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.
     """The minibatches of clients ``ids`` in one round."""
     sizes = shards.sizes[ids]
     batch, counts = work.batch(sizes), work.counts(sizes)
-    whole = batch == sizes                                 # one batch holds the shard: its order does not matter
+    whole = batch == sizes  # one batch holds the shard: its order does not matter
     per_epoch = -(-sizes // batch)
     epochs = np.where(whole, 0, -(-counts // per_epoch))
     orders = seeds.shuffles(seed, "minibatch", round, ids, sizes, epochs)

@@ -1,0 +1,94 @@
+"""What is measured: the server's model on the test set and on every client, and what it has cost so far.
+
+Each metric row names the model and the samples in its scope: "server/test" is the server's model on the test set,
+"clients/train" (or "clients/holdout") the same model on each client's own samples, for ALL clients, and"
+" "total" the cumulative cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fedsim.errors import DivergenceError
+from fedsim.experiment import Evaluation
+from fedsim.model import Model
+from fedsim.models.losses import correct
+from fedsim.setup import Prepared
+from fedsim.types import Vector
+
+
+class Row(NamedTuple):
+    """One metric value; ``node`` is None unless it belongs to one client."""
+
+    scope: str
+    node: int | None
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class _Scores:
+    loss: np.ndarray  # [N] of each sample
+    accuracy: np.ndarray | None  # [N], None for regression
+
+
+def server(prepared: Prepared, x: Vector, round: int) -> list[Row]:
+    """Accuracy and loss of the server's model on the test set; for a problem of theory also the distance to its
+    minimiser.
+
+    Raises:
+        DivergenceError: the loss is NaN or infinite.
+    """
+    scores = _score(prepared.federation.model, x, prepared.test.x, prepared.test.y, bool(prepared.dataset.classes))
+    loss = float(scores.loss.mean())
+    if not np.isfinite(loss):
+        raise DivergenceError(f"the server's model has test loss {loss} after round {round}; lower the learning rate")
+    rows = [Row("server/test", None, "loss", loss)]
+    if scores.accuracy is not None:
+        rows.append(Row("server/test", None, "accuracy", float(scores.accuracy.mean())))
+    problem = prepared.problem
+    if problem is not None:
+        z = x.detach().cpu().double()
+        rows.append(Row("server/problem", None, "objective", float(problem.value(z))))
+        rows.append(Row("server/problem", None, "gradient_norm", float(problem.gradient(z).norm())))
+        if problem.f_min is not None:
+            rows.append(Row("server/problem", None, "suboptimality", float(problem.value(z)) - problem.f_min))
+        if problem.minimizer is not None:
+            rows.append(Row("server/problem", None, "distance", float((z - problem.minimizer).norm())))
+    return rows
+
+
+def clients(prepared: Prepared, x: Vector, settings: Evaluation) -> list[Row]:
+    """The server's model on every client's own samples: each client's value, mean, weighted mean and mean of the"
+    " worst."""
+    own, scope = prepared.own, f"clients/{prepared.own_kind}"
+    scores = _score(prepared.federation.model, x, own.x, own.y, bool(prepared.dataset.classes))
+    rows: list[Row] = []
+    for metric, values in (("loss", scores.loss), ("accuracy", scores.accuracy)):
+        if values is None:
+            continue
+        each = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
+        rows += [Row(scope, node, metric, float(value)) for node, value in enumerate(each)]
+        count = max(1, round(settings.worst * len(each)))
+        ordered = np.sort(each) if metric == "accuracy" else np.sort(each)[::-1]
+        rows.append(Row(scope, None, f"{metric}_mean", float(each.mean())))
+        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=own.sizes))))
+        rows.append(Row(scope, None, f"{metric}_worst{settings.worst * 100:g}", float(ordered[:count].mean())))
+    return rows
+
+
+def cost(prepared: Prepared) -> list[Row]:
+    """Cumulative bytes and gradient evaluations."""
+    return [Row("total", None, name, float(value)) for name, value in prepared.federation.ledger.totals().items()]
+
+
+@torch.no_grad()
+def _score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, classification: bool) -> _Scores:
+    outputs = model.outputs(x, inputs)
+    loss = torch.cat([model.loss(o, t) for o, t in zip(torch.split(outputs, 4096), torch.split(targets, 4096), strict=True)])
+    accuracy = correct(outputs, targets).double().cpu().numpy() if classification else None
+    return _Scores(loss.double().cpu().numpy(), accuracy)

@@ -1,0 +1,194 @@
+"""From an experiment and a seed to a federation: load, partition, distort, withhold, build the model. Deterministic."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim import seeds
+from fedsim.clients import Federation, Loop
+from fedsim.data import Dataset, Split, load
+from fedsim.errors import ConfigError
+from fedsim.experiment import Data, Experiment
+from fedsim.model import Model
+from fedsim.models import losses
+from fedsim.partition import Partition
+from fedsim.problems import Problem, least_squares, logistic_regression
+from fedsim.work import Shards
+
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "least_squares": least_squares,
+    "logistic_regression": logistic_regression,
+}
+"""Problems of theory that can be named like a data set."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One seed of an experiment, ready to run.
+
+    Attributes:
+        federation: model, shards, weights, seed.
+        test: the test samples on the device.
+        own: every client's samples to evaluate it on, sorted by client; what it trains on, or what was withheld.
+        own_kind: "train" or "holdout".
+        partition: the partition in use.
+        dataset: the data set.
+        problem: the problem, when the data is one.
+    """
+
+    federation: Federation
+    test: Split
+    own: Shards
+    own_kind: str
+    partition: Partition
+    dataset: Dataset
+    problem: Problem | None
+
+
+def prepare(experiment: Experiment, seed: int) -> Prepared:
+    """Build the federation of one seed, with the loop backend and the cohort size of the experiment.
+
+    Raises:
+        FedsimError: data missing or corrupt, partition infeasible, or the model does not fit the data.
+    """
+    source = resolve_data(experiment.data)
+    problem = source if isinstance(source, Problem) else None
+    dataset = source.dataset if isinstance(source, Problem) else source
+    train = dataset.train
+    partition = experiment.partition.partition(train.y.numpy(), train.client, seed)
+    device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
+
+    def place(x: Tensor) -> Tensor:
+        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+    inputs, targets = _distorted(experiment, train, partition, seed), train.y[torch.from_numpy(partition.indices)]
+    keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
+    shards = Shards(place(inputs[keep.index]), place(targets[keep.index]), keep.offsets)
+    own = shards
+    if experiment.evaluation.holdout:
+        own = Shards(place(inputs[withheld.index]), place(targets[withheld.index]), withheld.offsets)
+    weights = shards.sizes if experiment.weights == "samples" else None
+    federation = Federation(
+        _model(experiment, dataset, problem, seed, device, dtype),
+        shards,
+        experiment.local,
+        seed,
+        Loop(),
+        weights=weights,
+        cohort_size=experiment.sampling.expected(partition.n),
+        decay=experiment.schedule,
+    )
+    test = Split(place(dataset.test.x), place(dataset.test.y))
+    kind = "holdout" if experiment.evaluation.holdout else "train"
+    return Prepared(federation, test, own, kind, partition, dataset, problem)
+
+
+def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:
+    """The data set or problem that ``data`` names."""
+    if not isinstance(data, Data):
+        return data
+    return _load(data.name, data.data_dir, data.download, _frozen(data.options))
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, data_dir: str | None, download: bool, options: tuple[tuple[str, Any], ...]) -> Dataset | Problem:
+    """Seeds of a comparison share the loaded data."""
+    if name not in PROBLEMS:
+        return load(name, data_dir, download=download, **dict(options))
+    settings = dict(options)
+    if name == "logistic_regression":
+        settings["data"] = load(settings.pop("data", "a9a"), data_dir, download=download)
+    try:
+        return PROBLEMS[name](**settings)
+    except TypeError as error:
+        raise ConfigError(f"data {name!r}: {error}; see `fedsim list` for its options") from None
+
+
+def data_hash(dataset: Dataset) -> str:
+    """SHA-256 of the samples of a data set."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.test):
+        for tensor in (split.x, split.y):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(memoryview(np.ascontiguousarray(tensor.numpy())))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Part:
+    index: Tensor
+    offsets: np.ndarray
+
+
+def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
+    """Rows (of the data sorted by client) that are trained on, and those withheld; at least one of each client's is"
+    " trained on."""
+    sizes = partition.sizes
+    held = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
+    orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))
+    withheld = [
+        np.sort(order[0, :h]) + start for order, h, start in zip(orders, held, partition.offsets[:-1], strict=True)
+    ]
+    mask = np.ones(len(partition.indices), bool)
+    mask[np.concatenate(withheld)] = False
+    parts = []
+    for rows, counts in ((np.flatnonzero(mask), sizes - held), (np.concatenate(withheld), held)):
+        parts.append(_Part(torch.from_numpy(rows), np.r_[0, np.cumsum(counts)]))
+    if share and not held.all():
+        raise ConfigError(
+            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {partition.n} clients with"
+            " nothing withheld"
+            f" (the smallest has {sizes.min()} samples); give every client more samples, or use holdout 0"
+        )
+    return parts[0], parts[1]
+
+
+def _distorted(experiment: Experiment, train: Split, partition: Partition, seed: int) -> Tensor:
+    """Training inputs sorted by client, as each client sees them."""
+    inputs = train.x[torch.from_numpy(partition.indices)]
+    if experiment.skew is None:
+        return inputs
+    bounds = zip(partition.offsets[:-1], partition.offsets[1:], strict=True)
+    return torch.cat([experiment.skew.apply(inputs[a:b], i, partition.n, seed) for i, (a, b) in enumerate(bounds)])
+
+
+def _model(
+    experiment: Experiment,
+    dataset: Dataset,
+    problem: Problem | None,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Model:
+    if problem is not None:
+        return Model(copy.deepcopy(problem.module), problem.loss, problem.penalty, device=device, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seeds.bits(seed, "model", 0, 0)) >> 1)
+        if isinstance(experiment.model, nn.Module):
+            module = copy.deepcopy(experiment.model)  # with the user's own initial values, which stay as they are
+        else:
+            module = experiment.model.build(dataset.input_shape, dataset.classes)
+    return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
+
+
+def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tensor], Tensor]:
+    """The per-sample loss of an experiment."""
+    if callable(experiment.loss):
+        return experiment.loss
+    name = experiment.loss
+    if name == "auto":
+        name = "cross_entropy" if dataset.classes else "squared"
+    return getattr(losses, name)  # type: ignore[no-any-return]
+
+
+def _frozen(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in options.items()))

@@ -1,0 +1,132 @@
+"""Which backend is fastest here: a short trial of the first round's work, remembered for the next run on this machine.
+
+The choice changes rounding (a block's matrix products may sum in another order), never meaning. It is recorded in the
+run and a resumed run keeps it; the cache makes a repeated run choose the same, so that it repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import torch
+
+from fedsim.backends.blocks import Blocks
+from fedsim.clients import Backend, Federation, Loop
+from fedsim.record import write_atomic
+from fedsim.types import Algorithm
+
+CANDIDATES = (5, 10, 25, 50, 100)
+"""Block sizes that are tried."""
+TRIAL_STEPS = 4
+"""Local steps of a trial: enough to see the cost of a step."""
+MARGIN = 0.9
+"""Blocks must take less than this share of the loop's time to be chosen."""
+LARGE = 1_000_000
+"""Convolutional models with more parameters than this run in the loop on a CPU: the processor is busy with one"
+" client already."""
+
+
+def choose(
+    federation: Federation,
+    algorithm: Algorithm[Any],
+    ids: np.ndarray,
+    *,
+    blocks_only: bool = False,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Record of the fastest backend for this federation: {"backend": "loop" or "blocks", "block_size": ..., and why}.
+
+    Args:
+        federation: left as it is; trials run on a copy.
+        algorithm: what will run.
+        ids: cohort of the first round.
+        blocks_only: leave out the loop.
+        cache: file of earlier choices; the user's cache by default.
+    """
+    model = federation.model
+    if not blocks_only and model.convolutional and model.device.type == "cpu" and model.d > LARGE:
+        return {"backend": "loop", "reason": f"convolutions of {model.d:,} parameters on a CPU"}
+    cache = cache or Path(platformdirs.user_cache_dir("fedsim")) / "backends.json"
+    key = _key(federation, algorithm, len(ids))
+    known = _read(cache)
+    if key not in known:
+        known = {**known, key: _measure(federation, algorithm, ids)}
+        _write(cache, known)
+    seconds = known[key]
+    names = [name for name in seconds if name != "loop" or not blocks_only]
+    fastest = min(names, key=lambda name: seconds[name] * (MARGIN if name == "loop" else 1))
+    if fastest == "loop":
+        return {"backend": "loop", "trial_seconds": seconds}
+    return {"backend": "blocks", "block_size": int(fastest), "trial_seconds": seconds}
+
+
+def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
+    """Seconds of a trial round by candidate: "loop" or a block size. The better of two trials each, after one to"
+    " warm up."""
+    steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
+    seconds: dict[str, float] = {}
+    sizes = [size for size in CANDIDATES if size < len(ids)] + [len(ids)]
+    candidates: dict[str, Backend] = {"loop": Loop()}
+    candidates |= {str(size): Blocks(size) for size in sizes if size <= CANDIDATES[-1]}
+    for name, backend in candidates.items():
+        trial = replace(federation, work=replace(federation.work, steps=steps), backend=backend)
+        x = trial.model.vector()
+        state = algorithm.init(x, trial.cohort(0, ids))
+        times = []
+        for round in (1, 2, 3):
+            start = time.perf_counter()
+            algorithm.round(state, trial.cohort(round, ids))
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        seconds[name] = float(f"{min(times[1:]):.6f}")
+    return seconds
+
+
+def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
+    """Everything that the choice depends on."""
+    model, work = federation.model, federation.work
+    layers = [type(m).__name__ for m in model.module.modules()]
+    sizes = np.percentile(federation.shards.sizes, [0, 50, 100]).tolist()
+    where = [
+        platform.node(),
+        platform.processor(),
+        torch.__version__,
+        torch.get_num_threads(),
+        str(model.device),
+        str(model.dtype),
+    ]
+    parts = [
+        layers,
+        model.shapes,
+        list(federation.shards.x.shape[1:]),
+        sizes,
+        work.batch_size,
+        cohort,
+        type(algorithm).__name__,
+        where,
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _read(cache: Path) -> dict[str, dict[str, float]]:
+    try:
+        return dict(json.loads(cache.read_text()))
+    except (OSError, ValueError):
+        return {}  # no cache, or a broken one: measure again
+
+
+def _write(cache: Path, known: dict[str, dict[str, float]]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(cache, json.dumps(known, indent=1))
+    except OSError:
+        pass  # a read-only home costs a trial per run, nothing more
