@@ -103,9 +103,9 @@ class Partition:
             PartitionError: no such file, not a partition, or its content does not have the hash stored with it.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                loaded = cls(file["indices"], file["offsets"], json.loads(str(file["scheme"])))
-                stored = str(file["hash"])
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                loaded = cls(arrays["indices"], arrays["offsets"], json.loads(str(arrays["scheme"])))
+                stored = str(arrays["hash"])
         except FileNotFoundError:
             raise PartitionError(f"there is no partition file {os.fspath(path)}: give one that save() wrote") from None
         except Exception as error:  # broken bytes raise whatever zipfile, zlib, numpy and json raise on them
