@@ -181,6 +181,13 @@ def test_diverged_and_missing_seeds_are_named(tmp_path: Path) -> None:
     assert "diverged" in text(comparison) and "not reached (2 of 2 seeds)" in text(comparison)
 
 
+def test_seed_that_was_killed_while_its_files_were_created(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "a", SLOW)
+    (path / "seed-3").mkdir()
+    (path / "seed-3" / "metrics.jsonl").touch()
+    assert compare([path]).runs[0].final.seeds == 3
+
+
 def test_cost_that_was_not_recorded(tmp_path: Path) -> None:
     run = create_run(tmp_path, "a", {}, {"seeds": [0]})
     with run.open_seed(0) as record:

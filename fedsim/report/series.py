@@ -95,7 +95,8 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]
 
 
 def _load_seeds(run: RunDirectory, scope: str, metric: str) -> dict[int, Series]:
-    numbers = sorted(int(path.name.removeprefix("seed-")) for path in run.path.glob("seed-*"))
+    files = run.path.glob("seed-*/timing.jsonl")  # the last file that a starting seed creates
+    numbers = sorted(int(path.parent.name.removeprefix("seed-")) for path in files)
     loaded = {seed: _load_series(run.seed_path(seed), scope, metric) for seed in numbers}
     seeds = {seed: series for seed, series in loaded.items() if len(series.value)}
     if not seeds:
