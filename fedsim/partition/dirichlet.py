@@ -41,6 +41,8 @@ def share_classes(class_sizes: np.ndarray, alpha: np.ndarray, balance: bool, rng
     """``[n, C]`` numbers of samples: column c divides ``class_sizes[c]`` in proportions drawn from ``Dir(alpha [n])``.
 
     With ``balance``, a client that already owns more than the average gets nothing of the classes still to come.
+    Borders between clients are rounded at random, so that each gets its share on average; where they are rounded down,
+    as is common, the last client owns a sample of every class.
     """
     counts = np.zeros((len(alpha), len(class_sizes)), np.int64)
     for c, (share, size) in enumerate(zip(rng.dirichlet(alpha, len(class_sizes)), class_sizes, strict=True)):
@@ -48,7 +50,7 @@ def share_classes(class_sizes: np.ndarray, alpha: np.ndarray, balance: bool, rng
             open_ = counts.sum(axis=1) <= class_sizes.sum() / len(alpha)
             share = share * open_ if (share * open_).any() else open_
         edges = np.cumsum(share)
-        edges = np.floor(edges / edges[-1] * size).astype(np.int64)
+        edges = np.minimum(np.floor(edges / edges[-1] * size + rng.random()), size).astype(np.int64)
         counts[:, c] = np.diff(edges, prepend=0)
     return counts
 

@@ -51,6 +51,12 @@ def test_class_wise_shares_have_the_moments_of_the_dirichlet() -> None:
     np.testing.assert_allclose(share.var(axis=1), 0.1 * 0.9 / (10 * 0.5 + 1), atol=0.002)
 
 
+def test_rounding_favours_no_client() -> None:
+    counts = share_classes(np.full(5000, 2), np.ones(5), False, generator(0))
+    np.testing.assert_array_equal(counts.sum(axis=0), 2)
+    np.testing.assert_allclose(counts.sum(axis=1), 2000, rtol=0.1)
+
+
 def test_one_alpha_for_each_client_sets_its_mean_share() -> None:
     counts = share_classes(np.full(3000, 10**6), np.array([1.0, 2.0, 5.0]), False, generator(0))
     np.testing.assert_allclose(counts.mean(axis=1) / 10**6, [1 / 8, 2 / 8, 5 / 8], atol=0.01)
@@ -68,7 +74,7 @@ def test_self_balancing_gives_nothing_to_clients_above_the_average() -> None:
     np.testing.assert_array_equal(counts.sum(axis=0), class_sizes)
 
 
-@pytest.mark.parametrize("minimum", [2, 10, 28])
+@pytest.mark.parametrize("minimum", [5, 10, 28])
 def test_a_minimum_that_retries_rarely_meet_is_repaired(minimum: int) -> None:
     labels = DIGITS[:1437]
     partition = DirichletPartitioner(50, 0.1, minimum).partition(labels, None, 0)
