@@ -17,6 +17,7 @@ round.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -102,7 +103,8 @@ def optimal_p(n: int, cohort: float) -> float:
     """The best constant anchor probability for ``cohort`` of ``n`` clients a round."""
 
     def cost(p: float) -> float:
-        miner = 1 - p**cohort  # probability that somebody mines
-        return 1 / miner + 2 * n / (cohort * p * miner**0.5)
+        miner = 1 - math.pow(p, cohort)  # probability that somebody mines
+        return 1 / miner + 2 * n / (cohort * p * math.sqrt(miner))
 
-    return float(minimize_scalar(cost, bounds=(1e-6, 1 - 1e-6), method="bounded", options={"xatol": 1e-10}).x)
+    best: float = minimize_scalar(cost, bounds=(1e-6, 1 - 1e-6), method="bounded", options={"xatol": 1e-10}).x
+    return best

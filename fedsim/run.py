@@ -106,7 +106,8 @@ def _run_seeds(
                 bar.say(f"interrupted; continue with: fedsim resume {directory.path}")
                 raise
             except Exception as error:
-                directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
+                with contextlib.suppress(RunError):        # on a full disk the first error is the one to read
+                    directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
                 raise
             directory.mark(seed, "finished")
 
@@ -156,8 +157,8 @@ class _Seed:
         offset, ledger = record.offset(), _copy(fed.ledger.state())
 
         def save() -> None:  # the last completed round, whatever came after it
-            tensors = {**flatten(state), **{f"ledger.{name}": t for name, t in ledger.items()}}
-            checkpoint.save(record.checkpoints, done, tensors, {"offset": offset, "backend": backend})
+            costs = {f"ledger.{name}": t for name, t in ledger.items()}
+            checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, {"offset": offset, "backend": backend})
 
         try:
             for round in range(done + 1, experiment.rounds + 1):
@@ -166,10 +167,9 @@ class _Seed:
                 last = round == experiment.rounds
                 if last or round % experiment.evaluation.every == 0 or self._clients_due(round):
                     self._evaluate(record, round, new, clock)
-                    offset = record.offset()
                 else:
                     self.bar.update(round)
-                state, done, ledger = new, round, _copy(fed.ledger.state())
+                state, done, ledger, offset = new, round, _copy(fed.ledger.state()), record.offset()
                 if last or round % experiment.checkpoint_every == 0:
                     save()
         except (KeyboardInterrupt, FedsimError) as error:

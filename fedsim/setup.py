@@ -66,11 +66,12 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     train = dataset.train
     partition = experiment.partition.partition(train.y.numpy(), train.client, seed)
     device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
+    rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
 
     def place(x: Tensor) -> Tensor:
         return x.to(device, dtype) if x.is_floating_point() else x.to(device)
 
-    inputs, targets = _distorted(experiment, train, partition, seed), train.y[torch.from_numpy(partition.indices)]
+    inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
     keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
     shards = Shards(place(inputs[keep.index]), place(targets[keep.index]), keep.offsets)
     own = shards
@@ -119,7 +120,7 @@ def data_hash(dataset: Dataset) -> str:
     for split in (dataset.train, dataset.test):
         for tensor in (split.x, split.y):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(memoryview(np.ascontiguousarray(tensor.numpy())))
+            digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -152,9 +153,8 @@ def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Par
     return parts[0], parts[1]
 
 
-def _distorted(experiment: Experiment, train: Split, partition: Partition, seed: int) -> Tensor:
+def _distorted(experiment: Experiment, inputs: Tensor, partition: Partition, seed: int) -> Tensor:
     """Training inputs sorted by client, as each client sees them."""
-    inputs = train.x[torch.from_numpy(partition.indices)]
     if experiment.skew is None:
         return inputs
     bounds = zip(partition.offsets[:-1], partition.offsets[1:], strict=True)
