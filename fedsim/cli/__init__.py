@@ -1,0 +1,68 @@
+"""The command ``fedsim``. Results go to stdout, progress and notes to stderr.
+
+Exit codes: 0 done, 2 wrong arguments or settings, 1 any other failure, 130 interrupted. Every command is imported when
+it is called, so that help does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from fedsim.errors import ConfigError, FedsimError
+
+COMMANDS = {
+    "run": ("fedsim.cli.running", "run", "run an experiment"),
+    "resume": ("fedsim.cli.running", "resume", "continue an interrupted run"),
+    "list": ("fedsim.cli.listing", "list_names", "what there is: algorithms, data sets, models, partitions, ..."),
+    "partition": ("fedsim.cli.partitioning", "partition", "divide a data set among clients, and show how it fell out"),
+    "compare": ("fedsim.cli.reading", "compare", "compare runs: final values, differences, cost of reaching a target"),
+    "report": ("fedsim.cli.reading", "report", "write an HTML report of runs"),
+}
+USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, and return its exit code. Unexpected exceptions pass through, for their traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # for components that are named as my_module.Class
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except FedsimError as error:
+        print(f"fedsim: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt as interrupt:
+        print(f"fedsim: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        commands = "\n".join(f"  {name:<11}{about}" for name, (_, _, about) in COMMANDS.items())
+        print(f"{USAGE}\n\nSimulate federated learning.\n\n{commands}")
+        return 0
+    if arguments[:1] == ["--version"]:
+        print(importlib.metadata.version("fedsim-lab"))
+        return 0
+    if not arguments:
+        raise ConfigError(f"no command. {USAGE}. There are: {', '.join(COMMANDS)}")
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"no command {name!r}; {hint}There are: {', '.join(COMMANDS)}")
+    module, function, _ = COMMANDS[name]
+    code: int = getattr(import_module(module), function)(rest)
+    return code

@@ -1,0 +1,133 @@
+"""Command lines that set fields of an experiment: ``FILE.yaml --algorithm FedSpeed --algorithm.lr 0.05``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsim.config import load_config, override
+from fedsim.config.names import parameters
+from fedsim.config.plan import plan
+from fedsim.config.read import help_text
+from fedsim.data.catalogue import suggest
+from fedsim.errors import ConfigError
+
+SHORTCUTS = {"data_dir": "data.data_dir"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command whose flags are the fields of a class of settings, besides its own options.
+
+    Attributes:
+        name: of the command.
+        about: what it does.
+        settings: the class.
+        options: name and help of its own options that take a value.
+        switches: name and help of its own options that take none.
+    """
+
+    name: str
+    about: str
+    settings: type
+    options: Mapping[str, str]
+    switches: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was given.
+
+    Attributes:
+        options: the command's own options by name.
+        switches: the command's own switches.
+        settings: of the file, and those of the flags over them.
+    """
+
+    options: dict[str, str] = field(default_factory=dict)
+    switches: set[str] = field(default_factory=set)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def read(command: Command, argv: Sequence[str]) -> CommandLine:
+    """Read a command line; notes about settings of the file that flags make void go to stderr.
+
+    Raises:
+        ConfigError: an unknown option, an option without its value, a second file, or an unreadable file.
+    """
+    line = CommandLine()
+    files: list[str] = []
+    flags: dict[str, Any] = {}
+    for key, value in _pairs(argv, {"help", *command.switches}):
+        if key == "":
+            files.append(value)
+        elif key in {"help", *command.switches}:
+            line.switches.add(key)
+        elif key in command.options:
+            line.options[key] = value
+        else:
+            _set(flags, _known(command, SHORTCUTS.get(key, key)).split("."), value)
+    if len(files) > 1:
+        raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings as --rounds 20")
+    notes: list[str] = []
+    below = load_config(Path(files[0])) if files else {}
+    line.settings.update(override(below, flags, notes))
+    for note in notes:
+        print(f"fedsim: note: {note}", file=sys.stderr)
+    return line
+
+
+def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]:
+    """Options with their values; a word that is no option has the name ""."""
+    words = iter(argv)
+    for word in words:
+        if word == "-h":
+            yield "help", ""
+        elif not word.startswith("-"):
+            yield "", word
+        else:
+            name, given, value = word.lstrip("-").partition("=")
+            key = name.replace("-", "_")
+            if key in switches:
+                if given:
+                    raise ConfigError(f"--{name} takes no value, got {value!r}")
+            elif not given:
+                value = next(words, "--")
+                if value.startswith("--"):
+                    raise ConfigError(f"--{name} needs a value")
+            yield key, value
+
+
+def _known(command: Command, key: str) -> str:
+    known = ["help", *command.switches, *command.options, *SHORTCUTS, *parameters(command.settings)]
+    if key.split(".")[0] not in known:
+        raise ConfigError(f"fedsim {command.name} has no option --{key}; {suggest(key, known)}")
+    return key
+
+
+def _set(settings: dict[str, Any], path: Sequence[str], value: str) -> None:
+    """Set one value; a component stays a mapping, whose name and fields may come in any order."""
+    key, *rest = path
+    if rest:
+        below = settings.get(key, {})
+        settings[key] = below if isinstance(below, dict) else {"name": below}
+        _set(settings[key], rest, value)
+    elif isinstance(settings.get(key), dict):
+        settings[key]["name"] = value
+    else:
+        settings[key] = value
+
+
+def print_help(command: Command, settings: Mapping[str, Any]) -> None:
+    """Print every option of the command, with the fields of the components that the settings name."""
+    own = {f"--{key} {key.upper()}": about for key, about in command.options.items()}
+    own |= {f"--{key}".replace("_", "-"): about for key, about in {"help": "this text", **command.switches}.items()}
+    lines = [f"  {option:<22}{about}" for option, about in own.items()]
+    print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{command.about}")
+    print("\noptions:\n  FILE.yaml             settings, which flags override\n" + "\n".join(lines))
+    print(
+        f"  --data-dir DATA_DIR   the same as --data.data_dir\n\n{help_text(plan(command.settings, settings))}", end=""
+    )
