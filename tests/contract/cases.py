@@ -1,0 +1,175 @@
+"""The table that every contract check runs over. A new algorithm, model, local work or backend joins with one line."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from fedsim.backends.blocks import Blocks
+from fedsim.clients import Federation, Loop
+from fedsim.model import Model
+from fedsim.models.losses import cross_entropy
+from fedsim.types import Kept
+from fedsim.work import LocalWork, Shards
+
+SIZES = (3, 17, 9, 5, 12, 8)                               # samples of each client: batches of 4 leave partial ones
+COHORTS = ((0, 1, 3, 4, 5), (1, 2, 4, 5), (0, 2, 3))       # of rounds 1, 2, 3
+CLASSES = 3
+
+
+def coordinate_median(rows: Tensor, weights: Tensor) -> Tensor:
+    """A ``Rule`` that is no weighted mean."""
+    return rows.median(0).values
+
+
+ALGORITHMS: dict[str, Any] = {
+    "FedAvg": FedAvg(),
+    "FedAvg momentum": FedAvg(lr=0.05, server_lr=0.7, momentum=0.9),
+    "FedAvg median": FedAvg(aggregate=coordinate_median),
+    "SCAFFOLD II": Scaffold(),
+    "SCAFFOLD I": Scaffold(server_lr=0.5, option="I"),
+    "FedSpeed": FedSpeed(),
+    "FedSpeed plain": FedSpeed(lam=2.0, alpha=0.5, normalize=False),
+    "FedSpeed active": FedSpeed(lam=1.0, dual_avg="active"),
+    "FedSpeed no ascent": FedSpeed(rho=0.0),
+    "FedAMD optimal": FedAMD(),
+    "FedAMD half": FedAMD(p=0.5, large_batch=6),
+    "FedAMD all anchors": FedAMD(p=1.0),
+    "FedAMD sequence": FedAMD(server_lr=0.5, period=2),
+}
+
+WORKS: dict[str, LocalWork] = {
+    "epochs": LocalWork(batch_size=4, epochs=2),
+    "steps": LocalWork(batch_size=4, steps=3, weight_decay=0.01, clip_norm=0.3),
+    "whole shard": LocalWork(batch_size=0, steps=2),
+}
+
+BACKENDS: dict[str, Callable[[], Any]] = {
+    "blocks of 1": lambda: Blocks(1),
+    "blocks of 4": lambda: Blocks(4),
+    "blocks of 25": lambda: Blocks(25),
+}
+"""All but the loop, which is the meaning that they are held to."""
+
+MODEL_BACKENDS = ["blocks of 4"]
+"""Those that meet every kind of model; the others meet the dense one."""
+
+
+class TiedTokens(nn.Module):
+    """Somebody's own module: not a ``Sequential``, integer inputs, and one weight used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(CLASSES, 4)
+        self.mixing = nn.Linear(4, 4)
+        self.output = nn.Linear(4, CLASSES)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids ``[B, T]`` to logits ``[B, T, CLASSES]``."""
+        out: Tensor = self.output(torch.tanh(self.mixing(self.embedding(tokens))))
+        return out
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, CLASSES)),
+    "convolutional": lambda: nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, CLASSES)
+    ),
+    "tied tokens": TiedTokens,
+}
+
+
+class Play(NamedTuple):
+    """A few rounds: the state after initialisation and after each round, and the ledger's arrays by name."""
+
+    states: list[Any]
+    ledger: dict[str, np.ndarray]
+
+
+def federation(
+    model: str = "dense",
+    work: str = "epochs",
+    backend: str = "loop",
+    dtype: torch.dtype = torch.float64,
+    weighted: bool = False,
+    seed: int = 7,
+    order: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
+) -> Federation:
+    """The federation of these cases; ``order`` says which of the six shards each client holds."""
+    generator = torch.Generator().manual_seed(0)
+    shards = []
+    for size in SIZES:
+        if model == "tied tokens":
+            shape = (size, 5)
+            x, y = (torch.randint(0, CLASSES, shape, generator=generator) for _ in range(2))
+        else:
+            x = torch.randn(size, 1, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
+            y = torch.randint(0, CLASSES, (size,), generator=generator)
+        shards.append((x, y))
+    xs, ys = (torch.cat([shards[i][part] for i in order]) for part in (0, 1))
+    sizes = np.array(SIZES)[list(order)]
+    return Federation(
+        Model(MODELS[model](), cross_entropy, dtype=dtype),
+        Shards(xs, ys, np.r_[0, np.cumsum(sizes)]),
+        WORKS[work],
+        seed,
+        Loop() if backend == "loop" else BACKENDS[backend](),
+        weights=sizes if weighted else None,
+        cohort_size=4,
+        decay=lambda round: 0.9**round,
+    )
+
+
+def initial(fed: Federation) -> Tensor:
+    """The same random model ``[d]`` for every federation of one kind of model."""
+    generator = torch.Generator().manual_seed(1)
+    return (0.3 * torch.randn(fed.model.d, generator=generator, dtype=torch.float64)).to(fed.model.dtype)
+
+
+def rounds(
+    algorithm: Any, fed: Federation, cohorts: tuple[tuple[int, ...], ...] = COHORTS, state: Any = None, first: int = 1
+) -> Iterator[Any]:
+    """The states of a run, from initialisation, or from ``state`` before round ``first``."""
+    if state is None:
+        state = algorithm.init(initial(fed), fed.cohort(0))
+        yield state
+    for round, ids in enumerate(cohorts[first - 1 :], first):
+        state = algorithm.round(state, fed.cohort(round, np.array(ids)))
+        yield state
+
+
+@cache
+def play(algorithm: str, **settings: Any) -> Play:
+    """A run of the table, by names; ``settings`` are those of ``federation``."""
+    fed = federation(**settings)
+    states = list(rounds(ALGORITHMS[algorithm], fed))
+    return Play(states, copy.deepcopy(vars(fed.ledger)))
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """Everything in a state: its tensors, and those of a ``Kept`` stacked over all nodes."""
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, Kept):
+        columns = zip(*(tensors(state[node]) for node in range(state.n)), strict=True)
+        return [torch.stack(column) for column in columns]
+    assert isinstance(state, tuple), f"{type(state).__name__} in a state"
+    return [leaf for part in state for leaf in tensors(part)]
+
+
+def gap(a: Any, b: Any) -> float:
+    """Largest difference between two states."""
+    return max(float((s - t).abs().max()) for s, t in zip(tensors(a), tensors(b), strict=True))
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two states are equal bit for bit."""
+    return all(torch.equal(s, t) for s, t in zip(tensors(a), tensors(b), strict=True))

@@ -1,0 +1,139 @@
+"""What every algorithm promises: fixed settings, a state that says all, and rounds that are functions of the two."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from algorithms import ALGORITHMS as CATALOGUE
+from fedsim.types import Kept
+from tests.contract.cases import ALGORITHMS, BACKENDS, COHORTS, federation, gap, play, rounds, same_bits, tensors
+
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+LOOP_AND_BLOCKS = pytest.mark.parametrize("backend", ["loop", *BACKENDS])
+
+
+def test_the_table_holds_the_whole_catalogue() -> None:
+    assert {type(algorithm) for algorithm in ALGORITHMS.values()} == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("cls", CATALOGUE)
+def test_a_frozen_dataclass_without_base_class_or_other_attributes(cls: type) -> None:
+    assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
+    assert cls.__bases__ == (object,)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for name, value in vars(cls).items():
+        assert name in fields or name.startswith("__") or isinstance(value, types.FunctionType), f"attribute {name}"
+    settings = cls()
+    assert vars(settings).keys() == fields
+    for name in fields:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(settings, name, 1)
+    assert hash(settings) == hash(cls()) and settings == cls()
+
+
+@every_algorithm
+def test_a_run_leaves_the_algorithm_as_it_was(algorithm: str) -> None:
+    before = copy.deepcopy(vars(ALGORITHMS[algorithm]))
+    list(rounds(ALGORITHMS[algorithm], federation()))
+    assert vars(ALGORITHMS[algorithm]) == before
+
+
+@LOOP_AND_BLOCKS
+@every_algorithm
+def test_a_round_does_not_touch_the_state_before(algorithm: str, backend: str) -> None:
+    states, copies = [], []
+    for state in rounds(ALGORITHMS[algorithm], federation(backend=backend)):
+        states.append(state)
+        copies.append(copy.deepcopy(state))
+    for t, (state, at_the_time) in enumerate(zip(states, copies, strict=True)):
+        assert same_bits(state, at_the_time), f"the state after round {t} changed later"
+
+
+def only_tensors(value: Any) -> None:
+    if isinstance(value, Kept):
+        only_tensors(value.default)
+        for row in value.rows.values():
+            only_tensors(row)
+    elif isinstance(value, tuple):
+        for part in value:
+            only_tensors(part)
+    else:
+        assert type(value) is torch.Tensor, type(value)
+        assert not value.requires_grad and torch.isfinite(value).all()
+
+
+@LOOP_AND_BLOCKS
+@every_algorithm
+def test_state_is_tensors_and_memories(algorithm: str, backend: str) -> None:
+    for state in play(algorithm, backend=backend).states:
+        assert isinstance(state, tuple) and hasattr(state, "_fields") and state.x.dim() == 1
+        only_tensors(state)
+
+
+@LOOP_AND_BLOCKS
+@every_algorithm
+def test_memory_is_kept_for_those_who_took_part_and_no_more(algorithm: str, backend: str) -> None:
+    """A row that were a view of its block would keep the whole block alive."""
+    run = play(algorithm, backend=backend)
+    for kept in (part for part in run.states[1] if isinstance(part, Kept)):
+        first = next(part for part in run.states[0] if isinstance(part, Kept))
+        assert set(kept.rows) <= set(COHORTS[0]) | set(first.rows)
+        for row in kept.rows.values():
+            assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in tensors(row))
+
+
+@LOOP_AND_BLOCKS
+@every_algorithm
+def test_one_seed_repeats_bit_for_bit(algorithm: str, backend: str) -> None:
+    run, again = play(algorithm, backend=backend), list(rounds(ALGORITHMS[algorithm], federation(backend=backend)))
+    assert all(same_bits(a, b) for a, b in zip(run.states, again, strict=True))
+
+
+@every_algorithm
+def test_two_seeds_differ(algorithm: str) -> None:
+    """All anchors on their whole shards have nothing to draw; everybody else has minibatches."""
+    difference = gap(play(algorithm).states[-1], play(algorithm, seed=8).states[-1])
+    assert difference == 0 if algorithm == "FedAMD all anchors" else difference > 1e-6
+
+
+@LOOP_AND_BLOCKS
+@every_algorithm
+def test_the_order_in_which_a_cohort_is_named_does_not_matter(algorithm: str, backend: str) -> None:
+    backwards = tuple(ids[::-1] for ids in COHORTS)
+    run = rounds(ALGORITHMS[algorithm], federation(backend=backend), backwards)
+    assert all(same_bits(a, b) for a, b in zip(play(algorithm, backend=backend).states, run, strict=True))
+
+
+@LOOP_AND_BLOCKS
+@every_algorithm
+def test_a_run_goes_on_from_its_state(algorithm: str, backend: str) -> None:
+    """The state says all: a new federation and a new algorithm object continue it with the same bits."""
+    run = play(algorithm, backend=backend)
+    fresh = dataclasses.replace(ALGORITHMS[algorithm])
+    rest = rounds(fresh, federation(backend=backend), state=copy.deepcopy(run.states[1]), first=2)
+    assert all(same_bits(a, b) for a, b in zip(run.states[2:], rest, strict=True))
+
+
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a not in ("FedAMD optimal", "FedAMD half")])
+def test_the_names_of_the_clients_do_not_matter(algorithm: str) -> None:
+    """Without chance (whole shards, no coins) renumbered clients give the same models, up to the order of sums."""
+    order = (4, 2, 5, 0, 1, 3)
+    named = tuple(tuple(order.index(i) for i in ids) for ids in COHORTS)
+    renumbered = rounds(ALGORITHMS[algorithm], federation(work="whole shard", order=order), named)
+    for a, b in zip(play(algorithm, work="whole shard").states, renumbered, strict=True):
+        assert gap(a.x, b.x) <= 1e-13
+
+
+@every_algorithm
+def test_only_the_proportions_of_weights_count(algorithm: str) -> None:
+    fed = federation()
+    scaled = dataclasses.replace(fed, weights=np.full(fed.shards.n, 40.0))
+    for a, b in zip(rounds(ALGORITHMS[algorithm], fed), rounds(ALGORITHMS[algorithm], scaled), strict=True):
+        assert gap(a, b) <= 1e-15

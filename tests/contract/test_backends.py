@@ -1,0 +1,56 @@
+"""Backends mean the same: the trajectory and the ledger of the loop, whatever runs the clients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.contract.cases import ALGORITHMS, BACKENDS, MODEL_BACKENDS, MODELS, WORKS, Play, gap, play, tensors
+
+FLOAT32 = 2e-5
+"""Largest difference between backends in float32 after three rounds, for parameters of the order of 1."""
+
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+models_and_backends = [(m, b) for m in MODELS for b in BACKENDS if m == "dense" or b in MODEL_BACKENDS]
+
+
+def agree(one: Play, other: Play, tolerance: float) -> None:
+    for t, (a, b) in enumerate(zip(one.states, other.states, strict=True)):
+        assert gap(a, b) <= tolerance, f"states differ by {gap(a, b):.1e} after round {t}"
+    assert one.ledger.keys() == other.ledger.keys()
+    for name, charged in one.ledger.items():
+        np.testing.assert_array_equal(charged, other.ledger[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("model", "backend"), models_and_backends)
+@pytest.mark.parametrize("work", WORKS)
+@every_algorithm
+def test_trajectory_and_ledger_are_the_loops(algorithm: str, model: str, work: str, backend: str) -> None:
+    agree(play(algorithm, model=model, work=work, backend=backend), play(algorithm, model=model, work=work), 1e-12)
+
+
+@every_backend
+@every_algorithm
+def test_clients_weighted_by_size(algorithm: str, backend: str) -> None:
+    weighted = play(algorithm, weighted=True)
+    agree(play(algorithm, weighted=True, backend=backend), weighted, 1e-12)
+    if algorithm not in ("FedAvg median", "FedAMD all anchors"):     # a rule without weights; a model that never moves
+        assert gap(weighted.states[-1].x, play(algorithm).states[-1].x) > 1e-6
+
+
+@pytest.mark.parametrize("model", MODELS)
+@every_algorithm
+def test_single_precision(algorithm: str, model: str) -> None:
+    loop = play(algorithm, model=model, dtype=torch.float32)
+    agree(play(algorithm, model=model, dtype=torch.float32, backend="blocks of 4"), loop, FLOAT32)
+    assert {t.dtype for t in tensors(loop.states[-1])} == {torch.float32}
+    assert gap(loop.states[-1], tuple(t.float() for t in tensors(play(algorithm, model=model).states[-1]))) <= FLOAT32
+
+
+def test_the_ledger_counts_every_cost() -> None:
+    """Equal zeros would agree as well."""
+    ledger = play("SCAFFOLD II").ledger
+    assert set(ledger) == {"down", "up", "gradient_evaluations"}
+    assert all((charged > 0).all() for charged in ledger.values())
