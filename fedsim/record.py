@@ -179,14 +179,34 @@ def create_run(
         raise RunError(f"the config holds a value that YAML cannot: {error}; convert it to a plain value") from error
     status = {str(seed): {"state": "running", "detail": ""} for seed in manifest.get("seeds", ())}
     files = {"config.yaml": config_text, "manifest.json": _json({**environment(), **manifest, "status": status})}
-    names = (root / (name if number == 1 else f"{name}-{number}") for number in count(1))
     try:
-        for target in names if output is None else (output,):
+        for target in _names(root, name) if output is None else (output,):
             if _create(target, files):
                 return RunDirectory(target)
     except OSError as error:
         raise RunError(f"cannot create a run in {output or root}: {error.strerror}; choose another --output") from error
     raise RunError(f"{output} exists; a run never overwrites another. Choose another --output, or remove it first")
+
+
+def create_folder(root: Path, name: str) -> Path:
+    """Make an empty ``root/name`` for several runs, or ``name-2``, ``name-3``, ... when it exists.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    for target in _names(root, name):
+        try:
+            target.mkdir(parents=True)
+            return target
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"cannot create {target}: {error.strerror}; choose another folder") from error
+    raise AssertionError
+
+
+def _names(root: Path, name: str) -> Iterator[Path]:
+    return (root / (name if number == 1 else f"{name}-{number}") for number in count(1))
 
 
 def _create(target: Path, files: Mapping[str, str]) -> bool:

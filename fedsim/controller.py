@@ -1,0 +1,244 @@
+"""The central controller: sample a cohort, run a round, evaluate, record, checkpoint; and go on after an interruption.
+
+A run continues bit for bit: everything random is a function of (seed, round, node), a checkpoint holds the algorithm's
+state, the ledger and the length of the metrics file, and resuming cuts the metrics back to that length before it goes
+on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsim import checkpoint, evaluate
+from fedsim.backends.blocks import Blocks
+from fedsim.clients import Backend, Loop
+from fedsim.config import from_config, to_config
+from fedsim.errors import CheckpointError, FedsimError, RunError
+from fedsim.experiment import Experiment
+from fedsim.progress import RunProgress
+from fedsim.record import RunDirectory, SeedRecord, create_run, open_run
+from fedsim.rows import read_metrics
+from fedsim.setup import Prepared, data_hash, prepare
+from fedsim.state import flatten, restore
+from fedsim.tune import choose
+
+
+def run(
+    experiment: Experiment, *, output: Path | None = None, root: Path = Path("runs"), progress: bool = True
+) -> RunDirectory:
+    """Run an experiment with all its seeds in a new run directory.
+
+    Args:
+        experiment: what to run.
+        output: exactly this directory, which must not exist; by default a new one below ``root``.
+        root: folder of runs.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        FedsimError: the experiment cannot be set up (nothing is written), or it failed in mid-run (resume from its
+            last checkpoint).
+        KeyboardInterrupt: after a checkpoint of the last completed round.
+    """
+    first = prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
+    manifest = {
+        "seeds": experiment.seed_list,
+        "device": str(first.federation.model.device),
+        "threads": torch.get_num_threads(),
+        "parameters": first.federation.model.d,
+        "clients": first.partition.n,
+        "data_hash": data_hash(first.dataset),
+        "data_notes": first.dataset.notes,
+        "partition_hash": {str(experiment.seed): first.partition.hash},
+        "backend": {},
+    }
+    directory = create_run(root, experiment.title, to_config(experiment), manifest, output)
+    _run_seeds(experiment, directory, experiment.seed_list, first, progress)
+    return directory
+
+
+def resume(path: Path, experiment: Experiment | None = None, *, progress: bool = True) -> RunDirectory:
+    """Continue a run that was interrupted or failed, to the same final metrics as if it had not been.
+
+    Args:
+        path: the run directory.
+        experiment: the experiment, where its ``config.yaml`` cannot express it (a model or data set given as a Python
+            object).
+        progress: show a progress bar on stderr.
+
+    Raises:
+        FedsimError: no run there, its data set has changed, no valid checkpoint, or the run failed again.
+    """
+    directory = open_run(Path(path))
+    experiment = experiment or from_config(directory.config)
+    status = directory.manifest["status"]
+    todo = [seed for seed in experiment.seed_list if status.get(str(seed), {}).get("state") != "finished"]
+    if todo:
+        first = prepare(experiment, todo[0])
+        found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
+        if found != expected:
+            raise RunError(
+                f"{path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore the"
+                " data files"
+            )
+        _run_seeds(experiment, directory, todo, first, progress)
+    return directory
+
+
+def _run_seeds(
+    experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool
+) -> None:
+    with RunProgress(directory.path.name, experiment.rounds, progress) as bar, _terminate_as_interrupt():
+        for seed in todo:
+            prepared = first if seed == todo[0] else prepare(experiment, seed)
+            _note_partition(directory, seed, prepared)
+            directory.mark(seed, "running")
+            try:
+                _Seed(experiment, directory, seed, prepared, bar).run()
+            except KeyboardInterrupt:
+                directory.mark(seed, "interrupted")
+                bar.say(f"interrupted; continue with: fedsim resume {directory.path}")
+                raise
+            except Exception as error:
+                with contextlib.suppress(RunError):        # on a full disk the first error is the one to read
+                    directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
+                raise
+            directory.mark(seed, "finished")
+
+
+def _note_partition(directory: RunDirectory, seed: int, prepared: Prepared) -> None:
+    hashes = dict(directory.manifest["partition_hash"])
+    if hashes.setdefault(str(seed), prepared.partition.hash) != prepared.partition.hash:
+        raise RunError(
+            f"seed {seed} of {directory.path} was partitioned with hash {hashes[str(seed)][:12]}, now it is"
+            f" {prepared.partition.hash[:12]};"
+            " run it with the versions that manifest.json names"
+        )
+    directory.update_manifest(partition_hash=hashes)
+
+
+class _Seed:
+    """One seed of a run in progress."""
+
+    def __init__(
+        self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress
+    ) -> None:
+        self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
+        self.federation = prepared.federation
+
+    def run(self) -> None:
+        """From the latest checkpoint, or from the beginning, to the last round."""
+        with self.directory.open_seed(self.seed) as record:
+            loaded = checkpoint.load_latest(record.checkpoints)
+            algorithm, fed = self.experiment.algorithm, self.federation
+            x = fed.model.vector()                         # the initial model, before a trial of backends trains it
+            backend = self._backend(loaded.meta["backend"] if loaded else None)
+            state = algorithm.init(x, fed.cohort(0))
+            done = 0
+            if loaded:
+                state, done = self._restore(state, loaded), loaded.round
+                record.truncate(loaded.meta["offset"], done)
+            else:
+                record.truncate(0, -1)
+            before = read_metrics(record.timing.path).series("host", "seconds")
+            clock = time.perf_counter() - max(before.values(), default=0.0)
+            self.bar.start(self.seed, done)
+            if not done:
+                self._evaluate(record, 0, state, clock)
+            self._rounds(record, state, done, backend, clock)
+
+    def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], clock: float) -> None:
+        experiment, fed = self.experiment, self.federation
+        offset, ledger = record.offset(), _copy(fed.ledger.state())
+
+        def save() -> None:  # the last completed round, whatever came after it
+            costs = {f"ledger.{name}": t for name, t in ledger.items()}
+            checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, {"offset": offset, "backend": backend})
+
+        try:
+            for round in range(done + 1, experiment.rounds + 1):
+                ids = experiment.sampling.cohort(self.seed, round, fed.shards.n)
+                new = experiment.algorithm.round(state, fed.cohort(round, ids))
+                last = round == experiment.rounds
+                if last or round % experiment.evaluation.every == 0 or self._clients_due(round):
+                    self._evaluate(record, round, new, clock)
+                else:
+                    self.bar.update(round)
+                state, done, ledger, offset = new, round, _copy(fed.ledger.state()), record.offset()
+                if last or round % experiment.checkpoint_every == 0:
+                    save()
+        except (KeyboardInterrupt, FedsimError) as error:
+            if not isinstance(error, CheckpointError | RunError):  # those two mean that the disk refuses
+                save()
+            raise
+
+    def _clients_due(self, round: int) -> bool:
+        every = self.experiment.evaluation.clients_every
+        return round == self.experiment.rounds or bool(every and round % every == 0)
+
+    def _evaluate(self, record: SeedRecord, round: int, state: Any, clock: float) -> None:
+        seconds = time.perf_counter() - clock  # before the evaluation, which is not the algorithm's cost
+        rows = evaluate.server(self.prepared, state.x, round)
+        if self._clients_due(round):
+            rows += evaluate.clients(self.prepared, state.x, self.experiment.evaluation)
+        costs = evaluate.cost(self.prepared)
+        for row in rows + costs:
+            record.metrics.add(round, row.scope, row.metric, row.value, row.node)
+        record.timing.add(round, "host", "seconds", seconds)
+        values = {row.metric: row.value for row in rows if row.scope == "server/test"}
+        self.bar.update(round, values.get("accuracy"), values["loss"], sum(row.value for row in costs[:2]) / 1e6)
+
+    def _backend(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
+        """Set the federation's backend: as a checkpoint says, as asked for, or as measured."""
+        fed, experiment = self.federation, self.experiment
+        if chosen is None:
+            ids = experiment.sampling.cohort(self.seed, 1, fed.shards.n)
+            if experiment.backend == "loop":
+                chosen = {"backend": "loop", "reason": "asked for"}
+            elif experiment.backend == "blocks" and experiment.block_size:
+                chosen = {"backend": "blocks", "block_size": experiment.block_size, "reason": "asked for"}
+            else:
+                chosen = choose(fed, experiment.algorithm, ids, blocks_only=experiment.backend == "blocks")
+        backend: Backend = Loop() if chosen["backend"] == "loop" else Blocks(chosen["block_size"])
+        fed.backend = backend
+        self.directory.update_manifest(backend={**self.directory.manifest["backend"], str(self.seed): chosen})
+        return chosen
+
+    def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
+        ledger = self.federation.ledger
+        try:
+            ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
+            return restore(template, loaded.tensors)
+        except KeyError as error:
+            raise CheckpointError(
+                f"the checkpoint of round {loaded.round} in {self.directory.path} lacks {error}; it belongs to"
+                " another algorithm or version"
+            ) from error
+
+
+def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in tensors.items()}
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A polite kill (SIGTERM, as schedulers send it) ends like Ctrl-C: with a checkpoint."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: leave signals alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
