@@ -1,0 +1,126 @@
+"""The engine against the papers: the same models, round by round, to 1e-12 in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from fedsim.backends.blocks import Blocks
+from fedsim.clients import Loop
+from fedsim.work import LocalWork
+from tests.algorithms import papers
+from tests.algorithms.quadratics import batches_of, everybody, federation, heterogeneous, iterates, some
+
+F = heterogeneous()
+X0 = np.random.default_rng(9).standard_normal(F.d)
+WORKS = {
+    "whole shard": LocalWork(batch_size=0, steps=6),
+    "epochs": LocalWork(batch_size=8, epochs=2),
+    "steps": LocalWork(batch_size=12, steps=5),
+}
+COHORTS = {"everybody": everybody(F.n, 5), "2 of 10": some(F.n, 2, 6)}
+
+
+class Case(NamedTuple):
+    """An algorithm of the engine and the paper's, as a function of (f, x, cohorts, batches, eta)."""
+
+    algorithm: Any
+    paper: Callable[..., list[np.ndarray]]
+
+
+def with_(paper: Callable[..., list[np.ndarray]], **settings: Any) -> Callable[..., list[np.ndarray]]:
+    return lambda *arguments: paper(*arguments, **settings)
+
+
+CASES = {
+    "FedAvg": Case(FedAvg(lr=0.2), papers.fedavg),
+    "FedAvg server step": Case(FedAvg(lr=0.2, server_lr=1.5), with_(papers.fedavg, eta_g=1.5)),
+    "FedAvg momentum": Case(FedAvg(lr=0.2, momentum=0.8), with_(papers.fedavg, theta=0.8)),
+    "SCAFFOLD II": Case(Scaffold(lr=0.2, server_lr=0.8), with_(papers.scaffold, eta_g=0.8)),
+    "SCAFFOLD I": Case(Scaffold(lr=0.2, option="I"), with_(papers.scaffold, option="I")),
+    "FedSpeed, paper": Case(
+        FedSpeed(lr=0.2, lam=2.0, rho=0.3, dual_avg="active"), with_(papers.fedspeed, lam=2.0, rho=0.3)
+    ),
+    "FedSpeed, paper, mixed and plain": Case(
+        FedSpeed(lr=0.2, lam=2.0, rho=0.3, alpha=0.4, normalize=False, dual_avg="active"),
+        with_(papers.fedspeed, lam=2.0, rho=0.3, alpha=0.4, normalized=False),
+    ),
+    "FedSpeed, code": Case(FedSpeed(lr=0.2, lam=2.0, rho=0.3), with_(papers.fedspeed_code, lamb=0.5, rho=0.3)),
+    "FedSpeed, code, mixed": Case(
+        FedSpeed(lr=0.2, lam=2.0, rho=0.3, alpha=0.4), with_(papers.fedspeed_code, lamb=0.5, rho=0.3, alpha=0.4)
+    ),
+    "FedSpeed, code, plain": Case(
+        FedSpeed(lr=0.2, lam=2.0, rho=0.3, normalize=False),
+        with_(papers.fedspeed_code, lamb=0.5, rho=0.3, normalized=False),
+    ),
+    "FedSpeed without ascent is FedDyn": Case(FedSpeed(lr=0.2, lam=2.0, rho=0.0), with_(papers.feddyn, a=0.5)),
+}
+
+
+def decayed(t: int) -> float:
+    return 0.8**t
+
+
+def assert_equal(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: float = 1e-12) -> None:
+    assert len(ours) == len(theirs) > 0
+    for t, (a, b) in enumerate(zip(ours, theirs, strict=True), 1):
+        assert np.abs(a - b).max() <= tolerance, f"round {t}: {np.abs(a - b).max():.1e}"
+    assert np.abs(ours[-1] - X0).max() > 1e-3, "nothing moved"
+
+
+@pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
+@pytest.mark.parametrize("cohorts", COHORTS)
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("case", CASES)
+def test_models_are_the_papers(case: str, work: str, cohorts: str, backend: Any) -> None:
+    """With a step size that decays: SCAFFOLD divides by the one in use, the dual methods by none."""
+    algorithm, paper = CASES[case]
+    fed = federation(F, WORKS[work], backend, decayed)
+    theirs = paper(F, X0, COHORTS[cohorts], batches_of(fed), lambda t: 0.2 * decayed(t))
+    assert_equal(iterates(algorithm, fed, X0, COHORTS[cohorts]), theirs)
+
+
+@pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
+@pytest.mark.parametrize("cohorts", COHORTS)
+@pytest.mark.parametrize("work", WORKS)
+def test_fedamd_with_coins(work: str, cohorts: str, backend: Any) -> None:
+    fed = federation(F, WORKS[work], backend, decayed)
+    S = COHORTS[cohorts]
+    coins = [fed.cohort(t, np.array(ids)).split(0.5)[0].ids.tolist() for t, ids in enumerate(S, 1)]
+    assert any(coins) and any(set(ids) - set(heads) for ids, heads in zip(S, coins, strict=True))
+    theirs = papers.fedamd(F, X0, S, coins, batches_of(fed), lambda t: 0.2 * decayed(t), eta_s=0.7)
+    assert_equal(iterates(FedAMD(lr=0.2, server_lr=0.7, p=0.5), fed, X0, S), theirs)
+
+
+@pytest.mark.parametrize("cohorts", COHORTS)
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("period", [2, 3])
+def test_fedamd_in_sequence(period: int, work: str, cohorts: str) -> None:
+    """Rounds count from 1; every ``period``-th is of anchors, the others of miners."""
+    fed = federation(F, WORKS[work])
+    S = COHORTS[cohorts]
+    anchors = [ids if t % period == 0 else [] for t, ids in enumerate(S, 1)]
+    theirs = papers.fedamd(F, X0, S, anchors, batches_of(fed), lambda t: 0.2)
+    assert_equal(iterates(FedAMD(lr=0.2, period=period), fed, X0, S), theirs)
+
+
+@pytest.mark.parametrize("cohorts", COHORTS)
+def test_fedavg_weighted_by_size(cohorts: str) -> None:
+    sizes = np.array([len(b) for b in F.b])
+    fed = federation(F, WORKS["epochs"], weights=sizes)
+    theirs = papers.fedavg(F, X0, COHORTS[cohorts], batches_of(fed), lambda t: 0.2, p=sizes / sizes.sum())
+    assert_equal(iterates(FedAvg(lr=0.2), fed, X0, COHORTS[cohorts]), theirs)
+
+
+def test_transcriptions_tell_the_rules_apart() -> None:
+    """Partial participation, decay and the server's rule all matter at this tolerance, so a mix-up would be seen."""
+    fed = federation(F, WORKS["epochs"], decay=decayed)
+    B, S = batches_of(fed), COHORTS["2 of 10"]
+    runs = [case.paper(F, X0, S, B, eta)[-1] for case in CASES.values() for eta in (lambda t: 0.2, lambda t: 0.1)]
+    runs += [papers.fedamd(F, X0, S, [[ids[side]] for ids in S], B, lambda t: 0.2)[-1] for side in (0, 1)]
+    gaps = [np.abs(a - b).max() for i, a in enumerate(runs) for b in runs[:i]]
+    assert min(gaps) > 1e-4
