@@ -50,9 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         folder = create_folder(options.root, "demo")
         base = replace(BASE, rounds=options.rounds, seeds=options.seeds)
-        for algorithm in ALGORITHMS:
-            run(replace(base, algorithm=algorithm), root=folder)
-        comparison = compare([folder])
+        runs = [run(replace(base, algorithm=a, name=type(a).__name__), root=folder) for a in ALGORITHMS]
+        comparison = compare([r.path for r in runs])
         Console().print(render(comparison))
         curves(comparison, folder / "accuracy.png", x="round")
         curves(comparison, folder / "accuracy-per-megabyte.png", x="megabytes")

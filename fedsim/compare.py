@@ -182,7 +182,7 @@ def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
         return missing
     if math.isnan(value.mean):
         return "diverged"
-    digits = 0 if abs(value.mean) >= 1000 else 1 if abs(value.mean) >= 10 else 4
+    digits = 0 if abs(value.mean) >= 1000 else 1 if abs(value.mean) >= 10 else 3
     mean = f"{value.mean:{sign},.{digits}f}"
     if value.half_width is None:
         return f"{mean} (1 seed)"
@@ -200,11 +200,11 @@ def cells(comparison: Comparison) -> list[list[str]]:
     rows = []
     for summary in comparison.runs:
         seeds = len(summary.run.seeds)
-        short = f"not reached ({seeds - summary.reached} of {seeds} seeds)"
+        short = f"missed by {seeds - summary.reached} of {seeds}"
         missing = "not recorded" if summary.reached == seeds else short
         alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
         difference = [text_of(summary.difference, alone, "+")] if len(comparison.runs) > 1 else []
-        costs = [text_of(summary.cost[name], missing) for name in COSTS]
+        costs = [text_of(summary.cost[name], missing if name == next(iter(COSTS)) else "–") for name in COSTS]
         values = [text_of(summary.final), text_of(summary.best), *difference, *costs]
         rows.append([summary.run.label, str(seeds), *values])
     return rows
@@ -221,7 +221,7 @@ def notes(comparison: Comparison) -> str:
     difference = f"“− {comparison.baseline}”: difference of final values, paired by seed. "
     return (
         "Mean over seeds ± 95 % Student-t interval (none for one seed). "
-        f"{difference if len(comparison.runs) > 1 else ''}MB: sent up and down, 10⁶ bytes. "
+        f"{difference if len(comparison.runs) > 1 else ''}Missed: seeds that never reached the target. MB: sent up and down, 10⁶ bytes. "
         "Grad evals: gradient evaluations of all clients."
     )
 

@@ -178,7 +178,7 @@ def test_diverged_and_missing_seeds_are_named(tmp_path: Path) -> None:
     ]
     assert comparison.target is None and comparison.runs[0].best == estimate([0.5, 0.1])
     assert json.loads(to_json(comparison))["runs"][0]["final_mean"] is None
-    assert "diverged" in text(comparison) and "not reached (2 of 2 seeds)" in text(comparison)
+    assert "diverged" in text(comparison) and "missed by 2 of 2" in text(comparison)
 
 
 def test_seed_that_was_killed_while_its_files_were_created(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_finding_runs(tmp_path: Path) -> None:
 
 
 def algorithm(name: str, **settings: Any) -> dict[str, Any]:
-    return {"algorithm": {"class_path": f"algorithms.{name}", "init_args": settings}}
+    return {"algorithm": {"name": f"algorithms.{name}", **settings}}
 
 
 @pytest.mark.parametrize(
@@ -253,16 +253,16 @@ def test_table(two: Comparison) -> None:
     assert "accuracy on server/test, and its cost to reach 0.79" in lines[0]  # 0.8367 * 0.95 = 0.794
     fast = next(line for line in lines if line.strip().startswith("fast"))
     assert fast.rstrip().endswith("4,000 ± 0")
-    assert "0.8367 ± 0.0517" in fast and "+0.0367 ± 0.0143" in fast and "20.0 ± 0.0" in fast and "60.0 ± 0.0" in fast
+    assert "0.837 ± 0.052" in fast and "+0.037 ± 0.014" in fast and "20.0 ± 0.0" in fast and "60.0 ± 0.0" in fast
     slow = next(line for line in lines if line.strip().startswith("slow"))
-    assert "baseline" in slow and "not reached (1 of 3 seeds)" in slow
+    assert "baseline" in slow and "missed by 1 of 3" in slow
 
 
 def test_table_of_one_seed_says_so_and_shows_warnings_and_odd_names(tmp_path: Path) -> None:
     a = make_run(tmp_path, "a", {0: [0.1, 0.5]}, config={"name": "[red]a[/red]"})
     b = make_run(tmp_path, "b", {0: [0.1, 0.6]}, data_hash="other")
     shown = text(compare([a, b]))
-    assert "0.6000 (1 seed)" in shown and "+0.1000 (1 seed)" in shown
+    assert "0.600 (1 seed)" in shown and "+0.100 (1 seed)" in shown
     assert "warning: different data hash" in shown and "[red]a[/red]" in shown
 
 

@@ -140,7 +140,7 @@ def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list
     differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
 
     def with_settings(run: int) -> str:
-        shown = {key.rsplit(".", 1)[-1]: settings[run].get(key) for key in sorted(differing) if "class_path" not in key}
+        shown = {key.rsplit(".", 1)[-1]: settings[run].get(key) for key in sorted(differing) if key != "algorithm.name"}
         return ", ".join([_algorithm(configs[run]), *(f"{key}={value}" for key, value in shown.items())])
 
     ways: list[Callable[[int], str]] = [
@@ -157,9 +157,9 @@ def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list
 
 
 def _algorithm(config: Mapping[str, Any]) -> str:
-    """Class of the algorithm, from ``algorithm: {class_path: algorithms.FedAvg, ...}`` or ``algorithm: FedAvg``."""
+    """Class of the algorithm, from ``algorithm: {name: FedAvg, ...}`` or ``algorithm: FedAvg``."""
     algorithm = config.get("algorithm", "run")
-    path = algorithm.get("class_path", "run") if isinstance(algorithm, Mapping) else algorithm
+    path = algorithm.get("name", "run") if isinstance(algorithm, Mapping) else algorithm
     return str(path).rsplit(".", 1)[-1]
 
 
