@@ -201,10 +201,10 @@ def cells(comparison: Comparison) -> list[list[str]]:
     for summary in comparison.runs:
         seeds = len(summary.run.seeds)
         short = f"missed by {seeds - summary.reached} of {seeds}"
-        missing = "not recorded" if summary.reached == seeds else short
+        missing = ["not recorded"] * len(COSTS) if summary.reached == seeds else [short, *["–"] * (len(COSTS) - 1)]
         alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
         difference = [text_of(summary.difference, alone, "+")] if len(comparison.runs) > 1 else []
-        costs = [text_of(summary.cost[name], missing if name == next(iter(COSTS)) else "–") for name in COSTS]
+        costs = [text_of(summary.cost[name], why) for name, why in zip(COSTS, missing, strict=True)]
         values = [text_of(summary.final), text_of(summary.best), *difference, *costs]
         rows.append([summary.run.label, str(seeds), *values])
     return rows

@@ -1,1 +1,0 @@
-from fedsim.controller import resume, run
