@@ -12,6 +12,8 @@ from fedsim.cli.output import console, writing
 from fedsim.config import build
 from fedsim.config.names import parameters
 from fedsim.data import Dataset
+from fedsim.data.catalogue import suggest
+from fedsim.errors import ConfigError
 from fedsim.experiment import Data, Experiment
 from fedsim.partition import Partitioner, card, plot, render
 from fedsim.problems import Problem
@@ -45,6 +47,8 @@ PARTITION = flags.Command(
 def partition(argv: Sequence[str]) -> int:
     """Partition the data set of a command line; print the heterogeneity card."""
     line = flags.read(PARTITION, argv)
+    for key in line.settings.keys() - parameters(Experiment).keys():
+        raise ConfigError(f"unknown setting {key}: {suggest(key, list(parameters(Experiment)))}")
     settings = {key: value for key, value in line.settings.items() if key in parameters(Division)}
     if "help" in line.switches:
         flags.print_help(PARTITION, settings)

@@ -30,7 +30,10 @@ RUN = flags.Command(
     "run",
     "Run an experiment in a new run directory. Flags override the file, which overrides the defaults.",
     Experiment,
-    {"output": "exactly this run directory, which must not exist", "root": "folder of new run directories; runs"},
+    {
+        "output": "exactly this run directory, which must not exist",
+        "root": "folder of new run directories (default: runs)",
+    },
     {
         "print_config": "print all settings as YAML, which can serve as FILE.yaml, and do not run",
         "quiet": "no progress on stderr",

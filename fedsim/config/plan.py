@@ -158,7 +158,11 @@ def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple
 def _known(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
     """The parameters that a config may set."""
     hidden = {"data": {"name", "options", "store"}, "model": {"input_shape", "classes"}}.get(kind, set())
-    return {key: value for source in sources for key, value in parameters(source).items() if key not in hidden}
+    known = {key: value for source in sources for key, value in parameters(source).items() if key not in hidden}
+    if kind == "data":  # a problem takes the data set that it is made of by name
+        named = {key: value.replace(annotation=str, default=None) for key, value in known.items()}
+        known = {key: value if is_plain(value.annotation) else named[key] for key, value in known.items()}
+    return known
 
 
 def _data(name: str, data_dir: str | None = None, download: bool = False, **options: Any) -> Data:
@@ -184,7 +188,9 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
         lower, upper = ({"name": part} if isinstance(part, str) else part for part in (old, value))
         if not isinstance(lower, Mapping):
             raise ConfigError(f"{at} is {old!r}; expected a name, or name and fields")
-        if "name" in lower and "name" in upper and lower["name"] != upper["name"]:
+        if "name" in upper and "python" in lower:
+            lower = {}
+        elif "name" in upper and upper["name"] != lower.get("name", upper["name"]):
             lower = _common(key, at, lower, upper["name"], notes)
         result[key] = override(lower, upper, notes, at)
     return result

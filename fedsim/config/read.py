@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,18 +92,23 @@ def parser_of(whole: Plan) -> ArgumentParser:
     for part in whole.walk():
         group = parser.add_argument_group(part.place or "experiment", _heading(part))
         for source in part.sources:
-            hidden: set[str | int] = {
-                key for key in parameters(source) if key not in part.known or not is_plain(part.known[key].annotation)
-            }
-            place = part.place or None
-            if isinstance(source, type):
-                group.add_class_arguments(source, place, as_group=False, skip=hidden)
-            else:
-                group.add_function_arguments(getattr(source, "func", source), place, as_group=False, skip=hidden)
+            _add(group, part, source)
         for key, value in part.parts.items():
             if not isinstance(value, Plan):
                 group.add_argument(f"--{part.at(key)}", metavar="NAME", help=_choices(part, key), default=value)
     return parser
+
+
+def _add(group: Any, part: Plan, source: Callable[..., Any]) -> None:
+    """Add the plain parameters of one source."""
+    make = getattr(source, "func", source)  # of a partial, which jsonargparse does not read
+    usual = {key for key, parameter in parameters(make).items() if is_plain(parameter.annotation)}
+    hidden = parameters(make).keys() - (usual & part.known.keys())
+    for key in hidden & part.known.keys():
+        if is_plain(part.known[key].annotation):
+            group.add_argument(f"--{part.at(key)}", type=str, help="a name")
+    add = group.add_class_arguments if isinstance(make, type) else group.add_function_arguments
+    add(make, part.place or None, as_group=False, skip=hidden)
 
 
 def help_text(whole: Plan) -> str:
