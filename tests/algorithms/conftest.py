@@ -1,4 +1,4 @@
-"""One thread: these tensors are far too small to share between threads, and on a busy machine waiting for them takes ages."""
+"""One thread: these tensors are too small to share; threads waiting for each other on a busy machine take ages."""
 
 from __future__ import annotations
 

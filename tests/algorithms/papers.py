@@ -1,7 +1,7 @@
 """The papers' algorithms, transcribed in their notation in plain numpy: loops over clients and steps, nothing stacked.
 
-``f.grad(i, x, B)`` is client i's gradient on the rows B, ``batches(t, i)`` the rows of its steps in round t, ``eta(t)`` the
-round's local step size. Each function returns the server's models after rounds 1, 2, ...
+``f.grad(i, x, B)`` is client i's gradient on the rows B, ``batches(t, i)`` the rows of its steps in round t, ``eta(t)``
+the round's local step size. Each function returns the server's models after rounds 1, 2, ...
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def fedavg(
     f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, eta_g: float = 1.0,
     theta: float = 0.0, p: np.ndarray | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """McMahan et al. 2017, with heavy ball (theta), a server step and client weights ``p`` renormalised over the cohort."""
+    """McMahan et al. 2017, with heavy ball (theta), a server step, and weights ``p`` renormalised over the cohort."""
     p = np.ones(f.n) if p is None else p
     history = []
     for t, S in enumerate(cohorts, 1):
@@ -90,7 +90,7 @@ def fedspeed_code(
     f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, lamb: float, rho: float,
     alpha: float = 1.0, normalized: bool = True,
 ) -> list[np.ndarray]:  # fmt: skip
-    """The rule of FL-Simulator (the authors' code): h_i in the units of weights, and the mean of ALL h_i at the server."""
+    """The authors' code (FL-Simulator): h_i in the units of weights, and the mean of ALL h_i at the server."""
     h = [np.zeros_like(x) for _ in range(f.n)]
     history = []
     for t, S in enumerate(cohorts, 1):
@@ -128,8 +128,9 @@ def feddyn(
 
 
 def fedamd(
-    f: Quadratics, x: np.ndarray, cohorts: Cohorts, anchors: Cohorts, batches: Batches, eta: StepSize, eta_s: float = 1.0
-) -> list[np.ndarray]:
+    f: Quadratics, x: np.ndarray, cohorts: Cohorts, anchors: Cohorts, batches: Batches, eta: StepSize,
+    eta_s: float = 1.0,
+) -> list[np.ndarray]:  # fmt: skip
     """Wu et al. 2023: the SERVER stores every v_i; ``anchors[t - 1]`` are the clients of S whose coin came up heads."""
     v = [f.grad(i, x) for i in range(f.n)]
     history = []

@@ -1,0 +1,130 @@
+"""What a round costs, in model-sized vectors and gradient evaluations, by the ledger; and the checks of settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from algorithms.fedamd import optimal_p
+from fedsim.backends.blocks import Blocks
+from fedsim.clients import Federation, Loop
+from fedsim.errors import ConfigError
+from fedsim.wire import Ledger
+from fedsim.work import LocalWork
+from tests.algorithms.quadratics import federation, heterogeneous, states
+
+F = heterogeneous()
+M = np.array([len(b) for b in F.b])
+K = 3
+S = [2, 7, 8]
+BACKENDS = pytest.mark.parametrize("backend", [Loop(), Blocks(2)], ids=["loop", "blocks"])
+
+
+def vectors(charged: np.ndarray) -> np.ndarray:
+    """Float64 vectors of length d in the bytes of one message: 2 for the message, 6 and 8 d for each vector."""
+    count = (charged - 2 * (charged > 0)) / (6 + 8 * F.d)
+    np.testing.assert_array_equal(count, count.astype(int))
+    return count.astype(int)
+
+
+def costs(algorithm: Any, fed: Federation, cohort: list[int] = S) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors down, vectors up and gradient evaluations of each node in round 1."""
+    (before,) = states(algorithm, fed, np.zeros(F.d), [])
+    fed.ledger = Ledger(F.n)
+    algorithm.round(before, fed.cohort(1, np.array(cohort)))
+    return vectors(fed.ledger.down), vectors(fed.ledger.up), fed.ledger.gradient_evaluations
+
+
+TABLE = [                          # vectors down, up; whole-shard gradients a step, and besides
+    (FedAvg(), 1, 1, 1, 0),
+    (FedAvg(momentum=0.9), 1, 1, 1, 0),
+    (Scaffold(), 2, 2, 1, 0),
+    (Scaffold(option="I"), 2, 2, 1, 1),
+    (FedSpeed(), 1, 1, 2, 0),
+    (FedSpeed(dual_avg="active"), 1, 1, 2, 0),
+    (FedSpeed(rho=0.0), 1, 1, 1, 0),
+    (FedAMD(p=0.0), 2, 1, 2, 0),
+    (FedAMD(p=1.0), 1, 1, 0, 1),
+]  # fmt: skip
+
+
+@BACKENDS
+@pytest.mark.parametrize(("algorithm", "down", "up", "per_step", "besides"), TABLE)
+def test_a_client_of_the_cohort_pays_what_the_paper_says(
+    algorithm: Any, down: int, up: int, per_step: int, besides: int, backend: Any
+) -> None:
+    taking_part = np.isin(np.arange(F.n), S).astype(int)
+    got_down, got_up, evaluations = costs(algorithm, federation(F, LocalWork(0, steps=K), backend))
+    np.testing.assert_array_equal(got_down, down * taking_part)
+    np.testing.assert_array_equal(got_up, up * taking_part)
+    np.testing.assert_array_equal(evaluations, (per_step * K + besides) * M * taking_part)
+
+
+@BACKENDS
+def test_roles_pay_for_themselves(backend: Any) -> None:
+    """Anchors 1 down and one large batch, miners 2 down and two minibatch gradients a step."""
+    fed = federation(F, LocalWork(batch_size=8, steps=K), backend)
+    everybody = list(range(F.n))
+    anchors, miners = (half.ids for half in fed.cohort(1).split(0.5))
+    assert len(anchors) and len(miners)
+    down, up, evaluations = costs(FedAMD(p=0.5, large_batch=25), fed, everybody)
+    np.testing.assert_array_equal(down, 2 - np.isin(everybody, anchors))
+    np.testing.assert_array_equal(up, 1)
+    np.testing.assert_array_equal(evaluations[anchors], np.minimum(25, M)[anchors])
+    np.testing.assert_array_equal(evaluations[miners], 2 * np.minimum(K * 8, M)[miners])
+
+
+@BACKENDS
+@pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold(), FedSpeed(), FedAMD()])
+def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, backend: Any) -> None:
+    """Which all n clients send, each from its whole shard."""
+    fed = federation(F, LocalWork(8), backend)
+    states(algorithm, fed, np.zeros(F.d), [])
+    first = int(isinstance(algorithm, FedAMD))
+    np.testing.assert_array_equal(vectors(fed.ledger.down), first)
+    np.testing.assert_array_equal(vectors(fed.ledger.up), first)
+    np.testing.assert_array_equal(fed.ledger.gradient_evaluations, first * M)
+
+
+@pytest.mark.parametrize(
+    ("n", "cohort", "p"), [(100, 20, 0.880), (100, 10, 0.830), (20, 10, 0.811), (100, 100, 0.955)]
+)
+def test_the_optimal_anchor_probability(n: int, cohort: int, p: float) -> None:
+    assert optimal_p(n, cohort) == pytest.approx(p, abs=5e-4)
+    grid = np.linspace(0.001, 0.999, 999)
+    cost = 1 / (1 - grid**cohort) + 2 * n / (cohort * grid * np.sqrt(1 - grid**cohort))
+    assert abs(optimal_p(n, cohort) - grid[cost.argmin()]) <= 1e-3
+
+
+def test_fedamd_uses_it_by_default() -> None:
+    fed = federation(F, LocalWork(8))
+    fed.cohort_size = 4
+    assert FedAMD().probability(fed.cohort(1, np.array([3]))) == optimal_p(10, 4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (FedAvg, {"lr": 0.0}, "FedAvg.lr is 0.0"),
+        (FedAvg, {"lr": float("nan")}, "FedAvg.lr is nan"),
+        (FedAvg, {"server_lr": -1.0}, "FedAvg.server_lr is -1.0"),
+        (FedAvg, {"momentum": 1.0}, r"FedAvg.momentum is 1.0; expected a number in \[0, 1\)"),
+        (Scaffold, {"lr": "0.1"}, "Scaffold.lr is '0.1'"),
+        (Scaffold, {"option": "III"}, "Scaffold.option is 'III'; expected one of 'I', 'II'"),
+        (FedSpeed, {"lam": 0.0}, "FedSpeed.lam is 0.0"),
+        (FedSpeed, {"rho": -0.1}, "FedSpeed.rho is -0.1"),
+        (FedSpeed, {"alpha": 1.1}, r"FedSpeed.alpha is 1.1; expected a number in \[0, 1\]"),
+        (FedSpeed, {"dual_avg": "none"}, "FedSpeed.dual_avg is 'none'"),
+        (FedAMD, {"p": 1.5}, "FedAMD.p is 1.5"),
+        (FedAMD, {"p": "best"}, "FedAMD.p is 'best'"),
+        (FedAMD, {"p": float("nan")}, "FedAMD.p is nan"),
+        (FedAMD, {"period": 1}, "FedAMD.period is 1"),
+        (FedAMD, {"large_batch": -1}, "FedAMD.large_batch is -1"),
+    ],
+)
+def test_settings_out_of_range(cls: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cls(**settings)

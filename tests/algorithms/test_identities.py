@@ -1,0 +1,175 @@
+"""Identities between methods, and the points that they leave in place: no more than rounding is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from algorithms.fedamd import FedAMDState
+from algorithms.fedspeed import FedSpeedState
+from algorithms.scaffold import ScaffoldState
+from fedsim.types import Kept
+from fedsim.work import LocalWork
+from tests.algorithms import papers
+from tests.algorithms.quadratics import batches_of, everybody, federation, heterogeneous, iterates, some
+
+F = heterogeneous()
+X0 = np.random.default_rng(9).standard_normal(F.d)
+ONE_STEP, WHOLE, EPOCHS = LocalWork(0, steps=1), LocalWork(0, steps=6), LocalWork(8, epochs=2)
+ALL, TWO = everybody(F.n, 4), some(F.n, 2, 4)
+
+
+def run(algorithm: Any, work: LocalWork = WHOLE, cohorts: list[list[int]] = ALL, f: Any = F) -> np.ndarray:
+    """All models ``[rounds, d]``."""
+    return np.array(iterates(algorithm, federation(f, work), X0, cohorts))
+
+
+def close(a: Any, b: Any, tolerance: float = 1e-14) -> None:
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+    assert np.abs(np.asarray(a)[-1] - X0).max() > 1e-3, "nothing moved"
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(lr=0.5), Scaffold(lr=0.5), Scaffold(lr=0.5, option="I")])
+def test_one_step_with_everybody_is_gradient_descent(algorithm: Any) -> None:
+    close(run(algorithm, ONE_STEP), papers.gradient_descent(F, X0, 4, 0.5))
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+@pytest.mark.parametrize("cohorts", [ALL, TWO], ids=["everybody", "2 of 10"])
+def test_the_first_round_of_scaffold_is_fedavg(cohorts: list[list[int]], option: Any) -> None:
+    scaffold, fedavg = (run(a, EPOCHS, cohorts) for a in (Scaffold(lr=0.2, option=option), FedAvg(lr=0.2)))
+    close(scaffold[:1], fedavg[:1])
+    assert np.abs(scaffold[1] - fedavg[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"rho": 0.3}, {"rho": 0.3, "normalize": False, "alpha": 0.5}, {"rho": 0.0}])
+def test_both_server_rules_of_fedspeed_are_one_when_everybody_takes_part(settings: dict[str, Any]) -> None:
+    paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS) for d in ("active", "all"))  # type: ignore[arg-type]
+    close(paper, code)
+    paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS, TWO) for d in ("active", "all"))  # type: ignore[arg-type]
+    assert np.abs(paper - code).max() > 1e-3
+
+
+@pytest.mark.parametrize("dual_avg", ["all", "active"])
+def test_no_share_of_the_ascent_gradient_is_no_ascent(dual_avg: Any) -> None:
+    without = run(FedSpeed(rho=0.0, dual_avg=dual_avg), EPOCHS, TWO)
+    np.testing.assert_array_equal(run(FedSpeed(rho=0.3, alpha=0.0, dual_avg=dual_avg), EPOCHS, TWO), without)
+    assert np.abs(run(FedSpeed(rho=0.3, dual_avg=dual_avg), EPOCHS, TWO) - without).max() > 1e-3
+
+
+class OneClient:
+    """A ``Local`` of this file: ``steps`` steps with the gradients of one quadratic, which are recorded."""
+
+    def __init__(self, i: int, steps: int) -> None:
+        self.i, self.K, self.gradients = i, steps, []  # type: ignore[var-annotated]
+        self.decay = torch.tensor(1.0, dtype=torch.float64)
+        self.steps = torch.tensor(float(steps), dtype=torch.float64)
+
+    def grad(self, x: Any, batch: Any = None) -> Any:
+        self.gradients.append(F.grad(self.i, x.numpy()))
+        return torch.from_numpy(self.gradients[-1])
+
+    def fold(self, step: Any, carry: Any, *consts: Any) -> Any:
+        for _ in range(self.K):
+            carry = step(carry, None, *consts)
+        return carry
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3])
+def test_the_prox_correction_is_a_moving_average_of_the_clients_gradients(rho: float) -> None:
+    """ghat+ = (1 - gam) ghat + sum_k gam_k g_k, with gam_k = (eta/lam) (1 - eta/lam)^(K-1-k) summing to gam."""
+    K, eta, lam = 7, 0.3, 2.0
+    local, x, ghat = OneClient(4, K), torch.from_numpy(X0), torch.ones(F.d, dtype=torch.float64)
+    _, after = FedSpeed(lr=eta, lam=lam, rho=rho).client(local, x, ghat)  # type: ignore[arg-type]
+    g = np.array(local.gradients[1::2] if rho else local.gradients)
+    assert len(g) == K
+    gam_k = eta / lam * (1 - eta / lam) ** np.arange(K - 1, -1, -1)
+    assert gam_k.sum() == pytest.approx(1 - (1 - eta / lam) ** K)
+    np.testing.assert_allclose(after, (1 - gam_k.sum()) * ghat.numpy() + gam_k @ g, rtol=0, atol=1e-14)
+
+
+def test_miners_of_one_step_all_send_the_same_update() -> None:
+    """eta times the mean cache, whatever their data: their two gradients cancel up to the rounding of v - g + g."""
+    fed = federation(F, LocalWork(8, steps=1))
+    v = torch.linspace(-1, 1, F.d, dtype=torch.float64)
+    sent = fed.cohort(1).each(FedAMD(lr=0.25).miner, (torch.from_numpy(X0), v))
+    np.testing.assert_allclose(sent.stacked, np.tile(0.25 * v, (F.n, 1)), rtol=0, atol=1e-15)
+
+
+def test_with_anchors_only_the_model_never_moves() -> None:
+    for cohorts in (ALL, TWO):
+        np.testing.assert_array_equal(run(FedAMD(p=1.0), EPOCHS, cohorts), np.tile(X0, (4, 1)))
+
+
+def test_with_miners_only_the_model_moves_by_the_same_vector_every_round() -> None:
+    moves = np.diff(run(FedAMD(lr=0.2, p=0.0)), axis=0, prepend=X0[None])
+    close(moves, np.tile(moves[0], (4, 1)))
+    assert np.abs(moves[0]).max() > 1e-2
+
+
+def test_miners_and_anchors_in_turn_with_one_step_are_gradient_descent_at_half_the_pace() -> None:
+    """Rounds 1, 3, ... are of miners, with the step eta eta_s; rounds 2, 4, ... of anchors."""
+    x = run(FedAMD(lr=0.5, server_lr=0.8, period=2), ONE_STEP, everybody(F.n, 6))
+    close(x, np.repeat(papers.gradient_descent(F, X0, 3, 0.5 * 0.8), 2, axis=0))
+
+
+@pytest.mark.parametrize("work", [WHOLE, EPOCHS], ids=["whole shard", "epochs"])
+def test_miners_and_anchors_in_turn_are_bvr_l_sgd_with_averaging(work: LocalWork) -> None:
+    fed = federation(F, work)
+    x = iterates(FedAMD(lr=0.2, period=2), fed, X0, everybody(F.n, 6))
+    close(x[::2], papers.bvr_l_sgd(F, X0, 3, batches_of(fed), 0.2, averaging_every=2))
+
+
+X_STAR = torch.from_numpy(F.minimiser())
+DUALS = {i: torch.from_numpy(F.grad(i, F.minimiser())) for i in range(F.n)}
+ZERO = torch.zeros_like(X_STAR)
+EXACT = Kept(F.n, ZERO, DUALS)
+AT_THE_OPTIMUM: list[tuple[Any, Any]] = [
+    (FedSpeed(lam=2.0, rho=0.0), FedSpeedState(X_STAR, EXACT, ZERO)),
+    (FedSpeed(lam=2.0, rho=0.3, alpha=0.0), FedSpeedState(X_STAR, EXACT, ZERO)),
+    (Scaffold(), ScaffoldState(X_STAR, ZERO, EXACT)),
+    (Scaffold(option="I"), ScaffoldState(X_STAR, ZERO, EXACT)),
+    (FedAMD(p=0.0), FedAMDState(X_STAR, ZERO, EXACT)),
+    (FedAMD(p=0.5), FedAMDState(X_STAR, ZERO, EXACT)),
+    (FedAMD(p=1.0), FedAMDState(X_STAR, ZERO, EXACT)),
+]
+
+
+@pytest.mark.parametrize("S", [list(range(10)), [2, 7], [5]], ids=["everybody", "2 of 10", "1 of 10"])
+@pytest.mark.parametrize(("algorithm", "state"), AT_THE_OPTIMUM, ids=[str(a) for a, _ in AT_THE_OPTIMUM])
+def test_the_optimum_with_exact_duals_stays(algorithm: Any, state: Any, S: list[int]) -> None:
+    """Whoever takes part, and the duals stay as well."""
+    after = algorithm.round(state, federation(F, WHOLE).cohort(1, np.array(S)))
+    for before, now in zip(state, after, strict=True):
+        for i in range(F.n):
+            a, b = (part[i] if isinstance(part, Kept) else part for part in (before, now))
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_fedavg_leaves_the_optimum() -> None:
+    fed = federation(F, WHOLE)
+    assert np.abs(iterates(FedAvg(), fed, F.minimiser(), ALL)[0] - F.minimiser()).max() > 1e-3
+
+
+@pytest.mark.parametrize("S", [[2, 7], [5], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+def test_the_papers_server_rule_leaves_the_optimum_by_a_known_step(S: list[int]) -> None:
+    """x* - lambda mean_S grad f_i(x*), which is not zero unless everybody takes part."""
+    lam = 2.0
+    algorithm = FedSpeed(lam=lam, rho=0.0, dual_avg="active")
+    after = algorithm.round(FedSpeedState(X_STAR, EXACT, ZERO), federation(F, WHOLE).cohort(1, np.array(S)))
+    predicted = X_STAR - lam * torch.stack([DUALS[i] for i in S]).mean(0)
+    np.testing.assert_allclose(after.x, predicted, rtol=0, atol=1e-12)
+    assert (predicted - X_STAR).abs().max() > 1e-2
+
+
+def test_equal_clients_are_one_client() -> None:
+    """FedAvg and FedSpeed without ascent reach the minimiser, and FedAvg is gradient descent of K steps a round."""
+    f = heterogeneous(n=3, same=True)
+    close(run(FedAvg(lr=0.5), WHOLE, everybody(3, 3), f), papers.gradient_descent(f, X0, 18, 0.5)[5::6], 1e-13)
+    for algorithm in (FedAvg(lr=1.0), FedSpeed(lr=0.5, lam=5.0, rho=0.0)):
+        last = run(algorithm, LocalWork(0, steps=10), everybody(3, 100), f)[-1]
+        np.testing.assert_allclose(last, f.minimiser(), rtol=0, atol=1e-12)
