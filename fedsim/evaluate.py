@@ -21,6 +21,10 @@ from fedsim.setup import Prepared
 from fedsim.types import Vector
 
 
+CHUNK = 2048
+"""Samples whose outputs are held at a time."""
+
+
 class Row(NamedTuple):
     """One metric value; ``node`` is None unless it belongs to one client."""
 
@@ -88,7 +92,10 @@ def cost(prepared: Prepared) -> list[Row]:
 
 @torch.no_grad()
 def _score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, classification: bool) -> _Scores:
-    outputs = model.outputs(x, inputs)
-    loss = torch.cat([model.loss(o, t) for o, t in zip(torch.split(outputs, 4096), torch.split(targets, 4096), strict=True)])
-    accuracy = correct(outputs, targets).double().cpu().numpy() if classification else None
-    return _Scores(loss.double().cpu().numpy(), accuracy)
+    losses, hits = [], []
+    for part, y in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
+        outputs = model.outputs(x, part)                   # not for all at once: text has a vocabulary of outputs each
+        losses.append(model.loss(outputs, y).double())
+        if classification:
+            hits.append(correct(outputs, y).double())
+    return _Scores(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)
