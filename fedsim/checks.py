@@ -27,6 +27,14 @@ def in_range(settings: Any, name: str, low: float, high: float, closed: bool = F
     _require(settings, name, lambda v: low <= v < high or (closed and v == high), f"a number in [{low}, {high}{end}")
 
 
+def at_least_one(settings: Any, *names: str) -> None:
+    """Each named field is a whole number, 1 or more."""
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{type(settings).__name__}.{name} is {value!r}; expected a whole number, 1 or more")
+
+
 def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
     """The named field is one of ``choices``."""
     value = getattr(settings, name)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.errors import ConfigError, DivergenceError
+from fedsim.gossip import Topology, check, mix_rows, mixing_matrix, spread
 from fedsim.model import Model
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Kept, Rule, Sent, Vector
@@ -56,6 +57,7 @@ class Federation:
         backend: how client code runs.
         weights: ``[n]`` weights p_i of the clients in the objective sum_i p_i f_i; uniform by default.
         cohort_size: expected number of clients in a round; everybody by default.
+        topology: who talks to whom, for methods without a server.
         decay: round number to learning-rate factor.
     """
 
@@ -67,8 +69,10 @@ class Federation:
     weights: np.ndarray | None = None
     cohort_size: float = 0.0
     decay: Callable[[int], float] = lambda round: 1.0
+    topology: Topology | None = None
     ledger: Ledger = field(init=False)
     p: np.ndarray = field(init=False)
+    contraction: float | None = field(init=False, default=None)   # of the consensus distance by the last mixing
 
     def __post_init__(self) -> None:
         n = self.shards.n
@@ -125,11 +129,11 @@ class Clients:
     @overload
     def each(self, fn: Callable[..., M], down: Any) -> Sent[M]: ...
     @overload
-    def each(self, fn: Callable[..., tuple[M, K]], down: Any, mine: Kept[K]) -> tuple[Sent[M], Kept[K]]: ...
+    def each(self, fn: Callable[..., tuple[M, K]], down: Any, mine: Kept[Any]) -> tuple[Sent[M], Kept[K]]: ...
     def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None) -> Any:
         """Send ``down`` to every node of the cohort and run ``fn(local, down)`` there, or ``fn(local, down, memory)``.
 
-        With memory, ``fn`` returns (message, new memory). ``down`` is charged once for every node.
+        With memory, ``fn`` returns (message, new memory). ``down`` is charged once for every node; None is no message.
 
         Raises:
             DivergenceError: a message holds NaN or infinity; names the clients.
@@ -137,19 +141,23 @@ class Clients:
         fed = self._federation
         if not len(self):
             raise ConfigError(f"clients.each in round {self.round}: the cohort is empty; test `if clients:` first")
-        fed.ledger.down[self.ids] += nbytes(down)
+        if down is not None:
+            fed.ledger.down[self.ids] += nbytes(down)
         stacked, memory = fed.backend.each(fed, fn, self.ids, self.round, down, mine)
         self._check_finite(stacked, getattr(fn, "__qualname__", str(fn)))
         sent = Sent(self.ids, stacked)
-        return sent if mine is None else (sent, Kept(self.n, mine.default, memory))
+        if mine is None:
+            return sent
+        first = next(iter(memory.values()))                # gives the shape of a memory that fn makes anew
+        return sent, Kept(self.n, tree_map(torch.zeros_like, first), memory)
 
     def mean(self, sent: Sent[M]) -> M:
         """Receive the messages: their mean, weighted by p_i over the cohort."""
         self._charge_up(sent)
         w = self._cohort_weights(sent)
 
-        def average(rows: Tensor) -> Tensor:
-            return (w.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1)) * rows).sum(0)
+        def average(rows: Tensor) -> Tensor:               # a product with the weights: no second stack of messages
+            return (w.to(rows.dtype) @ rows.reshape(len(w), -1)).view(rows.shape[1:])
 
         return cast(M, tree_map(average, sent.stacked))
 
@@ -157,6 +165,43 @@ class Clients:
         """Receive the messages and aggregate them by ``rule(rows [c, d], weights [c])``."""
         self._charge_up(sent)
         return rule(sent.stacked, self._cohort_weights(sent).to(sent.stacked.dtype))
+
+    def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False) -> Kept[M]:
+        """Gossip: each node sends its message to its neighbours and holds ``sum_j w_ij m_j``; ``steps`` times.
+
+        W is the round's mixing matrix among the cohort; nodes that are away neither speak nor hear. Every directed edge is
+        charged once a step.
+
+        Args:
+            sent: a message of every node of the cohort.
+            steps: how often to exchange, each time what the last exchange gave.
+            symmetric: whether the method needs a symmetric W.
+
+        Raises:
+            ConfigError: there is no topology, or W is not doubly stochastic.
+        """
+        return self._gossip(sent, steps, symmetric=symmetric)
+
+    def push(self, sent: Sent[M]) -> Kept[M]:
+        """Gossip over any directed graph: like ``mix``, but only the columns of W must sum to 1, so that mass is kept."""
+        return self._gossip(sent, 1, rows=False)
+
+    def _gossip(self, sent: Sent[M], steps: int, **needs: bool) -> Kept[M]:
+        fed = self._federation
+        if fed.topology is None:
+            raise ConfigError("this method has no server: it needs a topology, e.g. --topology Static --topology.graph Ring")
+        w = mixing_matrix(fed.topology, self.round, fed.seed, sent.ids, self.n)
+        check(w, self.round, **needs)
+        edges = w.tocoo()
+        to, by = (sent.ids[side[edges.row != edges.col]] for side in (edges.row, edges.col))
+        fed.ledger.charge_edges(to, by, steps * nbytes(sent.stacked, stacked=True))
+        before = spread(leaves(sent.stacked)[0].flatten(1))
+        mixed = sent.stacked
+        for _ in range(steps):
+            mixed = tree_map(lambda x: mix_rows(w, x), mixed)
+        fed.contraction = spread(leaves(mixed)[0].flatten(1)) / before if before else None
+        rows = {node: tree_map(lambda x, i=i: x[i], mixed) for i, node in enumerate(sent.ids.tolist())}
+        return Kept(self.n, tree_map(torch.zeros_like, next(iter(rows.values()))), rows)
 
     def split(self, p: float) -> tuple[Clients, Clients]:
         """Each client tosses its own coin: those with heads (probability ``p``), and the others."""

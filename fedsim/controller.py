@@ -28,6 +28,7 @@ from fedsim.rows import read_metrics
 from fedsim.setup import Prepared, data_hash, prepare
 from fedsim.state import flatten, restore
 from fedsim.tune import choose
+from fedsim.types import Kept
 
 
 def run(
@@ -159,7 +160,8 @@ class _Seed:
 
         def save() -> None:  # the last completed round, whatever came after it
             costs = {f"ledger.{name}": t for name, t in ledger.items()}
-            checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, {"offset": offset, "backend": backend})
+            checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, {"offset": offset, "backend":
+            backend})
 
         try:
             for round in range(done + 1, experiment.rounds + 1):
@@ -184,14 +186,17 @@ class _Seed:
 
     def _evaluate(self, record: SeedRecord, round: int, state: Any, clock: float) -> None:
         seconds = time.perf_counter() - clock  # before the evaluation, which is not the algorithm's cost
-        rows = evaluate.server(self.prepared, state.x, round)
-        if self._clients_due(round):
-            rows += evaluate.clients(self.prepared, state.x, self.experiment.evaluation)
+        settings, due = self.experiment.evaluation, self._clients_due(round)
+        if isinstance(state.x, Kept):
+            rows = evaluate.gossip(self.prepared, state.x, round, settings, due)
+        else:
+            rows = evaluate.server(self.prepared, state.x, round)
+            rows += evaluate.clients(self.prepared, state.x, settings) if due else []
         costs = evaluate.cost(self.prepared)
         for row in rows + costs:
             record.metrics.add(round, row.scope, row.metric, row.value, row.node)
         record.timing.add(round, "host", "seconds", seconds)
-        values = {row.metric: row.value for row in rows if row.scope == "server/test"}
+        values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
         self.bar.update(round, values.get("accuracy"), values["loss"], sum(row.value for row in costs[:2]) / 1e6)
 
     def _backend(self, chosen: dict[str, Any] | None) -> dict[str, Any]:

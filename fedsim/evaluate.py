@@ -18,8 +18,7 @@ from fedsim.experiment import Evaluation
 from fedsim.model import Model
 from fedsim.models.losses import correct
 from fedsim.setup import Prepared
-from fedsim.types import Vector
-
+from fedsim.types import Kept, Vector
 
 CHUNK = 2048
 """Samples whose outputs are held at a time."""
@@ -66,21 +65,59 @@ def server(prepared: Prepared, x: Vector, round: int) -> list[Row]:
     return rows
 
 
+def gossip(prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation, nodes: bool) -> list[Row]:
+    """The average of the nodes' models on the test set, and how far they are apart; with ``nodes`` also each node's
+    own model.
+
+    "nodes consensus_distance" is the root mean square distance of the models to their average; "nodes"
+    " contraction" what the last
+    mixing left of it.
+    """
+    own = [x[i] for i in range(x.n)]
+    average = torch.zeros_like(own[0])
+    for model in own:
+        average += model / x.n
+    rows = [row._replace(scope=row.scope.replace("server", "average")) for row in server(prepared, average, round)]
+    distance = sum(float((model - average).square().sum()) for model in own) / x.n
+    rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
+    if prepared.federation.contraction is not None:
+        rows.append(Row("nodes", None, "contraction", prepared.federation.contraction))
+    if nodes:
+        test = prepared.test
+        scores = [_score(prepared.federation.model, m, test.x, test.y, bool(prepared.dataset.classes)) for m in own]
+        losses = np.array([s.loss.mean() for s in scores])
+        hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
+        rows += _by_node("nodes/test", losses, np.array(hits) if hits else None, np.ones(x.n), settings)
+    return rows
+
+
 def clients(prepared: Prepared, x: Vector, settings: Evaluation) -> list[Row]:
     """The server's model on every client's own samples: each client's value, mean, weighted mean and mean of the"
     " worst."""
     own, scope = prepared.own, f"clients/{prepared.own_kind}"
     scores = _score(prepared.federation.model, x, own.x, own.y, bool(prepared.dataset.classes))
+
+    def of_each(values: np.ndarray) -> np.ndarray:
+        each: np.ndarray = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
+        return each
+
+    accuracies = None if scores.accuracy is None else of_each(scores.accuracy)
+    return _by_node(scope, of_each(scores.loss), accuracies, own.sizes, settings)
+
+
+def _by_node(
+    scope: str, losses: np.ndarray, accuracies: np.ndarray | None, sizes: np.ndarray, settings: Evaluation
+) -> list[Row]:
+    """Each node's value, their mean, their mean weighted by size, and the mean of the worst."""
     rows: list[Row] = []
-    for metric, values in (("loss", scores.loss), ("accuracy", scores.accuracy)):
-        if values is None:
+    for metric, each in (("loss", losses), ("accuracy", accuracies)):
+        if each is None:
             continue
-        each = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
         rows += [Row(scope, node, metric, float(value)) for node, value in enumerate(each)]
         count = max(1, round(settings.worst * len(each)))
         ordered = np.sort(each) if metric == "accuracy" else np.sort(each)[::-1]
         rows.append(Row(scope, None, f"{metric}_mean", float(each.mean())))
-        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=own.sizes))))
+        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=sizes))))
         rows.append(Row(scope, None, f"{metric}_worst{settings.worst * 100:g}", float(ordered[:count].mean())))
     return rows
 

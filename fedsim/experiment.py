@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
+from fedsim.gossip import Topology
 from fedsim.models import MLP, Architecture
 from fedsim.partition import DirichletPartitioner, Partitioner, Skew
 from fedsim.problems import Problem
 from fedsim.sampling import FixedSize, Sampling
 from fedsim.schedule import Constant, Schedule
-from fedsim.types import Algorithm
+from fedsim.types import Algorithm, Kept
 from fedsim.work import LocalWork
 
 
@@ -66,6 +67,15 @@ class Evaluation:
             raise ConfigError(f"evaluation.holdout is {self.holdout}; expected a share from 0 to below 1")
 
 
+def has_server(algorithm: Algorithm[Any]) -> bool | None:
+    """Whether the model ``x`` of an algorithm's state lives at a server, by type hints; None where they do not say."""
+    try:
+        state = get_type_hints(type(algorithm).init)["return"]
+        return get_origin(get_type_hints(state)["x"]) is not Kept
+    except (AttributeError, KeyError, NameError, TypeError):
+        return None
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One algorithm on one federation.
@@ -78,6 +88,7 @@ class Experiment:
         model: the network (from Python also any ``nn.Module``); a ``Problem`` brings its own.
         loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see
             ``fedsim.model.Loss``).
+        topology: who talks to whom, for methods without a server, e.g. Static with a graph; none with a server.
         local: what a client does in a round.
         sampling: who takes part in a round.
         schedule: how local step sizes change over rounds.
@@ -100,6 +111,7 @@ class Experiment:
     skew: Skew | None = None
     model: Architecture | nn.Module = field(default_factory=MLP)
     loss: Literal["auto", "cross_entropy", "squared", "logistic"] | Callable[[Tensor, Tensor], Tensor] = "auto"
+    topology: Topology | None = None
     local: LocalWork = field(default_factory=LocalWork)
     sampling: Sampling = field(default_factory=FixedSize)
     schedule: Schedule = field(default_factory=Constant)
@@ -131,7 +143,15 @@ class Experiment:
             raise ConfigError(
                 f"algorithm is {self.algorithm!r}; expected an object with init(x, clients) and round(state, clients)"
             )
+        self._check_topology()
         self.torch_device()
+
+    def _check_topology(self) -> None:
+        name = type(self.algorithm).__name__
+        if has_server(self.algorithm) is False and self.topology is None:
+            raise ConfigError(f"{name} has no server: it needs a topology, as --topology Static --topology.graph Ring")
+        if has_server(self.algorithm) and self.topology is not None:
+            raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
 
     @property
     def seed_list(self) -> list[int]:

@@ -87,6 +87,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         weights=weights,
         cohort_size=experiment.sampling.expected(partition.n),
         decay=experiment.schedule,
+        topology=experiment.topology,
     )
     test = Split(place(dataset.test.x), place(dataset.test.y))
     kind = "holdout" if experiment.evaluation.holdout else "train"

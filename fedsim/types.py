@@ -7,6 +7,7 @@ code on a node or move a byte. Trees are tensors nested in tuples and NamedTuple
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -54,6 +55,16 @@ class Kept(Generic[T]):
 
     def __or__(self, new: Kept[T]) -> Kept[T]:
         return Kept(self.n, self.default, {**self.rows, **new.rows})
+
+    def beside(self, other: Kept[S]) -> Kept[tuple[T, S]]:
+        """Both values of each node as one pair."""
+        nodes = self.rows.keys() | other.rows.keys()
+        return Kept(self.n, (self.default, other.default), {i: (self[i], other[i]) for i in nodes})
+
+    def part(self, k: int) -> Kept[Any]:
+        """The ``k``-th of the values that each node keeps as a tuple."""
+        take: Callable[[Any], Any] = operator.itemgetter(k)
+        return Kept(self.n, take(self.default), {i: take(row) for i, row in self.rows.items()})
 
     def __repr__(self) -> str:
         return f"Kept(n={self.n}, written={len(self.rows)})"

@@ -87,6 +87,11 @@ class Ledger:
         self.up = np.zeros(n, np.int64)
         self.gradient_evaluations = np.zeros(n, np.int64)
 
+    def charge_edges(self, to: np.ndarray, by: np.ndarray, size: int) -> None:
+        """Charge messages of ``size`` bytes over the directed edges from ``by[k]`` to ``to[k]``."""
+        np.add.at(self.down, to, size)
+        np.add.at(self.up, by, size)
+
     def totals(self) -> dict[str, int]:
         """Sums over nodes, by the names under which they are recorded."""
         return {

@@ -38,6 +38,9 @@ CATALOGUES = {
     "model": Catalogue("fedsim.models", "MODELS", "build"),
     "sampling": Catalogue("fedsim.sampling", "SAMPLINGS", "cohort"),
     "schedule": Catalogue("fedsim.schedule", "SCHEDULES", "__call__"),
+    "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
+    "graph": Catalogue("topologies", "GRAPHS", "build"),
+    "base": Catalogue("topologies", "SCHEDULES", "matrix"),
 }
 SCALARS = (int, float, str, bool, Path, types.NoneType)
 CONTAINERS = (Union, types.UnionType, list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping)

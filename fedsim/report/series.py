@@ -21,6 +21,10 @@ AXES = {
 }
 
 
+SERVERLESS = {"server/test": "average/test"}
+"""What stands for a scope in runs without a server: the average of the nodes' models."""
+
+
 @dataclass(frozen=True)
 class Series:
     """One metric of one seed at its ``T`` evaluated rounds.
@@ -97,8 +101,11 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]
 def _load_seeds(run: RunDirectory, scope: str, metric: str) -> dict[int, Series]:
     files = run.path.glob("seed-*/timing.jsonl")  # the last file that a starting seed creates
     numbers = sorted(int(path.parent.name.removeprefix("seed-")) for path in files)
-    loaded = {seed: _load_series(run.seed_path(seed), scope, metric) for seed in numbers}
-    seeds = {seed: series for seed, series in loaded.items() if len(series.value)}
+    for measured in (scope, SERVERLESS.get(scope, scope)):
+        loaded = {seed: _load_series(run.seed_path(seed), measured, metric) for seed in numbers}
+        seeds = {seed: series for seed, series in loaded.items() if len(series.value)}
+        if seeds:
+            break
     if not seeds:
         known = sorted({" ".join(key) for series in loaded.values() for key in series.last})
         raise RunError(

@@ -1,0 +1,62 @@
+"""DFedSAM and DFedSAM-MGS: Shi, Shen, Wei, Sun, Yuan, Wang, Tao, ICML 2023 (arXiv 2302.04083).
+
+    node i:  y <- x_i
+             K times:  g <- grad f_i(y; B);   e <- rho g / ||g||;   y <- y - eta grad f_i(y + e; B)
+             x_i <- sum_l [W^Q]_il y_l                     Q = 1: DFedSAM;   Q > 1: DFedSAM-MGS, multiple gossip steps
+
+rho = 0 is DFedAvg; W = 1 1^T / n with Q = 1 is FedSAM with everybody taking part. Each node sends Q vectors to each
+neighbour a round; two gradients a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from fedsim import Batch, Clients, Kept, Local, Vector
+from fedsim.checks import at_least_one, non_negative, positive
+
+EPS = 1e-12  # keeps g / ||g|| finite where the gradient vanishes
+
+
+class DFedSAMState(NamedTuple):
+    x: Kept[Vector]  # [n, d] every node's own model
+
+
+@dataclass(frozen=True)
+class DFedSAM:
+    """Local sharpness-aware steps, then gossip with the neighbours. Several gossip steps make it DFedSAM-MGS.
+
+    Args:
+        lr: local step size eta.
+        rho: radius of the ascent step.
+        gossip_steps: exchanges Q with the neighbours a round.
+    """
+
+    lr: float = 0.1
+    rho: float = 0.01
+    gossip_steps: int = 1
+
+    def __post_init__(self) -> None:
+        positive(self, "lr")
+        non_negative(self, "rho")
+        at_least_one(self, "gossip_steps")
+
+    def init(self, x: Vector, clients: Clients) -> DFedSAMState:
+        return DFedSAMState(clients.keep(x))
+
+    def round(self, s: DFedSAMState, clients: Clients) -> DFedSAMState:
+        sent, _ = clients.each(self.client, None, s.x)
+        return DFedSAMState(s.x | clients.mix(sent, self.gossip_steps))
+
+    def client(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
+        def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
+            g = local.grad(y, batch)
+            if self.rho:
+                g = local.grad(y + self.rho * g / (torch.linalg.vector_norm(g) + EPS), batch)
+            return y - eta * g
+
+        y = local.fold(step, x, self.lr * local.decay)
+        return y, y

@@ -1,0 +1,76 @@
+"""EXTRA: Shi, Ling, Wu, Yin, SIAM J. Optim. 2015 (arXiv 1404.6264), with W~ = (I + W) / 2.
+
+    first:  x_i+ <- sum_l w_il x_l - eta grad f_i(x_i)
+    then:   x_i+ <- x_i + sum_l w_il x_l - (x_i' + sum_l w_il x_l') / 2 - eta (grad f_i(x_i) - grad f_i(x_i'))
+
+where x' is the iterate before. A corrected D-PSGD: exact on heterogeneous data with a constant step. W must be
+symmetric, and everybody takes part in every round. Each node sends 1 vector to each neighbour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from algorithms.dpsgd import mean_gradient
+from fedsim import Clients, Kept, Local, Vector
+from fedsim.checks import positive
+from fedsim.errors import ConfigError
+
+
+class ExtraState(NamedTuple):
+    x: Kept[Vector]     # [n, d] every node's own model
+    pull: Kept[Vector]  # [n, d] (x' + W x') / 2 - eta grad f(x') of the round before; 0 at first
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Exact first-order algorithm: each round takes back the error of the one before.
+
+    Args:
+        lr: step size eta.
+    """
+
+    lr: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive(self, "lr")
+
+    def init(self, x: Vector, clients: Clients) -> ExtraState:
+        return ExtraState(clients.keep(x), clients.keep(torch.zeros_like(x)))
+
+    def round(self, s: ExtraState, clients: Clients) -> ExtraState:
+        everybody(clients, "Extra")
+        sent, g = clients.each(self.gradient, None, s.x)
+        mixed = clients.mix(sent, symmetric=True)
+        step = self.first if clients.round == 1 else self.next
+        _, new = clients.each(step, None, s.x.beside(mixed).beside(g.beside(s.pull)))
+        return ExtraState(new.part(0), new.part(1))
+
+    def gradient(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
+        return x, mean_gradient(local, x)
+
+    def first(self, local: Local, _: None, mine: Mine) -> tuple[Vector, tuple[Vector, Vector]]:
+        (x, mixed), (g, _pull) = mine
+        eta = self.lr * local.decay
+        return x, (mixed - eta * g, (x + mixed) / 2 - eta * g)
+
+    def next(self, local: Local, _: None, mine: Mine) -> tuple[Vector, tuple[Vector, Vector]]:
+        (x, mixed), (g, pull) = mine
+        eta = self.lr * local.decay
+        return x, (x + mixed - eta * g - pull, (x + mixed) / 2 - eta * g)
+
+
+Mine = tuple[tuple[Vector, Vector], tuple[Vector, Vector]]
+
+
+def everybody(clients: Clients, name: str) -> None:
+    """Raise unless all nodes take part: a correction that a node misses would never be made up for."""
+    if len(clients) < clients.n:
+        raise ConfigError(
+            f"{name} needs every node in every round, {len(clients)} of {clients.n} take part; set sampling.fraction"
+            " to 1, or use"
+            " DFedAvg or DFedSAM, which allow absent nodes"
+        )

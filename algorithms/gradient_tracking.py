@@ -1,0 +1,63 @@
+"""Gradient tracking (DSGT, also DIGing): Nedić, Olshevsky, Shi, SIAM J. Optim. 2017; Pu, Nedić, Math. Program. 2021.
+
+    node i:  x_i <- sum_l w_il (x_l - eta y_l)
+             y_i <- sum_l w_il (y_l + g_l+ - g_l),    g_i+ <- grad f_i(x_i; B) at the new x_i,    y_i = g_i at first
+
+The tracker's mean is the gradients' mean in every round, so with exact gradients all nodes reach the exact minimiser
+with a constant step. Gradients are means over the round's
+minibatches. Each node sends 2 vectors to each neighbour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from algorithms.dpsgd import mean_gradient
+from fedsim import Clients, Kept, Local, Vector
+from fedsim.checks import positive
+
+
+class GradientTrackingState(NamedTuple):
+    x: Kept[Vector]  # [n, d] every node's own model
+    y: Kept[Vector]  # [n, d] its tracker of the mean gradient
+    g: Kept[Vector]  # [n, d] its last gradient
+
+
+@dataclass(frozen=True)
+class GradientTracking:
+    """Descends along a tracker of the network's mean gradient; exact on heterogeneous data.
+
+    Args:
+        lr: step size eta.
+    """
+
+    lr: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive(self, "lr")
+
+    def init(self, x: Vector, clients: Clients) -> GradientTrackingState:
+        kept = clients.keep(x)
+        _, g = clients.each(self.gradient, None, kept)
+        return GradientTrackingState(kept, g, g)
+
+    def round(self, s: GradientTrackingState, clients: Clients) -> GradientTrackingState:
+        moved, _ = clients.each(self.descend, None, s.x.beside(s.y))
+        x = clients.mix(moved)
+        sent, g = clients.each(self.track, None, x.beside(s.y.beside(s.g)))
+        return GradientTrackingState(s.x | x, s.y | clients.mix(sent), s.g | g)
+
+    def gradient(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
+        g = mean_gradient(local, x)
+        return g, g
+
+    def descend(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+        x, y = mine
+        x = x - self.lr * local.decay * y
+        return x, x
+
+    def track(self, local: Local, _: None, mine: tuple[Vector, tuple[Vector, Vector]]) -> tuple[Vector, Vector]:
+        x, (y, g_old) = mine
+        g = mean_gradient(local, x)
+        return y + g - g_old, g
