@@ -165,7 +165,7 @@ class _Seed:
 
         try:
             for round in range(done + 1, experiment.rounds + 1):
-                ids = experiment.sampling.cohort(self.seed, round, fed.shards.n)
+                ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
                 new = experiment.algorithm.round(state, fed.cohort(round, ids))
                 last = round == experiment.rounds
                 if last or round % experiment.evaluation.every == 0 or self._clients_due(round):
@@ -203,7 +203,7 @@ class _Seed:
         """Set the federation's backend: as a checkpoint says, as asked for, or as measured."""
         fed, experiment = self.federation, self.experiment
         if chosen is None:
-            ids = experiment.sampling.cohort(self.seed, 1, fed.shards.n)
+            ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
             if experiment.backend == "loop":
                 chosen = {"backend": "loop", "reason": "asked for"}
             elif experiment.backend == "blocks" and experiment.block_size:

@@ -154,6 +154,11 @@ class Experiment:
             raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
 
     @property
+    def participation(self) -> Sampling:
+        """Who takes part in a round, with the default made explicit: a tenth, or everybody where there is no server."""
+        return FixedSize(1.0) if self.topology is not None and self.sampling == FixedSize() else self.sampling
+
+    @property
     def seed_list(self) -> list[int]:
         """The seeds, in order."""
         return list(range(self.seed, self.seed + self.seeds))

@@ -28,15 +28,15 @@ class FixedSize:
     """A cohort of fixed size, drawn uniformly without replacement.
 
     Args:
-        fraction: share of all clients, rounded to at least one.
+        fraction: share of all clients, rounded to at least one; by default 0.1, and in an experiment without server 1.
         size: number of clients; replaces ``fraction``.
     """
 
-    fraction: float = 0.1
+    fraction: float | None = None
     size: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
+        if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ConfigError(
                 f"sampling.fraction is {self.fraction}; expected above 0 (somebody must take part) and at most 1"
             )
@@ -47,7 +47,8 @@ class FixedSize:
         """See ``Sampling``."""
         if self.size is not None and self.size > n:
             raise ConfigError(f"sampling.size is {self.size}, but there are {n} clients; expected at most {n}")
-        return float(self.size or max(1, round(self.fraction * n)))
+        share = 0.1 if self.fraction is None else self.fraction
+        return float(self.size or max(1, round(share * n)))
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
         """See ``Sampling``."""

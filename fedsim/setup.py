@@ -85,7 +85,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         seed,
         Loop(),
         weights=weights,
-        cohort_size=experiment.sampling.expected(partition.n),
+        cohort_size=experiment.participation.expected(partition.n),
         decay=experiment.schedule,
         topology=experiment.topology,
     )
