@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import algorithms
-from algorithms import FedAvg, FedSpeed
+from algorithms import CENTRAL, DFedAvg, FedAvg, FedSpeed
 from fedsim.config import from_config, load_config, override, to_config
 from fedsim.config.names import CATALOGUES, catalogue
 from fedsim.config.plan import LOADERS
@@ -22,6 +22,7 @@ from fedsim.partition import DirichletPartitioner, IidPartitioner, PathologicalP
 from fedsim.sampling import Bernoulli, FixedSize
 from fedsim.schedule import Constant, Steps
 from fedsim.work import LocalWork
+from topologies import LinkFailures, RandomMatching, Static
 
 ARGUMENTS: dict[str, dict[str, Any]] = {  # of the classes that need some; others take their defaults
     "num_partitions": {"num_partitions": 7},
@@ -32,6 +33,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # of the classes that need some; other
     "GroupedNaturalIdPartitioner": {"num_partitions": None, "group_size": 3},
     "MLP": {"hidden": (5, 6)},
     "Steps": {"milestones": (3, 5)},
+    "BarabasiAlbert": {"m": 2},
+    "ErdosRenyi": {"p": 0.5},
+    "FromFile": {"path": Path("graph.graphml")},
+    "LinkFailures": {"base": RandomMatching(), "probability": 0.1},
+    "RandomNeighbours": {"degree": 4},
+    "RandomRegular": {"degree": 4},
+    "WattsStrogatz": {"k": 4, "p": 0.1},
 }
 
 
@@ -43,6 +51,17 @@ def config(**settings: Any) -> dict[str, Any]:
     return {"algorithm": "FedAvg", **settings}
 
 
+def holding(kind: str, component: Any) -> Experiment:
+    """An experiment with this component; a graph and a base are parts of a topology."""
+    serverless = Experiment(DFedAvg(), topology=Static())
+    if kind == "graph":
+        return replace(serverless, topology=Static(component))
+    if kind == "base":
+        return replace(serverless, topology=LinkFailures(component, 0.1))
+    plain = component in (a() for a in CENTRAL) or kind not in ("algorithm", "topology")
+    return replace(Experiment(FedAvg()) if plain else serverless, **{kind: component})
+
+
 COMPONENTS = [(kind, cls) for kind in CATALOGUES for cls in catalogue(kind).values()]
 
 
@@ -52,11 +71,11 @@ def test_round_trip_of_every_component(kind: str, cls: type) -> None:
     keys = [*(key for key in ARGUMENTS if kind == "partition" and key in fields), cls.__name__]
     settings = {name: value for key in keys for name, value in ARGUMENTS.get(key, {}).items()}
     component = cls(**settings)
-    experiment = replace(Experiment(FedAvg()), **{kind: component})
-    written = to_config(experiment)
-    assert written[kind]["name"] == cls.__name__
-    assert list(written[kind]) == ["name", *fields], "every field is written"
-    assert getattr(through_yaml(experiment), kind) == component
+    experiment = holding(kind, component)
+    config = to_config(experiment)
+    written = config["topology"][kind] if kind in ("graph", "base") else config[kind]
+    assert written["name"] == cls.__name__
+    assert list(written) == ["name", *fields], "every field is written"
     assert through_yaml(experiment) == experiment
 
 
