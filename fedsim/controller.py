@@ -104,8 +104,7 @@ def _run_seeds(
                 _Seed(experiment, directory, seed, prepared, bar).run()
             except KeyboardInterrupt:
                 directory.mark(seed, "interrupted")
-                bar.say(f"interrupted; continue with: fedsim resume {directory.path}")
-                raise
+                raise KeyboardInterrupt(f"continue with: fedsim resume {directory.path}") from None
             except Exception as error:
                 with contextlib.suppress(RunError):        # on a full disk the first error is the one to read
                     directory.mark(seed, "failed", f"{type(error).__name__}: {error}")

@@ -53,10 +53,6 @@ class RunProgress:
     ) -> None:
         self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """Print one line above the bar."""
-        self._console.print(text, highlight=False)
-
     def start(self, seed: int, round: int) -> None:
         """Begin (or go on with) a seed after ``round`` rounds."""
         self._seed, self._start, self._first, self._printed, self._metrics = (

@@ -161,19 +161,16 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interruption_says_how_to_resume(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(experiment: Experiment, *, output: Path | None, root: Path, progress: bool) -> None:
-        (root / "fedavg-digits-2").mkdir()
-        (root / "fedavg-digits-2" / "manifest.json").touch()
+    def interrupt(self: FedAvg, state: Any, clients: Any) -> None:
         raise KeyboardInterrupt
 
-    def resume(path: Path, *, progress: bool) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fedsim, "run", run)
-    monkeypatch.setattr(fedsim, "resume", resume)
-    for argv in (["run", "--algorithm", "FedAvg", "--root", str(tmp_path)], ["resume", f"{tmp_path}/fedavg-digits-2"]):
-        assert main(argv) == 130
-        assert f"continue with: fedsim resume {tmp_path}/fedavg-digits-2" in capsys.readouterr().err
+    argv = ["run", "--algorithm", "FedAvg", "--root", str(tmp_path), *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(FedAvg, "round", interrupt)
+        for again in (argv, ["resume", f"{tmp_path}/fedavg-digits", "--quiet"]):
+            assert main(again) == 130
+            assert f"continue with: fedsim resume {tmp_path}/fedavg-digits" in capsys.readouterr().err
+    assert main(["resume", f"{tmp_path}/fedavg-digits", "--quiet"]) == 0
 
 
 def test_run_resume_and_their_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

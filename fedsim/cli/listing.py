@@ -23,6 +23,8 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _components("model"),
     "samplings": _components("sampling"),
     "schedules": _components("schedule"),
+    "topologies": _components("topology"),
+    "graphs": _components("graph"),
 }
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +52,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     root = Path(line.options.get("root", "runs"))
     output = Path(line.options["output"]) if "output" in line.options else None
-    with _saying_how_to_resume(output, root):
-        directory = fedsim.run(experiment, output=output, root=root, progress="quiet" not in line.switches)
+    directory = fedsim.run(experiment, output=output, root=root, progress="quiet" not in line.switches)
     _print_result(directory, "json" in line.switches)
     return 0
 
@@ -67,25 +64,9 @@ def resume(argv: Sequence[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
     arguments = parser.parse_args(argv)
-    with _saying_how_to_resume(arguments.run, arguments.run.parent):
-        directory = fedsim.resume(arguments.run, progress=not arguments.quiet)
+    directory = fedsim.resume(arguments.run, progress=not arguments.quiet)
     _print_result(directory, arguments.json)
     return 0
-
-
-@contextmanager
-def _saying_how_to_resume(output: Path | None, root: Path) -> Iterator[None]:
-    """Add to an interruption the command that continues; the run is ``output``, or the newest one below ``root``."""
-    start = time.time() - 1  # file systems round
-    try:
-        yield
-    except KeyboardInterrupt:
-        found = [(path.stat().st_mtime, path.parent) for path in root.glob("*/manifest.json")]
-        newest = max([(changed, path) for changed, path in found if changed >= start], default=(0.0, None))[1]
-        path = output if output is not None and output.exists() else newest
-        if path is None:
-            raise
-        raise KeyboardInterrupt(f"continue with: fedsim resume {path}") from None
 
 
 def _print_result(directory: RunDirectory, as_json: bool) -> None:
