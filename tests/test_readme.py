@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MPLBACKEND": "Agg"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}   # one thread does not wait for others on a busy machine
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
@@ -52,7 +53,8 @@ def test_command(folder: Path, command: str) -> None:
 
 @pytest.mark.parametrize("script", [text for kind, text in BLOCKS if kind == "python"])
 def test_script(folder: Path, script: str) -> None:
-    result = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
