@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def test_known_answers_all_at_once() -> None:
 
 def test_every_coordinate_of_a_draw_matters() -> None:
     """Neither seed, purpose, round, node, index nor epoch may be dropped, nor two of them be exchangeable."""
-    base = {"seed": 1, "purpose": "a", "round": 2, "node": 3, "index": 4, "epoch": 5}
+    base: dict[str, Any] = {"seed": 1, "purpose": "a", "round": 2, "node": 3, "index": 4, "epoch": 5}
     draws = {int(seeds.bits(**base))}
     for name, value in (("seed", 9), ("purpose", "b"), ("round", 9), ("node", 9), ("index", 9), ("epoch", 9)):
         draws.add(int(seeds.bits(**{**base, name: value})))
@@ -76,10 +78,10 @@ def test_uniform_is_uniform_and_below_one() -> None:
 
 
 def test_neighbouring_streams_are_not_correlated() -> None:
-    at = {"node": np.arange(4000), "index": np.arange(4000), "round": range(4000)}
-    series = [seeds.uniform(0, "u", 1, at["node"]), seeds.uniform(0, "u", 1, 0, at["index"])]
-    series += [seeds.uniform(0, "u", 2, at["node"]), seeds.uniform(1, "u", 1, at["node"])]
-    series += [np.array([float(seeds.uniform(0, "u", t, 0)) for t in at["round"]])]
+    numbers = np.arange(4000)
+    series = [seeds.uniform(0, "u", 1, numbers), seeds.uniform(0, "u", 1, 0, numbers)]
+    series += [seeds.uniform(0, "u", 2, numbers), seeds.uniform(1, "u", 1, numbers)]
+    series += [np.array([float(seeds.uniform(0, "u", t, 0)) for t in range(4000)])]
     for i, a in enumerate(series):
         assert stats.pearsonr(a[1:], a[:-1]).pvalue > CONFIDENCE
         for b in series[:i]:

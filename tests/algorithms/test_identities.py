@@ -48,9 +48,9 @@ def test_the_first_round_of_scaffold_is_fedavg(cohorts: list[list[int]], option:
 
 @pytest.mark.parametrize("settings", [{"rho": 0.3}, {"rho": 0.3, "normalize": False, "alpha": 0.5}, {"rho": 0.0}])
 def test_both_server_rules_of_fedspeed_are_one_when_everybody_takes_part(settings: dict[str, Any]) -> None:
-    paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS) for d in ("active", "all"))  # type: ignore[arg-type]
+    paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS) for d in ("active", "all"))
     close(paper, code)
-    paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS, TWO) for d in ("active", "all"))  # type: ignore[arg-type]
+    paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS, TWO) for d in ("active", "all"))
     assert np.abs(paper - code).max() > 1e-3
 
 
