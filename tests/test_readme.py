@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-MAKE = {"make demo", "make test"}                          # run by hand and by continuous integration: they make a new .venv
+MAKE = {"make demo", "make test"}                          # run by hand and by continuous integration
 
 
 def commands() -> list[str]:
@@ -32,30 +32,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
+def run_here(folder: Path, command: str) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}   # one thread does not wait for others on a busy machine
+    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}   # one thread does not wait for others on a busy machine
+    result = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
     assert set(commands()) >= MAKE
     for command in MAKE:
-        result = subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        assert subprocess.run(["make", "-n", command.split()[1]], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c not in MAKE])
 def test_command(folder: Path, command: str) -> None:
-    result = subprocess.run(command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
+    run_here(folder, command)
 
 
 @pytest.mark.parametrize("script", [text for kind, text in BLOCKS if kind == "python"])
 def test_script(folder: Path, script: str) -> None:
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    (folder / "script.py").write_text(script)
+    run_here(folder, "python script.py")
 
 
 def test_pictures_and_links_exist() -> None:
