@@ -21,6 +21,7 @@ COMMANDS = {
     "resume": ("fedsim.cli.running", "resume", "continue an interrupted run"),
     "list": ("fedsim.cli.listing", "list_names", "what there is: algorithms, data sets, models, partitions, ..."),
     "partition": ("fedsim.cli.partitioning", "partition", "divide a data set among clients, and show how it fell out"),
+    "topology": ("fedsim.cli.topology", "topology", "show who talks to whom without a server, and what it costs"),
     "compare": ("fedsim.cli.reading", "compare", "compare runs: final values, differences, cost of reaching a target"),
     "report": ("fedsim.cli.reading", "report", "write an HTML report of runs"),
 }

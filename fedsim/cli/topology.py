@@ -1,0 +1,236 @@
+"""``fedsim topology``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE
+from rich.table import Table
+from scipy.sparse import csr_array, diags_array
+from scipy.sparse.csgraph import connected_components, shortest_path
+from torch import nn
+
+from fedsim.cli import flags
+from fedsim.cli.output import console, writing
+from fedsim.config import build, override
+from fedsim.config.names import catalogue, imported, parameters
+from fedsim.config.write import written
+from fedsim.data import Dataset
+from fedsim.data.catalogue import suggest
+from fedsim.errors import ConfigError, RunError
+from fedsim.experiment import Data, Experiment
+from fedsim.gossip import TOLERANCE, Topology, mixing_matrix
+from fedsim.models import MLP, Architecture
+from fedsim.partition import Partition, Partitioner, card
+from fedsim.problems import Problem
+from fedsim.record import RunDirectory, open_run
+from fedsim.report.graph import draw_graph
+from fedsim.rows import read_metrics
+from fedsim.setup import resolve_data
+from fedsim.wire import nbytes
+
+DIAMETER_NODES = 2000
+"""Up to here all distances are computed."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Who talks to whom in one round, as in an experiment.
+
+    Args:
+        topology: who talks to whom.
+        nodes: number of nodes; by default as many as the partition has clients.
+        round: number of the round, which matters where the topology changes over time.
+        seed: of the random draws.
+        model: the network whose parameters are sent.
+        data: the data set; its samples decide the model's size, and its labels colour the picture.
+        partition: how samples are divided among nodes, which the picture shows.
+    """
+
+    topology: Topology = field(default_factory=lambda: catalogue("topology")["Static"]())
+    nodes: int | None = None
+    round: int = 1
+    seed: int = 0
+    model: Architecture | nn.Module = field(default_factory=MLP)
+    data: Data | Dataset | Problem = field(default_factory=Data)
+    partition: Partitioner = field(default_factory=lambda: parameters(Experiment)["partition"].default)
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("round", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; expected a whole number, {least} or more")
+
+
+TOPOLOGY = flags.Command(
+    "topology",
+    "Show who talks to whom in an experiment without a server: how fast the nodes can agree, and what a round costs.",
+    Network,
+    {
+        "output": "draw the graph: .png, .svg or .pdf; nodes are coloured by the label skew of their data",
+        "run": "topology and partition of this run; the picture's colours are its nodes' last test accuracies",
+    },
+    {"json": "the numbers as JSON"},
+)
+
+
+def topology(argv: Sequence[str]) -> int:
+    """Print the numbers of a command line's topology, and draw it."""
+    line = flags.read(TOPOLOGY, argv)
+    run = open_run(Path(line.options["run"])) if "run" in line.options else None
+    settings = line.settings if run is None else override(run.config, line.settings, [])
+    known = parameters(Experiment).keys() | parameters(Network).keys()
+    for key in settings.keys() - known:
+        raise ConfigError(f"unknown setting {key}: {suggest(key, sorted(known))}")
+    settings = {key: value for key, value in settings.items() if key in parameters(Network)}
+    if "help" in line.switches:
+        flags.print_help(TOPOLOGY, settings)
+        return 0
+    network = build(Network, settings)
+    source = resolve_data(network.data)
+    dataset = source.dataset if isinstance(source, Problem) else source
+    parts = _partition(network, dataset) if network.nodes is None or "output" in line.options else None
+    n = network.nodes or (parts.n if parts else 0)
+    w = mixing_matrix(network.topology, network.round, network.seed, np.arange(n), n)
+    measured = measure(w, _parameters(network, source, dataset))
+    if "output" in line.options and parts:
+        path = Path(line.options["output"])
+        values, label = _skew(parts, dataset) if run is None else _accuracies(run, network.seed, n)
+        with writing(path):
+            draw_graph(w, _kind(network.topology), values, label, _title(network, measured), path)
+    if "json" in line.switches:
+        about = {"topology": written(network.topology), "round": network.round, "seed": network.seed}
+        print(json.dumps({**about, **measured}))
+    else:
+        console().print(_render(network, measured))
+    return 0
+
+
+def measure(w: csr_array, d: int) -> dict[str, Any]:
+    """The numbers of a round's mixing matrix ``w [n, n]``, for messages of ``d`` numbers of 4 bytes.
+
+    Raises:
+        ConfigError: neither rows nor columns of W sum to 1, or its eigenvalues cannot be found.
+    """
+    links = csr_array(w - diags_array(w.diagonal()))
+    links.eliminate_zeros()
+    links.data[:] = 1
+    n, edges = w.shape[0], links.nnz
+    connected = int(connected_components(links, connection="strong", return_labels=False)) == 1
+    sums = [abs(np.asarray(w.sum(axis)) - 1).max() <= TOLERANCE for axis in (0, 1)]
+    try:
+        spectrum = imported("topologies.spectral", "the spectrum")(w)
+    except ValueError as error:
+        raise ConfigError(f"topology: {error}") from error
+    message = nbytes(torch.empty(d, device="meta"))
+    return {
+        "nodes": n,
+        "directed_edges": edges,
+        "in_degree": _spread(links.sum(1)),
+        "out_degree": _spread(links.sum(0)),
+        "connected": connected,
+        "diameter": int(shortest_path(links, unweighted=True).max()) if connected and n <= DIAMETER_NODES else None,
+        "symmetric": bool(abs(w - w.T).max() <= TOLERANCE),
+        "doubly_stochastic": bool(all(sums)),
+        "lambda": spectrum.lam,
+        "spectral_gap": spectrum.gap,
+        "parameters": d,
+        "message_bytes": message,
+        "bytes_per_round": edges * message,
+    }
+
+
+def _spread(degrees: np.ndarray) -> dict[str, float]:
+    return {"min": int(degrees.min()), "mean": float(degrees.mean()), "max": int(degrees.max())}
+
+
+def _partition(network: Network, dataset: Dataset) -> Partition:
+    """Samples of as many nodes as asked for."""
+    partitioner: Any = network.partition
+    if network.nodes is not None:
+        if not hasattr(partitioner, "num_partitions"):
+            name = type(partitioner).__name__
+            raise ConfigError(f"nodes is {network.nodes}, but {name} itself decides how many there are: leave out one")
+        partitioner = replace(partitioner, num_partitions=network.nodes)
+    partition: Partition = partitioner.partition(dataset.train.y.numpy(), dataset.train.client, network.seed)
+    return partition
+
+
+def _parameters(network: Network, source: Dataset | Problem, dataset: Dataset) -> int:
+    """Length d of a message: the model's parameters."""
+    module: Any = source.module if isinstance(source, Problem) else network.model
+    if not isinstance(module, nn.Module):
+        module = module.build(dataset.input_shape, dataset.classes)
+    return sum(p.numel() for p in module.parameters())
+
+
+def _skew(parts: Partition, dataset: Dataset) -> tuple[np.ndarray, str]:
+    distances = card(parts, dataset.train.y.numpy(), dataset.classes).js_per_client
+    if distances is None:
+        return parts.sizes.astype(float), "samples of the node"
+    return np.array(distances, float), "label skew: Jensen-Shannon distance to the whole data set (0 is IID)"
+
+
+def _accuracies(run: RunDirectory, seed: int, n: int) -> tuple[np.ndarray, str]:
+    """The last accuracy of each node's own model."""
+    rows = read_metrics(run.seed_path(seed) / "metrics.jsonl")
+    of_nodes = (rows.scope == "nodes/test") & (rows.metric == "accuracy") & (rows.node >= 0)
+    last = int(rows.round[of_nodes].max(initial=-1))
+    at = of_nodes & (rows.round == last)
+    if at.sum() != n:
+        raise RunError(
+            f"{run.path} recorded test accuracies of {at.sum()} nodes, expected {n}; take a finished run of a method"
+            " without a server, such as DFedAvg, and leave out --nodes"
+        )
+    accuracies = np.empty(n)
+    accuracies[rows.node[at]] = rows.value[at]
+    return accuracies, f"test accuracy of the node's own model, round {last}, seed {seed}"
+
+
+def _kind(topology: Any) -> str:
+    """Class of the graph, or of the schedule that has none."""
+    while hasattr(topology, "base"):
+        topology = topology.base
+    return type(getattr(topology, "graph", topology)).__name__
+
+
+def _title(network: Network, measured: dict[str, Any]) -> str:
+    return (
+        f"{network.topology}, round {network.round}\n{measured['nodes']:,} nodes, {measured['directed_edges']:,}"
+        f" directed edges, lambda {measured['lambda']:.4f}, {measured['bytes_per_round'] / 1e6:,.2f} MB a round"
+    )
+
+
+def _render(network: Network, measured: dict[str, Any]) -> Table:
+    table = Table("", "", title=f"{network.topology}, round {network.round}", title_justify="left", box=SIMPLE)
+    table.show_header = False
+    table.columns[1].justify = "right"
+
+    def degrees(key: str) -> str:
+        return " / ".join(f"{measured[key][name]:,.4g}" for name in ("min", "mean", "max"))
+
+    yes = {True: "yes", False: "no"}
+    far = "" if measured["connected"] else "infinite"
+    rows = {
+        "nodes": f"{measured['nodes']:,}",
+        "directed edges": f"{measured['directed_edges']:,}",
+        "degree: nodes heard, min / mean / max": degrees("in_degree"),
+        "degree: nodes spoken to, min / mean / max": degrees("out_degree"),
+        "connected in this round": yes[measured["connected"]],
+        "diameter": far or str(measured["diameter"] or f"not computed above {DIAMETER_NODES:,} nodes"),
+        "W symmetric": yes[measured["symmetric"]],
+        "W doubly stochastic": yes[measured["doubly_stochastic"]],
+        "lambda, what a round leaves of disagreement": f"{measured['lambda']:.4f}",
+        "spectral gap, 1 - lambda": f"{measured['spectral_gap']:.4f}",
+        f"message: {measured['parameters']:,} parameters": f"{measured['message_bytes']:,} bytes",
+        "all messages of a round, 1 gossip step": f"{measured['bytes_per_round']:,} bytes",
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    return table

@@ -1,0 +1,125 @@
+"""A topology as a picture: nodes coloured by one number each, edges light. Drawn without pyplot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import networkx as nx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from scipy.sparse import csr_array
+
+from fedsim.errors import ConfigError
+
+MOST_NODES = 1000
+"""More nodes than this cannot be told apart in a picture."""
+NAMED_NODES = 64
+"""Up to here nodes are numbered."""
+CIRCLES = ("Ring", "Exponential", "Complete", "OnePeerExponential", "RandomMatching")
+GRIDS = ("Grid", "Torus")
+BEND = 0.2
+"""How far the edges that a straight line would lead through other nodes are bent, as a share of their length."""
+EDGE, INK, UNKNOWN = "#8a97a6", "#333333", "#dddddd"
+
+
+def draw_graph(w: csr_array, kind: str, values: np.ndarray, label: str, title: str, path: Path) -> None:
+    """Draw who talks to whom in a round into a file; equal bytes for equal arguments.
+
+    Args:
+        w: mixing matrix ``[n, n]``; where ``w_ij`` is not 0, j speaks to i.
+        kind: class of the graph or schedule, which decides where nodes stand: on a circle, on a grid, or by springs.
+        values: ``[n]`` the number that colours each node; NaN where there is none.
+        label: what the numbers are.
+        title: of the picture.
+        path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format.
+
+    Raises:
+        ConfigError: another file format, or too many nodes.
+    """
+    kinds: Mapping[str, Mapping[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    if path.suffix.lower() not in kinds:
+        raise ConfigError(f"a picture is a .png, .svg or .pdf file, got {path}: change the suffix")
+    if w.shape[0] > MOST_NODES:
+        raise ConfigError(f"a picture of {w.shape[0]:,} nodes shows nothing; draw up to {MOST_NODES:,}, or none")
+    with matplotlib.rc_context({"svg.hashsalt": "fedsim", "font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+        axes = figure.add_subplot(aspect="equal")
+        places = positions(w, kind)
+        _edges(axes, w, places, bent=kind == "Torus")
+        _nodes(axes, places, values, label)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.margins(0.08)
+        axes.axis("off")
+        figure.savefig(path, dpi=150, metadata=kinds[path.suffix.lower()])
+
+
+def positions(w: csr_array, kind: str) -> np.ndarray:
+    """Where the nodes stand, ``[n, 2]``."""
+    n = w.shape[0]
+    if kind in GRIDS:
+        rows = next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)   # the most square, as the graph is built
+        i = np.arange(n)
+        return np.stack([i % (n // rows), -(i // (n // rows))], axis=1).astype(float)
+    if kind in CIRCLES:
+        angle = 2 * np.pi * np.arange(n) / n
+        return np.stack([np.sin(angle), np.cos(angle)], axis=1)              # node 0 on top, then clockwise
+    graph = nx.from_scipy_sparse_array(abs(w) + abs(w.T))
+    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+    spots = nx.spring_layout(graph, seed=0, weight=None, iterations=200)
+    return np.array([spots[i] for i in range(n)])
+
+
+def _edges(axes: Axes, w: csr_array, places: np.ndarray, bent: bool) -> None:
+    """Lines between nodes that speak to each other, arrows where only one speaks."""
+    to, by = w.nonzero()
+    mutual = np.asarray(w.T[to, by]).ravel() != 0
+    lines = mutual & (by < to)
+    alpha = float(np.clip(6 / math.sqrt(1 + len(to)), 0.15, 0.7))
+    long = np.linalg.norm(places[to] - places[by], axis=1) > 1.5             # of a torus, around its border
+    bend = np.where(bent & long, BEND, 0.0)
+    curves = _curves(places[by[lines]], places[to[lines]], bend[lines])
+    axes.add_collection(LineCollection(list(curves), colors=EDGE, linewidths=1.0, alpha=alpha, zorder=1))
+    size = _diameter(len(places))
+    for i, j in zip(to[~mutual], by[~mutual], strict=True):
+        arrow = FancyArrowPatch(
+            tuple(places[j]), tuple(places[i]), arrowstyle="-|>", mutation_scale=9, shrinkA=size / 2, shrinkB=size / 2,
+            connectionstyle="arc3,rad=0.08", color=EDGE, linewidth=0.8, alpha=alpha, zorder=1,
+        )  # fmt: skip
+        axes.add_patch(arrow)
+
+
+def _curves(start: np.ndarray, end: np.ndarray, bend: np.ndarray) -> np.ndarray:
+    """Quadratic curves ``[E, 17, 2]`` from ``start [E, 2]`` to ``end [E, 2]``, straight where ``bend [E]`` is 0."""
+    across = (end - start)[:, ::-1] * [-1, 1]
+    middle = (start + end) / 2 + 2 * bend[:, None] * across
+    t = np.linspace(0, 1, 17)[None, :, None]
+    curves: np.ndarray = (1 - t) ** 2 * start[:, None] + 2 * t * (1 - t) * middle[:, None] + t**2 * end[:, None]
+    return curves
+
+
+def _nodes(axes: Axes, places: np.ndarray, values: np.ndarray, label: str) -> None:
+    n, size = len(places), _diameter(len(places))
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad=UNKNOWN)
+    dots = axes.scatter(
+        places[:, 0], places[:, 1], c=values, cmap=colors, s=size**2, edgecolors="white", linewidths=0.8,
+        zorder=2, plotnonfinite=True,
+    )  # fmt: skip
+    bar = axes.figure.colorbar(dots, ax=axes, shrink=0.75, pad=0.02, aspect=25)
+    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=INK)
+    bar.outline.set_visible(False)
+    if n <= NAMED_NODES:
+        for i, (x, y) in enumerate(places):
+            light = math.isnan(values[i]) or float(np.asarray(dots.norm(values[i]))) > 0.6
+            axes.text(x, y, str(i), ha="center", va="center", fontsize=8, color=INK if light else "white", zorder=3)
+
+
+def _diameter(n: int) -> float:
+    """Of a node, in points."""
+    return float(np.clip(90 / math.sqrt(n), 4, 22))
