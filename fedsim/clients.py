@@ -7,22 +7,23 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, cast, overload
+from typing import Any, Protocol, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.allocator import keep_freed_memory
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.gossip import Topology, check, mix_rows, mixing_matrix, spread
 from fedsim.model import Model
 from fedsim.tree import leaves, tree_map
-from fedsim.types import Batch, Kept, Rule, Sent, Vector
+from fedsim.types import Kept, Rule, Sent, Vector
 from fedsim.wire import Ledger, nbytes
-from fedsim.work import LocalWork, Minibatches, Shards, draw, minibatches
+from fedsim.work import LocalWork, Shards
 
 M = TypeVar("M")
 K = TypeVar("K")
@@ -72,18 +73,27 @@ class Federation:
     topology: Topology | None = None
     ledger: Ledger = field(init=False)
     p: np.ndarray = field(init=False)
+    delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once
     contraction: float | None = field(init=False, default=None)   # of the consensus distance by the last mixing
 
     def __post_init__(self) -> None:
         n = self.shards.n
         weights = np.ones(n) if self.weights is None else np.asarray(self.weights, np.float64)
+        if weights.shape != (n,) or not (np.isfinite(weights).all() and (weights > 0).all()):
+            raise ConfigError(f"weights are {self.weights!r:.80}; expected {n} finite numbers above 0, one for each client")
         self.p = weights / weights.sum()
         self.cohort_size = self.cohort_size or float(n)
         self.ledger = Ledger(n)
+        if self.model.device.type == "cpu":
+            keep_freed_memory()
 
     def cohort(self, round: int, ids: np.ndarray | None = None) -> Clients:
         """The clients ``ids`` (everybody by default) in round ``round``; round 0 is initialisation."""
-        return Clients(self, np.arange(self.shards.n) if ids is None else np.sort(ids), round)
+        n = self.shards.n
+        chosen = np.arange(n) if ids is None else np.unique(ids)
+        if ids is not None and (len(chosen) != len(ids) or np.asarray(ids).dtype.kind not in "iu" or chosen[-1] >= n):
+            raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected different client numbers below {n}")
+        return Clients(self, chosen, round)
 
     def factor(self, round: int) -> Tensor:
         """The learning-rate factor of a round as a 0-dim tensor."""
@@ -95,7 +105,6 @@ class Clients:
 
     def __init__(self, federation: Federation, ids: np.ndarray, round: int) -> None:
         self._federation = federation
-        self._delivered: list[Sent[Any]] = []
         self.ids = ids
         self.round = round
 
@@ -211,8 +220,8 @@ class Clients:
         return tuple(Clients(self._federation, self.ids[side], self.round) for side in (heads, ~heads))  # type: ignore[return-value]
 
     def _charge_up(self, sent: Sent[Any]) -> None:
-        if not any(sent is done for done in self._delivered):  # a message is uploaded once, however often it is read
-            self._delivered.append(sent)
+        if sent not in self._federation.delivered:         # a message is uploaded once, however often it is read
+            self._federation.delivered.add(sent)
             self._federation.ledger.up[sent.ids] += nbytes(sent.stacked, stacked=True)
 
     def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
@@ -222,7 +231,7 @@ class Clients:
     def _check_finite(self, stacked: Any, name: str) -> None:
         for rows in leaves(stacked):
             if rows.is_floating_point() and not bool(torch.isfinite(rows.sum())):
-                bad = self.ids[(~torch.isfinite(rows.flatten(1)).all(1)).cpu().numpy()]
+                bad = self.ids[(~torch.isfinite(rows.reshape(len(self), -1)).all(1)).cpu().numpy()]
                 if len(bad):
                     raise DivergenceError(
                         f"{name} in round {self.round}: client"
@@ -231,102 +240,3 @@ class Clients:
                         " local.clip_norm, or look at these"
                         " clients' data."
                     )
-
-
-class LoopLocal:
-    """``Local`` for one client."""
-
-    def __init__(self, federation: Federation, node: int, round: int, plan: Minibatches, decay: Tensor) -> None:
-        self._fed, self._node, self._round, self._plan, self.decay = federation, node, round, plan, decay
-
-    @property
-    def steps(self) -> Tensor:
-        return torch.tensor(float(len(self._plan.lengths)), dtype=self._fed.model.dtype, device=self._fed.model.device)
-
-    def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
-        fed = self._fed
-        if batch is None:
-            rows = fed.shards.rows(self._node)
-            g = torch.zeros_like(x)
-            for start in range(0, len(rows.x), CHUNK):
-                part = Batch(rows.x[start : start + CHUNK], rows.y[start : start + CHUNK])
-                g += fed.model.gradient(x, part) * (len(part.x) / len(rows.x))
-            batch = rows
-        else:
-            g = fed.model.gradient(x, batch)
-        fed.ledger.gradient_evaluations[self._node] += len(batch.x)
-        return fed.work.regularise(g, x)
-
-    def sample(self, size: int) -> Batch:
-        (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
-        return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device))
-
-    def fold(self, step: Callable[..., C], carry: C, *consts: Any) -> C:
-        refuse_captured_tensors(step)
-        index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
-        for k, length in enumerate(self._plan.lengths):
-            carry = step(carry, self._fed.shards.take(index[k, :length]), *consts)
-        return carry
-
-
-CHUNK = 512
-"""Samples in one pass of a whole-shard gradient; bounds its memory."""
-
-
-class Loop:
-    """One client after the other: the reference meaning of every backend, and the fastest for convolutions on a CPU."""
-
-    def each(
-        self,
-        federation: Federation,
-        fn: Callable[..., Any],
-        ids: np.ndarray,
-        round: int,
-        down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Any, dict[int, Any]]:
-        plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
-        decay = federation.factor(round)
-        memory: dict[int, Any] = {}
-        rows = Rows[Any](len(ids))
-        with torch.no_grad():
-            for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
-                local = LoopLocal(federation, node, round, plan, decay)
-                if mine is None:
-                    message = fn(local, down)
-                else:
-                    message, memory[node] = fn(local, down, mine[node])
-                rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
-        return rows.stacked, memory
-
-
-class Rows(Generic[M]):
-    """The messages of a cohort, collected block by block into one stack ``[c, ...]`` a tensor."""
-
-    def __init__(self, c: int) -> None:
-        self.c = c
-        self.stacked: Any = None
-
-    def put(self, block: M, positions: list[int]) -> None:
-        """Write the rows of ``block`` (tensors ``[b, ...]``) at ``positions``."""
-        if self.stacked is None:
-            self.stacked = tree_map(lambda t: t.new_empty(self.c, *t.shape[1:]), block)
-        for to, rows in zip(leaves(self.stacked), leaves(block), strict=True):
-            to[positions] = rows
-
-
-def refuse_captured_tensors(step: Callable[..., Any]) -> None:
-    """Raise ConfigError when ``step`` reads a tensor from outside: under a stack of clients it would be somebody"
-    " else's."""
-    for name, value in _captured(step):
-        if isinstance(value, Tensor):
-            raise ConfigError(
-                f"the step function given to local.fold captures the tensor {name!r}; pass it as an argument instead:"
-                f" local.fold(step, carry, ..., {name})"
-            )
-
-
-def _captured(step: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    code, closure = getattr(step, "__code__", None), getattr(step, "__closure__", None)
-    if code is not None and closure:
-        yield from ((name, cell.cell_contents) for name, cell in zip(code.co_freevars, closure, strict=True))

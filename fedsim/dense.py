@@ -1,13 +1,14 @@
 """Gradients of a stack of clients for networks of linear layers, as batched matrix products without autograd.
 
-With activations ``h_0 = x``, ``z_l = h_{l-1} W_l^T + b_l``, ``h_l = act(z_l)`` and ``delta_L = dloss/dz_L``, the gradients are
-``dW_l = delta_l^T h_{l-1}``, ``db_l = sum_B delta_l`` and ``delta_{l-1} = (delta_l W_l) * act'(z_{l-1})``, each with a leading client axis.
+With activations ``h_0 = x``, ``z_l = h_{l-1} W_l^T + b_l``, ``h_l = act(z_l)`` and ``delta_L = dloss/dz_L``, the
+gradients are ``dW_l = delta_l^T h_{l-1}``, ``db_l = sum_B delta_l`` and
+``delta_{l-1} = (delta_l W_l) * act'(z_{l-1})``, each with a leading client axis.
 Autograd is asked only for ``delta_L``, the derivative of the loss by the network's outputs, so any loss will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +25,11 @@ class _Layer:
     columns: int
     bias: bool
     activation: str
+
+    @property
+    def bias_start(self) -> int:
+        """Offset of the bias."""
+        return self.start + self.rows * self.columns
 
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
@@ -54,28 +60,30 @@ class DenseStack:
                 return None
         return cls(layers, loss) if layers else None
 
-    def gradients(self, xs: Tensor, batch: Batch) -> Tensor:
-        """Gradients ``[c, d]`` at ``xs [c, d]`` of each client's mean loss on its row of ``batch`` (``[c, B, ...]``)."""
+    def gradients(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+        """Gradients at ``xs [c, d]`` of each client's mean loss on its row of ``batch`` (``[c, B, ...]``).
+
+        One parameter after the other, from the last to the first, as (its offset, ``[c, its size]``). The columns of
+        ``xs`` that belong to a parameter are not read after its gradient was given out, so it may be updated at once.
+        """
         c = len(xs)
-        weights = [xs[:, l.start : l.start + l.rows * l.columns].view(c, l.rows, l.columns) for l in self.layers]
+        weights = [xs[:, at.start : at.bias_start].view(c, at.rows, at.columns) for at in self.layers]
         hidden = [batch.x.reshape(c, batch.x.shape[1], -1)]
         for layer, w in zip(self.layers, weights, strict=True):
             z = torch.bmm(hidden[-1], w.mT)
             if layer.bias:
-                z += _bias(xs, layer).unsqueeze(1)
+                z += xs[:, layer.bias_start : layer.bias_start + layer.rows].unsqueeze(1)
             hidden.append(_activate(z, layer.activation))
         delta = self._output_delta(hidden[-1], batch)
-        grads = torch.empty_like(xs)
         for i in reversed(range(len(self.layers))):
             layer = self.layers[i]
             delta = _through(delta, hidden[i + 1], layer.activation)
-            w_grad = grads[:, layer.start : layer.start + layer.rows * layer.columns].view(c, layer.rows, layer.columns)
-            torch.bmm(delta.mT, hidden[i], out=w_grad)
+            before = torch.bmm(delta, weights[i]) if i else delta
             if layer.bias:
-                torch.sum(delta, 1, out=_bias(grads, layer))
-            if i:
-                delta = torch.bmm(delta, weights[i])
-        return grads
+                yield layer.bias_start, delta.sum(1)
+            # not with out=: into the rows of one [c, d], which are apart, PyTorch takes one product after the other
+            yield layer.start, torch.bmm(delta.mT, hidden[i]).view(c, -1)
+            delta = before
 
     def _output_delta(self, out: Tensor, batch: Batch) -> Tensor:
         """Derivative ``[c, B, k]`` of every client's mean loss by its outputs."""
@@ -92,11 +100,6 @@ class DenseStack:
             flat = out.detach().reshape(c * b, *out.shape[2:]).requires_grad_()
             losses = self.loss(flat, batch.y.reshape(c * b, *batch.y.shape[2:])).reshape(c, b)
             return torch.autograd.grad(losses.sum(), flat)[0].reshape(out.shape) * scale
-
-
-def _bias(xs: Tensor, layer: _Layer) -> Tensor:
-    start = layer.start + layer.rows * layer.columns
-    return xs[:, start : start + layer.rows]
 
 
 def _activate(z: Tensor, activation: str) -> Tensor:

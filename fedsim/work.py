@@ -57,7 +57,8 @@ class LocalWork:
 
     def batch(self, size: int | np.ndarray) -> np.ndarray:
         """Minibatch size of clients with ``size`` samples."""
-        return np.minimum(size, self.batch_size) if self.batch_size else np.asarray(size)
+        batch: np.ndarray = np.minimum(size, self.batch_size or np.inf).astype(np.int64)
+        return batch
 
     def counts(self, sizes: np.ndarray) -> np.ndarray:
         """Number of local steps K_i of clients with ``sizes [c]`` samples."""
@@ -122,8 +123,10 @@ def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.
             index, lengths = np.broadcast_to(np.arange(n), (k, n)), np.full(k, n)
         else:
             padding = int(per_epoch[i]) * b - n
-            index = np.pad(orders[i], ((0, 0), (0, padding)), mode="edge").reshape(-1, b)[:k]
-            lengths = np.tile(np.r_[np.full(per_epoch[i] - 1, b), b - padding], epochs[i])[:k]
+            order = np.concatenate([orders[i], np.repeat(orders[i][:, -1:], padding, 1)], 1) if padding else orders[i]
+            lengths = np.full(len(order) * int(per_epoch[i]), b)
+            lengths[per_epoch[i] - 1 :: per_epoch[i]] = b - padding
+            index, lengths = order.reshape(-1, b)[:k], lengths[:k]
         plans.append(Minibatches(index + shards.offsets[node], lengths))
     return plans
 

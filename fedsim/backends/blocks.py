@@ -1,13 +1,14 @@
-"""Blocks of clients in one call: the client function runs under ``torch.vmap``, its local loop on plain stacked tensors.
+"""Blocks of clients in one call: the client function under ``torch.vmap``, its local loop on plain stacked tensors.
 
-``local.fold``, ``local.grad`` and ``local.sample`` step out of the transform through an operation with its own batching rule, so
-that the loop over minibatches and the gradient see tensors ``[c, ...]`` and can use batched matrix products. Clients are sorted by
-their number of steps; those that have finished drop out of the block, so unequal clients cost nothing extra.
+``local.fold``, ``local.grad`` and ``local.sample`` step out of the transform through an operation with its own batching
+rule, so that the loop over minibatches and the gradient see tensors ``[c, ...]`` and can use batched matrix products.
+Clients are sorted by their number of steps; those that have finished drop out of the block, so unequal clients cost
+nothing extra.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.clients import CHUNK, Federation, Rows, refuse_captured_tensors
+from fedsim.backends.step import LocalStep
+from fedsim.backends.tape import Tape
+from fedsim.backends.loop import CHUNK, Rows, refuse_captured_tensors
+from fedsim.clients import Federation
 from fedsim.errors import ConfigError
+from fedsim.model import joined
 from fedsim.tree import build, leaves, tree_map
 from fedsim.types import Batch, Kept, Vector
 from fedsim.work import Minibatches, draw, minibatches
@@ -37,7 +42,13 @@ class Blocks:
             raise ConfigError(f"block size is {self.size}; expected 1 or more")
 
     def each(
-        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any, mine: Kept[Any] | None
+        self,
+        federation: Federation,
+        fn: Callable[..., Any],
+        ids: np.ndarray,
+        round: int,
+        down: Any,
+        mine: Kept[Any] | None,
     ) -> tuple[Any, dict[int, Any]]:
         """See ``fedsim.clients.Backend``."""
         plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
@@ -51,7 +62,8 @@ class Blocks:
                 messages, memories = block.run(fn, down, mine)
                 rows.put(messages, chosen)
                 if mine is not None:
-                    for i, node in enumerate(ids[chosen].tolist()):   # a copy each: a row must not keep its whole block alive
+                    for i, node in enumerate(ids[chosen].tolist()):
+                        # a copy each: a row would keep its whole block alive
                         memory[node] = tree_map(lambda t, i=i: t[i].clone(), memories)
         return rows.stacked, memory
 
@@ -79,7 +91,8 @@ class _Block:
     def __init__(self, federation: Federation, ids: np.ndarray, round: int, plans: list[Minibatches]) -> None:
         self.fed, self.ids, self.round = federation, ids, round
         self.counts = np.array([len(plan.lengths) for plan in plans])
-        self.plans = plans
+        self._index, self._lengths = _padded(plans, federation.model.device)
+        self.tape: Tape | None = None  # while a step is being recorded
         self.decay = federation.factor(round)
         self._samples = federation.shards.sizes[ids]       # of the batch that grad is being asked about, per client
         self._in_fold = False
@@ -147,46 +160,47 @@ class _Block:
     def _loop(
         self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool]
     ) -> tuple[Tensor, ...]:
-        """All local steps of the block, on stacked tensors. Rows are sorted by steps, so the active ones come first."""
-        n_carry, outer_samples = len(state), self._samples
-        done: list[list[Tensor]] = []                      # final rows of clients that have finished, last ones first
+        """All local steps of the block. Rows are sorted by steps, so the active ones come first."""
+        step = LocalStep(step, like, self.fed.model, self.fed.work, self)
+        state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may write into it
+        outer_samples = self._samples
+        done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
         active = len(self.ids)
-        in_batch = [0] * n_carry
-
-        def one(batch: Batch, *flat: Tensor) -> tuple[Tensor, ...]:
-            carry, *rest = build(like, iter(flat))
-            return tuple(leaves(step(carry, batch, *rest)))
-
         self._in_fold = True
         try:
             for k in range(int(self.counts[0])):
-                still = int(np.searchsorted(-self.counts, -k))   # clients with more than k steps
+                still = int(np.searchsorted(-self.counts, -k))  # clients with more than k steps
                 if still < active:
                     done.insert(0, [t[still:] for t in state])
                     state = [t[:still] for t in state]
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
-                self._samples = np.array([plan.lengths[k] for plan in self.plans[:active]])
-                batch = self._batch(k, active)
-                dims = (Batch(0, 0, None if batch.weight is None else 0), *in_batch, *(0 if o else None for o in own))  # type: ignore[arg-type]
-                state = list(torch.vmap(one, in_dims=dims)(batch, *state, *consts))
+                self._samples = self._lengths[:active, k]
+                state = step(self._batch(k, active), state, consts, own)
         finally:
             self._in_fold, self._samples = False, outer_samples
         return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True))
 
     def _batch(self, k: int, active: int) -> Batch:
-        index, weight = _stack([plan.index[k, : plan.lengths[k]] for plan in self.plans[:active]], self._samples)
-        return self._take(index, weight)
+        width = int(self._samples.max())
+        weight = None if self._samples.min() == width else np.arange(width) < self._samples[:, None]
+        return self._take(self._index[:active, k, :width], weight)
 
-    def _take(self, index: np.ndarray, weight: np.ndarray | None) -> Batch:
+    def _take(self, index: np.ndarray | Tensor, weight: np.ndarray | None) -> Batch:
         model = self.fed.model
         w = None if weight is None else torch.from_numpy(weight).to(model.device, model.dtype)
-        return self.fed.shards.take(torch.from_numpy(index).to(model.device), w)
+        return self.fed.shards.take(torch.as_tensor(index, device=model.device), w)
 
     def _minibatch(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x, *batch = (t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True))
-        self.fed.ledger.gradient_evaluations[self.ids[:c]] += self._samples
-        return (self.fed.model.gradients(x, Batch(*batch)),)
+        if self.tape is not None:
+            return (self.tape.gradient(x, batch),)
+        return (joined(self.gradient_parts(x, *batch)),)
+
+    def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
+        self.fed.ledger.gradient_evaluations[self.ids[: len(x)]] += self._samples
+        return self.fed.model.gradient_parts(x, Batch(*batch))
 
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x = tensors[0] if own[0] else tensors[0].expand(c, -1)
@@ -196,7 +210,8 @@ class _Block:
             here = np.clip(sizes - start, 0, CHUNK)
             some = np.flatnonzero(here)                    # clients that have samples left
             first = shards.offsets[self.ids[some]] + start
-            batch = self._take(*_stack([np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)], here[some]))
+            runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
+            batch = self._take(*_stack(runs, here[some]))
             share = torch.from_numpy(here[some] / sizes[some]).to(x).unsqueeze(1)
             g[some] += self.fed.model.gradients(x[some], batch) * share
         self.fed.ledger.gradient_evaluations[self.ids] += sizes
@@ -204,13 +219,27 @@ class _Block:
 
     def _outside(self, what: str) -> None:
         if self._in_fold:
-            raise ConfigError(f"{what} was read inside a step of local.fold; read it before and pass it on: local.fold(step, carry, value)")
+            raise ConfigError(
+                f"{what} was read inside a step of local.fold; read it before and pass it on:"
+                " local.fold(step, carry, value)"
+            )
 
 
 def _stack(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows of unequal length as one array ``[c, B]``, padded with each row's first entry, and weights 1 and 0 if any is padded."""
+    """Rows of unequal length as one ``[c, B]``, padded with each row's first entry; which are real, if any is not."""
     width = int(lengths.max())
     if lengths.min() == width:
         return np.stack(rows), None
     index = np.stack([np.r_[row, np.full(width - len(row), row[0])] for row in rows])
-    return index, (np.arange(width) < lengths[:, None]).astype(np.float64)
+    return index, np.arange(width) < lengths[:, None]
+
+
+def _padded(plans: list[Minibatches], device: torch.device) -> tuple[Tensor, np.ndarray]:
+    """Sample rows of all clients and steps, ``[c, K, B]``, padded with rows of the same client; lengths ``[c, K]``."""
+    steps, width = max(len(plan.lengths) for plan in plans), max(plan.index.shape[1] for plan in plans)
+    index, lengths = np.empty((len(plans), steps, width), np.int64), np.zeros((len(plans), steps), np.int64)
+    for i, plan in enumerate(plans):
+        k, b = plan.index.shape
+        index[i, :k, :b], index[i, :k, b:] = plan.index, plan.index[:, :1]
+        lengths[i, :k] = plan.lengths
+    return torch.from_numpy(index).to(device), lengths
