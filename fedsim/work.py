@@ -1,5 +1,6 @@
-"""The local work of a round: which samples every client visits, in which minibatches. A function of (seed, round,"
-" node) alone."""
+"""The local work of a round: which samples every client visits, in which minibatches. A function of (seed, round,
+node) alone.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +58,14 @@ class LocalWork:
 
     def batch(self, size: int | np.ndarray) -> np.ndarray:
         """Minibatch size of clients with ``size`` samples."""
-        batch: np.ndarray = np.minimum(size, self.batch_size or np.inf).astype(np.int64)
-        return batch
+        return np.minimum(size, self.batch_size) if self.batch_size else np.asarray(size)
 
     def counts(self, sizes: np.ndarray) -> np.ndarray:
         """Number of local steps K_i of clients with ``sizes [c]`` samples."""
         if self.steps is not None:
             return np.full(len(sizes), self.steps)
-        return self.epochs * -(-sizes // self.batch(sizes))
+        per_epoch: np.ndarray = -(-sizes // self.batch(sizes))
+        return self.epochs * per_epoch
 
 
 class Shards:
