@@ -1,8 +1,7 @@
 """``Clients``: the nodes of one round, and the only thing that can run code on a node or move a byte.
 
 Every verb charges the ledger for what it moves, so an algorithm cannot communicate without paying. How code reaches the
-nodes is a backend's matter; the one in this file, ``Loop``, runs one client after the other and is the meaning of all
-others.
+nodes is a backend's matter; ``fedsim.backends.loop`` runs one client after the other and is the meaning of all others.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast, overload
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Federation:
         n = self.shards.n
         weights = np.ones(n) if self.weights is None else np.asarray(self.weights, np.float64)
         if weights.shape != (n,) or not (np.isfinite(weights).all() and (weights > 0).all()):
-            raise ConfigError(f"weights are {self.weights!r:.80}; expected {n} finite numbers above 0, one for each client")
+            raise ConfigError(f"weights are {self.weights!r:.80}; expected a finite number above 0 for each of {n}")
         self.p = weights / weights.sum()
         self.cohort_size = self.cohort_size or float(n)
         self.ledger = Ledger(n)
@@ -91,7 +91,7 @@ class Federation:
         """The clients ``ids`` (everybody by default) in round ``round``; round 0 is initialisation."""
         n = self.shards.n
         chosen = np.arange(n) if ids is None else np.unique(ids)
-        if ids is not None and (len(chosen) != len(ids) or np.asarray(ids).dtype.kind not in "iu" or chosen[-1] >= n):
+        if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
             raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected different client numbers below {n}")
         return Clients(self, chosen, round)
 
@@ -166,6 +166,7 @@ class Clients:
         w = self._cohort_weights(sent)
 
         def average(rows: Tensor) -> Tensor:               # a product with the weights: no second stack of messages
+            rows = rows if rows.is_floating_point() else rows.double()
             return (w.to(rows.dtype) @ rows.reshape(len(w), -1)).view(rows.shape[1:])
 
         return cast(M, tree_map(average, sent.stacked))
@@ -178,8 +179,8 @@ class Clients:
     def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False) -> Kept[M]:
         """Gossip: each node sends its message to its neighbours and holds ``sum_j w_ij m_j``; ``steps`` times.
 
-        W is the round's mixing matrix among the cohort; nodes that are away neither speak nor hear. Every directed edge is
-        charged once a step.
+        W is the round's mixing matrix among the cohort; nodes that are away neither speak nor hear. Every directed
+        edge is charged once a step.
 
         Args:
             sent: a message of every node of the cohort.
@@ -192,13 +193,13 @@ class Clients:
         return self._gossip(sent, steps, symmetric=symmetric)
 
     def push(self, sent: Sent[M]) -> Kept[M]:
-        """Gossip over any directed graph: like ``mix``, but only the columns of W must sum to 1, so that mass is kept."""
+        """Like ``mix``, over any directed graph: only the columns of W must sum to 1, so that mass is kept."""
         return self._gossip(sent, 1, rows=False)
 
     def _gossip(self, sent: Sent[M], steps: int, **needs: bool) -> Kept[M]:
         fed = self._federation
         if fed.topology is None:
-            raise ConfigError("this method has no server: it needs a topology, e.g. --topology Static --topology.graph Ring")
+            raise ConfigError("without a server a topology is needed, as --topology Static --topology.graph Ring")
         w = mixing_matrix(fed.topology, self.round, fed.seed, sent.ids, self.n)
         check(w, self.round, **needs)
         edges = w.tocoo()

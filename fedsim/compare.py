@@ -221,8 +221,8 @@ def notes(comparison: Comparison) -> str:
     difference = f"“− {comparison.baseline}”: difference of final values, paired by seed. "
     return (
         "Mean over seeds ± 95 % Student-t interval (none for one seed). "
-        f"{difference if len(comparison.runs) > 1 else ''}Missed: seeds that never reached the target. MB: sent up and down, 10⁶ bytes. "
-        "Grad evals: gradient evaluations of all clients."
+        f"{difference if len(comparison.runs) > 1 else ''}Missed: seeds that never reached the target. "
+        "MB: sent up and down, 10⁶ bytes. Grad evals: gradient evaluations of all clients."
     )
 
 

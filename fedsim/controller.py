@@ -18,7 +18,8 @@ import torch
 
 from fedsim import checkpoint, evaluate
 from fedsim.backends.blocks import Blocks
-from fedsim.clients import Backend, Loop
+from fedsim.backends.loop import Loop
+from fedsim.clients import Backend
 from fedsim.config import from_config, to_config
 from fedsim.errors import CheckpointError, FedsimError, RunError
 from fedsim.experiment import Experiment

@@ -14,8 +14,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fedsim.errors import ModelError
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Batch
+
+
+def per_sample(losses: Tensor, count: int) -> Tensor:
+    """The losses, if they are one for each of ``count`` samples.
+
+    Raises:
+        ModelError: they are not.
+    """
+    if losses.shape != (count,):
+        raise ModelError(
+            f"the loss returned shape {tuple(losses.shape)} for {count} samples; expected [{count}], one loss for"
+            " each sample (with a torch.nn.functional loss: reduction='none')"
+        )
+    return losses
 
 
 @dataclass(frozen=True)
@@ -38,27 +53,31 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn
 class DenseStack:
     """A ``Sequential`` of ``Flatten``, ``Linear`` and pointwise activations, for ``c`` clients at once."""
 
-    def __init__(self, layers: list[_Layer], loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.layers, self.loss = layers, loss
+    def __init__(self, layers: list[_Layer], loss: Callable[[Tensor, Tensor], Tensor], flatten: bool) -> None:
+        self.layers, self.loss, self.flatten = layers, loss, flatten
 
     @classmethod
     def of(cls, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> DenseStack | None:
         """The stack for this module, or None when it is of any other form."""
         parts = list(module) if isinstance(module, nn.Sequential) else [module]
-        if parts and type(parts[0]) is nn.Flatten and (parts[0].start_dim, parts[0].end_dim) == (1, -1):
-            parts = parts[1:]
+        flatten = bool(parts) and type(parts[0]) is nn.Flatten and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
+        parts = parts[flatten:]
         layers: list[_Layer] = []
         start, seen = 0, set()
         for part in parts:
-            if type(part) is nn.Linear and id(part) not in seen and not part._forward_hooks:
+            if type(part) is nn.Linear and id(part.weight) not in seen and not part._forward_hooks:
                 layers.append(_Layer(start, part.out_features, part.in_features, part.bias is not None, "identity"))
                 start += part.weight.numel() + (part.out_features if part.bias is not None else 0)
-                seen.add(id(part))
+                seen.add(id(part.weight))
             elif type(part) in _ACTIVATIONS and layers and layers[-1].activation == "identity":
                 layers[-1] = replace(layers[-1], activation=_ACTIVATIONS[type(part)])
             else:
                 return None
-        return cls(layers, loss) if layers else None
+        return cls(layers, loss, flatten) if layers else None
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the products below are what the module does with inputs ``[c, B, ...]``."""
+        return (self.flatten or x.dim() == 3) and x[0, 0].numel() == self.layers[0].columns
 
     def gradients(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """Gradients at ``xs [c, d]`` of each client's mean loss on its row of ``batch`` (``[c, B, ...]``).
@@ -98,7 +117,7 @@ class DenseStack:
             return delta.mul_(scale)
         with torch.enable_grad():
             flat = out.detach().reshape(c * b, *out.shape[2:]).requires_grad_()
-            losses = self.loss(flat, batch.y.reshape(c * b, *batch.y.shape[2:])).reshape(c, b)
+            losses = per_sample(self.loss(flat, batch.y.reshape(c * b, *batch.y.shape[2:])), c * b)
             return torch.autograd.grad(losses.sum(), flat)[0].reshape(out.shape) * scale
 
 

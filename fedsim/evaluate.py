@@ -92,8 +92,9 @@ def gossip(prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation
 
 
 def clients(prepared: Prepared, x: Vector, settings: Evaluation) -> list[Row]:
-    """The server's model on every client's own samples: each client's value, mean, weighted mean and mean of the"
-    " worst."""
+    """The server's model on every client's own samples: each client's value, mean, weighted mean and mean of the
+    worst.
+    """
     own, scope = prepared.own, f"clients/{prepared.own_kind}"
     scores = _score(prepared.federation.model, x, own.x, own.y, bool(prepared.dataset.classes))
 

@@ -1,7 +1,8 @@
 """Gossip: rows of a stack mixed by a sparse matrix W, ``x_i <- sum_j w_ij x_j``, without ever forming n x n.
 
-Few nodes take one dense product. Many take a weighted sum of neighbours' rows over chunks of columns that fit the
-processor's cache, so that a row fetched for one neighbour is still there for the next.
+Few nodes take one dense product. Many take weighted sums of neighbours' rows: some nodes at a time where nodes have few
+neighbours, else some columns at a time, as many as fit the processor's cache, so that a row that is fetched for one
+neighbour is still there for the next.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ DENSE_NODES = 128
 """Up to here a dense product is faster than gathering neighbours."""
 CHUNK_BYTES = 4 * 2**20
 """Bytes of the stack that are mixed at a time."""
+FEW = 5
+"""Mean number of weights in a row of W up to which fetching neighbours' rows again costs less than copying columns."""
 TOLERANCE = 1e-8
 """Largest deviation of a row or column sum from 1."""
 
@@ -34,30 +37,48 @@ def mixing_matrix(topology: Topology, round: int, seed: int, active: np.ndarray,
     """W of a round among the nodes ``active`` of ``n``, in their order.
 
     Raises:
-        ConfigError: the topology cannot be had with so many nodes.
+        ConfigError: the topology cannot be had with so many nodes, or is of other ones.
     """
     try:
-        return restrict(topology.matrix(round, seed, n), active)
+        w = topology.matrix(round, seed, n)
     except ValueError as error:
         raise ConfigError(f"topology: {error}") from error
+    if w.shape != (n, n):
+        raise ConfigError(f"topology: the mixing matrix of round {round} is {list(w.shape)}; expected [{n}, {n}]")
+    return restrict(w, active)
 
 
-def mix_rows(w: csr_array, x: Tensor) -> Tensor:
-    """``W x`` for a stack ``x [n, ...]``, in the stack's own type and on its device."""
-    flat = x.reshape(len(x), -1)
-    if len(x) <= DENSE_NODES:
-        return (torch.from_numpy(w.toarray()).to(flat) @ flat).view(x.shape)
-    index = torch.from_numpy(w.indices.astype(np.int64)).to(x.device)
-    offsets = torch.from_numpy(w.indptr[:-1].astype(np.int64)).to(x.device)
-    weights = torch.from_numpy(w.data).to(flat)
-    out = torch.empty_like(flat)
-    step = max(16, CHUNK_BYTES // (len(x) * flat.element_size()))
-    for start in range(0, flat.shape[1], step):
-        columns = flat[:, start : start + step].contiguous()
-        out[:, start : start + step] = torch.nn.functional.embedding_bag(
-            index, columns, offsets, mode="sum", per_sample_weights=weights
-        )
-    return out.view(x.shape)
+def mix_rows(w: csr_array, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """``W x`` for a stack ``x [n, ...]``, in the stack's own type and on its device.
+
+    Args:
+        w: mixing matrix ``[n, n]``.
+        x: the stack; stays as it is.
+        out: contiguous memory like ``x`` for the result; new memory by default, whose first touch can cost more than
+            the mixing.
+    """
+    n, flat = len(x), x.reshape(len(x), -1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    mixed = out.view(n, -1)
+    if n <= DENSE_NODES:
+        torch.mm(torch.from_numpy(w.toarray()).to(flat), flat, out=mixed)
+        return out
+    rows, columns = (CHUNK_BYTES // (length * flat.element_size()) for length in reversed(flat.shape))
+    if w.nnz <= FEW * n and rows >= 8:
+        for start in range(0, n, rows):
+            mixed[start : start + rows] = _weighted_sums(w[start : start + rows], flat)
+    else:
+        columns = max(16, columns)
+        for start in range(0, flat.shape[1], columns):
+            mixed[:, start : start + columns] = _weighted_sums(w, flat[:, start : start + columns])
+    return out
+
+
+def _weighted_sums(w: csr_array, x: Tensor) -> Tensor:
+    """``W x`` of a matrix ``W [m, n]`` with few entries and ``x [n, c]``."""
+    index, offsets = (torch.from_numpy(a.astype(np.int64)).to(x.device) for a in (w.indices, w.indptr[:-1]))
+    weights = torch.from_numpy(w.data).to(x)
+    return torch.nn.functional.embedding_bag(index, x, offsets, mode="sum", per_sample_weights=weights)
 
 
 def restrict(w: csr_array, active: np.ndarray) -> csr_array:
@@ -87,18 +108,20 @@ def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = Tru
     for what, axis, needed in (("column", 0, True), ("row", 1, rows)):
         sums = np.asarray(w.sum(axis))
         worst = int(np.abs(sums - 1).argmax())
-        if needed and abs(sums[worst] - 1) > TOLERANCE:
-            fix = "use Metropolis weights" if rows else "divide each column by its sum"
+        if needed and not abs(sums[worst] - 1) <= TOLERANCE:  # NaN is not
+            fix = (
+                "use Metropolis weights; a directed graph needs everybody in every round, or a push-sum method as SGP"
+                if rows
+                else "divide each column by its sum"
+            )
             raise ConfigError(
-                f"{what} {worst} of the mixing matrix of round {round} sums to {sums[worst]:.6g}, expected 1; {fix},"
-                " or for a directed"
-                " graph a push-sum method such as SGP"
+                f"{what} {worst} of the mixing matrix of round {round} sums to {sums[worst]:.6g}, expected 1; {fix}"
             )
     if symmetric and abs(w - w.T).max() > TOLERANCE:
         raise ConfigError(
             f"the mixing matrix of round {round} is not symmetric, which this method needs; use an undirected graph,"
-            " or a method that does"
-            " without: DFedAvg, DFedSAM or GradientTracking where W is doubly stochastic, SGP on any directed graph"
+            " or a method that does without: DFedAvg, DFedSAM or GradientTracking where W is doubly stochastic, SGP on"
+            " any directed graph"
         )
 
 

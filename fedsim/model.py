@@ -12,7 +12,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
-from fedsim.dense import DenseStack
+from fedsim.dense import DenseStack, per_sample
 from fedsim.errors import ModelError
 from fedsim.types import Batch, Vector
 
@@ -44,18 +44,20 @@ class Model:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         _refuse_unsafe_layers(module)
-        self.module = module.to(device=device, dtype=dtype).train()
+        self.module = module.to(device=device, dtype=dtype)
         self.loss, self.penalty, self.device, self.dtype = loss, penalty, torch.device(device), dtype
-        named = dict(module.named_parameters())
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones never travel
         if not named:
-            raise ModelError(f"{type(module).__name__} has no parameters; expected a module with something to train")
+            raise ModelError(f"{type(module).__name__} has no parameters to train; expected some with requires_grad")
         self.names, self.parameters = list(named), list(named.values())
         self.shapes = [p.shape for p in self.parameters]
         self.sizes = [p.numel() for p in self.parameters]
         self.d = sum(self.sizes)
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-        self.dense = DenseStack.of(module, loss) if penalty is None else None
+        plain = penalty is None and len(named) == len(list(module.parameters()))
+        self.dense = DenseStack.of(module, loss) if plain else None
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
         self._channels_last = self.convolutional and self.device.type == "cpu"
 
     def vector(self) -> Vector:
@@ -77,7 +79,7 @@ class Model:
     def _one_client(self, x: Vector, batch: Batch) -> list[Tensor]:
         self.load(x)
         with torch.enable_grad():
-            losses = self._losses(self.module(self._input(batch.x)), batch.y)
+            losses = per_sample(self.loss(self.module(self._input(batch.x)), batch.y), len(batch.y))
             grads = torch.autograd.grad(_mean(losses, batch.weight), self.parameters, materialize_grads=True)
         flat = [g.reshape(-1) for g in grads]
         if self.penalty is None:
@@ -94,11 +96,12 @@ class Model:
 
         The columns of ``xs`` that a part belongs to are not read after it was given out.
         """
-        if self.dense is not None:
+        if self.dense is not None and self.dense.takes(batch.x):
             yield from self.dense.gradients(xs, batch)
-        elif len(xs) == 1:                                 # as in the loop: grouped convolutions are slower
-            one = Batch(batch.x[0], batch.y[0], None if batch.weight is None else batch.weight[0])
-            yield from zip(self.offsets, (g.unsqueeze(0) for g in self._one_client(xs[0], one)), strict=True)
+        elif len(xs) == 1 or self._recurrent:              # as in the loop; also, grouped convolutions are slower
+            rows = zip(batch.x, batch.y, [None] * len(xs) if batch.weight is None else batch.weight, strict=True)
+            each = [self._one_client(x, Batch(*row)) for x, row in zip(xs, rows, strict=True)]
+            yield from zip(self.offsets, map(torch.stack, zip(*each, strict=True)), strict=True)
         else:
             yield from zip(self.offsets, self._stacked(xs, batch), strict=True)
 
@@ -119,24 +122,18 @@ class Model:
     @torch.no_grad()
     def outputs(self, x: Vector, inputs: Tensor, batch_size: int = 256) -> Tensor:
         """The module's outputs at ``x`` for all ``inputs [N, ...]``, computed ``batch_size`` samples at a time."""
-        module = self.load(x).eval()
+        module = self.load(x)
+        modes = [(layer, layer.training) for layer in module.modules()]
+        module.eval()
         try:
             return torch.cat([module(self._input(part)) for part in torch.split(inputs, batch_size)])
         finally:
-            module.train()
+            for layer, training in modes:
+                layer.training = training
 
     def _functional_loss(self, parts: list[Tensor], x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         out = torch.func.functional_call(self.module, dict(zip(self.names, parts, strict=True)), (x,))
-        return _mean(self._losses(out, y), weight)
-
-    def _losses(self, out: Tensor, y: Tensor) -> Tensor:
-        losses = self.loss(out, y)
-        if losses.shape != y.shape[:1]:
-            raise ModelError(
-                f"the loss returned shape {tuple(losses.shape)} for {len(y)} samples; expected [{len(y)}], one loss for"
-                " each sample (with a torch.nn.functional loss: reduction='none')"
-            )
-        return losses
+        return _mean(per_sample(self.loss(out, y), len(y)), weight)
 
     def _input(self, x: Tensor) -> Tensor:
         """Images in channels-last layout, where oneDNN's convolutions and PyTorch's pooling are fastest on a CPU."""
@@ -158,14 +155,18 @@ def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
 
 def _refuse_unsafe_layers(module: nn.Module) -> None:
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+        kind = type(layer).__name__
+        batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        if layer.training and (batch_norm or getattr(layer, "track_running_stats", False)):
             raise ModelError(
-                f"layer {name!r} is {type(layer).__name__} in training mode: its statistics mix samples and are no"
-                " parameters, so they would be neither averaged nor charged. Use nn.GroupNorm (or put the layer in eval"
-                " mode with frozen statistics)."
+                f"layer {name!r} is {kind} in training mode: its statistics mix samples and are no parameters, so they"
+                " would be neither averaged nor charged. Use nn.GroupNorm (or put the layer in eval mode with frozen"
+                " statistics)."
             )
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+        setting = "p" if isinstance(layer, nn.modules.dropout._DropoutNd) else "dropout"
+        chance = getattr(layer, setting, 0.0)
+        if isinstance(layer, nn.RReLU) or (isinstance(chance, float) and chance > 0):
             raise ModelError(
-                f"layer {name!r} is {type(layer).__name__}(p={layer.p}), which draws random numbers that no seed of a"
-                " run controls. Remove it or set p=0."
+                f"layer {name!r} is {kind}({setting}={chance}), which draws random numbers that no seed of a run"
+                f" controls. Remove it or set {setting}=0."
             )

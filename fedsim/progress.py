@@ -1,5 +1,6 @@
-"""What a person sees while a run goes on: a bar with rate, remaining time, accuracy and bytes; one line now and"
-" then on a pipe."""
+"""What a person sees while a run goes on: a bar with rate, remaining time, accuracy and bytes; one line now and
+then on a pipe.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Who takes part in a round. A function of (seed, round) alone, so every algorithm of a comparison sees the same"
-" cohorts."""
+"""Who takes part in a round. A function of (seed, round) alone, so every algorithm of a comparison sees the same
+cohorts.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def bits(
 
 def uniform(seed: int, purpose: str, round: int, node: int | np.ndarray, index: int | np.ndarray = 0) -> np.ndarray:
     """Float64 draws from [0, 1) with 53 random bits, one for every (node, index)."""
-    return (bits(seed, purpose, round, node, index) >> np.uint64(11)) * 2.0**-53
+    draws: np.ndarray = bits(seed, purpose, round, node, index) >> np.uint64(11)
+    return draws.astype(np.float64) * 2.0**-53
 
 
 def shuffles(

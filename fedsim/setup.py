@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
-from fedsim.clients import Federation, Loop
+from fedsim.backends.loop import Loop
+from fedsim.clients import Federation
 from fedsim.data import Dataset, Split, load
 from fedsim.errors import ConfigError
 from fedsim.experiment import Data, Experiment
@@ -132,8 +133,9 @@ class _Part:
 
 
 def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
-    """Rows (of the data sorted by client) that are trained on, and those withheld; at least one of each client's is"
-    " trained on."""
+    """Rows (of the data sorted by client) that are trained on, and those withheld; at least one of each client's is
+    trained on.
+    """
     sizes = partition.sizes
     held = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
     orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))

@@ -19,7 +19,8 @@ import platformdirs
 import torch
 
 from fedsim.backends.blocks import Blocks
-from fedsim.clients import Backend, Federation, Loop
+from fedsim.backends.loop import Loop
+from fedsim.clients import Backend, Federation
 from fedsim.record import write_atomic
 from fedsim.types import Algorithm
 
@@ -30,8 +31,9 @@ TRIAL_STEPS = 4
 MARGIN = 0.9
 """Blocks must take less than this share of the loop's time to be chosen."""
 LARGE = 1_000_000
-"""Convolutional models with more parameters than this run in the loop on a CPU: the processor is busy with one"
-" client already."""
+"""Convolutional models with more parameters than this run in the loop on a CPU: the processor is busy with one
+client already.
+"""
 
 
 def choose(
@@ -69,8 +71,9 @@ def choose(
 
 
 def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
-    """Seconds of a trial round by candidate: "loop" or a block size. The better of two trials each, after one to"
-    " warm up."""
+    """Seconds of a trial round by candidate: "loop" or a block size. The better of two trials each, after one to
+    warm up.
+    """
     steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
     seconds: dict[str, float] = {}
     sizes = [size for size in CANDIDATES if size < len(ids)] + [len(ids)]

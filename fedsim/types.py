@@ -29,8 +29,9 @@ C = TypeVar("C")
 
 
 class Batch(NamedTuple):
-    """Samples of one client: inputs ``[B, ...]``, targets ``[B, ...]``, and ``[B]`` ones and zeros where rows are"
-    " padding."""
+    """Samples of one client: inputs ``[B, ...]``, targets ``[B, ...]``, and ``[B]`` ones and zeros where rows are
+    padding.
+    """
 
     x: Tensor
     y: Tensor
@@ -73,7 +74,7 @@ class Kept(Generic[T]):
 class Sent(Generic[T]):
     """One message of type T from each node of ``ids``, stacked: every tensor of ``stacked`` is ``[len(ids), ...]``."""
 
-    __slots__ = ("ids", "stacked")
+    __slots__ = ("__weakref__", "ids", "stacked")
 
     def __init__(self, ids: np.ndarray, stacked: T) -> None:
         self.ids = ids
@@ -97,8 +98,8 @@ class Local(Protocol):
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         """Gradient ``[d]`` of the local objective at ``x`` on ``batch``; on the whole shard without one.
 
-        The objective is the mean loss plus the penalty plus weight decay; clipping, when asked for, acts on the data
-        part.
+        The objective is the mean loss plus the penalty plus weight decay; clipping, when asked for, acts before
+        weight decay is added.
         """
 
     def sample(self, size: int) -> Batch:
@@ -115,8 +116,9 @@ StateT = TypeVar("StateT")
 
 
 class Algorithm(Protocol[StateT]):
-    """A frozen dataclass of hyper-parameters. Its state is a NamedTuple of tensors and ``Kept``, whose ``x`` is the"
-    " model."""
+    """A frozen dataclass of hyper-parameters. Its state is a NamedTuple of tensors and ``Kept``, whose ``x`` is the
+    model.
+    """
 
     def init(self, x: Vector, clients: Clients) -> StateT:
         """State before round 1, from the initial model ``[d]``; ``clients`` is everybody."""

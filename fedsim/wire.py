@@ -25,8 +25,9 @@ _CODES = {code: dtype for dtype, code in _DTYPES.items()}
 
 
 def nbytes(tree: Any, stacked: bool = False) -> int:
-    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of one row of a tree of ``[c, ...]``"
-    " tensors."""
+    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of one row of a tree of ``[c, ...]``
+    tensors.
+    """
     total = 2
     for leaf in leaves(tree):
         shape = leaf.shape[1:] if stacked else leaf.shape
@@ -37,6 +38,8 @@ def nbytes(tree: Any, stacked: bool = False) -> int:
 def encode(tree: Any) -> bytes:
     """The bytes of a message."""
     tensors = leaves(tree)
+    if len(tensors) > 255:
+        raise ValueError(f"a message of {len(tensors)} tensors; expected 255 at most: stack those of one shape")
     parts = [struct.pack("<BB", VERSION, len(tensors))]
     for t in tensors:
         parts.append(struct.pack(f"<BB{t.dim()}I", _DTYPES[t.dtype], t.dim(), *t.shape))
@@ -56,16 +59,21 @@ def decode(data: bytes) -> list[Tensor]:
             raise ValueError(
                 f"truncated message: a tensor of shape {shape} needs {size} bytes, {len(data) - at} are left"
             )
-        raw = (
-            torch.frombuffer(bytearray(data[at : at + size]), dtype=torch.uint8)
-            if size
-            else torch.empty(0, dtype=torch.uint8)
-        )
-        tensors.append(raw.view(dtype).reshape(shape))
+        tensors.append(_tensor(data[at : at + size], dtype, shape))
         at += size
     if at != len(data):
         raise ValueError(f"over-long message: {len(data) - at} bytes after the last tensor")
     return tensors
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if dtype == torch.bool and max(data, default=0) > 1:
+        raise ValueError(f"a bool tensor holds the byte {max(data)}; expected 0 or 1")
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    try:
+        return raw.view(dtype).reshape(shape)
+    except RuntimeError as error:                          # an empty tensor with axes whose product overflows
+        raise ValueError(f"no tensor can have the shape {shape}: {error}") from None
 
 
 def _header(data: bytes, at: int) -> tuple[torch.dtype, tuple[int, ...], int]:

@@ -201,7 +201,6 @@ def linear_layers(tied: bool) -> tuple[nn.Module, Tensor, Tensor]:
     return nn.Sequential(first, nn.Tanh(), second), x, y
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="the dense stack takes what it cannot compute")
 @pytest.mark.parametrize("tied", [True, False], ids=["tied linear layers", "linear layers over positions"])
 def test_sequential_modules_that_are_no_dense_stack(tied: bool) -> None:
     module, x, y = linear_layers(tied)
@@ -211,12 +210,9 @@ def test_sequential_modules_that_are_no_dense_stack(tied: bool) -> None:
     torch.testing.assert_close(m.gradients(xs, Batch(x, y)), one_by_one, rtol=0, atol=1e-13)
 
 
-DENSE_LOSS = pytest.mark.xfail(strict=True, reason="the dense stack does not check the shape of losses")
-
-
 @pytest.mark.parametrize(
     ("name", "stacked"),
-    [("tanh", False), pytest.param("tanh", True, marks=DENSE_LOSS), ("own module", False), ("own module", True)],
+    [("tanh", False), ("tanh", True), ("own module", False), ("own module", True)],
 )
 def test_a_loss_that_is_no_per_sample_loss(name: str, stacked: bool) -> None:
     m = Model(MODULES[name][0](), F.cross_entropy, dtype=DOUBLE)
@@ -225,7 +221,7 @@ def test_a_loss_that_is_no_per_sample_loss(name: str, stacked: bool) -> None:
         m.gradients(xs, batch) if stacked else m.gradient(xs[0], rows(batch, 0))
 
 
-@pytest.mark.parametrize("stacked", [False, pytest.param(True, marks=DENSE_LOSS)], ids=["one", "stack"])
+@pytest.mark.parametrize("stacked", [False, True], ids=["one", "stack"])
 def test_a_loss_of_one_column_a_sample(stacked: bool) -> None:
     """``[B, 1]`` is what mse_loss of a one-output network gives; the engine must not take it on one path only."""
     m = Model(nn.Linear(4, 1), lambda o, t: F.mse_loss(o, t.unsqueeze(1), reduction="none"), dtype=DOUBLE)
@@ -239,7 +235,6 @@ def test_batch_norm_names_the_way_out() -> None:
         Model(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), cross_entropy)
 
 
-@pytest.mark.xfail(strict=True, reason="Model puts every layer back in training mode")
 def test_batch_norm_with_frozen_statistics_stays_frozen() -> None:
     """The error's other way out: in eval mode."""
     torch.manual_seed(0)
@@ -264,7 +259,6 @@ def test_dropout_of_nothing_is_accepted() -> None:
     Model(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0)), cross_entropy)
 
 
-@pytest.mark.xfail(strict=True, reason="only BatchNorm and the Dropout layers are looked for")
 @pytest.mark.parametrize(
     "layer",
     [

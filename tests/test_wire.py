@@ -121,10 +121,8 @@ def test_arbitrary_bytes(data: bytes) -> None:
     decodes_or_refuses(data)
 
 
-OVERFLOW = "an empty tensor whose other axes overflow torch's strides is a RuntimeError"
 
 
-@pytest.mark.xfail(raises=RuntimeError, reason=OVERFLOW)
 @settings(deadline=None, max_examples=300)
 @given(trees, st.data())
 def test_flipped_bytes(tree: Any, data: st.DataObject) -> None:
@@ -137,7 +135,6 @@ def test_flipped_bytes(tree: Any, data: st.DataObject) -> None:
 HEADERS = st.lists(st.sampled_from([0, 1, 2, 255, 2**16, 2**31, 2**32 - 1]), max_size=8)
 
 
-@pytest.mark.xfail(raises=RuntimeError, reason=OVERFLOW)
 @settings(deadline=None, max_examples=300)
 @given(HEADERS, st.integers(0, 9), st.binary(max_size=16))
 def test_headers_that_claim_anything(shape: list[int], code: int, payload: bytes) -> None:
@@ -161,13 +158,11 @@ def test_a_huge_claim_costs_no_memory(header: bytes) -> None:
     assert peak < 100_000
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason=OVERFLOW)
 def test_an_empty_tensor_with_impossible_axes_is_refused() -> None:
     with pytest.raises(ValueError):
         decode(struct.pack("<4B3I", 1, 1, 0, 3, 0, 2**32 - 1, 2**32 - 1))
 
 
-@pytest.mark.xfail(strict=True, reason="a bool tensor may hold bytes that are neither 0 nor 1")
 def test_a_byte_that_is_no_truth_value_is_refused() -> None:
     with pytest.raises(ValueError):
         decode(b"\x01\x01\x09\x00\x02")

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.backends.loop import CHUNK, Rows, refuse_captured_tensors
 from fedsim.backends.step import LocalStep
 from fedsim.backends.tape import Tape
-from fedsim.backends.loop import CHUNK, Rows, refuse_captured_tensors
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError
 from fedsim.model import joined
@@ -94,7 +94,8 @@ class _Block:
         self._index, self._lengths = _padded(plans, federation.model.device)
         self.tape: Tape | None = None  # while a step is being recorded
         self.decay = federation.factor(round)
-        self._samples = federation.shards.sizes[ids]       # of the batch that grad is being asked about, per client
+        self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
+        self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
         self._in_fold = False
         self._slot: Tensor | None = None                   # marks "one for each client" under vmap
         self._steps: Tensor | None = None
@@ -138,9 +139,10 @@ class _Block:
     def sample(self, size: int) -> Batch:
         """See ``fedsim.types.Local``."""
         self._outside("local.sample")
-        self._samples = np.minimum(size, self.fed.shards.sizes[self.ids])
-        index, weight = _stack(draw(self.fed.shards, self.fed.seed, self.round, self.ids, size), self._samples)
-        tensors = [t for t in self._take(index, weight) if t is not None]
+        sizes = np.minimum(size, self.fed.shards.sizes[self.ids])
+        batch = self._take(*_stack(draw(self.fed.shards, self.fed.seed, self.round, self.ids, size), sizes))
+        self._drawn[batch.y.data_ptr()] = batch.y, sizes
+        tensors = [t for t in batch if t is not None]
         return Batch(*_Stacked.apply(lambda c, own, _: tuple(tensors), self._slot))  # type: ignore[no-untyped-call]
 
     def fold(self, step: Callable[..., Any], carry: Any, *consts: Any) -> Any:
@@ -199,7 +201,8 @@ class _Block:
 
     def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterator[tuple[int, Tensor]]:
         """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
-        self.fed.ledger.gradient_evaluations[self.ids[: len(x)]] += self._samples
+        _, samples = self._drawn.get(batch[1].data_ptr(), (None, self._samples))
+        self.fed.ledger.gradient_evaluations[self.ids[: len(x)]] += samples[: len(x)]
         return self.fed.model.gradient_parts(x, Batch(*batch))
 
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:

@@ -49,6 +49,7 @@ class LoopLocal:
 
     def fold(self, step: Callable[..., C], carry: C, *consts: Any) -> C:
         refuse_captured_tensors(step)
+        leaves((carry, *consts))                           # tensors only, as every backend needs them
         index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
         for k, length in enumerate(self._plan.lengths):
             carry = step(carry, self._fed.shards.take(index[k, :length]), *consts)
@@ -107,17 +108,29 @@ class Rows(Generic[M]):
 
 
 def refuse_captured_tensors(step: Callable[..., Any]) -> None:
-    """Raise ConfigError when ``step`` reads a tensor from outside: under a stack of clients it would be somebody"
-    " else's."""
-    for name, value in _captured(step):
-        if isinstance(value, Tensor):
-            raise ConfigError(
-                f"the step function given to local.fold captures the tensor {name!r}; pass it as an argument instead:"
-                f" local.fold(step, carry, ..., {name})"
-            )
+    """Raise ConfigError when ``step`` reads a tensor from outside: in a block it would be another client's."""
+    for name in _captured(step):
+        raise ConfigError(
+            f"the step function given to local.fold captures the tensor {name!r}; pass it as an argument instead:"
+            f" local.fold(step, carry, ..., {name})"
+        )
 
 
-def _captured(step: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    code, closure = getattr(step, "__code__", None), getattr(step, "__closure__", None)
-    if code is not None and closure:
-        yield from ((name, cell.cell_contents) for name, cell in zip(code.co_freevars, closure, strict=True))
+def _captured(step: Any) -> Iterator[str]:
+    """Names by which a function, or a function that it calls, holds tensors in its closure or defaults."""
+    code = getattr(step, "__code__", None)
+    if code is None:
+        return
+    held = [(name, cell.cell_contents) for name, cell in zip(code.co_freevars, step.__closure__ or (), strict=True)]
+    held += [(f"default of {step.__name__}", value) for value in step.__defaults__ or ()]
+    for name, value in held:
+        if _holds_tensor(value):
+            yield name
+        elif value is not step:
+            yield from _captured(value)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_holds_tensor(v) for v in value)
+    return isinstance(value, Tensor)

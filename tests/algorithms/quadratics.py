@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.clients import Backend, Federation, Loop
+from fedsim.backends.loop import Loop
+from fedsim.clients import Backend, Federation
 from fedsim.model import Model
 from fedsim.work import LocalWork, Shards, minibatches
 

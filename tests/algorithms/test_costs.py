@@ -10,7 +10,8 @@ import pytest
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
 from algorithms.fedamd import optimal_p
 from fedsim.backends.blocks import Blocks
-from fedsim.clients import Federation, Loop
+from fedsim.backends.loop import Loop
+from fedsim.clients import Federation
 from fedsim.errors import ConfigError
 from fedsim.wire import Ledger
 from fedsim.work import LocalWork

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from algorithms import FedAvg
 from fedsim.backends.blocks import Blocks
-from fedsim.clients import Federation, Loop
+from fedsim.backends.loop import Loop
+from fedsim.clients import Federation
 from fedsim.model import Model
 from fedsim.models.losses import cross_entropy
 from fedsim.work import LocalWork, Shards, minibatches

@@ -10,7 +10,7 @@ import pytest
 
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
 from fedsim.backends.blocks import Blocks
-from fedsim.clients import Loop
+from fedsim.backends.loop import Loop
 from fedsim.work import LocalWork
 from tests.algorithms import papers
 from tests.algorithms.quadratics import batches_of, everybody, federation, heterogeneous, iterates, some
