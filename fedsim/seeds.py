@@ -44,7 +44,8 @@ def bits(
     counters = (np.asarray(c).astype(np.uint64) for c in (index, epoch, node))
     c0, c1, c3 = counters
     high, low, _, _ = philox(key, c0, c1, np.full(c0.shape, round, np.uint64), c3)
-    return (high << _HALF) | low
+    words: np.ndarray = (high << _HALF) | low
+    return words
 
 
 def uniform(seed: int, purpose: str, round: int, node: int | np.ndarray, index: int | np.ndarray = 0) -> np.ndarray:
