@@ -1,0 +1,278 @@
+"""Every graph: its nodes and links, its closed form, and an error that says what would do."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path as FilePath
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from topologies import (
+    GRAPHS,
+    BarabasiAlbert,
+    Complete,
+    ErdosRenyi,
+    Exponential,
+    FromFile,
+    Grid,
+    Hypercube,
+    Path,
+    RandomRegular,
+    Ring,
+    Star,
+    TopologyError,
+    Torus,
+    TwoCliques,
+    WattsStrogatz,
+    from_networkx,
+)
+from topologies.graphs import GraphBuilder
+
+BUILDERS: list[GraphBuilder] = [
+    Ring(),
+    Path(),
+    Grid(),
+    Torus(),
+    Hypercube(),
+    Exponential(),
+    Exponential(directed=True),
+    Complete(),
+    Star(),
+    TwoCliques(),
+    ErdosRenyi(0.6),
+    RandomRegular(3),
+    RandomRegular(6),
+    WattsStrogatz(4, 0.2),
+    BarabasiAlbert(2),
+]
+RANDOM: list[GraphBuilder] = [ErdosRenyi(0.3), RandomRegular(4), WattsStrogatz(4, 0.3), BarabasiAlbert(2)]
+
+
+def build(builder: GraphBuilder, n: int, seed: int = 0) -> nx.Graph:
+    try:
+        return builder.build(n, seed)
+    except TopologyError:
+        assume(False)
+
+
+def test_every_class_is_under_test() -> None:
+    assert {type(builder) for builder in BUILDERS} | {FromFile} == set(GRAPHS)
+
+
+@given(st.sampled_from(BUILDERS), st.integers(1, 24), st.integers(0, 2**40))
+@settings(deadline=None, max_examples=150)
+def test_nodes_are_0_to_n_and_linked_without_self_loops(builder: GraphBuilder, n: int, seed: int) -> None:
+    graph = build(builder, n, seed)
+    assert sorted(graph) == list(range(n))
+    assert nx.number_of_selfloops(graph) == 0
+    assert nx.is_strongly_connected(graph) if graph.is_directed() else nx.is_connected(graph)
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_most_sizes_can_be_built(builder: GraphBuilder) -> None:
+    built = 0
+    for n in (8, 16, 20):
+        try:
+            built += len(builder.build(n, 0)) == n
+        except TopologyError as error:
+            assert isinstance(builder, Hypercube), error
+    assert built >= 2
+
+
+@pytest.mark.parametrize(
+    "builder", [Ring(), Path(), Grid(), Torus(), Hypercube(), Exponential(), Complete(), Star(), TwoCliques()]
+)
+def test_one_node_has_no_link_and_two_have_one(builder: GraphBuilder) -> None:
+    assert list(builder.build(1, 0).edges()) == []
+    assert list(builder.build(2, 0).edges()) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("builder", "n", "same"),
+    [
+        (Ring(), 7, nx.cycle_graph(7)),
+        (Path(), 7, nx.path_graph(7)),
+        (Grid(), 20, nx.grid_2d_graph(4, 5)),
+        (Torus(), 20, nx.grid_2d_graph(4, 5, periodic=True)),
+        (Torus(), 9, nx.grid_2d_graph(3, 3, periodic=True)),
+        (Hypercube(), 16, nx.hypercube_graph(4)),
+        (Complete(), 6, nx.complete_graph(6)),
+        (Star(), 6, nx.star_graph(5)),
+        (Exponential(), 10, nx.circulant_graph(10, [1, 2, 4, 8])),
+    ],
+)
+def test_closed_forms(builder: GraphBuilder, n: int, same: nx.Graph) -> None:
+    assert nx.is_isomorphic(builder.build(n, 0), same)
+
+
+@pytest.mark.parametrize(("n", "degree"), [(10, 6), (16, 7), (20, 8), (64, 11), (100, 14)])
+def test_degrees_of_the_exponential_graph(n: int, degree: int) -> None:
+    assert {d for _, d in Exponential().build(n, 0).degree()} == {degree}
+    directed = Exponential(directed=True).build(n, 0)
+    assert {d for _, d in directed.out_degree()} == {d for _, d in directed.in_degree()} == {math.ceil(math.log2(n))}
+    assert set(directed.successors(3)) == {(3 + 2**k) % n for k in range(math.ceil(math.log2(n)))}
+
+
+def test_grids_are_as_square_as_can_be() -> None:
+    assert nx.is_isomorphic(Grid().build(10, 0), nx.grid_2d_graph(2, 5))
+    assert nx.is_isomorphic(Grid().build(36, 0), nx.grid_2d_graph(6, 6))
+    with pytest.raises(TopologyError, match=r"n=7 is prime: .* n=6 \(2x3\) or n=8 \(2x4\), or Path\(\)"):
+        Grid().build(7, 0)
+    with pytest.raises(TopologyError, match=r"n=3 is prime: a torus of 1x3 is a line; use n=4 \(2x2\), or Ring\(\)"):
+        Torus().build(3, 0)
+
+
+def test_two_cliques_hang_on_one_link() -> None:
+    graph = TwoCliques().build(11, 0)
+    assert list(nx.bridges(graph)) == [(5, 6)]
+    graph.remove_edge(5, 6)
+    assert [len(part) for part in nx.connected_components(graph)] == [6, 5]
+    assert graph.number_of_edges() == 15 + 10
+
+
+@pytest.mark.parametrize("builder", RANDOM)
+def test_seeds_repeat_and_differ(builder: GraphBuilder) -> None:
+    edges = [sorted(builder.build(30, seed).edges()) for seed in (1, 1, 2)]
+    assert edges[0] == edges[1] != edges[2]
+
+
+def test_random_graphs_do_not_depend_on_the_hash_seed() -> None:
+    code = (
+        "from topologies import *\n"
+        "for g in (ErdosRenyi(.3), RandomRegular(4), RandomRegular(20), WattsStrogatz(4, .3), BarabasiAlbert(2)):\n"
+        "    print(sorted(g.build(30, 5).edges()))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": s}, capture_output=True, check=True
+        ).stdout
+        for s in "12"
+    ]
+    assert runs[0] == runs[1] != b""
+
+
+@pytest.mark.parametrize(("degree", "n"), [(1, 2), (3, 10), (7, 10), (9, 10), (90, 100), (99, 100)])
+def test_regular_graphs_are_regular_however_dense(degree: int, n: int) -> None:
+    assert {d for _, d in RandomRegular(degree).build(n, 3).degree()} == {degree}
+
+
+def test_erdos_renyi_has_its_density() -> None:
+    edges = sum(ErdosRenyi(0.2).build(100, seed).number_of_edges() for seed in range(20))
+    mean, deviation = 20 * 4950 * 0.2, math.sqrt(20 * 4950 * 0.2 * 0.8)
+    assert abs(edges - mean) < 5 * deviation
+
+
+@pytest.mark.parametrize(
+    ("builder", "n", "message"),
+    [
+        (ErdosRenyi(0.01), 50, r"none of 100 draws of ErdosRenyi\(p=0.01\) with n=50 .* take p of at least 0.158"),
+        (RandomRegular(1), 10, "take a degree of at least 3"),
+        (RandomRegular(3), 9, r"odd; degree may be 2 or 4, or n even"),
+        (RandomRegular(10), 10, r"RandomRegular\(degree=10\) needs n of at least 11, got n=10"),
+        (WattsStrogatz(4, 0.1), 4, "needs n of at least 5"),
+        (BarabasiAlbert(5), 5, "needs n of at least 6"),
+        (Hypercube(), 20, "use n=16 or n=32"),
+        (Complete(), 10_000, r"49,995,000 edges; .* up to 5,000,000"),
+        (Ring(), 0, "n is 0; expected a whole number of nodes, 1 or more"),
+        (Exponential(), True, "n is True"),
+    ],
+)
+def test_errors_say_what_would_do(builder: GraphBuilder, n: int, message: str) -> None:
+    with pytest.raises(TopologyError, match=message):
+        builder.build(n, 0)
+
+
+def test_a_small_world_that_falls_apart_needs_more_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("topologies.random_graphs.ATTEMPTS", 1)
+    with pytest.raises(TopologyError, match=r"none of 1 draws of .* take k of at least 4, or a smaller p"):
+        for seed in range(50):
+            WattsStrogatz(2, 1.0).build(200, seed)
+
+
+def test_the_proposed_p_does() -> None:
+    assert nx.is_connected(ErdosRenyi(0.1583).build(50, 0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ErdosRenyi(1.5), r"ErdosRenyi.p is 1.5; expected a number in \[0, 1\]"),
+        (lambda: ErdosRenyi(math.nan), "ErdosRenyi.p is nan"),
+        (lambda: RandomRegular(0), "RandomRegular.degree is 0; expected a whole number, 1 or more"),
+        (lambda: RandomRegular(2.5), "RandomRegular.degree is 2.5"),  # type: ignore[arg-type]
+        (lambda: WattsStrogatz(3, 0.1), "WattsStrogatz.k is 3; expected an even number"),
+        (lambda: BarabasiAlbert(0), "BarabasiAlbert.m is 0"),
+    ],
+)
+def test_settings_are_checked_at_once(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(TopologyError, match=message):
+        make()
+
+
+def test_labels_are_taken_in_a_fixed_order() -> None:
+    texts = nx.Graph([("10", "9"), ("9", "0")])
+    assert sorted(from_networkx(texts).edges()) == [(0, 1), (1, 2)]  # 0 - 9 - 10
+    words = nx.Graph([("c", "a"), ("b", "c")])
+    assert sorted(from_networkx(words).edges()) == [(0, 2), (1, 2)]
+    mixed = nx.Graph([("c", 5), (5, (1, 2))])
+    assert sorted(from_networkx(mixed).edges()) == [(0, 1), (1, 2)]  # as listed
+    assert sorted(from_networkx(nx.MultiGraph([(0, 1), (0, 1)])).edges()) == [(0, 1)]
+
+
+@given(st.permutations(range(12)), st.randoms())
+@settings(deadline=None, max_examples=25)
+def test_the_order_of_insertion_does_not_matter(order: list[int], random: object) -> None:
+    club = nx.petersen_graph()
+    shuffled = nx.Graph()
+    shuffled.add_nodes_from(i for i in order if i in club)
+    edges = list(club.edges())
+    random.shuffle(edges)  # type: ignore[attr-defined]
+    shuffled.add_edges_from(edges)
+    assert nx.utils.graphs_equal(from_networkx(shuffled), from_networkx(club))
+
+
+def test_files(tmp_path: FilePath) -> None:
+    club = nx.karate_club_graph()
+    nx.write_graphml(club, tmp_path / "club.graphml")
+    nx.write_edgelist(club, tmp_path / "club.txt")
+    (tmp_path / "arrows.txt").write_text("# a comment\n0 1 0.5\n1 2 7\n2 0 1\n")
+    for name in ("club.graphml", "club.txt"):
+        graph = FromFile(tmp_path / name).build(34, 0)
+        assert np.array_equal(nx.to_numpy_array(graph, range(34)), nx.to_numpy_array(club, weight=None))
+    assert sorted(FromFile(tmp_path / "arrows.txt", directed=True).build(3, 0).edges()) == [(0, 1), (1, 2), (2, 0)]
+    nx.write_graphml(nx.DiGraph([(0, 1), (1, 0)]), tmp_path / "directed.graphml")
+    assert FromFile(tmp_path / "directed.graphml").build(2, 0).is_directed()
+
+
+def test_files_that_will_not_do(tmp_path: FilePath) -> None:
+    with pytest.raises(TopologyError, match=r"there is no graph file .*none.txt"):
+        FromFile(tmp_path / "none.txt").build(3, 0)
+    (tmp_path / "ring.txt").write_text("0 1\n1 2\n2 0\n")
+    with pytest.raises(TopologyError, match=r"ring.txt: the graph has 3 nodes, but there are n=10: use n=3"):
+        FromFile(tmp_path / "ring.txt").build(10, 0)
+    (tmp_path / "commas.txt").write_text("0,1\n1,2\n")
+    with pytest.raises(TopologyError, match="has 0 nodes"):
+        FromFile(tmp_path / "commas.txt").build(3, 0)
+    with pytest.raises(TopologyError, match="expected a networkx graph, got list"):
+        from_networkx([(0, 1)])  # type: ignore[arg-type]
+
+
+@given(st.binary(max_size=60), st.sampled_from(["a.graphml", "a.txt"]))
+@settings(deadline=None, max_examples=60)
+def test_any_bytes_give_a_graph_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes, name: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / name
+    file.write_bytes(raw)
+    try:
+        FromFile(file).build(2, 0)
+    except TopologyError as error:
+        assert name in str(error)

@@ -1,0 +1,227 @@
+"""Schedules: doubly stochastic in every round, functions of (round, seed), and fair."""
+
+from __future__ import annotations
+
+import tracemalloc
+from functools import partial
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from topologies import (
+    SCHEDULES,
+    Complete,
+    ErdosRenyi,
+    Exponential,
+    Grid,
+    LinkFailures,
+    MixingSchedule,
+    OnePeerExponential,
+    Path,
+    RandomMatching,
+    RandomNeighbours,
+    RandomRegular,
+    Ring,
+    Star,
+    Static,
+    TopologyError,
+    check,
+    column_stochastic,
+    lazy,
+    metropolis,
+    restrict,
+    weighted,
+)
+
+ASYMMETRIC: list[MixingSchedule] = [
+    Static(Exponential(directed=True), "uniform_directed"),
+    OnePeerExponential(),
+]
+SYMMETRIC: list[MixingSchedule] = [
+    Static(),
+    Static(Star(), "max_degree", lazy=True),
+    Static(ErdosRenyi(0.7)),
+    Static(Ring(), "fastest"),
+    RandomMatching(),
+    RandomNeighbours(2),
+    RandomNeighbours(5),
+    LinkFailures(Static(Exponential()), 0.3),
+    LinkFailures(RandomMatching(), 0.5),
+    LinkFailures(RandomNeighbours(4), 1.0),
+]
+ROUNDS, SEEDS = st.integers(0, 10**9), st.integers(0, 2**63)
+
+
+def test_every_class_is_under_test() -> None:
+    assert {type(schedule) for schedule in SYMMETRIC + ASYMMETRIC} == set(SCHEDULES)
+
+
+@given(st.sampled_from(SYMMETRIC + ASYMMETRIC), ROUNDS, SEEDS, st.integers(1, 17))
+@settings(deadline=None, max_examples=150)
+def test_doubly_stochastic_in_every_round(schedule: MixingSchedule, round: int, seed: int, n: int) -> None:
+    try:
+        W = schedule.matrix(round, seed, n)
+    except TopologyError as error:
+        assume("RandomNeighbours" not in str(error))
+        raise
+    assert W.shape == (n, n)
+    assert W.dtype == np.float64
+    assert W.format == "csr"
+    check(W, symmetric=schedule in SYMMETRIC, connected=False, tolerance=1e-14)
+    z = np.random.default_rng(0).standard_normal((n, 2))
+    assert np.allclose((W @ z).mean(axis=0), z.mean(axis=0), atol=1e-14)
+    assert np.linalg.norm(W @ z - z.mean(axis=0)) <= np.linalg.norm(z - z.mean(axis=0)) + 1e-12
+    assert abs(W - schedule.matrix(round, seed, n)).max() == 0
+
+
+@given(st.sampled_from(SYMMETRIC), SEEDS, st.integers(6, 12).map(lambda k: 2 * k), st.data())
+@settings(deadline=None, max_examples=80)
+def test_restrict_stays_doubly_stochastic(schedule: MixingSchedule, seed: int, n: int, data: st.DataObject) -> None:
+    active = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    W = schedule.matrix(1, seed, n)
+    R = restrict(W, active)
+    check(R, connected=False, tolerance=1e-14)
+    away = ~active
+    assert np.array_equal(R.toarray()[away], np.eye(n)[away])
+    assert np.array_equal(R.toarray()[:, away], np.eye(n)[:, away])
+    both = np.outer(active, active) & ~np.eye(n, dtype=bool)
+    assert np.array_equal(R.toarray()[both], W.toarray()[both])
+    assert abs(restrict(W, np.ones(n, bool)) - W).max() == 0
+
+
+def test_restrict_keeps_what_other_matrices_keep() -> None:
+    active = np.array([True, False, True, True, True])
+    sizes = np.array([5.0, 1, 2, 7, 4])
+    W = restrict(weighted(Ring().build(5, 0), sizes), active)
+    check(W, symmetric=False, sums="rows", connected=False)
+    assert np.allclose(sizes @ W, sizes)
+    arrows = nx.DiGraph([(0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (0, 3), (4, 1)])
+    check(restrict(column_stochastic(arrows), active), symmetric=False, sums="columns", connected=False)
+    with pytest.raises(TopologyError, match=r"directed W cannot drop out: node .* push-sum"):
+        restrict(OnePeerExponential().matrix(0, 0, 5), active)
+    for wrong in (np.ones(4, bool), np.ones(5)):
+        with pytest.raises(TopologyError, match=r"expected bool of shape \[5\]"):
+            restrict(metropolis(Ring().build(5, 0)), wrong)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 64, 1024])
+@pytest.mark.parametrize("first", [0, 3])
+def test_one_peer_averages_exactly_in_log2_n_rounds(n: int, first: int) -> None:
+    z = np.random.default_rng(1).standard_normal((n, 2))
+    mean = z.mean(axis=0)
+    for t in range(first, first + n.bit_length() - 1):
+        W = OnePeerExponential().matrix(t, 0, n)
+        assert np.diff(W.indptr).max() <= 2
+        z = W @ z
+    assert abs(z - mean).max() < 1e-12
+
+
+def test_one_peer_hears_along_the_arrows_of_the_exponential_graph() -> None:
+    arrows = Exponential(directed=True).build(12, 0)
+    heard = sum(OnePeerExponential().matrix(t, 0, 12) for t in range(4)).toarray() > 0
+    assert np.array_equal(heard & ~np.eye(12, dtype=bool), nx.to_numpy_array(arrows, range(12)).T > 0)
+
+
+@pytest.mark.parametrize(
+    "schedule", [RandomMatching(), RandomNeighbours(4), LinkFailures(Static(), 0.4), Static(RandomRegular(4))]
+)
+def test_rounds_and_seeds_differ(schedule: MixingSchedule) -> None:
+    W = schedule.matrix(3, 7, 20)
+    assert abs(W - schedule.matrix(3, 8, 20)).max() > 0 or schedule == Static()
+    if isinstance(schedule, Static):
+        assert schedule.matrix(4, 7, 20) is W
+    else:
+        assert abs(W - schedule.matrix(4, 7, 20)).max() > 0
+
+
+def test_matchings_are_fair() -> None:
+    partners = [int(RandomMatching().matrix(t, 0, 4).toarray()[0].argsort()[-2:].max()) for t in range(3000)]
+    counts = np.bincount(partners, minlength=4)[1:]
+    assert counts.sum() == 3000
+    assert abs(counts - 1000).max() < 5 * np.sqrt(3000 * 2 / 9)
+    assert [np.count_nonzero(RandomMatching().matrix(0, 0, n).diagonal() == 1) for n in (1, 2, 7, 8)] == [1, 0, 1, 0]
+
+
+def test_random_neighbours_have_their_degree() -> None:
+    for degree in (1, 4, 19):
+        W = RandomNeighbours(degree).matrix(2, 0, 20)
+        assert set(np.diff(W.indptr)) == {degree + 1}
+        assert np.allclose(W.data, 1 / (degree + 1))
+
+
+def test_links_fail_as_often_as_said_both_ways_and_independently() -> None:
+    n, p, rounds = 500, 0.3, 40
+    base = Static(Ring())
+    up = np.array([LinkFailures(base, p).matrix(t, 0, n).diagonal(1) > 0 for t in range(rounds)])
+    deviation = np.sqrt(p * (1 - p) / up.size)
+    assert abs(up.mean() - (1 - p)) < 5 * deviation
+    assert abs((up[:, 1:] & up[:, :-1]).mean() - (1 - p) ** 2) < 8 * deviation
+    assert abs((up[1:] & up[:-1]).mean() - (1 - p) ** 2) < 8 * deviation
+    W, whole = LinkFailures(base, p).matrix(0, 0, n), base.matrix(0, 0, n)
+    assert abs(LinkFailures(base, 0.0).matrix(0, 0, n) - whole).max() == 0
+    assert abs(LinkFailures(base, 1.0).matrix(0, 0, n) - csr_array(np.eye(n))).max() < 1e-15
+    lost = whole.toarray() - W.toarray()
+    assert np.allclose(-lost.diagonal(), lost.sum(axis=1) - lost.diagonal())
+    more = LinkFailures(base, 0.6).matrix(0, 0, n).toarray() > 0
+    assert not (more & ~(W.toarray() > 0)).any()  # the same draws: what fails at 0.3 fails at 0.6
+
+
+def test_static_takes_names_functions_and_networkx_graphs() -> None:
+    club = nx.karate_club_graph()
+    assert abs(Static(club).matrix(0, 0, 34) - metropolis(club)).max() == 0
+    sizes = tuple(range(1, 35))
+    by_size = Static(club, partial(weighted, sizes=sizes)).matrix(0, 0, 34)
+    assert np.allclose(np.array(sizes) @ by_size, sizes)
+    assert abs(Static(Grid(), lazy=True).matrix(9, 0, 12) - lazy(metropolis(Grid().build(12, 0)))).max() == 0
+    with pytest.raises(TopologyError, match="the graph has 34 nodes, but there are n=10: use n=34"):
+        Static(club).matrix(0, 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Static(Ring(), "metropolys"), "expected one of metropolis, .*: did you mean 'metropolis'"),  # type: ignore[arg-type]
+        (lambda: LinkFailures(Static(), 1.1), r"LinkFailures.probability is 1.1; expected a number in \[0, 1\]"),
+        (lambda: RandomNeighbours(0), "RandomNeighbours.degree is 0"),
+        (lambda: RandomNeighbours(3).matrix(0, 0, 7), "odd; degree may be 2 or 4, or n even"),
+        (lambda: RandomNeighbours(3).matrix(0, 0, 3), "needs n of at least 4"),
+        (lambda: RandomMatching().matrix(0, 0, 0), "n is 0"),
+        (lambda: OnePeerExponential().matrix(0, 0, -1), "n is -1"),
+        (lambda: LinkFailures(OnePeerExponential(), 0.1).matrix(0, 0, 8), r"need a symmetric W, .* OnePeerExponential"),
+        (lambda: Static(Complete(), "uniform_directed").matrix(0, 0, 10**5), "edges"),
+    ],
+)
+def test_errors(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(TopologyError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Static(Ring()),
+        Static(Path(), "max_degree"),
+        Static(Grid()),
+        Static(Exponential(directed=True), "uniform_directed"),
+        OnePeerExponential(),
+        RandomMatching(),
+        RandomNeighbours(4),
+        LinkFailures(Static(Ring()), 0.1),
+    ],
+)
+def test_ten_thousand_nodes_without_a_dense_matrix(schedule: MixingSchedule) -> None:
+    n = 10_000
+    tracemalloc.start()
+    try:
+        W = schedule.matrix(0, 0, n)
+        check(W, symmetric=False, connected=False)
+        if abs(W - W.T).max() == 0:
+            check(restrict(W, np.arange(n) % 3 > 0), connected=False)
+        assert tracemalloc.get_traced_memory()[1] < 150e6  # n x n float64 would be 800e6 bytes
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,134 @@
+"""The mixing matrix W of a graph: ``x_i <- sum_j W[i, j] x_j``, as a scipy CSR array ``[n, n]`` of float64.
+
+W[i, j] > 0 off the diagonal means that j speaks to i, so in a directed graph it stands for the edge j -> i.
+Sources: Xiao and Boyd, Systems & Control Letters 53 (2004) for Metropolis and maximum-degree weights; Boyd, Diaconis
+and Xiao, SIAM Review 46 (2004) for the fastest; Kempe, Dobra and Gehrke, FOCS 2003 for push-sum; Hastings, Biometrika
+57 (1970) for weights with a given stationary distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_array, diags_array, eye_array, triu
+
+from topologies.checks import adjacency
+from topologies.errors import TopologyError
+from topologies.given import Graph
+from topologies.interior_point import fastest_weights
+
+FASTEST_NODES = 64
+Weighting: TypeAlias = Callable[[Graph], csr_array]
+
+
+def fill_diagonal(links: csr_array) -> csr_array:
+    """The matrix with these entries off the diagonal whose rows sum to 1."""
+    return csr_array(links + diags_array(1 - links.sum(axis=1)))
+
+
+def metropolis(graph: Graph) -> csr_array:
+    """``1 / (1 + max(deg_i, deg_j))`` on every link: symmetric, needs to know only the neighbours' degrees."""
+    return weighted(graph, np.ones(len(graph)))
+
+
+def max_degree(graph: Graph) -> csr_array:
+    """``1 / (1 + maximum degree)`` on every link: symmetric, the same weight everywhere."""
+    links = adjacency(graph)
+    return fill_diagonal(links / (1 + links.sum(axis=1).max()))
+
+
+def uniform(graph: Graph) -> csr_array:
+    """Every node averages itself and its neighbours evenly: symmetric, but on regular graphs only."""
+    adjacency(graph)  # no directions
+    return uniform_directed(graph)
+
+
+def uniform_directed(graph: Graph) -> csr_array:
+    """Every node averages itself and those it hears evenly: doubly stochastic if all hear, and reach, equally many.
+
+    Raises:
+        TopologyError: the degrees differ; names two nodes.
+    """
+    heard = adjacency(graph, directed=True).T.tocsr()
+    degree = heard.sum(axis=1)
+    for count, verb in ((degree, "hears"), (heard.sum(axis=0), "speaks to")):
+        i = int(np.argmax(count != degree[0]))
+        if count[i] != degree[0]:
+            raise TopologyError(
+                f"uniform weights need a regular graph, but node 0 hears {degree[0]:.0f} nodes and node {i} {verb} "
+                f"{count[i]:.0f}: take metropolis, or column_stochastic (for push-sum) if the graph is directed"
+            )
+    return csr_array((heard + eye_array(len(degree))) / (degree[0] + 1))
+
+
+def column_stochastic(graph: Graph) -> csr_array:
+    """Every node divides its value evenly among itself and those it speaks to: columns sum to 1, rows need not.
+
+    Preserves the sum of values, not the agreement on their mean, which push-sum restores by mixing a weight along with
+    the value. Works on any strongly connected graph, directed or not.
+    """
+    spoken = adjacency(graph, directed=True)
+    return csr_array((spoken + eye_array(len(graph))).T @ diags_array(1 / (1 + spoken.sum(axis=1))))
+
+
+def weighted(graph: Graph, sizes: Sequence[float] | np.ndarray) -> csr_array:
+    """Metropolis-Hastings weights whose stationary distribution is proportional to the nodes' data sizes.
+
+    ``W[i, j] = min(1 / (1 + deg_i), sizes_j / sizes_i / (1 + deg_j))``: rows sum to 1, columns need not. W is
+    reversible (``sizes_i W[i, j] = sizes_j W[j, i]``), so mixing preserves the mean weighted by ``sizes``, and repeated
+    mixing brings every node to it. Equal sizes give `metropolis`.
+
+    Args:
+        graph: undirected, connected.
+        sizes: ``[n]`` numbers above 0, of samples for example, node i at position i.
+
+    Raises:
+        TopologyError: a size is missing, or not above 0.
+    """
+    links = adjacency(graph).tocoo()
+    size = np.asarray(sizes, float)
+    if size.shape != (len(graph),):
+        raise TopologyError(f"sizes has shape {list(size.shape)}; expected [{len(graph)}], one for each node")
+    if not (np.isfinite(size) & (size > 0)).all():
+        i = int(np.argmin(np.isfinite(size) & (size > 0)))
+        raise TopologyError(f"sizes[{i}] is {size[i]:g}; expected a finite number above 0 (leave out empty nodes)")
+    i, j = links.row, links.col
+    offer = 1 / (1 + np.bincount(i, minlength=len(size)))
+    return fill_diagonal(csr_array((np.minimum(offer[i], size[j] / size[i] * offer[j]), (i, j)), links.shape))
+
+
+def fastest(graph: Graph) -> csr_array:
+    """The symmetric nonnegative weights with the smallest lam, by convex optimisation, for up to 64 nodes.
+
+    lam is within 1e-5 of the smallest possible: an interior-point method stops at a duality gap of 1e-8, and links that
+    it gives a weight below 1e-7 are then left out, so that nothing is sent over them.
+
+    Raises:
+        TopologyError: the graph has more than 64 nodes.
+    """
+    links = adjacency(graph)
+    n = len(graph)
+    if n > FASTEST_NODES:
+        raise TopologyError(f"fastest weights are computed for up to {FASTEST_NODES} nodes, not n={n}: take metropolis")
+    if n == 1:
+        return csr_array(np.ones((1, 1)))
+    upper = triu(links, k=1).tocoo()
+    i, j = upper.row, upper.col
+    weight = fastest_weights(n, i, j, gap=1e-8)
+    kept = weight >= 1e-7
+    i, j, weight = i[kept], j[kept], weight[kept]
+    half = csr_array((weight, (i, j)), (n, n))
+    return fill_diagonal(half + half.T)
+
+
+def lazy(W: csr_array) -> csr_array:
+    """``(I + W) / 2``: half as fast, but without eigenvalues below 0, so never periodic."""
+    return csr_array((eye_array(W.shape[0]) + W) / 2)
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    f.__name__: f for f in (metropolis, max_degree, uniform, fastest, uniform_directed, column_stochastic)
+}
+WeightingName = Literal["metropolis", "max_degree", "uniform", "fastest", "uniform_directed", "column_stochastic"]

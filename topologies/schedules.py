@@ -1,0 +1,215 @@
+"""Mixing matrices that change from round to round, as functions of (round, seed).
+
+Sources: one-peer exponential graph: Assran et al., ICML 2019 (arXiv:1811.10792), Ying et al., NeurIPS 2021
+(arXiv:2110.13363); random matchings: Boyd et al., IEEE Trans. Information Theory 52 (2006).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Protocol
+
+import networkx as nx
+import numpy as np
+from scipy.sparse import csr_array, eye_array
+
+from topologies.errors import TopologyError
+from topologies.given import Graph, from_networkx
+from topologies.graphs import GraphBuilder, Ring
+from topologies.mixing import WEIGHTINGS, Weighting, WeightingName, lazy
+from topologies.random_graphs import check_degree, draw_regular
+from topologies.settings import check_n, generator, probability, whole
+
+
+class MixingSchedule(Protocol):
+    """What every class in ``SCHEDULES`` is."""
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        """W of this round, ``[n, n]`` float64, ``x_i <- sum_j W[i, j] x_j``; not to be written to.
+
+        Args:
+            round: number of the round, 0 or more.
+            seed: of the run; the same (round, seed) gives the same matrix, in whatever order rounds are asked for.
+            n: number of nodes.
+
+        Raises:
+            TopologyError: the settings cannot be had with n nodes.
+        """
+
+
+def restrict(W: csr_array, active: np.ndarray) -> csr_array:
+    """W in a round in which some nodes are away: these keep their value, and nobody hears them.
+
+    Weight that fell on a node that is away goes to the diagonal of the one who would have heard it (or, if only the
+    columns of W sum to 1, of the one who would have said it). So symmetric W stays symmetric and doubly stochastic,
+    reversible W (`weighted`) keeps its weighted mean, and column-stochastic W keeps its sum.
+
+    Args:
+        W: mixing matrix ``[n, n]``.
+        active: ``[n]`` bool, who takes part.
+
+    Raises:
+        TopologyError: W is doubly stochastic but not symmetric and cannot stay so; or ``active`` has another shape.
+    """
+    active = np.asarray(active)
+    if active.shape != W.shape[:1] or active.dtype != bool:
+        raise TopologyError(
+            f"active is {active.dtype} of shape {list(active.shape)}; expected bool of shape [{W.shape[0]}]"
+        )
+    entries = W.tocoo()
+    return _silence(W, ~(active[entries.row] & active[entries.col]))
+
+
+def _silence(W: csr_array, lost: np.ndarray) -> csr_array:
+    """W without the off-diagonal entries that ``lost`` marks, in the order of ``W.tocoo()``; see `restrict`."""
+    entries, n = W.tocoo(), W.shape[0]
+    i, j, weight = entries.row, entries.col, entries.data
+    gone, kept = (i != j) & lost, (i != j) & ~lost
+    heard, said = (np.bincount(k[gone], weight[gone], n) for k in (i, j))
+    rows, columns = (np.allclose(W.sum(axis=axis), 1, rtol=0, atol=1e-8) for axis in (1, 0))
+    if rows and columns and not np.allclose(heard, said, rtol=0, atol=1e-8):
+        node = int(np.argmax(abs(heard - said)))
+        raise TopologyError(
+            f"links of this directed W cannot drop out: node {node} would hear {heard[node]:.4g} less, be heard "
+            f"{said[node]:.4g} less, and the mean would drift; use an undirected graph, or push-sum"
+        )
+    own = W.diagonal() + (heard if rows else said)
+    own[np.bincount((i if rows else j)[kept], minlength=n) == 0] = 1.0  # exactly, so that who is alone keeps every bit
+    everyone = np.arange(n)
+    return csr_array(
+        (np.append(weight[kept], own), (np.append(i[kept], everyone), np.append(j[kept], everyone))), (n, n)
+    )
+
+
+def average_with(partner: np.ndarray) -> csr_array:
+    """Each node i averages with ``partner[i]``, a permutation of 0..n-1; alone where this is i itself."""
+    n = len(partner)
+    i = np.arange(n)
+    return csr_array((np.full(2 * n, 0.5), (np.tile(i, 2), np.concatenate([i, partner]))), (n, n))
+
+
+@lru_cache(maxsize=8)
+def _fixed(schedule: Static, seed: int, n: int) -> csr_array:
+    graph = schedule.graph
+    built = from_networkx(graph, n) if isinstance(graph, nx.Graph) else graph.build(n, seed)
+    weighting = schedule.weighting
+    W = (weighting if callable(weighting) else WEIGHTINGS[weighting])(built)
+    return lazy(W) if schedule.lazy else W
+
+
+@dataclass(frozen=True)
+class Static:
+    """The same W in every round, built once.
+
+    Args:
+        graph: who is linked to whom, by its settings, or as a networkx graph.
+        weighting: how W is made of the graph, by name, or as a function from a graph to W.
+        lazy: mix by (I + W)/2 instead.
+    """
+
+    graph: GraphBuilder | Graph = field(default_factory=Ring)
+    weighting: WeightingName | Weighting = "metropolis"
+    lazy: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.weighting) and self.weighting not in WEIGHTINGS:
+            nearest = get_close_matches(str(self.weighting), WEIGHTINGS, 1, cutoff=0)[0]
+            raise TopologyError(
+                f"weighting is {self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}: did you mean {nearest!r}?"
+            )
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        """See ``MixingSchedule``; random graphs differ from seed to seed, not from round to round."""
+        return _fixed(self, seed, n)
+
+
+@dataclass(frozen=True)
+class OnePeerExponential:
+    """In round t every node i averages with what i - 2^(t mod ceil(log2 n)) sends it: one message each.
+
+    Doubly stochastic, not symmetric. If n is a power of two, log2 n rounds in a row give everyone the exact mean.
+    """
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        """See ``MixingSchedule``."""
+        check_n(n)
+        distance = 1 << round % max(1, (n - 1).bit_length())
+        return average_with((np.arange(n) - distance) % n)
+
+
+@dataclass(frozen=True)
+class RandomMatching:
+    """In every round the nodes pair up at random, and pairs average; one node stays alone if n is odd."""
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        """See ``MixingSchedule``."""
+        check_n(n)
+        order = generator("RandomMatching", seed, round).permutation(n)
+        left, right = order[: n // 2], order[n // 2 : n // 2 * 2]
+        partner = np.arange(n)
+        partner[left], partner[right] = right, left
+        return average_with(partner)
+
+
+@dataclass(frozen=True)
+class RandomNeighbours:
+    """In every round a new random graph in which each node has the same number of neighbours, averaged evenly.
+
+    Symmetric and doubly stochastic, unlike neighbours that each node picks for itself, under which the mean drifts.
+
+    Args:
+        degree: number of neighbours of every node.
+    """
+
+    degree: int
+
+    def __post_init__(self) -> None:
+        whole(self, "degree", 1)
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        """See ``MixingSchedule``; n times the degree must be even."""
+        check_degree(self, self.degree, n)
+        graph = draw_regular(self.degree, n, int(generator("RandomNeighbours", seed, round).integers(2**32)))
+        links = nx.to_scipy_sparse_array(graph, range(n))
+        return csr_array((links + eye_array(n)) / (self.degree + 1))
+
+
+@dataclass(frozen=True)
+class LinkFailures:
+    """Every link of another schedule fails in a round with the same probability, independently, in both directions.
+
+    A failed link's weight goes to the diagonal at both ends, so W stays symmetric and doubly stochastic.
+
+    Args:
+        base: the schedule whose links fail; its W must be symmetric.
+        probability: probability that a link fails in a round.
+    """
+
+    base: MixingSchedule
+    probability: float
+
+    def __post_init__(self) -> None:
+        probability(self, "probability")
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        """See ``MixingSchedule``."""
+        W = self.base.matrix(round, seed, n)
+        if abs(W - W.T).max() > 1e-8:
+            raise TopologyError(
+                f"link failures need a symmetric W, and that of {self.base!r} is not: take an undirected graph"
+            )
+        i, j = W.nonzero()
+        _, link = np.unique(np.minimum(i, j).astype(np.int64) * n + np.maximum(i, j), return_inverse=True)
+        draws = generator(f"LinkFailures of {type(self.base).__name__}", seed, round).random(len(W.data))
+        return _silence(W, draws[link] < self.probability)
+
+
+SCHEDULES: tuple[type[MixingSchedule], ...] = (
+    Static,
+    OnePeerExponential,
+    RandomMatching,
+    RandomNeighbours,
+    LinkFailures,
+)
