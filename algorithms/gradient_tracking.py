@@ -1,11 +1,11 @@
-"""Gradient tracking (DSGT, also DIGing): Nedić, Olshevsky, Shi, SIAM J. Optim. 2017; Pu, Nedić, Math. Program. 2021.
+"""Gradient tracking, DSGT: Pu, Nedić, Math. Program. 2021 (arXiv 1805.11454).
 
     node i:  x_i <- sum_l w_il (x_l - eta y_l)
-             y_i <- sum_l w_il (y_l + g_l+ - g_l),    g_i+ <- grad f_i(x_i; B) at the new x_i,    y_i = g_i at first
+             y_i <- sum_l w_il y_l + g_i+ - g_i,    g_i+ <- grad f_i(x_i; B) at the new x_i,    y_i = g_i at first
 
 The tracker's mean is the gradients' mean in every round, so with exact gradients all nodes reach the exact minimiser
-with a constant step. Gradients are means over the round's
-minibatches. Each node sends 2 vectors to each neighbour.
+with a constant step. Gradients are means over the round's minibatches. Each node sends 2 vectors to each neighbour, in
+one message.
 """
 
 from __future__ import annotations
@@ -43,21 +43,22 @@ class GradientTracking:
         return GradientTrackingState(kept, g, g)
 
     def round(self, s: GradientTrackingState, clients: Clients) -> GradientTrackingState:
-        moved, _ = clients.each(self.descend, None, s.x.beside(s.y))
-        x = clients.mix(moved)
-        sent, g = clients.each(self.track, None, x.beside(s.y.beside(s.g)))
-        return GradientTrackingState(s.x | x, s.y | clients.mix(sent), s.g | g)
+        sent, _ = clients.each(self.descend, None, s.x.beside(s.y))
+        _, mine = clients.each(self.track, None, clients.mix(sent).beside(s.g))
+        return GradientTrackingState(s.x | mine.part(0), s.y | mine.part(1), s.g | mine.part(2))
 
     def gradient(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
         g = mean_gradient(local, x)
         return g, g
 
-    def descend(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+    def descend(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[tuple[Vector, Vector], Vector]:
         x, y = mine
-        x = x - self.lr * local.decay * y
-        return x, x
+        return (x - self.lr * local.decay * y, y), y
 
-    def track(self, local: Local, _: None, mine: tuple[Vector, tuple[Vector, Vector]]) -> tuple[Vector, Vector]:
-        x, (y, g_old) = mine
+    def track(self, local: Local, _: None, mine: Mine) -> tuple[Vector, tuple[Vector, Vector, Vector]]:
+        (x, y), g_old = mine
         g = mean_gradient(local, x)
-        return y + g - g_old, g
+        return x, (x, y + g - g_old, g)
+
+
+Mine = tuple[tuple[Vector, Vector], Vector]

@@ -7,20 +7,36 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
+import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from algorithms import (
+    DPSGD,
+    SGP,
+    DFedAvg,
+    DFedSAM,
+    ExactDiffusion,
+    Extra,
+    FedAMD,
+    FedAvg,
+    FedSpeed,
+    GradientTracking,
+    Scaffold,
+)
 from fedsim.backends.blocks import Blocks
-from fedsim.clients import Federation, Loop
+from fedsim.backends.loop import Loop
+from fedsim.clients import Federation
 from fedsim.model import Model
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Kept
 from fedsim.work import LocalWork, Shards
+from topologies import Static
 
 SIZES = (3, 17, 9, 5, 12, 8)                               # samples of each client: batches of 4 leave partial ones
 COHORTS = ((0, 1, 3, 4, 5), (1, 2, 4, 5), (0, 2, 3))       # of rounds 1, 2, 3
+LINKS = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0), (1, 4))   # who talks to whom where there is no server
 CLASSES = 3
 
 
@@ -43,6 +59,15 @@ ALGORITHMS: dict[str, Any] = {
     "FedAMD half": FedAMD(p=0.5, large_batch=6),
     "FedAMD all anchors": FedAMD(p=1.0),
     "FedAMD sequence": FedAMD(server_lr=0.5, period=2),
+    "DFedAvg": DFedAvg(),
+    "DFedAvg momentum": DFedAvg(lr=0.05, momentum=0.9, gossip_steps=2, order="CTA"),
+    "DFedSAM": DFedSAM(),
+    "DFedSAM no ascent": DFedSAM(rho=0.0, gossip_steps=2),
+    "D-PSGD": DPSGD(),
+    "Gradient tracking": GradientTracking(),
+    "EXTRA": Extra(),
+    "Exact Diffusion": ExactDiffusion(),
+    "SGP": SGP(),
 }
 
 WORKS: dict[str, LocalWork] = {
@@ -125,6 +150,7 @@ def federation(
         weights=sizes if weighted else None,
         cohort_size=4,
         decay=lambda round: 0.9**round,
+        topology=Static(nx.Graph((order.index(a), order.index(b)) for a, b in LINKS)),
     )
 
 
@@ -134,10 +160,16 @@ def initial(fed: Federation) -> Tensor:
     return (0.3 * torch.randn(fed.model.d, generator=generator, dtype=torch.float64)).to(fed.model.dtype)
 
 
+def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
+    """Who takes part in rounds 1, 2, 3: everybody where the algorithm insists on it."""
+    return (tuple(range(6)),) * 3 if isinstance(algorithm, (Extra, ExactDiffusion)) else COHORTS
+
+
 def rounds(
-    algorithm: Any, fed: Federation, cohorts: tuple[tuple[int, ...], ...] = COHORTS, state: Any = None, first: int = 1
+    algorithm: Any, fed: Federation, cohorts: tuple[tuple[int, ...], ...] = (), state: Any = None, first: int = 1
 ) -> Iterator[Any]:
     """The states of a run, from initialisation, or from ``state`` before round ``first``."""
+    cohorts = cohorts or cohorts_of(algorithm)
     if state is None:
         state = algorithm.init(initial(fed), fed.cohort(0))
         yield state

@@ -1,0 +1,157 @@
+"""The decentralized papers, transcribed in their notation in plain numpy: loops over nodes, nothing stacked.
+
+``W(t)`` is the mixing matrix of round t, ``batches(t, i)`` the rows of node i's steps, ``eta(t)`` the step size. Each
+function returns the nodes' models ``[n, d]`` after rounds 1, 2, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.algorithms.papers import Batches, StepSize, mean
+from tests.algorithms.quadratics import Quadratics
+
+Mixing = Callable[[int], np.ndarray]
+
+
+def gossip(W: np.ndarray, z: list[np.ndarray]) -> list[np.ndarray]:
+    """``z_i <- sum_l w_il z_l``."""
+    return [sum(W[i, j] * z[j] for j in range(len(z))) for i in range(len(z))]
+
+
+def dfedavg(
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int,
+    theta: float = 0.0, Q: int = 1, combine_first: bool = False,
+) -> list[np.ndarray]:  # fmt: skip
+    """Sun et al. 2023: heavy ball with a buffer that starts at 0 in every round, and Q exchanges."""
+    x = [x0] * f.n
+    history = []
+    for t in range(1, T + 1):
+        for _ in range(Q if combine_first else 0):
+            x = gossip(W(t), x)
+        for i in range(f.n):
+            m = np.zeros_like(x0)
+            for B in batches(t, i):
+                m = theta * m + f.grad(i, x[i], B)
+                x[i] = x[i] - eta(t) * m
+        for _ in range(0 if combine_first else Q):
+            x = gossip(W(t), x)
+        history.append(np.array(x))
+    return history
+
+
+def dfedsam(
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int, rho: float, Q: int = 1
+) -> list[np.ndarray]:
+    """Shi et al. 2023."""
+    x = [x0] * f.n
+    history = []
+    for t in range(1, T + 1):
+        y = list(x)
+        for i in range(f.n):
+            for B in batches(t, i):
+                g = f.grad(i, y[i], B)
+                y[i] = y[i] - eta(t) * f.grad(i, y[i] + rho * g / np.linalg.norm(g), B)
+        for _ in range(Q):
+            y = gossip(W(t), y)
+        x = y
+        history.append(np.array(x))
+    return history
+
+
+def fedsam(
+    f: Quadratics, x: np.ndarray, batches: Batches, eta: StepSize, T: int, rho: float
+) -> list[np.ndarray]:
+    """Qu et al. 2022 with everybody: the server's models."""
+    history = []
+    for t in range(1, T + 1):
+        y = [x] * f.n
+        for i in range(f.n):
+            for B in batches(t, i):
+                g = f.grad(i, y[i], B)
+                y[i] = y[i] - eta(t) * f.grad(i, y[i] + rho * g / np.linalg.norm(g), B)
+        x = mean(y)
+        history.append(x)
+    return history
+
+
+def gradients(f: Quadratics, x: list[np.ndarray], batches: Batches, t: int) -> list[np.ndarray]:
+    """Every node's mean gradient over its minibatches of round t."""
+    return [mean([f.grad(i, x[i], B) for B in batches(t, i)]) for i in range(f.n)]
+
+
+def dpsgd(
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int
+) -> list[np.ndarray]:
+    """Lian et al. 2017, Algorithm 1: the gradient at the node's own model, before the exchange."""
+    x = [x0] * f.n
+    history = []
+    for t in range(1, T + 1):
+        g, half = gradients(f, x, batches, t), gossip(W(t), x)
+        x = [half[i] - eta(t) * g[i] for i in range(f.n)]
+        history.append(np.array(x))
+    return history
+
+
+def dsgt(f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int) -> list[np.ndarray]:
+    """Pu and Nedić 2021; round 0 is of the first gradients."""
+    x = [x0] * f.n
+    g = y = gradients(f, x, batches, 0)
+    history = []
+    for t in range(1, T + 1):
+        x = gossip(W(t), [x[i] - eta(t) * y[i] for i in range(f.n)])
+        g_plus, mixed = gradients(f, x, batches, t), gossip(W(t), y)
+        y = [mixed[i] + g_plus[i] - g[i] for i in range(f.n)]
+        g = g_plus
+        history.append(np.array(x))
+    return history
+
+
+def extra(f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int) -> list[np.ndarray]:
+    """Shi et al. 2015: x^{k+2} = (I + W) x^{k+1} - W~ x^k - alpha (grad f(x^{k+1}) - grad f(x^k)) with one W."""
+    W_, I = W(1), np.eye(f.n)
+    x_k = [x0] * f.n
+    g_k = gradients(f, x_k, batches, 1)
+    mixed = gossip(W_, x_k)
+    x_k1 = [mixed[i] - eta(1) * g_k[i] for i in range(f.n)]
+    history = [np.array(x_k1)]
+    for t in range(2, T + 1):
+        g_k1 = gradients(f, x_k1, batches, t)
+        new, old = gossip(I + W_, x_k1), gossip((I + W_) / 2, x_k)
+        x_k2 = [new[i] - old[i] - (eta(t) * g_k1[i] - eta(t - 1) * g_k[i]) for i in range(f.n)]
+        x_k, x_k1, g_k = x_k1, x_k2, g_k1
+        history.append(np.array(x_k1))
+    return history
+
+
+def exact_diffusion(
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int
+) -> list[np.ndarray]:
+    """Yuan et al. 2019, Algorithm 1, with A~ = (I + A) / 2 and psi_{i,-1} = w_{i,-1}."""
+    w = psi = [x0] * f.n
+    history = []
+    for t in range(1, T + 1):
+        g = gradients(f, w, batches, t)
+        psi_new = [w[i] - eta(t) * g[i] for i in range(f.n)]
+        phi = [psi_new[i] + w[i] - psi[i] for i in range(f.n)]
+        w, psi = gossip((np.eye(f.n) + W(t)) / 2, phi), psi_new
+        history.append(np.array(w))
+    return history
+
+
+def sgp(f: Quadratics, x0: np.ndarray, P: Mixing, batches: Batches, eta: StepSize, T: int) -> list[np.ndarray]:
+    """Assran et al. 2019, Algorithm 1: the de-biased z_i; with several local steps, all of them from z_i."""
+    x, w, z = [x0] * f.n, [np.ones(1)] * f.n, [x0] * f.n
+    history = []
+    for t in range(1, T + 1):
+        for i in range(f.n):
+            y = z[i]
+            for B in batches(t, i):
+                y = y - eta(t) * f.grad(i, y, B)
+            x[i] = x[i] + (y - z[i])
+        x, w = gossip(P(t), x), gossip(P(t), w)
+        z = [x[i] / w[i] for i in range(f.n)]
+        history.append(np.array(z))
+    return history

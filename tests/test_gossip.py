@@ -1,0 +1,234 @@
+"""Mixing: rows by a sparse matrix, matrices among those who take part, their checks, and the verbs ``mix`` and ``push``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array, random_array
+
+from fedsim import gossip
+from fedsim.errors import ConfigError
+from fedsim.gossip import DENSE_NODES, check, mix_rows, mixing_matrix, restrict, spread
+from fedsim.types import Sent
+from fedsim.wire import nbytes
+from tests.test_clients import federation
+from topologies import BarabasiAlbert, Exponential, OnePeerExponential, Ring, Star, Static, column_stochastic, metropolis
+
+SIZES = (1, 2, 100, DENSE_NODES, DENSE_NODES + 1, 300, 1000)
+TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6}
+DOUBLE = torch.float64
+
+
+def ragged(n: int) -> csr_array:
+    """Random rows of very different lengths, 0 among them; no sums that anyone would expect."""
+    rng = np.random.default_rng(n)
+    return csr_array(random_array((n, n), density=min(1, 6 / n), rng=rng)) + csr_array(
+        ([0.5] * (n // 2), ([0] * (n // 2), range(n // 2))), (n, n)
+    )
+
+
+MATRICES: dict[str, Any] = {
+    "ring": lambda n: metropolis(Ring().build(n, 0)),
+    "exponential": lambda n: metropolis(Exponential().build(n, 0)),       # more neighbours than fit in few
+    "star": lambda n: metropolis(Star().build(n, 0)),
+    "hubs": lambda n: metropolis((BarabasiAlbert(2) if n > 2 else Star()).build(n, 3)),
+    "one peer": lambda n: OnePeerExponential().matrix(2, 0, n),
+    "ragged": ragged,
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("kind", MATRICES)
+def test_rows_are_mixed_as_by_a_dense_product(kind: str, n: int, dtype: torch.dtype) -> None:
+    w = MATRICES[kind](n)
+    x = torch.randn(n, 37, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    expected = w.toarray() @ x.numpy()
+    given = x.to(dtype)
+    before = given.clone()
+    mixed = mix_rows(w, given)
+    assert mixed.dtype == dtype and mixed.shape == x.shape and torch.equal(given, before)
+    np.testing.assert_allclose(mixed, expected, rtol=0, atol=TOLERANCES[dtype] * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3000, 10**9])
+@pytest.mark.parametrize("shape", [(), (1,), (33,), (3, 4), (2, 1, 5)])
+@pytest.mark.parametrize("kind", ["ring", "exponential"])
+def test_any_shape_in_chunks_of_any_size(
+    kind: str, shape: tuple[int, ...], chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gossip, "CHUNK_BYTES", chunk_bytes)
+    for n in (5, 200):
+        w = MATRICES[kind](n)
+        x = torch.randn(n, *shape, dtype=DOUBLE)
+        expected = np.tensordot(w.toarray(), x.numpy(), 1)
+        np.testing.assert_allclose(mix_rows(w, x), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [6, 300])
+def test_a_stack_that_is_not_contiguous(n: int) -> None:
+    w, x = MATRICES["hubs"](n), torch.randn(7, n, 2, dtype=DOUBLE)
+    views = x.transpose(0, 1), x[0], x[::2].permute(1, 2, 0)
+    for view in views:
+        np.testing.assert_allclose(mix_rows(w, view), np.tensordot(w.toarray(), view.numpy(), 1), rtol=0, atol=1e-14)
+
+
+def test_mixing_again_is_mixing_by_the_power() -> None:
+    w, x = MATRICES["hubs"](300), torch.randn(300, 4, dtype=DOUBLE)
+    np.testing.assert_allclose(mix_rows(w, mix_rows(w, x)), (w @ w).toarray() @ x.numpy(), rtol=0, atol=1e-14)
+
+
+subsets = st.sets(st.integers(0, 11), min_size=1).map(lambda s: np.array(sorted(s)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(subsets, st.integers(0, 5))
+def test_among_those_present_symmetric_doubly_stochastic_stays_so(active: np.ndarray, seed: int) -> None:
+    w = metropolis(BarabasiAlbert(2).build(12, seed))
+    among = restrict(w, active)
+    check(among, 1, symmetric=True)
+    off = ~np.eye(len(active), dtype=bool)
+    np.testing.assert_array_equal(among.toarray()[off], w.toarray()[np.ix_(active, active)][off])
+
+
+@settings(deadline=None, max_examples=40)
+@given(subsets)
+def test_among_those_present_columns_keep_their_sums(active: np.ndarray) -> None:
+    """Push-sum: a node keeps what it would have sent to those who are away."""
+    graph = nx.DiGraph([(i, (i + 1) % 12) for i in range(12)] + [(0, 5), (0, 7), (3, 0), (8, 2)])
+    w = column_stochastic(graph)
+    among = restrict(w, active).toarray()
+    np.testing.assert_allclose(among.sum(0), 1, rtol=0, atol=1e-15)
+    away = np.setdiff1d(np.arange(12), active)
+    expected = np.diag(w.toarray()[np.ix_(active, active)]) + w.toarray()[np.ix_(away, active)].sum(0)
+    np.testing.assert_allclose(np.diag(among), expected, rtol=0, atol=1e-15)
+
+
+def test_everybody_present_is_w_itself() -> None:
+    w = metropolis(Ring().build(6, 0))
+    assert restrict(w, np.arange(6)) is w
+
+
+def matrix(*rows: list[float]) -> csr_array:
+    return csr_array(np.array(rows))
+
+
+@pytest.mark.parametrize(
+    ("w", "needs", "message"),
+    [
+        (matrix([0.6, 0.5], [0.5, 0.5]), {}, "column 0 of the mixing matrix of round 7 sums to 1.1, .*Metropolis.*SGP"),
+        (matrix([0.5, 0.4], [0.5, 0.6]), {}, "row [01] of the mixing matrix of round 7 sums to .*Metropolis.*SGP"),
+        (matrix([0.5, 0.4], [0.4, 0.6]), {"rows": False}, "column 0 .* sums to 0.9.*divide each column by its sum"),
+        (matrix([1.5, -0.5], [-0.5, 1.5]), {}, "round 7 has the weight -0.5; expected 0 or more"),
+        (matrix([float("nan"), 0.5], [0.5, 0.5]), {}, "column 0 .* sums to nan"),
+        (matrix([float("inf"), 0.5], [0.5, 0.5]), {}, "column 0 .* sums to inf"),
+        (csr_array((2, 2)), {}, "column 0 .* sums to 0"),
+        (
+            matrix([0, 1, 0], [0, 0, 1], [1, 0, 0]),
+            {"symmetric": True},
+            "round 7 is not symmetric.*undirected graph.*DFedAvg, DFedSAM or GradientTracking.*SGP",
+        ),
+    ],
+)
+def test_a_matrix_that_will_not_do(w: csr_array, needs: dict[str, bool], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(w, 7, **needs)
+
+
+@pytest.mark.parametrize(
+    ("w", "needs"),
+    [
+        (matrix([0, 1, 0], [0, 0, 1], [1, 0, 0]), {}),
+        (matrix([0.5, 0.4], [0.5, 0.6]), {"rows": False}),
+        (matrix([0.5, 0.5 + 1e-10], [0.5, 0.5]), {"symmetric": True}),
+        (matrix([1.0]), {"symmetric": True}),
+    ],
+)
+def test_a_matrix_that_will(w: csr_array, needs: dict[str, bool]) -> None:
+    check(w, 7, **needs)
+
+
+class Wrong:
+    """A user's topology of so many nodes, however many there are."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        return metropolis(Ring().build(self.nodes, seed))
+
+
+@pytest.mark.parametrize("nodes", [4, 9])
+@pytest.mark.parametrize("active", [np.arange(6), np.array([0, 2])])
+def test_a_topology_of_other_nodes(nodes: int, active: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match=rf"topology: .* round 3 is \[{nodes}, {nodes}\]; expected \[6, 6\]"):
+        mixing_matrix(Wrong(nodes), 3, 0, active, 6)
+    with pytest.raises(ConfigError, match=rf"topology: the graph has {nodes} nodes, but there are n=6"):
+        mixing_matrix(Static(nx.cycle_graph(nodes)), 3, 0, active, 6)
+
+
+def test_round_and_seed_reach_the_topology() -> None:
+    class Asked:
+        def matrix(self, round: int, seed: int, n: int) -> csr_array:
+            assert (round, seed, n) == (4, 7, 5)
+            return metropolis(Ring().build(n, 0))
+
+    fed = federation(topology=Asked())
+    fed.cohort(4).mix(Sent(np.arange(5), torch.zeros(5, 2, dtype=DOUBLE)))
+
+
+Z = torch.randn(5, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
+
+
+def test_mix_goes_into_trees_and_reads_the_consensus_of_the_first() -> None:
+    fed = federation(topology=Static(Ring()))
+    tree = (Z, (Z[:, :1].float(), Z.reshape(5, 3, 1)))
+    mixed = fed.cohort(1).mix(Sent(np.arange(5), tree), 2)
+    W = np.linalg.matrix_power(Static(Ring()).matrix(1, 0, 5).toarray(), 2)
+    for i in range(5):
+        a, (b, c) = mixed[i]
+        np.testing.assert_allclose(a, (W @ Z.numpy())[i], rtol=0, atol=1e-14)
+        assert b.dtype == torch.float32 and c.shape == (3, 1)
+        np.testing.assert_allclose(c[:, 0], a, rtol=0, atol=1e-15)
+    assert fed.contraction == pytest.approx(spread(torch.from_numpy(W) @ Z) / spread(Z), rel=1e-12)
+    assert fed.ledger.up.tolist() == fed.ledger.down.tolist() == [2 * 2 * nbytes(tree, stacked=True)] * 5
+
+
+def test_the_consensus_distance() -> None:
+    assert spread(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0]])) == 2.5
+    fed = federation(topology=Static(Ring()))
+    fed.cohort(1).mix(Sent(np.arange(5), torch.ones(5, 3)))
+    assert fed.contraction is None, "nothing to contract"
+
+
+@pytest.mark.parametrize("verb", ["mix", "push"])
+def test_without_a_topology(verb: str) -> None:
+    clients = federation().cohort(1)
+    with pytest.raises(ConfigError, match="no server: it needs a topology, e.g. --topology Static --topology.graph Ring"):
+        getattr(clients, verb)(Sent(np.arange(5), Z))
+
+
+def test_those_who_are_away_hear_and_hold_nothing() -> None:
+    fed = federation(topology=Static(Ring()))
+    mixed = fed.cohort(1).mix(Sent(np.array([0, 1, 3]), Z[[0, 1, 3]]))
+    assert set(mixed.rows) == {0, 1, 3}
+    assert torch.equal(mixed[3], Z[3]) and not torch.equal(mixed[0], Z[0])
+    assert fed.ledger.up.tolist() == fed.ledger.down.tolist() == [nbytes(Z[0]), nbytes(Z[0]), 0, 0, 0]
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="the consensus distance is read by columns")
+def test_numbers_can_be_mixed() -> None:
+    federation(topology=Static(Ring())).cohort(1).mix(Sent(np.arange(5), Z[:, 0]))
+
+
+@pytest.mark.xfail(strict=True, reason="rows are views of the stack that was mixed")
+def test_a_row_does_not_keep_the_stack_of_its_round_alive() -> None:
+    """Or n nodes that take part now and then keep up to n stacks."""
+    mixed = federation(topology=Static(Ring())).cohort(1).mix(Sent(np.array([0, 1, 3]), Z[[0, 1, 3]]))
+    assert mixed[0].untyped_storage().nbytes() == mixed[0].numel() * mixed[0].element_size()
