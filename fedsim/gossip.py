@@ -110,7 +110,7 @@ def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = Tru
         worst = int(np.abs(sums - 1).argmax())
         if needed and not abs(sums[worst] - 1) <= TOLERANCE:  # NaN is not
             fix = (
-                "use Metropolis weights; a directed graph needs everybody in every round, or a push-sum method as SGP"
+                "use Metropolis weights; a directed graph needs everybody in every round, or push-sum, as SGP does"
                 if rows
                 else "divide each column by its sum"
             )
