@@ -89,9 +89,11 @@ class DenseStack:
         weights = [xs[:, at.start : at.bias_start].view(c, at.rows, at.columns) for at in self.layers]
         hidden = [batch.x.reshape(c, batch.x.shape[1], -1)]
         for layer, w in zip(self.layers, weights, strict=True):
-            z = torch.bmm(hidden[-1], w.mT)
             if layer.bias:
-                z += xs[:, layer.bias_start : layer.bias_start + layer.rows].unsqueeze(1)
+                bias = xs[:, layer.bias_start : layer.bias_start + layer.rows].unsqueeze(1)
+                z = torch.baddbmm(bias, hidden[-1], w.mT)
+            else:
+                z = torch.bmm(hidden[-1], w.mT)
             hidden.append(_activate(z, layer.activation))
         delta = self._output_delta(hidden[-1], batch)
         for i in reversed(range(len(self.layers))):
@@ -107,9 +109,8 @@ class DenseStack:
     def _output_delta(self, out: Tensor, batch: Batch) -> Tensor:
         """Derivative ``[c, B, k]`` of every client's mean loss by its outputs."""
         c, b = out.shape[:2]
-        if batch.weight is None:
-            scale = torch.full((), 1.0 / b, dtype=out.dtype, device=out.device)
-        else:
+        scale: float | Tensor = 1.0 / b
+        if batch.weight is not None:
             scale = (batch.weight / batch.weight.sum(1, keepdim=True)).unsqueeze(2)
         if self.loss is cross_entropy and out.dim() == 3:
             delta = torch.softmax(out, 2)
@@ -130,7 +131,8 @@ def _activate(z: Tensor, activation: str) -> Tensor:
 def _through(delta: Tensor, h: Tensor, activation: str) -> Tensor:
     """``delta`` times the activation's derivative, which all three give from their own output ``h``."""
     if activation == "relu":
-        return delta * (h > 0)
+        passed: Tensor = torch.ops.aten.threshold_backward.default(delta, h, 0)  # delta where h > 0, in one pass
+        return passed
     if activation == "tanh":
         return delta * (1 - h * h)
     if activation == "sigmoid":

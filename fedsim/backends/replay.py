@@ -12,14 +12,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsim.backends.rewrite import IN_PLACE, aten, rewrite
+from fedsim.backends.rewrite import OVER, aten, rewrite
 from fedsim.backends.tape import Op, Recording, Slot
 from fedsim.model import joined
 
 Gradient: TypeAlias = Callable[..., Iterable[tuple[int, Tensor]]]
 """``Model.gradient_parts`` of the clients, as a function of ``x [c, d]`` and the tensors of their batch."""
 
-COLUMNWISE = {*IN_PLACE.keys(), *IN_PLACE.values()} | {
+COLUMNWISE = {*OVER.keys(), *OVER.values()} | {
     *(aten.neg.default, aten.abs.default, aten.sign.default, aten.sqrt.default, aten.rsqrt.default),
     *(aten.reciprocal.default, aten.pow.Tensor_Scalar, aten.clamp.default, aten.maximum.default, aten.minimum.default),
     *(aten.where.self, aten.addcdiv.default),
@@ -67,10 +67,10 @@ class Program:
         made = {slot for op in self._tail for slot in op.out}
         self._homes: dict[Slot, Slot] = {}
         for op in self._tail:
-            if op.fn in IN_PLACE.values() and (home := self._homes.get(op.args[0], op.args[0])) not in made:
+            if op.over is not None and (home := self._homes.get(op.over, op.over)) not in made:
                 self._homes[op.out[0]] = home
         read = {slot for op in self._tail[1:] for slot in op.reads()} - made
-        self._whole = [slot for slot in read if r.alike(slot, self._tail[0].out[0])]
+        self._whole = [slot for slot in read if r.tensors[slot].shape[-1:] not in ((), (1,))]
         self._assembled = [slot for slot in made.intersection(self._results) if slot not in self._homes]
 
     def _run_tail(self, env: list[Any], gradient: Gradient) -> None:
@@ -80,7 +80,7 @@ class Program:
         for start, part in gradient(*[env[slot] for slot in first.args]):
             columns = slice(start, start + part.shape[1])
             for slot, t in whole:
-                env[slot] = t[:, columns]
+                env[slot] = t[..., columns]
             env[first.out[0]] = part
             for op in ops:
                 _do(op, env, gradient)
@@ -95,15 +95,18 @@ class Program:
 def _split(r: Recording, parts: int) -> tuple[list[Op], list[Op]]:
     """The operations before the last gradient, and those from it on if they can be done in parts; else all and none."""
     at = max((n for n, op in enumerate(r.ops) if op.fn is None), default=len(r.ops))
-    if at == len(r.ops) or r.tensors[r.ops[at].out[0]].numel() < LEAST_PART * parts:
+    if at == len(r.ops):
         return r.ops, []
     first, *rest = r.ops[at:]
-    for slot in {slot for op in rest for slot in (*op.reads(), *op.out)}:
-        t = r.tensors[slot]
-        made_here = any(slot in op.out for op in rest)
-        if not r.alike(slot, first.out[0]) and (made_here or (t.dim() > 0 and t.shape[-1] != 1)):
-            return r.ops, []
-    return (r.ops[:at], r.ops[at:]) if all(op.fn in COLUMNWISE for op in rest) else (r.ops, [])
+    gradient = r.tensors[first.out[0]]
+    widths = {r.tensors[slot].shape[-1:] for op in rest for slot in op.reads()}
+    if (
+        gradient.numel() >= LEAST_PART * parts
+        and all(op.fn in COLUMNWISE and r.alike(op.out[0], first.out[0]) for op in rest)
+        and widths <= {gradient.shape[-1:], (1,), ()}
+    ):
+        return r.ops[:at], r.ops[at:]
+    return r.ops, []
 
 
 def _do(op: Op, env: list[Any], gradient: Gradient) -> None:
@@ -111,7 +114,7 @@ def _do(op: Op, env: list[Any], gradient: Gradient) -> None:
     if op.fn is None:
         env[op.out[0]] = joined(gradient(*args))
         return
-    out = op.fn(*args, **op.kwargs)
+    out = op.fn(*args, **op.kwargs) if op.over is None else op.fn(*args, **op.kwargs, out=env[op.over])
     for slot, t in zip(op.out, [out] if isinstance(out, Tensor) else out, strict=True):
         env[slot] = t
 

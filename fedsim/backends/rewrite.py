@@ -6,19 +6,22 @@ again. A rewritten step agrees with the written one up to rounding: ``t / 10`` m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fedsim.backends.tape import Op, Recording, Slot
 
 aten = torch.ops.aten
 
-IN_PLACE = {
-    aten.add.Tensor: aten.add_.Tensor,
-    aten.sub.Tensor: aten.sub_.Tensor,
-    aten.mul.Tensor: aten.mul_.Tensor,
-    aten.div.Tensor: aten.div_.Tensor,
-    aten.addcmul.default: aten.addcmul_.default,
+OVER: dict[Any, Any] = {
+    aten.add.Tensor: aten.add.out,
+    aten.sub.Tensor: aten.sub.out,
+    aten.mul.Tensor: aten.mul.out,
+    aten.div.Tensor: aten.div.out,
+    aten.addcmul.default: aten.addcmul.out,
 }
+"""Operations that can write over one of their operands, with the variant that takes ``out``."""
 
 
 def rewrite(r: Recording) -> None:
@@ -29,12 +32,11 @@ def rewrite(r: Recording) -> None:
     _drop_unused(r)
     _own_results(r)
     for n, op in enumerate(r.ops):
-        if op.fn in (aten.add.Tensor, aten.mul.Tensor) and not op.kwargs and isinstance(op.args[1], Slot):
-            a, b = op.args
-            op.args = [b, a] if _replaceable(r, b, n) and not _replaceable(r, a, n) else [a, b]
-        if op.fn in IN_PLACE and _replaceable(r, op.args[0], n):
-            op.fn = IN_PLACE[op.fn]
-            r.tensors[op.out[0]] = r.tensors[op.args[0]]
+        if variant := OVER.get(op.fn):
+            op.over = next((slot for slot in op.reads() if _replaceable(r, slot, n)), None)
+        if op.over is not None:
+            op.fn = variant
+            r.tensors[op.out[0]] = r.tensors[op.over]
 
 
 def _drop_unused(r: Recording) -> None:

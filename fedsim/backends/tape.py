@@ -31,12 +31,13 @@ class Slot(int):
 
 @dataclass
 class Op:
-    """One operation; a call of the model's gradient where ``fn`` is None."""
+    """One operation; a call of the model's gradient where ``fn`` is None. It may write its result over a tensor."""
 
     fn: Callable[..., Any] | None
     args: list[Any]  # tensors as slots, lists of tensors as lists of slots
     kwargs: dict[str, Any]
     out: list[Slot]
+    over: Slot | None = None
 
     def reads(self) -> list[Slot]:
         """Slots of its arguments."""
