@@ -205,12 +205,16 @@ class Clients:
         edges = w.tocoo()
         to, by = (sent.ids[side[edges.row != edges.col]] for side in (edges.row, edges.col))
         fed.ledger.charge_edges(to, by, steps * nbytes(sent.stacked, stacked=True))
-        before = spread(leaves(sent.stacked)[0].flatten(1))
+        before = spread(leaves(sent.stacked)[0])
         mixed = sent.stacked
         for _ in range(steps):
             mixed = tree_map(lambda x: mix_rows(w, x), mixed)
-        fed.contraction = spread(leaves(mixed)[0].flatten(1)) / before if before else None
-        rows = {node: tree_map(lambda x, i=i: x[i], mixed) for i, node in enumerate(sent.ids.tolist())}
+        fed.contraction = spread(leaves(mixed)[0]) / before if before else None
+        whole = len(sent.ids) == self.n                    # else a row would keep the stack of its round alive
+        rows = {
+            node: tree_map(lambda x, i=i: x[i] if whole else x[i].clone(), mixed)
+            for i, node in enumerate(sent.ids.tolist())
+        }
         return Kept(self.n, tree_map(torch.zeros_like, next(iter(rows.values()))), rows)
 
     def split(self, p: float) -> tuple[Clients, Clients]:

@@ -126,5 +126,5 @@ def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = Tru
 
 
 def spread(x: Tensor) -> float:
-    """Root mean square distance of the rows of ``x [n, d]`` to their mean: the consensus distance."""
-    return float((x - x.mean(0)).square().sum(1).mean().sqrt())
+    """Root mean square distance of the rows of ``x [n, ...]`` to their mean: the consensus distance."""
+    return float((x - x.mean(0)).reshape(len(x), -1).square().sum(1).mean().sqrt())

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from algorithms import DPSGD, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, FedAvg, GradientTracking
 from algorithms.dfedavg import DFedAvgState
@@ -193,8 +194,6 @@ class Fixed:
         self.W = W
 
     def matrix(self, round: int, seed: int, n: int) -> Any:
-        from scipy.sparse import csr_array
-
         return csr_array(self.W)
 
 
@@ -203,7 +202,7 @@ class Fixed:
 def test_nodes_that_are_away_keep_all_they_have_and_the_others_go_on_among_themselves(
     algorithm: Any, backend: Any
 ) -> None:
-    """Everything at an absent node stays bit for bit; those present do what they would do in a federation of their own."""
+    """An absent node's state stays bit for bit; those present do what they would in a federation of their own."""
     topology = PUSH if isinstance(algorithm, SGP) else TOPOLOGIES["irregular"]
     S = [0, 1, 3, 4]
     fed = gossiping(F, WHOLE, topology, backend)
@@ -231,7 +230,7 @@ def test_the_mean_is_kept_whoever_is_away(topology: str, S: list[int]) -> None:
 
 def test_directed_links_need_everybody() -> None:
     fed = gossiping(F, ONE_STEP, TOPOLOGIES["one peer"])
-    with pytest.raises(ConfigError, match="a directed graph needs everybody in every round, or a push-sum method"):
+    with pytest.raises(ConfigError, match="a directed graph needs everybody in every round, or push-sum"):
         models(DFedAvg(), fed, X0, 1, [[0, 1, 3]])
 
 
@@ -248,5 +247,5 @@ def test_push_sum_needs_columns_that_sum_to_one() -> None:
     rows_only = Fixed(mixing(PUSH, 1, 6).T)
     with pytest.raises(ConfigError, match=r"column \d of the mixing matrix of round 1 .*divide each column by its sum"):
         models(SGP(), gossiping(F, ONE_STEP, rows_only), X0, 1)
-    with pytest.raises(ConfigError, match=r"row \d of the mixing matrix of round 1 sums to .*push-sum method .*SGP"):
+    with pytest.raises(ConfigError, match=r"row \d of the mixing matrix of round 1 sums to .*push-sum, as SGP does"):
         models(DFedAvg(), gossiping(F, ONE_STEP, PUSH), X0, 1)
