@@ -86,7 +86,7 @@ def _end(W: csr_array, top: bool) -> float:
     factors = splu(csc_array(W - diags_array(np.full(n, shift))), permc_spec="MMD_AT_PLUS_A")
 
     def solve(x: np.ndarray) -> np.ndarray:
-        y = factors.solve(x - x.mean())
+        y = factors.solve(x)
         return np.asarray(y - y.mean())
 
     return float(eigsh(W, sigma=shift, OPinv=LinearOperator((n, n), solve, dtype=float), **options)[0])

@@ -203,5 +203,7 @@ def test_fastest_leaves_useless_links_out_and_has_a_limit() -> None:
 def test_any_networkx_graph_is_accepted() -> None:
     grid = nx.grid_2d_graph(3, 4)
     assert abs(metropolis(grid) - metropolis(nx.convert_node_labels_to_integers(grid))).max() == 0
-    check(metropolis(nx.MultiGraph([("a", "b"), ("a", "b"), ("b", "c")])))
-    assert metropolis(nx.MultiGraph([("a", "b"), ("a", "b"), ("b", "c")]))[0, 1] == pytest.approx(1 / 3)
+    parallel = nx.MultiGraph([("a", "b"), ("a", "b"), ("b", "c")])
+    for weighting in (metropolis, max_degree):
+        check(weighting(parallel))
+        assert weighting(parallel)[0, 1] == weighting(parallel)[2, 1] == pytest.approx(1 / 3)
