@@ -1,0 +1,205 @@
+"""Recorded local steps: they must do what the step as written does, for every form of step, and charge the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim import Batch, Local
+from fedsim.backends import replay, step
+from fedsim.backends.blocks import Blocks
+from fedsim.backends.loop import Loop
+from fedsim.backends.tape import Unreplayable, fingerprint
+from fedsim.clients import Backend, Federation
+from fedsim.model import Model
+from fedsim.models.losses import cross_entropy
+from fedsim.tree import leaves
+from fedsim.work import LocalWork, Shards
+
+SIZES = np.array([3, 17, 8, 16, 5, 8])
+
+
+def federation(backend: Backend, work: LocalWork | None = None) -> Federation:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    offsets = np.r_[0, np.cumsum(SIZES)]
+    x, y = torch.randn(offsets[-1], 6, dtype=torch.float64), torch.randint(0, 3, (int(offsets[-1]),))
+    model = Model(module, cross_entropy, dtype=torch.float64)
+    return Federation(model, Shards(x, y, offsets), work or LocalWork(8, epochs=2), 7, backend)
+
+
+def plain(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    return y - 0.1 * local.grad(y, batch)
+
+
+def extragradient(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    return y - 0.1 * local.grad(y - 0.1 * local.grad(y, batch), batch)
+
+
+def reads_the_start(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    g = local.grad(y, batch)
+    return 1.0 * (y - 0.1 * g) + (x - y) / 10 + g * g * 0.01
+
+
+def ends_with_a_norm(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    g = local.grad(y, batch)
+    return y - 0.1 * g / (torch.linalg.vector_norm(g) + 1e-9)
+
+
+def forgets(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    local.grad(y, batch)
+    return x
+
+
+def many_shapes(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    g = local.grad(y, batch)
+    return torch.cat([(y - g)[:10], torch.stack([g.sum(), g.max()]), torch.where(g > 0, y, x)[12:]])
+
+
+def uses_the_samples(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    return y - 0.1 * local.grad(y, batch) * batch.x.reshape(-1).abs().amax()
+
+
+def writes_in_place(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    g = local.grad(y, batch)
+    g[:9].mul_(0.1)
+    return y - 0.1 * g
+
+
+def reads_a_view(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
+    g = local.grad(y, batch)
+    row = g.unsqueeze(0)
+    return y - 0.1 * (2 * g + row.squeeze(0))
+
+
+STEPS = [plain, extragradient, reads_the_start, ends_with_a_norm, forgets, many_shapes, uses_the_samples]
+STEPS += [writes_in_place, reads_a_view]
+
+
+@pytest.fixture(params=[0, replay.LEAST_PART], ids=["in parts", "whole"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "LEAST_PART", request.param)
+
+
+def run(client: Callable[..., Any], backend: Backend, work: LocalWork | None = None) -> tuple[list[Tensor], np.ndarray]:
+    fed = federation(backend, work)
+    x = fed.model.vector()
+    before = x.clone()
+    stacked: list[Tensor] = []
+    for round in (1, 2):
+        stacked += leaves(fed.cohort(round).each(client, x).stacked)
+    assert torch.equal(x, before)
+    return stacked, fed.ledger.gradient_evaluations
+
+
+def assert_same(client: Callable[..., Any], size: int, work: LocalWork | None = None) -> None:
+    (want, charged), (got, charged_here) = run(client, Loop(), work), run(client, Blocks(size), work)
+    for a, b in zip(want, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert (charged == charged_here).all()
+
+
+@pytest.mark.parametrize("one", STEPS)
+@pytest.mark.parametrize("size", [1, 4])
+def test_steps_do_as_written(one: Callable[..., Tensor], size: int, parts: None) -> None:
+    def client(local: Local, x: Tensor) -> Tensor:
+        def step(y: Tensor, batch: Batch, x: Tensor) -> Tensor:
+            return one(y, batch, local, x)
+
+        return local.fold(step, x, x)
+
+    assert_same(client, size)
+    assert_same(client, size, LocalWork(0, steps=3, weight_decay=0.1, clip_norm=0.1))
+
+
+def swaps(y: Tensor, m: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return m - 0.1 * g, y
+
+
+def doubles(y: Tensor, m: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = y - 0.1 * (g + m)
+    return y, y
+
+
+def restarts(y: Tensor, m: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return m - 0.1 * g, x
+
+
+def keeps_the_gradient(y: Tensor, m: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return y - 0.1 * (g + m), g
+
+
+def has_momentum(y: Tensor, m: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    m = 0.9 * m + g
+    return y - 0.1 * m, m
+
+
+def stays(y: Tensor, m: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return y, m + g * y
+
+
+@pytest.mark.parametrize("rule", [swaps, doubles, restarts, keeps_the_gradient, has_momentum, stays])
+def test_carries_of_two_vectors(rule: Callable[..., tuple[Tensor, Tensor]], parts: None) -> None:
+    def client(local: Local, x: Tensor) -> tuple[Tensor, Tensor]:
+        def step(carry: tuple[Tensor, Tensor], batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
+            return rule(*carry, local.grad(carry[0], batch), x)
+
+        return local.fold(step, (x, torch.zeros_like(x)), x)
+
+    assert_same(client, 4)
+
+
+def test_the_same_tensor_twice_among_the_arguments() -> None:
+    def client(local: Local, x: Tensor) -> Tensor:
+        def step(y: Tensor, batch: Batch, a: Tensor, b: Tensor) -> Tensor:
+            return y - 0.1 * local.grad(y, batch) + 0.1 * (a - 2 * b)
+
+        once = local.fold(step, x, x, x)
+        return local.fold(step, once, x, 1.5 * x)
+
+    assert_same(client, 4)
+
+
+def test_a_captured_number_is_part_of_the_step() -> None:
+    fed = federation(Blocks(6))
+    x = fed.model.vector()
+
+    def message(lr: float) -> Tensor:
+        def client(local: Local, x: Tensor) -> Tensor:
+            return local.fold(lambda y, batch: y - lr * local.grad(y, batch), x)
+
+        return fed.cohort(1).each(client, x).stacked
+
+    assert not torch.equal(message(0.1), message(0.2))
+    assert torch.equal(message(0.1), message(0.1))
+
+
+def test_a_step_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+    record = step.LocalStep._record
+    monkeypatch.setattr(step.LocalStep, "_record", lambda *a: recorded.append(record(*a)) or recorded[-1])
+
+    def client(local: Local, x: Tensor) -> Tensor:
+        return local.fold(lambda y, batch: y - 0.1 * local.grad(y, batch), x)
+
+    fed = federation(Blocks(3), LocalWork(4, steps=5))
+    for round in (1, 2, 3):
+        fed.cohort(round).each(client, fed.model.vector())
+    full = {len(p) for p in step.PROGRAMS[fed.model].values()}
+    assert full == {len(recorded)}
+    assert len(recorded) <= 2 and all(recorded)   # all weights one, and with padded rows
+
+
+def test_what_may_change_unseen_is_not_recognised() -> None:
+    numbers = [0.1]
+    local = object()
+    with pytest.raises(Unreplayable, match="list"):
+        fingerprint(lambda y: y * numbers[0], local)
+    assert fingerprint(1, local) != fingerprint(True, local) != fingerprint(1.0, local)
+    assert fingerprint(0.0, local) != fingerprint(-0.0, local)
+    assert fingerprint(lambda: local, local) != fingerprint(lambda: None, local)
