@@ -72,7 +72,7 @@ def test_client_summaries_are_those_of_the_client_rows(tmp_path: Path) -> None:
     each = rows.value[last & (rows.metric == "accuracy")]
     summary = {m: rows.value[last & (rows.metric == m)][0] for m in ("accuracy_mean", "accuracy_worst10")}
     assert summary["accuracy_mean"] == pytest.approx(each.mean(), abs=1e-12)
-    assert summary["accuracy_worst10"] == pytest.approx(each.min(), abs=1e-12)     # the worst tenth of ten clients is one
+    assert summary["accuracy_worst10"] == pytest.approx(each.min(), abs=1e-12)     # the worst tenth of ten is one
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold(), FedSpeed(), FedAMD(lr=0.05)])
@@ -191,7 +191,7 @@ def test_an_existing_output_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_a_bad_experiment_leaves_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="sampling.size is 11"):
+    with pytest.raises(ConfigError, match=r"sampling\.size is 11"):
         run(replace(SMALL, sampling=FixedSize(size=11)), root=tmp_path / "runs", progress=False)
     assert not (tmp_path / "runs").exists()
 
@@ -221,8 +221,8 @@ def test_a_problem_of_theory_runs_like_any_task(tmp_path: Path) -> None:
     from fedsim.partition import NaturalIdPartitioner
 
     experiment = Experiment(
-        Mine(lr=1.0), data=problem, partition=NaturalIdPartitioner(), sampling=FixedSize(1.0), rounds=200, dtype="float64",
-        evaluation=Evaluation(every=100), backend="loop",
+        Mine(lr=1.0), data=problem, partition=NaturalIdPartitioner(), sampling=FixedSize(1.0), rounds=200,
+        dtype="float64", evaluation=Evaluation(every=100), backend="loop",
     )  # fmt: skip
     directory = run(experiment, root=tmp_path, progress=False)
     rows = metrics(directory)
