@@ -88,6 +88,13 @@ def test_a_stack_that_is_not_contiguous(n: int) -> None:
         np.testing.assert_allclose(mix_rows(w, view), np.tensordot(w.toarray(), view.numpy(), 1), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("kind", ["ring", "exponential"])
+@pytest.mark.parametrize("n", [6, 300])
+def test_into_memory_that_is_there(n: int, kind: str) -> None:
+    w, x, out = MATRICES[kind](n), torch.randn(n, 3, 2, dtype=DOUBLE), torch.full((n, 3, 2), float("nan"), dtype=DOUBLE)
+    assert mix_rows(w, x, out) is out and torch.equal(out, mix_rows(w, x))
+
+
 def test_mixing_again_is_mixing_by_the_power() -> None:
     w, x = MATRICES["hubs"](300), torch.randn(300, 4, dtype=DOUBLE)
     np.testing.assert_allclose(mix_rows(w, mix_rows(w, x)), (w @ w).toarray() @ x.numpy(), rtol=0, atol=1e-14)
@@ -197,8 +204,9 @@ Z = torch.randn(5, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
 
 def test_mix_goes_into_trees_and_reads_the_consensus_of_the_first() -> None:
     fed = federation(topology=Static(Ring()))
-    tree = (Z, (Z[:, :1].float(), Z.reshape(5, 3, 1)))
+    tree, before = (Z, (Z[:, :1].float(), Z.reshape(5, 3, 1))), Z.clone()
     mixed = fed.cohort(1).mix(Sent(np.arange(5), tree), 2)
+    assert torch.equal(Z, before), "a message may be read again"
     W = np.linalg.matrix_power(Static(Ring()).matrix(1, 0, 5).toarray(), 2)
     for i in range(5):
         a, (b, c) = mixed[i]
@@ -232,7 +240,9 @@ def test_those_who_are_away_hear_and_hold_nothing() -> None:
 
 
 def test_numbers_can_be_mixed() -> None:
-    federation(topology=Static(Ring())).cohort(1).mix(Sent(np.arange(5), Z[:, 0]))
+    mixed = federation(topology=Static(Ring())).cohort(1).mix(Sent(np.arange(5), Z[:, 0]))
+    expected = [float(Z[[i - 1, i, (i + 1) % 5], 0].mean()) for i in range(5)]
+    assert [float(mixed[i]) for i in range(5)] == pytest.approx(expected, abs=1e-15)
 
 
 def test_a_row_does_not_keep_the_stack_of_its_round_alive() -> None:

@@ -60,7 +60,7 @@ def test_a_topology_is_needed_without_a_server_and_refused_with_one(cls: Any) ->
             Experiment(cls(), topology=topology)
     else:
         Experiment(cls(), topology=topology)
-        with pytest.raises(ConfigError, match=f"{cls.__name__} has no server: it needs a topology, as --topology Static"):
+        with pytest.raises(ConfigError, match=f"{cls.__name__} has no server: it needs a topology, as"):
             Experiment(cls())
 
 
@@ -132,10 +132,9 @@ def test_repeated_or_resumed_it_gives_the_same_bytes(tmp_path: Path, experiment:
 
 def test_two_seeds_of_a_random_topology_differ(tmp_path: Path) -> None:
     directory = one(replace(SMALL, topology=RandomMatching(), seeds=2, rounds=2), tmp_path)
-    distances = [
-        read_metrics(directory.seed_path(seed) / "metrics.jsonl").series("nodes", "consensus_distance") for seed in (0, 1)
-    ]
-    assert distances[0] != distances[1]
+    files = [read_metrics(directory.seed_path(seed) / "metrics.jsonl") for seed in (0, 1)]
+    first, second = (rows.series("nodes", "consensus_distance") for rows in files)
+    assert first != second
 
 
 @pytest.mark.parametrize("algorithm", [GradientTracking(lr=1.0), Extra(lr=1.0)])

@@ -14,9 +14,15 @@ from fedsim.gossip import Topology
 from fedsim.types import Kept
 from fedsim.work import LocalWork
 from tests.algorithms.quadratics import Quadratics, everybody, federation, states
-from topologies import Complete, Exponential, Grid, OnePeerExponential, Ring, Static, Torus
+from topologies import Complete, Exponential, GraphBuilder, Grid, OnePeerExponential, Ring, Static, Torus
 
-GRAPHS = {"ring": Ring(), "grid": Grid(), "torus": Torus(), "exponential": Exponential(), "complete": Complete()}
+GRAPHS: dict[str, GraphBuilder] = {
+    "ring": Ring(),
+    "grid": Grid(),
+    "torus": Torus(),
+    "exponential": Exponential(),
+    "complete": Complete(),
+}
 """From badly to well connected."""
 
 LOPSIDED = nx.DiGraph([(i, (i + 1) % 6) for i in range(6)] + [(0, 3), (0, 2), (4, 1)])
@@ -61,7 +67,8 @@ def rows(kept: Kept[Any]) -> np.ndarray:
 
 def kept(values: np.ndarray) -> Kept[Any]:
     """``values [n, ...]`` as one value at every node."""
-    return Kept(len(values), torch.zeros(values.shape[1:], dtype=torch.float64), dict(enumerate(torch.from_numpy(values))))
+    own = torch.from_numpy(values)
+    return Kept(len(values), torch.zeros_like(own[0]), dict(enumerate(own)))
 
 
 def models(

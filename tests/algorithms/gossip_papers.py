@@ -111,7 +111,7 @@ def dsgt(f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSi
 
 def extra(f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int) -> list[np.ndarray]:
     """Shi et al. 2015: x^{k+2} = (I + W) x^{k+1} - W~ x^k - alpha (grad f(x^{k+1}) - grad f(x^k)) with one W."""
-    W_, I = W(1), np.eye(f.n)
+    W_, eye = W(1), np.eye(f.n)
     x_k = [x0] * f.n
     g_k = gradients(f, x_k, batches, 1)
     mixed = gossip(W_, x_k)
@@ -119,7 +119,7 @@ def extra(f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepS
     history = [np.array(x_k1)]
     for t in range(2, T + 1):
         g_k1 = gradients(f, x_k1, batches, t)
-        new, old = gossip(I + W_, x_k1), gossip((I + W_) / 2, x_k)
+        new, old = gossip(eye + W_, x_k1), gossip((eye + W_) / 2, x_k)
         x_k2 = [new[i] - old[i] - (eta(t) * g_k1[i] - eta(t - 1) * g_k[i]) for i in range(f.n)]
         x_k, x_k1, g_k = x_k1, x_k2, g_k1
         history.append(np.array(x_k1))

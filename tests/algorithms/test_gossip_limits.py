@@ -48,7 +48,8 @@ def dfedavg_fixed_point(f: Quadratics, graph: str, Q: int, eta: float) -> np.nda
     """Solves ``Z = (W^Q kron I)(blockdiag(M_i) Z + c)``."""
     maps = [own_pull(f, i, eta, K) for i in range(f.n)]
     M, c = block_diag(*[M_i for M_i, _ in maps]), np.concatenate([c_i for _, c_i in maps])
-    WQ = np.kron(np.linalg.matrix_power(mixing(Static(GRAPHS[graph]), 1, f.n), Q), np.eye(f.d))
+    W: np.ndarray = np.linalg.matrix_power(mixing(Static(GRAPHS[graph]), 1, f.n), Q)
+    WQ = np.kron(W, np.eye(f.d))
     return np.linalg.solve(np.eye(f.n * f.d) - WQ @ M, WQ @ c).reshape(f.n, f.d)
 
 
