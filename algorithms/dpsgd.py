@@ -53,7 +53,7 @@ class DPSGD:
 
 
 def mean_gradient(local: Local, x: Vector) -> Vector:
-    """Mean of the gradients at ``x`` over this round's minibatches; over the whole shard when the round is an epoch."""
+    """Mean of the gradients at ``x`` over this round's minibatches, each of which counts the same."""
 
     def step(g: Vector, batch: Batch, x: Vector, share: Vector) -> Vector:
         return g + share * local.grad(x, batch)
