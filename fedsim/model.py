@@ -94,16 +94,17 @@ class Model:
     def gradient_parts(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """The same in parts ``[c, d_p]``, each with its offset in the vector, in any order.
 
-        The columns of ``xs`` that a part belongs to are not read after it was given out.
+        A part has memory of its own, and the columns of ``xs`` that it belongs to are not read after it was given out.
         """
         if self.dense is not None and self.dense.takes(batch.x):
             yield from self.dense.gradients(xs, batch)
         elif len(xs) == 1 or self._recurrent:              # as in the loop; also, grouped convolutions are slower
             rows = zip(batch.x, batch.y, [None] * len(xs) if batch.weight is None else batch.weight, strict=True)
             each = [self._one_client(x, Batch(*row)) for x, row in zip(xs, rows, strict=True)]
-            yield from zip(self.offsets, map(torch.stack, zip(*each, strict=True)), strict=True)
+            stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
+            yield from zip(self.offsets, _owned(stacked), strict=True)
         else:
-            yield from zip(self.offsets, self._stacked(xs, batch), strict=True)
+            yield from zip(self.offsets, _owned(self._stacked(xs, batch)), strict=True)
 
     def _stacked(self, xs: Tensor, batch: Batch) -> list[Tensor]:
         """Gradients of every parameter, ``[c, d_p]`` each, from ``torch.vmap`` of the module."""
@@ -142,6 +143,16 @@ class Model:
         if x.shape[1] == 1:                                # one channel has both layouts: say which
             return x.contiguous().as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
         return x.contiguous(memory_format=torch.channels_last)
+
+
+def _owned(parts: Iterable[Tensor]) -> list[Tensor]:
+    """Parts with memory of their own, which autograd does not promise: the gradients of ``a + b`` are one tensor."""
+    own: dict[int, Tensor] = {}
+    for part in parts:
+        shared = part.data_ptr() in own or not part.is_contiguous()
+        part = part.clone(memory_format=torch.contiguous_format) if shared else part
+        own[part.data_ptr()] = part
+    return list(own.values())
 
 
 def joined(parts: Iterable[tuple[int, Tensor]]) -> Tensor:

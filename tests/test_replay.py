@@ -24,12 +24,28 @@ from fedsim.work import LocalWork, Shards
 SIZES = np.array([3, 17, 8, 16, 5, 8])
 
 
-def federation(backend: Backend, work: LocalWork | None = None) -> Federation:
+class Sum(nn.Module):
+    """Two parameters with one and the same gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(3, 6)), nn.Parameter(torch.ones(3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.a + self.b).T
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def federation(
+    backend: Backend, work: LocalWork | None = None, network: Callable[[], nn.Module] = perceptron
+) -> Federation:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     offsets = np.r_[0, np.cumsum(SIZES)]
     x, y = torch.randn(offsets[-1], 6, dtype=torch.float64), torch.randint(0, 3, (int(offsets[-1]),))
-    model = Model(module, cross_entropy, dtype=torch.float64)
+    model = Model(network(), cross_entropy, dtype=torch.float64)
     return Federation(model, Shards(x, y, offsets), work or LocalWork(8, epochs=2), 7, backend)
 
 
@@ -62,7 +78,8 @@ def many_shapes(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
 
 
 def uses_the_samples(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
-    return y - 0.1 * local.grad(y, batch) * batch.x.reshape(-1).abs().amax()
+    ones = torch.ones(len(batch.x), 1, dtype=y.dtype)
+    return y - 0.1 * local.grad(y, batch) * (batch.x * ones).abs().amax()
 
 
 def writes_in_place(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
@@ -74,7 +91,8 @@ def writes_in_place(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
 def reads_a_view(y: Tensor, batch: Batch, local: Local, x: Tensor) -> Tensor:
     g = local.grad(y, batch)
     row = g.unsqueeze(0)
-    return y - 0.1 * (2 * g + row.squeeze(0))
+    z = g * x
+    return y - 0.1 * (z * z + row.squeeze(0))
 
 
 STEPS = [plain, extragradient, reads_the_start, ends_with_a_norm, forgets, many_shapes, uses_the_samples]
@@ -86,8 +104,8 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(replay, "LEAST_PART", request.param)
 
 
-def run(client: Callable[..., Any], backend: Backend, work: LocalWork | None = None) -> tuple[list[Tensor], np.ndarray]:
-    fed = federation(backend, work)
+def run(client: Callable[..., Any], *settings: Any) -> tuple[list[Tensor], np.ndarray]:
+    fed = federation(*settings)
     x = fed.model.vector()
     before = x.clone()
     stacked: list[Tensor] = []
@@ -97,8 +115,8 @@ def run(client: Callable[..., Any], backend: Backend, work: LocalWork | None = N
     return stacked, fed.ledger.gradient_evaluations
 
 
-def assert_same(client: Callable[..., Any], size: int, work: LocalWork | None = None) -> None:
-    (want, charged), (got, charged_here) = run(client, Loop(), work), run(client, Blocks(size), work)
+def assert_same(client: Callable[..., Any], size: int, *settings: Any) -> None:
+    (want, charged), (got, charged_here) = run(client, Loop(), *settings), run(client, Blocks(size), *settings)
     for a, b in zip(want, got, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     assert (charged == charged_here).all()
@@ -203,3 +221,11 @@ def test_what_may_change_unseen_is_not_recognised() -> None:
     assert fingerprint(1, local) != fingerprint(True, local) != fingerprint(1.0, local)
     assert fingerprint(0.0, local) != fingerprint(-0.0, local)
     assert fingerprint(lambda: local, local) != fingerprint(lambda: None, local)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_parameters_whose_gradients_share_memory(size: int, parts: None) -> None:
+    def client(local: Local, x: Tensor) -> Tensor:
+        return local.fold(lambda y, batch: y - 0.1 * (local.grad(y, batch) + y), x)
+
+    assert_same(client, size, None, Sum)

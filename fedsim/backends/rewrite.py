@@ -34,9 +34,7 @@ def rewrite(r: Recording) -> None:
     for n, op in enumerate(r.ops):
         if variant := OVER.get(op.fn):
             op.over = next((slot for slot in op.reads() if _replaceable(r, slot, n)), None)
-        if op.over is not None:
-            op.fn = variant
-            r.tensors[op.out[0]] = r.tensors[op.over]
+            op.fn = op.fn if op.over is None else variant
 
 
 def _drop_unused(r: Recording) -> None:
