@@ -152,6 +152,8 @@ class Experiment:
             raise ConfigError(f"{name} has no server: it needs a topology, as --topology Static --topology.graph Ring")
         if has_server(self.algorithm) and self.topology is not None:
             raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
+        if self.topology is not None and self.weights != "uniform":
+            raise ConfigError(f"weights is {self.weights!r}; without a server the topology weighs nodes: use uniform")
 
     @property
     def participation(self) -> Sampling:

@@ -19,6 +19,7 @@ from fedsim.clients import Federation
 from fedsim.data import Dataset, Split, load
 from fedsim.errors import ConfigError
 from fedsim.experiment import Data, Experiment
+from fedsim.gossip import mixing_matrix
 from fedsim.model import Model
 from fedsim.models import losses
 from fedsim.partition import Partition
@@ -66,6 +67,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     dataset = source.dataset if isinstance(source, Problem) else source
     train = dataset.train
     partition = experiment.partition.partition(train.y.numpy(), train.client, seed)
+    if experiment.topology is not None:                    # a topology of another size fails here, not in round 1
+        mixing_matrix(experiment.topology, 1, seed, np.arange(partition.n), partition.n)
     device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
     rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
 
