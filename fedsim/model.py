@@ -89,7 +89,9 @@ class Model:
 
     def gradients(self, xs: Tensor, batch: Batch) -> Tensor:
         """Gradients ``[c, d]`` of ``c`` clients at ``xs [c, d]``, each on its row of ``batch`` (``[c, B, ...]``)."""
-        return joined(self.gradient_parts(xs, batch))
+        if len(xs) == 1 and self.dense is None:
+            return torch.cat(self._one_client(xs[0], _row(batch, 0))).unsqueeze(0)
+        return torch.cat([part for _, part in sorted(self.gradient_parts(xs, batch), key=itemgetter(0))], 1)
 
     def gradient_parts(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """The same in parts ``[c, d_p]``, each with its offset in the vector, in any order.
@@ -99,8 +101,7 @@ class Model:
         if self.dense is not None and self.dense.takes(batch.x):
             yield from self.dense.gradients(xs, batch)
         elif len(xs) == 1 or self._recurrent:              # as in the loop; also, grouped convolutions are slower
-            rows = zip(batch.x, batch.y, [None] * len(xs) if batch.weight is None else batch.weight, strict=True)
-            each = [self._one_client(x, Batch(*row)) for x, row in zip(xs, rows, strict=True)]
+            each = [self._one_client(x, _row(batch, i)) for i, x in enumerate(xs)]
             stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
             yield from zip(self.offsets, _owned(stacked), strict=True)
         else:
@@ -145,6 +146,10 @@ class Model:
         return x.contiguous(memory_format=torch.channels_last)
 
 
+def _row(batch: Batch, i: int) -> Batch:
+    return Batch(batch.x[i], batch.y[i], None if batch.weight is None else batch.weight[i])
+
+
 def _owned(parts: Iterable[Tensor]) -> list[Tensor]:
     """Parts with memory of their own, which autograd does not promise: the gradients of ``a + b`` are one tensor."""
     own: dict[int, Tensor] = {}
@@ -153,11 +158,6 @@ def _owned(parts: Iterable[Tensor]) -> list[Tensor]:
         part = part.clone(memory_format=torch.contiguous_format) if shared else part
         own[part.data_ptr()] = part
     return list(own.values())
-
-
-def joined(parts: Iterable[tuple[int, Tensor]]) -> Tensor:
-    """One tensor ``[c, d]`` from parts ``[c, d_p]`` with their offsets."""
-    return torch.cat([part for _, part in sorted(parts, key=itemgetter(0))], 1)
 
 
 def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:

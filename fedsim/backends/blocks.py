@@ -21,7 +21,6 @@ from fedsim.backends.step import LocalStep
 from fedsim.backends.tape import Tape
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError
-from fedsim.model import joined
 from fedsim.tree import build, leaves, tree_map
 from fedsim.types import Batch, Kept, Vector
 from fedsim.work import Minibatches, draw, minibatches
@@ -92,6 +91,7 @@ class _Block:
         self.fed, self.ids, self.round = federation, ids, round
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._index, self._lengths = _padded(plans, federation.model.device)
+        self._widths = self._lengths.max(0)
         self.tape: Tape | None = None  # while a step is being recorded
         self.decay = federation.factor(round)
         self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
@@ -184,8 +184,8 @@ class _Block:
         return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True))
 
     def _batch(self, k: int, active: int) -> Batch:
-        width = int(self._samples.max())
-        weight = None if self._samples.min() == width else np.arange(width) < self._samples[:, None]
+        width = int(self._widths[k])
+        weight = None if (self._samples == width).all() else np.arange(width) < self._samples[:, None]
         return self._take(self._index[:active, k, :width], weight)
 
     def _take(self, index: np.ndarray | Tensor, weight: np.ndarray | None) -> Batch:
@@ -197,13 +197,21 @@ class _Block:
         x, *batch = (t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True))
         if self.tape is not None:
             return (self.tape.gradient(x, batch),)
-        return (joined(self.gradient_parts(x, *batch)),)
+        return (self.gradients(x, *batch),)
+
+    def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
+        """``Model.gradients`` of the first ``len(x)`` clients, charged to them."""
+        self._charge(len(x), batch[1])
+        return self.fed.model.gradients(x, Batch(*batch))
 
     def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterator[tuple[int, Tensor]]:
         """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
-        _, samples = self._drawn.get(batch[1].data_ptr(), (None, self._samples))
-        self.fed.ledger.gradient_evaluations[self.ids[: len(x)]] += samples[: len(x)]
+        self._charge(len(x), batch[1])
         return self.fed.model.gradient_parts(x, Batch(*batch))
+
+    def _charge(self, c: int, targets: Tensor) -> None:
+        _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
+        self.fed.ledger.gradient_evaluations[self.ids[:c]] += samples[:c]
 
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x = tensors[0] if own[0] else tensors[0].expand(c, -1)

@@ -6,18 +6,25 @@ as soon as the model has brought forth that parameter's gradient and while it is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fedsim.backends.rewrite import OVER, aten, rewrite
 from fedsim.backends.tape import Op, Recording, Slot
-from fedsim.model import joined
 
-Gradient: TypeAlias = Callable[..., Iterable[tuple[int, Tensor]]]
-"""``Model.gradient_parts`` of the clients, as a function of ``x [c, d]`` and the tensors of their batch."""
+
+class Gradients(Protocol):
+    """The gradients of a block of clients at ``x [c, d]`` on the tensors of their batch."""
+
+    def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
+        """Whole, ``[c, d]``; see ``Model.gradients``."""
+
+    def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterable[tuple[int, Tensor]]:
+        """Parameter by parameter; see ``Model.gradient_parts``."""
+
 
 COLUMNWISE = {*OVER.keys(), *OVER.values()} | {
     *(aten.neg.default, aten.abs.default, aten.sign.default, aten.sqrt.default, aten.rsqrt.default),
@@ -31,7 +38,7 @@ LEAST_PART = 2**15
 
 
 class Program:
-    """``program(gradient, [*samples, *carry, *consts])`` is the step's new carry; it may write into the old one.
+    """``program(block, [*samples, *carry, *consts])`` is the step's new carry; it may write into the old one.
 
     Args:
         recording: of the step; used up.
@@ -51,15 +58,15 @@ class Program:
         free = (recording.made() | inputs) - needed
         self._dead = [[slot for slot in free if last.get(slot) == n] for n in range(len(self._ops))]
 
-    def __call__(self, gradient: Gradient, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, block: Gradients, inputs: Sequence[Tensor]) -> list[Tensor]:
         """See the class."""
         env: list[Any] = [*inputs, *self._constants]
         for op, dead in zip(self._ops, self._dead, strict=True):
-            _do(op, env, gradient)
+            _do(op, env, block)
             for slot in dead:
                 env[slot] = None
         if self._tail:
-            self._run_tail(env, gradient)
+            self._run_tail(env, block)
         return [env[slot] for slot in self._results]
 
     def _plan_tail(self, r: Recording) -> None:
@@ -73,17 +80,17 @@ class Program:
         self._whole = [slot for slot in read if r.tensors[slot].shape[-1:] not in ((), (1,))]
         self._assembled = [slot for slot in made.intersection(self._results) if slot not in self._homes]
 
-    def _run_tail(self, env: list[Any], gradient: Gradient) -> None:
+    def _run_tail(self, env: list[Any], block: Gradients) -> None:
         first, *ops = self._tail
         assembled = [(slot, torch.empty_like(env[first.args[0]])) for slot in self._assembled]
         whole = [(slot, env[slot]) for slot in self._whole]
-        for start, part in gradient(*[env[slot] for slot in first.args]):
+        for start, part in block.gradient_parts(*[env[slot] for slot in first.args]):
             columns = slice(start, start + part.shape[1])
             for slot, t in whole:
                 env[slot] = t[..., columns]
             env[first.out[0]] = part
             for op in ops:
-                _do(op, env, gradient)
+                _do(op, env, block)
             for slot, t in assembled:
                 t[:, columns] = env[slot]
         for slot, t in whole + assembled:
@@ -109,10 +116,10 @@ def _split(r: Recording, parts: int) -> tuple[list[Op], list[Op]]:
     return r.ops, []
 
 
-def _do(op: Op, env: list[Any], gradient: Gradient) -> None:
+def _do(op: Op, env: list[Any], block: Gradients) -> None:
     args = [_fill(a, env) for a in op.args]
     if op.fn is None:
-        env[op.out[0]] = joined(gradient(*args))
+        env[op.out[0]] = block.gradients(*args)
         return
     out = op.fn(*args, **op.kwargs) if op.over is None else op.fn(*args, **op.kwargs, out=env[op.over])
     for slot, t in zip(op.out, [out] if isinstance(out, Tensor) else out, strict=True):

@@ -7,14 +7,14 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from fedsim.backends.replay import Program
+from fedsim.backends.replay import Gradients, Program
 from fedsim.backends.tape import Tape, Unreplayable, fingerprint
 from fedsim.model import Model
 from fedsim.tree import build, leaves
@@ -31,13 +31,10 @@ MOST_STEPS = 64
 """Steps remembered for one model; more come only from a step that captures a number of its round."""
 
 
-class Stack(Protocol):
+class Stack(Gradients, Protocol):
     """The block of clients that a step is for."""
 
     tape: Tape | None
-
-    def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterable[tuple[int, Tensor]]:
-        """The clients' gradients; charged."""
 
 
 class LocalStep:
@@ -53,6 +50,7 @@ class LocalStep:
 
     def __init__(self, step: Callable[..., Any], like: Any, model: Model, work: LocalWork, block: Stack) -> None:
         self._step, self._like, self._model, self._block = step, like, model, block
+        self._met: Programs = {}  # by the form of the batch
         steps = PROGRAMS.setdefault(model, {})
         if len(steps) > MOST_STEPS:
             steps.clear()
@@ -71,12 +69,15 @@ class LocalStep:
             own: which of those have a row for each client.
         """
         samples = [t for t in batch if t is not None]
-        key = (len(samples), *own, *((t.shape, t.stride(), t.dtype) for t in (*state, *consts)))
         if self._programs is not None:
-            if key not in self._programs:
-                self._programs[key] = self._record(samples, state, consts, own)
-            if (program := self._programs[key]) is not None:
-                return program(self._block.gradient_parts, [*samples, *state, *consts])
+            form = len(samples), len(batch.x)              # within one fold, all else follows from it
+            if form not in self._met:
+                key = (*form, *own, *((t.shape, t.stride(), t.dtype) for t in (*state, *consts)))
+                if key not in self._programs:
+                    self._programs[key] = self._record(samples, state, consts, own)
+                self._met[form] = self._programs[key]
+            if (program := self._met[form]) is not None:
+                return program(self._block, [*samples, *state, *consts])
         out = self._vmapped(samples, state, consts, own)
         return [t.clone(memory_format=torch.contiguous_format) for t in out]  # a later step may be a replayed one
 

@@ -1,0 +1,156 @@
+"""How fast gossip is: one exchange of many models on a sparse graph, and a whole round of DFedSAM with many nodes.
+
+1. Mixing: one step ``X <- W X`` of ``fedsim.gossip.mix_rows`` on a torus (4 neighbours each), against its floor: five
+   rows read and one written for every row, at the speed at which memory is copied in the same run (a copy reads one
+   and writes one, so the floor is three copies). All into memory that has been in use; that the first touch of new
+   memory costs extra is shown apart.
+2. Round: DFedSAM on logistic regression, one local epoch with batches of 32, on a torus; the seconds of its two halves,
+   local steps and exchange, and the seconds that processors were busy with it.
+
+Times are the best of several repeats. Run: python -m benchmarks.gossip (5 GB of memory, about a minute), with
+FEDSIM_DATA leading to FashionMNIST, or --synthetic; on a small machine add --nodes 1000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from algorithms import DFedSAM
+from fedsim import Experiment, LocalWork
+from fedsim.allocator import keep_freed_memory
+from fedsim.backends.blocks import Blocks
+from fedsim.data import Dataset, Split
+from fedsim.errors import FedsimError
+from fedsim.experiment import Data
+from fedsim.gossip import mix_rows
+from fedsim.models import Logistic
+from fedsim.partition import IidPartitioner
+from fedsim.setup import prepare
+from topologies import Static, Torus
+
+TOPOLOGY = Static(Torus())
+
+
+def best(action: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of several calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def mixing(nodes: int, dimension: int, repeats: int) -> dict[str, float]:
+    """Part 1, for a stack of ``nodes`` models of ``dimension`` float32 numbers; all times in seconds."""
+    w = TOPOLOGY.matrix(1, 0, nodes)
+    x = torch.empty(nodes, dimension).uniform_(generator=torch.Generator().manual_seed(0))
+    begin = time.perf_counter()
+    out = mix_rows(w, x)
+    new = time.perf_counter() - begin
+    copy = best(lambda: out.copy_(x), repeats)
+    mix = best(lambda: mix_rows(w, x, out), repeats)
+    copy = min(copy, best(lambda: out.copy_(x), repeats))
+    return {
+        "nodes": nodes,
+        "dimension": dimension,
+        "gigabytes": x.nbytes / 1e9,
+        "copy": copy,
+        "floor": 3 * copy,
+        "mix": mix,
+        "mix_into_new_memory": new,
+        "times_floor": mix / (3 * copy),
+    }
+
+
+def round_of_dfedsam(nodes: int, data: Data | Dataset, repeats: int) -> dict[str, float]:
+    """Part 2; all times in seconds."""
+    algorithm = DFedSAM(lr=0.1, rho=0.01)
+    experiment = Experiment(
+        algorithm,
+        data=data,
+        partition=IidPartitioner(nodes),
+        model=Logistic(),
+        local=LocalWork(batch_size=32),
+        topology=TOPOLOGY,
+        device="cpu",
+    )
+    federation = prepare(experiment, 0).federation
+    federation.backend = Blocks(25)
+    state = algorithm.init(federation.model.vector(), federation.cohort(0))
+    times = []
+    for number in range(repeats + 1):
+        clients = federation.cohort(number + 1)
+        begin, busy = time.perf_counter(), time.process_time()
+        sent, _ = clients.each(algorithm.client, None, state.x)        # the body of DFedSAM.round, clocked
+        middle = time.perf_counter()
+        state = state._replace(x=state.x | clients.mix(sent))
+        times.append((time.perf_counter() - begin, middle - begin, time.process_time() - busy))
+    total, local, busy = min(times[1:])                              # the first warms up
+    return {
+        "nodes": nodes,
+        "parameters": federation.model.d,
+        "round": total,
+        "local_steps": local,
+        "exchange": total - local,
+        "processor": busy,
+    }
+
+
+def synthetic(samples: int) -> Dataset:
+    """Noise in the shape of FashionMNIST."""
+    draw = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> Split:
+        return Split(torch.randn(n, 1, 28, 28, generator=draw), torch.randint(10, (n,), generator=draw))
+
+    return Dataset("noise", split(samples), split(1_000), classes=10)
+
+
+def table(title: str, numbers: dict[str, float]) -> Table:
+    shown = Table("", "", title=title, title_justify="left", box=SIMPLE, show_header=False)
+    for name, value in numbers.items():
+        shown.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
+    return shown
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=10_000, help="of the mixing (default: %(default)s)")
+    parser.add_argument("--dimension", type=int, default=61_706, help="of the mixing: LeNet-5 (default: %(default)s)")
+    parser.add_argument("--round-nodes", type=int, default=1000, help="of the round (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="of every measurement (default: %(default)s)")
+    parser.add_argument("--synthetic", action="store_true", help="noise in the shape of FashionMNIST")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+    try:
+        measured: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        measured["mixing"] = mixing(options.nodes, options.dimension, options.repeats)
+        data = synthetic(60 * options.round_nodes) if options.synthetic else Data("fashion_mnist")
+        measured["round"] = round_of_dfedsam(options.round_nodes, data, options.repeats)
+    except FedsimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(measured))
+        return 0
+    title = f"seconds, {measured['threads']} threads"
+    Console().print(table(f"One exchange, {title}", measured["mixing"]))
+    Console().print(table(f"A round of DFedSAM, {title}", measured["round"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
