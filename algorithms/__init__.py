@@ -7,12 +7,13 @@ from algorithms.exact_diffusion import ExactDiffusion
 from algorithms.extra import Extra
 from algorithms.fedamd import FedAMD
 from algorithms.fedavg import FedAvg
+from algorithms.fedsam import FedSAM
 from algorithms.fedspeed import FedSpeed
 from algorithms.gradient_tracking import GradientTracking
 from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
 
-CENTRAL = (FedAMD, FedAvg, FedSpeed, Scaffold)
+CENTRAL = (FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold)
 GOSSIP = (DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP)
 ALGORITHMS = (*CENTRAL, *GOSSIP)
 
@@ -28,6 +29,7 @@ __all__ = [
     "Extra",
     "FedAMD",
     "FedAvg",
+    "FedSAM",
     "FedSpeed",
     "GradientTracking",
     "Scaffold",

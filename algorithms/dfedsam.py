@@ -13,12 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
+from algorithms.fedsam import sam_step
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import at_least_one, non_negative, positive
-
-EPS = 1e-12  # keeps g / ||g|| finite where the gradient vanishes
 
 
 class DFedSAMState(NamedTuple):
@@ -53,10 +50,7 @@ class DFedSAM:
 
     def client(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            g = local.grad(y, batch)
-            if self.rho:
-                g = local.grad(y + self.rho * g / (torch.linalg.vector_norm(g) + EPS), batch)
-            return y - eta * g
+            return sam_step(local, y, batch, eta, self.rho)
 
         y = local.fold(step, x, self.lr * local.decay)
         return y, y

@@ -61,22 +61,6 @@ def dfedsam(
     return history
 
 
-def fedsam(
-    f: Quadratics, x: np.ndarray, batches: Batches, eta: StepSize, T: int, rho: float
-) -> list[np.ndarray]:
-    """Qu et al. 2022 with everybody: the server's models."""
-    history = []
-    for t in range(1, T + 1):
-        y = [x] * f.n
-        for i in range(f.n):
-            for B in batches(t, i):
-                g = f.grad(i, y[i], B)
-                y[i] = y[i] - eta(t) * f.grad(i, y[i] + rho * g / np.linalg.norm(g), B)
-        x = mean(y)
-        history.append(x)
-    return history
-
-
 def gradients(f: Quadratics, x: list[np.ndarray], batches: Batches, t: int) -> list[np.ndarray]:
     """Every node's mean gradient over its minibatches of round t."""
     return [mean([f.grad(i, x[i], B) for B in batches(t, i)]) for i in range(f.n)]

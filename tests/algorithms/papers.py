@@ -41,6 +41,22 @@ def fedavg(
     return history
 
 
+def fedsam(
+    f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, rho: float, eta_g: float = 1.0
+) -> list[np.ndarray]:
+    """Qu et al. 2022, Algorithm 1: both gradients of a step on the same rows."""
+    history = []
+    for t, S in enumerate(cohorts, 1):
+        y = dict.fromkeys(S, x)
+        for i in S:
+            for B in batches(t, i):
+                g = f.grad(i, y[i], B)
+                y[i] = y[i] - eta(t) * f.grad(i, y[i] + rho * g / np.linalg.norm(g), B)
+        x = x + eta_g * mean([y[i] - x for i in S])
+        history.append(x)
+    return history
+
+
 def scaffold(
     f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, eta_g: float = 1.0,
     option: str = "II",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from algorithms import FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold
 from algorithms.fedamd import optimal_p
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
@@ -42,6 +42,8 @@ def costs(algorithm: Any, fed: Federation, cohort: list[int] = S) -> tuple[np.nd
 TABLE = [                          # vectors down, up; whole-shard gradients a step, and besides
     (FedAvg(), 1, 1, 1, 0),
     (FedAvg(momentum=0.9), 1, 1, 1, 0),
+    (FedSAM(), 1, 1, 2, 0),
+    (FedSAM(rho=0.0), 1, 1, 1, 0),
     (Scaffold(), 2, 2, 1, 0),
     (Scaffold(option="I"), 2, 2, 1, 1),
     (FedSpeed(), 1, 1, 2, 0),
@@ -79,7 +81,7 @@ def test_roles_pay_for_themselves(backend: Any) -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize("algorithm", [FedAvg(), Scaffold(), FedSpeed(), FedAMD()])
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedSAM(), Scaffold(), FedSpeed(), FedAMD()])
 def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, backend: Any) -> None:
     """Which all n clients send, each from its whole shard."""
     fed = federation(F, LocalWork(8), backend)
@@ -113,6 +115,9 @@ def test_fedamd_uses_it_by_default() -> None:
         (FedAvg, {"lr": float("nan")}, "FedAvg.lr is nan"),
         (FedAvg, {"server_lr": -1.0}, "FedAvg.server_lr is -1.0"),
         (FedAvg, {"momentum": 1.0}, r"FedAvg.momentum is 1.0; expected a number in \[0, 1\)"),
+        (FedSAM, {"lr": 0.0}, "FedSAM.lr is 0.0"),
+        (FedSAM, {"rho": -0.1}, "FedSAM.rho is -0.1"),
+        (FedSAM, {"server_lr": 0.0}, "FedSAM.server_lr is 0.0"),
         (Scaffold, {"lr": "0.1"}, "Scaffold.lr is '0.1'"),
         (Scaffold, {"option": "III"}, "Scaffold.option is 'III'; expected one of 'I', 'II'"),
         (FedSpeed, {"lam": 0.0}, "FedSpeed.lam is 0.0"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from algorithms import DPSGD, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, FedAvg, GradientTracking
+from algorithms import DPSGD, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, FedAvg, FedSAM, GradientTracking
 from algorithms.dfedavg import DFedAvgState
 from algorithms.sgp import SGPState
 from fedsim.backends.blocks import Blocks
@@ -18,7 +18,7 @@ from fedsim.errors import ConfigError
 from fedsim.gossip import Topology
 from fedsim.types import Sent
 from fedsim.work import LocalWork
-from tests.algorithms import gossip_papers, papers
+from tests.algorithms import papers
 from tests.algorithms.gossip_federations import (
     GRAPHS,
     PUSH,
@@ -31,7 +31,7 @@ from tests.algorithms.gossip_federations import (
     models,
     rows,
 )
-from tests.algorithms.quadratics import batches_of, federation, heterogeneous, iterates, states
+from tests.algorithms.quadratics import federation, heterogeneous, iterates, states
 from topologies import Complete, OnePeerExponential, Ring, Static, spectral
 
 F = heterogeneous(n=6, d=5)
@@ -87,9 +87,8 @@ def test_on_the_complete_graph_it_is_fedavg_with_everybody(algorithm: Any, momen
 
 
 def test_on_the_complete_graph_dfedsam_is_fedsam_with_everybody() -> None:
-    fed = federation(F, EPOCHS)
-    server = gossip_papers.fedsam(F, X0, batches_of(fed), lambda t: 0.2, 4, rho=0.03)
-    close(run(DFedSAM(lr=0.2, rho=0.03), COMPLETE), alike(server), 1e-12)
+    server = iterates(FedSAM(lr=0.2, rho=0.03), federation(F, EPOCHS), X0, [list(range(F.n))] * 4)
+    close(run(DFedSAM(lr=0.2, rho=0.03), COMPLETE), alike(server))
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from algorithms import FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold
 from algorithms.fedamd import FedAMDState
 from algorithms.fedspeed import FedSpeedState
 from algorithms.scaffold import ScaffoldState
@@ -52,6 +52,13 @@ def test_both_server_rules_of_fedspeed_are_one_when_everybody_takes_part(setting
     close(paper, code)
     paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS, TWO) for d in ("active", "all"))
     assert np.abs(paper - code).max() > 1e-3
+
+
+@pytest.mark.parametrize("cohorts", [ALL, TWO], ids=["everybody", "2 of 10"])
+def test_fedsam_without_ascent_is_fedavg(cohorts: list[list[int]]) -> None:
+    plain = run(FedAvg(lr=0.2, server_lr=0.7), EPOCHS, cohorts)
+    np.testing.assert_array_equal(run(FedSAM(lr=0.2, server_lr=0.7, rho=0.0), EPOCHS, cohorts), plain)
+    assert np.abs(run(FedSAM(lr=0.2, server_lr=0.7, rho=0.3), EPOCHS, cohorts) - plain).max() > 1e-3
 
 
 @pytest.mark.parametrize("dual_avg", ["all", "active"])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from algorithms import FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.work import LocalWork
@@ -40,6 +40,8 @@ CASES = {
     "FedAvg": Case(FedAvg(lr=0.2), papers.fedavg),
     "FedAvg server step": Case(FedAvg(lr=0.2, server_lr=1.5), with_(papers.fedavg, eta_g=1.5)),
     "FedAvg momentum": Case(FedAvg(lr=0.2, momentum=0.8), with_(papers.fedavg, theta=0.8)),
+    "FedSAM": Case(FedSAM(lr=0.2, rho=0.3), with_(papers.fedsam, rho=0.3)),
+    "FedSAM server step": Case(FedSAM(lr=0.2, rho=0.3, server_lr=0.8), with_(papers.fedsam, rho=0.3, eta_g=0.8)),
     "SCAFFOLD II": Case(Scaffold(lr=0.2, server_lr=0.8), with_(papers.scaffold, eta_g=0.8)),
     "SCAFFOLD I": Case(Scaffold(lr=0.2, option="I"), with_(papers.scaffold, option="I")),
     "FedSpeed, paper": Case(

@@ -1,0 +1,64 @@
+"""FedSAM: Qu, Li, Duan, Liu, Tang, Lu, ICML 2022 (arXiv 2206.02618), Algorithm 1.
+
+    client i:  y <- x;   K times:  g <- grad f_i(y; B);   e <- rho g / ||g||;   y <- y - eta grad f_i(y + e; B)
+    server:    x <- x + eta_g (mean_S y_i - x)
+
+rho = 0 is FedAvg. Down 1 vector, up 1 vector for each client of the cohort S; two gradients a step, of the same
+minibatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from fedsim import Batch, Clients, Local, Vector
+from fedsim.checks import non_negative, positive
+
+EPS = 1e-12  # keeps g / ||g|| finite where the gradient vanishes
+
+
+class FedSAMState(NamedTuple):
+    x: Vector  # [d] server model
+
+
+@dataclass(frozen=True)
+class FedSAM:
+    """Federated averaging of sharpness-aware local steps.
+
+    Args:
+        lr: local step size eta.
+        rho: radius of the ascent step.
+        server_lr: server step size eta_g.
+    """
+
+    lr: float = 0.1
+    rho: float = 0.01
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, "lr", "server_lr")
+        non_negative(self, "rho")
+
+    def init(self, x: Vector, clients: Clients) -> FedSAMState:
+        return FedSAMState(x)
+
+    def round(self, s: FedSAMState, clients: Clients) -> FedSAMState:
+        y = clients.mean(clients.each(self.client, s.x))
+        return FedSAMState(s.x + self.server_lr * (y - s.x))
+
+    def client(self, local: Local, x: Vector) -> Vector:
+        def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
+            return sam_step(local, y, batch, eta, self.rho)
+
+        return local.fold(step, x, self.lr * local.decay)
+
+
+def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
+    """``y - eta grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
+    g = local.grad(y, batch)
+    if rho:
+        g = local.grad(y + rho * g / (torch.linalg.vector_norm(g) + EPS), batch)
+    return y - eta * g
