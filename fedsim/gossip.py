@@ -82,16 +82,22 @@ def _weighted_sums(w: csr_array, x: Tensor) -> Tensor:
 
 
 def restrict(w: csr_array, active: np.ndarray) -> csr_array:
-    """W among the nodes ``active`` only, ``[len(active)] * 2``: weight on a link to an absent node goes to the
-    diagonal.
+    """W among the nodes ``active`` only, ``[len(active)] * 2``: what a node would have sent to those who are away it
+    keeps.
 
-    Symmetric and doubly stochastic matrices stay so. Of a column-stochastic matrix the columns keep their sums.
+    Symmetric doubly stochastic matrices stay so; of other matrices the columns keep their sums, and so the mass that
+    push-sum spreads. A node that has nobody left to speak to keeps every bit.
     """
     if len(active) == w.shape[0]:
         return w
     inner = csr_array(w[active][:, active])
-    lost = np.asarray(w[:, active].sum(0)) - np.asarray(inner.sum(0))   # what each would have sent to absent ones
-    return csr_array(inner + diags_array(lost))
+    own = inner.diagonal()
+    links = csr_array(inner - diags_array(own))
+    links.eliminate_zeros()
+    own += np.asarray(w[:, active].sum(0)) - np.asarray(inner.sum(0))   # what each would have sent to absent ones
+    alone = np.bincount(links.indices, minlength=len(active)) == 0
+    own[alone & (abs(own - 1) < TOLERANCE)] = 1.0          # which a sum of weights may miss by a bit
+    return csr_array(links + diags_array(own))
 
 
 def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import networkx as nx
@@ -111,6 +112,8 @@ def test_among_those_present_symmetric_doubly_stochastic_stays_so(active: np.nda
     check(among, 1, symmetric=True)
     off = ~np.eye(len(active), dtype=bool)
     np.testing.assert_array_equal(among.toarray()[off], w.toarray()[np.ix_(active, active)][off])
+    alone = (among.toarray() * off).sum(0) == 0
+    np.testing.assert_array_equal(among.toarray()[alone], np.eye(len(active))[alone], "who is alone keeps every bit")
 
 
 @settings(deadline=None, max_examples=40)
@@ -124,6 +127,21 @@ def test_among_those_present_columns_keep_their_sums(active: np.ndarray) -> None
     away = np.setdiff1d(np.arange(12), active)
     expected = np.diag(w.toarray()[np.ix_(active, active)]) + w.toarray()[np.ix_(away, active)].sum(0)
     np.testing.assert_allclose(np.diag(among), expected, rtol=0, atol=1e-15)
+
+
+def test_a_column_that_is_wrong_stays_so() -> None:
+    assert restrict(csr_array(np.diag([0.7, 1.0, 1.0])), np.array([0, 2])).diagonal().tolist() == [0.7, 1.0]
+
+
+def test_among_most_of_ten_thousand_without_a_dense_matrix() -> None:
+    n = 10_000
+    w = metropolis(Ring().build(n, 0))
+    tracemalloc.start()
+    try:
+        check(restrict(w, np.flatnonzero(np.arange(n) % 3 > 0)), 1, symmetric=True)
+        assert tracemalloc.get_traced_memory()[1] < 20e6   # n x n float64 would be 800e6 bytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_everybody_present_is_w_itself() -> None:

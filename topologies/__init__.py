@@ -37,7 +37,6 @@ from topologies.schedules import (
     RandomMatching,
     RandomNeighbours,
     Static,
-    restrict,
 )
 from topologies.spectrum import Spectral, spectral
 
@@ -76,7 +75,6 @@ __all__ = [
     "lazy",
     "max_degree",
     "metropolis",
-    "restrict",
     "spectral",
     "uniform",
     "uniform_directed",
