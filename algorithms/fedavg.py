@@ -1,7 +1,7 @@
 """FedAvg: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, AISTATS 2017 (arXiv 1602.05629), Algorithm 1.
 
-    client i:  y <- x;   K times:  m <- theta m + grad f_i(y; B),  y <- y - eta m
-    server:    x <- x + eta_g (mean_S y_i - x)
+    client i:  y <- x;   K times:  m <- theta m + grad f_i(y; B),  y <- y - eta m;   send y - x
+    server:    x <- x + eta_g mean_S (y_i - x)
 
 theta = 0 and eta_g = 1 are the paper's. The momentum buffer m starts at zero in every round and never travels.
 Down 1 vector, up 1 vector for each client of the cohort S.
@@ -30,7 +30,7 @@ class FedAvg:
         lr: local step size eta.
         server_lr: server step size eta_g.
         momentum: heavy-ball coefficient theta of the local steps; the buffer is reset each round.
-        aggregate: rule that replaces the weighted mean of the clients' models.
+        aggregate: rule that replaces the weighted mean of the clients' updates y_i - x.
     """
 
     lr: float = 0.1
@@ -46,9 +46,9 @@ class FedAvg:
         return FedAvgState(x)
 
     def round(self, s: FedAvgState, clients: Clients) -> FedAvgState:
-        y = clients.each(self.client, s.x)
-        mean = clients.mean(y) if self.aggregate is None else clients.reduce(y, self.aggregate)
-        return FedAvgState(s.x + self.server_lr * (mean - s.x))
+        dx = clients.each(self.client, s.x)
+        mean = clients.mean(dx) if self.aggregate is None else clients.reduce(dx, self.aggregate)
+        return FedAvgState(s.x + self.server_lr * mean)
 
     def client(self, local: Local, x: Vector) -> Vector:
         def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
@@ -61,5 +61,5 @@ class FedAvg:
 
         eta = self.lr * local.decay
         if not self.momentum:
-            return local.fold(plain, x, eta)
-        return local.fold(step, (x, torch.zeros_like(x)), eta)[0]
+            return local.fold(plain, x, eta) - x
+        return local.fold(step, (x, torch.zeros_like(x)), eta)[0] - x

@@ -3,7 +3,7 @@
     client i:  y <- x;   K times with a fresh minibatch B:
                    g1 <- grad f_i(y; B);   g2 <- grad f_i(y + rho g1; B)      or rho g1 / ||g1||
                    y  <- y - eta ((1 - alpha) g1 + alpha g2 - h_i + (y - x) / lambda)
-               h_i <- h_i - (y - x) / lambda
+               h_i <- h_i - (y - x) / lambda;   send y - x, or y - x - lambda h_i where the server's rule is "active"
     server:    dual_avg = "active", the paper's:   x <- mean_S (y_i - lambda h_i)
                dual_avg = "all":                   x <- mean_S y_i - lambda mean_all h_i
 
@@ -64,11 +64,11 @@ class FedSpeed:
 
     def round(self, s: FedSpeedState, clients: Clients) -> FedSpeedState:
         sent, h = clients.each(self.client, s.x, s.h)
-        mean = clients.mean(sent)
+        dx = clients.mean(sent)
         if self.dual_avg == "active":
-            return FedSpeedState(mean, s.h | h, s.hbar)
-        hbar = s.hbar - clients.fraction * (mean - s.x) / self.lam
-        return FedSpeedState(mean - self.lam * hbar, s.h | h, hbar)
+            return FedSpeedState(s.x + dx, s.h | h, s.hbar)
+        hbar = s.hbar - clients.fraction * dx / self.lam
+        return FedSpeedState(s.x + dx - self.lam * hbar, s.h | h, hbar)
 
     def client(self, local: Local, x: Vector, h: Vector) -> tuple[Vector, Vector]:
         def step(y: Vector, batch: Batch, x: Vector, h: Vector, eta: Vector) -> Vector:
@@ -78,6 +78,6 @@ class FedSpeed:
                 g = (1 - self.alpha) * g + self.alpha * local.grad(y + rho * g, batch)
             return y - eta * (g - h + (y - x) / self.lam)
 
-        y = local.fold(step, x, x, h, self.lr * local.decay)
-        h = h - (y - x) / self.lam
-        return (y if self.dual_avg == "all" else y - self.lam * h), h
+        dx = local.fold(step, x, x, h, self.lr * local.decay) - x
+        h = h - dx / self.lam
+        return (dx if self.dual_avg == "all" else dx - self.lam * h), h

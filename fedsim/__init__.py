@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from fedsim.sampling import FixedSize as FixedSize
     from fedsim.types import Algorithm as Algorithm
     from fedsim.types import Batch as Batch
+    from fedsim.types import Compressor as Compressor
     from fedsim.types import Kept as Kept
     from fedsim.types import Local as Local
+    from fedsim.types import Packed as Packed
     from fedsim.types import Rule as Rule
     from fedsim.types import Sent as Sent
+    from fedsim.types import Site as Site
     from fedsim.types import Vector as Vector
     from fedsim.work import LocalWork as LocalWork
 
@@ -29,7 +32,9 @@ _HOME = {
     "fedsim.controller": ["resume", "run"],
     "fedsim.experiment": ["Data", "Evaluation", "Experiment"],
     "fedsim.sampling": ["Bernoulli", "FixedSize"],
-    "fedsim.types": ["Algorithm", "Batch", "Kept", "Local", "Rule", "Sent", "Vector"],
+    "fedsim.types": [
+        "Algorithm", "Batch", "Compressor", "Kept", "Local", "Packed", "Rule", "Sent", "Site", "Vector",
+    ],
     "fedsim.work": ["LocalWork"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast, overload
+from typing import Any, Protocol, TypeVar, overload
 from weakref import WeakSet
 
 import numpy as np
@@ -18,9 +18,10 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.allocator import keep_freed_memory
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.gossip import Topology, check, mix_rows, mixing_matrix, spread
+from fedsim.gossip import Topology, check, mixing_matrix
+from fedsim.messages import Messages
 from fedsim.model import Model
-from fedsim.tree import leaves, tree_map
+from fedsim.tree import Far, tree_map, unpacked, zeros_like
 from fedsim.types import Kept, Rule, Sent, Vector
 from fedsim.wire import Ledger, nbytes
 from fedsim.work import LocalWork, Shards
@@ -42,8 +43,8 @@ class Backend(Protocol):
         round: int,
         down: Any,
         mine: Kept[Any] | None,
-    ) -> tuple[Any, dict[int, Any]]:
-        """Run ``fn`` on every node: the stacked messages in the order of ``ids``, and each node's new memory."""
+    ) -> tuple[Messages[Any], dict[int, Any]]:
+        """Run ``fn`` on every node: the messages in the order of ``ids``, and each node's new memory."""
 
 
 @dataclass
@@ -74,7 +75,8 @@ class Federation:
     ledger: Ledger = field(init=False)
     p: np.ndarray = field(init=False)
     delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once
-    contraction: float | None = field(init=False, default=None)   # of the consensus distance by the last mixing
+    measure: bool = field(init=False, default=True)        # the contraction of the consensus distance by mixing
+    contraction: float | None = field(init=False, default=None)   # as last measured
 
     def __post_init__(self) -> None:
         n = self.shards.n
@@ -127,6 +129,20 @@ class Clients:
         return float(self._federation.p[self.ids].sum())
 
     @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of the model's parameters, in the order in which the vector holds them."""
+        return tuple(self._federation.model.shapes)
+
+    def key(self, tag: int = 0) -> Tensor:
+        """The server's randomness in this round, for what it compresses; see ``fedsim.types.Site``."""
+        keys = seeds.key(self._federation.seed, f"server {tag}", self.round, np.zeros(1, np.int64))
+        return keys[0].to(self._federation.model.device)
+
+    def toss(self, p: float) -> bool:
+        """One coin for all nodes, True with probability ``p``; everybody derives it from the seed and the round."""
+        return bool(seeds.uniform(self._federation.seed, "coin", self.round, 0) < p)
+
+    @property
     def population(self) -> Clients:
         """Everybody, in the same round."""
         return self._federation.cohort(self.round)
@@ -152,29 +168,24 @@ class Clients:
             raise ConfigError(f"clients.each in round {self.round}: the cohort is empty; test `if clients:` first")
         if down is not None:
             fed.ledger.down[self.ids] += nbytes(down)
-        stacked, memory = fed.backend.each(fed, fn, self.ids, self.round, down, mine)
-        self._check_finite(stacked, getattr(fn, "__qualname__", str(fn)))
-        sent = Sent(self.ids, stacked)
+        messages, memory = fed.backend.each(fed, fn, self.ids, self.round, down, mine)
+        self._check_finite(messages, getattr(fn, "__qualname__", str(fn)))
+        sent = Sent(self.ids, messages)
         if mine is None:
             return sent
         first = next(iter(memory.values()))                # gives the shape of a memory that fn makes anew
-        return sent, Kept(self.n, tree_map(torch.zeros_like, first), memory)
+        return sent, Kept(self.n, zeros_like(first), memory)
 
     def mean(self, sent: Sent[M]) -> M:
-        """Receive the messages: their mean, weighted by p_i over the cohort."""
+        """Receive the messages: their mean weighted by p_i over the cohort; of compressed ones, that of the vectors."""
         self._charge_up(sent)
-        w = self._cohort_weights(sent)
-
-        def average(rows: Tensor) -> Tensor:               # a product with the weights: no second stack of messages
-            rows = rows if rows.is_floating_point() else rows.double()
-            return (w.to(rows.dtype) @ rows.reshape(len(w), -1)).view(rows.shape[1:])
-
-        return cast(M, tree_map(average, sent.stacked))
+        return sent.messages.mean(self._cohort_weights(sent))
 
     def reduce(self, sent: Sent[Vector], rule: Rule) -> Vector:
         """Receive the messages and aggregate them by ``rule(rows [c, d], weights [c])``."""
         self._charge_up(sent)
-        return rule(sent.stacked, self._cohort_weights(sent).to(sent.stacked.dtype))
+        rows = unpacked(sent.stacked)
+        return rule(rows, self._cohort_weights(sent).to(rows.dtype))
 
     def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False) -> Kept[M]:
         """Gossip: each node sends its message to its neighbours and holds ``sum_j w_ij m_j``; ``steps`` times.
@@ -184,7 +195,7 @@ class Clients:
 
         Args:
             sent: a message of every node of the cohort.
-            steps: how often to exchange, each time what the last exchange gave.
+            steps: how often to exchange, each time what the last exchange gave; compressed messages travel once.
             symmetric: whether the method needs a symmetric W.
 
         Raises:
@@ -203,19 +214,14 @@ class Clients:
         w = mixing_matrix(fed.topology, self.round, fed.seed, sent.ids, self.n)
         check(w, self.round, **needs)
         edges = w.tocoo()
-        to, by = (sent.ids[side[edges.row != edges.col]] for side in (edges.row, edges.col))
-        fed.ledger.charge_edges(to, by, steps * nbytes(sent.stacked, stacked=True))
-        before = spread(leaves(sent.stacked)[0])
-        mixed = sent.stacked
-        for _ in range(steps):
-            mixed = tree_map(lambda x: mix_rows(w, x), mixed)
-        fed.contraction = spread(leaves(mixed)[0]) / before if before else None
-        whole = len(sent.ids) == self.n                    # else a row would keep the stack of its round alive
-        rows = {
-            node: tree_map(lambda x, i=i: x[i] if whole else x[i].clone(), mixed)
-            for i, node in enumerate(sent.ids.tolist())
-        }
-        return Kept(self.n, tree_map(torch.zeros_like, next(iter(rows.values()))), rows)
+        links = edges.row != edges.col
+        to, by = edges.row[links], edges.col[links]
+        fed.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * sent.messages.sizes()[by])
+        rows, contraction = sent.messages.mix(w, steps, fed.measure)
+        fed.contraction = contraction if fed.measure else fed.contraction
+        if len(rows) < self.n:                             # else a row would keep the stack of its round alive
+            rows = [tree_map(lambda x: x if isinstance(x, Far) else x.clone(), row) for row in rows]
+        return Kept(self.n, zeros_like(rows[0]), dict(zip(sent.ids.tolist(), rows, strict=True)))
 
     def split(self, p: float) -> tuple[Clients, Clients]:
         """Each client tosses its own coin: those with heads (probability ``p``), and the others."""
@@ -227,21 +233,18 @@ class Clients:
     def _charge_up(self, sent: Sent[Any]) -> None:
         if sent not in self._federation.delivered:         # a message is uploaded once, however often it is read
             self._federation.delivered.add(sent)
-            self._federation.ledger.up[sent.ids] += nbytes(sent.stacked, stacked=True)
+            self._federation.ledger.up[sent.ids] += sent.messages.sizes()
 
     def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
         p = self._federation.p[sent.ids]
-        return torch.from_numpy(p / p.sum()).to(leaves(sent.stacked)[0].device)
+        return torch.from_numpy(p / p.sum()).to(self._federation.model.device)
 
-    def _check_finite(self, stacked: Any, name: str) -> None:
-        for rows in leaves(stacked):
-            if rows.is_floating_point() and not bool(torch.isfinite(rows.sum())):
-                bad = self.ids[(~torch.isfinite(rows.reshape(len(self), -1)).all(1)).cpu().numpy()]
-                if len(bad):
-                    raise DivergenceError(
-                        f"{name} in round {self.round}: client"
-                        f" {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''} sent NaN or"
-                        f" infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set"
-                        " local.clip_norm, or look at these"
-                        " clients' data."
-                    )
+    def _check_finite(self, messages: Messages[Any], name: str) -> None:
+        bad = self.ids[~messages.finite()]
+        if len(bad):
+            raise DivergenceError(
+                f"{name} in round {self.round}: client"
+                f" {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''} sent NaN or"
+                f" infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set local.clip_norm, or look"
+                " at these clients' data."
+            )

@@ -166,9 +166,10 @@ class _Seed:
         try:
             for round in range(done + 1, experiment.rounds + 1):
                 ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
-                new = experiment.algorithm.round(state, fed.cohort(round, ids))
                 last = round == experiment.rounds
-                if last or round % experiment.evaluation.every == 0 or self._clients_due(round):
+                due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
+                new = experiment.algorithm.round(state, fed.cohort(round, ids))
+                if due:
                     self._evaluate(record, round, new, clock)
                 else:
                     self.bar.update(round)

@@ -73,18 +73,18 @@ def gossip(prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation
     " contraction" what the last
     mixing left of it.
     """
-    own = [x[i] for i in range(x.n)]
-    average = torch.zeros_like(own[0])
-    for model in own:
-        average += model / x.n
+    average = torch.zeros_like(x[0])
+    for i in range(x.n):                                   # one at a time: they may live elsewhere
+        average += x[i] / x.n
     rows = [row._replace(scope=row.scope.replace("server", "average")) for row in server(prepared, average, round)]
-    distance = sum(float((model - average).square().sum()) for model in own) / x.n
+    distance = sum(float((x[i] - average).square().sum()) for i in range(x.n)) / x.n
     rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
     if prepared.federation.contraction is not None:
         rows.append(Row("nodes", None, "contraction", prepared.federation.contraction))
     if nodes:
         test = prepared.test
-        scores = [_score(prepared.federation.model, m, test.x, test.y, bool(prepared.dataset.classes)) for m in own]
+        classes = bool(prepared.dataset.classes)
+        scores = [_score(prepared.federation.model, x[i], test.x, test.y, classes) for i in range(x.n)]
         losses = np.array([s.loss.mean() for s in scores])
         hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
         rows += _by_node("nodes/test", losses, np.array(hits) if hits else None, np.ones(x.n), settings)

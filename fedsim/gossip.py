@@ -1,8 +1,8 @@
 """Gossip: rows of a stack mixed by a sparse matrix W, ``x_i <- sum_j w_ij x_j``, without ever forming n x n.
 
-Few nodes take one dense product. Many take weighted sums of neighbours' rows: some nodes at a time where nodes have few
-neighbours, else some columns at a time, as many as fit the processor's cache, so that a row that is fetched for one
-neighbour is still there for the next.
+A row is the weighted sum of its neighbours' rows in the order of their numbers, whichever rows are mixed together. Some
+nodes are done at a time where nodes have few neighbours, else some columns at a time, as many as fit the processor's
+cache, so that a row that is fetched for one neighbour is still there for the next.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 
-DENSE_NODES = 128
-"""Up to here a dense product is faster than gathering neighbours."""
 CHUNK_BYTES = 4 * 2**20
 """Bytes of the stack that are mixed at a time."""
 FEW = 5
@@ -60,9 +58,6 @@ def mix_rows(w: csr_array, x: Tensor, out: Tensor | None = None) -> Tensor:
     n, flat = len(x), x.reshape(len(x), -1)
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
     mixed = out.view(n, -1)
-    if n <= DENSE_NODES:
-        torch.mm(torch.from_numpy(w.toarray()).to(flat), flat, out=mixed)
-        return out
     rows, columns = (CHUNK_BYTES // (length * flat.element_size()) for length in reversed(flat.shape))
     if w.nnz <= FEW * n and rows >= 8:
         for start in range(0, n, rows):

@@ -10,6 +10,8 @@ import hashlib
 from typing import TypeAlias
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Words: TypeAlias = np.ndarray
 
@@ -68,3 +70,26 @@ def shuffles(
     order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then by chance
     parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1]) if len(nodes) else []
     return [part.reshape(e, s) for part, e, s in zip(parts, epochs, sizes, strict=True)]
+
+
+def key(seed: int, purpose: str, round: int, nodes: np.ndarray) -> Tensor:
+    """64 bits for each node as int64 ``[c]``, for ``uniform_of``."""
+    return torch.from_numpy(bits(seed, purpose, round, nodes).view(np.int64).copy())
+
+
+def uniform_of(key: Tensor, n: int) -> Tensor:
+    """Float64 draws ``[..., n]`` from [0, 1) with 53 random bits, a function of ``key`` (int64 ``[...]``) alone.
+
+    The same generator in tensor operations, so that it runs under ``torch.vmap`` and on any device.
+    """
+    low = 0xFFFFFFFF
+    key = key.unsqueeze(-1)
+    k0, k1 = key & low, (key >> 32) & low
+    c0 = torch.arange(-(-n // 2), device=key.device) + torch.zeros_like(key)
+    c1, c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0), torch.zeros_like(c0)
+    for _ in range(10):
+        p0, p1 = int(_MULTIPLIERS[0]) * c0, int(_MULTIPLIERS[1]) * c2      # wrapped to 64 bits; >> keeps the sign
+        c0, c1, c2, c3 = ((p1 >> 32) & low) ^ c1 ^ k0, p1 & low, ((p0 >> 32) & low) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + _WEYL[0]) & low, (k1 + _WEYL[1]) & low
+    words = torch.stack([(c0 << 32) | c1, (c2 << 32) | c3], -1).flatten(-2)[..., :n]
+    return ((words >> 11) & (2**53 - 1)).double() * 2.0**-53

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.tree import build, leaves
+from fedsim.tree import Far, build, leaves
 from fedsim.types import Kept
 
 
@@ -40,7 +40,7 @@ def restore(template: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _name(named: dict[str, Callable[[], Tensor]], prefix: str, tree: Any) -> None:
     for k, leaf in enumerate(leaves(tree)):
-        named[f"{prefix}.{k}"] = leaf.cpu                 # called when it is written
+        named[f"{prefix}.{k}"] = leaf.fetch if isinstance(leaf, Far) else leaf.cpu   # called when it is written
 
 
 def _read(like: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:

@@ -1,31 +1,95 @@
-"""Trees of tensors: a tensor, or tuples and NamedTuples of trees."""
+"""Trees: a tensor, a compressed vector, a tensor that lives elsewhere, or tuples and NamedTuples of trees."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from fedsim.types import Compressor
 
-def leaves(tree: Any) -> list[Tensor]:
-    """The tensors of a tree, in order."""
-    if isinstance(tree, Tensor):
+
+class Packed:
+    """A compressed vector: what its message holds, and the compressor that can read it.
+
+    Attributes:
+        by: the compressor.
+        parts: tensors of the message; with ``[c]`` in front in a stack of clients.
+        d: length of the vector.
+    """
+
+    __slots__ = ("by", "d", "parts")
+
+    def __init__(self, by: Compressor, parts: tuple[Tensor, ...], d: int) -> None:
+        self.by, self.parts, self.d = by, parts, d
+
+    def unpack(self) -> Tensor:
+        """The vector that a receiver reads, ``[d]``, or ``[c, d]`` of a stack."""
+        return self.by.unpack(self.parts, self.d)
+
+    def __repr__(self) -> str:
+        return f"Packed({self.by}, d={self.d})"
+
+
+class Far(ABC):
+    """A tensor of a node's memory that lives where a backend has put it. It never changes."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @abstractmethod
+    def fetch(self) -> Tensor:
+        """Bring it here."""
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The tensors of a tree, in order, those of its compressed vectors among them; ``Far`` ones as they are."""
+    if isinstance(tree, Tensor | Far):
         return [tree]
+    if isinstance(tree, Packed):
+        return list(tree.parts)
     if isinstance(tree, tuple):
         return [leaf for branch in tree for leaf in leaves(branch)]
     raise TypeError(f"a message or memory is a tensor or a tuple of them, got {type(tree).__name__}: {tree!r:.80}")
 
 
-def build(like: Any, tensors: Iterator[Tensor]) -> Any:
-    """The tree of the shape of ``like`` with its tensors taken from ``tensors``."""
-    if isinstance(like, Tensor):
+def build(like: Any, tensors: Iterator[Any]) -> Any:
+    """The tree of the shape of ``like`` with its leaves taken from ``tensors``."""
+    if isinstance(like, Tensor | Far):
         return next(tensors)
+    if isinstance(like, Packed):
+        return Packed(like.by, tuple(next(tensors) for _ in like.parts), like.d)
     branches = [build(branch, tensors) for branch in like]
     return type(like)(*branches) if hasattr(like, "_fields") else tuple(branches)
 
 
-def tree_map(fn: Callable[..., Tensor], *trees: Any) -> Any:
-    """``fn`` applied to the corresponding tensors of equally shaped trees."""
+def tree_map(fn: Callable[..., Any], *trees: Any) -> Any:
+    """``fn`` applied to the corresponding leaves of equally shaped trees."""
     columns = zip(*(leaves(tree) for tree in trees), strict=True)
     return build(trees[0], iter([fn(*column) for column in columns]))
+
+
+def unpacked(tree: Any) -> Any:
+    """The tree with the vectors that its compressed ones stand for."""
+    if isinstance(tree, Packed):
+        return tree.unpack()
+    if isinstance(tree, tuple):
+        branches = [unpacked(branch) for branch in tree]
+        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+    return tree
+
+
+def fetched(tree: Any) -> Any:
+    """The tree with everything that lives elsewhere brought here."""
+    if isinstance(tree, Tensor):                           # nearly always
+        return tree
+    return tree_map(lambda leaf: leaf.fetch() if isinstance(leaf, Far) else leaf, tree)
+
+
+def zeros_like(tree: Any) -> Any:
+    """Zeros of the form of a tree, wherever its tensors live."""
+    return tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=getattr(t, "device", None)), tree)

@@ -2,7 +2,7 @@
 
 A plain value (a ``Tensor``, or a ``NamedTuple`` of tensors) lives at the server. ``Kept[T]`` lives at every node and
 never travels. ``Sent[T]`` is a message of every node of a cohort, under way. Both are inert: only ``Clients`` can run
-code on a node or move a byte. Trees are tensors nested in tuples and NamedTuples.
+code on a node or move a byte. Trees are tensors, and compressed vectors, nested in tuples and NamedTuples.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from fedsim.tree import Packed as Packed
+from fedsim.tree import fetched
 
 if TYPE_CHECKING:
     from fedsim.clients import Clients
+    from fedsim.messages import Messages
 
 Vector: TypeAlias = Tensor
 """A model, a gradient or a correction as one flat tensor ``[d]``."""
@@ -41,7 +46,8 @@ class Batch(NamedTuple):
 class Kept(Generic[T]):
     """One value of type T at each of ``n`` nodes. Nodes that never wrote theirs share ``default`` and cost no memory.
 
-    ``old | new`` is ``old`` with the nodes of ``new`` replaced; neither operand changes.
+    ``old | new`` is ``old`` with the nodes of ``new`` replaced; neither operand changes. A row may live elsewhere
+    (``Far``): reading ``kept[i]`` brings it here, everything else leaves it where it is.
     """
 
     __slots__ = ("default", "n", "rows")
@@ -52,7 +58,8 @@ class Kept(Generic[T]):
         self.rows: Mapping[int, T] = rows or {}
 
     def __getitem__(self, node: int) -> T:
-        return self.rows.get(node, self.default)
+        row: T = fetched(self.rows.get(node, self.default))
+        return row
 
     def __or__(self, new: Kept[T]) -> Kept[T]:
         return Kept(self.n, self.default, {**self.rows, **new.rows})
@@ -60,7 +67,8 @@ class Kept(Generic[T]):
     def beside(self, other: Kept[S]) -> Kept[tuple[T, S]]:
         """Both values of each node as one pair."""
         nodes = self.rows.keys() | other.rows.keys()
-        return Kept(self.n, (self.default, other.default), {i: (self[i], other[i]) for i in nodes})
+        rows = {i: (self.rows.get(i, self.default), other.rows.get(i, other.default)) for i in nodes}
+        return Kept(self.n, (self.default, other.default), rows)
 
     def part(self, k: int) -> Kept[Any]:
         """The ``k``-th of the values that each node keeps as a tuple."""
@@ -72,19 +80,66 @@ class Kept(Generic[T]):
 
 
 class Sent(Generic[T]):
-    """One message of type T from each node of ``ids``, stacked: every tensor of ``stacked`` is ``[len(ids), ...]``."""
+    """One message of type T from each node of ``ids``, as the backend that carries them holds them."""
 
-    __slots__ = ("__weakref__", "ids", "stacked")
+    __slots__ = ("__weakref__", "ids", "messages")
 
-    def __init__(self, ids: np.ndarray, stacked: T) -> None:
+    def __init__(self, ids: np.ndarray, messages: Messages[T]) -> None:
         self.ids = ids
-        self.stacked = stacked
+        self.messages = messages
+
+    @property
+    def stacked(self) -> T:
+        """All of them here, stacked: every tensor is ``[len(ids), ...]``."""
+        return self.messages.stacked()
 
     def __repr__(self) -> str:
         return f"Sent(from {len(self.ids)} nodes)"
 
 
-class Local(Protocol):
+class Site(Protocol):
+    """Where a vector is compressed: a client in a round, or the server."""
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of the model's parameters, in the order in which the vector holds them."""
+
+    def key(self, tag: int = 0) -> Tensor:
+        """64 random bits, int64 0-dim, for ``fedsim.seeds.uniform_of``: a function of (seed, round, node, tag)."""
+
+
+class Compressor(Protocol):
+    """A frozen dataclass that turns vectors into shorter messages; ``fedsim.compress`` lists them.
+
+    Methods other than ``encode`` and ``decode`` take one vector or a stack of them, ``[..., d]``.
+    """
+
+    def compress(self, x: Vector, at: Site) -> Packed:
+        """The message for ``x [d]``."""
+
+    def unpack(self, parts: tuple[Tensor, ...], d: int) -> Vector:
+        """The vector ``[..., d]`` that a receiver of ``parts`` reads: bit for bit that of ``decode(encode(parts))``."""
+
+    def nbytes(self, parts: tuple[Tensor, ...], d: int) -> Tensor:
+        """Bytes of ``encode`` for each vector, int64 ``[...]``, without building them."""
+
+    def encode(self, parts: tuple[Tensor, ...], d: int) -> bytes:
+        """The bytes of one vector's message."""
+
+    def decode(self, data: bytes, d: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The parts that ``encode`` wrote; ValueError for anything else."""
+
+    def paper_bits(self, parts: tuple[Tensor, ...], d: int) -> Tensor:
+        """Bits as papers count them, int64 ``[...]``: 32 for each value that is sent, none for its index."""
+
+    def alpha(self, d: int) -> float | None:
+        """Largest a with E||C(x) - x||^2 <= (1 - a)||x||^2 for all x; None where C is not contractive."""
+
+    def omega(self, d: int) -> float | None:
+        """Smallest w with E||C(x) - x||^2 <= w||x||^2 for all x; None where C is biased."""
+
+
+class Local(Site, Protocol):
     """What one client has at hand in one round. Its randomness is a function of (seed, round, node) alone."""
 
     @property

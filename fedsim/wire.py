@@ -1,69 +1,123 @@
-"""What a message weighs: the byte format in which dense messages travel, and the ledger that charges them.
+"""What a message weighs: the byte format in which messages travel, and the ledger that charges them.
 
-A message is a tree of tensors, sent as: version (1 byte), number of tensors (1), then for each tensor its dtype code
-(1), its number of axes (1), each axis' length (4, little-endian), and its values (little-endian). Structure is not
-sent: both ends run the same algorithm.
+A message is a version (1 byte) and a tree. A tree is, told apart by its first byte:
+
+    a tensor               dtype code (1), number of axes (1), the length of each axis (4, little-endian), the values
+    TUPLE                  number of branches (1), the branches
+    PACKED                 dtype code of the vector (1), which compressor (1), length of the vector (4), number of
+                           bytes (4), the bytes of the compressor's own codec
+
+Both ends know the compressors, which are settings of the algorithm; nothing in a message names code.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.tree import leaves
+from fedsim.tree import Packed
+from fedsim.types import Compressor
 
-VERSION = 1
+VERSION = 2
+TUPLE, PACKED = 254, 255
+DEEPEST = 16
+"""Tuples within tuples that a message may hold."""
 _DTYPES = {
     torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3,
     torch.int64: 4, torch.int32: 5, torch.int16: 6, torch.int8: 7, torch.uint8: 8, torch.bool: 9,
 }  # fmt: skip
 _CODES = {code: dtype for dtype, code in _DTYPES.items()}
+_PACKED_HEADER = struct.Struct("<BBII")
 
 
-def nbytes(tree: Any, stacked: bool = False) -> int:
-    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of one row of a tree of ``[c, ...]``
-    tensors.
+def nbytes(tree: Any, stacked: bool = False) -> Any:
+    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of every row of a tree of ``[c, ...]``
+    tensors: one number where all rows weigh the same, else int64 ``[c]``.
     """
-    total = 2
-    for leaf in leaves(tree):
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        total += 2 + 4 * len(shape) + int(np.prod(shape)) * leaf.element_size()
-    return total
+    return 1 + _nbytes(tree, stacked)
 
 
-def encode(tree: Any) -> bytes:
-    """The bytes of a message."""
-    tensors = leaves(tree)
-    if len(tensors) > 255:
-        raise ValueError(f"a message of {len(tensors)} tensors; expected 255 at most: stack those of one shape")
-    parts = [struct.pack("<BB", VERSION, len(tensors))]
-    for t in tensors:
-        parts.append(struct.pack(f"<BB{t.dim()}I", _DTYPES[t.dtype], t.dim(), *t.shape))
-        parts.append(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+def _nbytes(tree: Any, stacked: bool) -> Any:
+    if isinstance(tree, Packed):
+        size = tree.by.nbytes(tree.parts, tree.d)
+        return 1 + _PACKED_HEADER.size + (size.cpu().numpy() if stacked else int(size))
+    if isinstance(tree, tuple):
+        return 2 + sum(_nbytes(branch, stacked) for branch in tree)
+    shape = tree.shape[1:] if stacked else tree.shape
+    return 2 + 4 * len(shape) + int(np.prod(shape)) * tree.element_size()
+
+
+def encode(tree: Any, compressors: Sequence[Compressor] = ()) -> bytes:
+    """The bytes of a message; ``compressors`` are those whose messages it may hold, in an order both ends agree on."""
+    parts = [bytes([VERSION])]
+    _write(tree, compressors, parts)
     return b"".join(parts)
 
 
-def decode(data: bytes) -> list[Tensor]:
-    """The tensors of a message, in order. Never trusts its input: anything malformed is a ValueError."""
-    if len(data) < 2 or data[0] != VERSION:
+def _write(tree: Any, compressors: Sequence[Compressor], parts: list[bytes]) -> None:
+    if isinstance(tree, Packed):
+        data = tree.by.encode(tree.parts, tree.d)
+        dtype = next((part.dtype for part in tree.parts if part.is_floating_point()), torch.float32)
+        header = _PACKED_HEADER.pack(_DTYPES[dtype], compressors.index(tree.by), tree.d, len(data))
+        parts += [bytes([PACKED]), header, data]
+    elif isinstance(tree, tuple):
+        if len(tree) > 255:
+            raise ValueError(f"a message of {len(tree)} tensors; expected 255 at most: stack those of one shape")
+        parts.append(bytes([TUPLE, len(tree)]))
+        for branch in tree:
+            _write(branch, compressors, parts)
+    else:
+        parts.append(struct.pack(f"<BB{tree.dim()}I", _DTYPES[tree.dtype], tree.dim(), *tree.shape))
+        parts.append(tree.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def decode(data: bytes, compressors: Sequence[Compressor] = ()) -> Any:
+    """The tree of a message, NamedTuples as tuples. Never trusts its input: anything malformed is a ValueError."""
+    if not data or data[0] != VERSION:
         raise ValueError(f"expected a message of version {VERSION}, got {data[:2]!r} ({len(data)} bytes)")
-    tensors, at = [], 2
-    for _ in range(data[1]):
-        dtype, shape, at = _header(data, at)
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if at + size > len(data):
-            raise ValueError(
-                f"truncated message: a tensor of shape {shape} needs {size} bytes, {len(data) - at} are left"
-            )
-        tensors.append(_tensor(data[at : at + size], dtype, shape))
-        at += size
+    tree, at = _read(data, 1, compressors, 0)
     if at != len(data):
         raise ValueError(f"over-long message: {len(data) - at} bytes after the last tensor")
-    return tensors
+    return tree
+
+
+def _read(data: bytes, at: int, compressors: Sequence[Compressor], depth: int) -> tuple[Any, int]:
+    if data[at : at + 1] == bytes([PACKED]):
+        return _read_packed(data, at + 1, compressors)
+    if data[at : at + 1] == bytes([TUPLE]):
+        if at + 1 == len(data) or depth == DEEPEST:
+            raise ValueError(f"at byte {at}: a tuple without its length, or more than {DEEPEST} within each other")
+        branches, count, at = [], data[at + 1], at + 2
+        for _ in range(count):
+            branch, at = _read(data, at, compressors, depth + 1)
+            branches.append(branch)
+        return tuple(branches), at
+    dtype, shape, at = _header(data, at)
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if at + size > len(data):
+        raise ValueError(f"truncated message: a tensor of shape {shape} needs {size} bytes, {len(data) - at} are left")
+    return _tensor(data[at : at + size], dtype, shape), at + size
+
+
+def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor]) -> tuple[Packed, int]:
+    if at + _PACKED_HEADER.size > len(data):
+        raise ValueError(f"truncated message: no whole header of a compressed vector at byte {at} of {len(data)}")
+    code, which, d, size = _PACKED_HEADER.unpack_from(data, at)
+    at += _PACKED_HEADER.size
+    if code not in _CODES or not _CODES[code].is_floating_point or which >= len(compressors):
+        raise ValueError(
+            f"a compressed vector of dtype code {code} by compressor {which}; expected a floating-point type, and one"
+            f" of {len(compressors)} compressors"
+        )
+    if at + size > len(data):
+        raise ValueError(f"truncated message: a compressed vector needs {size} bytes, {len(data) - at} are left")
+    by = compressors[which]
+    return Packed(by, by.decode(data[at : at + size], d, _CODES[code]), d), at + size
 
 
 def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -268,7 +268,7 @@ def test_sent_and_kept_are_inert() -> None:
     fed = federation()
     clients = fed.cohort(1)
     sent, kept = clients.each(count, X, clients.keep(torch.zeros(D, dtype=torch.float64)))
-    assert set(Sent.__slots__) == {"__weakref__", "ids", "stacked"} and set(Kept.__slots__) == {"default", "n", "rows"}
+    assert set(Sent.__slots__) == {"__weakref__", "ids", "messages"} and set(Kept.__slots__) == {"default", "n", "rows"}
     for value in (sent, kept):
         assert not hasattr(value, "__dict__")
         held = [getattr(value, name) for name in type(value).__slots__]

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim import seeds
 from fedsim.backends.loop import CHUNK, Rows, refuse_captured_tensors
 from fedsim.backends.step import LocalStep
 from fedsim.backends.tape import Tape
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError
+from fedsim.messages import Messages, Stacked
 from fedsim.tree import build, leaves, tree_map
 from fedsim.types import Batch, Kept, Vector
 from fedsim.work import Minibatches, draw, minibatches
@@ -48,7 +50,7 @@ class Blocks:
         round: int,
         down: Any,
         mine: Kept[Any] | None,
-    ) -> tuple[Any, dict[int, Any]]:
+    ) -> tuple[Messages[Any], dict[int, Any]]:
         """See ``fedsim.clients.Backend``."""
         plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
         order = sorted(range(len(ids)), key=lambda i: (-len(plans[i].lengths), -plans[i].index.shape[1], i))
@@ -64,7 +66,8 @@ class Blocks:
                     for i, node in enumerate(ids[chosen].tolist()):
                         # a copy each: a row would keep its whole block alive
                         memory[node] = tree_map(lambda t, i=i: t[i].clone(), memories)
-        return rows.stacked, memory
+        positions = np.array(order)
+        return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), memory
 
 
 class _Stacked(torch.autograd.Function):
@@ -126,6 +129,18 @@ class _Block:
         self._outside("local.steps")
         assert self._steps is not None
         return self._steps
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """See ``fedsim.types.Site``."""
+        return tuple(self.fed.model.shapes)
+
+    def key(self, tag: int = 0) -> Tensor:
+        """See ``fedsim.types.Site``."""
+        self._outside("local.key")
+        keys = seeds.key(self.fed.seed, f"client {tag}", self.round, self.ids).to(self.fed.model.device)
+        (key,) = _Stacked.apply(lambda c, own, _: (keys,), self._slot)  # type: ignore[no-untyped-call]
+        return key  # type: ignore[no-any-return]
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         """See ``fedsim.types.Local``."""

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim import seeds
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError
+from fedsim.messages import Messages, Stacked
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Kept, Vector
 from fedsim.work import Minibatches, draw, minibatches
@@ -28,6 +30,14 @@ class LoopLocal:
     @property
     def steps(self) -> Tensor:
         return torch.tensor(float(len(self._plan.lengths)), dtype=self._fed.model.dtype, device=self._fed.model.device)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return tuple(self._fed.model.shapes)
+
+    def key(self, tag: int = 0) -> Tensor:
+        keys = seeds.key(self._fed.seed, f"client {tag}", self._round, np.array([self._node]))
+        return keys[0].to(self._fed.model.device)
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         fed = self._fed
@@ -71,7 +81,7 @@ class Loop:
         round: int,
         down: Any,
         mine: Kept[Any] | None,
-    ) -> tuple[Any, dict[int, Any]]:
+    ) -> tuple[Messages[Any], dict[int, Any]]:
         plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
         decay = federation.factor(round)
         memory: dict[int, Any] = {}
@@ -84,7 +94,7 @@ class Loop:
                 else:
                     message, memory[node] = fn(local, down, mine[node])
                 rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
-        return rows.stacked, memory
+        return Stacked(rows.stacked), memory
 
 
 class Rows(Generic[M]):

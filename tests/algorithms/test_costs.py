@@ -25,10 +25,10 @@ BACKENDS = pytest.mark.parametrize("backend", [Loop(), Blocks(2)], ids=["loop", 
 
 
 def vectors(charged: np.ndarray) -> np.ndarray:
-    """Float64 vectors of length d in the bytes of one message: 2 for the message, 6 and 8 d for each vector."""
-    count = (charged - 2 * (charged > 0)) / (6 + 8 * F.d)
-    np.testing.assert_array_equal(count, count.astype(int))
-    return count.astype(int)
+    """Float64 vectors of length d in the bytes of one message: 1 for the message, 2 for a tuple, 6 and 8 d for each."""
+    count: np.ndarray = charged // (6 + 8 * F.d)
+    np.testing.assert_array_equal(charged, count * (6 + 8 * F.d) + (count > 0) + 2 * (count > 1))
+    return count
 
 
 def costs(algorithm: Any, fed: Federation, cohort: list[int] = S) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

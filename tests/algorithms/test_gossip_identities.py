@@ -16,6 +16,7 @@ from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.errors import ConfigError
 from fedsim.gossip import Topology
+from fedsim.messages import Stacked
 from fedsim.types import Sent
 from fedsim.work import LocalWork
 from tests.algorithms import papers
@@ -132,7 +133,7 @@ def test_mixing_keeps_the_mean_and_contracts_by_the_spectral_gap(graph: str, Q: 
     n = 16
     fed = gossiping(heterogeneous(n=n, d=3), ONE_STEP, Static(GRAPHS[graph]))
     z = np.random.default_rng(2).standard_normal((n, 4))
-    mixed = rows(fed.cohort(1).mix(Sent(np.arange(n), torch.from_numpy(z)), Q))
+    mixed = rows(fed.cohort(1).mix(Sent(np.arange(n), Stacked(torch.from_numpy(z))), Q))
     np.testing.assert_allclose(mixed.mean(0), z.mean(0), rtol=0, atol=1e-14)
     lam = spectral(fed.topology.matrix(1, 0, n)).lam  # type: ignore[union-attr]
     assert consensus(mixed) <= lam**Q * consensus(z) + 1e-14

@@ -43,7 +43,7 @@ def test_fedavg_is_torch_sgd_at_every_client(
     work = LocalWork(batch_size=5, epochs=3, weight_decay=weight_decay, clip_norm=clip_norm)
     fed = Federation(Model(network(), cross_entropy, dtype=torch.float64), Shards(x, y, OFFSETS), work, 7, backend)
     start = fed.model.vector()
-    ours = fed.cohort(1).each(FedAvg(lr=0.3, momentum=momentum).client, start).stacked
+    ours = start + fed.cohort(1).each(FedAvg(lr=0.3, momentum=momentum).client, start).stacked
     clipped = 0
     for i, plan in enumerate(minibatches(work, fed.shards, 7, 1, np.arange(3))):
         net = network()

@@ -1,0 +1,116 @@
+"""What a backend holds of a cohort's messages, and what can be asked of them: in-process, one stack of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.gossip import mix_rows, spread
+from fedsim.reduction import combine, partial_sums, weighted_sum
+from fedsim.tree import Packed, leaves, tree_map, unpacked
+from fedsim.wire import nbytes
+
+M_co = TypeVar("M_co", covariant=True)
+
+UNPACKED_NUMBERS = 2**22
+"""Compressed messages are unpacked so many numbers at a time, to be summed."""
+
+
+class Messages(Protocol[M_co]):
+    """The messages of a cohort of ``c`` nodes, in the order of its ids, wherever they are."""
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each, int64 ``[c]``."""
+
+    def finite(self) -> np.ndarray:
+        """Which hold neither NaN nor infinity, bool ``[c]``."""
+
+    def stacked(self) -> M_co:
+        """All of them here, every tensor ``[c, ...]``."""
+
+    def mean(self, w: Tensor) -> M_co:
+        """Their sum with weights ``w [c]``, as a tree over the order of execution; compressed vectors come unpacked."""
+
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+        """What each node holds after ``steps`` exchanges by W ``[c, c]``, and with ``measure`` the contraction of the
+        consensus distance of the first tensor.
+        """
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Messages in this process.
+
+    Attributes:
+        tree: the messages, every tensor ``[c, ...]``.
+        order: ``[c]`` positions in the order of execution; None where that is the order of the ids.
+    """
+
+    tree: Any
+    order: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(leaves(self.tree)[0])
+
+    def sizes(self) -> np.ndarray:
+        """See ``Messages``."""
+        return np.broadcast_to(nbytes(self.tree, stacked=True), len(self))
+
+    def finite(self) -> np.ndarray:
+        """See ``Messages``."""
+        good = np.ones(len(self), bool)
+        for rows in leaves(self.tree):
+            if rows.is_floating_point() and not bool(torch.isfinite(rows.sum())):   # rarely: look row by row
+                good &= torch.isfinite(rows.reshape(len(self), -1)).all(1).cpu().numpy()
+        return good
+
+    def stacked(self) -> Any:
+        """See ``Messages``."""
+        return self.tree
+
+    def mean(self, w: Tensor) -> Any:
+        """See ``Messages``."""
+        order = None if self.order is None else torch.from_numpy(self.order).to(w.device)
+        return _mean(self.tree, w, order)
+
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+        """See ``Messages``."""
+        mixed = unpacked(self.tree)
+        if steps > 1 and _is_packed(self.tree):
+            raise ConfigError(f"{steps} gossip steps of a compressed message: only the first is compressed; use 1")
+        before = spread(leaves(mixed)[0]) if measure else 0.0
+        for _ in range(steps):
+            mixed = tree_map(lambda x: mix_rows(w, x), mixed)
+        contraction = spread(leaves(mixed)[0]) / before if before else None
+        return [tree_map(lambda x, i=i: cast(Tensor, x[i]), mixed) for i in range(len(self))], contraction
+
+
+def _is_packed(tree: Any) -> bool:
+    return isinstance(tree, Packed) or (isinstance(tree, tuple) and any(map(_is_packed, tree)))
+
+
+def _mean(tree: Any, w: Tensor, order: Tensor | None) -> Any:
+    """Weighted sums of a tree's stacks; of compressed messages, that of the vectors."""
+    if isinstance(tree, Tensor):
+        return weighted_sum(tree, w, order)
+    if isinstance(tree, Packed):
+        return _mean_unpacked(tree, w, order)
+    means = [_mean(branch, w, order) for branch in tree]
+    return type(tree)(*means) if hasattr(tree, "_fields") else tuple(means)
+
+
+def _mean_unpacked(packed: Packed, w: Tensor, order: Tensor | None) -> Tensor:
+    """The same sum as of the unpacked stack, which never exists as a whole."""
+    run = 2 ** max(0, (UNPACKED_NUMBERS // max(1, packed.d)).bit_length() - 1)
+    sums: dict[Any, Tensor] = {}
+    for start in range(0, len(w), run):
+        where: Any = slice(start, start + run) if order is None else order[start : start + run]
+        rows = Packed(packed.by, tuple(part[where] for part in packed.parts), packed.d).unpack()
+        sums |= partial_sums(rows * w[where].to(rows.dtype).unsqueeze(1), start)
+    return combine(sums, len(w))

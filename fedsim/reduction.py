@@ -1,0 +1,81 @@
+"""Sums whose bits do not depend on who computes them: a pairwise tree over the positions of the rows.
+
+Rows 0 and 1 are added, rows 2 and 3, ...; then these sums in pairs, and so on; a last one without partner moves up as
+it is. Whoever holds consecutive rows can add up every complete subtree among them (``partial_sums``), and whoever has
+all those sums gets the bits that one pass over all rows gives (``combine``). A worker with any number of rows then
+hands over about 2 log2(c) vectors. Pairwise sums are also more accurate than sums from left to right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 4 * 2**20
+"""Bytes of the weighted rows that are summed at a time: they stay in the processor's cache."""
+
+Subtree: TypeAlias = tuple[int, int]
+"""(level, index): the sum of rows ``index * 2^level`` up to, not including, ``(index + 1) * 2^level``."""
+
+
+def tree_sum(rows: Tensor) -> Tensor:
+    """The sum ``[...]`` of ``rows [c, ...]``; at least one."""
+    while len(rows) > 1:
+        pairs = 2 * (len(rows) // 2)
+        summed = rows[0:pairs:2] + rows[1:pairs:2]
+        rows = torch.cat([summed, rows[pairs:]]) if pairs < len(rows) else summed
+    return rows[0]
+
+
+def weighted_sum(rows: Tensor, w: Tensor, order: Tensor | None = None) -> Tensor:
+    """``sum_i w_i rows_i`` as a tree over the positions ``order`` (those of the rows by default).
+
+    Args:
+        rows: ``[c, ...]``; integers are summed as float64.
+        w: ``[c]`` weights of the rows.
+        order: ``[c]`` which row stands at each position.
+    """
+    rows = rows if rows.is_floating_point() else rows.double()
+    w = w.to(rows.dtype)
+    flat = rows.reshape(len(rows), -1)
+    if order is not None:
+        w = w[order]
+    out = torch.empty_like(flat[0])
+    width = max(16, CHUNK_BYTES // (len(rows) * rows.element_size()))
+    for start in range(0, flat.shape[1], width):
+        columns = flat[:, start : start + width]
+        columns = columns if order is None else columns[order]
+        out[start : start + width] = tree_sum(columns * w.unsqueeze(1))
+    return out.view(rows.shape[1:])
+
+
+def partial_sums(rows: Tensor, start: int) -> dict[Subtree, Tensor]:
+    """Sums of the largest complete subtrees among ``rows [b, ...]``, which stand at positions ``start``, ...
+
+    The rows are weighted already.
+    """
+    sums, stop = {}, start + len(rows)
+    at = start
+    while at < stop:
+        level = 0
+        while at % 2 ** (level + 1) == 0 and at + 2 ** (level + 1) <= stop:
+            level += 1
+        sums[level, at >> level] = tree_sum(rows[at - start : at - start + 2**level])
+        at += 2**level
+    return sums
+
+
+def combine(sums: Mapping[Subtree, Tensor], c: int) -> Tensor:
+    """The sum of all ``c`` rows from sums of subtrees that cover each row once."""
+
+    def subtree(level: int, index: int) -> Tensor:
+        if (level, index) in sums:
+            return sums[level, index]
+        left, right = 2 * index, 2 * index + 1
+        both = subtree(level - 1, left)
+        return both + subtree(level - 1, right) if right << (level - 1) < c else both
+
+    return subtree((c - 1).bit_length(), 0)
