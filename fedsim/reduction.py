@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**20
 """Bytes of the weighted rows that are summed at a time: they stay in the processor's cache."""
 
 Subtree: TypeAlias = tuple[int, int]
@@ -22,11 +22,12 @@ Subtree: TypeAlias = tuple[int, int]
 
 
 def tree_sum(rows: Tensor) -> Tensor:
-    """The sum ``[...]`` of ``rows [c, ...]``; at least one."""
-    while len(rows) > 1:
-        pairs = 2 * (len(rows) // 2)
-        summed = rows[0:pairs:2] + rows[1:pairs:2]
-        rows = torch.cat([summed, rows[pairs:]]) if pairs < len(rows) else summed
+    """The sum ``[...]`` of ``rows [c, ...]``, at least one, which it overwrites."""
+    step = 1
+    while step < len(rows):
+        right = rows[step :: 2 * step]
+        rows[0 :: 2 * step][: len(right)].add_(right)
+        step *= 2
     return rows[0]
 
 
@@ -53,9 +54,9 @@ def weighted_sum(rows: Tensor, w: Tensor, order: Tensor | None = None) -> Tensor
 
 
 def partial_sums(rows: Tensor, start: int) -> dict[Subtree, Tensor]:
-    """Sums of the largest complete subtrees among ``rows [b, ...]``, which stand at positions ``start``, ...
+    """Sums of the largest complete subtrees among ``rows [b, ...]`` at positions ``start``, ...
 
-    The rows are weighted already.
+    The rows are weighted already, and are overwritten.
     """
     sums, stop = {}, start + len(rows)
     at = start

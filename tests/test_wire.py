@@ -79,8 +79,8 @@ def test_nbytes_of_a_stack_is_that_of_one_row(tree: Any, c: int) -> None:
 
 def test_the_format_is_the_documented_one() -> None:
     message = (torch.tensor([[1.0, -2.0]]), torch.tensor(7, dtype=torch.int64))
-    expected = b"\x02\xfe\x02" + b"\x00\x02" + struct.pack("<2I2f", 1, 2, 1.0, -2.0) + b"\x04\x00" + struct.pack("<q", 7)
-    assert encode(message) == expected
+    matrix = b"\x00\x02" + struct.pack("<2I2f", 1, 2, 1.0, -2.0)
+    assert encode(message) == b"\x02\xfe\x02" + matrix + b"\x04\x00" + struct.pack("<q", 7)
     assert nbytes(torch.zeros(1000)) == 1 + 2 + 4 + 4000
 
 
