@@ -1,7 +1,8 @@
 """FedSAM: Qu, Li, Duan, Liu, Tang, Lu, ICML 2022 (arXiv 2206.02618), Algorithm 1.
 
     client i:  y <- x;   K times:  g <- grad f_i(y; B);   e <- rho g / ||g||;   y <- y - eta grad f_i(y + e; B)
-    server:    x <- x + eta_g (mean_S y_i - x)
+               send y - x
+    server:    x <- x + eta_g mean_S (y_i - x)
 
 rho = 0 is FedAvg. Down 1 vector, up 1 vector for each client of the cohort S; two gradients a step, of the same
 minibatch.
@@ -46,14 +47,14 @@ class FedSAM:
         return FedSAMState(x)
 
     def round(self, s: FedSAMState, clients: Clients) -> FedSAMState:
-        y = clients.mean(clients.each(self.client, s.x))
-        return FedSAMState(s.x + self.server_lr * (y - s.x))
+        dx = clients.mean(clients.each(self.client, s.x))
+        return FedSAMState(s.x + self.server_lr * dx)
 
     def client(self, local: Local, x: Vector) -> Vector:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
             return sam_step(local, y, batch, eta, self.rho)
 
-        return local.fold(step, x, self.lr * local.decay)
+        return local.fold(step, x, self.lr * local.decay) - x
 
 
 def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
