@@ -19,6 +19,7 @@ from fedsim import seeds
 from fedsim.allocator import keep_freed_memory
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.gossip import Topology, check, mixing_matrix
+from fedsim.memory import Device, Memory
 from fedsim.messages import Messages
 from fedsim.model import Model
 from fedsim.tree import Far, tree_map, unpacked, zeros_like
@@ -60,6 +61,7 @@ class Federation:
         weights: ``[n]`` weights p_i of the clients in the objective sum_i p_i f_i; uniform by default.
         cohort_size: expected number of clients in a round; everybody by default.
         topology: who talks to whom, for methods without a server.
+        memory: where clients' memories live between rounds.
         decay: round number to learning-rate factor.
     """
 
@@ -72,6 +74,7 @@ class Federation:
     cohort_size: float = 0.0
     decay: Callable[[int], float] = lambda round: 1.0
     topology: Topology | None = None
+    memory: Memory = field(default_factory=Device)
     ledger: Ledger = field(init=False)
     p: np.ndarray = field(init=False)
     delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once
@@ -173,8 +176,7 @@ class Clients:
         sent = Sent(self.ids, messages)
         if mine is None:
             return sent
-        first = next(iter(memory.values()))                # gives the shape of a memory that fn makes anew
-        return sent, Kept(self.n, zeros_like(first), memory)
+        return sent, self._kept(memory)
 
     def mean(self, sent: Sent[M]) -> M:
         """Receive the messages: their mean weighted by p_i over the cohort; of compressed ones, that of the vectors."""
@@ -221,7 +223,12 @@ class Clients:
         fed.contraction = contraction if fed.measure else fed.contraction
         if len(rows) < self.n:                             # else a row would keep the stack of its round alive
             rows = [tree_map(lambda x: x if isinstance(x, Far) else x.clone(), row) for row in rows]
-        return Kept(self.n, zeros_like(rows[0]), dict(zip(sent.ids.tolist(), rows, strict=True)))
+        return self._kept(dict(zip(sent.ids.tolist(), rows, strict=True)))
+
+    def _kept(self, rows: dict[int, Any]) -> Kept[Any]:
+        put = self._federation.memory.put
+        first = next(iter(rows.values()))                  # gives the shape of a memory that a client makes anew
+        return Kept(self.n, zeros_like(first), {node: tree_map(put, row) for node, row in rows.items()})
 
     def split(self, p: float) -> tuple[Clients, Clients]:
         """Each client tosses its own coin: those with heads (probability ``p``), and the others."""

@@ -220,7 +220,7 @@ class _Seed:
         ledger = self.federation.ledger
         try:
             ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
-            return restore(template, loaded.tensors)
+            return restore(template, loaded.tensors, self.federation.memory.put)
         except KeyError as error:
             raise CheckpointError(
                 f"the checkpoint of round {loaded.round} in {self.directory.path} lacks {error}; it belongs to"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
 from fedsim.gossip import Topology
+from fedsim.memory import Place
 from fedsim.models import MLP, Architecture
 from fedsim.partition import DirichletPartitioner, Partitioner, Skew
 from fedsim.problems import Problem
@@ -100,6 +101,8 @@ class Experiment:
         backend: run clients one by one ("loop"), in blocks ("blocks"), or as measured to be fastest ("auto").
         block_size: clients in a block; measured when 0.
         device: "cpu", "cuda", or the best there is.
+        memory: where the clients' memories live between rounds: on the "device", the "host", or the "disk" (a temporary
+            file).
         dtype: floating-point type of model and inputs; float64 for theory.
         checkpoint_every: rounds between checkpoints; the last round always has one.
         name: name of the run directory; made from algorithm and data when empty.
@@ -123,6 +126,7 @@ class Experiment:
     backend: Literal["auto", "loop", "blocks"] = "auto"
     block_size: int = 0
     device: str = "auto"
+    memory: Place = "device"
     dtype: Literal["float32", "float64"] = "float32"
     checkpoint_every: int = 50
     name: str = ""
@@ -135,6 +139,7 @@ class Experiment:
         for name, choices in (
             ("weights", ("uniform", "samples")),
             ("backend", ("auto", "loop", "blocks")),
+            ("memory", ("device", "host", "disk")),
             ("dtype", ("float32", "float64")),
         ):
             if getattr(self, name) not in choices:

@@ -20,6 +20,7 @@ from fedsim.data import Dataset, Split, load
 from fedsim.errors import ConfigError
 from fedsim.experiment import Data, Experiment
 from fedsim.gossip import mixing_matrix
+from fedsim.memory import MEMORIES
 from fedsim.model import Model
 from fedsim.models import losses
 from fedsim.partition import Partition
@@ -92,6 +93,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         cohort_size=experiment.participation.expected(partition.n),
         decay=experiment.schedule,
         topology=experiment.topology,
+        memory=MEMORIES[experiment.memory](),
     )
     test = Split(place(dataset.test.x), place(dataset.test.y))
     kind = "holdout" if experiment.evaluation.holdout else "train"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.tree import Far, build, leaves
+from fedsim.tree import Far, build, leaves, tree_map
 from fedsim.types import Kept
 
 
@@ -26,12 +26,21 @@ def flatten(state: Any) -> dict[str, Callable[[], Tensor]]:
     return named
 
 
-def restore(template: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The state that ``flatten`` named; ``template`` is a state of the same algorithm, e.g. its first."""
+def restore(template: Any, tensors: Mapping[str, Tensor], put: Callable[[Tensor], Any] = lambda row: row) -> Any:
+    """The state that ``flatten`` named.
+
+    Args:
+        template: a state of the same algorithm, e.g. its first.
+        tensors: as they were named; read one by one.
+        put: where a node's memory goes once it is read.
+    """
     fields = []
     for field, value in zip(template._fields, template, strict=True):
         if isinstance(value, Kept):
-            rows = {node: _read(value.default, tensors, f"{field}.{node}") for node in tensors[f"{field}.ids"].tolist()}
+            rows = {
+                node: tree_map(put, _read(value.default, tensors, f"{field}.{node}"))
+                for node in tensors[f"{field}.ids"].tolist()
+            }
             fields.append(Kept(value.n, value.default, rows))
         else:
             fields.append(_read(value, tensors, field))
