@@ -146,6 +146,11 @@ class Clients:
         return bool(seeds.uniform(self._federation.seed, "coin", self.round, 0) < p)
 
     @property
+    def decay(self) -> Tensor:
+        """The learning-rate schedule's factor in this round, 0-dim, for steps that the server makes."""
+        return self._federation.factor(self.round)
+
+    @property
     def population(self) -> Clients:
         """Everybody, in the same round."""
         return self._federation.cohort(self.round)
@@ -178,10 +183,22 @@ class Clients:
             return sent
         return sent, self._kept(memory)
 
-    def mean(self, sent: Sent[M]) -> M:
-        """Receive the messages: their mean weighted by p_i over the cohort; of compressed ones, that of the vectors."""
+    def mean(self, sent: Sent[M], factors: np.ndarray | None = None) -> M:
+        """Receive the messages: their mean weighted by p_i over the cohort; of compressed ones, that of the vectors.
+
+        ``factors [n]`` multiply the nodes' weights.
+        """
         self._charge_up(sent)
-        return sent.messages.mean(self._cohort_weights(sent))
+        w = self._cohort_weights(sent)
+        return sent.messages.mean(w if factors is None else w * torch.from_numpy(factors[sent.ids]).to(w))
+
+    def gather(self, sent: Sent[M]) -> M:
+        """Receive the messages one by one: every tensor ``[c, ...]`` in the order of ``ids``, of compressed ones the
+        vectors.
+        """
+        self._charge_up(sent)
+        messages: M = unpacked(sent.stacked)
+        return messages
 
     def reduce(self, sent: Sent[Vector], rule: Rule) -> Vector:
         """Receive the messages and aggregate them by ``rule(rows [c, d], weights [c])``."""
@@ -219,6 +236,7 @@ class Clients:
         links = edges.row != edges.col
         to, by = edges.row[links], edges.col[links]
         fed.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * sent.messages.sizes()[by])
+        np.add.at(fed.ledger.paper_bits, sent.ids[by], steps * sent.messages.paper_bits()[by])
         rows, contraction = sent.messages.mix(w, steps, fed.measure)
         fed.contraction = contraction if fed.measure else fed.contraction
         if len(rows) < self.n:                             # else a row would keep the stack of its round alive
@@ -241,6 +259,7 @@ class Clients:
         if sent not in self._federation.delivered:         # a message is uploaded once, however often it is read
             self._federation.delivered.add(sent)
             self._federation.ledger.up[sent.ids] += sent.messages.sizes()
+            self._federation.ledger.paper_bits[sent.ids] += sent.messages.paper_bits()
 
     def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
         p = self._federation.p[sent.ids]

@@ -14,7 +14,7 @@ from fedsim.errors import ConfigError
 from fedsim.gossip import mix_rows, spread
 from fedsim.reduction import combine, partial_sums, weighted_sum
 from fedsim.tree import Packed, leaves, tree_map, unpacked
-from fedsim.wire import nbytes
+from fedsim.wire import nbytes, paper_bits
 
 M_co = TypeVar("M_co", covariant=True)
 
@@ -27,6 +27,9 @@ class Messages(Protocol[M_co]):
 
     def sizes(self) -> np.ndarray:
         """Bytes of each, int64 ``[c]``."""
+
+    def paper_bits(self) -> np.ndarray:
+        """Bits of each as papers count them, int64 ``[c]``; see ``fedsim.wire.paper_bits``."""
 
     def finite(self) -> np.ndarray:
         """Which hold neither NaN nor infinity, bool ``[c]``."""
@@ -61,6 +64,10 @@ class Stacked:
     def sizes(self) -> np.ndarray:
         """See ``Messages``."""
         return np.broadcast_to(nbytes(self.tree, stacked=True), len(self))
+
+    def paper_bits(self) -> np.ndarray:
+        """See ``Messages``."""
+        return np.broadcast_to(paper_bits(self.tree, stacked=True), len(self))
 
     def finite(self) -> np.ndarray:
         """See ``Messages``."""

@@ -52,6 +52,19 @@ def _nbytes(tree: Any, stacked: bool) -> Any:
     return 2 + 4 * len(shape) + int(np.prod(shape)) * tree.element_size()
 
 
+def paper_bits(tree: Any, stacked: bool = False) -> Any:
+    """Bits as papers count them, no headers and no indices: 32 for a floating-point number; one number, or ``[c]`` as
+    in ``nbytes``.
+    """
+    if isinstance(tree, Packed):
+        bits = tree.by.paper_bits(tree.parts, tree.d)
+        return bits.cpu().numpy() if stacked else int(bits)
+    if isinstance(tree, tuple):
+        return sum(paper_bits(branch, stacked) for branch in tree)
+    width = 32 if tree.is_floating_point() else 1 if tree.dtype == torch.bool else 8 * tree.element_size()
+    return width * int(np.prod(tree.shape[1:] if stacked else tree.shape))
+
+
 def encode(tree: Any, compressors: Sequence[Compressor] = ()) -> bytes:
     """The bytes of a message; ``compressors`` are those whose messages it may hold, in an order both ends agree on."""
     parts = [bytes([VERSION])]
@@ -142,11 +155,14 @@ def _header(data: bytes, at: int) -> tuple[torch.dtype, tuple[int, ...], int]:
 
 
 class Ledger:
-    """Cumulative cost of a run, per node: bytes received (down), bytes sent (up), per-sample gradient evaluations."""
+    """Cumulative cost of a run, per node: bytes received (down), bytes sent (up), the bits that papers count of what is
+    sent up (``paper_bits``), per-sample gradient evaluations.
+    """
 
     def __init__(self, n: int) -> None:
         self.down = np.zeros(n, np.int64)
         self.up = np.zeros(n, np.int64)
+        self.paper_bits = np.zeros(n, np.int64)
         self.gradient_evaluations = np.zeros(n, np.int64)
 
     def charge_edges(self, to: np.ndarray, by: np.ndarray, size: int) -> None:
@@ -159,6 +175,7 @@ class Ledger:
         return {
             "bytes_down": int(self.down.sum()),
             "bytes_up": int(self.up.sum()),
+            "paper_bits": int(self.paper_bits.sum()),
             "gradient_evaluations": int(self.gradient_evaluations.sum()),
         }
 

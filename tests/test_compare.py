@@ -45,6 +45,7 @@ def make_run(
                 record.metrics.add(round, "clients/holdout", metric, value / 2, node=0)
                 record.metrics.add(round, "total", "bytes_down", round * megabytes / 3 * 1e6)
                 record.metrics.add(round, "total", "bytes_up", round * megabytes * 2 / 3 * 1e6)
+                record.metrics.add(round, "total", "paper_bits", round * 3e3)
                 record.metrics.add(round, "total", "gradient_evaluations", round * 200)
                 record.timing.add(round, "host", "seconds", round * 0.5)
         run.mark(seed, state)  # type: ignore[arg-type]
@@ -122,6 +123,7 @@ def test_cost_is_paid_at_the_first_evaluation_that_reaches_the_target(tmp_path: 
     (run,) = compare([path], target=0.7).runs
     assert run.reached == 3
     assert run.cost["round"] == estimate([10, 20, 10])
+    assert run.run.seeds[0].cost["paper_bits"].tolist() == [0, 3e4, 6e4, 9e4]
     assert run.cost["megabytes"] == estimate([30, 60, 30])
     assert run.cost["gradient_evaluations"] == estimate([2000, 4000, 2000])
 

@@ -19,7 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.messages import Stacked
 from fedsim.tree import Far
 from fedsim.types import Kept, Local, Packed, Sent, Site
-from fedsim.wire import decode, encode, nbytes
+from fedsim.wire import decode, encode, nbytes, paper_bits
 from tests.test_clients import D, X, federation
 from topologies import Ring, Static
 
@@ -90,6 +90,35 @@ def test_every_client_pays_for_its_own_message(backend: Any) -> None:
     assert fed.ledger.up.tolist() == expected and len(set(expected)) > 1
 
 
+@EACH_BACKEND
+def test_bits_as_papers_count_them(backend: Any) -> None:
+    fed = federation(backend)
+    clients = fed.cohort(1)
+    clients.mean(clients.each(client, X))
+    assert fed.ledger.paper_bits.tolist() == [32 * int((seen(i) != 0).sum()) + 32 for i in range(5)]
+    flags = (torch.ones(3, dtype=torch.bool), torch.ones(2, 2, dtype=torch.int8), torch.ones(5, dtype=torch.float64))
+    assert paper_bits(flags) == 3 + 4 * 8 + 5 * 32
+
+
+@EACH_BACKEND
+def test_messages_one_by_one_and_weighted_by_factors(backend: Any) -> None:
+    fed = federation(backend)
+    clients = fed.cohort(1, np.array([0, 2, 3]))
+    sent = clients.each(client, X)
+    vectors, totals = clients.gather(sent)
+    assert torch.equal(vectors, torch.stack([seen(i) for i in (0, 2, 3)])) and totals.shape == (3,)
+    once = fed.ledger.up.copy()
+    mean, _ = clients.mean(sent, np.array([1.0, 9.0, 0.5, 2.0, 9.0]))
+    torch.testing.assert_close(mean, (seen(0) + 0.5 * seen(2) + 2 * seen(3)) / 3, rtol=0, atol=1e-14)
+    np.testing.assert_array_equal(fed.ledger.up, once, err_msg="an upload is paid once")
+
+
+def test_the_servers_step_follows_the_schedule() -> None:
+    fed = federation()
+    fed.decay = lambda round: 0.5**round
+    assert float(fed.cohort(3).decay) == 0.125 and fed.cohort(3).decay.dtype == fed.model.dtype
+
+
 def test_rules_see_vectors() -> None:
     clients = federation().cohort(1)
     sent = clients.each(lambda local, x: client(local, x)[0], X)
@@ -117,6 +146,7 @@ def test_compressed_gossip() -> None:
     torch.testing.assert_close(mixed[2], (seen(1) + seen(2) + seen(3)) / 3, rtol=0, atol=1e-14)
     sizes = np.array([1 + 11 + 8 * int((seen(i) != 0).sum()) for i in range(5)])
     assert fed.ledger.up.tolist() == (2 * sizes).tolist(), "to two neighbours"
+    assert fed.ledger.paper_bits.tolist() == [64 * int((seen(i) != 0).sum()) for i in range(5)]
     heard = [int(sizes[i - 1] + sizes[(i + 1) % 5]) for i in range(5)]
     assert (fed.ledger.down - nbytes(X)).tolist() == heard, "X came first"
     with pytest.raises(ConfigError, match="2 gossip steps of a compressed message"):

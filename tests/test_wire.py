@@ -193,7 +193,7 @@ def test_ledger_adds_up_and_comes_back() -> None:
     ledger.down += [1, 2, 3]
     ledger.up += [10, 0, 0]
     ledger.gradient_evaluations += [0, 100, 100]
-    assert ledger.totals() == {"bytes_down": 6, "bytes_up": 10, "gradient_evaluations": 200}
+    assert ledger.totals() == {"bytes_down": 6, "bytes_up": 10, "paper_bits": 0, "gradient_evaluations": 200}
     saved, copy = {name: t.clone() for name, t in ledger.state().items()}, Ledger(3)
     copy.restore(saved)
     copy.up += 1

@@ -57,5 +57,5 @@ def test_single_precision(algorithm: str, model: str) -> None:
 def test_the_ledger_counts_every_cost() -> None:
     """Equal zeros would agree as well."""
     ledger = play("SCAFFOLD II").ledger
-    assert set(ledger) == {"down", "up", "gradient_evaluations"}
+    assert set(ledger) == {"down", "up", "paper_bits", "gradient_evaluations"}
     assert all((charged > 0).all() for charged in ledger.values())
