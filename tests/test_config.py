@@ -22,6 +22,7 @@ from fedsim.partition import DirichletPartitioner, IidPartitioner, PathologicalP
 from fedsim.sampling import Bernoulli, FixedSize
 from fedsim.schedule import Constant, Steps
 from fedsim.work import LocalWork
+from tests.compress.algorithm import CompressedGradient
 from topologies import LinkFailures, RandomMatching, Static
 
 ARGUMENTS: dict[str, dict[str, Any]] = {  # of the classes that need some; others take their defaults
@@ -52,12 +53,16 @@ def config(**settings: Any) -> dict[str, Any]:
 
 
 def holding(kind: str, component: Any) -> Experiment:
-    """An experiment with this component; a graph and a base are parts of a topology."""
+    """An experiment with this component; a graph and a base are parts of a topology, a compressor one of an
+    algorithm.
+    """
     serverless = Experiment(DFedAvg(), topology=Static())
     if kind == "graph":
         return replace(serverless, topology=Static(component))
     if kind == "base":
         return replace(serverless, topology=LinkFailures(component, 0.1))
+    if kind == "compressor":
+        return Experiment(CompressedGradient(compressor=component))
     plain = component in (a() for a in CENTRAL) or kind not in ("algorithm", "topology")
     return replace(Experiment(FedAvg()) if plain else serverless, **{kind: component})
 
@@ -73,7 +78,8 @@ def test_round_trip_of_every_component(kind: str, cls: type) -> None:
     component = cls(**settings)
     experiment = holding(kind, component)
     config = to_config(experiment)
-    written = config["topology"][kind] if kind in ("graph", "base") else config[kind]
+    owner = "topology" if kind in ("graph", "base") else "algorithm" if kind == "compressor" else None
+    written = config[owner][kind] if owner else config[kind]
     assert written["name"] == cls.__name__
     assert list(written) == ["name", *fields], "every field is written"
     assert through_yaml(experiment) == experiment

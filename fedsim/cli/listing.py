@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _components("model"),
     "samplings": _components("sampling"),
     "schedules": _components("schedule"),
+    "compressors": _components("compressor"),
     "topologies": _components("topology"),
     "graphs": _components("graph"),
 }

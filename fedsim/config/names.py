@@ -38,6 +38,7 @@ CATALOGUES = {
     "model": Catalogue("fedsim.models", "MODELS", "build"),
     "sampling": Catalogue("fedsim.sampling", "SAMPLINGS", "cohort"),
     "schedule": Catalogue("fedsim.schedule", "SCHEDULES", "__call__"),
+    "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
     "graph": Catalogue("topologies", "GRAPHS", "build"),
     "base": Catalogue("topologies", "SCHEDULES", "matrix"),

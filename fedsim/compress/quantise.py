@@ -1,0 +1,225 @@
+"""Fewer bits for every coordinate: sign, and random dithering to the levels of QSGD or to powers of two."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fedsim.checks import one_of
+from fedsim.compress import levels
+from fedsim.compress.message import expect_padding, expect_size, float_bytes, floats
+from fedsim.compress.rows import finite
+from fedsim.errors import ConfigError
+from fedsim.seeds import uniform_of
+from fedsim.types import Packed, Site
+
+Parts = tuple[Tensor, ...]
+Norm: TypeAlias = Literal["l2", "linf"]
+_DRAW = 102                                                # the tag of the randomness of dithering
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Scaled sign: (||x||_1 / d) sign(x), with sign(0) = +1, for one bit cannot carry 0.
+
+    ||C(x) - x||^2 = ||x||^2 - ||x||_1^2 / d, so it is contractive with alpha(x) = ||x||_1^2 / (d ||x||^2) >= 1/d.
+    Positively homogeneous.
+
+    Wire format: the scale, then a bit for each coordinate, 1 for negative; zeros fill the last byte.
+    """
+
+    def compress(self, x: Tensor, at: Site) -> Packed:
+        """Parts: scale ``[]``, and which are negative, bool ``[d]``."""
+        x = finite(x, self)
+        return Packed(self, (x.abs().mean(-1), x < 0), x.shape[-1])
+
+    def unpack(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        scale, negative = parts
+        return torch.where(negative, -scale.unsqueeze(-1), scale.unsqueeze(-1))
+
+    def nbytes(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        return levels.constant(parts[0], parts[0].element_size() + -(-d // 8))
+
+    def encode(self, parts: Parts, d: int) -> bytes:
+        """See ``fedsim.types.Compressor``."""
+        return float_bytes(parts[0]) + levels.pack_bits(parts[1])
+
+    def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
+        """See ``fedsim.types.Compressor``."""
+        expect_size(data, dtype.itemsize + -(-d // 8))
+        expect_padding(data[dtype.itemsize :], d)
+        scale = floats(data[: dtype.itemsize], dtype)[0]
+        if scale < 0:
+            raise ValueError(f"the scale of a message of signs is {float(scale)}; expected 0 or more")
+        return scale, levels.unpack_bits(data[dtype.itemsize :], d)
+
+    def paper_bits(self, parts: Parts, d: int) -> Tensor:
+        """32 + d."""
+        return levels.constant(parts[0], 32 + d)
+
+    def alpha(self, d: int) -> float:
+        """1/d, attained by a vector with one entry."""
+        return 1 / d
+
+    def omega(self, d: int) -> float | None:
+        """Biased, unless d = 1."""
+        return 0.0 if d == 1 else None
+
+
+def norm_of(x: Tensor, kind: Norm) -> Tensor:
+    """Norm ``[...]`` of ``x [..., d]``, without overflow of the squares."""
+    most = x.abs().amax(-1)
+    if kind == "linf":
+        return most
+    safe = torch.where(most > 0, most, 1)
+    norm: Tensor = most * torch.linalg.vector_norm(x / safe.unsqueeze(-1), dim=-1)
+    return norm
+
+
+def _shares(x: Tensor, norm: Tensor) -> Tensor:
+    """|x_i| / norm, in [0, 1]."""
+    return (x.abs() / torch.where(norm > 0, norm, 1).unsqueeze(-1)).clamp(max=1)
+
+
+def _check(settings: QSGD | NaturalDithering, most: int) -> None:
+    s = settings.s
+    if not isinstance(s, int) or isinstance(s, bool) or not 1 <= s <= most:
+        raise ConfigError(f"{type(settings).__name__}.s is {s!r}; expected a whole number from 1 to {most}")
+    one_of(settings, "norm", ("l2", "linf"))
+    one_of(settings, "code", ("shortest", *levels.CODES))
+
+
+@dataclass(frozen=True)
+class QSGD:
+    """Random dithering to s levels: norm sign(x_i) l_i / s with l_i = floor(y_i), or one more with probability
+    y_i - floor(y_i), where y_i = s |x_i| / norm (Alistarh et al., NeurIPS 2017). TernGrad is s = 1 with norm linf.
+
+    Unbiased. omega = min(d/s^2, sqrt(d)/s) for l2 (Lemma 3.1); for linf, maximising over x,
+    omega = (sqrt(1 + (d - 1)/s^2) - 1) / 2, attained by one entry of 1 and others of 1 / (2 s (1 + omega)). Positively
+    homogeneous for a given draw. Wire format: see ``fedsim.compress.levels``.
+
+    Args:
+        s: levels above 0.
+        norm: l2 or linf.
+        code: how levels are written: 1 + ceil(log2(s + 1)) bits for each (fixed), only those that are not 0 (elias), or
+            whichever is shortest for a message.
+    """
+
+    s: int = 4
+    norm: Norm = "l2"
+    code: Literal["shortest"] | levels.LevelCode = "shortest"
+
+    def __post_init__(self) -> None:
+        _check(self, 2**31 - 1)
+
+    def compress(self, x: Tensor, at: Site) -> Packed:
+        """Parts: norm ``[]``, and signed levels ``[d]``, of the smallest integer type."""
+        x = finite(x, self)
+        norm, d = norm_of(x, self.norm), x.shape[-1]
+        y = _shares(x, norm) * self.s
+        low = y.floor()
+        level = low + (uniform_of(at.key(_DRAW), d).to(x.dtype) < y - low)
+        level = torch.where(x < 0, -level, level).to(levels.integer(self.s))
+        return Packed(self, (norm, level), d)
+
+    def unpack(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        norm, level = parts
+        return level.to(norm.dtype) / self.s * norm.unsqueeze(-1)
+
+    def nbytes(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        return levels.size(parts, self.s, self.code)
+
+    def encode(self, parts: Parts, d: int) -> bytes:
+        """See ``fedsim.types.Compressor``."""
+        return levels.write(parts, self.s, self.code)
+
+    def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
+        """See ``fedsim.types.Compressor``."""
+        return levels.read(data, d, self.s, dtype)
+
+    def paper_bits(self, parts: Parts, d: int) -> Tensor:
+        """32 + d (1 + ceil(log2(s + 1)))."""
+        return levels.constant(parts[0], 32 + d * levels.width(self.s))
+
+    def alpha(self, d: int) -> None:
+        """Unbiased, so contractive only after division by 1 + omega: ``Scaled``."""
+        return
+
+    def omega(self, d: int) -> float:
+        """See the class."""
+        if self.norm == "linf":
+            return (math.sqrt(1 + (d - 1) / self.s**2) - 1) / 2
+        return min(d / self.s**2, math.sqrt(d) / self.s)
+
+
+@dataclass(frozen=True)
+class NaturalDithering:
+    """Random dithering to the levels 0, 2^(1-s), ..., 1/2, 1 times the norm (Horvath et al., 2019).
+
+    Unbiased with omega = 1/8 + min(t, t^2), t = sqrt(d) 2^(1-s). Positively homogeneous for a given draw. Wire format:
+    see ``fedsim.compress.levels``; level l stands for 2^(l-s).
+
+    Args:
+        s: levels above 0.
+        norm: l2 or linf.
+        code: how levels are written; see ``QSGD``.
+    """
+
+    s: int = 8
+    norm: Norm = "l2"
+    code: Literal["shortest"] | levels.LevelCode = "shortest"
+
+    def __post_init__(self) -> None:
+        _check(self, 100)
+
+    def compress(self, x: Tensor, at: Site) -> Packed:
+        """Parts: norm ``[]``, and signed levels, int8 ``[d]``."""
+        x = finite(x, self)
+        norm, d = norm_of(x, self.norm), x.shape[-1]
+        y = _shares(x, norm)
+        mantissa, exponent = torch.frexp(y)                # y = mantissa 2^exponent, mantissa in [1/2, 1)
+        low = torch.where(y > 0, exponent - 1 + self.s, 0) # the level of the power of two below y
+        above = torch.where(low > 0, 2 * mantissa - 1, y * 2.0 ** (self.s - 1))
+        level = low.clamp(min=0) + (uniform_of(at.key(_DRAW), d).to(x.dtype) < above)
+        level = torch.where(x < 0, -level, level).to(torch.int8)
+        return Packed(self, (norm, level), d)
+
+    def unpack(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        norm, level = parts
+        powers = torch.tensor([0.0] + [2.0 ** (i - self.s) for i in range(1, self.s + 1)], device=norm.device)
+        share = powers.to(norm.dtype)[level.long().abs()]
+        return torch.where(level < 0, -share, share) * norm.unsqueeze(-1)
+
+    def nbytes(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        return levels.size(parts, self.s, self.code)
+
+    def encode(self, parts: Parts, d: int) -> bytes:
+        """See ``fedsim.types.Compressor``."""
+        return levels.write(parts, self.s, self.code)
+
+    def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
+        """See ``fedsim.types.Compressor``."""
+        return levels.read(data, d, self.s, dtype)
+
+    def paper_bits(self, parts: Parts, d: int) -> Tensor:
+        """32 + d (1 + ceil(log2(s + 1)))."""
+        return levels.constant(parts[0], 32 + d * levels.width(self.s))
+
+    def alpha(self, d: int) -> None:
+        """Unbiased, so contractive only after division by 1 + omega: ``Scaled``."""
+        return
+
+    def omega(self, d: int) -> float:
+        """See the class."""
+        t = math.sqrt(d) * 2.0 ** (1 - self.s)
+        return 1 / 8 + min(t, t * t)

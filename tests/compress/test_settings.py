@@ -1,0 +1,77 @@
+"""Settings that cannot be, and compressors by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim.compress import COMPRESSORS, QSGD, NaturalDithering, RandK, TopK
+from fedsim.errors import ConfigError
+from tests.compress.cases import At
+
+
+@pytest.mark.parametrize("cls", [TopK, RandK])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"k": 0}, "k is 0; expected a whole number, 1 or more"),
+        ({"k": -3}, "k is -3; expected"),
+        ({"k": 2.5}, r"k is 2.5; expected"),
+        ({"k": True}, "k is True; expected"),
+        ({"fraction": 0.0}, "fraction is 0; expected above 0"),
+        ({"fraction": 1.01}, r"fraction is 1.01; expected a number in \[0, 1\]"),
+        ({"fraction": -0.1}, r"fraction is -0.1; expected"),
+        ({"fraction": float("nan")}, "fraction is nan; expected"),
+        ({"code": "huffman"}, "code is 'huffman'; expected one of 'shortest', 'packed'"),
+    ],
+)
+def test_bad_sparse_settings(cls: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        cls(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TopK(scope="tensor"), "scope is 'tensor'; expected 'global', 'layer', or a block's size"),
+        (lambda: TopK(scope=0), "scope is 0; expected"),
+        (lambda: QSGD(0), "QSGD.s is 0; expected a whole number from 1"),
+        (lambda: QSGD(2.0), r"QSGD.s is 2.0; expected"),
+        (lambda: QSGD(norm="l1"), "norm is 'l1'; expected one of 'l2', 'linf'"),
+        (lambda: NaturalDithering(101), "s is 101; expected a whole number from 1 to 100"),
+        (lambda: NaturalDithering(code="short"), "code is 'short'; expected one of 'shortest', 'fixed', 'elias'"),
+    ],
+)
+def test_bad_settings(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("cls", [TopK, RandK])
+def test_k_above_d(cls: Any) -> None:
+    compressor = cls(k=11)
+    uses = lambda: compressor.compress(torch.ones(10), At()), lambda: compressor.decode(bytes(99), 10, torch.float32)
+    for use in uses:
+        with pytest.raises(ConfigError, match="k is 11, but the vector has 10 coordinates; expected 10 at most"):
+            use()
+
+
+def test_layers_of_another_model() -> None:
+    with pytest.raises(ConfigError, match="the vector has 10 coordinates and the model 38; use 'global'"):
+        TopK(k=2, scope="layer").compress(torch.ones(10), At())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "d", "k"), [(0.29, 100, 29), (0.1, 30, 3), (0.01, 50, 1), (0.5, 5, 3), (1.0, 7, 7)]
+)
+def test_a_fraction_is_rounded_up(fraction: float, d: int, k: int) -> None:
+    assert TopK(fraction).alpha(d) == RandK(fraction, scaled=False).alpha(d) == k / d
+
+
+def test_every_compressor_has_defaults_and_is_of_a_class() -> None:
+    for cls in COMPRESSORS:
+        compressor = cls()
+        assert (compressor.alpha(100), compressor.omega(100)) != (None, None)
+        assert hash(compressor) == hash(cls()) and compressor == cls()
