@@ -13,12 +13,13 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim import seeds
 from fedsim.allocator import keep_freed_memory
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.gossip import Topology, check, mixing_matrix
+from fedsim.gossip import Topology, check, contraction_bound, mixing_matrix, restrict
 from fedsim.memory import Device, Memory
 from fedsim.messages import Messages
 from fedsim.model import Model
@@ -80,6 +81,8 @@ class Federation:
     delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once
     measure: bool = field(init=False, default=True)        # the contraction of the consensus distance by mixing
     contraction: float | None = field(init=False, default=None)   # as last measured
+    contraction_bound: float | None = field(init=False, default=None)
+    _bound: tuple[csr_array, float | None] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         n = self.shards.n
@@ -99,6 +102,12 @@ class Federation:
         if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
             raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected different client numbers below {n}")
         return Clients(self, chosen, round)
+
+    def bound(self, w: csr_array) -> float | None:
+        """What one exchange by W leaves of the consensus distance at most; computed once where W does not change."""
+        if self._bound is None or self._bound[0] is not w:
+            self._bound = w, contraction_bound(w)
+        return self._bound[1]
 
     def factor(self, round: int) -> Tensor:
         """The learning-rate factor of a round as a 0-dim tensor."""
@@ -230,15 +239,18 @@ class Clients:
         fed = self._federation
         if fed.topology is None:
             raise ConfigError("without a server a topology is needed, as --topology Static --topology.graph Ring")
-        w = mixing_matrix(fed.topology, self.round, fed.seed, sent.ids, self.n)
-        check(w, self.round, **needs)
+        whole, sums = mixing_matrix(fed.topology, self.round, fed.seed, self.n), needs.get("rows", True)
+        check(whole, self.round, **needs)
+        w = restrict(whole, sent.ids, self.round, sums)
         edges = w.tocoo()
         links = edges.row != edges.col
         to, by = edges.row[links], edges.col[links]
         fed.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * sent.messages.sizes()[by])
         np.add.at(fed.ledger.paper_bits, sent.ids[by], steps * sent.messages.paper_bits()[by])
         rows, contraction = sent.messages.mix(w, steps, fed.measure)
-        fed.contraction = contraction if fed.measure else fed.contraction
+        if fed.measure:
+            bound = fed.bound(w) if sums else None
+            fed.contraction, fed.contraction_bound = contraction, None if bound is None else bound**steps
         if len(rows) < self.n:                             # else a row would keep the stack of its round alive
             rows = [tree_map(lambda x: x if isinstance(x, Far) else x.clone(), row) for row in rows]
         return self._kept(dict(zip(sent.ids.tolist(), rows, strict=True)))

@@ -8,6 +8,7 @@ on.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Backend
 from fedsim.config import from_config, to_config
-from fedsim.errors import CheckpointError, FedsimError, RunError
+from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError
 from fedsim.experiment import Experiment
 from fedsim.progress import RunProgress
-from fedsim.record import RunDirectory, SeedRecord, create_run, open_run
+from fedsim.record import RunDirectory, SeedRecord, create_run, open_run, write_atomic
 from fedsim.rows import read_metrics
 from fedsim.setup import Prepared, data_hash, prepare
 from fedsim.state import flatten, restore
@@ -44,8 +45,8 @@ def run(
         progress: show a progress bar on stderr.
 
     Raises:
-        FedsimError: the experiment cannot be set up (nothing is written), or it failed in mid-run (resume from its
-            last checkpoint).
+        ConfigError: the experiment cannot be set up, or its first round refuses a setting (nothing is left behind).
+        FedsimError: it failed in mid-run (resume from its last checkpoint).
         KeyboardInterrupt: after a checkpoint of the last completed round.
     """
     first = prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
@@ -61,7 +62,13 @@ def run(
         "backend": {},
     }
     directory = create_run(root, experiment.title, to_config(experiment), manifest, output)
-    _run_seeds(experiment, directory, experiment.seed_list, first, progress)
+    try:
+        _run_seeds(experiment, directory, experiment.seed_list, first, progress)
+    except ConfigError:
+        made = checkpoint.load_latest(directory.seed_path(experiment.seed) / "checkpoints")
+        if made is None or made.round == 0:                # what only the algorithm itself could refuse
+            shutil.rmtree(directory.path)
+        raise
     return directory
 
 
@@ -153,6 +160,14 @@ class _Seed:
             if not done:
                 self._evaluate(record, 0, state, clock)
             self._rounds(record, state, done, backend, clock)
+            self._write_edges()
+
+    def _write_edges(self) -> None:
+        """What travelled over every link, for methods in which nodes speak to each other."""
+        edges = self.federation.ledger.edges()
+        if len(edges):
+            lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
+            write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], clock: float) -> None:
         experiment, fed = self.experiment, self.federation
@@ -193,7 +208,7 @@ class _Seed:
         else:
             rows = evaluate.server(self.prepared, state.x, round)
             rows += evaluate.clients(self.prepared, state.x, settings) if due else []
-        costs = evaluate.cost(self.prepared)
+        costs = evaluate.cost(self.prepared, due)
         for row in rows + costs:
             record.metrics.add(round, row.scope, row.metric, row.value, row.node)
         record.timing.add(round, "host", "seconds", seconds)

@@ -1,8 +1,8 @@
 """What is measured: the server's model on the test set and on every client, and what it has cost so far.
 
 Each metric row names the model and the samples in its scope: "server/test" is the server's model on the test set,
-"clients/train" (or "clients/holdout") the same model on each client's own samples, for ALL clients, and"
-" "total" the cumulative cost.
+"clients/train" (or "clients/holdout") the same model on each client's own samples, for ALL clients, and "total" the
+cumulative cost.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ def gossip(prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation
     """The average of the nodes' models on the test set, and how far they are apart; with ``nodes`` also each node's
     own model.
 
-    "nodes consensus_distance" is the root mean square distance of the models to their average; "nodes"
-    " contraction" what the last
-    mixing left of it.
+    "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" what
+    the last mixing left of it, and "nodes contraction_bound" what it can leave at most: lambda^Q.
     """
     average = torch.zeros_like(x[0])
     for i in range(x.n):                                   # one at a time: they may live elsewhere
@@ -79,8 +78,9 @@ def gossip(prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation
     rows = [row._replace(scope=row.scope.replace("server", "average")) for row in server(prepared, average, round)]
     distance = sum(float((x[i] - average).square().sum()) for i in range(x.n)) / x.n
     rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
-    if prepared.federation.contraction is not None:
-        rows.append(Row("nodes", None, "contraction", prepared.federation.contraction))
+    for name in ("contraction", "contraction_bound"):
+        value = getattr(prepared.federation, name)
+        rows += [] if value is None else [Row("nodes", None, name, value)]
     if nodes:
         test = prepared.test
         classes = bool(prepared.dataset.classes)
@@ -123,9 +123,13 @@ def _by_node(
     return rows
 
 
-def cost(prepared: Prepared) -> list[Row]:
-    """Cumulative bytes and gradient evaluations."""
-    return [Row("total", None, name, float(value)) for name, value in prepared.federation.ledger.totals().items()]
+def cost(prepared: Prepared, nodes: bool) -> list[Row]:
+    """Cumulative bytes and gradient evaluations, their totals first; with ``nodes`` also each node's own."""
+    ledger = prepared.federation.ledger
+    rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
+    for name, each in ledger.by_node().items() if nodes else ():
+        rows += [Row("total", node, name, float(value)) for node, value in enumerate(each)]
+    return rows
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from scipy.sparse import csr_array, diags_array
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from fedsim.errors import ConfigError
@@ -20,6 +22,8 @@ CHUNK_BYTES = 4 * 2**20
 """Bytes of the stack that are mixed at a time."""
 FEW = 5
 """Mean number of weights in a row of W up to which fetching neighbours' rows again costs less than copying columns."""
+DENSE_NODES = 64
+"""Up to here all singular values of W are computed."""
 TOLERANCE = 1e-8
 """Largest deviation of a row or column sum from 1."""
 
@@ -31,8 +35,8 @@ class Topology(Protocol):
         """Mixing matrix W ``[n, n]`` of a round; ``w_ij`` weighs what i hears from j."""
 
 
-def mixing_matrix(topology: Topology, round: int, seed: int, active: np.ndarray, n: int) -> csr_array:
-    """W of a round among the nodes ``active`` of ``n``, in their order.
+def mixing_matrix(topology: Topology, round: int, seed: int, n: int) -> csr_array:
+    """W of a round among all ``n`` nodes, with the weights of a row in the order of the nodes.
 
     Raises:
         ConfigError: the topology cannot be had with so many nodes, or is of other ones.
@@ -43,7 +47,7 @@ def mixing_matrix(topology: Topology, round: int, seed: int, active: np.ndarray,
         raise ConfigError(f"topology: {error}") from error
     if w.shape != (n, n):
         raise ConfigError(f"topology: the mixing matrix of round {round} is {list(w.shape)}; expected [{n}, {n}]")
-    return restrict(w, active)
+    return w if w.has_sorted_indices else w.sorted_indices()
 
 
 def mix_rows(w: csr_array, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -76,23 +80,42 @@ def _weighted_sums(w: csr_array, x: Tensor) -> Tensor:
     return torch.nn.functional.embedding_bag(index, x, offsets, mode="sum", per_sample_weights=weights)
 
 
-def restrict(w: csr_array, active: np.ndarray) -> csr_array:
+def restrict(w: csr_array, active: np.ndarray, round: int, rows: bool = True) -> csr_array:
     """W among the nodes ``active`` only, ``[len(active)] * 2``: what a node would have sent to those who are away it
     keeps.
 
     Symmetric doubly stochastic matrices stay so; of other matrices the columns keep their sums, and so the mass that
     push-sum spreads. A node that has nobody left to speak to keeps every bit.
+
+    Args:
+        w: mixing matrix ``[n, n]`` of the round.
+        active: who takes part.
+        round: for the message.
+        rows: whether the rows must sum to 1 as before.
+
+    Raises:
+        ConfigError: they no longer do, as W is not symmetric.
     """
     if len(active) == w.shape[0]:
         return w
     inner = csr_array(w[active][:, active])
+    said = np.asarray(w[:, active].sum(0))
     own = inner.diagonal()
     links = csr_array(inner - diags_array(own))
     links.eliminate_zeros()
-    own += np.asarray(w[:, active].sum(0)) - np.asarray(inner.sum(0))   # what each would have sent to absent ones
+    own += said - np.asarray(inner.sum(0))                 # what each would have sent to those who are away
     alone = np.bincount(links.indices, minlength=len(active)) == 0
     own[alone & (abs(own - 1) < TOLERANCE)] = 1.0          # which a sum of weights may miss by a bit
-    return csr_array(links + diags_array(own))
+    among = csr_array(links + diags_array(own))
+    off = np.asarray(among.sum(1) - w[active].sum(1))
+    if rows and abs(off).max() > TOLERANCE:
+        node = active[abs(off).argmax()]
+        raise ConfigError(
+            f"with {w.shape[0] - len(active)} of {w.shape[0]} nodes away in round {round}, row {node} of the mixing"
+            f" matrix is off by {abs(off).max():.6g} and the mean would drift, as links are directed: let everybody"
+            " take part (sampling.fraction 1), use an undirected graph, or push-sum, as SGP does"
+        )
+    return among
 
 
 def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = True) -> None:
@@ -105,18 +128,18 @@ def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = Tru
         rows: whether the rows must sum to 1 as well; push-sum does without.
     """
     if w.data.size and w.data.min() < 0:
-        raise ConfigError(f"the mixing matrix of round {round} has the weight {w.data.min():g}; expected 0 or more")
+        entries, at = w.tocoo(), int(w.tocoo().data.argmin())
+        raise ConfigError(
+            f"the mixing matrix of round {round} has the weight {entries.data[at]:g} in row {entries.row[at]}, column"
+            f" {entries.col[at]}; expected 0 or more, as the weighting metropolis has on any undirected graph"
+        )
     for what, axis, needed in (("column", 0, True), ("row", 1, rows)):
         sums = np.asarray(w.sum(axis))
         worst = int(np.abs(sums - 1).argmax())
         if needed and not abs(sums[worst] - 1) <= TOLERANCE:  # NaN is not
-            fix = (
-                "use Metropolis weights; a directed graph needs everybody in every round, or push-sum, as SGP does"
-                if rows
-                else "divide each column by its sum"
-            )
             raise ConfigError(
-                f"{what} {worst} of the mixing matrix of round {round} sums to {sums[worst]:.6g}, expected 1; {fix}"
+                f"{what} {worst} of the mixing matrix of round {round} sums to {sums[worst]:.6g},"
+                f" {abs(sums[worst] - 1):.3g} {'below' if sums[worst] < 1 else 'above'} 1; {_repair(w)}"
             )
     if symmetric and abs(w - w.T).max() > TOLERANCE:
         raise ConfigError(
@@ -124,6 +147,51 @@ def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = Tru
             " or a method that does without: DFedAvg, DFedSAM or GradientTracking where W is doubly stochastic, SGP on"
             " any directed graph"
         )
+
+
+def _repair(w: csr_array) -> str:
+    """How to get weights that sum to 1."""
+    links = w != 0
+    if (links != links.T).nnz:
+        return (
+            "links are directed: the weighting uniform_directed sums to 1 where all nodes hear and reach equally many;"
+            " elsewhere use SGP with the weighting column_stochastic"
+        )
+    return "the weighting metropolis gives rows and columns that sum to 1 on any undirected graph"
+
+
+def check_connected(topology: Topology, seed: int, n: int) -> None:
+    """Raise ConfigError where some nodes can never hear from others: W is the same in every round, and falls apart."""
+    w, again = (mixing_matrix(topology, round, seed, n) for round in (1, 2))
+    if w is not again and (w.nnz != again.nnz or (w != again).nnz):
+        return                                             # it changes: what is apart now may meet later
+    parts, part = connected_components(w, connection="strong")
+    if parts > 1:
+        raise ConfigError(
+            f"topology: the mixing matrix is disconnected, {parts} groups of nodes never hear of each other, such as"
+            f" those of node 0 and of node {int(np.argmax(part != part[0]))}; link them"
+        )
+
+
+def contraction_bound(w: csr_array) -> float | None:
+    """What an exchange by a doubly stochastic W leaves of the consensus distance at most: its second largest singular
+    value ``||W - 1 1^T / n||``, which is lambda where W is symmetric. None where the iteration does not converge.
+    """
+    n, back = w.shape[0], csr_array(w.T)
+    if n <= DENSE_NODES:
+        return float(np.linalg.norm(w.toarray() - 1 / n, 2))
+
+    def there_and_back(x: np.ndarray) -> np.ndarray:
+        y = back @ (w @ (x - x.mean()))
+        return np.asarray(y - y.mean())
+
+    square = LinearOperator((n, n), there_and_back, dtype=float)
+    start = np.random.default_rng(0).standard_normal(n)
+    options = {"v0": start, "tol": 1e-10, "ncv": 40, "maxiter": 100, "return_eigenvectors": False}
+    try:
+        return float(eigsh(square, 1, which="LA", **options)[0] ** 0.5)
+    except ArpackNoConvergence:
+        return None
 
 
 def spread(x: Tensor) -> float:

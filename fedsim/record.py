@@ -4,6 +4,7 @@
     NAME/manifest.json               versions, git commit, platform, hashes, seeds, status of every seed
     NAME/seed-0/metrics.jsonl        what the algorithm did: equal bytes for a repeated or resumed run (`fedsim.rows`)
     NAME/seed-0/timing.jsonl         what differs from machine to machine, e.g. host seconds
+    NAME/seed-0/edges.csv            bytes over every directed link, where there is no server; when finished
     NAME/seed-0/checkpoints/         see `fedsim.checkpoint`
 
 POSIX only: advisory locks keep a second process out of a seed that is being written.

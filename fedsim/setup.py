@@ -19,7 +19,7 @@ from fedsim.clients import Federation
 from fedsim.data import Dataset, Split, load
 from fedsim.errors import ConfigError
 from fedsim.experiment import Data, Experiment
-from fedsim.gossip import mixing_matrix
+from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.memory import MEMORIES
 from fedsim.model import Model
 from fedsim.models import losses
@@ -68,8 +68,9 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     dataset = source.dataset if isinstance(source, Problem) else source
     train = dataset.train
     partition = experiment.partition.partition(train.y.numpy(), train.client, seed)
-    if experiment.topology is not None:                    # a topology of another size fails here, not in round 1
-        mixing_matrix(experiment.topology, 1, seed, np.arange(partition.n), partition.n)
+    if experiment.topology is not None:                    # what no method could use fails here, not in round 1
+        check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
+        check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
     rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
 

@@ -15,20 +15,33 @@ from scipy.sparse import csr_array, random_array
 
 from fedsim import gossip
 from fedsim.errors import ConfigError
-from fedsim.gossip import check, mix_rows, mixing_matrix, restrict, spread
+from fedsim.gossip import (
+    DENSE_NODES,
+    check,
+    check_connected,
+    contraction_bound,
+    mix_rows,
+    mixing_matrix,
+    restrict,
+    spread,
+)
 from fedsim.messages import Stacked
 from fedsim.types import Sent
 from fedsim.wire import nbytes
 from tests.test_clients import federation
 from topologies import (
     BarabasiAlbert,
+    Complete,
     Exponential,
     OnePeerExponential,
+    RandomMatching,
     Ring,
     Star,
     Static,
+    Torus,
     column_stochastic,
     metropolis,
+    spectral,
 )
 
 SIZES = (1, 2, 100, 300, 1000)
@@ -109,7 +122,7 @@ subsets = st.sets(st.integers(0, 11), min_size=1).map(lambda s: np.array(sorted(
 @given(subsets, st.integers(0, 5))
 def test_among_those_present_symmetric_doubly_stochastic_stays_so(active: np.ndarray, seed: int) -> None:
     w = metropolis(BarabasiAlbert(2).build(12, seed))
-    among = restrict(w, active)
+    among = restrict(w, active, 1)
     check(among, 1, symmetric=True)
     off = ~np.eye(len(active), dtype=bool)
     np.testing.assert_array_equal(among.toarray()[off], w.toarray()[np.ix_(active, active)][off])
@@ -123,7 +136,7 @@ def test_among_those_present_columns_keep_their_sums(active: np.ndarray) -> None
     """Push-sum: a node keeps what it would have sent to those who are away."""
     graph = nx.DiGraph([(i, (i + 1) % 12) for i in range(12)] + [(0, 5), (0, 7), (3, 0), (8, 2)])
     w = column_stochastic(graph)
-    among = restrict(w, active).toarray()
+    among = restrict(w, active, 1, rows=False).toarray()
     np.testing.assert_allclose(among.sum(0), 1, rtol=0, atol=1e-15)
     away = np.setdiff1d(np.arange(12), active)
     expected = np.diag(w.toarray()[np.ix_(active, active)]) + w.toarray()[np.ix_(away, active)].sum(0)
@@ -131,7 +144,7 @@ def test_among_those_present_columns_keep_their_sums(active: np.ndarray) -> None
 
 
 def test_a_column_that_is_wrong_stays_so() -> None:
-    assert restrict(csr_array(np.diag([0.7, 1.0, 1.0])), np.array([0, 2])).diagonal().tolist() == [0.7, 1.0]
+    assert restrict(csr_array(np.diag([0.7, 1.0, 1.0])), np.array([0, 2]), 1).diagonal().tolist() == [0.7, 1.0]
 
 
 def test_among_most_of_ten_thousand_without_a_dense_matrix() -> None:
@@ -139,7 +152,7 @@ def test_among_most_of_ten_thousand_without_a_dense_matrix() -> None:
     w = metropolis(Ring().build(n, 0))
     tracemalloc.start()
     try:
-        check(restrict(w, np.flatnonzero(np.arange(n) % 3 > 0)), 1, symmetric=True)
+        check(restrict(w, np.flatnonzero(np.arange(n) % 3 > 0), 1), 1, symmetric=True)
         assert tracemalloc.get_traced_memory()[1] < 20e6   # n x n float64 would be 800e6 bytes
     finally:
         tracemalloc.stop()
@@ -147,7 +160,7 @@ def test_among_most_of_ten_thousand_without_a_dense_matrix() -> None:
 
 def test_everybody_present_is_w_itself() -> None:
     w = metropolis(Ring().build(6, 0))
-    assert restrict(w, np.arange(6)) is w
+    assert restrict(w, np.arange(6), 1) is w
 
 
 def matrix(*rows: list[float]) -> csr_array:
@@ -157,10 +170,11 @@ def matrix(*rows: list[float]) -> csr_array:
 @pytest.mark.parametrize(
     ("w", "needs", "message"),
     [
-        (matrix([0.6, 0.5], [0.5, 0.5]), {}, "column 0 of the mixing matrix of round 7 sums to 1.1, .*Metropolis.*SGP"),
-        (matrix([0.5, 0.4], [0.5, 0.6]), {}, "row [01] of the mixing matrix of round 7 sums to .*Metropolis.*SGP"),
-        (matrix([0.5, 0.4], [0.4, 0.6]), {"rows": False}, "column 0 .* sums to 0.9.*divide each column by its sum"),
-        (matrix([1.5, -0.5], [-0.5, 1.5]), {}, "round 7 has the weight -0.5; expected 0 or more"),
+        (matrix([0.6, 0.5], [0.5, 0.5]), {}, "column 0 of .* round 7 sums to 1.1, 0.1 above 1; .* metropolis gives"),
+        (matrix([0.5, 0.25], [0.5, 0.75]), {}, "row 0 of .* round 7 sums to 0.75, 0.25 below 1; .* metropolis gives"),
+        (matrix([0.5, 0.4], [0.4, 0.6]), {"rows": False}, "column 0 .* sums to 0.9, 0.1 below 1; .* metropolis gives"),
+        (matrix([0.5, 0.5], [0, 1]), {}, "column 0 .* 0.5 below 1; .*directed.* uniform_directed .* column_stochastic"),
+        (matrix([1.25, 0], [-0.25, 1]), {}, "round 7 has the weight -0.25 in row 1, column 0; expected 0 or more"),
         (matrix([float("nan"), 0.5], [0.5, 0.5]), {}, "column 0 .* sums to nan"),
         (matrix([float("inf"), 0.5], [0.5, 0.5]), {}, "column 0 .* sums to inf"),
         (csr_array((2, 2)), {}, "column 0 .* sums to 0"),
@@ -200,12 +214,48 @@ class Wrong:
 
 
 @pytest.mark.parametrize("nodes", [4, 9])
-@pytest.mark.parametrize("active", [np.arange(6), np.array([0, 2])])
-def test_a_topology_of_other_nodes(nodes: int, active: np.ndarray) -> None:
+def test_a_topology_of_other_nodes(nodes: int) -> None:
     with pytest.raises(ConfigError, match=rf"topology: .* round 3 is \[{nodes}, {nodes}\]; expected \[6, 6\]"):
-        mixing_matrix(Wrong(nodes), 3, 0, active, 6)
+        mixing_matrix(Wrong(nodes), 3, 0, 6)
     with pytest.raises(ConfigError, match=rf"topology: the graph has {nodes} nodes, but there are n=6"):
-        mixing_matrix(Static(nx.cycle_graph(nodes)), 3, 0, active, 6)
+        mixing_matrix(Static(nx.cycle_graph(nodes)), 3, 0, 6)
+
+
+class Given:
+    """A user's topology: these matrices in turn."""
+
+    def __init__(self, *matrices: csr_array) -> None:
+        self.matrices = matrices
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        return self.matrices[round % len(self.matrices)]
+
+
+def test_weights_come_in_the_order_of_nodes() -> None:
+    """Whatever the order in which the user's matrix stores them, so that the sums have the same bits."""
+    w = csr_array((np.full(4, 0.5), np.array([1, 0, 1, 0]), np.array([0, 2, 4])))
+    assert not w.has_sorted_indices
+    assert mixing_matrix(Given(w), 1, 0, 2).indices.tolist() == [0, 1, 0, 1]
+
+
+def test_nodes_that_never_hear_of_each_other() -> None:
+    pair, halves = np.full((2, 2), 0.5), np.eye(2)
+    apart = csr_array(np.kron(halves, pair))
+    crossed = csr_array(np.kron(pair, halves))
+    for same in (Given(apart), Given(apart, apart.copy())):
+        with pytest.raises(ConfigError, match=r"disconnected, 2 groups .* those of node 0 and of node 2; link them"):
+            check_connected(same, 0, 4)
+    check_connected(Given(apart, crossed), 0, 4)
+    check_connected(RandomMatching(), 0, 6)
+    check_connected(Static(Ring()), 0, 6)
+
+
+def test_directed_links_cannot_do_without_a_node() -> None:
+    w = OnePeerExponential().matrix(0, 0, 6)
+    with pytest.raises(ConfigError, match=r"2 of 6 nodes away in round 4, row [15] .* off by 0.5 .* SGP"):
+        restrict(w, np.array([0, 1, 3, 5]), 4)
+    among = restrict(w, np.array([0, 1, 3, 5]), 4, rows=False)
+    np.testing.assert_allclose(among.sum(0), 1, rtol=0, atol=1e-15)
 
 
 def test_round_and_seed_reach_the_topology() -> None:
@@ -234,6 +284,56 @@ def test_mix_goes_into_trees_and_reads_the_consensus_of_the_first() -> None:
         np.testing.assert_allclose(c[:, 0], a, rtol=0, atol=1e-15)
     assert fed.contraction == pytest.approx(spread(torch.from_numpy(W) @ Z) / spread(Z), rel=1e-12)
     assert fed.ledger.up.tolist() == fed.ledger.down.tolist() == [2 * 2 * nbytes(tree, stacked=True)] * 5
+
+
+BOUNDED: dict[str, Any] = {
+    "ring": lambda n: metropolis(Ring().build(n, 0)),
+    "hubs": lambda n: metropolis(BarabasiAlbert(2).build(n, 3)),
+    "complete": lambda n: metropolis(Complete().build(n, 0)),
+    "directed": lambda n: Static(Exponential(directed=True), "uniform_directed").matrix(1, 0, n),
+    "one peer": lambda n: OnePeerExponential().matrix(2, 0, n),
+}
+
+
+@pytest.mark.parametrize("n", [5, DENSE_NODES, DENSE_NODES + 1, 300])
+@pytest.mark.parametrize("kind", BOUNDED)
+def test_the_bound_is_the_second_singular_value(kind: str, n: int) -> None:
+    w = BOUNDED[kind](n)
+    bound = contraction_bound(w)
+    assert bound == pytest.approx(np.linalg.svd(w.toarray() - 1 / n, compute_uv=False)[0], abs=1e-8)
+    if kind in ("ring", "hubs"):
+        assert bound == pytest.approx(spectral(w).lam, abs=1e-8)
+
+
+def test_the_bound_of_many_nodes() -> None:
+    """In closed form on the torus; None rather than a wrong one where eigenvalues crowd."""
+    torus = contraction_bound(metropolis(Torus().build(2500, 0)))
+    assert torus == pytest.approx(1 - 0.4 * (1 - np.cos(2 * np.pi / 50)), abs=1e-9)
+    assert contraction_bound(metropolis(Ring().build(10_000, 0))) is None
+
+
+ARROWS = Static(Exponential(directed=True), "uniform_directed")
+EVERYBODY, FOUR = np.arange(5), np.array([0, 1, 2, 4])
+
+
+@pytest.mark.parametrize(
+    ("topology", "active"), [(Static(Ring()), EVERYBODY), (Static(Ring()), FOUR), (ARROWS, EVERYBODY)]
+)
+def test_no_exchange_leaves_more_than_the_bound(topology: Static, active: np.ndarray) -> None:
+    fed = federation(topology=topology)
+    for steps in (1, 3):
+        fed.cohort(1, active).mix(Sent(active, Stacked(Z[active])), steps)
+        assert fed.contraction is not None and fed.contraction_bound is not None
+        assert 0 < fed.contraction <= fed.contraction_bound * (1 + 1e-12) < 1
+    w = restrict(topology.matrix(1, 0, 5), active, 1)
+    assert fed.contraction_bound == pytest.approx(np.linalg.norm(w.toarray() - 1 / len(active), 2) ** 3, rel=1e-12)
+
+
+def test_push_sum_has_no_bound() -> None:
+    """What it spreads are sums, which need not come closer."""
+    fed = federation(topology=Static(Star(), "column_stochastic"))
+    fed.cohort(1).push(Sent(np.arange(5), Stacked(Z)))
+    assert fed.contraction_bound is None and fed.contraction is not None
 
 
 def test_the_consensus_distance() -> None:

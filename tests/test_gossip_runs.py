@@ -10,6 +10,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from algorithms import CENTRAL, DPSGD, GOSSIP, SGP, DFedAvg, DFedSAM, Extra, FedAvg, GradientTracking
 from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run
@@ -20,7 +21,7 @@ from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner
 from fedsim.problems import least_squares
 from fedsim.record import RunDirectory
 from fedsim.rows import Metrics, read_metrics
-from topologies import Complete, Exponential, OnePeerExponential, RandomMatching, Ring, Static
+from topologies import Complete, Exponential, OnePeerExponential, RandomMatching, Ring, Star, Static
 
 N = 8
 SMALL = Experiment(
@@ -73,6 +74,8 @@ def test_a_run_records_the_average_and_the_nodes(tmp_path: Path) -> None:
     contraction = rows.series("nodes", "contraction")
     lam = 1 / 3 + 2 / 3 * np.cos(2 * np.pi / N)
     assert list(contraction) == [2, 4, 6, 8, 10, 12] and all(0 < c <= lam + 1e-6 for c in contraction.values())
+    bound = rows.series("nodes", "contraction_bound")
+    assert bound == pytest.approx(dict.fromkeys(contraction, lam), abs=1e-12)
     assert not [scope for scope in set(rows.scope) if scope.startswith(("server", "clients"))]
     last = (rows.round == 12) & (rows.scope == "nodes/test")
     own = last & (rows.metric == "accuracy") & (rows.node >= 0)
@@ -90,6 +93,35 @@ def test_bytes_are_those_of_the_ring(tmp_path: Path) -> None:
     for name in ("bytes_up", "bytes_down"):
         sent = metrics(directory).series("total", name)
         assert sent == {t: t * 3 * 2 * N * message for t in (0, 2, 4, 6, 8)}
+
+
+def edges(directory: RunDirectory) -> np.ndarray:
+    """From, to, bytes ``[E, 3]``."""
+    path = directory.seed_path(0) / "edges.csv"
+    assert path.read_text().startswith("from,to,bytes\n")
+    return np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2)
+
+
+def test_bytes_of_nodes_and_of_links_where_nodes_are_away(tmp_path: Path) -> None:
+    experiment = replace(SMALL, sampling=FixedSize(0.6), topology=Static(Star()), rounds=6)
+    directory = one(experiment, tmp_path)
+    rows, sent = metrics(directory), edges(directory)
+    message = 1 + 6 + 4 * directory.manifest["parameters"]
+    cohorts = [experiment.participation.cohort(0, t, N).tolist() for t in range(1, 7)]
+    spoke = [sum(0 in cohort and leaf in cohort for cohort in cohorts) for leaf in range(1, N)]
+    expected = {(a, b): k * message for leaf, k in enumerate(spoke, 1) for a, b in ((0, leaf), (leaf, 0)) if k}
+    assert {(a, b): size for a, b, size in sent.tolist()} == expected and len(set(spoke)) > 1
+    for name, column in (("bytes_up", 0), ("bytes_down", 1)):
+        at = (rows.scope == "total") & (rows.metric == name) & (rows.node >= 0) & (rows.round == 6)
+        assert rows.value[at].tolist() == np.bincount(sent[:, column], sent[:, 2], N).tolist()
+        assert rows.series("total", name)[6] == rows.value[at].sum()
+    curves = (rows.scope == "total") & (rows.metric == "bytes_up") & (rows.node == 0)
+    assert rows.round[curves].tolist() == [0, 4, 6] and np.all(np.diff(rows.value[curves]) >= 0)
+
+
+def test_a_server_has_no_links(tmp_path: Path) -> None:
+    directory = one(replace(SMALL, algorithm=FedAvg(), topology=None, rounds=1), tmp_path)
+    assert not (directory.seed_path(0) / "edges.csv").exists()
 
 
 def test_better_mixing_shows_in_the_consensus_distance(tmp_path: Path) -> None:
@@ -121,13 +153,15 @@ REPEATED = [
 def test_repeated_or_resumed_it_gives_the_same_bytes(tmp_path: Path, experiment: Experiment) -> None:
     first, second = one(experiment, tmp_path), one(experiment, tmp_path)
     assert metrics_bytes(first) == metrics_bytes(second)
-    checkpoints = second.seed_path(0) / "checkpoints"
+    checkpoints, links = (second.seed_path(0) / name for name in ("checkpoints", "edges.csv"))
     final = (checkpoints / "round-000008" / "shard-00000.safetensors").read_bytes()
     shutil.rmtree(checkpoints / "round-000008")
+    links.unlink()
     second.mark(0, "interrupted")
     resume(second.path, progress=False)
     assert metrics_bytes(first) == metrics_bytes(second)
     assert (checkpoints / "round-000008" / "shard-00000.safetensors").read_bytes() == final
+    assert links.read_bytes() == (first.seed_path(0) / "edges.csv").read_bytes()
 
 
 def test_two_seeds_of_a_random_topology_differ(tmp_path: Path) -> None:
@@ -156,16 +190,49 @@ def test_everybody_takes_part_unless_told_otherwise() -> None:
         assert replace(SMALL, sampling=FixedSize(share)).participation.expected(50) == 50 * share
 
 
+NEGATIVE = csr_array(np.eye(N) + np.kron(np.diag([0.5, 0, 0, 0]), [[-1, 1], [1, -1]]) * 3)
+HALVES = csr_array(np.kron(np.eye(2), np.full((4, 4), 0.25)))
+ARROWS = Static(Exponential(directed=True), "uniform_directed")
+
+
+def weighing(w: csr_array) -> Static:
+    """A user's own weights."""
+    return Static(Ring(), lambda graph: w)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"topology": Static(nx.cycle_graph(5))}, "topology: the graph has 5 nodes, but there are n=8: use n=5"),
         ({"topology": Static(nx.Graph([(0, 1), (2, 3), (4, 5), (6, 7)]))}, "topology: .*disconnected"),
+        ({"topology": Static(nx.Graph([*nx.cycle_graph(8).edges, (3, 3)]))}, "topology: node 3 is linked to itself"),
+        ({"topology": weighing(HALVES)}, "topology: .* disconnected, 2 groups .* of node 0 and of node 4"),
+        ({"topology": weighing(NEGATIVE)}, "weight -0.5 in row 0, column 0; expected 0 or more, .* metropolis"),
+        ({"topology": Static(Star(), "column_stochastic")}, "row 0 .* sums to 3.625, 2.62 above 1; .* metropolis"),
+        ({"topology": weighing(csr_array(np.eye(N) * 0.9))}, "column 0 .* sums to 0.9, 0.1 below 1; .* metropolis"),
+        ({"topology": Static(Exponential(directed=True))}, "topology: the graph has the edge 0 -> 1 but not 1 -> 0"),
         ({"algorithm": Extra(), "sampling": FixedSize(0.5)}, "Extra needs every node in every round, 4 of 8 take part"),
-        ({"algorithm": Extra(), "topology": OnePeerExponential()}, "round 1 is not symmetric"),
-        ({"topology": Static(Exponential(directed=True), "uniform_directed"), "sampling": FixedSize(0.5)}, "everybody"),
+        ({"algorithm": Extra(), "topology": ARROWS}, "round 1 is not symmetric.*: DFedAvg, .* SGP"),
+        ({"algorithm": SGP(), "topology": weighing(csr_array(np.eye(N) * 0.9))}, "column 0 .* sums to 0.9"),
+        ({"topology": ARROWS, "sampling": FixedSize(0.5)}, "4 of 8 nodes away in round 1, row .*: let everybody take"),
     ],
 )
-def test_a_topology_that_does_not_fit(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_topology_that_does_not_fit_leaves_nothing_behind(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         one(replace(SMALL, **change), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_made_before_a_setting_is_refused_stays(tmp_path: Path) -> None:
+    """A topology of the user's that goes wrong in round 5."""
+
+    class Late:
+        def matrix(self, round: int, seed: int, n: int) -> csr_array:
+            return Static(Ring()).matrix(round, seed, n) * (1.0 if round < 5 else 0.9)
+
+    with pytest.raises(ConfigError, match=r"column \d of the mixing matrix of round 5 sums to 0\.9"):
+        one(replace(SMALL, topology=Late()), tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert max(metrics(RunDirectory(path)).round) == 4

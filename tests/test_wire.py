@@ -200,3 +200,32 @@ def test_ledger_adds_up_and_comes_back() -> None:
     assert ledger.totals()["bytes_up"] == 10 and copy.totals()["bytes_up"] == 13
     assert all(t.dtype == torch.int64 for t in saved.values())
     assert torch.equal(saved["up"], torch.tensor([10, 0, 0]))
+
+
+def test_ledger_keeps_what_travelled_over_every_link() -> None:
+    ledger = Ledger(4)
+    assert ledger.edges().shape == (0, 3)
+    ledger.charge_edges(to=np.array([1, 0, 3]), by=np.array([0, 1, 0]), size=10)
+    ledger.charge_edges(to=np.array([2, 1, 1]), by=np.array([3, 0, 2]), size=np.array([5, 6, 7]))
+    expected = [[0, 1, 16], [0, 3, 10], [1, 0, 10], [2, 1, 7], [3, 2, 5]]
+    assert ledger.edges().tolist() == expected
+    assert ledger.up.tolist() == [26, 10, 7, 5] and ledger.down.tolist() == [10, 23, 5, 10]
+    copy = Ledger(4)
+    copy.restore({name: t.clone() for name, t in ledger.state().items()})
+    copy.charge_edges(to=np.array([0, 0]), by=np.array([1, 1]), size=1)       # twice the same link
+    assert copy.edges().tolist() == [*expected[:2], [1, 0, 12], *expected[3:]] and ledger.edges().tolist() == expected
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(1, 99)), max_size=12), max_size=6))
+def test_links_add_up_to_nodes(calls: list[list[tuple[int, int, int]]]) -> None:
+    ledger, seen = Ledger(7), dict[tuple[int, int], int]()
+    for call in calls:
+        by, to, size = np.array(call, np.int64).reshape(-1, 3).T
+        ledger.charge_edges(to, by, size)
+        for b, t, s in call:
+            seen[b, t] = seen.get((b, t), 0) + s
+    edges = ledger.edges()
+    assert {(b, t): s for b, t, s in edges.tolist()} == seen and len(edges) == len(seen)
+    assert np.bincount(edges[:, 0], edges[:, 2], 7).tolist() == ledger.up.tolist()
+    assert np.bincount(edges[:, 1], edges[:, 2], 7).tolist() == ledger.down.tolist()

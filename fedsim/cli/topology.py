@@ -97,7 +97,7 @@ def topology(argv: Sequence[str]) -> int:
     dataset = source.dataset if isinstance(source, Problem) else source
     parts = _partition(network, dataset) if network.nodes is None or "output" in line.options else None
     n = network.nodes or (parts.n if parts else 0)
-    w = mixing_matrix(network.topology, network.round, network.seed, np.arange(n), n)
+    w = mixing_matrix(network.topology, network.round, network.seed, n)
     measured = measure(w, _parameters(network, source, dataset))
     if "output" in line.options and parts:
         path = Path(line.options["output"])
