@@ -56,6 +56,8 @@ def test_single_precision(algorithm: str, model: str) -> None:
 
 def test_the_ledger_counts_every_cost() -> None:
     """Equal zeros would agree as well."""
-    ledger = play("SCAFFOLD II").ledger
-    assert set(ledger) == {"down", "up", "paper_bits", "gradient_evaluations"}
-    assert all((charged > 0).all() for charged in ledger.values())
+    server, gossip = play("SCAFFOLD II").ledger, play("DFedSAM").ledger
+    nodes, links = {"down", "up", "paper_bits", "gradient_evaluations"}, {"links", "link_bytes"}
+    assert set(server) == set(gossip) == nodes | links
+    assert all((server[name] > 0).all() and not len(server[link]) for name in nodes for link in links)
+    assert all((gossip[name] > 0).all() for name in nodes | {"link_bytes"})
