@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from fedsim.clients import Backend
 from fedsim.config import from_config, to_config
 from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError
 from fedsim.experiment import Experiment
+from fedsim.interrupt import terminate_as_interrupt
 from fedsim.progress import RunProgress
 from fedsim.record import RunDirectory, SeedRecord, create_run, open_run, write_atomic
 from fedsim.rows import read_metrics
@@ -103,7 +102,7 @@ def resume(path: Path, experiment: Experiment | None = None, *, progress: bool =
 def _run_seeds(
     experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool
 ) -> None:
-    with RunProgress(directory.path.name, experiment.rounds, progress) as bar, _terminate_as_interrupt():
+    with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
         for seed in todo:
             prepared = first if seed == todo[0] else prepare(experiment, seed)
             _note_partition(directory, seed, prepared)
@@ -157,7 +156,7 @@ class _Seed:
             before = read_metrics(record.timing.path).series("host", "seconds")
             clock = time.perf_counter() - max(before.values(), default=0.0)
             self.bar.start(self.seed, done)
-            if not done:
+            if loaded is None:                             # a checkpoint of round 0 has its measurements
                 self._evaluate(record, 0, state, clock)
             self._rounds(record, state, done, backend, clock)
             self._write_edges()
@@ -245,21 +244,3 @@ class _Seed:
 
 def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in tensors.items()}
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """A polite kill (SIGTERM, as schedulers send it) ends like Ctrl-C: with a checkpoint."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: leave signals alone
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

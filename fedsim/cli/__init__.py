@@ -18,7 +18,8 @@ from fedsim.errors import ConfigError, FedsimError
 
 COMMANDS = {
     "run": ("fedsim.cli.running", "run", "run an experiment"),
-    "resume": ("fedsim.cli.running", "resume", "continue an interrupted run"),
+    "resume": ("fedsim.cli.running", "resume", "continue an interrupted run or sweep"),
+    "sweep": ("fedsim.cli.sweeping", "sweep", "run a grid of experiments: --algorithm.lr 0.03,0.1 --local.epochs 1,2"),
     "list": ("fedsim.cli.listing", "list_names", "what there is: algorithms, data sets, models, partitions, ..."),
     "partition": ("fedsim.cli.partitioning", "partition", "divide a data set among clients, and show how it fell out"),
     "topology": ("fedsim.cli.topology", "topology", "show who talks to whom without a server, and what it costs"),

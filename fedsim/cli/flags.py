@@ -52,15 +52,30 @@ class CommandLine:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def read(command: Command, argv: Sequence[str]) -> CommandLine:
-    """Read a command line; notes about settings of the file that flags make void go to stderr.
+@dataclass(frozen=True)
+class Words:
+    """A command line, taken apart: the settings are not put together yet.
+
+    Attributes:
+        line: with the command's own options and switches.
+        file: settings of the file.
+        flags: dotted names and values, in order.
+    """
+
+    line: CommandLine
+    file: dict[str, Any]
+    flags: list[tuple[str, str]]
+
+
+def split(command: Command, argv: Sequence[str]) -> Words:
+    """Take a command line apart.
 
     Raises:
         ConfigError: an unknown option, an option without its value, a second file, or an unreadable file.
     """
     line = CommandLine()
     files: list[str] = []
-    flags: dict[str, Any] = {}
+    flags: list[tuple[str, str]] = []
     for key, value in _pairs(argv, {"help", *command.switches}):
         if key == "":
             files.append(value)
@@ -69,15 +84,31 @@ def read(command: Command, argv: Sequence[str]) -> CommandLine:
         elif key in command.options:
             line.options[key] = value
         else:
-            _set(flags, _known(command, SHORTCUTS.get(key, key)).split("."), value)
+            flags.append((_known(command, SHORTCUTS.get(key, key)), value))
     if len(files) > 1:
         raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings as --rounds 20")
-    notes: list[str] = []
-    below = load_config(Path(files[0])) if files else {}
-    line.settings.update(override(below, flags, notes))
+    return Words(line, load_config(Path(files[0])) if files else {}, flags)
+
+
+def settle(file: Mapping[str, Any], flags: Sequence[tuple[str, str]], notes: list[str]) -> dict[str, Any]:
+    """The settings of a file with flags over them; ``notes`` tells which of the file they make void."""
+    above: dict[str, Any] = {}
+    for key, value in flags:
+        _set(above, key.split("."), value)
+    return override(file, above, notes)
+
+
+def read(command: Command, argv: Sequence[str]) -> CommandLine:
+    """Read a command line; notes about settings of the file that flags make void go to stderr.
+
+    Raises:
+        ConfigError: see `split`.
+    """
+    words, notes = split(command, argv), list[str]()
+    words.line.settings.update(settle(words.file, words.flags, notes))
     for note in notes:
         print(f"fedsim: note: {note}", file=sys.stderr)
-    return line
+    return words.line
 
 
 def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]:

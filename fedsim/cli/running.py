@@ -16,6 +16,7 @@ from rich.table import Table
 import fedsim
 from fedsim.cli import flags
 from fedsim.cli.output import console
+from fedsim.cli.sweeping import JOBS, Ending, finish
 from fedsim.compare import text_of
 from fedsim.config import from_config, to_config
 from fedsim.config.plan import names
@@ -23,6 +24,7 @@ from fedsim.experiment import Experiment
 from fedsim.record import RunDirectory
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import Estimate, estimate
+from fedsim.sweep import is_sweep, open_sweep
 
 RUN = flags.Command(
     "run",
@@ -58,12 +60,15 @@ def run(argv: Sequence[str]) -> int:
 
 
 def resume(argv: Sequence[str]) -> int:
-    """Continue a run; print the same as `run`."""
-    parser = argparse.ArgumentParser("fedsim resume", description="Continue an interrupted run from its checkpoints.")
-    parser.add_argument("run", type=Path, metavar="DIR", help="run directory")
+    """Continue a run or a sweep; print the same as `run` or `fedsim sweep`."""
+    parser = argparse.ArgumentParser("fedsim resume", description="Continue what was interrupted from its checkpoints.")
+    parser.add_argument("run", type=Path, metavar="DIR", help="run directory, or folder of a sweep")
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
+    parser.add_argument("--jobs", type=int, metavar="JOBS", help=f"of a sweep: {JOBS}")
     arguments = parser.parse_args(argv)
+    if is_sweep(arguments.run):
+        return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
     directory = fedsim.resume(arguments.run, progress=not arguments.quiet)
     _print_result(directory, arguments.json)
     return 0

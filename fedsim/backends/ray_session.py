@@ -1,0 +1,163 @@
+"""Our own Ray session: quiet, never somebody else's by accident, and gone afterwards. Ray is imported through `load`.
+
+A session is local unless an address was given: then it joins that cluster, whose nodes need this package installed. Its
+files are in a temporary folder that is removed at the end; the folder of a killed process is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fedsim.errors import ConfigError
+
+OLDEST, NEWEST = (2, 55, 1), (3,)
+"""Versions of Ray from the first up to, and without, the second are known to work."""
+TOKEN = uuid.uuid4().hex
+"""Lets processes of this session in, and nobody else: other users of the machine can reach its ports."""
+PREFIX = "fedsim-ray-"
+SOCKET_ROOM = 90
+"""Bytes that Ray adds to its folder for the name of a socket; the system allows 107 for all."""
+
+
+def load() -> ModuleType:
+    """Ray itself.
+
+    Raises:
+        ConfigError: it is not installed, or of a version that is not known.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a task without a GPU of its own may share one
+    try:
+        ray = import_module("ray")
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigError("Ray is not installed; pip install 'fedsim-lab[ray]'") from None
+    version = tuple(int(part) if part.isdecimal() else -1 for part in ray.__version__.split(".")[:3])
+    if not OLDEST <= version < NEWEST:
+        known = f"{'.'.join(map(str, OLDEST))} or newer, below {NEWEST[0]}"
+        raise ConfigError(f"Ray {ray.__version__} is installed; expected {known}: pip install 'fedsim-lab[ray]'")
+    return ray
+
+
+@contextlib.contextmanager
+def session(
+    *,
+    address: str | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    object_store_bytes: int | None = None,
+    log_to_driver: bool = False,
+) -> Iterator[ModuleType]:
+    """Ray, connected; disconnected on leaving, and ended where it was started here.
+
+    Args:
+        address: of a cluster to join, as ``10.0.0.1:6379``; by default a session of our own on this machine.
+        cpus: CPUs of our own session; as many as the machine has by default.
+        gpus: GPUs of our own session; as many as the machine has by default.
+        object_store_bytes: shared memory for values of our own session; Ray's share of the machine's by default.
+        log_to_driver: print what workers print.
+
+    Raises:
+        ConfigError: Ray is missing or unknown, this process is connected already, or the address does not answer.
+    """
+    ray = load()
+    if ray.is_initialized():
+        raise ConfigError("this process is connected to a Ray session already; call ray.shutdown() before")
+    common = {"logging_level": "CRITICAL", "log_to_driver": log_to_driver, "namespace": f"fedsim-{uuid.uuid4().hex}"}
+    at_end = signal.getsignal(signal.SIGTERM)
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            stack.enter_context(_environment({"RAY_AUTH_TOKEN": TOKEN, **_paths()}))
+            folder = stack.enter_context(_folder())
+            own = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": object_store_bytes}
+            settings: dict[str, Any] = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder), **own}
+        else:
+            settings = {"address": address, "runtime_env": {"env_vars": _paths()}}
+        stack.callback(ray.shutdown)
+        try:
+            with _silent():
+                ray.init(**settings, **common)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
+            fix = "check --ray-address, and that `ray start --head` runs there" if address else "see its message"
+            raise ConfigError(f"{what}: {' '.join(str(error).split())[:500]}; {fix}") from error
+        _restore_handler(at_end)                           # Ray sets its own, which ends the process at once
+        yield ray
+
+
+def _restore_handler(handler: Any) -> None:
+    with contextlib.suppress(ValueError):                  # not the main thread
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _paths() -> dict[str, str]:
+    """Workers import what this process can import, besides what is installed."""
+    installed = (sys.prefix, sys.base_prefix)
+    return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path and not path.startswith(installed))}
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables that the processes of a session inherit; what Ray sets itself goes as well at the end."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name in values or name.startswith("RAY_")]:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Ray's remarks on its own settings to itself; errors are raised."""
+    logger = logging.getLogger("ray")
+    before, logger.disabled = logger.disabled, True
+    children = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("ray.")]
+    levels = [child.level for child in children]
+    for child in children:
+        child.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.disabled = before
+        for child, level in zip(children, levels, strict=True):
+            child.setLevel(level)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) + len(PREFIX) > 107 - SOCKET_ROOM:
+        root = Path("/tmp")
+    _remove_orphans(root)
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_orphans(root: Path) -> None:
+    """Remove folders of sessions whose process was killed."""
+    for folder in root.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(folder.name.removeprefix(PREFIX).split("-")[0])
+            if folder.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(folder, ignore_errors=True)

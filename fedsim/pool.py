@@ -1,0 +1,115 @@
+"""Running the points of a sweep: one after the other in this process, or several at a time, each in its own."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fedsim import controller
+from fedsim.config import from_config
+from fedsim.errors import ConfigError, FedsimError, RunError
+from fedsim.interrupt import terminate_as_interrupt
+from fedsim.progress import SweepProgress
+from fedsim.sweep import Point, Sweep
+
+
+class Task(NamedTuple):
+    """What a process needs to run a point.
+
+    Attributes:
+        path: its run directory.
+        config: the resolved experiment.
+        threads: for PyTorch.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    threads: int
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -> dict[str, str]:
+    """Run what is left of a sweep; returns why points failed, by their names.
+
+    Args:
+        sweep: what to run.
+        jobs: runs at a time; 1 stays in this process. As many as there are processors by default, if Ray is installed.
+        progress: show on stderr how far it is.
+
+    Raises:
+        ConfigError: several at a time, each of which wants Ray's actors itself; or Ray is not installed.
+        KeyboardInterrupt: after checkpoints of all that was running.
+    """
+    with sweep.lock(), terminate_as_interrupt():
+        todo = [point for point in sweep.points if sweep.state(point) != "finished"]
+        jobs = _jobs(jobs, todo)
+        with SweepProgress(sweep, len(todo), jobs, progress) as bar:
+            try:
+                for point, failure in _one_by_one(sweep, todo, bar) if jobs == 1 else _pool(sweep, todo, jobs, bar):
+                    sweep.note(point, failure)
+                    bar.ended(point, failure)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"continue with: fedsim resume {sweep.path}") from None
+    return sweep.failures
+
+
+def _jobs(jobs: int | None, todo: list[Point]) -> int:
+    nested = any(point.config.get("backend") == "ray" for point in todo)
+    if jobs is None:
+        jobs = 1 if nested or find_spec("ray") is None else cores()
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}; expected 1 or more")
+    if jobs > 1 and nested:
+        raise ConfigError(f"--jobs is {jobs} and backend is ray, which uses all processors itself: use --jobs 1")
+    return max(1, min(jobs, len(todo)))
+
+
+def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Iterator[tuple[Point, str | None]]:
+    for point in todo:
+        bar.begins(point)
+        yield point, run_task(Task(sweep.directory(point), point.config, torch.get_num_threads()), progress=bar.shown)
+
+
+def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Iterator[tuple[Point, str | None]]:
+    from fedsim.backends.ray_pool import map_unordered  # the only thing here that needs Ray
+
+    threads = max(1, cores() // jobs)
+    points = {sweep.directory(point): point for point in todo}
+    tasks = [Task(path.resolve(), point.config, threads) for path, point in points.items()]
+    by_path = {path.resolve(): point for path, point in points.items()}
+    gpus = _gpus(todo, jobs)
+    for task, result in map_unordered(run_task, tasks, jobs=jobs, cpus=threads, gpus=gpus, tick=bar.update):
+        yield by_path[task.path], str(result) if isinstance(result, RunError) else result
+
+
+def _gpus(todo: list[Point], jobs: int) -> float:
+    """Share of a GPU, or number of them, for each run."""
+    count = torch.cuda.device_count()
+    if not count or all(point.config.get("device") == "cpu" for point in todo):
+        return 0
+    return count // jobs if jobs <= count else count / jobs
+
+
+def run_task(task: Task, progress: bool = False) -> str | None:
+    """Run a point, or go on with it; returns why it failed."""
+    torch.set_num_threads(task.threads)
+    try:
+        if task.path.is_dir():
+            controller.resume(task.path, progress=progress)
+        else:
+            controller.run(from_config(task.config), output=task.path, progress=progress)
+    except FedsimError as error:
+        return f"{type(error).__name__}: {error}"
+    except Exception:                                      # a bug in one point's code does not end the others
+        return traceback.format_exc().rstrip()
+    return None
