@@ -12,6 +12,7 @@ import yaml
 
 import algorithms
 from algorithms import CENTRAL, DFedAvg, FedAvg, FedSpeed
+from fedsim.compress import Composed
 from fedsim.config import from_config, load_config, override, to_config
 from fedsim.config.names import CATALOGUES, catalogue
 from fedsim.config.plan import LOADERS
@@ -53,16 +54,16 @@ def config(**settings: Any) -> dict[str, Any]:
 
 
 def holding(kind: str, component: Any) -> Experiment:
-    """An experiment with this component; a graph and a base are parts of a topology, a compressor one of an
-    algorithm.
+    """An experiment with this component; a graph and a base are parts of a topology, compressors of an algorithm.
     """
     serverless = Experiment(DFedAvg(), topology=Static())
     if kind == "graph":
         return replace(serverless, topology=Static(component))
     if kind == "base":
         return replace(serverless, topology=LinkFailures(component, 0.1))
-    if kind == "compressor":
-        return Experiment(CompressedGradient(compressor=component))
+    if kind in ("compressor", "values"):
+        compressor = component if kind == "compressor" else Composed(values=component)
+        return Experiment(CompressedGradient(compressor=compressor))
     plain = component in (a() for a in CENTRAL) or kind not in ("algorithm", "topology")
     return replace(Experiment(FedAvg()) if plain else serverless, **{kind: component})
 
@@ -78,8 +79,13 @@ def test_round_trip_of_every_component(kind: str, cls: type) -> None:
     component = cls(**settings)
     experiment = holding(kind, component)
     config = to_config(experiment)
-    owner = "topology" if kind in ("graph", "base") else "algorithm" if kind == "compressor" else None
-    written = config[owner][kind] if owner else config[kind]
+    owner = {
+        "graph": config["topology"],
+        "base": config["topology"],
+        "compressor": config["algorithm"],
+        "values": config["algorithm"].get("compressor"),
+    }
+    written = owner.get(kind, config)[kind]
     assert written["name"] == cls.__name__
     assert list(written) == ["name", *fields], "every field is written"
     assert through_yaml(experiment) == experiment

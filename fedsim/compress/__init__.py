@@ -6,9 +6,28 @@ would give, to the byte; ``decode`` answers anything that ``encode`` does not wr
 
 from __future__ import annotations
 
-from fedsim.compress.floats import Identity, Natural
+from fedsim.compress.compose import Composed, Scaled
+from fedsim.compress.dropping import Bernoulli, Threshold
+from fedsim.compress.floats import Identity, LowPrecision, Natural
+from fedsim.compress.lowrank import LowRank, PowerSGD
 from fedsim.compress.quantise import QSGD, NaturalDithering, Sign
-from fedsim.compress.sparse import RandK, TopK
+from fedsim.compress.randk import RandK
+from fedsim.compress.topk import TopK
 from fedsim.types import Compressor
 
-COMPRESSORS: tuple[type[Compressor], ...] = (Identity, TopK, RandK, Sign, QSGD, NaturalDithering, Natural)
+COMPRESSORS: tuple[type[Compressor], ...] = (
+    Identity,
+    TopK,
+    RandK,
+    Threshold,
+    Sign,
+    QSGD,
+    NaturalDithering,
+    Natural,
+    LowPrecision,
+    LowRank,
+    PowerSGD,
+    Bernoulli,
+    Scaled,
+    Composed,
+)

@@ -1,13 +1,15 @@
-"""Floating-point numbers of fewer bits: the identity, and powers of two."""
+"""Floating-point numbers of fewer bits: the identity, 16 and 8 bits, and powers of two."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.checks import one_of
 from fedsim.compress import bits
 from fedsim.compress.levels import constant
 from fedsim.compress.message import expect_padding, expect_size, float_bytes, floats
@@ -23,7 +25,10 @@ _LAYOUT = {torch.float32: (torch.int32, 23, 8), torch.float64: (torch.int64, 52,
 
 @dataclass(frozen=True)
 class Identity:
-    """The vector itself: alpha = 1, omega = 0. Wire format: the values."""
+    """The vector itself: alpha = 1, omega = 0.
+
+    Wire format: the values.
+    """
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: the vector."""
@@ -57,6 +62,101 @@ class Identity:
     def omega(self, d: int) -> float:
         """0: nothing is lost."""
         return 0.0
+
+
+Format: TypeAlias = Literal["fp16", "bf16", "e4m3", "e5m2"]
+
+
+class _Float(NamedTuple):
+    """A format: its type, the larger type that holds its values here, digits p of the significand, the power of two
+    that the largest magnitude is scaled to, and the distance of its smallest numbers."""
+
+    dtype: torch.dtype
+    held: torch.dtype
+    p: int
+    top: float
+    step: float
+
+
+_FORMATS: dict[str, _Float] = {
+    "fp16": _Float(torch.float16, torch.float16, 11, 2.0**15, 2.0**-24),
+    "bf16": _Float(torch.bfloat16, torch.bfloat16, 8, 2.0, 2.0**-133),
+    "e4m3": _Float(torch.float8_e4m3fn, torch.float16, 4, 2.0**8, 2.0**-9),
+    "e5m2": _Float(torch.float8_e5m2, torch.float16, 3, 2.0**15, 2.0**-16),
+}
+
+
+@dataclass(frozen=True)
+class LowPrecision:
+    """Rounding to floats of 16 or 8 bits.
+
+    The vector is divided by a power of two that brings ||x||_inf into [top/2, top), so as to use their range.
+    Contractive: the error is at most u |x_i| for numbers in the normal range, with u = 2^-p for p digits, and half the
+    step eta of the smallest numbers below it, so alpha = 1 - u^2 - d (eta / top)^2. Homogeneous for powers of two only.
+
+    Wire format: the power of two as one of the vector's floats, then a float of 2 or 1 bytes for each value.
+
+    Args:
+        format: fp16, bf16, or the 8-bit e4m3 or e5m2 (4 or 5 bits of exponent).
+    """
+
+    format: Format = "fp16"
+
+    def __post_init__(self) -> None:
+        one_of(self, "format", tuple(_FORMATS))
+
+    def compress(self, x: Tensor, at: Site) -> Packed:
+        """Parts: the power of two ``[]``, and the scaled and rounded vector ``[d]`` in 16 bits."""
+        x, kind = finite(x, self), _FORMATS[self.format]
+        most = x.abs().amax(-1)
+        mantissa, _ = torch.frexp(torch.where(most != 0, most, 1))
+        power = torch.where(most != 0, most / (2 * mantissa), 1)   # the power of two below, exactly
+        scale = power / (kind.top / 2)
+        scale = torch.where(scale == 0, torch.finfo(x.dtype).tiny, scale)
+        return Packed(self, (scale, (x / scale.unsqueeze(-1)).to(kind.dtype).to(kind.held)), x.shape[-1])
+
+    def unpack(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        scale, values = parts
+        return values.to(scale.dtype) * scale.unsqueeze(-1)
+
+    def nbytes(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        return constant(parts[0], parts[0].element_size() + d * _FORMATS[self.format].dtype.itemsize)
+
+    def encode(self, parts: Parts, d: int) -> bytes:
+        """See ``fedsim.types.Compressor``."""
+        scale, values = parts
+        if not torch.isfinite(values).all():
+            raise ValueError("a compressed vector holds NaN or infinity, which is not sent")
+        dtype = _FORMATS[self.format].dtype
+        words = values.to(dtype).contiguous().view(torch.uint8 if dtype.itemsize == 1 else torch.int16)
+        return float_bytes(scale) + words.cpu().numpy().astype(f">i{dtype.itemsize}").tobytes()
+
+    def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
+        """See ``fedsim.types.Compressor``."""
+        kind = _FORMATS[self.format]
+        size = kind.dtype.itemsize
+        expect_size(data, dtype.itemsize + d * size)
+        scale = floats(data[: dtype.itemsize], dtype)[0]
+        words = np.frombuffer(data[dtype.itemsize :], f">i{size}").astype(f"i{size}")
+        values = torch.from_numpy(words).view(kind.dtype).to(kind.held)
+        if not torch.isfinite(values).all() or not scale > 0:
+            raise ValueError(f"a message holds NaN or infinity, or its scale {float(scale)} is not above 0")
+        return scale, values
+
+    def paper_bits(self, parts: Parts, d: int) -> Tensor:
+        """16 d or 8 d, and 32 for the power of two."""
+        return constant(parts[0], 32 + 8 * d * _FORMATS[self.format].dtype.itemsize)
+
+    def alpha(self, d: int) -> float:
+        """See the class."""
+        kind = _FORMATS[self.format]
+        return 1 - 4.0**-kind.p - d * (kind.step / kind.top) ** 2
+
+    def omega(self, d: int) -> float | None:
+        """Biased."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ _DRAW = 102                                                # the tag of the rand
 
 @dataclass(frozen=True)
 class Sign:
-    """Scaled sign: (||x||_1 / d) sign(x), with sign(0) = +1, for one bit cannot carry 0.
+    """Scaled sign: (||x||_1 / d) sign(x), with sign(0) = +1.
 
-    ||C(x) - x||^2 = ||x||^2 - ||x||_1^2 / d, so it is contractive with alpha(x) = ||x||_1^2 / (d ||x||^2) >= 1/d.
-    Positively homogeneous.
+    One bit cannot carry 0. ||C(x) - x||^2 = ||x||^2 - ||x||_1^2 / d, so it is contractive with
+    alpha(x) = ||x||_1^2 / (d ||x||^2) >= 1/d. Positively homogeneous.
 
     Wire format: the scale, then a bit for each coordinate, 1 for negative; zeros fill the last byte.
     """
@@ -97,9 +97,9 @@ def _check(settings: QSGD | NaturalDithering, most: int) -> None:
 
 @dataclass(frozen=True)
 class QSGD:
-    """Random dithering to s levels: norm sign(x_i) l_i / s with l_i = floor(y_i), or one more with probability
-    y_i - floor(y_i), where y_i = s |x_i| / norm (Alistarh et al., NeurIPS 2017). TernGrad is s = 1 with norm linf.
+    """Random dithering to s levels (Alistarh et al., NeurIPS 2017); with s = 1 and norm linf, TernGrad.
 
+    norm sign(x_i) l_i / s with l_i = floor(y_i), or one more with probability y_i - floor(y_i), y_i = s |x_i| / norm.
     Unbiased. omega = min(d/s^2, sqrt(d)/s) for l2 (Lemma 3.1); for linf, maximising over x,
     omega = (sqrt(1 + (d - 1)/s^2) - 1) / 2, attained by one entry of 1 and others of 1 / (2 s (1 + omega)). Positively
     homogeneous for a given draw. Wire format: see ``fedsim.compress.levels``.
@@ -162,7 +162,7 @@ class QSGD:
 
 @dataclass(frozen=True)
 class NaturalDithering:
-    """Random dithering to the levels 0, 2^(1-s), ..., 1/2, 1 times the norm (Horvath et al., 2019).
+    """Random dithering to powers of two: 0, 2^(1-s), ..., 1/2, 1 times the norm (Horvath et al., 2019).
 
     Unbiased with omega = 1/8 + min(t, t^2), t = sqrt(d) 2^(1-s). Positively homogeneous for a given draw. Wire format:
     see ``fedsim.compress.levels``; level l stands for 2^(l-s).

@@ -1,75 +1,113 @@
-"""Exact selection of the k largest magnitudes: larger |x_i| first, then lower index.
-
-On the CPU a long vector is filtered by a threshold from a sample that about 1.2 k entries exceed, and the few survivors
-are partitioned; a sample that misled is seen by their number, and then the whole vector is partitioned.
-"""
+"""Top-k."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-LONG = 2**13
-"""Vectors of this length are worth a sample."""
-SAMPLE = 2**16
-BLOCK = 2**16
-"""Numbers filtered at a time, so that they stay in the processor's cache."""
+from fedsim.compress import indices
+from fedsim.compress.rows import finite, on_stacks
+from fedsim.compress.selection import largest
+from fedsim.compress.sparse import Code, Parts, Sparsifier, check_count, count, read_sparse, sparse_bytes, sparse_size
+from fedsim.errors import ConfigError
+from fedsim.types import Packed, Site
 
 
-def largest(x: Tensor, k: int) -> Tensor:
-    """Ascending indices ``[..., k]``, int64, of the ``k`` largest magnitudes of ``x [..., d]``. Of a vector of NaN, the
-    first ``k``. Plain tensors only, not below ``torch.vmap``.
+@dataclass(frozen=True)
+class TopK(Sparsifier):
+    """The k coordinates of largest magnitude; of equal ones, those of lowest index.
+
+    Contractive with alpha = k/d, which vectors of equal magnitudes attain. In the scopes of layers and blocks, each of
+    d_b coordinates keeps ceil(k d_b / d) of them, so alpha is k/d again and slightly more than k are sent. Positively
+    homogeneous.
+
+    Args:
+        fraction: share of the coordinates that are kept, rounded up.
+        k: their number; replaces ``fraction``.
+        scope: what competes: all coordinates (global), those of each parameter (layer), or blocks of so many.
+        code: how indices are written; the shortest by default.
     """
-    if k == x.shape[-1]:
-        return torch.arange(k, device=x.device).expand(*x.shape[:-1], k)
-    if x.device.type != "cpu" or x.shape[-1] < LONG:
-        return _by_sorting(x, k)
-    rows = x.detach().reshape(-1, x.shape[-1])
-    found = [_by_sample(row.numpy(), k) for row in rows]
-    return torch.from_numpy(np.stack(found)).view(*x.shape[:-1], k)
 
+    fraction: float = 0.01
+    k: int | None = None
+    scope: Literal["global", "layer"] | int = "global"
+    code: Code = "shortest"
 
-def _by_sorting(x: Tensor, k: int) -> Tensor:
-    size = x.abs().nan_to_num(nan=torch.inf)
-    least = size.topk(k, -1).values[..., -1:]
-    above, equal = size > least, size == least
-    room = k - above.sum(-1, keepdim=True)
-    keep = above | (equal & (equal.cumsum(-1) <= room))
-    return keep.nonzero()[:, -1].view(*x.shape[:-1], k)
+    def __post_init__(self) -> None:
+        check_count(self)
+        block = isinstance(self.scope, int) and not isinstance(self.scope, bool) and self.scope > 0
+        if not block and self.scope not in ("global", "layer"):
+            raise ConfigError(f"TopK.scope is {self.scope!r}; expected 'global', 'layer', or a block's size, 1 or more")
 
+    def compress(self, x: Tensor, at: Site) -> Packed:
+        """Parts: indices, int64 ``[k]``, and values ``[k]``."""
+        x, d = finite(x, self), x.shape[-1]
+        lengths = self._blocks(d, at)
+        k = count(self, d)
 
-def _by_sample(x: np.ndarray, k: int) -> np.ndarray:
-    """The same, for one long vector."""
-    if np.isnan(x[0]):
-        return np.arange(k)
-    index, size = _exceeding(x, _threshold(x, k))
-    if len(index) < k:
-        index, size = np.arange(len(x)), np.abs(x)
-    least = np.partition(size, len(size) - k)[len(size) - k]
-    keep = size > least
-    equal = np.flatnonzero(size == least)
-    keep[equal[: k - np.count_nonzero(keep)]] = True
-    chosen: np.ndarray = index[keep]
-    return chosen
+        def select(x: Tensor) -> Parts:
+            found, start = [], 0
+            for length, blocks in lengths:
+                part = x[..., start : start + length * blocks].reshape(*x.shape[:-1], blocks, length)
+                index = largest(part, -(-k * length // d)) + start
+                found.append((index + length * torch.arange(blocks, device=x.device).unsqueeze(-1)).flatten(-2))
+                start += length * blocks
+            return (torch.cat(found, -1),)
 
+        (index,) = on_stacks(select, x)
+        return Packed(self, (index, x.gather(-1, index)), d)
 
-def _threshold(x: np.ndarray, k: int) -> float:
-    """What about 1.2 k magnitudes exceed, by a sample; never less than k of them but by bad luck."""
-    step = max(1, len(x) // SAMPLE)
-    sample = np.abs(x[step // 2 :: step])
-    expected = len(sample) * k / len(x)
-    rank = min(len(sample), int(1.2 * expected + 4 * expected**0.5) + 4)
-    return float(np.partition(sample, len(sample) - rank)[len(sample) - rank])
+    def _blocks(self, d: int, at: Site) -> list[tuple[int, int]]:
+        """Lengths of the blocks, and how many of that length follow each other."""
+        if self.scope == "global":
+            return [(d, 1)]
+        if self.scope == "layer":
+            sizes = [math.prod(shape) for shape in at.shapes]
+            if sum(sizes) != d:
+                raise ConfigError(
+                    f"TopK.scope is 'layer', but the vector has {d} coordinates and the model"
+                    f" {sum(sizes)}; use 'global'"
+                )
+            return [(size, 1) for size in sizes if size]
+        whole, rest = divmod(d, int(self.scope))
+        return [(length, count) for length, count in ((int(self.scope), whole), (rest, 1)) if length and count]
 
+    def most(self, d: int) -> int:
+        """k; where layers or blocks round up, no bound better than d is known."""
+        return count(self, d) if self.scope == "global" else d
 
-def _exceeding(x: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and magnitudes of the entries that reach the threshold."""
-    buffer = np.empty(BLOCK, x.dtype)
-    found, sizes = [], []
-    for start in range(0, len(x), BLOCK):
-        size = np.abs(x[start : start + BLOCK], out=buffer[: min(BLOCK, len(x) - start)])
-        here = np.flatnonzero(size >= threshold)
-        found.append(here + start)
-        sizes.append(size[here])
-    return np.concatenate(found), np.concatenate(sizes)
+    def number(self, where: Tensor, d: int) -> int:
+        """As many as there are indices."""
+        return where.shape[-1]
+
+    def locate(self, where: Tensor, d: int) -> Tensor:
+        """The indices themselves."""
+        return where
+
+    def overhead(self, where: Tensor, d: int) -> Tensor:
+        """Bytes of a message without its values, int64 ``[...]``."""
+        return sparse_size(indices.gaps_of(where), None, d, self.code)
+
+    def wrap(self, where: Tensor, d: int, tail: bytes) -> bytes:
+        """The message whose values are written as ``tail``."""
+        return sparse_bytes(where, d, self.code, tail)
+
+    def unwrap(self, data: bytes, d: int) -> tuple[Tensor, int, bytes]:
+        """Indices, their number, and the bytes of the values; ValueError for what `wrap` does not write."""
+        least = count(self, d)
+        index, tail = read_sparse(data, d)
+        if len(index) < least or (self.scope == "global" and len(index) > least):
+            raise ValueError(f"a message of {len(index)} values; {self} sends {least} of {d}")
+        return index, len(index), tail
+
+    def alpha(self, d: int) -> float:
+        """k/d."""
+        return count(self, d) / d
+
+    def omega(self, d: int) -> float | None:
+        """Biased, unless everything is kept."""
+        return 0.0 if count(self, d) == d else None

@@ -39,6 +39,7 @@ CATALOGUES = {
     "sampling": Catalogue("fedsim.sampling", "SAMPLINGS", "cohort"),
     "schedule": Catalogue("fedsim.schedule", "SCHEDULES", "__call__"),
     "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
+    "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
     "graph": Catalogue("topologies", "GRAPHS", "build"),
     "base": Catalogue("topologies", "SCHEDULES", "matrix"),

@@ -10,7 +10,22 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.compress import QSGD, Identity, Natural, NaturalDithering, RandK, Sign, TopK
+from fedsim.compress import (
+    QSGD,
+    Bernoulli,
+    Composed,
+    Identity,
+    LowPrecision,
+    LowRank,
+    Natural,
+    NaturalDithering,
+    PowerSGD,
+    RandK,
+    Scaled,
+    Sign,
+    Threshold,
+    TopK,
+)
 
 SHAPES = (torch.Size([5, 3]), torch.Size([4]), torch.Size([2, 3, 3]), torch.Size([]))
 """Parameters of a model of 38 numbers."""
@@ -51,10 +66,35 @@ COMPRESSORS: dict[str, Any] = {
     "natural dithering": NaturalDithering(),
     "natural dithering linf": NaturalDithering(3, norm="linf"),
     "natural": Natural(),
+    "threshold": Threshold(0.1),
+    "threshold absolute": Threshold(1.0, relative=False, code="packed"),
+    "fp16": LowPrecision("fp16"),
+    "bf16": LowPrecision("bf16"),
+    "fp8 e4m3": LowPrecision("e4m3"),
+    "fp8 e5m2": LowPrecision("e5m2"),
+    "SVD": LowRank(1),
+    "PowerSGD": PowerSGD(1),
+    "Bernoulli": Bernoulli(0.3),
+    "scaled QSGD": Scaled(QSGD(2)),
+    "scaled rand": Scaled(RandK(0.2)),
+    "scaled natural": Scaled(Natural()),
+    "top of signs": Composed(TopK(0.3), Sign()),
+    "top of QSGD": Composed(TopK(0.3), QSGD(8)),
+    "top of low precision": Composed(TopK(0.3, scope="layer"), LowPrecision("e4m3")),
+    "rand of natural": Composed(RandK(0.3), Natural()),
+    "rand of scaled QSGD": Composed(RandK(0.3, scaled=False, shared_seed=False), Scaled(QSGD(8))),
 } | {f"top {code}": TopK(0.2, code=code) for code in ("packed", "bitmap", "gamma", "delta", "omega")}
 
-HOMOGENEOUS = [name for name in COMPRESSORS if name != "natural"]
-RANDOM = [name for name in COMPRESSORS if name.startswith(("rand", "QSGD", "Tern", "natural"))]
+NOT_HOMOGENEOUS = {"natural", "threshold absolute", "fp16", "bf16", "fp8 e4m3", "fp8 e5m2", "scaled natural"} | {
+    "top of low precision",
+    "rand of natural",
+}
+HOMOGENEOUS = [name for name in COMPRESSORS if name not in NOT_HOMOGENEOUS]
+RANDOM = [
+    name
+    for name in COMPRESSORS
+    if any(word in name for word in ("rand", "QSGD", "Tern", "natural", "Bernoulli", "Power", "scaled"))
+]
 
 
 def vector(seed: int, d: int = D, dtype: torch.dtype = torch.float32) -> Tensor:

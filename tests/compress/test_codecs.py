@@ -181,7 +181,8 @@ def test_bytes_that_nobody_sent(name: str, data: st.DataObject) -> None:
         return
     assert kind in ("random", "flipped"), "a message that is cut or too long has been accepted"
     assert torch.isfinite(compressor.unpack(parts, D)).all() or not name.startswith("top")
-    assert compressor.encode(parts, D) == bad or bad[0] != true[0], "of several codes the shortest is written"
+    again = compressor.encode(parts, D)
+    assert again == bad or (len(again) <= len(bad) and "shortest" in repr(compressor)), "of several codes the shortest"
 
 
 @pytest.mark.parametrize(

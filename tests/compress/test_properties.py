@@ -65,7 +65,7 @@ def test_vmap_in_vmap(name: str) -> None:
 @given(st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 def test_contraction(name: str, seed: int) -> None:
-    """For every vector if C is deterministic; of a random one, in expectation (the unscaled Rand-k, with equality)."""
+    """For every vector if C is deterministic; of a random one, in expectation: the unscaled Rand-k, with equality."""
     compressor, x = COMPRESSORS[name], vector(seed, dtype=torch.float64)
     if not x.any():
         return
@@ -73,7 +73,8 @@ def test_contraction(name: str, seed: int) -> None:
     if name in RANDOM:
         spread = many(compressor, x, 400)
         errors = ((spread - x) ** 2).sum(1) / (x @ x)
-        assert abs(float(errors.mean()) - bound) <= 6 * float(errors.std()) / 20 + 1e-12
+        beyond, noise = float(errors.mean()) - bound, 6 * float(errors.std()) / 20 + 1e-12
+        assert (abs(beyond) if name == "rand unscaled" else beyond) <= noise
     else:
         assert error(compressor, x) <= bound + 1e-12
 
@@ -96,7 +97,7 @@ def test_unbiased_with_the_stated_variance(name: str) -> None:
 def test_positively_homogeneous(name: str, t: float) -> None:
     compressor, x = COMPRESSORS[name], vector(6, dtype=torch.float64)
     torch.testing.assert_close(
-        compressor.compress(t * x, At()).unpack(), t * compressor.compress(x, At()).unpack(), rtol=1e-14, atol=0
+        compressor.compress(t * x, At()).unpack(), t * compressor.compress(x, At()).unpack(), rtol=1e-11, atol=0
     )
 
 

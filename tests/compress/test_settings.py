@@ -7,7 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim.compress import COMPRESSORS, QSGD, NaturalDithering, RandK, TopK
+from fedsim.compress import (
+    COMPRESSORS,
+    QSGD,
+    Bernoulli,
+    Composed,
+    LowPrecision,
+    LowRank,
+    NaturalDithering,
+    PowerSGD,
+    RandK,
+    Scaled,
+    Threshold,
+    TopK,
+)
 from fedsim.errors import ConfigError
 from tests.compress.cases import At
 
@@ -41,6 +54,16 @@ def test_bad_sparse_settings(cls: Any, settings: dict[str, Any], words: str) -> 
         (lambda: QSGD(2.0), r"QSGD.s is 2.0; expected"),
         (lambda: QSGD(norm="l1"), "norm is 'l1'; expected one of 'l2', 'linf'"),
         (lambda: NaturalDithering(101), "s is 101; expected a whole number from 1 to 100"),
+        (lambda: LowPrecision("fp4"), "LowPrecision.format is 'fp4'; expected one of 'fp16', 'bf16', 'e4m3', 'e5m2'"),
+        (lambda: LowRank(0), "LowRank.rank is 0; expected a whole number, 1 or more"),
+        (lambda: PowerSGD(1.5), "PowerSGD.rank is 1.5; expected"),
+        (lambda: Threshold(1.5), r"Threshold.tau is 1.5; expected a number in \[0, 1\]"),
+        (lambda: Threshold(0.0, relative=False), "Threshold.tau is 0.0; expected a finite number above 0"),
+        (lambda: Bernoulli(0.0), "Bernoulli.p is 0; expected above 0"),
+        (lambda: Bernoulli(2.0), r"Bernoulli.p is 2.0; expected a number in \[0, 1\]"),
+        (lambda: Scaled(TopK()), r"Scaled.compressor is TopK\(.*not unbiased; expected an unbiased one such as QSGD"),
+        (lambda: Scaled(RandK(k=5, scaled=False)), "not unbiased"),
+        (lambda: Composed(QSGD()), r"Composed.compressor is QSGD\(.*; expected one that selects: TopK or RandK"),
         (lambda: NaturalDithering(code="short"), "code is 'short'; expected one of 'shortest', 'fixed', 'elias'"),
     ],
 )
@@ -61,6 +84,9 @@ def test_k_above_d(cls: Any) -> None:
 def test_layers_of_another_model() -> None:
     with pytest.raises(ConfigError, match="the vector has 10 coordinates and the model 38; use 'global'"):
         TopK(k=2, scope="layer").compress(torch.ones(10), At())
+    for compressor in (LowRank(), PowerSGD()):
+        with pytest.raises(ConfigError, match="their numbers do not add up to the 10 of this vector"):
+            compressor.compress(torch.ones(10), At())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.compress import TopK, topk
+from fedsim.compress import TopK, selection
 from tests.compress.cases import SHAPES, At, vector
 
 
@@ -22,7 +22,7 @@ def by_definition(x: np.ndarray, k: int) -> list[int]:
 def test_short_vectors_with_ties(numbers: list[int], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(numbers)))
     x = torch.tensor(numbers, dtype=torch.float32)
-    assert topk.largest(x, k).tolist() == by_definition(x.numpy(), k)
+    assert selection.largest(x, k).tolist() == by_definition(x.numpy(), k)
 
 
 LONG = {
@@ -31,7 +31,7 @@ LONG = {
     "nearly all zero": lambda draw, d: draw.normal(size=d) * (draw.random(d) < 1e-4),
     "zero": lambda draw, d: np.zeros(d),
     "equal": lambda draw, d: np.full(d, -7.0),
-    "large where the sample looks": lambda draw, d: np.where(np.arange(d) % (d // topk.SAMPLE or 1) == 1, 9, 1),
+    "large where the sample looks": lambda draw, d: np.where(np.arange(d) % (d // selection.SAMPLE or 1) == 1, 9, 1),
     "large at the end": lambda draw, d: np.arange(d),
     "heavy tails": lambda draw, d: draw.standard_cauchy(d),
 }
@@ -42,19 +42,19 @@ LONG = {
 @pytest.mark.parametrize("k", [1, 50, 3_000, 199_999])
 def test_long_vectors(kind: str, dtype: type, k: int) -> None:
     x = LONG[kind](np.random.default_rng(k), 200_000).astype(dtype)
-    assert topk.largest(torch.from_numpy(x), k).tolist() == by_definition(x, k)
+    assert selection.largest(torch.from_numpy(x), k).tolist() == by_definition(x, k)
 
 
 def test_the_sample_decides_speed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
     for threshold in (0.0, 0.5, 2.0, 100.0):
-        monkeypatch.setattr(topk, "_threshold", lambda x, k, t=threshold: t)
-        assert topk.largest(torch.from_numpy(x), 700).tolist() == by_definition(x, 700)
+        monkeypatch.setattr(selection, "_threshold", lambda x, k, t=threshold: t)
+        assert selection.largest(torch.from_numpy(x), 700).tolist() == by_definition(x, 700)
 
 
 def test_both_ways_agree_and_stacks_of_stacks_work() -> None:
-    x = torch.from_numpy(np.random.default_rng(1).integers(-50, 50, (2, 3, topk.LONG)).astype(np.float64))
-    assert torch.equal(topk.largest(x, 300), topk._by_sorting(x, 300))
+    x = torch.from_numpy(np.random.default_rng(1).integers(-50, 50, (2, 3, selection.LONG)).astype(np.float64))
+    assert torch.equal(selection.largest(x, 300), selection._by_sorting(x, 300))
 
 
 def test_scopes() -> None:

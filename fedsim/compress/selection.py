@@ -1,0 +1,75 @@
+"""Exact selection of the k largest magnitudes: larger |x_i| first, then lower index.
+
+On the CPU a long vector is filtered by a threshold from a sample that about 1.2 k entries exceed, and the few survivors
+are partitioned; a sample that misled is seen by their number, and then the whole vector is partitioned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LONG = 2**13
+"""Vectors of this length are worth a sample."""
+SAMPLE = 2**16
+BLOCK = 2**16
+"""Numbers filtered at a time, so that they stay in the processor's cache."""
+
+
+def largest(x: Tensor, k: int) -> Tensor:
+    """Ascending indices ``[..., k]``, int64, of the ``k`` largest magnitudes of ``x [..., d]``. Of a vector of NaN, the
+    first ``k``. Plain tensors only, not below ``torch.vmap``.
+    """
+    if k == x.shape[-1]:
+        return torch.arange(k, device=x.device).expand(*x.shape[:-1], k)
+    if x.device.type != "cpu" or x.shape[-1] < LONG:
+        return _by_sorting(x, k)
+    rows = x.detach().reshape(-1, x.shape[-1])
+    found = [_by_sample(row.numpy(), k) for row in rows]
+    return torch.from_numpy(np.stack(found)).view(*x.shape[:-1], k)
+
+
+def _by_sorting(x: Tensor, k: int) -> Tensor:
+    size = x.abs().nan_to_num(nan=torch.inf)
+    least = size.topk(k, -1).values[..., -1:]
+    above, equal = size > least, size == least
+    room = k - above.sum(-1, keepdim=True)
+    keep = above | (equal & (equal.cumsum(-1) <= room))
+    return keep.nonzero()[:, -1].view(*x.shape[:-1], k)
+
+
+def _by_sample(x: np.ndarray, k: int) -> np.ndarray:
+    """The same, for one long vector."""
+    if np.isnan(x[0]):
+        return np.arange(k)
+    index, size = _exceeding(x, _threshold(x, k))
+    if len(index) < k:
+        index, size = np.arange(len(x)), np.abs(x)
+    least = np.partition(size, len(size) - k)[len(size) - k]
+    keep = size > least
+    equal = np.flatnonzero(size == least)
+    keep[equal[: k - np.count_nonzero(keep)]] = True
+    chosen: np.ndarray = index[keep]
+    return chosen
+
+
+def _threshold(x: np.ndarray, k: int) -> float:
+    """What about 1.2 k magnitudes exceed, by a sample; never less than k of them but by bad luck."""
+    step = max(1, len(x) // SAMPLE)
+    sample = np.abs(x[step // 2 :: step])
+    expected = len(sample) * k / len(x)
+    rank = min(len(sample), int(1.2 * expected + 4 * expected**0.5) + 4)
+    return float(np.partition(sample, len(sample) - rank)[len(sample) - rank])
+
+
+def _exceeding(x: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and magnitudes of the entries that reach the threshold."""
+    buffer = np.empty(BLOCK, x.dtype)
+    found, sizes = [], []
+    for start in range(0, len(x), BLOCK):
+        size = np.abs(x[start : start + BLOCK], out=buffer[: min(BLOCK, len(x) - start)])
+        here = np.flatnonzero(size >= threshold)
+        found.append(here + start)
+        sizes.append(size[here])
+    return np.concatenate(found), np.concatenate(sizes)
