@@ -22,18 +22,24 @@ from fedsim.clients import Backend
 from fedsim.config import from_config, to_config
 from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError
 from fedsim.experiment import Experiment
+from fedsim.host import Host
 from fedsim.interrupt import terminate_as_interrupt
 from fedsim.progress import RunProgress
 from fedsim.record import RunDirectory, SeedRecord, create_run, open_run, write_atomic
 from fedsim.rows import read_metrics
-from fedsim.setup import Prepared, data_hash, prepare
+from fedsim.setup import Prepared, data_hash
 from fedsim.state import flatten, restore
 from fedsim.tune import choose
 from fedsim.types import Kept
 
 
 def run(
-    experiment: Experiment, *, output: Path | None = None, root: Path = Path("runs"), progress: bool = True
+    experiment: Experiment,
+    *,
+    output: Path | None = None,
+    root: Path = Path("runs"),
+    progress: bool = True,
+    host: Host | None = None,
 ) -> RunDirectory:
     """Run an experiment with all its seeds in a new run directory.
 
@@ -42,13 +48,15 @@ def run(
         output: exactly this directory, which must not exist; by default a new one below ``root``.
         root: folder of runs.
         progress: show a progress bar on stderr.
+        host: where the clients are; in this process by default.
 
     Raises:
         ConfigError: the experiment cannot be set up, or its first round refuses a setting (nothing is left behind).
         FedsimError: it failed in mid-run (resume from its last checkpoint).
         KeyboardInterrupt: after a checkpoint of the last completed round.
     """
-    first = prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
+    host = host or Host()
+    first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
     manifest = {
         "seeds": experiment.seed_list,
         "device": str(first.federation.model.device),
@@ -62,7 +70,7 @@ def run(
     }
     directory = create_run(root, experiment.title, to_config(experiment), manifest, output)
     try:
-        _run_seeds(experiment, directory, experiment.seed_list, first, progress)
+        _run_seeds(experiment, directory, experiment.seed_list, first, progress, host)
     except ConfigError:
         made = checkpoint.load_latest(directory.seed_path(experiment.seed) / "checkpoints")
         if made is None or made.round == 0:                # what only the algorithm itself could refuse
@@ -71,7 +79,9 @@ def run(
     return directory
 
 
-def resume(path: Path, experiment: Experiment | None = None, *, progress: bool = True) -> RunDirectory:
+def resume(
+    path: Path, experiment: Experiment | None = None, *, progress: bool = True, host: Host | None = None
+) -> RunDirectory:
     """Continue a run that was interrupted or failed, to the same final metrics as if it had not been.
 
     Args:
@@ -79,36 +89,37 @@ def resume(path: Path, experiment: Experiment | None = None, *, progress: bool =
         experiment: the experiment, where its ``config.yaml`` cannot express it (a model or data set given as a Python
             object).
         progress: show a progress bar on stderr.
+        host: where the clients are; in this process by default.
 
     Raises:
         FedsimError: no run there, its data set has changed, no valid checkpoint, or the run failed again.
     """
-    directory = open_run(Path(path))
+    directory, host = open_run(Path(path)), host or Host()
     experiment = experiment or from_config(directory.config)
     status = directory.manifest["status"]
     todo = [seed for seed in experiment.seed_list if status.get(str(seed), {}).get("state") != "finished"]
     if todo:
-        first = prepare(experiment, todo[0])
+        first = host.prepare(experiment, todo[0])
         found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
         if found != expected:
             raise RunError(
                 f"{path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore the"
                 " data files"
             )
-        _run_seeds(experiment, directory, todo, first, progress)
+        _run_seeds(experiment, directory, todo, first, progress, host)
     return directory
 
 
 def _run_seeds(
-    experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool
+    experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host
 ) -> None:
     with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
         for seed in todo:
-            prepared = first if seed == todo[0] else prepare(experiment, seed)
+            prepared = first if seed == todo[0] else host.prepare(experiment, seed)
             _note_partition(directory, seed, prepared)
             directory.mark(seed, "running")
             try:
-                _Seed(experiment, directory, seed, prepared, bar).run()
+                _Seed(experiment, directory, seed, prepared, bar, host).run()
             except KeyboardInterrupt:
                 directory.mark(seed, "interrupted")
                 raise KeyboardInterrupt(f"continue with: fedsim resume {directory.path}") from None
@@ -134,10 +145,16 @@ class _Seed:
     """One seed of a run in progress."""
 
     def __init__(
-        self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        seed: int,
+        prepared: Prepared,
+        bar: RunProgress,
+        host: Host,
     ) -> None:
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
-        self.federation = prepared.federation
+        self.federation, self.host = prepared.federation, host
 
     def run(self) -> None:
         """From the latest checkpoint, or from the beginning, to the last round."""
@@ -146,7 +163,7 @@ class _Seed:
             algorithm, fed = self.experiment.algorithm, self.federation
             x = fed.model.vector()                         # the initial model, before a trial of backends trains it
             backend = self._backend(loaded.meta["backend"] if loaded else None)
-            state = algorithm.init(x, fed.cohort(0))
+            state = self.host.init(algorithm, x, fed, template=loaded is not None)
             done = 0
             if loaded:
                 state, done = self._restore(state, loaded), loaded.round
@@ -174,15 +191,16 @@ class _Seed:
 
         def save() -> None:  # the last completed round, whatever came after it
             costs = {f"ledger.{name}": t for name, t in ledger.items()}
-            checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, {"offset": offset, "backend":
-            backend})
+            meta = {"offset": offset, "backend": backend}
+            checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, meta)
+            self.host.saved(state)
 
         try:
             for round in range(done + 1, experiment.rounds + 1):
                 ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
                 last = round == experiment.rounds
                 due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
-                new = experiment.algorithm.round(state, fed.cohort(round, ids))
+                new = self.host.round(experiment.algorithm, state, fed, round, ids)
                 if due:
                     self._evaluate(record, round, new, clock)
                 else:
@@ -203,10 +221,11 @@ class _Seed:
         seconds = time.perf_counter() - clock  # before the evaluation, which is not the algorithm's cost
         settings, due = self.experiment.evaluation, self._clients_due(round)
         if isinstance(state.x, Kept):
-            rows = evaluate.gossip(self.prepared, state.x, round, settings, due)
+            rows = evaluate.gossip(self.prepared, state.x, round, settings, due, self.host.present(state.x))
         else:
             rows = evaluate.server(self.prepared, state.x, round)
-            rows += evaluate.clients(self.prepared, state.x, settings) if due else []
+            if due:
+                rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
         costs = evaluate.cost(self.prepared, due)
         for row in rows + costs:
             record.metrics.add(round, row.scope, row.metric, row.value, row.node)
@@ -217,7 +236,10 @@ class _Seed:
     def _backend(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
         """Set the federation's backend: as a checkpoint says, as asked for, or as measured."""
         fed, experiment = self.federation, self.experiment
-        if chosen is None:
+        elsewhere = self.host.connect(experiment, self.prepared, self.directory)
+        if elsewhere is not None:
+            chosen = elsewhere
+        elif chosen is None:
             ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
             if experiment.backend == "loop":
                 chosen = {"backend": "loop", "reason": "asked for"}
@@ -225,8 +247,14 @@ class _Seed:
                 chosen = {"backend": "blocks", "block_size": experiment.block_size, "reason": "asked for"}
             else:
                 chosen = choose(fed, experiment.algorithm, ids, blocks_only=experiment.backend == "blocks")
-        backend: Backend = Loop() if chosen["backend"] == "loop" else Blocks(chosen["block_size"])
-        fed.backend = backend
+        if elsewhere is None and chosen["backend"] == "flower":
+            raise RunError(
+                f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"
+                f" deploy --resume {self.directory.path}"
+            )
+        if elsewhere is None:
+            backend: Backend = Loop() if chosen["backend"] == "loop" else Blocks(chosen["block_size"])
+            fed.backend = backend
         self.directory.update_manifest(backend={**self.directory.manifest["backend"], str(self.seed): chosen})
         return chosen
 

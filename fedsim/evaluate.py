@@ -7,6 +7,7 @@ cumulative cost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,8 +34,26 @@ class Row(NamedTuple):
     value: float
 
 
+class OwnScores(NamedTuple):
+    """A model on clients' own samples.
+
+    Attributes:
+        nodes: ``[k]`` which clients.
+        loss: ``[k]`` mean loss of each.
+        accuracy: ``[k]``, None for regression.
+        samples: ``[k]`` number of samples.
+    """
+
+    nodes: Sequence[int]
+    loss: np.ndarray
+    accuracy: np.ndarray | None
+    samples: np.ndarray
+
+
 @dataclass(frozen=True)
-class _Scores:
+class Scores:
+    """Of each sample."""
+
     loss: np.ndarray  # [N] of each sample
     accuracy: np.ndarray | None  # [N], None for regression
 
@@ -46,7 +65,7 @@ def server(prepared: Prepared, x: Vector, round: int) -> list[Row]:
     Raises:
         DivergenceError: the loss is NaN or infinite.
     """
-    scores = _score(prepared.federation.model, x, prepared.test.x, prepared.test.y, bool(prepared.dataset.classes))
+    scores = score(prepared.federation.model, x, prepared.test.x, prepared.test.y, bool(prepared.dataset.classes))
     loss = float(scores.loss.mean())
     if not np.isfinite(loss):
         raise DivergenceError(f"the server's model has test loss {loss} after round {round}; lower the learning rate")
@@ -65,18 +84,20 @@ def server(prepared: Prepared, x: Vector, round: int) -> list[Row]:
     return rows
 
 
-def gossip(prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation, nodes: bool) -> list[Row]:
+def gossip(
+    prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation, nodes: bool, ids: Sequence[int]
+) -> list[Row]:
     """The average of the nodes' models on the test set, and how far they are apart; with ``nodes`` also each node's
-    own model.
+    own model; of the nodes ``ids``.
 
     "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" what
     the last mixing left of it, and "nodes contraction_bound" what it can leave at most: lambda^Q.
     """
-    average = torch.zeros_like(x[0])
-    for i in range(x.n):                                   # one at a time: they may live elsewhere
-        average += x[i] / x.n
+    average = torch.zeros_like(x[ids[0]])
+    for i in ids:                                          # one at a time: they may live elsewhere
+        average += x[i] / len(ids)
     rows = [row._replace(scope=row.scope.replace("server", "average")) for row in server(prepared, average, round)]
-    distance = sum(float((x[i] - average).square().sum()) for i in range(x.n)) / x.n
+    distance = sum(float((x[i] - average).square().sum()) for i in ids) / len(ids)
     rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
     for name in ("contraction", "contraction_bound"):
         value = getattr(prepared.federation, name)
@@ -84,41 +105,43 @@ def gossip(prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation
     if nodes:
         test = prepared.test
         classes = bool(prepared.dataset.classes)
-        scores = [_score(prepared.federation.model, x[i], test.x, test.y, classes) for i in range(x.n)]
+        scores = [score(prepared.federation.model, x[i], test.x, test.y, classes) for i in ids]
         losses = np.array([s.loss.mean() for s in scores])
         hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
-        rows += _by_node("nodes/test", losses, np.array(hits) if hits else None, np.ones(x.n), settings)
+        each = OwnScores(ids, losses, np.array(hits) if hits else None, np.ones(len(ids)))
+        rows += _by_node("nodes/test", each, settings)
     return rows
 
 
-def clients(prepared: Prepared, x: Vector, settings: Evaluation) -> list[Row]:
-    """The server's model on every client's own samples: each client's value, mean, weighted mean and mean of the
-    worst.
-    """
-    own, scope = prepared.own, f"clients/{prepared.own_kind}"
-    scores = _score(prepared.federation.model, x, own.x, own.y, bool(prepared.dataset.classes))
+def own_scores(prepared: Prepared, x: Vector) -> OwnScores:
+    """The model ``x`` on every client's own samples."""
+    own = prepared.own
+    scores = score(prepared.federation.model, x, own.x, own.y, bool(prepared.dataset.classes))
 
     def of_each(values: np.ndarray) -> np.ndarray:
         each: np.ndarray = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
         return each
 
     accuracies = None if scores.accuracy is None else of_each(scores.accuracy)
-    return _by_node(scope, of_each(scores.loss), accuracies, own.sizes, settings)
+    return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes)
 
 
-def _by_node(
-    scope: str, losses: np.ndarray, accuracies: np.ndarray | None, sizes: np.ndarray, settings: Evaluation
-) -> list[Row]:
+def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
+    """The server's model on clients' own samples: each one's value, mean, weighted mean and mean of the worst."""
+    return _by_node(f"clients/{prepared.own_kind}", scores, settings)
+
+
+def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
     """Each node's value, their mean, their mean weighted by size, and the mean of the worst."""
     rows: list[Row] = []
-    for metric, each in (("loss", losses), ("accuracy", accuracies)):
+    for metric, each in (("loss", scores.loss), ("accuracy", scores.accuracy)):
         if each is None:
             continue
-        rows += [Row(scope, node, metric, float(value)) for node, value in enumerate(each)]
+        rows += [Row(scope, node, metric, float(value)) for node, value in zip(scores.nodes, each, strict=True)]
         count = max(1, round(settings.worst * len(each)))
         ordered = np.sort(each) if metric == "accuracy" else np.sort(each)[::-1]
         rows.append(Row(scope, None, f"{metric}_mean", float(each.mean())))
-        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=sizes))))
+        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=scores.samples))))
         rows.append(Row(scope, None, f"{metric}_worst{settings.worst * 100:g}", float(ordered[:count].mean())))
     return rows
 
@@ -133,11 +156,12 @@ def cost(prepared: Prepared, nodes: bool) -> list[Row]:
 
 
 @torch.no_grad()
-def _score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, classification: bool) -> _Scores:
+def score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, classification: bool) -> Scores:
+    """Loss and accuracy of the model ``x`` on each sample."""
     losses, hits = [], []
     for part, y in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
         outputs = model.outputs(x, part)                   # not for all at once: text has a vocabulary of outputs each
         losses.append(model.loss(outputs, y).double())
         if classification:
             hits.append(correct(outputs, y).double())
-    return _Scores(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)
+    return Scores(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)

@@ -85,7 +85,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         own = Shards(place(inputs[withheld.index]), place(targets[withheld.index]), withheld.offsets)
     weights = shards.sizes if experiment.weights == "samples" else None
     federation = Federation(
-        _model(experiment, dataset, problem, seed, device, dtype),
+        build_model(experiment, dataset, problem, seed, device, dtype),
         shards,
         experiment.local,
         seed,
@@ -170,7 +170,7 @@ def _distorted(experiment: Experiment, inputs: Tensor, partition: Partition, see
     return torch.cat([experiment.skew.apply(inputs[a:b], i, partition.n, seed) for i, (a, b) in enumerate(bounds)])
 
 
-def _model(
+def build_model(
     experiment: Experiment,
     dataset: Dataset,
     problem: Problem | None,
@@ -178,6 +178,7 @@ def _model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
+    """The model of an experiment, with the initial values that follow from the seed."""
     if problem is not None:
         return Model(copy.deepcopy(problem.module), problem.loss, problem.penalty, device=device, dtype=dtype)
     with torch.random.fork_rng(devices=[]):

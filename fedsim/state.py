@@ -49,7 +49,7 @@ def restore(template: Any, tensors: Mapping[str, Tensor], put: Callable[[Tensor]
 
 def _name(named: dict[str, Callable[[], Tensor]], prefix: str, tree: Any) -> None:
     for k, leaf in enumerate(leaves(tree)):
-        named[f"{prefix}.{k}"] = leaf.fetch if isinstance(leaf, Far) else leaf.cpu   # called when it is written
+        named[f"{prefix}.{k}"] = leaf.saved if isinstance(leaf, Far) else leaf.cpu   # called when it is written
 
 
 def _read(like: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:

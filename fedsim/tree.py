@@ -45,6 +45,10 @@ class Far(ABC):
     def fetch(self) -> Tensor:
         """Bring it here."""
 
+    def saved(self) -> Tensor:
+        """What a checkpoint holds of it: its value, or what the federation's ``Memory`` knows it by."""
+        return self.fetch()
+
 
 def leaves(tree: Any) -> list[Any]:
     """The tensors of a tree, in order, those of its compressed vectors among them; ``Far`` ones as they are."""

@@ -7,10 +7,12 @@ catalogues are looked up when asked for, as `fedsim` does not depend on `algorit
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,19 @@ CATALOGUES = {
 }
 SCALARS = (int, float, str, bool, Path, types.NoneType)
 CONTAINERS = (Union, types.UnionType, list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping)
+
+
+_allowed: ContextVar[Sequence[str] | None] = ContextVar("allowed modules", default=None)
+
+
+@contextlib.contextmanager
+def only_from(modules: Sequence[str]) -> Iterator[None]:
+    """While this lasts, dotted names are imported from these modules alone: for settings that a stranger sent."""
+    token = _allowed.set(modules)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,12 @@ def imported(name: str, place: str) -> Any:
     module_name, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{place} is {name!r}; expected a dotted name such as my.module.Class")
+    allowed = _allowed.get()
+    if allowed is not None and not any(f"{module_name}.".startswith(f"{module}.") for module in allowed):
+        raise ConfigError(
+            f"{place} is {name!r}, which this node does not import for others; its operator can allow it with"
+            f" --node-config '... allow=\"{module_name}\"'"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -1,0 +1,48 @@
+"""Where the clients of a run are: in this process. ``fedsim.backends.flower`` has a host for clients elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedsim import evaluate
+from fedsim.clients import Federation
+from fedsim.experiment import Experiment
+from fedsim.record import RunDirectory
+from fedsim.setup import Prepared, prepare
+from fedsim.types import Algorithm, Kept, Vector
+
+
+class Host:
+    """What the controller leaves to the place where clients are."""
+
+    def prepare(self, experiment: Experiment, seed: int) -> Prepared:
+        """The federation of one seed."""
+        return prepare(experiment, seed)
+
+    def connect(self, experiment: Experiment, prepared: Prepared, directory: RunDirectory) -> dict[str, Any] | None:
+        """Set the federation's backend and describe it; None to have one of this process chosen."""
+        return None
+
+    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+        """The state before round 1; as a ``template`` its values do not matter, since a checkpoint has those."""
+        return algorithm.init(x, federation.cohort(0))
+
+    def round(
+        self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray
+    ) -> Any:
+        """The state after a round with the cohort ``ids``."""
+        return algorithm.round(state, federation.cohort(round, ids))
+
+    def saved(self, state: Any) -> None:
+        """Told that a checkpoint holds this state."""
+
+    def present(self, x: Kept[Vector]) -> Sequence[int]:
+        """The nodes whose models can be had now."""
+        return range(x.n)
+
+    def own_scores(self, prepared: Prepared, x: Vector) -> evaluate.OwnScores:
+        """The model ``x`` on the clients' own samples."""
+        return evaluate.own_scores(prepared, x)
