@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class FedsimError(Exception):
     """Base of every error that fedsim raises on purpose; the command line prints it without a traceback."""
@@ -33,3 +35,20 @@ class CheckpointError(FedsimError):
 
 class RunError(FedsimError):
     """A run directory cannot be created, written or resumed."""
+
+
+class DeployError(FedsimError):
+    """A federation of real processes cannot be started, or a node of it failed."""
+
+
+class ClientsLostError(DeployError):
+    """Clients that take part in a round do not answer; without them, it can be done again.
+
+    Attributes:
+        reasons: why, by client.
+        round: in which.
+    """
+
+    def __init__(self, reasons: Mapping[int, str], round: int) -> None:
+        self.reasons, self.round = dict(reasons), round
+        super().__init__(f"round {round}: " + "; ".join(f"client {i} {why}" for i, why in sorted(reasons.items())))

@@ -1,0 +1,210 @@
+"""The controller's host whose clients are behind Flower: it waits for nodes, and repeats a round without lost ones."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fedsim.backends.flower import versions
+from fedsim.backends.flower.backend import FlowerBackend, Identity
+from fedsim.backends.flower.dry import Dry
+from fedsim.backends.flower.elsewhere import common_of, of_own_data, without_samples
+from fedsim.backends.flower.memories import Handle
+from fedsim.backends.flower.policy import Policy
+from fedsim.backends.flower.protocol import Call
+from fedsim.backends.flower.shard import Common
+from fedsim.backends.flower.transport import Exchange, Link
+from fedsim.clients import Federation
+from fedsim.config import to_config
+from fedsim.errors import ClientsLostError, ConfigError, DeployError
+from fedsim.evaluate import OwnScores
+from fedsim.experiment import Experiment
+from fedsim.host import Host
+from fedsim.memory import Device
+from fedsim.record import RunDirectory
+from fedsim.rows import RowWriter
+from fedsim.setup import Prepared
+from fedsim.tree import leaves
+from fedsim.types import Algorithm, Batch, Kept, Vector
+
+CHECKPOINTS = 2
+"""So many are kept on disk; what they refer to must stay with the clients."""
+NO_RUN = "0" * 32
+
+
+class FlowerHost(Host):
+    """Clients behind Flower.
+
+    Args:
+        grid: Flower's side of it.
+        policy: what happens when a node does not answer.
+        nodes: how many nodes bring their own data; 0 where the experiment's partition divides a data set among them.
+        say: where events of interest to a person go.
+    """
+
+    def __init__(self, grid: Grid, policy: Policy, nodes: int = 0, say: Callable[[str], None] = print) -> None:
+        self.grid, self.policy, self.nodes, self.say = grid, policy, nodes, say
+        self._pinned: deque[list[Handle]] = deque(maxlen=CHECKPOINTS)
+        self._samples: dict[int, int] = {}                 # client: how many it trains on
+        self._round = 0
+
+    def prepare(self, experiment: Experiment, seed: int) -> Prepared:
+        """The federation of one seed, once enough nodes have come.
+
+        Raises:
+            DeployError: too few come.
+        """
+        if not self.nodes:
+            prepared = super().prepare(experiment, seed)
+            self._meet(experiment, common_of(prepared), seed)
+            return without_samples(prepared)
+
+        def sizes(common: Common) -> np.ndarray:
+            self._meet(experiment, common, seed)
+            return np.array([self._samples[client] for client in range(common.n)])
+
+        return of_own_data(experiment, seed, self.nodes, sizes)
+
+    def connect(self, experiment: Experiment, prepared: Prepared, directory: RunDirectory) -> dict[str, Any]:
+        """See ``Host``."""
+        fed = prepared.federation
+        known = directory.manifest.get("deployment", {})
+        token, epoch = known.get("run", uuid.uuid4().hex), known.get("epoch", 0) + 1
+        directory.update_manifest(deployment={"run": token, "epoch": epoch, "policy": asdict(self.policy)})
+        identity = Identity(token, epoch, fed.seed, asdict(self.common))
+        sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
+        gossip = experiment.topology is not None
+        self.backend = FlowerBackend(self.link, identity, experiment.algorithm, fed, sample, gossip)
+        fed.backend, fed.memory = self.backend, self.backend.memories
+        self._pinned.clear()
+        rows = RowWriter(directory.seed_path(fed.seed) / "exchanges.jsonl")
+        self.backend.note = lambda round, verb, exchange: _note(rows, round, verb, exchange)
+        return {"backend": "flower", "reason": "deployed"}
+
+    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+        """See ``Host``; initialisation needs everybody, and a template nobody."""
+        if template:
+            backend, memory = federation.backend, federation.memory
+            federation.backend, federation.memory = Dry(self.backend.sample), Device()
+            try:
+                return algorithm.init(x, federation.cohort(0))
+            finally:
+                federation.backend, federation.memory = backend, memory
+        try:
+            return algorithm.init(x, federation.cohort(0))
+        except ClientsLostError as lost:
+            raise DeployError(f"{type(algorithm).__name__} begins with a message of every client; {lost}") from lost
+
+    def round(self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray) -> Any:
+        """See ``Host``. A round that loses clients is done again without them, as long as the policy allows it.
+
+        Raises:
+            DeployError: too few are left, or the algorithm needs those that are lost.
+        """
+        before = {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
+        cohort, lost, given_up, self._round = len(ids), None, set[int](), round
+        while True:
+            try:
+                return algorithm.round(state, federation.cohort(round, ids))
+            except ClientsLostError as error:
+                federation.ledger.restore(before)
+                lost = error
+                ids = self._without(ids, lost, cohort, given_up)
+            except ConfigError as error:
+                if lost is None:
+                    raise
+                raise DeployError(f"{lost}; without {'it' if len(lost.reasons) == 1 else 'them'}: {error}") from error
+
+    def saved(self, state: Any) -> None:
+        """See ``Host``: what checkpoints refer to stays with the clients."""
+        rows = [row for value in state if isinstance(value, Kept) for row in value.rows.values()]
+        self._pinned.append([leaf for row in rows for leaf in leaves(row) if isinstance(leaf, Handle)])
+
+    def present(self, x: Kept[Vector]) -> Sequence[int]:
+        """See ``Host``."""
+        handles = [row for row in x.rows.values() if isinstance(row, Handle)]
+        here = set(self.backend.bring(handles, self._round))
+        elsewhere = {handle.client for handle in handles} - here
+        if not (found := [i for i in range(x.n) if i not in elsewhere]):
+            raise DeployError(f"after round {self._round} no client gave its model; see the log of the SuperLink")
+        return found
+
+    def own_scores(self, prepared: Prepared, x: Vector) -> OwnScores:
+        """See ``Host``: the clients score the model themselves."""
+        n = prepared.federation.shards.n
+        scores = self.backend.scores(x, range(n), self._round)
+        if not scores:
+            raise DeployError(f"after round {self._round} no client scored the model; see the log of the SuperLink")
+        nodes = sorted(scores)
+        loss, samples = (np.array([scores[i][k] for i in nodes]) for k in (0, 2))
+        hits = [scores[i][1] for i in nodes]
+        return OwnScores(nodes, loss, None if None in hits else np.array(hits, np.float64), samples)
+
+    def _meet(self, experiment: Experiment, common: Common, seed: int) -> None:
+        """Wait for the nodes of a new seed."""
+        self.common, self._samples = common, {}
+        hello = Call("hello", {"run": NO_RUN, "seed": seed, "common": asdict(common)})
+        text = as_text(experiment)
+        largest = versions.LARGEST_VECTORS * 8 * common.d + 2**20
+        self.link = Link(self.grid, text, hello, self.policy, largest, self._greet, self.say)
+        patience, n = self.policy.patience, common.n
+        if self.link.gather(lambda there: len(there) == n, patience):
+            return
+        there, enough = sorted(self.link.nodes), n if self.nodes else self.policy.enough(n)
+        missing = ", ".join(str(i) for i in range(n) if i not in self.link.nodes)
+        if len(there) < enough:
+            why = "".join(f"; a node was refused: {reason}" for reason in self.link.refusals)
+            raise DeployError(
+                f"{len(there)} of {n} clients came within {patience:g} s, and {enough} are needed; missing: {missing}"
+                f"{why}. Start their SuperNodes, or wait longer with --patience"
+            )
+        self.say(f"beginning without client {missing}")
+
+    def _greet(self, answer: Call) -> int:
+        """Which client a new node is; refuses one that cannot take part."""
+        client, samples = answer.values.get("client"), answer.values.get("samples")
+        if not isinstance(client, int) or not 0 <= client < self.common.n or not isinstance(samples, int):
+            raise DeployError(f"it says it is client {client!r:.40} with {samples!r:.40} samples")
+        if warning := versions.check(answer.values.get("versions"), versions.versions()):
+            self.say(f"client {client}: {warning}")
+        self._samples[client] = samples
+        return client
+
+    def _without(self, ids: np.ndarray, lost: ClientsLostError, cohort: int, given_up: set[int]) -> np.ndarray:
+        """With whom a round is done again: those who are left, and if these are too few, those who come back."""
+        gone = set(lost.reasons)
+        given_up |= {client for client in gone if client in self.link.nodes}   # those answered, and could not do it
+        left, enough = set(ids.tolist()) - gone, self.policy.enough(cohort)
+        back = gone - given_up
+        if len(left) < enough and self.policy.patience and len(left | back) >= enough:
+            self.say(f"round {lost.round}: waiting {self.policy.patience:g} s for clients to come back")
+            self.link.gather(lambda there: len(left | (back & there)) >= enough, self.policy.patience)
+            left |= back & set(self.link.nodes)
+        if len(left) < enough:
+            raise DeployError(f"{lost}; {len(left)} of {cohort} clients are left, and the policy needs {enough}")
+        return np.array(sorted(left))
+
+
+def as_text(experiment: Experiment) -> str:
+    """The experiment as it travels."""
+    return json.dumps(to_config(experiment), sort_keys=True)
+
+
+def _note(rows: RowWriter, round: int, verb: str, exchange: Exchange) -> None:
+    """Where the seconds of an exchange went: at the slowest client, in handing messages over, and in Flower."""
+    slowest = max((sum(seconds.values()) for seconds in exchange.seconds), default=0.0)
+    for what in sorted({what for seconds in exchange.seconds for what in seconds}):
+        value = max(seconds[what] for seconds in exchange.seconds if what in seconds)
+        rows.add(round, f"exchange/{verb}", what, value)
+    rows.add(round, f"exchange/{verb}", "transport", exchange.transport)
+    rows.add(round, f"exchange/{verb}", "flower", max(0.0, exchange.wall - exchange.transport - slowest))
+    rows.add(round, f"exchange/{verb}", "wall", exchange.wall)
+    rows.add(round, f"exchange/{verb}", "failed", len(exchange.failed))
+    rows.flush()

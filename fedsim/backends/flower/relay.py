@@ -1,0 +1,101 @@
+"""Messages that came through Flower, and gossip by way of the server, as Flower's nodes cannot speak to each other: it
+passes messages on, and keeps none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from fedsim import wire
+from fedsim.backends.flower.memories import Handle
+from fedsim.errors import ConfigError
+from fedsim.messages import Stacked
+from fedsim.tree import Packed, leaves, tree_map, unpacked
+
+if TYPE_CHECKING:
+    from fedsim.backends.flower.backend import FlowerBackend
+
+
+class Done(NamedTuple):
+    """What a client did in one call.
+
+    Attributes:
+        data: its message as bytes; empty when it sent none.
+        tree: the message.
+        memory: handles of what it keeps, or None.
+        message: handle of the message, where the client keeps it to be mixed.
+        evaluations: per-sample gradients.
+    """
+
+    data: bytes
+    tree: Any
+    memory: Any
+    message: Handle | None
+    evaluations: int
+
+
+class Relayed:
+    """``Messages`` that are here as bytes.
+
+    Args:
+        backend: through which they came.
+        ids: ``[c]`` clients.
+        round: in which they were sent.
+        done: what each client did.
+    """
+
+    def __init__(self, backend: FlowerBackend, ids: np.ndarray, round: int, done: list[Done]) -> None:
+        self._backend, self._ids, self._round, self._done = backend, ids, round, done
+
+    def sizes(self) -> np.ndarray:
+        """See ``Messages``."""
+        return np.array([len(done.data) for done in self._done], np.int64)
+
+    def paper_bits(self) -> np.ndarray:
+        """See ``Messages``."""
+        return np.array([wire.paper_bits(done.tree) for done in self._done], np.int64)
+
+    def finite(self) -> np.ndarray:
+        """See ``Messages``: others were refused on arrival."""
+        return np.ones(len(self._done), bool)
+
+    def stacked(self) -> Any:
+        """See ``Messages``; compressed vectors of different lengths come unpacked."""
+        trees = [done.tree for done in self._done]
+        shapes = {tuple(leaf.shape for leaf in leaves(tree)) for tree in trees}
+        return tree_map(lambda *rows: torch.stack(rows), *(trees if len(shapes) == 1 else map(unpacked, trees)))
+
+    def mean(self, w: Tensor) -> Any:
+        """See ``Messages``."""
+        return Stacked(self._dense()).mean(w)
+
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+        """See ``Messages``: every client gets its neighbours' messages, and keeps the weighted sum."""
+        if steps > 1 and any(_has_packed(done.tree) for done in self._done):
+            raise ConfigError(f"{steps} gossip steps of a compressed message: only the first is compressed; use 1")
+        contraction = Stacked(leaves(self._dense())[0]).mix(w, steps, True)[1] if measure else None   # in passing
+        now = self._done
+        for step in range(1, steps + 1):
+            now = self._backend.mix(self._ids, self._round, w, now, step == steps)
+        return [done.memory for done in now], contraction
+
+    def _dense(self) -> Any:
+        return tree_map(lambda *rows: torch.stack(rows), *(unpacked(done.tree) for done in self._done))
+
+
+def _has_packed(tree: Any) -> bool:
+    return isinstance(tree, Packed) or (isinstance(tree, tuple) and any(map(_has_packed, tree)))
+
+
+def neighbours(w: csr_array, i: int) -> tuple[list[int], list[float], int]:
+    """Whom row ``i`` of W hears from in the order of their numbers, itself included; the weights; and its own place."""
+    row = slice(w.indptr[i], w.indptr[i + 1])
+    weights = dict(zip(w.indices[row].tolist(), w.data[row].tolist(), strict=True))
+    weights.setdefault(i, 0.0)
+    order = sorted(weights)
+    return order, [weights[j] for j in order], order.index(i)

@@ -1,0 +1,64 @@
+"""Ports on this machine: free ones, and who holds one that is not."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+from fedsim.errors import DeployError
+
+LISTENING = "0A"
+
+
+def check(port: int, option: str = "--port") -> int:
+    """The port, or any free one for 0.
+
+    Raises:
+        DeployError: another process listens on it; says which, where the system tells.
+    """
+    if not 0 <= port <= 65535:
+        raise DeployError(f"{option} is {port}; expected 1 to 65535, or 0 for any that is free")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            by = holder(port)
+            raise DeployError(
+                f"port {port} is in use{f' by {by}' if by else ''} ({error.strerror}); stop that, or choose another"
+                f" with {option} {port + 1}, or {option} 0 for any that is free"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def free(count: int) -> list[int]:
+    """Different ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def holder(port: int) -> str:
+    """Process that listens on a port, as "python (pid 12)"; empty where the system does not tell."""
+    sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            held = {str(fd.readlink()) for fd in (process / "fd").iterdir()} if sockets else set()
+            if held & sockets:
+                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+        except OSError:                                    # gone meanwhile, or somebody else's
+            continue
+    return ""
+
+
+def _inodes(port: int) -> list[str]:
+    """Sockets that listen on a port, by the number of their inode."""
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+            found += [row[9] for row in rows if row[3] == LISTENING and int(row[1].rpartition(":")[2], 16) == port]
+    return found

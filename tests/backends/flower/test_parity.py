@@ -1,0 +1,103 @@
+"""A deployment is the simulation: every algorithm gives the same metrics, to the byte, ledger included.
+
+Clients answer in this process, with Flower's own encoding of messages in between; ``test_processes.py`` has real ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fedsim
+from algorithms import ALGORITHMS, GOSSIP
+from fedsim.backends.flower.server_app import serve
+from fedsim.config import from_config
+from tests.backends.flower.grids import FakeGrid, federation
+
+CONFIG: dict[str, Any] = {
+    "data": "digits",
+    "partition": {"name": "DirichletPartitioner", "num_partitions": 3, "alpha": 0.5},
+    "model": {"name": "MLP", "hidden": [8]},
+    "local": {"batch_size": 32, "steps": 3},
+    "sampling": {"fraction": 1.0},
+    "schedule": {"name": "Exponential", "decay": 0.9},
+    "rounds": 2,
+    "evaluation": {"every": 1, "clients_every": 1},
+    "backend": "loop",
+}
+RING = {"name": "Static", "graph": "Ring"}
+OTHERS: dict[str, dict[str, Any]] = {
+    "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
+    "partial cohorts": {"algorithm": "Scaffold", "sampling": {"size": 2}, "rounds": 4},
+    "gossip of some": {"algorithm": "DFedAvg", "topology": RING, "sampling": {"size": 2}, "rounds": 4},
+    "weights by samples": {"algorithm": "FedSpeed", "weights": "samples"},
+    "two seeds": {"algorithm": "FedSpeed", "seeds": 2, "rounds": 2},
+    "a holdout": {"algorithm": "FedAvg", "evaluation": {"every": 1, "clients_every": 1, "holdout": 0.2}},
+    "float64": {"algorithm": "FedAMD", "dtype": "float64"},
+    "a convolutional model": {"algorithm": "Scaffold", "model": "McMahanCNN", "rounds": 1},
+}
+
+
+def config_of(algorithm: str) -> dict[str, Any]:
+    gossips = any(cls.__name__ == algorithm for cls in GOSSIP)
+    return {"algorithm": algorithm, **({"topology": RING} if gossips else {})}
+
+
+CASES = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS} | OTHERS
+
+
+def deploy(folder: Path, config: dict[str, Any], grid: FakeGrid | None = None, **settings: Any) -> fedsim.RunDirectory:
+    """Deploy an experiment on a grid of three nodes in this process."""
+    grid = grid or federation(folder / "nodes", 3)
+    run_config = {"experiment": yaml.safe_dump(config), "output": str(folder / "deployed"), "patience": 5.0}
+    return serve(grid, {**run_config, **settings}, say=lambda text: None)
+
+
+def metrics(folder: Path, seed: int = 0) -> list[dict[str, Any]]:
+    lines = (folder / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def agree(deployed: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> None:
+    """Equal rows; clients score a model on their own samples alone, which may round differently than all at once."""
+    for a, b in zip(deployed, simulated, strict=True):
+        if a["scope"].startswith("clients/"):
+            assert a.pop("value") == pytest.approx(b.pop("value"), rel=1e-6)
+        assert a == b
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_metrics_as_the_simulation(case: str, tmp_path: Path) -> None:
+    config = {**CONFIG, **CASES[case]}
+    deployed = deploy(tmp_path, config)
+    simulated = fedsim.run(from_config(config), output=tmp_path / "simulated", progress=False)
+    for seed in range(config.get("seeds", 1)):
+        agree(metrics(deployed.path, seed), metrics(simulated.path, seed))
+    assert len(metrics(deployed.path)) > 8 * config["rounds"]
+
+
+def test_what_the_ledger_charges_is_what_travels(tmp_path: Path) -> None:
+    """FedAvg: one vector down and up for each of 3 clients in 3 rounds, and little else."""
+    grid = federation(tmp_path / "nodes", 3)
+    wide = {"model": {"name": "MLP", "hidden": [2000]}, "rounds": 3, "evaluation": {"every": 3}}
+    deployed = deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", **wide}, grid)
+    d = deployed.manifest["parameters"]
+    model_bytes = 4 * d + 7                                # version, dtype, one axis, its length
+    rows = metrics(deployed.path)
+    total = {row["metric"]: row["value"] for row in rows if row["scope"] == "total" and row["node"] is None}
+    assert total["bytes_down"] == total["bytes_up"] == 9 * model_bytes
+    score = 3 * model_bytes                                # the last round's model, scored by every client
+    assert 18 * model_bytes + score < grid.sent_bytes < 1.02 * (18 * model_bytes + score)
+
+
+def test_memories_stay_with_the_clients(tmp_path: Path) -> None:
+    """Two versions at most: that of the last state and checkpoint, and that of the checkpoint before."""
+    deploy(tmp_path, {**CONFIG, "algorithm": "Scaffold", "rounds": 6})
+    stores = [sorted(path.name for path in (tmp_path / f"nodes/node-{i}").rglob("*.safetensors")) for i in range(3)]
+    assert stores == [["1.4.0.safetensors", "1.5.0.safetensors", "1.6.0.safetensors"]] * 3
+    held = [path.read_bytes() for path in (tmp_path / "deployed").rglob("shard-*.safetensors")]
+    assert held and all(b"fedsim memory " in data and len(data) < 20_000 for data in held)
