@@ -1,8 +1,18 @@
 """The catalogue: one algorithm a file, both its halves, opening with the citation and the update equations."""
 
+from algorithms.dcgd import DCGD
 from algorithms.dfedavg import DFedAvg
 from algorithms.dfedsam import DFedSAM
+from algorithms.diana import DIANA
 from algorithms.dpsgd import DPSGD
+from algorithms.econtrol import ECIdeal, EControl
+from algorithms.ef14 import EF14
+from algorithms.ef21 import EF21, L1
+from algorithms.ef21_bc import EF21BC
+from algorithms.ef21_page import EF21PAGE
+from algorithms.ef21_plus import EF21Plus
+from algorithms.ef21_sgdm import EF21SGDM
+from algorithms.ef21_w import EF21W
 from algorithms.exact_diffusion import ExactDiffusion
 from algorithms.extra import Extra
 from algorithms.fedamd import FedAMD
@@ -10,21 +20,38 @@ from algorithms.fedavg import FedAvg
 from algorithms.fedsam import FedSAM
 from algorithms.fedspeed import FedSpeed
 from algorithms.gradient_tracking import GradientTracking
+from algorithms.marina import MARINA
 from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
+from algorithms.theory import Theory, with_theory
 
 CENTRAL = (FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold)
+COMPRESSED = (DCGD, DIANA, EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EF21W, MARINA, ECIdeal, EControl, EF21Plus)
 GOSSIP = (DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP)
-ALGORITHMS = (*CENTRAL, *GOSSIP)
+ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP)
 
 __all__ = [
     "ALGORITHMS",
     "CENTRAL",
+    "COMPRESSED",
+    "DCGD",
+    "DIANA",
     "DPSGD",
+    "EF14",
+    "EF21",
+    "EF21BC",
+    "EF21PAGE",
+    "EF21SGDM",
+    "EF21W",
     "GOSSIP",
+    "L1",
+    "MARINA",
     "SGP",
     "DFedAvg",
     "DFedSAM",
+    "ECIdeal",
+    "EControl",
+    "EF21Plus",
     "ExactDiffusion",
     "Extra",
     "FedAMD",
@@ -33,4 +60,6 @@ __all__ = [
     "FedSpeed",
     "GradientTracking",
     "Scaffold",
+    "Theory",
+    "with_theory",
 ]

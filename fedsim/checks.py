@@ -8,6 +8,8 @@ from typing import Any
 
 from fedsim.errors import ConfigError
 
+_ANY_LENGTH = 2**40                                        # of a vector: the class of a compressor hangs on no length
+
 
 def positive(settings: Any, *names: str) -> None:
     """Each named field is a finite number above 0."""
@@ -41,6 +43,26 @@ def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ConfigError(
             f"{type(settings).__name__}.{name} is {value!r}; expected one of {', '.join(map(repr, choices))}"
+        )
+
+
+def contractive(settings: Any, name: str = "compressor") -> None:
+    """The named compressor is not merely unbiased: where the difference to a memory is sent, the error must shrink."""
+    by = getattr(settings, name)
+    if by.alpha(_ANY_LENGTH) is None and by.omega(_ANY_LENGTH) is not None:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}, which is unbiased and may lengthen what it compresses;"
+            f" expected a contractive one: Scaled({by!r}), which divides by 1 + omega"
+        )
+
+
+def unbiased(settings: Any, name: str = "compressor") -> None:
+    """The named compressor is unbiased."""
+    by = getattr(settings, name)
+    if by.omega(_ANY_LENGTH) is None:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}, which is biased; expected an unbiased one, such as RandK,"
+            " QSGD or Natural, or use EF21 with it"
         )
 
 

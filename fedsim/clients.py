@@ -24,7 +24,7 @@ from fedsim.memory import Device, Memory
 from fedsim.messages import Messages
 from fedsim.model import Model
 from fedsim.tree import Far, tree_map, unpacked, zeros_like
-from fedsim.types import Kept, Rule, Sent, Vector
+from fedsim.types import Kept, Packed, Sent, Vector
 from fedsim.wire import Ledger, nbytes
 from fedsim.work import LocalWork, Shards
 
@@ -192,7 +192,11 @@ class Clients:
             return sent
         return sent, self._kept(memory)
 
-    def mean(self, sent: Sent[M], factors: np.ndarray | None = None) -> M:
+    @overload
+    def mean(self, sent: Sent[Packed] | Sent[Vector | Packed], factors: np.ndarray | None = None) -> Vector: ...
+    @overload
+    def mean(self, sent: Sent[M], factors: np.ndarray | None = None) -> M: ...
+    def mean(self, sent: Sent[Any], factors: np.ndarray | None = None) -> Any:
         """Receive the messages: their mean weighted by p_i over the cohort; of compressed ones, that of the vectors.
 
         ``factors [n]`` multiply the nodes' weights.
@@ -201,19 +205,13 @@ class Clients:
         w = self._cohort_weights(sent)
         return sent.messages.mean(w if factors is None else w * torch.from_numpy(factors[sent.ids]).to(w))
 
-    def gather(self, sent: Sent[M]) -> M:
-        """Receive the messages one by one: every tensor ``[c, ...]`` in the order of ``ids``, of compressed ones the
-        vectors.
+    def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], V]) -> V:
+        """Receive the messages and aggregate them by ``rule(rows, weights [c])``, such as a ``fedsim.types.Rule``.
+
+        The tensors of ``rows`` are ``[c, ...]`` in the order of ``ids``; compressed vectors come unpacked.
         """
         self._charge_up(sent)
-        messages: M = unpacked(sent.stacked)
-        return messages
-
-    def reduce(self, sent: Sent[Vector], rule: Rule) -> Vector:
-        """Receive the messages and aggregate them by ``rule(rows [c, d], weights [c])``."""
-        self._charge_up(sent)
-        rows = unpacked(sent.stacked)
-        return rule(rows, self._cohort_weights(sent).to(rows.dtype))
+        return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
 
     def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False) -> Kept[M]:
         """Gossip: each node sends its message to its neighbours and holds ``sum_j w_ij m_j``; ``steps`` times.

@@ -64,9 +64,9 @@ def test_the_engine_knows_no_algorithm_topology_or_experiment(file: Path) -> Non
 
 @pytest.mark.parametrize("file", files("algorithms"), ids=lambda f: str(f.relative_to(ROOT)))
 def test_algorithms_speak_the_vocabulary_only(file: Path) -> None:
-    """``from fedsim import ...``, its checks and its errors; and one another."""
+    """``from fedsim import ...``, its checks and errors, compressors and problems; and one another."""
     ours = {m.split(":")[0] for m in imports(file) if top(m) in OURS and top(m) != "algorithms"}
-    assert ours <= {"fedsim", "fedsim.checks", "fedsim.errors"}
+    assert ours <= {"fedsim", "fedsim.checks", "fedsim.compress", "fedsim.errors", "fedsim.problems"}
     vocabulary = {m for m in imports(file) if m.startswith("fedsim:")}
     assert vocabulary <= {f"fedsim:{name}" for name in fedsim.__all__}
 

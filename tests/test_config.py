@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import algorithms
-from algorithms import CENTRAL, DFedAvg, FedAvg, FedSpeed
-from fedsim.compress import Composed
+from algorithms import CENTRAL, COMPRESSED, EF21, EF21BC, L1, DFedAvg, FedAvg, FedSpeed
+from fedsim.compress import Composed, Sign, TopK
 from fedsim.config import from_config, load_config, override, to_config
 from fedsim.config.names import CATALOGUES, catalogue
 from fedsim.config.plan import LOADERS
@@ -64,11 +64,11 @@ def holding(kind: str, component: Any) -> Experiment:
     if kind in ("compressor", "values"):
         compressor = component if kind == "compressor" else Composed(values=component)
         return Experiment(CompressedGradient(compressor=compressor))
-    plain = component in (a() for a in CENTRAL) or kind not in ("algorithm", "topology")
+    plain = component in (a() for a in (*CENTRAL, *COMPRESSED)) or kind not in ("algorithm", "topology")
     return replace(Experiment(FedAvg()) if plain else serverless, **{kind: component})
 
 
-COMPONENTS = [(kind, cls) for kind in CATALOGUES for cls in catalogue(kind).values()]
+COMPONENTS = [(kind, cls) for kind in CATALOGUES if kind != "downlink" for cls in catalogue(kind).values()]
 
 
 @pytest.mark.parametrize(("kind", "cls"), COMPONENTS, ids=lambda value: getattr(value, "__name__", value))
@@ -89,6 +89,11 @@ def test_round_trip_of_every_component(kind: str, cls: type) -> None:
     assert written["name"] == cls.__name__
     assert list(written) == ["name", *fields], "every field is written"
     assert through_yaml(experiment) == experiment
+
+
+def test_round_trip_of_a_second_compressor_and_a_regulariser() -> None:
+    for algorithm in (EF21BC(compressor=TopK(k=3), downlink=Sign()), EF21(compressor=TopK(k=3), prox=L1(0.25))):
+        assert through_yaml(Experiment(algorithm)) == Experiment(algorithm)
 
 
 @pytest.mark.parametrize("name", LOADERS)

@@ -31,3 +31,21 @@ COMPRESSORS: tuple[type[Compressor], ...] = (
     Scaled,
     Composed,
 )
+
+__all__ = [
+    "COMPRESSORS",
+    "QSGD",
+    "Bernoulli",
+    "Composed",
+    "Identity",
+    "LowPrecision",
+    "LowRank",
+    "Natural",
+    "NaturalDithering",
+    "PowerSGD",
+    "RandK",
+    "Scaled",
+    "Sign",
+    "Threshold",
+    "TopK",
+]

@@ -42,6 +42,7 @@ CATALOGUES = {
     "schedule": Catalogue("fedsim.schedule", "SCHEDULES", "__call__"),
     "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
+    "downlink": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
     "graph": Catalogue("topologies", "GRAPHS", "build"),
     "base": Catalogue("topologies", "SCHEDULES", "matrix"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import ConfigError
 from fedsim.models import Logistic
+from fedsim.problems.constants import Constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,18 @@ class Problem:
     def n(self) -> int:
         """Number of clients."""
         return len(self.local_smoothness)
+
+    @property
+    def constants(self) -> Constants:
+        """What theory's step sizes are made of."""
+        L_i, d = tuple(map(float, self.local_smoothness)), self.dataset.train.x.shape[1]
+        return Constants(self.smoothness, L_i, d, self.mu, self.n if self.penalty else self._sharing())
+
+    def _sharing(self) -> int:
+        """The largest number of clients in whose rows one and the same coordinate is not always 0."""
+        train = self.dataset.train
+        used = [(train.x[torch.from_numpy(owners(train) == i)] != 0).any(0) for i in range(self.n)]
+        return int(torch.stack(used).sum(0).max())
 
     def value(self, x: Tensor) -> Tensor:
         """``f(x)`` of a vector ``[d]``, 0-dim."""

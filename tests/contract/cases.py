@@ -13,10 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import (
+    DCGD,
+    DIANA,
     DPSGD,
+    EF14,
+    EF21,
+    EF21BC,
+    EF21PAGE,
+    EF21SGDM,
+    EF21W,
+    L1,
+    MARINA,
     SGP,
     DFedAvg,
     DFedSAM,
+    ECIdeal,
+    EControl,
+    EF21Plus,
     ExactDiffusion,
     Extra,
     FedAMD,
@@ -29,6 +42,7 @@ from algorithms import (
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
+from fedsim.compress import RandK, TopK
 from fedsim.model import Model
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Kept
@@ -46,6 +60,7 @@ def coordinate_median(rows: Tensor, weights: Tensor) -> Tensor:
     return rows.median(0).values
 
 
+TOP = TopK(fraction=0.2)
 ALGORITHMS: dict[str, Any] = {
     "FedAvg": FedAvg(),
     "FedAvg momentum": FedAvg(lr=0.05, server_lr=0.7, momentum=0.9),
@@ -70,7 +85,29 @@ ALGORITHMS: dict[str, Any] = {
     "EXTRA": Extra(),
     "Exact Diffusion": ExactDiffusion(),
     "SGP": SGP(),
+    "DCGD": DCGD(compressor=TOP, gradient="minibatch"),
+    "EF14": EF14(compressor=TOP, gradient="minibatch"),
+    "EF21": EF21(compressor=TOP),
+    "EF21 compressed start": EF21(compressor=TOP, start="compressed", momentum=0.5, prox=L1()),
+    "EF21 zero start": EF21(compressor=TOP, start="zero", gradient="minibatch"),
+    "EF21-BC": EF21BC(compressor=TOP, downlink=TopK(fraction=0.4)),
+    "EF21-PAGE": EF21PAGE(compressor=TOP, p=0.3),
+    "EF21-SGDM": EF21SGDM(compressor=TOP),
+    "EF21-SGD2M": EF21SGDM(compressor=TOP, momenta=2, first_batch=6),
+    "EF21-W": EF21W(compressor=TOP, gradient="minibatch"),
+    "EF21+": EF21Plus(compressor=TOP, gradient="minibatch"),
+    "EControl": EControl(compressor=TOP, gradient="minibatch"),
+    "EC-Ideal": ECIdeal(compressor=TOP, gradient="minibatch"),
+    "DIANA": DIANA(compressor=RandK(fraction=0.5)),
+    "MARINA": MARINA(compressor=RandK(fraction=0.5)),
+    "VR-MARINA": MARINA(compressor=RandK(fraction=0.5), p=0.3, gradient="minibatch"),
 }
+
+CERTAIN = ("FedAMD all anchors", "EF21", "EF21 compressed start", "EF21-BC")
+"""Those that draw nothing: whole shards, no coins, no random compressor."""
+
+OWN_CHANCE = ("FedAMD optimal", "FedAMD half", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA")
+"""Those that draw something for each client by its number besides its minibatches."""
 
 WORKS: dict[str, LocalWork] = {
     "epochs": LocalWork(batch_size=4, epochs=2),
@@ -107,8 +144,8 @@ class TiedTokens(nn.Module):
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, CLASSES)),
-    "convolutional": lambda: nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, CLASSES)
+    "convolutional": lambda: nn.Sequential(                # right before the norm, gradients of biases would be +-g: a tie
+        nn.Conv2d(1, 2, 3), nn.Tanh(), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(8, CLASSES)
     ),
     "tied tokens": TiedTokens,
 }
@@ -164,7 +201,7 @@ def initial(fed: Federation) -> Tensor:
 
 def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
     """Who takes part in rounds 1, 2, 3: everybody where the algorithm insists on it."""
-    return (tuple(range(6)),) * 3 if isinstance(algorithm, (Extra, ExactDiffusion)) else COHORTS
+    return (tuple(range(6)),) * 3 if isinstance(algorithm, (EF21BC, Extra, ExactDiffusion)) else COHORTS
 
 
 def rounds(

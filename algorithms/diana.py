@@ -1,0 +1,84 @@
+"""DIANA: Mishchenko, Gorbunov, Takac, Richtarik, 2019 (arXiv 1901.09269), Algorithm 1.
+
+    h_i, h <- 0 at first
+    client i:  m_i <- C(grad f_i(x) - h_i);   h_i <- h_i + alpha m_i;   send m_i
+    server:    x <- x - gamma (h + mean_S m_i);   h <- h + alpha sum_S p_i m_i
+
+C is unbiased; the differences vanish where the gradients settle, and with them C's variance, so it is exact on any
+clients. alpha = 1 / (1 + omega) by default; with the identity and alpha = 1 this is gradient descent. Down 1 vector, up
+1 compressed vector.
+
+Step sizes in theory: nonconvex gamma = 1 / (10 L sqrt(1 + omega / n) (2 + omega)); convex gamma =
+1 / (L_max (1 + 6 omega / n)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from algorithms import theory
+from algorithms.dcgd import Gradient, gradient_of
+from algorithms.theory import Task, Theory
+from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
+from fedsim.checks import in_range, one_of, positive, unbiased
+from fedsim.compress import RandK
+
+
+class DIANAState(NamedTuple):
+    x: Vector  # [d] server model
+    h: Vector  # [d] sum_i p_i h_i
+    h_i: Kept[Vector]  # [n, d] each client's slowly learned gradient
+
+
+@dataclass(frozen=True)
+class DIANA:
+    """Gradient descent on unbiased compressed differences to learned gradients.
+
+    Args:
+        lr: step size gamma.
+        compressor: what the clients apply to the differences; unbiased.
+        alpha: how fast the h_i learn, above 0; 1 / (1 + omega) by default.
+        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+    """
+
+    lr: float = 0.1
+    compressor: Compressor = field(default_factory=RandK)
+    alpha: float | None = None
+    gradient: Gradient = "full"
+
+    def __post_init__(self) -> None:
+        positive(self, "lr")
+        one_of(self, "gradient", ("full", "minibatch"))
+        unbiased(self)
+        if self.alpha is not None:
+            positive(self, "alpha")
+            in_range(self, "alpha", 0, 1, closed=True)
+
+    def init(self, x: Vector, clients: Clients) -> DIANAState:
+        return DIANAState(x, torch.zeros_like(x), clients.keep(torch.zeros_like(x)))
+
+    def round(self, s: DIANAState, clients: Clients) -> DIANAState:
+        sent, h_i = clients.each(self.client, s.x, s.h_i)
+        m = clients.mean(sent)
+        x = s.x - self.lr * clients.decay * (s.h + m)
+        return DIANAState(x, s.h + self.rate(len(x)) * clients.fraction * m, s.h_i | h_i)
+
+    def client(self, local: Local, x: Vector, h_i: Vector) -> tuple[Packed, Vector]:
+        m_i = self.compressor.compress(gradient_of(local, x, self.gradient) - h_i, local)
+        return m_i, h_i + self.rate(len(x)) * m_i.unpack()
+
+    def rate(self, d: int) -> float:
+        """alpha, for vectors of ``d`` coordinates."""
+        return 1 / (1 + theory.omega_of(self.compressor, d)) if self.alpha is None else self.alpha
+
+    def theory(self, task: Task) -> Theory:
+        """Step sizes for full gradients and the default alpha."""
+        c = theory.constants_of(task)
+        omega = theory.omega_of(self.compressor, c.d)
+        nonconvex = 1 / (10 * c.L * math.sqrt(1 + omega / c.n) * (2 + omega))
+        gammas = {"nonconvex": nonconvex, "convex": 1 / (c.L_max * (1 + 6 * omega / c.n))}
+        return Theory(gammas, {"omega": omega, "L": c.L, "L_max": c.L_max})

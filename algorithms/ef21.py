@@ -1,0 +1,161 @@
+"""EF21: Richtarik, Sokolov, Fatkhullin, NeurIPS 2021 (arXiv 2106.05203), Algorithm 1; and what changes little of it:
+Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021 (arXiv 2110.03294).
+
+    before round 1:  g_i <- grad f_i(x);   g, v <- sum_i p_i g_i
+    server:    x <- prox_{gamma r}(x - gamma v)
+    client i:  c_i <- C(grad f_i(x) - g_i);   g_i <- g_i + c_i;   send c_i
+    server:    g <- g + sum_S p_i c_i;   v <- eta v + g
+
+- EF21: eta = 0, r = 0, everybody. With the identity this is gradient descent.
+- EF21-PP: only the cohort S takes part; the sum is divided by n, not by |S|, so that g stays the mean of all g_i.
+- EF21-HB: eta > 0.   EF21-Prox: r given.   EF21-SGD: minibatch gradients; their noise is not averaged away.
+
+``start`` says how the g_i begin: dense (the authors' code), compressed (their paper), or zero (for which any method of
+this kind converges, a step later). Down 1 vector, up 1 compressed vector; in round 0, up 1 vector if dense.
+
+Step sizes in theory (alpha of C; theta, beta, xi of alpha: ``algorithms.theory``), with L~ the quadratic mean L_QM of
+the L_i, or, as Richtarik, Gasanov, Burlachenko prove ("Error Feedback Reloaded", ICLR 2024, arXiv 2402.10774), their
+smaller arithmetic mean L_AM:
+    nonconvex  gamma = 1 / (L + L~ xi)
+    PL         gamma = min(1 / (L + sqrt(2) L~ xi), theta / (2 mu))
+    rare       gamma = 1 / (L + L+ xi sqrt(c / n)), L+ = min(L_QM, sqrt(c / n) L_max), where no coordinate matters to
+               more than c clients
+    nonconvex with participation p:  gamma = 1 / (L + sqrt(B / theta_p)),  B = (p beta + (1 + 1 / rho)(1 - p)) L~^2,
+               theta_p = p theta - rho (1 - p);  rho = p theta / (2 (1 - p)) as here halves p theta. (theta and beta are
+               functions of a free s > 0, and 1 - (1 + s)(1 - alpha) at s = 1 / sqrt(1 - alpha) - 1 is theta(alpha).)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+
+from algorithms import theory
+from algorithms.dcgd import Gradient, gradient_of
+from algorithms.theory import Task, Theory
+from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
+from fedsim.checks import contractive, in_range, one_of, positive
+from fedsim.compress import TopK
+from fedsim.errors import ConfigError
+
+Start = Literal["dense", "compressed", "zero"]
+
+
+class EF21State(NamedTuple):
+    x: Vector  # [d] server model
+    g: Vector  # [d] sum_i p_i g_i
+    v: Vector  # [d] the step's direction: g, with momentum
+    g_i: Kept[Vector]  # [n, d] each client's estimate of its gradient, which the server could compute as well
+
+
+@dataclass(frozen=True)
+class L1:
+    """The regulariser ``r(x) = lam ||x||_1``, for EF21-Prox.
+
+    Args:
+        lam: its weight.
+    """
+
+    lam: float = 1e-3
+
+    def __post_init__(self) -> None:
+        positive(self, "lam")
+
+    def __call__(self, x: Vector, gamma: Vector) -> Vector:
+        """The minimiser of ``gamma r(y) + ||y - x||^2 / 2``, both ``[d]``."""
+        return torch.sign(x) * (x.abs() - gamma * self.lam).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class EF21:
+    """Compressed gradient descent that sends compressed changes of the gradients: exact on any clients.
+
+    Args:
+        lr: step size gamma.
+        compressor: what the clients apply to the change of their gradients; contractive.
+        start: the clients' first estimates: their gradients as they are, compressed, or zero.
+        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch", EF21-SGD).
+        momentum: heavy-ball coefficient eta of the server (EF21-HB).
+        prox: proximal operator of a regulariser that the server knows, ``prox(x, gamma)``, such as L1 (EF21-Prox).
+    """
+
+    lr: float = 0.1
+    compressor: Compressor = field(default_factory=TopK)
+    start: Start = "dense"
+    gradient: Gradient = "full"
+    momentum: float = 0.0
+    prox: Callable[[Vector, Vector], Vector] | None = None
+
+    def __post_init__(self) -> None:
+        positive(self, "lr")
+        one_of(self, "start", ("dense", "compressed", "zero"))
+        one_of(self, "gradient", ("full", "minibatch"))
+        in_range(self, "momentum", 0, 1)
+        contractive(self)
+
+    def init(self, x: Vector, clients: Clients) -> EF21State:
+        g, g_i = torch.zeros_like(x), clients.keep(torch.zeros_like(x))
+        if self.start != "zero":
+            sent, g_i = clients.each(self.begin, x, g_i)
+            g = clients.mean(sent)
+        return EF21State(x, g, g, g_i)
+
+    def round(self, s: EF21State, clients: Clients) -> EF21State:
+        gamma = self.lr * clients.decay
+        x = s.x - gamma * s.v
+        if self.prox is not None:
+            x = self.prox(x, gamma)
+        sent, g_i = clients.each(self.client, x, s.g_i)
+        g = s.g + clients.fraction * clients.mean(sent)
+        return EF21State(x, g, self.momentum * s.v + g, s.g_i | g_i)
+
+    def begin(self, local: Local, x: Vector, _: Vector) -> tuple[Vector | Packed, Vector]:
+        v = gradient_of(local, x, self.gradient)
+        if self.start == "dense":
+            return v, v
+        c = self.compressor.compress(v, local)
+        return c, c.unpack()
+
+    def client(self, local: Local, x: Vector, g_i: Vector) -> tuple[Packed, Vector]:
+        return follow(self.compressor, gradient_of(local, x, self.gradient), g_i, local)
+
+    def theory(self, task: Task, participation: float = 1.0) -> Theory:
+        """Step sizes of plain EF21, with the share of clients that take part in a round; see the module."""
+        return ef21_theory(self.compressor, task, participation)
+
+
+def follow(compressor: Compressor, v: Vector, g_i: Vector, local: Local) -> tuple[Packed, Vector]:
+    """The message ``c = C(v - g_i)``, and ``g_i + c`` as its receiver reads it."""
+    c = compressor.compress(v - g_i, local)
+    return c, g_i + c.unpack()
+
+
+def ef21_theory(compressor: Compressor, task: Task, participation: float = 1.0) -> Theory:
+    """``EF21.theory``, for every method of its kind."""
+    if not 0 < participation <= 1:
+        raise ConfigError(f"participation is {participation}; expected a share above 0 and at most 1")
+    c = theory.constants_of(task)
+    alpha = theory.alpha_of(compressor, c.d)
+    xi, theta, p = theory.xi(alpha), theory.theta(alpha), participation
+    constants = {"alpha": alpha, "xi": xi, "theta": theta, "beta": theory.beta(alpha), "L": c.L, "L_AM": c.L_AM}
+    constants |= {"L_QM": c.L_QM, "L_var": c.L_var, "mu": c.mu}
+    means = {"": c.L_QM, " AM": c.L_AM}
+    if p < 1:
+        rho = p * theta / (2 * (1 - p))
+        b = p * theory.beta(alpha) + (1 + 1 / rho) * (1 - p)
+        s = 1 / math.sqrt(1 - alpha) - 1 if alpha < 1 else math.inf
+        gammas = {f"nonconvex{name}": 1 / (c.L + L * math.sqrt(2 * b / (p * theta))) for name, L in means.items()}
+        return Theory(gammas, {**constants, "s": s, "rho": rho, "theta_p": p * theta / 2})
+    gammas = {f"nonconvex{name}": 1 / (c.L + L * xi) for name, L in means.items()}
+    if c.mu:
+        gammas |= {
+            f"PL{name}": min(1 / (c.L + math.sqrt(2) * L * xi), theta / (2 * c.mu)) for name, L in means.items()
+        }
+    share = (c.sharing or c.n) / c.n
+    plus = min(c.L_QM, math.sqrt(share) * c.L_max)
+    gammas["rare"] = 1 / (c.L + plus * xi * math.sqrt(share))
+    return Theory(gammas, {**constants, "c": float(c.sharing or c.n)})

@@ -1,0 +1,107 @@
+"""EF21-BC, bidirectional compression: Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, 2021 (arXiv 2110.03294).
+
+    before round 1:  g~_i <- grad f_i(x), sent up;   g~, g <- sum_i p_i g~_i, sent down
+    server:    b <- C_M(g~ - g), sent down
+    everybody: g <- g + b;   x <- x - gamma g
+    client i:  c_i <- C(grad f_i(x) - g~_i);   g~_i <- g~_i + c_i;   send c_i
+    server:    g~ <- g~ + sum_i p_i c_i
+
+Every client holds x and g, and so has to hear every b: all take part in every round. (The paper sends b at the end of a
+round, here it opens the next one, which is the same.) Down and up 1 compressed vector; in round 0, down 2 vectors and
+up 1.
+
+Step size in theory: the paper's is not at hand; bounding ||C_M(y)|| <= 2 ||y|| twice in its proof gives the smaller
+    gamma = 1 / (L + L~ sqrt(2 (A beta + 8 beta_M / theta_M))),   A = (1 + 8 beta_M / theta_M) / theta,
+which is safe for any C_M. The authors' code uses multiples of EF21's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from algorithms import theory
+from algorithms.ef21 import follow
+from algorithms.theory import Task, Theory
+from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
+from fedsim.checks import contractive, positive
+from fedsim.compress import TopK
+from fedsim.errors import ConfigError
+
+Memory = tuple[Vector, Vector, Vector]
+"""x, g and g~_i."""
+
+
+class EF21BCState(NamedTuple):
+    x: Vector  # [d] model, the same everywhere
+    g: Vector  # [d] what everybody takes for the gradient
+    g_tilde: Vector  # [d] sum_i p_i g~_i, at the server alone
+    mine: Kept[Memory]  # [n, d] each
+
+
+@dataclass(frozen=True)
+class EF21BC:
+    """EF21 in both directions.
+
+    Args:
+        lr: step size gamma.
+        compressor: what the clients apply to the change of their gradients; contractive.
+        downlink: what the server applies to the change of their mean; contractive.
+    """
+
+    lr: float = 0.1
+    compressor: Compressor = field(default_factory=TopK)
+    downlink: Compressor = field(default_factory=TopK)
+
+    def __post_init__(self) -> None:
+        positive(self, "lr")
+        contractive(self, "compressor")
+        contractive(self, "downlink")
+
+    def init(self, x: Vector, clients: Clients) -> EF21BCState:
+        zero = torch.zeros_like(x)
+        sent, mine = clients.each(self.begin, x, clients.keep((x, zero, zero)))
+        g = clients.mean(sent)
+        _, mine = clients.each(self.hear, g, mine)
+        return EF21BCState(x, g, g, mine)
+
+    def round(self, s: EF21BCState, clients: Clients) -> EF21BCState:
+        if len(clients) < clients.n:
+            raise ConfigError(
+                f"EF21BC needs every client in every round, {len(clients)} of {clients.n} take part: one that misses a"
+                " message of the server loses its model. Set sampling.fraction to 1, or use EF21"
+            )
+        b = self.downlink.compress(s.g_tilde - s.g, clients)
+        g = s.g + b.unpack()
+        sent, mine = clients.each(self.client, b, s.mine)
+        return EF21BCState(s.x - self.lr * clients.decay * g, g, s.g_tilde + clients.mean(sent), mine)
+
+    def begin(self, local: Local, x: Vector, mine: Memory) -> tuple[Vector, Memory]:
+        g_i = local.grad(x)
+        return g_i, (x, mine[1], g_i)
+
+    def hear(self, local: Local, g: Vector, mine: Memory) -> tuple[Vector, Memory]:
+        x, _, g_i = mine
+        return g_i, (x, g, g_i)
+
+    def client(self, local: Local, b: Packed, mine: Memory) -> tuple[Packed, Memory]:
+        x, g, g_i = mine
+        g = g + b.unpack()
+        x = x - self.lr * local.decay * g
+        c_i, g_i = follow(self.compressor, local.grad(x), g_i, local)
+        return c_i, (x, g, g_i)
+
+    def theory(self, task: Task) -> Theory:
+        """The safe step size; see the module."""
+        c = theory.constants_of(task)
+        a_w, a_m = theory.alpha_of(self.compressor, c.d), theory.alpha_of(self.downlink, c.d)
+        down = 8 * theory.beta(a_m) / theory.theta(a_m)
+        a = (1 + down) / theory.theta(a_w)
+        gammas = {
+            f"nonconvex{name}": 1 / (c.L + L * math.sqrt(2 * (a * theory.beta(a_w) + down)))
+            for name, L in (("", c.L_QM), (" AM", c.L_AM))
+        }
+        return Theory(gammas, {"alpha": a_w, "alpha_M": a_m, "A": a, "L": c.L, "L_QM": c.L_QM, "L_AM": c.L_AM})

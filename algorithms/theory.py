@@ -1,0 +1,109 @@
+"""Step sizes in theory: what an algorithm's ``theory(task)`` gives, and an algorithm with such a step size.
+
+A contractive compressor has E||C(x) - x||^2 <= (1 - alpha) ||x||^2. With theta = 1 - sqrt(1 - alpha) and beta =
+(1 - alpha) / theta, xi = sqrt(beta / theta) = (1 + sqrt(1 - alpha)) / alpha - 1 is what its errors cost: 0 for the
+identity, about 2 / alpha for strong compression.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from fedsim import Compressor
+from fedsim.errors import ConfigError
+from fedsim.problems import Constants, Problem
+
+Task: TypeAlias = Problem | Constants
+"""What theory can speak of."""
+
+A = TypeVar("A")
+
+
+class Theory(NamedTuple):
+    """Step sizes gamma by the regime that they are proved in, and the constants that they are made of."""
+
+    gamma: dict[str, float]
+    constants: dict[str, float]
+
+
+def with_theory(algorithm: A, task: Task, factor: float = 1.0, regime: str = "", **options: Any) -> A:
+    """The algorithm with ``lr`` set to ``factor`` times a step size of its theory.
+
+    Args:
+        algorithm: one with a ``theory``.
+        task: a problem of ``fedsim.problems``, or its constants.
+        factor: experiments sweep powers of 2.
+        regime: a key of ``Theory.gamma``; the algorithm's first by default.
+        options: what else its ``theory`` takes, such as ``participation``.
+
+    Raises:
+        ConfigError: the constants are unknown, or there is no such step size.
+    """
+    name = type(algorithm).__name__
+    theory = getattr(algorithm, "theory", None)
+    if theory is None:
+        raise ConfigError(f"no step size in theory is known to {name}; set its lr, for instance to that of EF21")
+    gammas = theory(task, **options).gamma
+    regime = regime or next(iter(gammas))
+    if regime not in gammas:
+        raise ConfigError(
+            f"{name} has no step size for the regime {regime!r} here; it has {', '.join(gammas)} (PL needs a task with"
+            " mu > 0)"
+        )
+    return dataclasses.replace(algorithm, lr=factor * gammas[regime])  # type: ignore[type-var]
+
+
+def constants_of(task: Task) -> Constants:
+    """The constants of a task.
+
+    Raises:
+        ConfigError: they are not known.
+    """
+    constants = task.constants if isinstance(task, Problem) else task
+    if not isinstance(constants, Constants):
+        raise ConfigError(
+            f"theory was asked of {type(task).__name__} {task!r:.60}, whose smoothness constants L and L_i are unknown;"
+            " expected a problem of fedsim.problems, or fedsim.problems.Constants(L, L_i, d)"
+        )
+    return constants
+
+
+def alpha_of(compressor: Compressor, d: int) -> float:
+    """The contraction of a compressor of ``d`` coordinates.
+
+    Raises:
+        ConfigError: it is not known to be contractive.
+    """
+    alpha = compressor.alpha(d)
+    if alpha is None:
+        raise ConfigError(f"theory needs alpha of {compressor!r}, which is not known to be contractive; use Scaled")
+    return alpha
+
+
+def omega_of(compressor: Compressor, d: int) -> float:
+    """The variance of a compressor of ``d`` coordinates.
+
+    Raises:
+        ConfigError: it is biased.
+    """
+    omega = compressor.omega(d)
+    if omega is None:
+        raise ConfigError(f"theory needs omega of {compressor!r}, which is biased; use an unbiased one, or EF21")
+    return omega
+
+
+def theta(alpha: float) -> float:
+    """``1 - sqrt(1 - alpha)``."""
+    return 1 - math.sqrt(1 - alpha)
+
+
+def beta(alpha: float) -> float:
+    """``(1 - alpha) / theta(alpha)``."""
+    return (1 - alpha) / theta(alpha)
+
+
+def xi(alpha: float) -> float:
+    """``sqrt(beta / theta)``, in the form that loses no digits."""
+    return (1 + math.sqrt(1 - alpha)) / alpha - 1
