@@ -96,7 +96,7 @@ ALGORITHMS: dict[str, Any] = {
     "EF21-SGD2M": EF21SGDM(compressor=TOP, momenta=2, first_batch=6),
     "EF21-W": EF21W(compressor=TOP, gradient="minibatch"),
     "EF21+": EF21Plus(compressor=TOP, gradient="minibatch"),
-    "EControl": EControl(compressor=TOP, gradient="minibatch"),
+    "EControl": EControl(compressor=TOP, start="compressed", gradient="minibatch"),
     "EC-Ideal": ECIdeal(compressor=TOP, gradient="minibatch"),
     "DIANA": DIANA(compressor=RandK(fraction=0.5)),
     "MARINA": MARINA(compressor=RandK(fraction=0.5)),
@@ -144,7 +144,7 @@ class TiedTokens(nn.Module):
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, CLASSES)),
-    "convolutional": lambda: nn.Sequential(                # right before the norm, gradients of biases would be +-g: a tie
+    "convolutional": lambda: nn.Sequential(                # biases right before the norm have gradients +-g: a tie
         nn.Conv2d(1, 2, 3), nn.Tanh(), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(8, CLASSES)
     ),
     "tied tokens": TiedTokens,
