@@ -57,7 +57,8 @@ class Threshold:
     def nbytes(self, parts: Parts, d: int) -> Tensor:
         """See ``fedsim.types.Compressor``."""
         held = parts[0] != 0
-        return sparse_size(indices.dense_gaps(held), held, d, self.code) + held.sum(-1) * parts[0].element_size()
+        k = held.sum(-1)
+        return sparse_size(indices.sizes_of_held(held), k, self.code) + k * parts[0].element_size()
 
     def encode(self, parts: Parts, d: int) -> bytes:
         """See ``fedsim.types.Compressor``."""

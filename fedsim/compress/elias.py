@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -34,15 +34,25 @@ def digits(n: Tensor) -> Tensor:
     return torch.frexp(n.double())[1].long()
 
 
+def _length(size: int, code: Code) -> int:
+    """Bits of the codeword of a number of ``size`` digits, which is all that they depend on."""
+    if code == "gamma":
+        return 2 * size - 1
+    if code == "delta":
+        return size + 2 * size.bit_length() - 2
+    length = 1
+    while size > 1:
+        length, size = length + size, (size - 1).bit_length()
+    return length
+
+
+_LENGTHS = {code: torch.tensor([0] + [_length(size, code) for size in range(1, 33)]) for code in get_args(Code)}
+
+
 def code_lengths(n: Tensor) -> dict[Code, Tensor]:
     """Bits of the codeword of each number, int64, by code."""
-    length = digits(n)
-    omega, m = torch.ones_like(n), n
-    for _ in range(5):                                     # groups of a number below 2^32: at most 32, 5, 3, 2 digits
-        size = digits(m)
-        omega = omega + torch.where(m > 1, size, 0)
-        m = torch.where(m > 1, size - 1, 1)
-    return {"gamma": 2 * length - 1, "delta": length + 2 * digits(length) - 2, "omega": omega}
+    size = digits(n)
+    return {code: table.to(n.device)[size] for code, table in _LENGTHS.items()}
 
 
 def codewords(n: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.compress import bits, elias
 from fedsim.compress.bits import Bits
+from fedsim.compress.rows import on_stacks
 
 IndexCode: TypeAlias = Literal["packed", "bitmap", "gamma", "delta", "omega"]
 CODES: tuple[IndexCode, ...] = get_args(IndexCode)
@@ -26,32 +27,40 @@ def index_bits(d: int) -> int:
     return (d - 1).bit_length()
 
 
-def sizes(gaps: Tensor, held: Tensor | None, d: int) -> Tensor:
-    """Bits of every code, int64 ``[..., len(CODES)]``.
+def sizes(index: Tensor, d: int) -> Tensor:
+    """Bits of every code for ascending indices ``[..., k]``: int64 ``[..., len(CODES)]``."""
+    gaps = torch.diff(index, prepend=index.new_full((*index.shape[:-1], 1), -1))
+    sums = [length.sum(-1) for length in elias.code_lengths(gaps).values()]
+    constant = [torch.full_like(sums[0], size) for size in (index.shape[-1] * index_bits(d), d)]
+    return torch.stack([*constant, *sums], -1)
 
-    Args:
-        gaps: ``[..., k]``, 1 or more.
-        held: ``[..., k]`` which of the gaps there are; all by default.
-        d: number of coordinates.
+
+def sizes_of_held(held: Tensor) -> Tensor:
+    """The same, where ``held [..., d]`` says which coordinates are held."""
+
+    def run(held: Tensor) -> tuple[Tensor]:
+        d = held.shape[-1]
+        row, gaps, _ = gaps_of(held)
+        sums = [add_up(length, row, held) for length in elias.code_lengths(gaps).values()]
+        return (torch.stack([held.sum(-1) * index_bits(d), torch.full_like(sums[0], d), *sums], -1),)
+
+    return on_stacks(run, held)[0]
+
+
+def gaps_of(held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all coordinates that are held in a stack ``[..., d]``: number of the vector, gap to the last one, and place in
+    the stack as one long vector.
     """
-    by = elias.code_lengths(gaps)
-    count = gaps.new_full(gaps.shape[:-1], gaps.shape[-1]) if held is None else held.sum(-1)
-    lengths = [by["gamma"], by["delta"], by["omega"]]
-    sums = [(length if held is None else length * held).sum(-1) for length in lengths]
-    return torch.stack([count * index_bits(d), torch.full_like(count, d), *sums], -1)
+    flat = held.flatten().nonzero()[:, 0]
+    row, index = flat // held.shape[-1], flat % held.shape[-1]
+    first = torch.diff(row, prepend=row.new_full((1,), -1)) > 0
+    return row, torch.where(first, index + 1, torch.diff(index, prepend=index[:1])), flat
 
 
-def gaps_of(index: Tensor) -> Tensor:
-    """Gaps ``[..., k]`` of ascending indices."""
-    return torch.diff(index, prepend=index.new_full((*index.shape[:-1], 1), -1))
-
-
-def dense_gaps(held: Tensor) -> Tensor:
-    """Gaps ``[..., d]`` at the coordinates that are held; meaningless, but 1 or more, at the others."""
-    here = torch.arange(held.shape[-1], device=held.device)
-    last = torch.cummax(torch.where(held, here, -1), -1).values
-    before = torch.cat([torch.full_like(last[..., :1], -1), last[..., :-1]], -1)
-    return here - before
+def add_up(numbers: Tensor, row: Tensor, stack: Tensor) -> Tensor:
+    """Sums of ``numbers [N]`` by vector of ``stack [..., d]``, int64 ``[...]``."""
+    lead = stack.shape[:-1]
+    return numbers.new_zeros(lead.numel()).index_add(0, row, numbers).view(lead)
 
 
 def write(index: np.ndarray, d: int, code: IndexCode) -> Bits:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedsim.compress import bits, elias, indices
 from fedsim.compress.message import Reader, expect_padding, float_bytes, floats, varint, varint_size
+from fedsim.compress.rows import on_stacks
 
 LevelCode: TypeAlias = Literal["fixed", "elias"]
 CODES: tuple[LevelCode, ...] = ("fixed", "elias")
@@ -55,11 +56,17 @@ def size(parts: tuple[Tensor, ...], s: int, code: LevelCode | Literal["shortest"
     plain = -(-level.shape[-1] * width(s) // 8)
     if code == "fixed":
         return constant(norm, 1 + norm.element_size() + plain)
-    held = level != 0
-    each = 1 + elias.code_lengths(indices.dense_gaps(held))["omega"]
-    each = each + elias.code_lengths(level.long().abs().clamp(min=1))["omega"]
-    short = varint_size(held.sum(-1)) + ((each * held).sum(-1) + 7) // 8
+    (short,) = on_stacks(_elias_size, level)
     return 1 + norm.element_size() + (short.clamp(max=plain) if code == "shortest" else short)
+
+
+def _elias_size(level: Tensor) -> tuple[Tensor]:
+    """Bytes of the elias code without its selector and norm."""
+    row, gaps, flat = indices.gaps_of(level != 0)
+    magnitude = level.flatten()[flat].long().abs()
+    each = elias.code_lengths(gaps)["omega"] + 1 + elias.code_lengths(magnitude)["omega"]
+    count = indices.add_up(torch.ones_like(each), row, level)
+    return (varint_size(count) + (indices.add_up(each, row, level) + 7) // 8,)
 
 
 def write(parts: tuple[Tensor, ...], s: int, code: LevelCode | Literal["shortest"]) -> bytes:

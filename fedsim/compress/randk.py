@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.compress import indices
 from fedsim.compress.message import Reader
 from fedsim.compress.rows import finite, on_stacks
 from fedsim.compress.selection import largest
-from fedsim.compress.sparse import Code, Sparsifier, check_count, count, read_sparse, sparse_bytes, sparse_size
+from fedsim.compress.sparse import Code, Sparsifier, check_count, count, index_size, read_sparse, sparse_bytes
 from fedsim.seeds import uniform_of
 from fedsim.types import Packed, Site
 
@@ -70,7 +69,7 @@ class RandK(Sparsifier):
         """Bytes of a message without its values, int64 ``[...]``."""
         if self.shared_seed:
             return torch.full_like(where, 8)
-        return sparse_size(indices.gaps_of(where), None, d, self.code)
+        return index_size(where, d, self.code)
 
     def wrap(self, where: Tensor, d: int, tail: bytes) -> bytes:
         """The message whose values are written as ``tail``."""

@@ -85,18 +85,22 @@ def place(index: Tensor, values: Tensor, d: int) -> Tensor:
 def sparse_bytes(index: Tensor, d: int, code: Code, tail: bytes) -> bytes:
     """A sparse message whose values are ``tail``."""
     if code == "shortest":
-        sizes = indices.sizes(indices.gaps_of(index), None, d).tolist()
+        sizes = indices.sizes(index, d).tolist()
         code = CODES[sizes.index(min(sizes))]
     head = bytes([CODES.index(code)]) + varint(len(index))
     return head + bits.join(indices.write(index.cpu().numpy(), d, code), tail)
 
 
-def sparse_size(gaps: Tensor, held: Tensor | None, d: int, code: Code) -> Tensor:
-    """Bytes of `sparse_bytes` without its tail, int64 ``[...]``, of gaps ``[..., k]``; see ``indices.sizes``."""
-    sizes = indices.sizes(gaps, held, d)
+def sparse_size(sizes: Tensor, count: Tensor, code: Code) -> Tensor:
+    """Bytes of `sparse_bytes` without its tail, int64 ``[...]``, by ``sizes [..., 5]`` of the indices and k ``[...]``."""
     size = sizes.amin(-1) if code == "shortest" else sizes[..., CODES.index(code)]
-    count = size.new_full(size.shape, gaps.shape[-1]) if held is None else held.sum(-1)
     return 1 + varint_size(count) + (size + 7) // 8
+
+
+def index_size(index: Tensor, d: int, code: Code) -> Tensor:
+    """The same, of indices ``[..., k]``."""
+    sizes = indices.sizes(index, d)
+    return sparse_size(sizes, torch.full_like(sizes[..., 0], index.shape[-1]), code)
 
 
 def read_sparse(data: bytes, d: int) -> tuple[Tensor, bytes]:

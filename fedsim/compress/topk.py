@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.compress import indices
 from fedsim.compress.rows import finite, on_stacks
 from fedsim.compress.selection import largest
-from fedsim.compress.sparse import Code, Parts, Sparsifier, check_count, count, read_sparse, sparse_bytes, sparse_size
+from fedsim.compress.sparse import Code, Parts, Sparsifier, check_count, count, index_size, read_sparse, sparse_bytes
 from fedsim.errors import ConfigError
 from fedsim.types import Packed, Site
 
@@ -90,7 +89,7 @@ class TopK(Sparsifier):
 
     def overhead(self, where: Tensor, d: int) -> Tensor:
         """Bytes of a message without its values, int64 ``[...]``."""
-        return sparse_size(indices.gaps_of(where), None, d, self.code)
+        return index_size(where, d, self.code)
 
     def wrap(self, where: Tensor, d: int, tail: bytes) -> bytes:
         """The message whose values are written as ``tail``."""

@@ -41,7 +41,7 @@ def test_golden_sparse_message(code: Any) -> None:
     assert data[2:].hex() == message and len(message) // 2 == math.ceil(size / 8)
     index, values = compressor.decode(data, 10, torch.float32)
     assert index.tolist() == [1, 4, 9] and values.tolist() == [1.5, -2.0, 0.25]
-    sizes = indices.sizes(indices.gaps_of(parts[0]), None, 10)
+    sizes = indices.sizes(parts[0], 10)
     assert int(sizes[indices.CODES.index(code)]) + 3 * 32 == size
 
 
@@ -120,7 +120,7 @@ def test_bits_of_an_index(d: int, expected: int) -> None:
 )
 def test_sizes_of_known_messages(d: int, k: int, packed: int, bitmap: int) -> None:
     index = torch.from_numpy(np.sort(np.random.default_rng(0).choice(d, k, replace=False)))
-    sizes = indices.sizes(indices.gaps_of(index), None, d) + 32 * k
+    sizes = indices.sizes(index, d) + 32 * k
     assert sizes[:2].tolist() == [packed, bitmap]
     assert sizes[2:].max() < packed or d == 1000, "gaps of a long vector are short"
 
