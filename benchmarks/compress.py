@@ -1,7 +1,7 @@
 """How fast compression is, on a vector of ResNet-18's size by default.
 
-1. Selection: the exact Top-k of ``fedsim.compress`` against one ``torch.topk`` of the magnitudes (which leaves open which
-   of equal ones it takes), and against copying the vector.
+1. Selection: the exact Top-k of ``fedsim.compress`` against one ``torch.topk`` of the magnitudes, which leaves open
+   which of equal ones it takes, and against copying the vector.
 2. Indices: writing and reading the k selected indices in every index code, in megabytes of int64 indices a second.
 3. Message: ``encode`` and ``decode`` of the whole Top-k message, and of the messages of other compressors.
 

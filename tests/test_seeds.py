@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -124,3 +125,12 @@ def test_every_sample_is_as_likely_at_every_place() -> None:
     orders = seeds.shuffles(0, "s", 2, np.array([5]), np.array([50]), np.array([2000]))[0]
     for place in (0, 1, 25, 49):
         assert stats.chisquare(np.bincount(orders[:, place], minlength=50)).pvalue > CONFIDENCE
+
+
+def test_draws_of_a_key_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = torch.tensor([1, -2])
+    whole = seeds.uniform_of(keys, 1001)
+    monkeypatch.setattr(seeds, "_BLOCK", 64)
+    assert torch.equal(seeds.uniform_of(keys, 1001), whole)
+    assert torch.equal(torch.vmap(lambda key: seeds.uniform_of(key, 1001))(keys), whole)
+    assert torch.equal(seeds.uniform_of(keys[0], 7), whole[0, :7]) and seeds.uniform_of(keys, 0).shape == (2, 0)

@@ -10,7 +10,7 @@ begin at each bit is looked up for all of them, then one walk over these lengths
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Literal, TypeAlias, get_args
 
@@ -23,10 +23,11 @@ from fedsim.compress.bits import PADDING, words
 Code: TypeAlias = Literal["gamma", "delta", "omega"]
 LIMIT = 2**32
 """Numbers are below this."""
-STRIDE = 2**17
+STRIDE = 2**14
 """Bytes of a message in which codewords are sought at a time."""
 _INVALID = 255
 _ONE = np.uint64(1)
+_KNOWN = 2**12                                             # codewords of numbers below this are looked up
 
 
 def digits(n: Tensor) -> Tensor:
@@ -57,6 +58,23 @@ def code_lengths(n: Tensor) -> dict[Code, Tensor]:
 
 def codewords(n: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
     """The codeword of each number and its length in bits, for ``bits.pack``."""
+    known_words, known_lengths = _known(code)
+    large = np.flatnonzero(n >= _KNOWN)
+    if not len(large):
+        return known_words[n], known_lengths[n]
+    small = np.minimum(n, _KNOWN - 1)
+    words, lengths = known_words[small], known_lengths[small]
+    words[large], lengths[large] = _codewords(n[large], code)
+    return words, lengths
+
+
+@cache
+def _known(code: Code) -> tuple[np.ndarray, np.ndarray]:
+    """Codewords of the numbers below ``_KNOWN``, and their lengths; there is none for 0."""
+    return tuple(np.insert(column, 0, 0) for column in _codewords(np.arange(1, _KNOWN), code))  # type: ignore[return-value]
+
+
+def _codewords(n: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
     size = _digits(n)
     n = n.astype(np.uint64)
     if code == "gamma":
@@ -141,45 +159,55 @@ def read(buffer: np.ndarray, start: int, stop: int, count: int, code: Code) -> t
     Raises:
         ValueError: they do not end by bit ``stop``, or a number is 2^32 or more.
     """
-    starts, stop = _walk(buffer, start, stop, count, code, signed=False)
-    values, _ = _READ[code](words(buffer, starts))
-    return values, stop
+    found, end = [np.zeros(0, np.int64)], start
+    for starts, behind in _walk(buffer, start, stop, count, code, signed=False):
+        found.append(_READ[code](words(buffer, starts))[0])
+        end = behind
+    return np.concatenate(found), end
 
 
-def read_signed(buffer: np.ndarray, start: int, stop: int, count: int, code: Code) -> tuple[np.ndarray, ...]:
-    """Like `read`, triples (number, sign bit, number): the three arrays, and the bit behind them."""
-    starts, stop = _walk(buffer, start, stop, count, code, signed=True)
-    first, length = _READ[code](words(buffer, starts))
-    sign = words(buffer, starts + length) >> np.uint64(63)
-    second, _ = _READ[code](words(buffer, starts + length + 1))
-    return first, sign.astype(np.int64), second, np.array(stop)
+def read_signed(buffer: np.ndarray, start: int, stop: int, count: int, code: Code) -> tuple[np.ndarray, int]:
+    """Like `read`, of triples (number, sign bit, number) ``[3, count]``."""
+    found, end = [np.zeros((3, 0), np.int64)], start
+    for starts, behind in _walk(buffer, start, stop, count, code, signed=True):
+        first, length = _READ[code](words(buffer, starts))
+        sign = (words(buffer, starts + length) >> np.uint64(63)).astype(np.int64)
+        second, _ = _READ[code](words(buffer, starts + length + 1))
+        found.append(np.stack([first, sign, second]))
+        end = behind
+    return np.concatenate(found, 1), end
 
 
-def _walk(buffer: np.ndarray, start: int, stop: int, count: int, code: Code, signed: bool) -> tuple[np.ndarray, int]:
-    """Where ``count`` codewords begin (or triples of two and a sign bit between them), and the bit behind them."""
-    stop = min(stop, 8 * (len(buffer) - PADDING))
+def _walk(
+    buffer: np.ndarray, start: int, stop: int, count: int, code: Code, signed: bool
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Where ``count`` codewords begin (or triples of two and a sign bit between them), and the bit behind them, a
+    stretch of the buffer at a time.
+    """
+    stop, at, left = min(stop, 8 * (len(buffer) - PADDING)), start, count
+    while left and at < stop:
+        base = at & ~7
+        size = min(STRIDE, len(buffer) - PADDING - (base >> 3))
+        lengths = _lengths(buffer, base >> 3, size, code)
+        end = 8 * size if base + 8 * size >= stop else 8 * size - 2 * _INVALID   # beyond, one might be cut off
+        starts, at = _stretch(lengths, at - base, end, left, code, signed)
+        left, at = left - len(starts), at + base
+        yield np.array(starts, np.int64) + base, at
+    if left or at > stop:
+        raise ValueError(f"truncated message: {count - left} of {count} {code} codewords begin before bit {stop}")
+
+
+def _stretch(lengths: bytes, at: int, end: int, most: int, code: Code, signed: bool) -> tuple[list[int], int]:
+    """Where codewords begin, from ``at`` to ``end``, and the bit behind the last."""
     starts: list[int] = []
-    at, base, end = start, 0, 0                            # lengths are known for the bits from base to end
-    lengths = b""
-    while len(starts) < count and at < stop:
-        if at + 2 * _INVALID >= end:
-            base = at & ~7
-            size = min(STRIDE, len(buffer) - PADDING - (base >> 3))
-            lengths, end = _lengths(buffer, base >> 3, size, code), base + 8 * size
-        last = end if end >= stop else end - 2 * _INVALID  # from here on a codeword might reach beyond the end
-        at -= base
-        last -= base
-        while at < last and len(starts) < count:
-            starts.append(at + base)
-            if (length := lengths[at]) == _INVALID:
-                raise ValueError(f"the {code} codeword at bit {at + base} is of a number of 2^32 or more")
+    while at < end and len(starts) < most:
+        starts.append(at)
+        if (length := lengths[at]) == _INVALID:
+            raise ValueError(f"a {code} codeword of a number of 2^32 or more")
+        at += length
+        if signed:
+            at += 1
+            if at >= len(lengths) or (length := lengths[at]) == _INVALID:
+                raise ValueError(f"a {code} codeword is cut off, or of a number of 2^32 or more")
             at += length
-            if signed:
-                at += 1
-                if at >= len(lengths) or (length := lengths[at]) == _INVALID:
-                    raise ValueError(f"the {code} codeword at bit {at + base} is cut off, or of a number above 2^32")
-                at += length
-        at += base
-    if len(starts) < count or at > stop:
-        raise ValueError(f"truncated message: {len(starts)} of {count} {code} codewords begin before bit {stop}")
-    return np.array(starts, np.int64), at
+    return starts, at

@@ -100,9 +100,9 @@ def read(data: bytes, d: int, s: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
         raise ValueError(f"a message has a norm below 0, a level above {s}, or more than {d} coordinates")
     if ((magnitude == 0) & (sign == 1)).any():
         raise ValueError("a message has a level of minus 0")
-    level = np.zeros(d, np.int64)
-    level[index] = np.where(sign, -magnitude, magnitude)
-    return norm, torch.from_numpy(level).to(integer(s))
+    level = torch.zeros(d, dtype=integer(s))
+    level[torch.from_numpy(index)] = torch.from_numpy(np.where(sign, -magnitude, magnitude)).to(level.dtype)
+    return norm, level
 
 
 def _read_fixed(data: bytes, d: int, s: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,6 +112,6 @@ def _read_fixed(data: bytes, d: int, s: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _read_elias(data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    gaps, sign, magnitude, end = elias.read_signed(bits.padded(data), 0, 8 * len(data), count, "omega")
-    expect_padding(data, int(end))
+    (gaps, sign, magnitude), end = elias.read_signed(bits.padded(data), 0, 8 * len(data), count, "omega")
+    expect_padding(data, end)
     return np.cumsum(gaps) - 1, sign, magnitude

@@ -92,7 +92,7 @@ def sparse_bytes(index: Tensor, d: int, code: Code, tail: bytes) -> bytes:
 
 
 def sparse_size(sizes: Tensor, count: Tensor, code: Code) -> Tensor:
-    """Bytes of `sparse_bytes` without its tail, int64 ``[...]``, by ``sizes [..., 5]`` of the indices and k ``[...]``."""
+    """Bytes of `sparse_bytes` without its tail, int64 ``[...]``, by ``sizes [..., 5]`` of indices and k ``[...]``."""
     size = sizes.amin(-1) if code == "shortest" else sizes[..., CODES.index(code)]
     return 1 + varint_size(count) + (size + 7) // 8
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -208,6 +211,21 @@ def test_errors_say_what_is_wrong(compressor: Any, data: bytes, words: str) -> N
     d = 5 if isinstance(compressor, QSGD) else 10
     with pytest.raises(ValueError, match=words):
         compressor.decode(data, d, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["top 3", "top of signs", "rand 3", "threshold", "QSGD", "natural", "SVD", "fp16"])
+def test_hostile_messages_cost_little(name: str) -> None:
+    """5 kB, with every selector and large counts in front: an error soon, within the memory of some vectors."""
+    compressor, d = COMPRESSORS[name], 10**6
+    for selector in range(5):
+        for count in (b"", varint(1000), varint(10**6), varint(2**32 - 1)):
+            for filling in (b"\x00", b"\xff", b"\x55"):
+                tracemalloc.start()
+                begin = time.process_time()
+                with contextlib.suppress(ValueError):
+                    compressor.decode(bytes([selector]) + count + 5000 * filling, d, torch.float32)
+                assert time.process_time() - begin < 1 and tracemalloc.get_traced_memory()[1] < 20 * d
+                tracemalloc.stop()
 
 
 def test_what_is_not_finite_or_of_another_type_is_not_sent() -> None:
