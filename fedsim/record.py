@@ -206,6 +206,11 @@ def create_folder(root: Path, name: str) -> Path:
     raise AssertionError
 
 
+def free_name(root: Path, name: str) -> Path:
+    """The first of ``root/name``, ``root/name-2``, ... that does not exist."""
+    return next(target for target in _names(root, name) if not target.exists())
+
+
 def _names(root: Path, name: str) -> Iterator[Path]:
     return (root / (name if number == 1 else f"{name}-{number}") for number in count(1))
 

@@ -20,6 +20,8 @@ COMMANDS = {
     "run": ("fedsim.cli.running", "run", "run an experiment"),
     "resume": ("fedsim.cli.running", "resume", "continue an interrupted run or sweep"),
     "sweep": ("fedsim.cli.sweeping", "sweep", "run a grid of experiments: --algorithm.lr 0.03,0.1 --local.epochs 1,2"),
+    "deploy": ("fedsim.cli.deploying", "deploy", "run an experiment on real clients, through Flower"),
+    "certificates": ("fedsim.cli.deploying", "certificates", "make certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "what there is: algorithms, data sets, models, partitions, ..."),
     "partition": ("fedsim.cli.partitioning", "partition", "divide a data set among clients, and show how it fell out"),
     "topology": ("fedsim.cli.topology", "topology", "show who talks to whom without a server, and what it costs"),
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
-        commands = "\n".join(f"  {name:<11}{about}" for name, (_, _, about) in COMMANDS.items())
+        commands = "\n".join(f"  {name:<13}{about}" for name, (_, _, about) in COMMANDS.items())
         print(f"{USAGE}\n\nSimulate federated learning.\n\n{commands}")
         return 0
     if arguments[:1] == ["--version"]:

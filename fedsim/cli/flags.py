@@ -154,7 +154,7 @@ def _set(settings: dict[str, Any], path: Sequence[str], value: str) -> None:
 
 def print_help(command: Command, settings: Mapping[str, Any]) -> None:
     """Print every option of the command, with the fields of the components that the settings name."""
-    own = {f"--{key} {key.upper()}": about for key, about in command.options.items()}
+    own = {f"--{key.replace('_', '-')} {key.upper()}": about for key, about in command.options.items()}
     own |= {f"--{key}".replace("_", "-"): about for key, about in {"help": "this text", **command.switches}.items()}
     lines = [f"  {option:<22}{about}" for option, about in own.items()]
     print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{command.about}")

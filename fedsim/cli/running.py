@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     root = Path(line.options.get("root", "runs"))
     output = Path(line.options["output"]) if "output" in line.options else None
     directory = fedsim.run(experiment, output=output, root=root, progress="quiet" not in line.switches)
-    _print_result(directory, "json" in line.switches)
+    print_result(directory, "json" in line.switches)
     return 0
 
 
@@ -70,11 +70,12 @@ def resume(argv: Sequence[str]) -> int:
     if is_sweep(arguments.run):
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
     directory = fedsim.resume(arguments.run, progress=not arguments.quiet)
-    _print_result(directory, arguments.json)
+    print_result(directory, arguments.json)
     return 0
 
 
-def _print_result(directory: RunDirectory, as_json: bool) -> None:
+def print_result(directory: RunDirectory, as_json: bool) -> None:
+    """Print where a run is and what it measured last."""
     (series,) = load_runs([directory.path], "server/test", "loss")
     final = {key: estimate(values) for key, values in _last_values(series).items()}
     if as_json:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fedsim.backends.flower.settings import NodeSettings
 from fedsim.deploy import ports
 from fedsim.deploy.certificates import Credentials, make
 from fedsim.deploy.install import command, environment
@@ -32,6 +33,8 @@ START_SECONDS = 120.0
 COMMAND_SECONDS = 120.0
 CONNECTION = "fedsim"
 """What Flower's commands call the SuperLink."""
+_THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
+"""One thread a process by default: all nodes share this machine."""
 
 
 @dataclass
@@ -40,28 +43,22 @@ class Federation:
 
     Args:
         folder: for all files.
-        nodes: number of SuperNodes; each is the client with its number.
+        nodes: what each SuperNode is told about itself.
         port: of the SuperLink; 0 for any that is free.
         insecure: without TLS and without keys of the nodes.
-        data: a folder for each node whose files are its own data; none to share the experiment's data set.
-        threads: threads of a node's PyTorch.
     """
 
     folder: Path
-    nodes: int
+    nodes: Sequence[NodeSettings]
     port: int = 8000
     insecure: bool = False
-    data: Sequence[Path] = ()
-    threads: int = 1
     credentials: Credentials | None = field(init=False, default=None)
     superlink: Process = field(init=False)
     supernodes: list[Process] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.nodes < 1:
-            raise DeployError(f"nodes is {self.nodes}; expected 1 or more")
-        if self.data and len(self.data) != self.nodes:
-            raise DeployError(f"{len(self.data)} folders of data for {self.nodes} nodes; expected one for each")
+        if [node.client for node in self.nodes] != list(range(len(self.nodes))) or not self.nodes:
+            raise DeployError(f"nodes are {list(self.nodes)!r:.200}; expected clients 0, 1, ..., at least one")
         self.folder = self.folder.absolute()
 
     def __enter__(self) -> Self:
@@ -110,34 +107,33 @@ class Federation:
         """Certificates, the commands' configuration, and processes that are ready to start."""
         if not self.insecure:
             folder = self.folder / "certificates"
-            self.credentials = Credentials(folder, self.nodes)
+            self.credentials = Credentials(folder, len(self.nodes))
             if (folder / "ca.crt").exists():
                 self.credentials.check()
             else:
-                make(folder, self.nodes)
+                make(folder, len(self.nodes))
         home = self.folder / "client"
         home.mkdir(parents=True, exist_ok=True)
         secure = f'root-certificates = "{self.credentials.ca}"' if self.credentials else "insecure = true"
         config = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{HOST}:{self.port}"\n'
         (home / "config.toml").write_text(f"{config}{secure}\n")
         self.superlink = self._superlink()
-        own_ports = ports.free(self.nodes)
-        self.supernodes = [self._supernode(i, own) for i, own in enumerate(own_ports)]
+        own_ports = ports.free(len(self.nodes))
+        self.supernodes = [self.supernode(node, own) for node, own in zip(self.nodes, own_ports, strict=True)]
 
     def _superlink(self) -> Process:
         home = self.folder / "superlink"
         words = [command("flower-superlink"), "--host", HOST, "--port", str(self.port)]
         words += superlink_security(self.credentials)
-        extra = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
-        return Process("the SuperLink", words, environment(home, **extra), home / "superlink.log")
+        return Process("the SuperLink", words, environment(home, **_THREADS), home / "superlink.log")
 
-    def _supernode(self, i: int, own_port: int) -> Process:
-        home = self.folder / f"node-{i}"
+    def supernode(self, node: NodeSettings, own_port: int) -> Process:
+        """A SuperNode that is ready to start; ``own_port`` is for the processes that it starts."""
+        home = self.folder / f"node-{node.client}"
         words = [command("flower-supernode"), "--superlink", f"{HOST}:{self.port}", "--host", HOST]
-        words += ["--port", str(own_port), *supernode_security(self.credentials, i)]
-        words += ["--node-config", node_config(i, home / "memory", self.data[i] if self.data else None)]
-        extra = {"OMP_NUM_THREADS": str(self.threads), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
-        return Process(f"SuperNode {i}", words, environment(home, **extra), home / "supernode.log")
+        words += ["--port", str(own_port), *supernode_security(self.credentials, node.client)]
+        words += ["--node-config", node.text()]
+        return Process(f"SuperNode {node.client}", words, environment(home, **_THREADS), home / "supernode.log")
 
     def _healthy(self) -> bool:
         scheme = "https" if self.credentials else "http"
@@ -152,7 +148,7 @@ class Federation:
     def _register(self) -> None:
         """Tell the SuperLink whose keys it may trust."""
         if self.credentials is not None:
-            for i in range(self.nodes):
+            for i in range(len(self.nodes)):
                 self.flwr("supernode", "register", str(self.credentials.node(i).with_suffix(".pub")))
 
 
@@ -170,9 +166,3 @@ def supernode_security(credentials: Credentials | None, i: int) -> list[str]:
     if credentials is None:
         return ["--insecure"]
     return ["--root-certificates", str(credentials.ca), "--auth-supernode-private-key", str(credentials.node(i))]
-
-
-def node_config(i: int, store: Path, data: Path | None = None) -> str:
-    """What a node is told about itself."""
-    words = [f"partition-id={i}", f'store="{store}"']
-    return " ".join(words + ([f'data="{data.absolute()}"'] if data is not None else []))

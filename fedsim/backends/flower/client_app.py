@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.backends.flower.node import answer
 from fedsim.backends.flower.protocol import VERBS, Call, RefusedError, experiment_of, from_records, to_records
-from fedsim.backends.flower.shard import NodeSettings
+from fedsim.backends.flower.settings import NodeSettings
 from fedsim.errors import FedsimError
 
 LARGEST = 2**31 - 1

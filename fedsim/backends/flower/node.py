@@ -24,7 +24,8 @@ from fedsim.backends.flower.forms import (
     function_of,
 )
 from fedsim.backends.flower.protocol import Call
-from fedsim.backends.flower.shard import Common, NodeSettings, Place, place_of
+from fedsim.backends.flower.settings import NodeSettings
+from fedsim.backends.flower.shard import Common, Place, place_of
 from fedsim.backends.flower.store import Store, fingerprint
 from fedsim.backends.flower.versions import LARGEST_VECTORS, MESSAGE, versions
 from fedsim.errors import DeployError, FedsimError

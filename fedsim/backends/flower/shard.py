@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.flower.protocol import parsed
+from fedsim.backends.flower.settings import NodeSettings
 from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
 from fedsim.config import from_config
@@ -25,40 +25,6 @@ from fedsim.model import Model
 from fedsim.setup import Prepared, build_model, prepare, resolve_data
 from fedsim.types import Batch
 from fedsim.work import Shards
-
-KNOWN = ("partition-id", "num-partitions", "store", "data", "data-dir", "allow")
-
-
-@dataclass(frozen=True)
-class NodeSettings:
-    """What a node's operator says in ``--node-config``.
-
-    Args:
-        client: number of the client that this node is (``partition-id``).
-        store: folder for memories.
-        data: the node's own samples: a file or folder in the experiment's format; none to take its part of the
-            experiment's data set.
-        data_dir: where files of named data sets are.
-        allow: modules whose classes an experiment may name besides fedsim's, as a text with commas.
-    """
-
-    client: int
-    store: Path
-    data: Path | None = None
-    data_dir: Path | None = None
-    allow: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], default_store: Path) -> NodeSettings:
-        """The settings in Flower's node config."""
-        client = config.get("partition-id")
-        if not isinstance(client, int) or client < 0:
-            raise DeployError(f"partition-id is {client!r}; start the node with --node-config 'partition-id=0 ...'")
-        if unknown := sorted(set(config) - set(KNOWN)):
-            raise DeployError(f"unknown node config {', '.join(unknown)}; known are {', '.join(KNOWN)}")
-        paths = {key: Path(str(config[key])).expanduser() for key in ("store", "data", "data-dir") if key in config}
-        allow = tuple(name.strip() for name in str(config.get("allow", "")).split(",") if name.strip())
-        return cls(client, paths.get("store", default_store), paths.get("data"), paths.get("data-dir"), allow)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""The server of a deployment; experiments are looked for in this folder."""
+
+from pathlib import Path
+
+from fedsim.backends.flower.server_app import server_app
+
+app = server_app(Path(__file__).parent)

@@ -1,0 +1,52 @@
+"""What a node's operator says in ``--node-config``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import DeployError
+
+KNOWN = ("partition-id", "num-partitions", "store", "data", "data-dir", "allow")
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What a node's operator says in ``--node-config``.
+
+    Args:
+        client: number of the client that this node is (``partition-id``).
+        store: folder for memories.
+        data: the node's own samples: a file or folder in the experiment's format; none to take its part of the
+            experiment's data set.
+        data_dir: where files of named data sets are.
+        allow: modules whose classes an experiment may name besides fedsim's, as a text with commas.
+    """
+
+    client: int
+    store: Path
+    data: Path | None = None
+    data_dir: Path | None = None
+    allow: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], store: Path) -> NodeSettings:
+        """The settings in Flower's node config; ``store`` where that says none."""
+        client = config.get("partition-id")
+        if not isinstance(client, int) or isinstance(client, bool) or client < 0:
+            raise DeployError(f"partition-id is {client!r}; start the node with --node-config 'partition-id=0 ...'")
+        if unknown := sorted(set(config) - set(KNOWN)):
+            raise DeployError(f"unknown node config {', '.join(unknown)}; known are {', '.join(KNOWN)}")
+        paths = {key: Path(str(config[key])).expanduser() for key in ("store", "data", "data-dir") if key in config}
+        allow = tuple(name.strip() for name in str(config.get("allow", "")).split(",") if name.strip())
+        return cls(client, paths.get("store", store), paths.get("data"), paths.get("data-dir"), allow)
+
+    def text(self) -> str:
+        """The settings as Flower's node config has them."""
+        words = [f"partition-id={self.client}", f'store="{self.store}"']
+        words += [f'data="{self.data}"'] if self.data is not None else []
+        words += [f'data-dir="{self.data_dir}"'] if self.data_dir is not None else []
+        words += [f'allow="{",".join(self.allow)}"'] if self.allow else []
+        return " ".join(words)
