@@ -21,8 +21,8 @@ smaller arithmetic mean L_AM:
     rare       gamma = 1 / (L + L+ xi sqrt(c / n)), L+ = min(L_QM, sqrt(c / n) L_max), where no coordinate matters to
                more than c clients
     nonconvex with participation p:  gamma = 1 / (L + sqrt(B / theta_p)),  B = (p beta + (1 + 1 / rho)(1 - p)) L~^2,
-               theta_p = p theta - rho (1 - p);  rho = p theta / (2 (1 - p)) as here halves p theta. (theta and beta are
-               functions of a free s > 0, and 1 - (1 + s)(1 - alpha) at s = 1 / sqrt(1 - alpha) - 1 is theta(alpha).)
+               theta_p = p theta - rho (1 - p),  theta = 1 - (1 + s)(1 - alpha),  beta = (1 + 1 / s)(1 - alpha), for any
+               s, rho > 0 with theta_p > 0: here those of the largest gamma
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+from scipy.optimize import minimize_scalar
 
 from algorithms import theory
 from algorithms.dcgd import Gradient, gradient_of
@@ -145,11 +146,9 @@ def ef21_theory(compressor: Compressor, task: Task, participation: float = 1.0) 
     constants |= {"L_QM": c.L_QM, "L_var": c.L_var, "mu": c.mu}
     means = {"": c.L_QM, " AM": c.L_AM}
     if p < 1:
-        rho = p * theta / (2 * (1 - p))
-        b = p * theory.beta(alpha) + (1 + 1 / rho) * (1 - p)
-        s = 1 / math.sqrt(1 - alpha) - 1 if alpha < 1 else math.inf
-        gammas = {f"nonconvex{name}": 1 / (c.L + L * math.sqrt(2 * b / (p * theta))) for name, L in means.items()}
-        return Theory(gammas, {**constants, "s": s, "rho": rho, "theta_p": p * theta / 2})
+        cost, s, rho = partial_participation(alpha, p)
+        gammas = {f"nonconvex{name}": 1 / (c.L + L * cost) for name, L in means.items()}
+        return Theory(gammas, {**constants, "s": s, "rho": rho})
     gammas = {f"nonconvex{name}": 1 / (c.L + L * xi) for name, L in means.items()}
     if c.mu:
         gammas |= {
@@ -159,3 +158,21 @@ def ef21_theory(compressor: Compressor, task: Task, participation: float = 1.0) 
     plus = min(c.L_QM, math.sqrt(share) * c.L_max)
     gammas["rare"] = 1 / (c.L + plus * xi * math.sqrt(share))
     return Theory(gammas, {**constants, "c": float(c.sharing or c.n)})
+
+
+def partial_participation(alpha: float, p: float) -> tuple[float, float, float]:
+    """The smallest ``sqrt(B / theta_p) / L~``, in place of xi, and the s and rho that it takes."""
+
+    def best_rho(s: float) -> tuple[float, float]:
+        theta, beta = 1 - (1 + s) * (1 - alpha), (1 + 1 / s) * (1 - alpha)
+        a, b, c = p * beta + 1 - p, 1 - p, p * theta       # minimise (a + b / rho) / (c - b rho)
+        rho = c / (b + math.sqrt(b * b + a * c))
+        return (a + b / rho) / (c - b * rho), rho
+
+    if alpha == 1:                                         # s may be as large as one likes
+        alpha = 1 - 1e-12
+    limit = alpha / (1 - alpha)                            # where theta = 0
+    found = minimize_scalar(lambda u: best_rho(u * limit)[0], bounds=(1e-9, 1 - 1e-9), method="bounded")
+    s = float(found.x) * limit
+    cost, rho = best_rho(s)
+    return math.sqrt(cost), s, rho

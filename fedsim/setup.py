@@ -24,11 +24,12 @@ from fedsim.memory import MEMORIES
 from fedsim.model import Model
 from fedsim.models import losses
 from fedsim.partition import Partition
-from fedsim.problems import Problem, least_squares, logistic_regression
+from fedsim.problems import Problem, least_squares, logistic_regression, zeta_least_squares
 from fedsim.work import Shards
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "least_squares": least_squares,
+    "zeta_least_squares": zeta_least_squares,
     "logistic_regression": logistic_regression,
 }
 """Problems of theory that can be named like a data set."""

@@ -51,6 +51,28 @@ def least_squares(
     return _sum_of_squares("least_squares", a, np.einsum("nmd,nd->nm", a, own))
 
 
+def zeta_least_squares(n: int = 10, d: int = 100, zeta: float = 1.0, seed: int = 0) -> Problem:
+    """Clients ``f_i(x) = (1/2) ||A_i x - b_i||^2``, i = 1 to n, with ``A_i^2 = (i^2 / n) I`` and ``b_i`` normal with
+    standard deviation ``zeta / i``: zeta alone says how far their gradients at the minimiser are from zero.
+
+    After the synthetic experiment of Gao, Islamov, Stich ("EControl", ICLR 2024, arXiv 2311.05645).
+
+    Args:
+        n: number of clients.
+        d: dimension.
+        zeta: heterogeneity; with 0 all clients are at rest at the minimiser.
+        seed: of the random numbers.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+    """
+    if min(n, d) < 1 or not 0 <= zeta < np.inf:
+        raise ConfigError(f"got n={n}, d={d}, zeta={zeta}; expected n and d of at least 1, zeta a number of at least 0")
+    i = np.arange(1, n + 1)[:, None]
+    b = zeta / i * np.random.default_rng(seed).standard_normal((n, d))
+    return quadratic_from((i**2 / n)[:, :, None] * np.eye(d), i / n**0.5 * b)
+
+
 def quadratic_from(hessians: np.ndarray, linear: np.ndarray) -> Problem:
     """Quadratics ``f_i(x) = (1/2) x^T H_i x - b_i^T x + (1/2) b_i^T H_i^+ b_i``, each with smallest value 0.
 
