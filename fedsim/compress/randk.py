@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.compress.message import Reader
-from fedsim.compress.rows import finite, on_stacks
+from fedsim.compress.rows import finite
 from fedsim.compress.selection import largest
 from fedsim.compress.sparse import Code, Sparsifier, check_count, count, index_size, read_sparse, sparse_bytes
 from fedsim.seeds import uniform_of
@@ -51,6 +51,7 @@ class RandK(Sparsifier):
         key = at.key(_DRAW).expand(x.shape[:-1])
         index = subset(key, d, k)
         values = x.gather(-1, index) * (d / k if self.scaled else 1.0)
+        values = values.masked_fill(~torch.isfinite(x).all(-1, keepdim=True), torch.nan)   # a bad vector must show
         return Packed(self, (key.clone() if self.shared_seed else index, values), d)
 
     def most(self, d: int) -> int:
@@ -101,5 +102,4 @@ class RandK(Sparsifier):
 
 def subset(key: Tensor, d: int, k: int) -> Tensor:
     """Ascending indices ``[..., k]`` of the subset of range(d) that the keys ``[...]`` stand for, uniform over them."""
-    (index,) = on_stacks(lambda key: (largest(uniform_of(key, d), k),), key)
-    return index
+    return largest(uniform_of(key, d), k)

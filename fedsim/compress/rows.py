@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from fedsim.errors import DivergenceError
 
@@ -37,36 +38,16 @@ def on_stacks(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple
     return out
 
 
-class _Finite(torch.autograd.Function):
-    @staticmethod
-    def forward(who: str, x: Tensor) -> Tensor:
-        if not torch.isfinite(x.sum()) and not (finite := torch.isfinite(x)).all():
-            raise DivergenceError(
-                f"{who} got {int((~finite).sum())} numbers that are NaN or infinite, of {x.numel()}; expected finite"
-                " ones. Lower the learning rate, set local.clip_norm, or look at the data"
-            )
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, who: str, x: Tensor) -> Any:
-        return on_stacks(_spoiled, x.movedim(in_dims[1], 0))[0], 0
-
-
-def _spoiled(x: Tensor) -> tuple[Tensor]:
-    """Vectors ``[..., d]``, those that are not finite as NaN throughout."""
-    bad = ~torch.isfinite(x.sum(-1, keepdim=True))
-    return (x.masked_fill(bad & ~torch.isfinite(x).all(-1, keepdim=True), torch.nan) if bad.any() else x.view_as(x),)
-
-
 def finite(x: Tensor, by: object) -> Tensor:
-    """``x [..., d]`` if it is finite. In a stack of clients a bad vector becomes NaN throughout, so that its message
-    shows it and the engine can name the client.
+    """``x [..., d]`` if it is finite. Below ``torch.vmap`` it is not looked at: there the message has to show what is
+    not, so that the engine can name the client.
 
     Raises:
-        DivergenceError: it is not, outside a stack of clients.
+        DivergenceError: it is not.
     """
-    out: Tensor = _Finite.apply(type(by).__name__, x)  # type: ignore[no-untyped-call]
-    return out
+    if not is_batchedtensor(x) and not torch.isfinite(x.sum()) and not (good := torch.isfinite(x)).all():
+        raise DivergenceError(
+            f"{type(by).__name__} got {int((~good).sum())} numbers that are NaN or infinite, of {x.numel()}; expected"
+            " finite ones. Lower the learning rate, set local.clip_norm, or look at the data"
+        )
+    return x

@@ -10,28 +10,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.compress.rows import on_stacks
+
 LONG = 2**13
-"""Vectors of this length are worth a sample."""
+"""Vectors of this length are worth a sample; shorter ones are sorted, which works below ``torch.vmap`` as it is."""
 SAMPLE = 2**16
 BLOCK = 2**16
 """Numbers filtered at a time, so that they stay in the processor's cache."""
 
 
 def largest(x: Tensor, k: int) -> Tensor:
-    """Ascending indices ``[..., k]``, int64, of the ``k`` largest magnitudes of ``x [..., d]``. Of a vector of NaN, the
-    first ``k``. Plain tensors only, not below ``torch.vmap``.
-    """
-    if k == x.shape[-1]:
+    """Ascending indices ``[..., k]``, int64, of the ``k`` largest magnitudes of ``x [..., d]``; NaN is largest."""
+    d = x.shape[-1]
+    if k == d:
         return torch.arange(k, device=x.device).expand(*x.shape[:-1], k)
-    if x.device.type != "cpu" or x.shape[-1] < LONG:
+    if d < LONG:
         return _by_sorting(x, k)
-    rows = x.detach().reshape(-1, x.shape[-1])
-    found = [_by_sample(row.numpy(), k) for row in rows]
-    return torch.from_numpy(np.stack(found)).view(*x.shape[:-1], k)
+    return on_stacks(lambda x: (_of_long(x, k),), x)[0]
 
 
 def _by_sorting(x: Tensor, k: int) -> Tensor:
-    size = x.abs().nan_to_num(nan=torch.inf)
+    return x.abs().sort(dim=-1, descending=True, stable=True).indices[..., :k].sort(-1).values
+
+
+def _of_long(x: Tensor, k: int) -> Tensor:
+    if x.device.type != "cpu":
+        return _by_threshold(x, k)
+    rows = x.detach().reshape(-1, x.shape[-1])
+    found = [_by_sample(row, k) for row in rows]
+    return torch.stack(found).view(*x.shape[:-1], k)
+
+
+def _by_threshold(x: Tensor, k: int) -> Tensor:
+    """By the k-th magnitude: those above it, and as many of those equal to it as there is room for."""
+    size = x.abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
     least = size.topk(k, -1).values[..., -1:]
     above, equal = size > least, size == least
     room = k - above.sum(-1, keepdim=True)
@@ -39,10 +51,11 @@ def _by_sorting(x: Tensor, k: int) -> Tensor:
     return keep.nonzero()[:, -1].view(*x.shape[:-1], k)
 
 
-def _by_sample(x: np.ndarray, k: int) -> np.ndarray:
+def _by_sample(vector: Tensor, k: int) -> Tensor:
     """The same, for one long vector."""
-    if np.isnan(x[0]):
-        return np.arange(k)
+    if not torch.isfinite(vector.sum()):
+        return _by_sorting(vector, k)
+    x = vector.numpy()
     index, size = _exceeding(x, _threshold(x, k))
     if len(index) < k:
         index, size = np.arange(len(x)), np.abs(x)
@@ -50,8 +63,7 @@ def _by_sample(x: np.ndarray, k: int) -> np.ndarray:
     keep = size > least
     equal = np.flatnonzero(size == least)
     keep[equal[: k - np.count_nonzero(keep)]] = True
-    chosen: np.ndarray = index[keep]
-    return chosen
+    return torch.from_numpy(index[keep])
 
 
 def _threshold(x: np.ndarray, k: int) -> float:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.compress.rows import finite, on_stacks
+from fedsim.compress.rows import finite
 from fedsim.compress.selection import largest
-from fedsim.compress.sparse import Code, Parts, Sparsifier, check_count, count, index_size, read_sparse, sparse_bytes
+from fedsim.compress.sparse import Code, Sparsifier, check_count, count, index_size, read_sparse, sparse_bytes
 from fedsim.errors import ConfigError
 from fedsim.types import Packed, Site
 
@@ -45,25 +45,21 @@ class TopK(Sparsifier):
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: indices, int64 ``[k]``, and values ``[k]``."""
         x, d = finite(x, self), x.shape[-1]
-        lengths = self._blocks(d, at)
         k = count(self, d)
-
-        def select(x: Tensor) -> Parts:
-            found, start = [], 0
-            for length, blocks in lengths:
-                part = x[..., start : start + length * blocks].reshape(*x.shape[:-1], blocks, length)
-                index = largest(part, -(-k * length // d)) + start
-                found.append((index + length * torch.arange(blocks, device=x.device).unsqueeze(-1)).flatten(-2))
-                start += length * blocks
-            return (torch.cat(found, -1),)
-
-        (index,) = on_stacks(select, x)
+        if self.scope == "global":
+            index = largest(x, k)
+            return Packed(self, (index, x.gather(-1, index)), d)
+        found, start = [], 0
+        for length, blocks in self._blocks(d, at):
+            part = x[..., start : start + length * blocks].reshape(*x.shape[:-1], blocks, length)
+            index = largest(part, -(-k * length // d)) + start
+            found.append((index + length * torch.arange(blocks, device=x.device).unsqueeze(-1)).flatten(-2))
+            start += length * blocks
+        index = torch.cat(found, -1)
         return Packed(self, (index, x.gather(-1, index)), d)
 
     def _blocks(self, d: int, at: Site) -> list[tuple[int, int]]:
         """Lengths of the blocks, and how many of that length follow each other."""
-        if self.scope == "global":
-            return [(d, 1)]
         if self.scope == "layer":
             sizes = [math.prod(shape) for shape in at.shapes]
             if sum(sizes) != d:

@@ -52,9 +52,22 @@ def test_the_sample_decides_speed_only(monkeypatch: pytest.MonkeyPatch) -> None:
         assert selection.largest(torch.from_numpy(x), 700).tolist() == by_definition(x, 700)
 
 
-def test_both_ways_agree_and_stacks_of_stacks_work() -> None:
+def test_all_ways_agree_and_stacks_of_stacks_work() -> None:
     x = torch.from_numpy(np.random.default_rng(1).integers(-50, 50, (2, 3, selection.LONG)).astype(np.float64))
     assert torch.equal(selection.largest(x, 300), selection._by_sorting(x, 300))
+    assert torch.equal(selection.largest(x, 300), selection._by_threshold(x, 300)), "on other devices than the CPU"
+    below = torch.vmap(torch.vmap(lambda x: selection.largest(x, 300)))(x)
+    assert torch.equal(below, selection.largest(x, 300))
+
+
+@pytest.mark.parametrize("d", [100, 3 * selection.LONG])
+def test_nan_and_infinity_are_selected(d: int) -> None:
+    """So that they are seen."""
+    x = torch.arange(d, dtype=torch.float32)
+    x[5], x[7], x[8] = -torch.inf, torch.nan, torch.inf
+    for way in (selection.largest, selection._by_threshold):
+        assert way(x, 2).tolist() in ([5, 7], [7, 8]) and way(x, 3).tolist() == [5, 7, 8]
+        assert len(way(torch.full((d,), torch.nan), 4)) == 4
 
 
 def test_scopes() -> None:
