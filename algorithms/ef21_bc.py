@@ -49,17 +49,17 @@ class EF21BC:
     Args:
         lr: step size gamma.
         compressor: what the clients apply to the change of their gradients; contractive.
-        downlink: what the server applies to the change of their mean; contractive.
+        server_compressor: what the server applies to the change of their mean; contractive.
     """
 
     lr: float = 0.1
     compressor: Compressor = field(default_factory=TopK)
-    downlink: Compressor = field(default_factory=TopK)
+    server_compressor: Compressor = field(default_factory=TopK)
 
     def __post_init__(self) -> None:
         positive(self, "lr")
         contractive(self, "compressor")
-        contractive(self, "downlink")
+        contractive(self, "server_compressor")
 
     def init(self, x: Vector, clients: Clients) -> EF21BCState:
         zero = torch.zeros_like(x)
@@ -74,7 +74,7 @@ class EF21BC:
                 f"EF21BC needs every client in every round, {len(clients)} of {clients.n} take part: one that misses a"
                 " message of the server loses its model. Set sampling.fraction to 1, or use EF21"
             )
-        b = self.downlink.compress(s.g_tilde - s.g, clients)
+        b = self.server_compressor.compress(s.g_tilde - s.g, clients)
         g = s.g + b.unpack()
         sent, mine = clients.each(self.client, b, s.mine)
         return EF21BCState(s.x - self.lr * clients.decay * g, g, s.g_tilde + clients.mean(sent), mine)
@@ -97,7 +97,7 @@ class EF21BC:
     def theory(self, task: Task) -> Theory:
         """The safe step size; see the module."""
         c = theory.constants_of(task)
-        a_w, a_m = theory.alpha_of(self.compressor, c.d), theory.alpha_of(self.downlink, c.d)
+        a_w, a_m = theory.alpha_of(self.compressor, c.d), theory.alpha_of(self.server_compressor, c.d)
         down = 8 * theory.beta(a_m) / theory.theta(a_m)
         a = (1 + down) / theory.theta(a_w)
         gammas = {

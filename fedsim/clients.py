@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.allocator import keep_freed_memory
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.gossip import Topology, check, contraction_bound, mixing_matrix, restrict
+from fedsim.gossip import Topology, check, check_fixed, contraction_bound, mixing_matrix, restrict
 from fedsim.memory import Device, Memory
 from fedsim.messages import Messages
 from fedsim.model import Model
@@ -171,11 +171,16 @@ class Clients:
     @overload
     def each(self, fn: Callable[..., M], down: Any) -> Sent[M]: ...
     @overload
-    def each(self, fn: Callable[..., tuple[M, K]], down: Any, mine: Kept[Any]) -> tuple[Sent[M], Kept[K]]: ...
-    def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None) -> Any:
+    def each(
+        self, fn: Callable[..., tuple[M, K]], down: Any, mine: Kept[Any], weighs: np.ndarray | None = None
+    ) -> tuple[Sent[M], Kept[K]]: ...
+    def each(
+        self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None, weighs: np.ndarray | None = None
+    ) -> Any:
         """Send ``down`` to every node of the cohort and run ``fn(local, down)`` there, or ``fn(local, down, memory)``.
 
         With memory, ``fn`` returns (message, new memory). ``down`` is charged once for every node; None is no message.
+        Where nodes hold something from which they make ``down``, ``weighs [c]`` are the bytes that travel instead.
 
         Raises:
             DivergenceError: a message holds NaN or infinity; names the clients.
@@ -184,7 +189,7 @@ class Clients:
         if not len(self):
             raise ConfigError(f"clients.each in round {self.round}: the cohort is empty; test `if clients:` first")
         if down is not None:
-            fed.ledger.down[self.ids] += nbytes(down)
+            fed.ledger.down[self.ids] += nbytes(down) if weighs is None else weighs
         messages, memory = fed.backend.each(fed, fn, self.ids, self.round, down, mine)
         self._check_finite(messages, getattr(fn, "__qualname__", str(fn)))
         sent = Sent(self.ids, messages)
@@ -213,7 +218,7 @@ class Clients:
         self._charge_up(sent)
         return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
 
-    def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False) -> Kept[M]:
+    def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False, fixed: bool = False) -> Kept[M]:
         """Gossip: each node sends its message to its neighbours and holds ``sum_j w_ij m_j``; ``steps`` times.
 
         W is the round's mixing matrix among the cohort; nodes that are away neither speak nor hear. Every directed
@@ -223,23 +228,26 @@ class Clients:
             sent: a message of every node of the cohort.
             steps: how often to exchange, each time what the last exchange gave; compressed messages travel once.
             symmetric: whether the method needs a symmetric W.
+            fixed: whether it needs everybody and the same W in every round, as nodes remember what neighbours sent.
 
         Raises:
             ConfigError: there is no topology, or W is not doubly stochastic.
         """
-        return self._gossip(sent, steps, symmetric=symmetric)
+        return self._gossip(sent, steps, fixed=fixed, symmetric=symmetric)
 
     def push(self, sent: Sent[M]) -> Kept[M]:
         """Like ``mix``, over any directed graph: only the columns of W must sum to 1, so that mass is kept."""
         return self._gossip(sent, 1, rows=False)
 
-    def _gossip(self, sent: Sent[M], steps: int, **needs: bool) -> Kept[M]:
+    def _gossip(self, sent: Sent[M], steps: int, fixed: bool = False, **needs: bool) -> Kept[M]:
         fed = self._federation
         if fed.topology is None:
             raise ConfigError("without a server a topology is needed, as --topology Static --topology.graph Ring")
         whole, sums = mixing_matrix(fed.topology, self.round, fed.seed, self.n), needs.get("rows", True)
         check(whole, self.round, **needs)
         w = restrict(whole, sent.ids, self.round, sums)
+        if fixed:
+            check_fixed(w, fed.topology, self.round, fed.seed, self.n)
         edges = w.tocoo()
         links = edges.row != edges.col
         to, by = edges.row[links], edges.col[links]

@@ -160,7 +160,7 @@ class _Seed:
         """From the latest checkpoint, or from the beginning, to the last round."""
         with self.directory.open_seed(self.seed) as record:
             loaded = checkpoint.load_latest(record.checkpoints)
-            algorithm, fed = self.experiment.algorithm, self.federation
+            algorithm, fed = self.experiment.method, self.federation
             x = fed.model.vector()                         # the initial model, before a trial of backends trains it
             backend = self._backend(loaded.meta["backend"] if loaded else None)
             state = self.host.init(algorithm, x, fed, template=loaded is not None)
@@ -186,7 +186,7 @@ class _Seed:
             write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], clock: float) -> None:
-        experiment, fed = self.experiment, self.federation
+        experiment, fed, method = self.experiment, self.federation, self.experiment.method
         offset, ledger = record.offset(), _copy(fed.ledger.state())
 
         def save() -> None:  # the last completed round, whatever came after it
@@ -200,7 +200,7 @@ class _Seed:
                 ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
                 last = round == experiment.rounds
                 due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
-                new = self.host.round(experiment.algorithm, state, fed, round, ids)
+                new = self.host.round(method, state, fed, round, ids)
                 if due:
                     self._evaluate(record, round, new, clock)
                 else:
@@ -246,7 +246,7 @@ class _Seed:
             elif experiment.backend == "blocks" and experiment.block_size:
                 chosen = {"backend": "blocks", "block_size": experiment.block_size, "reason": "asked for"}
             else:
-                chosen = choose(fed, experiment.algorithm, ids, blocks_only=experiment.backend == "blocks")
+                chosen = choose(fed, experiment.method, ids, blocks_only=experiment.backend == "blocks")
         if elsewhere is None and chosen["backend"] == "flower":
             raise RunError(
                 f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedsim.compressed import Compressed, has_server
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
+from fedsim.feedback import Downlink, Gossip, Uplink
 from fedsim.gossip import Topology
 from fedsim.memory import Place
 from fedsim.models import MLP, Architecture
@@ -18,7 +20,7 @@ from fedsim.partition import DirichletPartitioner, Partitioner, Skew
 from fedsim.problems import Problem
 from fedsim.sampling import FixedSize, Sampling
 from fedsim.schedule import Constant, Schedule
-from fedsim.types import Algorithm, Kept
+from fedsim.types import Algorithm
 from fedsim.work import LocalWork
 
 
@@ -68,15 +70,6 @@ class Evaluation:
             raise ConfigError(f"evaluation.holdout is {self.holdout}; expected a share from 0 to below 1")
 
 
-def has_server(algorithm: Algorithm[Any]) -> bool | None:
-    """Whether the model ``x`` of an algorithm's state lives at a server, by type hints; None where they do not say."""
-    try:
-        state = get_type_hints(type(algorithm).init)["return"]
-        return get_origin(get_type_hints(state)["x"]) is not Kept
-    except (AttributeError, KeyError, NameError, TypeError):
-        return None
-
-
 @dataclass(frozen=True)
 class Experiment:
     """One algorithm on one federation.
@@ -90,6 +83,8 @@ class Experiment:
         loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see
             ``fedsim.model.Loss``).
         topology: who talks to whom, for methods without a server, e.g. Static with a graph; none with a server.
+        uplink: how clients compress what they send, whatever the algorithm; not at all by default.
+        downlink: how the server compresses what it sends; not at all by default.
         local: what a client does in a round.
         sampling: who takes part in a round.
         schedule: how local step sizes change over rounds.
@@ -115,6 +110,8 @@ class Experiment:
     model: Architecture | nn.Module = field(default_factory=MLP)
     loss: Literal["auto", "cross_entropy", "squared", "logistic"] | Callable[[Tensor, Tensor], Tensor] = "auto"
     topology: Topology | None = None
+    uplink: Uplink | Gossip | None = None
+    downlink: Downlink | None = None
     local: LocalWork = field(default_factory=LocalWork)
     sampling: Sampling = field(default_factory=FixedSize)
     schedule: Schedule = field(default_factory=Constant)
@@ -149,6 +146,7 @@ class Experiment:
                 f"algorithm is {self.algorithm!r}; expected an object with init(x, clients) and round(state, clients)"
             )
         self._check_topology()
+        Compressed(self.algorithm, self.uplink, self.downlink)
         self.torch_device()
 
     def _check_topology(self) -> None:
@@ -159,6 +157,13 @@ class Experiment:
             raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
         if self.topology is not None and self.weights != "uniform":
             raise ConfigError(f"weights is {self.weights!r}; without a server the topology weighs nodes: use uniform")
+
+    @property
+    def method(self) -> Algorithm[Any]:
+        """What runs: the algorithm, with its messages compressed where a link asks for it."""
+        if self.uplink is None and self.downlink is None:
+            return self.algorithm
+        return Compressed(self.algorithm, self.uplink, self.downlink)
 
     @property
     def participation(self) -> Sampling:
@@ -176,7 +181,8 @@ class Experiment:
         if self.name:
             return self.name
         data = self.data.dataset.name if isinstance(self.data, Problem) else self.data.name
-        return f"{type(self.algorithm).__name__.lower()}-{data}"
+        parts = [part for part in (self.algorithm, self.uplink, self.downlink) if part is not None]
+        return "-".join([*(type(part).__name__.lower() for part in parts), data])
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` names."""

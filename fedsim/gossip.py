@@ -194,6 +194,21 @@ def contraction_bound(w: csr_array) -> float | None:
         return None
 
 
+def check_fixed(w: csr_array, topology: Topology, round: int, seed: int, n: int) -> None:
+    """Raise ConfigError unless W of a round is that of round 1 among all ``n`` nodes."""
+    if w.shape[0] < n:
+        raise ConfigError(
+            f"{w.shape[0]} of {n} nodes take part in round {round}, but nodes remember what each neighbour has sent"
+            " and miss nothing only if everybody takes part: set sampling.fraction to 1, or use DeepSqueeze"
+        )
+    first = mixing_matrix(topology, 1, seed, n)
+    if w is not first and (w.nnz != first.nnz or (w != first).nnz):
+        raise ConfigError(
+            f"the mixing matrix of round {round} is not that of round 1, but nodes remember what each neighbour has"
+            " sent: use a Static topology, or DeepSqueeze"
+        )
+
+
 def spread(x: Tensor) -> float:
     """Root mean square distance of the rows of ``x [n, ...]`` to their mean: the consensus distance."""
     return float((x - x.mean(0)).reshape(len(x), -1).square().sum(1).mean().sqrt())

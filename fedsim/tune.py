@@ -21,6 +21,7 @@ import torch
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Backend, Federation
+from fedsim.compressed import Compressed
 from fedsim.record import write_atomic
 from fedsim.types import Algorithm
 
@@ -114,7 +115,7 @@ def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
         sizes,
         work.batch_size,
         cohort,
-        type(algorithm).__name__,
+        str(algorithm) if isinstance(algorithm, Compressed) else type(algorithm).__name__,
         where,
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

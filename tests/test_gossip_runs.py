@@ -14,8 +14,8 @@ from scipy.sparse import csr_array
 
 from algorithms import ALGORITHMS, DPSGD, GOSSIP, SGP, DFedAvg, DFedSAM, Extra, FedAvg, GradientTracking
 from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run
+from fedsim.compressed import has_server
 from fedsim.errors import ConfigError
-from fedsim.experiment import has_server
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner
 from fedsim.problems import least_squares

@@ -24,6 +24,8 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "samplings": _components("sampling"),
     "schedules": _components("schedule"),
     "compressors": _components("compressor"),
+    "uplinks": _components("uplink"),
+    "downlinks": _components("downlink"),
     "topologies": _components("topology"),
     "graphs": _components("graph"),
 }

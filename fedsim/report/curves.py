@@ -43,7 +43,7 @@ def curves(comparison: Comparison, path: Path | IO[bytes], x: str = "round", for
     Args:
         comparison: what to draw.
         path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
-        x: ``round``, ``megabytes``, ``paper_bits``, ``gradient_evaluations`` or ``seconds``.
+        x: ``round``, ``megabytes``, ``megabytes_up``, ``paper_bits``, ``gradient_evaluations`` or ``seconds``.
         format: needed without a file name.
 
     Raises:

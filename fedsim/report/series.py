@@ -16,6 +16,7 @@ from fedsim.rows import Metrics, read_metrics
 AXES = {
     "round": "round",
     "megabytes": "megabytes sent, up and down (1 MB = 10⁶ bytes)",
+    "megabytes_up": "megabytes sent up (1 MB = 10⁶ bytes)",
     "paper_bits": "bits sent up as papers count them (32 a value, no indices)",
     "gradient_evaluations": "gradient evaluations, all clients",
     "seconds": "host seconds",
@@ -130,6 +131,7 @@ def _load_series(directory: Path, scope: str, metric: str) -> Series:
         cost={
             "round": np.array(rounds, np.float64),
             "megabytes": (total(metrics, "total", "bytes_down") + total(metrics, "total", "bytes_up")) / 1e6,
+            "megabytes_up": total(metrics, "total", "bytes_up") / 1e6,
             "paper_bits": total(metrics, "total", "paper_bits"),
             "gradient_evaluations": total(metrics, "total", "gradient_evaluations"),
             "seconds": total(timing, "host", "seconds"),
