@@ -1,6 +1,9 @@
 """The catalogue: one algorithm a file, both its halves, opening with the citation and the update equations."""
 
+from algorithms.beer import BEER
+from algorithms.choco import ChocoSGD
 from algorithms.dcgd import DCGD
+from algorithms.deep_squeeze import DeepSqueeze
 from algorithms.dfedavg import DFedAvg
 from algorithms.dfedsam import DFedSAM
 from algorithms.diana import DIANA
@@ -27,11 +30,14 @@ from algorithms.theory import Theory, with_theory
 
 CENTRAL = (FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold)
 COMPRESSED = (DCGD, DIANA, EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EF21W, MARINA, ECIdeal, EControl, EF21Plus)
-GOSSIP = (DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP)
+GOSSIP = (
+    BEER, ChocoSGD, DeepSqueeze, DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP,
+)  # fmt: skip
 ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP)
 
 __all__ = [
     "ALGORITHMS",
+    "BEER",
     "CENTRAL",
     "COMPRESSED",
     "DCGD",
@@ -47,8 +53,10 @@ __all__ = [
     "L1",
     "MARINA",
     "SGP",
+    "ChocoSGD",
     "DFedAvg",
     "DFedSAM",
+    "DeepSqueeze",
     "ECIdeal",
     "EControl",
     "EF21Plus",

@@ -7,10 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from algorithms import DPSGD, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, GradientTracking
+from algorithms import (
+    BEER,
+    DPSGD,
+    SGP,
+    ChocoSGD,
+    DeepSqueeze,
+    DFedAvg,
+    DFedSAM,
+    ExactDiffusion,
+    Extra,
+    GradientTracking,
+)
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
+from fedsim.compress import QSGD, TopK
 from fedsim.errors import ConfigError
 from fedsim.wire import Ledger
 from fedsim.work import LocalWork
@@ -22,6 +34,7 @@ F = heterogeneous(n=6, d=5)
 M = np.array([len(b) for b in F.b])
 K = 3
 VECTOR, NUMBER = 6 + 8 * F.d, 2 + 8                        # in a message, float64
+TOP, PACKED = TopK(k=2, code="packed"), 11 + 2 + 17        # two of five values: header, code and count, 2 (3 + 64) bits
 ALL = list(range(6))
 BACKENDS = pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
 
@@ -45,6 +58,10 @@ TABLE = [                          # messages over each link, bytes of one, grad
     (Extra(), 1, 1 + VECTOR, 1),
     (ExactDiffusion(), 1, 1 + VECTOR, 1),
     (SGP(), 1, 3 + VECTOR + NUMBER, 1),
+    (ChocoSGD(compressor=TOP), 1, 1 + PACKED, 1),
+    (ChocoSGD(lr=0, compressor=TOP), 1, 1 + PACKED, 0),
+    (DeepSqueeze(compressor=TOP), 1, 1 + PACKED, 1),
+    (BEER(compressor=TOP), 1, 3 + 2 * PACKED, 1),
 ]  # fmt: skip
 
 
@@ -88,13 +105,18 @@ def test_one_peer_is_one_message_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [DFedAvg(), DFedSAM(), DPSGD(), Extra(), ExactDiffusion(), SGP(), GradientTracking()], ids=str
+    "algorithm",
+    [
+        *(DFedAvg(), DFedSAM(), DPSGD(), Extra(), ExactDiffusion(), SGP(), GradientTracking()),
+        *(ChocoSGD(), DeepSqueeze(), BEER()),
+    ],
+    ids=str,
 )
 def test_initialisation_sends_nothing_and_only_trackers_need_gradients(algorithm: Any) -> None:
     fed = gossiping(F, LocalWork(0, steps=K), Static(Ring()))
     states(algorithm, fed, np.zeros(F.d), [])
     assert fed.ledger.up.sum() == fed.ledger.down.sum() == 0
-    first = K * M if isinstance(algorithm, GradientTracking) else 0 * M
+    first = K * M if isinstance(algorithm, GradientTracking | BEER) else 0 * M
     np.testing.assert_array_equal(fed.ledger.gradient_evaluations, first)
 
 
@@ -114,6 +136,11 @@ def test_initialisation_sends_nothing_and_only_trackers_need_gradients(algorithm
         (Extra, {"lr": 0.0}, "Extra.lr is 0.0"),
         (ExactDiffusion, {"lr": float("inf")}, "ExactDiffusion.lr is inf"),
         (SGP, {"lr": 0}, "SGP.lr is 0"),
+        (ChocoSGD, {"lr": -0.1}, "ChocoSGD.lr is -0.1; expected a finite number, 0 or more"),
+        (ChocoSGD, {"gamma": 1.5}, r"ChocoSGD.gamma is 1.5; expected a number in \[0, 1\]"),
+        (DeepSqueeze, {"gamma": 0}, "DeepSqueeze.gamma is 0; expected a finite number above 0"),
+        (BEER, {"lr": 0}, "BEER.lr is 0"),
+        (BEER, {"compressor": QSGD()}, r"BEER.compressor is .* unbiased .* expected a contractive one: Scaled\(QSGD"),
     ],
 )
 def test_settings_out_of_range(cls: Any, settings: dict[str, Any], message: str) -> None:

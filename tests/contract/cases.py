@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import (
+    BEER,
     DCGD,
     DIANA,
     DPSGD,
@@ -25,6 +26,8 @@ from algorithms import (
     L1,
     MARINA,
     SGP,
+    ChocoSGD,
+    DeepSqueeze,
     DFedAvg,
     DFedSAM,
     ECIdeal,
@@ -43,10 +46,12 @@ from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
 from fedsim.compress import RandK, TopK
+from fedsim.compressed import has_server
 from fedsim.model import Model
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Kept
 from fedsim.work import LocalWork, Shards
+from tests.contract.linked import DRAWING, EVERYBODY, LINKED
 from topologies import Static
 
 SIZES = (3, 17, 9, 5, 12, 8)                               # samples of each client: batches of 4 leave partial ones
@@ -61,6 +66,7 @@ def coordinate_median(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 TOP = TopK(fraction=0.2)
+
 ALGORITHMS: dict[str, Any] = {
     "FedAvg": FedAvg(),
     "FedAvg momentum": FedAvg(lr=0.05, server_lr=0.7, momentum=0.9),
@@ -90,7 +96,7 @@ ALGORITHMS: dict[str, Any] = {
     "EF21": EF21(compressor=TOP),
     "EF21 compressed start": EF21(compressor=TOP, start="compressed", momentum=0.5, prox=L1()),
     "EF21 zero start": EF21(compressor=TOP, start="zero", gradient="minibatch"),
-    "EF21-BC": EF21BC(compressor=TOP, downlink=TopK(fraction=0.4)),
+    "EF21-BC": EF21BC(compressor=TOP, server_compressor=TopK(fraction=0.4)),
     "EF21-PAGE": EF21PAGE(compressor=TOP, p=0.3),
     "EF21-SGDM": EF21SGDM(compressor=TOP),
     "EF21-SGD2M": EF21SGDM(compressor=TOP, momenta=2, first_batch=6),
@@ -101,13 +107,19 @@ ALGORITHMS: dict[str, Any] = {
     "DIANA": DIANA(compressor=RandK(fraction=0.5)),
     "MARINA": MARINA(compressor=RandK(fraction=0.5)),
     "VR-MARINA": MARINA(compressor=RandK(fraction=0.5), p=0.3, gradient="minibatch"),
+    "CHOCO-SGD": ChocoSGD(gamma=0.3, compressor=TOP),
+    "DeepSqueeze": DeepSqueeze(gamma=0.2, compressor=TOP),
+    "BEER": BEER(gamma=0.3, compressor=TOP),
+    **LINKED,
 }
 
 CERTAIN = ("FedAMD all anchors", "EF21", "EF21 compressed start", "EF21-BC")
 """Those that draw nothing: whole shards, no coins, no random compressor."""
 
-OWN_CHANCE = ("FedAMD optimal", "FedAMD half", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA")
+OWN_CHANCE = ("FedAMD optimal", "FedAMD half", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA", *DRAWING)
 """Those that draw something for each client by its number besides its minibatches."""
+
+GOSSIPING = [name for name, algorithm in ALGORITHMS.items() if not has_server(algorithm)]
 
 WORKS: dict[str, LocalWork] = {
     "epochs": LocalWork(batch_size=4, epochs=2),
@@ -201,7 +213,9 @@ def initial(fed: Federation) -> Tensor:
 
 def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
     """Who takes part in rounds 1, 2, 3: everybody where the algorithm insists on it."""
-    return (tuple(range(6)),) * 3 if isinstance(algorithm, (EF21BC, Extra, ExactDiffusion)) else COHORTS
+    insists = (EF21BC, Extra, ExactDiffusion, ChocoSGD, BEER)
+    everybody = isinstance(algorithm, insists) or algorithm in [LINKED[name] for name in EVERYBODY]
+    return (tuple(range(6)),) * 3 if everybody else COHORTS
 
 
 def rounds(
@@ -226,14 +240,15 @@ def play(algorithm: str, **settings: Any) -> Play:
 
 
 def tensors(state: Any) -> list[Tensor]:
-    """Everything in a state: its tensors, and those of a ``Kept`` stacked over all nodes."""
+    """Everything in a state: its tensors, and those of a ``Kept`` stacked over all nodes; mappings by their values."""
     if isinstance(state, Tensor):
         return [state]
     if isinstance(state, Kept):
         columns = zip(*(tensors(state[node]) for node in range(state.n)), strict=True)
         return [torch.stack(column) for column in columns]
-    assert isinstance(state, tuple), f"{type(state).__name__} in a state"
-    return [leaf for part in state for leaf in tensors(part)]
+    assert isinstance(state, tuple | dict), f"{type(state).__name__} in a state"
+    parts = state.values() if isinstance(state, dict) else state
+    return [leaf for part in parts for leaf in tensors(part)]
 
 
 def gap(a: Any, b: Any) -> float:

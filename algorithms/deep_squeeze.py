@@ -1,0 +1,73 @@
+"""DeepSqueeze: Tang, Lian, Qiu, Yuan, Zhang, Zhang, Liu, 2019 (arXiv 1907.07346), Algorithm 1.
+
+    node i:  x_i <- x_i - eta grad f_i(x_i; B)
+             q_i <- C(x_i + e_i) to the neighbours;    e_i <- x_i + e_i - q_i           (e_i = 0 at first)
+             x_i <- x_i + gamma (sum_j w_ij q_j - q_i)
+
+Error feedback in gossip: what was lost is added to the next message. Models are compressed and not differences, so
+gamma must be small; in return nobody remembers neighbours, and the topology may change and nodes be away. Like D-PSGD
+it converges to a neighbourhood on heterogeneous data. The gradient is the mean over the round's minibatches. Each node
+sends 1 compressed vector to each neighbour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from algorithms.choco import consensus_step
+from algorithms.dpsgd import mean_gradient
+from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
+from fedsim.checks import non_negative
+from fedsim.compress import TopK
+
+
+class DeepSqueezeState(NamedTuple):
+    x: Kept[Vector]  # [n, d] every node's own model
+    e: Kept[Vector]  # [n, d] what its messages have lost
+
+
+@dataclass(frozen=True)
+class DeepSqueeze:
+    """A stochastic gradient, then gossip of compressed models with error feedback.
+
+    Args:
+        lr: step size eta.
+        gamma: step size gamma of the consensus, in (0, 1].
+        compressor: what nodes send through; contractive.
+    """
+
+    lr: float = 0.1
+    gamma: float = 0.02
+    compressor: Compressor = field(default_factory=TopK)
+
+    def __post_init__(self) -> None:
+        non_negative(self, "lr")
+        consensus_step(self)
+
+    def init(self, x: Vector, clients: Clients) -> DeepSqueezeState:
+        return DeepSqueezeState(clients.keep(x), clients.keep(torch.zeros_like(x)))
+
+    def round(self, s: DeepSqueezeState, clients: Clients) -> DeepSqueezeState:
+        sent, mine = clients.each(self.client, None, s.x.beside(s.e))
+        _, x = clients.each(self.combine, None, mine.beside(clients.mix(sent)))
+        return DeepSqueezeState(s.x | x, s.e | mine.part(1))
+
+    def client(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Packed, Sending]:
+        x, e = mine
+        if self.lr:
+            x = x - self.lr * local.decay * mean_gradient(local, x)
+        q = self.compressor.compress(x + e, local)
+        sent = q.unpack()
+        return q, (x, x + e - sent, sent)
+
+    def combine(self, local: Local, _: None, mine: tuple[Sending, Vector]) -> tuple[Vector, Vector]:
+        (x, _e, sent), heard = mine
+        x = x + self.gamma * (heard - sent)
+        return x.sum(), x
+
+
+Sending = tuple[Vector, Vector, Vector]
+"""x_i, e_i, and q_i as it is read."""
