@@ -19,19 +19,34 @@ class Bits(NamedTuple):
     size: int
 
 
-def pack(codes: np.ndarray, lengths: np.ndarray | int) -> Bits:
+def pack(codes: np.ndarray, lengths: np.ndarray) -> Bits:
     """The codewords ``codes`` one after the other, each in the lowest ``lengths`` (1 to 64) bits of its number."""
-    total = len(codes) * lengths if isinstance(lengths, int) else int(lengths.sum())
+    total = int(lengths.sum())
     out = np.zeros(total // 64 + 2, np.uint64)
     at = 0
     for start in range(0, len(codes), BLOCK):
-        block = codes[start : start + BLOCK].astype(np.uint64)
-        width = np.full(len(block), lengths) if isinstance(lengths, int) else lengths[start : start + BLOCK]
-        block, width = _joined(block, width)
+        block, width = _joined(codes[start : start + BLOCK].astype(np.uint64), lengths[start : start + BLOCK])
         ends = np.cumsum(width) + at
         _place(out, block, ends - width, width)
         at = int(ends[-1])
     return Bits(out.astype(">u8").view(np.uint8)[: -(-total // 8)], total)
+
+
+def pack_fixed(numbers: np.ndarray, width: int) -> Bits:
+    """Numbers of ``width`` (0 to 64) bits each."""
+    together = next((n for n in (1, 2, 4, 8) if n * width % 8 == 0 and n * width <= 64), 0)
+    if not together:
+        return pack(numbers, np.full(len(numbers), width))
+    out = [np.zeros(0, np.uint8)]
+    for start in range(0, len(numbers), BLOCK):            # so many together are whole bytes
+        block = numbers[start : start + BLOCK].astype(np.uint64)
+        block = np.append(block, np.zeros(-len(block) % together, np.uint64))
+        joined = block[::together]
+        for i in range(1, together):
+            joined = (joined << np.uint64(width)) | block[i::together]
+        size = width * together // 8
+        out.append(joined.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - size :].ravel())
+    return Bits(np.concatenate(out)[: -(-len(numbers) * width // 8)], len(numbers) * width)
 
 
 def _joined(codes: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

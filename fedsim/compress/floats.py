@@ -195,7 +195,7 @@ class Natural:
         integer, mantissa, exponent = _LAYOUT[parts[0].dtype]
         float_bytes(parts[0])                              # refuses NaN and infinity
         word = parts[0].contiguous().view(integer).cpu().numpy()
-        return bits.pack((word >> mantissa) & (2 ** (exponent + 1) - 1), exponent + 1).data.tobytes()
+        return bits.pack_fixed((word >> mantissa) & (2 ** (exponent + 1) - 1), exponent + 1).data.tobytes()
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
         """See ``fedsim.types.Compressor``."""

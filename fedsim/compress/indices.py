@@ -66,7 +66,7 @@ def add_up(numbers: Tensor, row: Tensor, stack: Tensor) -> Tensor:
 def write(index: np.ndarray, d: int, code: IndexCode) -> Bits:
     """The indices in a code."""
     if code == "packed":
-        return bits.pack(index, index_bits(d)) if d > 1 else Bits(np.zeros(0, np.uint8), 0)
+        return bits.pack_fixed(index, index_bits(d))
     if code == "bitmap":
         held = np.zeros(d, bool)
         held[index] = True

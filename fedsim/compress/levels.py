@@ -78,7 +78,7 @@ def write(parts: tuple[Tensor, ...], s: int, code: LevelCode | Literal["shortest
         code = "fixed" if int(size(parts, s, "shortest")) == whole else "elias"
     number = level.cpu().numpy().astype(np.int64)
     if code == "fixed":
-        packed = bits.pack(np.abs(number) | ((number < 0).astype(np.int64) << (width(s) - 1)), width(s))
+        packed = bits.pack_fixed(np.abs(number) | ((number < 0).astype(np.int64) << (width(s) - 1)), width(s))
         return bytes([0]) + float_bytes(norm) + packed.data.tobytes()
     index = np.flatnonzero(number)
     number = number[index]

@@ -98,12 +98,13 @@ def test_packing_against_text(words: list[tuple[int, int]], tail: bytes) -> None
     assert bits.cut(bits.padded(bits.join(packed, tail)), packed.size, len(tail)) == tail
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 9, 16, 24, 31, 32])
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 7, 8, 9, 16, 24, 31, 32])
 @pytest.mark.parametrize("count", [0, 1, 5, 64, 1000])
-def test_numbers_of_fixed_width(width: int, count: int) -> None:
+def test_numbers_of_fixed_width(width: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = np.random.default_rng(width).integers(0, 2**width, count)
-    packed = bits.pack(numbers, width)
-    text = "".join(format(n, f"0{width}b") for n in numbers.tolist())
+    monkeypatch.setattr(bits, "BLOCK", 512)
+    packed = bits.pack_fixed(numbers, width)
+    text = "".join(format(n, f"0{width}b") for n in numbers.tolist() if width)
     assert packed.size == len(text) == width * count
     assert "".join(format(byte, "08b") for byte in packed.data.tolist())[: len(text)] == text
     assert (bits.fixed(bits.padded(packed.data.tobytes()), 0, count, width) == numbers).all()
