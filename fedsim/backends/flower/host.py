@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from fedsim.types import Algorithm, Batch, Kept, Vector
 CHECKPOINTS = 2
 """So many are kept on disk; what they refer to must stay with the clients."""
 NO_RUN = "0" * 32
+SECONDS = ("load", "compute", "encode", "memory")
+"""Where a client's time goes: starting and reading its data, working, encoding and decoding, its disk."""
 
 
 class FlowerHost(Host):
@@ -84,8 +87,8 @@ class FlowerHost(Host):
         self.backend = FlowerBackend(self.link, identity, experiment.algorithm, fed, sample, gossip)
         fed.backend, fed.memory = self.backend, self.backend.memories
         self._pinned.clear()
-        rows = RowWriter(directory.seed_path(fed.seed) / "exchanges.jsonl")
-        self.backend.note = lambda round, verb, exchange: _note(rows, round, verb, exchange)
+        path = directory.seed_path(fed.seed) / "exchanges.jsonl"
+        self.backend.note = lambda round, verb, exchange: _note(path, round, verb, exchange)
         return {"backend": "flower", "reason": "deployed"}
 
     def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
@@ -197,14 +200,16 @@ def as_text(experiment: Experiment) -> str:
     return json.dumps(to_config(experiment), sort_keys=True)
 
 
-def _note(rows: RowWriter, round: int, verb: str, exchange: Exchange) -> None:
+def _note(path: Path, round: int, verb: str, exchange: Exchange) -> None:
     """Where the seconds of an exchange went: at the slowest client, in handing messages over, and in Flower."""
     slowest = max((sum(seconds.values()) for seconds in exchange.seconds), default=0.0)
-    for what in sorted({what for seconds in exchange.seconds for what in seconds}):
-        value = max(seconds[what] for seconds in exchange.seconds if what in seconds)
-        rows.add(round, f"exchange/{verb}", what, value)
-    rows.add(round, f"exchange/{verb}", "transport", exchange.transport)
-    rows.add(round, f"exchange/{verb}", "flower", max(0.0, exchange.wall - exchange.transport - slowest))
-    rows.add(round, f"exchange/{verb}", "wall", exchange.wall)
-    rows.add(round, f"exchange/{verb}", "failed", len(exchange.failed))
-    rows.flush()
+    values = {what: max(seconds.get(what, 0.0) for seconds in exchange.seconds) for what in SECONDS if exchange.seconds}
+    values |= {"transport": exchange.transport, "wall": exchange.wall, "failed": float(len(exchange.failed))}
+    values["flower"] = max(0.0, exchange.wall - exchange.transport - slowest)
+    rows = RowWriter(path)
+    try:
+        for what, value in values.items():
+            rows.add(round, f"exchange/{verb}", what, value)
+        rows.flush()
+    finally:
+        rows.close()

@@ -6,6 +6,7 @@ Clients answer in this process, with Flower's own encoding of messages in betwee
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,17 @@ def config_of(algorithm: str) -> dict[str, Any]:
 CASES = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS} | OTHERS
 
 
-def deploy(folder: Path, config: dict[str, Any], grid: FakeGrid | None = None, **settings: Any) -> fedsim.RunDirectory:
+def deploy(
+    folder: Path,
+    config: dict[str, Any],
+    grid: FakeGrid | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **settings: Any,
+) -> fedsim.RunDirectory:
     """Deploy an experiment on a grid of three nodes in this process."""
     grid = grid or federation(folder / "nodes", 3)
     run_config = {"experiment": yaml.safe_dump(config), "output": str(folder / "deployed"), "patience": 5.0}
-    return serve(grid, {**run_config, **settings}, say=lambda text: None)
+    return serve(grid, {**run_config, **settings}, say=say)
 
 
 def metrics(folder: Path, seed: int = 0) -> list[dict[str, Any]]:

@@ -1,0 +1,311 @@
+"""Nodes that fail: the round goes on by the policy, and what clients remember never gets out of step with the server.
+
+The oracle of a round without some client is the simulation with just that cohort.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Error, Message
+from torch import Tensor
+
+import fedsim
+from fedsim import checkpoint, wire
+from fedsim.backends.flower.protocol import array, from_records, to_records
+from fedsim.backends.flower.store import Store
+from fedsim.config import from_config
+from fedsim.errors import DeployError, RunError
+from fedsim.rows import read_metrics
+from tests.backends.flower.grids import FakeGrid, Node, federation
+from tests.backends.flower.test_parity import CONFIG, RING, agree, deploy, metrics
+
+ROUNDS = 4
+CONFIG = {**CONFIG, "rounds": ROUNDS, "evaluation": {"every": 1}}
+EF21 = {"name": "EF21", "lr": 0.1, "compressor": {"name": "TopK", "fraction": 0.1}}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Cohorts by round; everybody in the others."""
+
+    cohorts: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
+        return np.array(dict(self.cohorts).get(round, range(n)))
+
+    def expected(self, n: int) -> float:
+        return float(n)
+
+
+def simulated(folder: Path, config: dict[str, Any], **cohorts: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Metrics of the simulation in which rounds ``r2=(0, 2)`` have such cohorts."""
+    rounds = tuple((int(name[1:]), ids) for name, ids in cohorts.items())
+    experiment = replace(from_config(config), sampling=Given(rounds))
+    return metrics(fedsim.run(experiment, output=folder / "simulated", progress=False).path)
+
+
+def trains(message: Message) -> int:
+    """The round of a message that asks for work; 0 for others."""
+    return int(message.metadata.group_id) if message.metadata.message_type == "train" else 0
+
+
+def in_round(number: int, fate: Callable[[Message], Message | None]) -> Callable[[Message], Message | None]:
+    """``fate`` for answers to work in one round."""
+    return lambda answer: fate(answer) if trains(answer) == number else answer
+
+
+def vanish(answer: Message) -> Message:
+    """What Flower says when a node computed its answer, and then died."""
+    return Message(Error(5, "node unavailable"), metadata=answer.metadata)
+
+
+def drift_of_ef21(folder: Path) -> float:
+    """Relative distance of the server's g to the mean of what the clients hold as g_i, by the last checkpoint."""
+    loaded = checkpoint.load_latest(folder / "deployed/seed-0/checkpoints")
+    assert loaded is not None
+    run = json.loads((folder / "deployed/manifest.json").read_text())["deployment"]["run"]
+    kept = []
+    for i in range(3):
+        saved = bytes(loaded.tensors[f"g_i.{i}.0"].numpy()).decode()
+        client, name, _ = json.loads(saved.removeprefix("fedsim memory "))
+        assert client == i
+        kept.append(Store(folder / f"nodes/node-{i}", run, i).read(name).double())
+    g: Tensor = loaded.tensors["g.0"].double()
+    return float((g - torch.stack(kept).mean(0)).norm() / g.norm())
+
+
+@pytest.mark.parametrize("algorithm", [EF21, "Scaffold"], ids=["EF21", "SCAFFOLD"])
+def test_a_lost_answer_is_asked_for_again(algorithm: Any, tmp_path: Path) -> None:
+    """The client has already stored a memory that nobody heard of."""
+    grid = federation(tmp_path / "nodes", 3)
+    lost: list[int] = []
+
+    def once(answer: Message) -> Message:
+        lost.append(1)
+        return vanish(answer) if len(lost) == 1 else answer
+
+    grid.nodes[101].after = in_round(2, once)
+    deploy(tmp_path, {**CONFIG, "algorithm": algorithm}, grid)
+    assert len(lost) == 2
+    agree(metrics(tmp_path / "deployed"), simulated(tmp_path, {**CONFIG, "algorithm": algorithm}))
+
+
+@pytest.mark.parametrize("algorithm", [EF21, "Scaffold", "FedSpeed"], ids=["EF21", "SCAFFOLD", "FedSpeed"])
+def test_a_round_goes_on_without_a_client_whose_answer_is_lost(algorithm: Any, tmp_path: Path) -> None:
+    grid = federation(tmp_path / "nodes", 3)
+    grid.nodes[101].after = in_round(2, vanish)
+    deploy(tmp_path, {**CONFIG, "algorithm": algorithm}, grid, retries=0)
+    agree(metrics(tmp_path / "deployed"), simulated(tmp_path, {**CONFIG, "algorithm": algorithm}, r2=(0, 2)))
+    if algorithm is EF21:
+        assert drift_of_ef21(tmp_path) < 1e-6
+
+
+def test_a_round_with_two_exchanges_is_done_again_without_asking_twice(tmp_path: Path) -> None:
+    """DFedSAM: the local work of the others counts, only the mixing is another."""
+    grid = federation(tmp_path / "nodes", 3)
+
+    def mixing(answer: Message) -> Message:
+        return vanish(answer) if from_records(answer.content, 2**20).verb == "mix" else answer
+
+    grid.nodes[102].after = in_round(3, mixing)
+    config = {**CONFIG, "algorithm": "DFedSAM", "topology": RING}
+    deploy(tmp_path, config, grid, retries=0)
+    agree(metrics(tmp_path / "deployed"), simulated(tmp_path, config, r3=(0, 1)))
+    works = [message for message in grid.nodes[100].asked if message == "train"]
+    assert len(works) == 2 * ROUNDS + 1                    # a second mixing, no second work
+
+
+def test_a_restarted_node_has_its_memory(tmp_path: Path) -> None:
+    """Without a key, a SuperNode comes back under another id."""
+    grid = federation(tmp_path / "nodes", 3)
+
+    def die(message: Message) -> None:
+        if trains(message) == 2:
+            grid.nodes[101].online = False
+            grid.nodes[777] = Node(grid.nodes[101].config)
+            raise ConnectionError("killed")
+
+    grid.nodes[101].before = die
+    deploy(tmp_path, {**CONFIG, "algorithm": EF21}, grid)
+    agree(metrics(tmp_path / "deployed"), simulated(tmp_path, {**CONFIG, "algorithm": EF21}, r2=(0, 2)))
+    assert drift_of_ef21(tmp_path) < 1e-6
+
+
+def test_one_who_joins_late(tmp_path: Path) -> None:
+    grid = federation(tmp_path / "nodes", 3)
+    grid.nodes[102].online = False
+
+    def arrive(message: Message) -> None:
+        if trains(message) == 2:
+            grid.nodes[102].online = True
+
+    grid.nodes[100].before = arrive
+    deploy(tmp_path, {**CONFIG, "algorithm": "FedSpeed"}, grid, patience=0.3)
+    expected = simulated(tmp_path, {**CONFIG, "algorithm": "FedSpeed"}, r1=(0, 1), r2=(0, 1))
+    agree(metrics(tmp_path / "deployed"), expected)
+
+
+def test_one_who_never_answers(tmp_path: Path) -> None:
+    grid = federation(tmp_path / "nodes", 3)
+    grid.nodes[102].after = in_round(2, lambda answer: None)
+    deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, grid, timeout=1.0)
+    expected = simulated(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, r2=(0, 1), r3=(0, 1), r4=(0, 1))
+    got = [row for row in metrics(tmp_path / "deployed") if not row["scope"].startswith("clients/")]
+    agree(got, [row for row in expected if not row["scope"].startswith("clients/")])
+    assert grid.nodes[102].asked.count("train") == 2       # the timeout is waited for once, not in every round
+
+
+def _poison(answer: Message) -> Message:
+    call = from_records(answer.content, 2**20)
+    data = bytearray(call.data["message"])
+    data[-4:] = np.array([np.nan], "<f4").tobytes()
+    answer.content["data.message"] = array(bytes(data))
+    return answer
+
+
+def _cut(answer: Message) -> Message:
+    answer.content["data.message"] = array(from_records(answer.content, 2**20).data["message"][:-1])
+    return answer
+
+
+def _fatten(answer: Message) -> Message:
+    answer.content["data.message"] = array(bytes(10**7))
+    return answer
+
+
+def _reshape(answer: Message) -> Message:
+    answer.content["data.message"] = array(wire.encode(torch.zeros(7)))
+    return answer
+
+
+def _impersonate(answer: Message) -> Message:
+    call = from_records(answer.content, 2**20)
+    records = to_records(call.__class__(call.verb, {**call.values, "client": 0}, call.data))
+    for key in list(records):
+        answer.content[key] = records[key]
+    return answer
+
+
+def _babble(answer: Message) -> Message:
+    answer.content["call"]["json"] = '{"protocol": 1, "verb": "each", "client": 1}'
+    del answer.content["data.message"]
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("tamper", "why"),
+    [
+        (_poison, "its message holds NaN or infinity"),
+        (_cut, "truncated message"),
+        (_fatten, "refused as oversized"),
+        (_reshape, r"sent the form \['float32', \[7\]\]; expected \['tuple', \['float32', \[610\]\]"),
+        (_impersonate, "answered as client 0"),
+        (_babble, "sent what is no answer: KeyError"),
+    ],
+    ids=["NaN", "truncated", "oversized", "another shape", "another's name", "nonsense"],
+)
+def test_a_bad_answer_is_refused_and_the_federation_goes_on(
+    tamper: Callable[[Message], Message], why: str, tmp_path: Path
+) -> None:
+    grid, said = federation(tmp_path / "nodes", 3), list[str]()
+    grid.nodes[101].after = in_round(2, tamper)
+    config = {**CONFIG, "algorithm": "Scaffold", "rounds": 3}
+    deploy(tmp_path, config, grid, say=said.append)
+    agree(metrics(tmp_path / "deployed"), simulated(tmp_path, config, r2=(0, 2)))
+    assert [line for line in said if re.search(f"round 2: client 1 .*{why}", line)], said
+
+
+def test_a_client_that_diverges_refuses_to_send_it(tmp_path: Path) -> None:
+    config = {**CONFIG, "algorithm": {"name": "FedAvg", "lr": 1e30}}
+    with pytest.raises(DeployError, match=r"round 1: client 0 .*holds NaN or infinity; lower the learning rate"):
+        deploy(tmp_path, config)
+
+
+def test_the_policy_can_be_to_stop(tmp_path: Path) -> None:
+    grid = federation(tmp_path / "nodes", 3)
+    grid.nodes[101].after = in_round(2, vanish)
+    with pytest.raises(DeployError, match=r"round 2: client 1 failed .*; 2 of 3 clients are left, .* needs 3"):
+        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, grid, missing="stop", patience=1.0)
+    status = json.loads((tmp_path / "deployed/manifest.json").read_text())["status"]["0"]
+    assert status["state"] == "failed" and "client 1" in status["detail"]
+
+
+def test_too_few_at_the_start(tmp_path: Path) -> None:
+    grid = federation(tmp_path / "nodes", 3)
+    grid.nodes[100].online = grid.nodes[102].online = False
+    with pytest.raises(DeployError, match=r"1 of 3 clients came within 0.2 s, and 2 are needed; missing: 0, 2"):
+        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, grid, patience=0.2)
+    assert not (tmp_path / "deployed").exists()            # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "why"), [("ExactDiffusion", "needs every node"), ("FedAMD", "begins with a message")]
+)
+def test_an_algorithm_that_needs_everybody(algorithm: str, why: str, tmp_path: Path) -> None:
+    grid = federation(tmp_path / "nodes", 3)
+    config = {**CONFIG, "algorithm": algorithm}
+    config |= {"topology": RING} if algorithm == "ExactDiffusion" else {}
+    grid.nodes[102].after = lambda answer: vanish(answer) if answer.metadata.message_type == "train" else answer
+    with pytest.raises(DeployError, match=f"(?s)client 2.*{why}|{why}.*client 2"):
+        deploy(tmp_path, config, grid, retries=0)
+
+
+@pytest.mark.parametrize("algorithm", [EF21, "FedAMD", "DFedSAM"], ids=["EF21", "FedAMD", "DFedSAM"])
+def test_a_server_that_died_goes_on_from_its_checkpoint(algorithm: Any, tmp_path: Path) -> None:
+    """It dies when the clients have stored what it never heard."""
+    config = {**CONFIG, "algorithm": algorithm, **({"topology": RING} if algorithm == "DFedSAM" else {})}
+    grid = federation(tmp_path / "nodes", 3)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(answer: Message) -> Message:
+        raise Killed
+
+    grid.nodes[102].after = in_round(3, kill)
+    with pytest.raises(Killed):
+        deploy(tmp_path, config, grid)
+    with pytest.raises(RunError, match=r"was deployed, and its clients hold their own memories; .* --resume"):
+        fedsim.resume(tmp_path / "deployed", progress=False)
+    grid = FakeGrid({500 + i: Node(node.config) for i, node in enumerate(grid.nodes.values())})
+    deploy(tmp_path, config, grid)
+    agree(metrics(tmp_path / "deployed"), simulated(tmp_path, config))
+    assert json.loads((tmp_path / "deployed/manifest.json").read_text())["deployment"]["epoch"] == 2
+    assert not [kind for kind in grid.nodes[500].asked if kind == "evaluate"][1:]   # no second initialisation
+
+
+def test_a_memory_that_was_damaged_or_lost_is_named(tmp_path: Path) -> None:
+    grid, said = federation(tmp_path / "nodes", 3), list[str]()
+
+    def damage(message: Message) -> None:
+        if trains(message) == 2:
+            (path,) = (tmp_path / "nodes/node-0").rglob("1.1.0.safetensors")
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    def lose(message: Message) -> None:
+        if trains(message) == 3:
+            for path in (tmp_path / "nodes/node-1").rglob("*.safetensors"):
+                path.unlink()
+
+    grid.nodes[100].before, grid.nodes[101].before = damage, lose
+    with pytest.raises(DeployError, match="the policy needs 2"):
+        deploy(tmp_path, {**CONFIG, "algorithm": "Scaffold"}, grid, say=said.append, patience=1.0)
+    assert any("round 2: client 0 refused: memory" in line and "does not match its checksum" in line for line in said)
+    assert any("round 3: client 1 refused: memory 1.2.0 is not in" in line for line in said)
+
+
+def test_exchanges_are_timed(tmp_path: Path) -> None:
+    deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"})
+    rows = read_metrics(tmp_path / "deployed/seed-0/exchanges.jsonl")
+    assert set(rows.metric) == {"load", "compute", "encode", "memory", "transport", "flower", "wall", "failed"}
+    assert sorted(rows.series("exchange/each", "wall")) == [1, 2, 3, 4]
+    assert all(value > 0 for value in rows.series("exchange/each", "compute").values())
