@@ -6,6 +6,7 @@ would give, to the byte; ``decode`` answers anything that ``encode`` does not wr
 
 from __future__ import annotations
 
+from fedsim.compress.blockwise import Blockwise
 from fedsim.compress.compose import Composed, Scaled
 from fedsim.compress.dropping import Bernoulli, Threshold
 from fedsim.compress.floats import Identity, LowPrecision, Natural
@@ -30,6 +31,7 @@ COMPRESSORS: tuple[type[Compressor], ...] = (
     Bernoulli,
     Scaled,
     Composed,
+    Blockwise,
 )
 
 __all__ = [

@@ -13,6 +13,7 @@ from fedsim import seeds
 from fedsim.compress import (
     QSGD,
     Bernoulli,
+    Blockwise,
     Composed,
     Identity,
     LowPrecision,
@@ -78,6 +79,9 @@ COMPRESSORS: dict[str, Any] = {
     "scaled QSGD": Scaled(QSGD(2)),
     "scaled rand": Scaled(RandK(0.2)),
     "scaled natural": Scaled(Natural()),
+    "blocks of QSGD": Blockwise(QSGD(2), 7),
+    "blocks of signs": Blockwise(Sign(), 19),
+    "one block of rand": Blockwise(RandK(0.3), 100),
     "top of signs": Composed(TopK(0.3), Sign()),
     "top of QSGD": Composed(TopK(0.3), QSGD(8)),
     "top of low precision": Composed(TopK(0.3, scope="layer"), LowPrecision("e4m3")),

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.compress import (
     QSGD,
     Bernoulli,
+    Blockwise,
     Composed,
     Identity,
     LowPrecision,
@@ -67,6 +68,18 @@ def test_draws_of_a_sparsifier_and_of_its_values_are_independent() -> None:
     sent = many(Composed(RandK(k=10, scaled=False), Natural()), torch.full((100,), 1.5).double(), 2000)
     up = (sent == 2).sum(0).double() / (sent != 0).sum(0)
     assert abs(float(up.mean()) - 0.5) < 0.02 and float(up.std()) < 0.06
+
+
+def test_blocks_have_norms_and_draws_of_their_own() -> None:
+    compressor = Blockwise(Sign(), 4)
+    x = torch.tensor([1.0, -1, 1, 1, 100, -100, 100, 100, 7, 7])
+    assert torch.equal(compressor.compress(x, At()).unpack(), x)
+    assert compressor.alpha(10) == 1 / 4 and compressor.alpha(3) == 1 / 3 and compressor.omega(10) is None
+    assert Blockwise(QSGD(1), 16).omega(1000) == 4 and Blockwise(QSGD(1), 16).alpha(1000) is None
+    packed = compressor.compress(x, At())
+    assert int(compressor.paper_bits(packed.parts, 10)) == 3 * 32 + 10
+    drawn = many(Blockwise(RandK(k=1), 10), torch.ones(1000).double(), 1)[0].nonzero()[:, 0] % 10
+    assert len(drawn) == 100 and len(drawn.unique()) == 10, "each block draws its own"
 
 
 def test_threshold() -> None:
