@@ -54,6 +54,10 @@ class ClientsLostError(DeployError):
         super().__init__(f"round {round}: " + "; ".join(f"client {i} {why}" for i, why in sorted(reasons.items())))
 
 
+class StateLostError(RunError):
+    """Memories of clients are gone with the machine that held them: only a checkpoint still has them."""
+
+
 class RoundLostError(FedsimError):
     """A round was not completed through no fault of its clients' code; it can be done again."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,15 +16,33 @@ from fedsim.setup import Prepared, prepare
 from fedsim.types import Algorithm, Kept, Vector
 
 
+def note(text: str) -> None:
+    """Tell a person of something that happened."""
+    print(f"fedsim: {text}", file=sys.stderr)
+
+
 class Host:
-    """What the controller leaves to the place where clients are."""
+    """What the controller leaves to the place where clients are. A context manager, left when the run ends."""
 
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
         """The federation of one seed."""
         return prepare(experiment, seed)
 
-    def connect(self, experiment: Experiment, prepared: Prepared, directory: RunDirectory) -> dict[str, Any] | None:
-        """Set the federation's backend and describe it; None to have one of this process chosen."""
+    def __init__(self) -> None:
+        self.say: Callable[[str], None] = note
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
+
+    def connect(
+        self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """Set the federation's backend and describe it, as ``before`` where this goes on from a checkpoint; None to have
+        one of this process chosen.
+        """
         return None
 
     def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from fedsim.backends.ray_pickle import pickled
-from fedsim.backends.ray_settings import Ray
-from fedsim.backends.ray_store import StateLostError, to_array
-from fedsim.backends.ray_worker import Site, Worker
+from fedsim.backends.ray.pickles import pickled
+from fedsim.backends.ray.settings import Ray
+from fedsim.backends.ray.store import to_array
+from fedsim.backends.ray.worker import Facts, Site, Worker
 from fedsim.clients import Federation
-from fedsim.errors import ConfigError, RoundLostError, RunError
+from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
 
 PATIENCE = 60.0
 """Seconds that an actor may take to start."""
@@ -33,6 +33,7 @@ class Workers:
 
     def __init__(self, ray: ModuleType, settings: Ray, gpus: float = 0.0) -> None:
         self.ray, self.settings, self.gpus = ray, settings, gpus
+        self.threads = settings.threads or max(1, int(settings.cpus))
         self._actors = [self._start() for _ in range(self._count())]
         self._dropped: list[int] = []
         self._names: dict[Callable[..., Any], str] = {}
@@ -40,7 +41,7 @@ class Workers:
         self._site: tuple[Any, ...] | None = None          # what identifies it
         self._settled: tuple[Any, ...] = ()                # what a worker is told of it
         self._suspect = False
-        self.facts = self._await(self._actors)
+        self.facts: list[Facts] = self._await(self._actors)
 
     def __len__(self) -> int:
         return len(self._actors)
@@ -64,7 +65,7 @@ class Workers:
         s = self.settings
         options = {"num_cpus": s.cpus, "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         paths = [path for path in sys.path if path]
-        return self.ray.remote(Worker).options(**options).remote(paths, s.threads or max(1, int(s.cpus)))
+        return self.ray.remote(Worker).options(**options).remote(paths, self.threads)
 
     def _await(self, actors: Sequence[Any]) -> list[Any]:
         """Their machines, processes and memory, once they are up."""
@@ -102,6 +103,11 @@ class Workers:
                 f"no room is left for what workers share: {_line(error)}; give --ray.object_store_memory more bytes, or"
                 " TMPDIR a folder on a disk with more room"
             ) from error
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            self.ray.kill(actor)
 
     def drop(self, token: int) -> None:
         """These messages are not needed any more; workers hear of it with their next task."""

@@ -15,13 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import RunError
+from fedsim.errors import StateLostError
 from fedsim.reduction import Subtree
 from fedsim.tree import Far, build, leaves
-
-
-class StateLostError(RunError):
-    """Client memories are gone with the machine that held them: only a checkpoint still has them."""
 
 
 def to_array(t: Tensor) -> np.ndarray:

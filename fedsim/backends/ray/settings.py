@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from fedsim.checks import one_of
 from fedsim.errors import ConfigError
+
+OnError = Literal["stop", "skip", "retry"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Ray:
         threads: of PyTorch in each; as many as processors by default.
         object_store_memory: bytes of shared memory for samples, memories of clients and what travels; Ray's share of
             the machine by default. What does not fit is spilled to disk.
+        on_error: when a client's code raises: "stop" the run, "skip" the client in this round, or "retry" the round.
         log_to_driver: print what the processes print.
     """
 
@@ -28,9 +33,11 @@ class Ray:
     gpus: float | None = None
     threads: int | None = None
     object_store_memory: int | None = None
+    on_error: OnError = "stop"
     log_to_driver: bool = False
 
     def __post_init__(self) -> None:
+        one_of(self, "on_error", get_args(OnError))
         for name in ("actors", "threads", "object_store_memory"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.backends.ray_messages import TOKENS, RayMessages, Run
-from fedsim.backends.ray_store import FarRow, arrays, far_tree, to_array
-from fedsim.backends.ray_worker import Failure, Report, Task, form
-from fedsim.backends.ray_workers import Workers
+from fedsim.backends.ray.messages import TOKENS, RayMessages, Run
+from fedsim.backends.ray.store import FarRow, arrays, far_tree, to_array
+from fedsim.backends.ray.worker import Failure, Report, Task, form
+from fedsim.backends.ray.workers import Workers
 from fedsim.clients import Federation
 from fedsim.errors import ClientError, ConfigError, RoundLostError, RunError
 from fedsim.messages import Messages
@@ -36,6 +36,7 @@ class RayActors:
         if block_size < 0:
             raise ConfigError(f"block size is {block_size}; expected 0 or more")
         self.workers, self.block_size = workers, block_size
+        self.peak = 0                                      # bytes that a device had in use at most
         self._widths: dict[str, int] = {}                  # tensors of a new memory, by client function
         self._firsts: list[tuple[Any, Any]] = []           # first memories that are in the store
 
@@ -81,6 +82,7 @@ class RayActors:
             calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + width * len(nodes)))
         reports: list[Report] = w.get([first for first, *_ in calls])
         self._check(reports, name, round)
+        self.peak = max(self.peak, *(report.peak for report in reports))
         memory: dict[int, Any] = {}
         for run, report, (_, *refs) in zip(runs, reports, calls, strict=True):
             nodes = ids[order[run.start : run.stop]]

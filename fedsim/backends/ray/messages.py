@@ -12,14 +12,14 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fedsim.backends.ray_store import far_tree, sums_of, to_array, to_tensor
-from fedsim.backends.ray_worker import Exchange, Report
+from fedsim.backends.ray.store import far_tree, sums_of, to_array, to_tensor
+from fedsim.backends.ray.worker import Exchange, Report
 from fedsim.gossip import root_mean
 from fedsim.messages import mean_of_parts, refuse_packed
 from fedsim.tree import build, leaves
 
 if TYPE_CHECKING:
-    from fedsim.backends.ray_workers import Workers
+    from fedsim.backends.ray.workers import Workers
 
 TOKENS = count(1)
 """Names of messages, different for all of a process."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
-from fedsim.backends.ray_store import arrays, shared, sums_on_host, to_array, to_tensor
+from fedsim.backends.ray.store import arrays, shared, sums_on_host, to_array, to_tensor
 from fedsim.clients import Federation
 from fedsim.errors import FedsimError
 from fedsim.gossip import mix_rows, squared_distances
@@ -154,6 +154,22 @@ class Report(NamedTuple):
     failure: Failure | None = None
 
 
+class Facts(NamedTuple):
+    """A worker.
+
+    Attributes:
+        machine: its name.
+        process: number of the process.
+        resident: bytes of memory that it takes before it does anything.
+        device_bytes: memory of its GPU, 0 without.
+    """
+
+    machine: str
+    process: int
+    resident: int
+    device_bytes: int
+
+
 class Worker:
     """One process of the pool.
 
@@ -170,9 +186,10 @@ class Worker:
         self._memories: dict[int, Any] = {}
         self._fed: Federation
 
-    def ready(self) -> tuple[str, int, int]:
-        """Its machine, its process, and the memory that this takes alone."""
-        return platform.node(), os.getpid(), resident()
+    def ready(self) -> Facts:
+        """That it is there."""
+        total = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
+        return Facts(platform.node(), os.getpid(), resident(), total)
 
     def settle(self, site: bytes, x: np.ndarray, y: np.ndarray) -> None:
         """Take up a federation; the samples stay where they are in shared memory."""
