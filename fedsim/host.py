@@ -40,7 +40,7 @@ class Host:
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
     ) -> dict[str, Any] | None:
-        """Set the federation's backend and describe it, as ``before`` where this goes on from a checkpoint; None to have
+        """Set the federation's backend and describe it, as ``before`` where it goes on from a checkpoint; None to have
         one of this process chosen.
         """
         return None

@@ -50,6 +50,7 @@ class RayHost(Host):
         self._stack = contextlib.ExitStack()
         self._ray: ModuleType | None = None
         self._workers: Workers | None = None
+        self._chosen: dict[str, Any] = {}                  # what the controller writes into checkpoints
 
     def __enter__(self) -> Self:
         s = self.settings
@@ -93,7 +94,8 @@ class RayHost(Host):
         fed.backend = RayActors(self._workers, size)
         fed.memory = Store(ray)
         self._tell_plan(fed, len(ids), size)
-        return {"backend": "ray", "block_size": size, "actors": len(self._workers)}
+        self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
+        return self._chosen
 
     def _start(self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray) -> Workers:
         share = self.settings.gpus
@@ -132,7 +134,7 @@ class RayHost(Host):
         vector = fed.model.d * fed.model.dtype.itemsize
         each = math.ceil(cohort / len(workers))
         memory = max(fact.resident for fact in workers.facts) + vector * (each + 4 * max(1, size))
-        machines = len({fact.machine for fact in workers.facts})
+        machines = sum(node["Alive"] for node in workers.ray.nodes())
         gpu = f", {workers.gpus:g} of a GPU" if workers.gpus else ""
         self.say(
             f"ray: {len(workers)} actors on {machines} {'machine' if machines == 1 else 'machines'} x {each} clients a"
@@ -157,6 +159,7 @@ class RayHost(Host):
             except RoundLostError as lost:
                 if attempt == MOST_ATTEMPTS:
                     raise RunError(f"round {round} was lost {attempt} times; the last time: {lost}") from lost
+                self._chosen["block_size"] = federation.backend.block_size   # type: ignore[attr-defined]
                 self.say(f"round {round} again: {lost}")
             except ClientError as error:
                 ids = self._without(error, ids, attempt)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import platform
 import sys
 import traceback
 from collections.abc import Sequence
@@ -158,13 +157,11 @@ class Facts(NamedTuple):
     """A worker.
 
     Attributes:
-        machine: its name.
         process: number of the process.
         resident: bytes of memory that it takes before it does anything.
         device_bytes: memory of its GPU, 0 without.
     """
 
-    machine: str
     process: int
     resident: int
     device_bytes: int
@@ -189,7 +186,7 @@ class Worker:
     def ready(self) -> Facts:
         """That it is there."""
         total = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
-        return Facts(platform.node(), os.getpid(), resident(), total)
+        return Facts(os.getpid(), resident(), total)
 
     def settle(self, site: bytes, x: np.ndarray, y: np.ndarray) -> None:
         """Take up a federation; the samples stay where they are in shared memory."""
@@ -224,14 +221,15 @@ class Worker:
         try:
             report, memories = self._run(task, down, first, rows)
         except Exception as error:
-            empty = np.zeros(0, np.int64)
-            failed = self._failure(error, task, down, first, rows)
-            return several([Report(empty, empty, empty, empty, None, None, None, 0, failed)], count)
-        if len(memories) != count - 1:                     # other tensors than expected: they are asked for again
-            self._memories[task.token] = memories
-            memories = []
-        return several([report, *memories], count)
-
+            raised = error                                 # looked into below, where nothing is being handled
+        else:
+            if len(memories) != count - 1:                 # other tensors than expected: they are asked for again
+                self._memories[task.token] = memories
+                memories = []
+            return several([report, *memories], count)
+        empty = np.zeros(0, np.int64)
+        failed = self._failure(raised, task, down, first, rows)
+        return several([Report(empty, empty, empty, empty, None, None, None, 0, failed)], count)
     def memories(self, token: int) -> Any:
         """The tensors of new memories that `run` could not return."""
         found = self._memories.pop(token)
@@ -282,8 +280,8 @@ class Worker:
 
     def _failure(self, error: Exception, task: Task, down: Any, first: Any, rows: Sequence[np.ndarray]) -> Failure:
         """Who it was: the clients of the run one by one."""
-        text = "".join(traceback.format_exception(error))
-        line = f"{type(error).__name__}: {error}"
+        fn = self._functions[task.fn]
+        line, text = described(error, fn)
         if isinstance(error, torch.OutOfMemoryError):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -294,10 +292,9 @@ class Worker:
         for node in task.ids.tolist():
             try:
                 one = np.array([node])
-                Loop().each(self._fed, self._functions[task.fn], one, task.round, sent, mine)
+                Loop().each(self._fed, fn, one, task.round, sent, mine)
             except Exception as alone:
-                line, text = f"{type(alone).__name__}: {alone}", "".join(traceback.format_exception(alone))
-                return Failure([node], line, text)
+                return Failure([node], *described(alone, fn))
         return Failure(task.ids.tolist(), line, text)
 
     def mean(self, token: int, w: np.ndarray, start: int) -> Any:
@@ -353,6 +350,16 @@ class Worker:
 def form(t: Tensor) -> Tensor:
     """Shape and type of a tensor, without values."""
     return torch.empty(t.shape, dtype=t.dtype, device="meta")
+
+
+def described(error: Exception, fn: Any) -> tuple[str, str]:
+    """An exception in one line, and its traceback from the client function on."""
+    code = getattr(fn, "__code__", None)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not code:
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))
+    return f"{type(error).__name__}: {error}", text
 
 
 def several(values: list[Any], count: int) -> Any:

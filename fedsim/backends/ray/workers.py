@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -34,26 +36,24 @@ class Workers:
     def __init__(self, ray: ModuleType, settings: Ray, gpus: float = 0.0) -> None:
         self.ray, self.settings, self.gpus = ray, settings, gpus
         self.threads = settings.threads or max(1, int(settings.cpus))
-        self._actors = [self._start() for _ in range(self._count())]
+        self._actors: list[Any] = []
         self._dropped: list[int] = []
         self._names: dict[Callable[..., Any], str] = {}
         self._taught: list[tuple[str, bytes]] = []
         self._site: tuple[Any, ...] | None = None          # what identifies it
         self._settled: tuple[Any, ...] = ()                # what a worker is told of it
         self._suspect = False
-        self.facts: list[Facts] = self._await(self._actors)
+        self._actors = self._started(self._count())
+        self.facts: list[Facts] = self.get([actor.ready.remote() for actor in self._actors])
 
     def __len__(self) -> int:
         return len(self._actors)
 
     def _count(self) -> int:
         """How many actors there will be."""
-        there, s = self.ray.cluster_resources(), self.settings
-        room = there.get("CPU", 0) / s.cpus
-        if self.gpus:
-            room = min(room, there.get("GPU", 0) / self.gpus)
-        wanted = s.actors or max(1, math.floor(room + 1e-9))
-        if wanted > room + 1e-9:
+        there, s, room = self.ray.cluster_resources(), self.settings, self._room()
+        wanted = s.actors or max(1, room)
+        if wanted > room:
             has = f"{there.get('CPU', 0):g} processors and {there.get('GPU', 0):g} GPUs"
             raise ConfigError(
                 f"{wanted} actors with {s.cpus:g} processors and {self.gpus:g} of a GPU each do not fit: Ray has {has};"
@@ -61,19 +61,36 @@ class Workers:
             )
         return wanted
 
+    def _room(self) -> int:
+        """For how many there are processors and GPUs."""
+        there = self.ray.cluster_resources()
+        room = there.get("CPU", 0) / self.settings.cpus
+        return int(1e-9 + (min(room, there.get("GPU", 0) / self.gpus) if self.gpus else room))
+
     def _start(self) -> Any:
         s = self.settings
         options = {"num_cpus": s.cpus, "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         paths = [path for path in sys.path if path]
         return self.ray.remote(Worker).options(**options).remote(paths, self.threads)
 
-    def _await(self, actors: Sequence[Any]) -> list[Any]:
-        """Their machines, processes and memory, once they are up."""
-        refs = [actor.ready.remote() for actor in actors]
-        up, _ = self.ray.wait(refs, num_returns=len(refs), timeout=PATIENCE)
-        if len(up) < len(refs):
-            raise RunError(f"{len(refs) - len(up)} of {len(refs)} actors did not start within {PATIENCE:.0f} s")
-        return self.get(refs)
+    def _started(self, count: int) -> list[Any]:
+        """New actors, once they are up; fewer where a machine went whose loss had not been noticed.
+
+        Raises:
+            RunError: they do not start.
+        """
+        waiting = {actor.ready.remote(): actor for actor in (self._start() for _ in range(count))}
+        up: list[Any] = []
+        end = time.monotonic() + PATIENCE
+        while waiting:
+            done, _ = self.ray.wait(list(waiting), num_returns=len(waiting), timeout=1.0)
+            up += [waiting.pop(ref) for ref in done]
+            surplus = len(self._actors) + len(up) + len(waiting) - self._room()
+            for ref in list(waiting)[: max(0, surplus)]:
+                self.ray.kill(waiting.pop(ref))
+            if waiting and time.monotonic() > end:
+                raise RunError(f"{len(waiting)} of {count} actors did not start within {PATIENCE:.0f} s")
+        return up
 
     def call(self, worker: int, method: str, *arguments: Any, results: int = 1) -> list[Any]:
         """Have a worker do something; references to its results."""
@@ -179,19 +196,17 @@ class Workers:
             except (self.ray.exceptions.RayActorError, self.ray.exceptions.GetTimeoutError):
                 self.ray.kill(actor)
                 dead.append(k)
-        for k in dead:
-            self._actors[k] = self._start()
-        started = [self._actors[k].ready.remote() for k in dead]
-        up, _ = self.ray.wait(started, num_returns=len(started), timeout=PATIENCE) if started else ([], [])
-        gone = [k for k, ref in zip(dead, started, strict=True) if ref not in up]
-        if len(gone) == len(self._actors):
-            raise RunError(f"no worker could be started again within {PATIENCE:.0f} s")
-        fresh = [self._actors[k] for k in dead if k not in gone]
-        self._actors = [actor for k, actor in enumerate(self._actors) if k not in gone]
+        room = min(len(dead), self._room() - len(alive))   # less than before when a machine is gone
+        self._actors = [self._actors[k] for k in alive]
+        self._actors += self._started(max(0, room))
+        if not self._actors:
+            raise RunError("no worker could be started again; is a machine of the cluster gone?")
         self._suspect = False
-        self._tell([k for k, actor in enumerate(self._actors) if actor in fresh])
+        self._tell(range(len(alive), len(self)))
 
 
 def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """What an error of Ray says, without its places, and not all of it."""
+    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("ray::")]
+    return (said[0] if said else type(error).__name__)[:200]
