@@ -22,7 +22,7 @@ from fedsim.backends.loop import Loop
 from fedsim.config import from_config, to_config
 from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError, StateLostError
 from fedsim.experiment import Experiment
-from fedsim.host import Host
+from fedsim.host import Host, host_of
 from fedsim.interrupt import terminate_as_interrupt
 from fedsim.progress import RunProgress
 from fedsim.record import RunDirectory, SeedRecord, create_run, open_run, write_atomic
@@ -118,15 +118,6 @@ def resume(
             )
         _run_seeds(experiment, directory, todo, first, progress, there)
     return directory
-
-
-def host_of(experiment: Experiment, progress: bool = True) -> Host:
-    """Where an experiment's clients are when nobody says it: in this process, or in those of the Ray backend."""
-    if not experiment.uses_ray:
-        return Host()
-    from fedsim.backends.ray.host import RayHost  # an optional package
-
-    return RayHost(experiment.ray, progress)
 
 
 def _run_seeds(

@@ -65,3 +65,12 @@ class Host:
     def own_scores(self, prepared: Prepared, x: Vector) -> evaluate.OwnScores:
         """The model ``x`` on the clients' own samples."""
         return evaluate.own_scores(prepared, x)
+
+
+def host_of(experiment: Experiment, progress: bool = True) -> Host:
+    """Where an experiment's clients are when nobody says it: in this process, or in those of the Ray backend."""
+    if not experiment.uses_ray:
+        return Host()
+    from fedsim.backends.ray.host import RayHost  # an optional package
+
+    return RayHost(experiment.ray, progress)

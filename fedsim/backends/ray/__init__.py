@@ -6,6 +6,7 @@
     actors.py       the ``Backend``: runs of blocks on workers
     workers.py      the workers: told of the federation, asked for results, started again when they die
     worker.py       what runs in one: blocks of clients, sums of messages, exchanges of gossip
+    telling.py      what driver and workers tell each other
     messages.py     a cohort's messages, held by workers
     store.py        tensors in the object store
     pickles.py      what is sent to workers, and which part of it cannot be

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedsim.backends.ray.messages import TOKENS, RayMessages, Run
 from fedsim.backends.ray.store import FarRow, arrays, far_tree, to_array
-from fedsim.backends.ray.worker import Failure, Report, Task, form
+from fedsim.backends.ray.telling import Failure, Report, Task, form
 from fedsim.backends.ray.workers import Workers
 from fedsim.clients import Federation
 from fedsim.errors import ClientError, ConfigError, RoundLostError, RunError

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.backends.ray.store import far_tree, sums_of, to_array, to_tensor
-from fedsim.backends.ray.worker import Exchange, Report
+from fedsim.backends.ray.telling import Exchange, Report
 from fedsim.gossip import root_mean
 from fedsim.messages import mean_of_parts, refuse_packed
 from fedsim.tree import build, leaves

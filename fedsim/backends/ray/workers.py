@@ -14,7 +14,8 @@ from typing import Any
 from fedsim.backends.ray.pickles import pickled
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.store import to_array
-from fedsim.backends.ray.worker import Facts, Site, Worker
+from fedsim.backends.ray.telling import Facts, Site
+from fedsim.backends.ray.worker import Worker
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
 
