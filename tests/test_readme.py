@@ -1,4 +1,4 @@
-"""Every command and every script of the README runs, in a fresh folder, and ends with exit code 0."""
+"""Every command and every script of the README and of docs runs, each page in a fresh folder, with exit code 0."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+BLOCKS = {name: re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL) for name, page in PAGES.items()}
 MAKE = {"make demo", "make test"}                          # run by hand and by continuous integration
 
 
-def commands() -> list[str]:
-    lines = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+def commands(page: str = "README.md") -> list[str]:
+    text = "".join(text for kind, text in BLOCKS[page] if kind == "sh").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [" ".join(line.split("  #")[0].split()) for line in lines]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the repository's experiments, in which the README's commands run one after the other."""
-    path = tmp_path_factory.mktemp("readme")
-    for name in ("experiments", "algorithms", "Makefile"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, path / name)
-    return path
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each page a folder with the repository's experiments, in which its commands run one after the other."""
+    found = {}
+    for page in PAGES:
+        path = found[page] = tmp_path_factory.mktemp(page.removesuffix(".md"))
+        for name in ("experiments", "algorithms", "Makefile"):
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, path / name)
+    return found
 
 
 def run_here(folder: Path, command: str) -> None:
@@ -47,22 +50,23 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         assert made.returncode == 0
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c not in MAKE])
-def test_command(folder: Path, command: str) -> None:
-    run_here(folder, command)
+@pytest.mark.parametrize(("page", "command"), [(p, c) for p in PAGES for c in commands(p) if c not in MAKE])
+def test_command(folders: dict[str, Path], page: str, command: str) -> None:
+    run_here(folders[page], command)
 
 
-@pytest.mark.parametrize("script", [text for kind, text in BLOCKS if kind == "python"])
-def test_script(folder: Path, script: str) -> None:
-    (folder / "script.py").write_text(script)
-    run_here(folder, "python script.py")
+@pytest.mark.parametrize(("page", "script"), [(p, text) for p in PAGES for kind, text in BLOCKS[p] if kind == "python"])
+def test_script(folders: dict[str, Path], page: str, script: str) -> None:
+    (folders[page] / "script.py").write_text(script)
+    run_here(folders[page], "python script.py")
 
 
-def test_pictures_and_links_exist() -> None:
-    for target in re.findall(r"\]\(((?!http)[^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_pictures_and_links_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(((?!http)[^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_the_script_is_the_quickstart() -> None:
-    scripts = [text for kind, text in BLOCKS if kind == "python"]
+    scripts = [text for kind, text in BLOCKS["README.md"] if kind == "python"]
     assert any(text.strip() in (ROOT / "experiments" / "quickstart.py").read_text() for text in scripts)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.clients import Federation
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DivergenceError
 from fedsim.messages import Messages, Stacked
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Kept, Vector
@@ -89,10 +89,14 @@ class Loop:
         with torch.no_grad():
             for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
                 local = LoopLocal(federation, node, round, plan, decay)
+                try:
+                    result = fn(local, down) if mine is None else fn(local, down, mine[node])
+                except DivergenceError as error:           # of a compressor, which knows of no clients
+                    raise DivergenceError(f"client {node} in round {round}: {error}") from error
                 if mine is None:
-                    message = fn(local, down)
+                    message = result
                 else:
-                    message, memory[node] = fn(local, down, mine[node])
+                    message, memory[node] = result
                 rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
         return Stacked(rows.stacked), memory
 
