@@ -49,8 +49,8 @@ class _Factors(ABC):
                 f"{type(self).__name__} needs the model's layers {[tuple(s) for s in at.shapes]}; their numbers do not"
                 f" add up to the {d} of this vector"
             )
-        sizes = [(shape[0], math.prod(shape[1:])) if len(shape) > 1 else (math.prod(shape), 0) for shape in at.shapes]
-        return [(m, n) if self._pays(m, n) else (m * max(n, 1), 0) for m, n in sizes]
+        sizes = [(math.prod(shape[:1]), math.prod(shape[1:])) for shape in at.shapes]
+        return [(m, n) if self._pays(m, n) else (m * n, 0) for m, n in sizes]
 
     def _pays(self, m: int, n: int) -> bool:
         return self.rank * (m + n) < m * n

@@ -161,6 +161,29 @@ def test_a_message_is_read_back_bit_for_bit_and_weighs_what_was_said(name: str, 
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
+def test_vectors_of_few_numbers(name: str) -> None:
+    compressor = COMPRESSORS[name]
+    for d in (1, 2, 7, 8, 9, 65):
+        at, x = At(shapes=(torch.Size([2, d // 2]), torch.Size([d % 2]))), vector(d, d)
+        if getattr(compressor, "k", None) is not None and compressor.k > d:
+            continue
+        packed = compressor.compress(x, at)
+        data = compressor.encode(packed.parts, d)
+        assert len(data) == int(compressor.nbytes(packed.parts, d))
+        read = compressor.unpack(compressor.decode(data, d, x.dtype), d)
+        assert read.numpy().tobytes() == packed.unpack().numpy().tobytes()
+
+
+@pytest.mark.parametrize(("s", "fixed"), [(1, 2080), (4, 4128), (16, 6176), (31, 6176)])
+def test_sizes_of_qsgd(s: int, fixed: int) -> None:
+    """n = 1024: bits of the fixed code, which the elias code undercuts for normal numbers."""
+    x = torch.randn(1024, generator=torch.Generator().manual_seed(1))
+    plain, elias_coded = (QSGD(s, code=code).compress(x, At(1)) for code in levels.CODES)
+    assert 8 * (int(plain.by.nbytes(plain.parts, 1024)) - 1) == int(plain.by.paper_bits(plain.parts, 1024)) == fixed
+    assert int(elias_coded.by.nbytes(elias_coded.parts, 1024)) < 0.6 * fixed / 8
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_bytes_that_nobody_sent(name: str, data: st.DataObject) -> None:
