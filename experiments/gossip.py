@@ -104,6 +104,20 @@ def made(job: Job, folder: Path) -> Path:
     return run(job.experiment, root=folder, progress=False).path
 
 
+def all_made(todo: list[Job], folder: Path, processes: int) -> list[Path]:
+    """Run all jobs, several at a time."""
+    progress = {"description": "Runs", "console": Console(stderr=True)}
+    if processes == 1:
+        return [made(job, folder) for job in track(todo, **progress)]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        waiting = [pool.submit(made, job, folder) for job in todo]
+        try:
+            return [future.result() for future in track(waiting, **progress)]
+        except BaseException:                              # what has not begun need not
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def cells(job: Job, run: RunSeries) -> list[str]:
     """A row of the table: means over seeds with their 95 % intervals."""
     seeds = list(run.seeds.values())
@@ -116,7 +130,7 @@ def cells(job: Job, run: RunSeries) -> list[str]:
             row.append(f"{sum(values) / len(values):.3f}")
         else:
             row.append(text_of(estimate(values)))
-    return [*row, f"{sum(s.cost['megabytes'][-1] for s in seeds) / len(seeds):,.0f}"]
+    return [*row, f"{sum(s.cost['megabytes'][-1] for s in seeds) / len(seeds):,.1f}"]
 
 
 def table(rows: list[list[str]], seeds: int) -> Table:
@@ -180,9 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         todo = list(jobs(base))
         folder = create_folder(options.root, "gossip")
-        with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-            waiting = [pool.submit(made, job, folder) for job in todo]
-            paths = [future.result() for future in track(waiting, "Runs", console=Console(stderr=True))]
+        paths = all_made(todo, folder, options.processes)
         results = list(zip(todo, [load_runs([path], "server/test", "accuracy")[0] for path in paths], strict=True))
         rows = [cells(job, series) for job, series in results]
         Console().print(table(rows, base.seeds))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ import torch
 from fedsim import checkpoint, evaluate
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
-from fedsim.clients import Backend
 from fedsim.config import from_config, to_config
-from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError
+from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError, StateLostError
 from fedsim.experiment import Experiment
-from fedsim.host import Host
+from fedsim.host import Host, host_of
 from fedsim.interrupt import terminate_as_interrupt
 from fedsim.progress import RunProgress
 from fedsim.record import RunDirectory, SeedRecord, create_run, open_run, write_atomic
@@ -31,6 +31,10 @@ from fedsim.setup import Prepared, data_hash
 from fedsim.state import flatten, restore
 from fedsim.tune import choose
 from fedsim.types import Kept
+from fedsim.wire import Ledger
+
+MOST_RETURNS = 10
+"""Times that a run goes back to a checkpoint because machines died, before it gives up."""
 
 
 def run(
@@ -55,7 +59,11 @@ def run(
         FedsimError: it failed in mid-run (resume from its last checkpoint).
         KeyboardInterrupt: after a checkpoint of the last completed round.
     """
-    host = host or Host()
+    with host or host_of(experiment, progress) as there:
+        return _run_new(experiment, output, root, progress, there)
+
+
+def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
     manifest = {
         "seeds": experiment.seed_list,
@@ -94,19 +102,21 @@ def resume(
     Raises:
         FedsimError: no run there, its data set has changed, no valid checkpoint, or the run failed again.
     """
-    directory, host = open_run(Path(path)), host or Host()
+    directory = open_run(Path(path))
     experiment = experiment or from_config(directory.config)
     status = directory.manifest["status"]
     todo = [seed for seed in experiment.seed_list if status.get(str(seed), {}).get("state") != "finished"]
-    if todo:
-        first = host.prepare(experiment, todo[0])
+    if not todo:
+        return directory
+    with host or host_of(experiment, progress) as there:
+        first = there.prepare(experiment, todo[0])
         found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
         if found != expected:
             raise RunError(
                 f"{path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore the"
                 " data files"
             )
-        _run_seeds(experiment, directory, todo, first, progress, host)
+        _run_seeds(experiment, directory, todo, first, progress, there)
     return directory
 
 
@@ -158,25 +168,36 @@ class _Seed:
 
     def run(self) -> None:
         """From the latest checkpoint, or from the beginning, to the last round."""
+        x = self.federation.model.vector()                 # the initial model, before anything trains it
         with self.directory.open_seed(self.seed) as record:
-            loaded = checkpoint.load_latest(record.checkpoints)
-            algorithm, fed = self.experiment.method, self.federation
-            x = fed.model.vector()                         # the initial model, before a trial of backends trains it
-            backend = self._backend(loaded.meta["backend"] if loaded else None)
-            state = self.host.init(algorithm, x, fed, template=loaded is not None)
-            done = 0
-            if loaded:
-                state, done = self._restore(state, loaded), loaded.round
-                record.truncate(loaded.meta["offset"], done)
-            else:
-                record.truncate(0, -1)
-            before = read_metrics(record.timing.path).series("host", "seconds")
-            clock = time.perf_counter() - max(before.values(), default=0.0)
-            self.bar.start(self.seed, done)
-            if loaded is None:                             # a checkpoint of round 0 has its measurements
-                self._evaluate(record, 0, state, clock)
-            self._rounds(record, state, done, backend, clock)
+            for attempt in count(1):
+                try:
+                    self._run(record, x)
+                    break
+                except StateLostError as lost:
+                    if attempt == MOST_RETURNS:
+                        raise
+                    self.host.say(f"{lost}; going back to the last checkpoint")
             self._write_edges()
+
+    def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
+        loaded = checkpoint.load_latest(record.checkpoints)
+        algorithm, fed = self.experiment.method, self.federation
+        backend = self._backend(loaded.meta["backend"] if loaded else None)
+        fed.ledger.restore(Ledger(fed.shards.n).state())
+        state = self.host.init(algorithm, x, fed, template=loaded is not None)
+        done = 0
+        if loaded:
+            state, done = self._restore(state, loaded), loaded.round
+            record.truncate(loaded.meta["offset"], done)
+        else:
+            record.truncate(0, -1)
+        before = read_metrics(record.timing.path).series("host", "seconds")
+        clock = time.perf_counter() - max(before.values(), default=0.0)
+        self.bar.start(self.seed, done)
+        if loaded is None:                                 # a checkpoint of round 0 has its measurements
+            self._evaluate(record, 0, state, clock)
+        self._rounds(record, state, done, backend, clock)
 
     def _write_edges(self) -> None:
         """What travelled over every link, for methods in which nodes speak to each other."""
@@ -236,7 +257,7 @@ class _Seed:
     def _backend(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
         """Set the federation's backend: as a checkpoint says, as asked for, or as measured."""
         fed, experiment = self.federation, self.experiment
-        elsewhere = self.host.connect(experiment, self.prepared, self.directory)
+        elsewhere = self.host.connect(experiment, self.prepared, self.directory, chosen)
         if elsewhere is not None:
             chosen = elsewhere
         elif chosen is None:
@@ -253,8 +274,8 @@ class _Seed:
                 f" deploy --resume {self.directory.path}"
             )
         if elsewhere is None:
-            backend: Backend = Loop() if chosen["backend"] == "loop" else Blocks(chosen["block_size"])
-            fed.backend = backend
+            size = chosen.get("block_size", 0)             # 0: one after the other
+            fed.backend = Blocks(size) if size else Loop()
         self.directory.update_manifest(backend={**self.directory.manifest["backend"], str(self.seed): chosen})
         return chosen
 

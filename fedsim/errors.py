@@ -52,3 +52,24 @@ class ClientsLostError(DeployError):
     def __init__(self, reasons: Mapping[int, str], round: int) -> None:
         self.reasons, self.round = dict(reasons), round
         super().__init__(f"round {round}: " + "; ".join(f"client {i} {why}" for i, why in sorted(reasons.items())))
+
+
+class StateLostError(RunError):
+    """Memories of clients are gone with the machine that held them: only a checkpoint still has them."""
+
+
+class RoundLostError(FedsimError):
+    """A round was not completed through no fault of its clients' code; it can be done again."""
+
+
+class ClientError(FedsimError):
+    """A client function raised.
+
+    Attributes:
+        ids: the clients.
+    """
+
+    def __init__(self, ids: list[int], function: str, round: int, error: str, traceback: str) -> None:
+        which = f"client {ids[0]}" if len(ids) == 1 else f"one of the clients {', '.join(map(str, ids[:10]))}"
+        super().__init__(f"{function} in round {round}: {which} raised {error}\n{traceback.rstrip()}")
+        self.ids = ids

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedsim.backends.ray.settings import Ray
 from fedsim.compressed import Compressed, has_server
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -93,8 +95,10 @@ class Experiment:
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
         seed: first seed; data partition, initial model, cohorts and minibatches all follow from it.
         evaluation: when and what to measure.
-        backend: run clients one by one ("loop"), in blocks ("blocks"), or as measured to be fastest ("auto").
+        backend: run clients one by one ("loop"), in blocks ("blocks"), as measured to be fastest of these ("auto"), or
+            in several processes ("ray"; also by "auto" where there are several GPUs, or ``ray.address`` is given).
         block_size: clients in a block; measured when 0.
+        ray: processes of the Ray backend.
         device: "cpu", "cuda", or the best there is.
         memory: where the clients' memories live between rounds: on the "device", the "host", or the "disk" (a temporary
             file).
@@ -120,8 +124,9 @@ class Experiment:
     seeds: int = 1
     seed: int = 0
     evaluation: Evaluation = field(default_factory=Evaluation)
-    backend: Literal["auto", "loop", "blocks"] = "auto"
+    backend: Literal["auto", "loop", "blocks", "ray"] = "auto"
     block_size: int = 0
+    ray: Ray = field(default_factory=Ray)
     device: str = "auto"
     memory: Place = "device"
     dtype: Literal["float32", "float64"] = "float32"
@@ -135,7 +140,7 @@ class Experiment:
                 raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more")
         for name, choices in (
             ("weights", ("uniform", "samples")),
-            ("backend", ("auto", "loop", "blocks")),
+            ("backend", ("auto", "loop", "blocks", "ray")),
             ("memory", ("device", "host", "disk")),
             ("dtype", ("float32", "float64")),
         ):
@@ -169,6 +174,12 @@ class Experiment:
     def participation(self) -> Sampling:
         """Who takes part in a round, with the default made explicit: a tenth, or everybody where there is no server."""
         return FixedSize(1.0) if self.topology is not None and self.sampling == FixedSize() else self.sampling
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether clients run in Ray's actors."""
+        several = self.torch_device().type == "cuda" and torch.cuda.device_count() > 1 and find_spec("ray") is not None
+        return self.backend == "ray" or (self.backend == "auto" and (self.ray.address is not None or several))
 
     @property
     def seed_list(self) -> list[int]:

@@ -17,6 +17,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.reduction import weighted_sum
 
 CHUNK_BYTES = 4 * 2**20
 """Bytes of the stack that are mixed at a time."""
@@ -54,13 +55,12 @@ def mix_rows(w: csr_array, x: Tensor, out: Tensor | None = None) -> Tensor:
     """``W x`` for a stack ``x [n, ...]``, in the stack's own type and on its device.
 
     Args:
-        w: mixing matrix ``[n, n]``.
+        w: mixing matrix ``[n, n]``, or some of its rows.
         x: the stack; stays as it is.
-        out: contiguous memory like ``x`` for the result; new memory by default, whose first touch can cost more than
-            the mixing.
+        out: contiguous memory for the result; new memory by default, whose first touch can cost more than the mixing.
     """
-    n, flat = len(x), x.reshape(len(x), -1)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    n, flat = w.shape[0], x.reshape(len(x), -1)
+    out = x.new_empty(n, *x.shape[1:]) if out is None else out
     mixed = out.view(n, -1)
     rows, columns = (CHUNK_BYTES // (length * flat.element_size()) for length in reversed(flat.shape))
     if w.nnz <= FEW * n and rows >= 8:
@@ -209,6 +209,22 @@ def check_fixed(w: csr_array, topology: Topology, round: int, seed: int, n: int)
         )
 
 
-def spread(x: Tensor) -> float:
-    """Root mean square distance of the rows of ``x [n, ...]`` to their mean: the consensus distance."""
-    return float((x - x.mean(0)).reshape(len(x), -1).square().sum(1).mean().sqrt())
+def spread(x: Tensor, order: Tensor | None = None) -> float:
+    """Root mean square distance of the rows of ``x [n, ...]`` to their mean: the consensus distance.
+
+    ``order [n]`` is that of execution, in which the mean is summed.
+    """
+    center = weighted_sum(x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device), order)
+    return root_mean(squared_distances(x, center))
+
+
+def squared_distances(x: Tensor, center: Tensor) -> Tensor:
+    """Squared distances of the rows of ``x [n, ...]`` to ``center``, ``[n]``; each a sum of its own, so that its bits
+    do not depend on the rows beside it.
+    """
+    return torch.stack([(row - center).square().sum() for row in x])
+
+
+def root_mean(squares: Tensor) -> float:
+    """Square root of the mean of ``squares [n]``."""
+    return float(squares.mean().sqrt())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,15 +16,33 @@ from fedsim.setup import Prepared, prepare
 from fedsim.types import Algorithm, Kept, Vector
 
 
+def note(text: str) -> None:
+    """Tell a person of something that happened."""
+    print(f"fedsim: {text}", file=sys.stderr)
+
+
 class Host:
-    """What the controller leaves to the place where clients are."""
+    """What the controller leaves to the place where clients are. A context manager, left when the run ends."""
 
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
         """The federation of one seed."""
         return prepare(experiment, seed)
 
-    def connect(self, experiment: Experiment, prepared: Prepared, directory: RunDirectory) -> dict[str, Any] | None:
-        """Set the federation's backend and describe it; None to have one of this process chosen."""
+    def __init__(self) -> None:
+        self.say: Callable[[str], None] = note
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
+
+    def connect(
+        self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """Set the federation's backend and describe it, as ``before`` where it goes on from a checkpoint; None to have
+        one of this process chosen.
+        """
         return None
 
     def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
@@ -46,3 +65,12 @@ class Host:
     def own_scores(self, prepared: Prepared, x: Vector) -> evaluate.OwnScores:
         """The model ``x`` on the clients' own samples."""
         return evaluate.own_scores(prepared, x)
+
+
+def host_of(experiment: Experiment, progress: bool = True) -> Host:
+    """Where an experiment's clients are when nobody says it: in this process, or in those of the Ray backend."""
+    if not experiment.uses_ray:
+        return Host()
+    from fedsim.backends.ray.host import RayHost  # an optional package
+
+    return RayHost(experiment.ray, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.gossip import mix_rows, spread
-from fedsim.reduction import combine, partial_sums, weighted_sum
+from fedsim.reduction import Subtree, combine, join, partial_sums, weighted_partial_sums, weighted_sum
 from fedsim.tree import Packed, leaves, tree_map, unpacked
 from fedsim.wire import nbytes, paper_bits
 
@@ -89,13 +90,19 @@ class Stacked:
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """See ``Messages``."""
         mixed = unpacked(self.tree)
-        if steps > 1 and _is_packed(self.tree):
-            raise ConfigError(f"{steps} gossip steps of a compressed message: only the first is compressed; use 1")
-        before = spread(leaves(mixed)[0]) if measure else 0.0
+        refuse_packed(self.tree, steps)
+        order = None if self.order is None else torch.from_numpy(self.order)
+        before = spread(leaves(mixed)[0], order) if measure else 0.0
         for _ in range(steps):
             mixed = tree_map(lambda x: mix_rows(w, x), mixed)
-        contraction = spread(leaves(mixed)[0]) / before if before else None
+        contraction = spread(leaves(mixed)[0], order) / before if before else None
         return [tree_map(lambda x, i=i: cast(Tensor, x[i]), mixed) for i in range(len(self))], contraction
+
+
+def refuse_packed(tree: Any, steps: int) -> None:
+    """Raise ConfigError where compressed messages would be exchanged more than once."""
+    if steps > 1 and _is_packed(tree):
+        raise ConfigError(f"{steps} gossip steps of a compressed message: only the first is compressed; use 1")
 
 
 def _is_packed(tree: Any) -> bool:
@@ -114,10 +121,36 @@ def _mean(tree: Any, w: Tensor, order: Tensor | None) -> Any:
 
 def _mean_unpacked(packed: Packed, w: Tensor, order: Tensor | None) -> Tensor:
     """The same sum as of the unpacked stack, which never exists as a whole."""
-    run = 2 ** max(0, (UNPACKED_NUMBERS // max(1, packed.d)).bit_length() - 1)
-    sums: dict[Any, Tensor] = {}
-    for start in range(0, len(w), run):
-        where: Any = slice(start, start + run) if order is None else order[start : start + run]
+    return combine(_unpacked_sums(packed, w, order, 0), len(w))
+
+
+def _unpacked_sums(packed: Packed, w: Tensor, order: Tensor | None, start: int) -> dict[Subtree, Tensor]:
+    run = max(1, UNPACKED_NUMBERS // max(1, packed.d))
+    sums: dict[Subtree, Tensor] = {}
+    for at in range(0, len(w), run):
+        where: Any = slice(at, at + run) if order is None else order[at : at + run]
         rows = Packed(packed.by, tuple(part[where] for part in packed.parts), packed.d).unpack()
-        sums |= partial_sums(rows * w[where].to(rows.dtype).unsqueeze(1), start)
-    return combine(sums, len(w))
+        some = partial_sums(rows * w[where].to(rows.dtype).unsqueeze(1), start + at)
+        join(sums, {key: total.clone() for key, total in some.items()} if len(rows) > 1 else some)
+    return sums
+
+
+def partial_means(tree: Any, w: Tensor, start: int) -> Any:
+    """What whoever holds the messages at positions ``start``, ... contributes to their weighted mean: the tree with,
+    for every vector, its sums over subtrees (``fedsim.reduction``).
+    """
+    if isinstance(tree, Tensor):
+        return weighted_partial_sums(tree, w, start)
+    if isinstance(tree, Packed):
+        return _unpacked_sums(tree, w, None, start)
+    parts = [partial_means(branch, w, start) for branch in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+
+
+def mean_of_parts(parts: Sequence[Any], c: int) -> Any:
+    """The mean of ``c`` messages from everybody's `partial_means`."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return combine({key: total for sums in parts for key, total in sums.items()}, c)
+    means = [mean_of_parts(branches, c) for branches in zip(*parts, strict=True)]
+    return type(first)(*means) if hasattr(first, "_fields") else tuple(means)

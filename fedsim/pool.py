@@ -81,7 +81,7 @@ def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Iterator
 
 
 def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Iterator[tuple[Point, str | None]]:
-    from fedsim.backends.ray_pool import map_unordered  # the only thing here that needs Ray
+    from fedsim.backends.ray.pool import map_unordered  # the only thing here that needs Ray
 
     threads = max(1, cores() // jobs)
     points = {sweep.directory(point): point for point in todo}

@@ -69,6 +69,29 @@ def partial_sums(rows: Tensor, start: int) -> dict[Subtree, Tensor]:
     return sums
 
 
+def weighted_partial_sums(rows: Tensor, w: Tensor, start: int) -> dict[Subtree, Tensor]:
+    """``partial_sums`` of ``w_i rows_i``, of rows ``[b, ...]`` that stay as they are; see ``weighted_sum``."""
+    rows = rows if rows.is_floating_point() else rows.double()
+    w = w.to(rows.dtype).unsqueeze(1)
+    flat = rows.reshape(len(rows), -1)
+    width = max(16, CHUNK_BYTES // (len(rows) * rows.element_size()))
+    sums: dict[Subtree, Tensor] = {}
+    for at in range(0, flat.shape[1], width):
+        for key, part in partial_sums(flat[:, at : at + width] * w, start).items():
+            sums.setdefault(key, torch.empty_like(flat[0]))[at : at + width] = part
+    return {key: total.view(rows.shape[1:]) for key, total in sums.items()}
+
+
+def join(sums: dict[Subtree, Tensor], more: Mapping[Subtree, Tensor]) -> None:
+    """Add sums of other subtrees to ``sums``, where two that are complete become one."""
+    for (level, index), total in more.items():
+        while (level, index ^ 1) in sums:
+            other = sums.pop((level, index ^ 1))
+            total = other + total if index & 1 else total + other
+            level, index = level + 1, index >> 1
+        sums[level, index] = total
+
+
 def combine(sums: Mapping[Subtree, Tensor], c: int) -> Tensor:
     """The sum of all ``c`` rows from sums of subtrees that cover each row once."""
 

@@ -67,6 +67,12 @@ class LocalWork:
         per_epoch: np.ndarray = -(-sizes // self.batch(sizes))
         return self.epochs * per_epoch
 
+    def order(self, sizes: np.ndarray) -> np.ndarray:
+        """Positions of clients with ``sizes [c]`` samples in the order of execution: most steps first, then the largest
+        minibatches.
+        """
+        return np.lexsort((-self.batch(sizes), -self.counts(sizes)))
+
 
 class Shards:
     """The training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]`` to ``offsets[i +"

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.sparse import csr_array
 
 from fedsim.cli import main
 from fedsim.cli.topology import measure
-from fedsim.report.graph import draw_graph, positions
+from fedsim.report.graph import _edges, draw_graph, positions
 from topologies import Exponential, GraphBuilder, Ring, Star, Static, Torus
 from topologies import Path as Line
 
@@ -121,6 +122,19 @@ def test_pictures(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "out" / "graph.svg").read_text()
 
 
+def test_edges_around_the_border_pass_between_the_nodes() -> None:
+    """Of an 8 x 8 torus: none comes as near to a node that is not its end as two nodes' radii."""
+    figure = Figure()
+    places = positions(matrix(Torus(), 64), "Torus")
+    axes = figure.add_subplot()
+    _edges(axes, matrix(Torus(), 64), places, bent=True)
+    curves = np.array(axes.collections[0].get_segments())      # type: ignore[attr-defined]
+    assert curves.shape == (128, 17, 2)
+    gaps = np.linalg.norm(curves[:, :, None] - places, axis=3).min(1)
+    ends = np.linalg.norm(curves[:, [0, -1], None] - places, axis=3).min(1) < 1e-9
+    assert ends.sum() == 256 and gaps[~ends].min() > 0.15
+
+
 @pytest.mark.parametrize("kind", ["Ring", "Torus", "ErdosRenyi"])
 def test_nodes_stand_apart(kind: str) -> None:
     places = positions(matrix(Torus(), 12), kind)
@@ -146,7 +160,10 @@ def test_colours_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     picture = str(tmp_path / "graph.svg")
     found = numbers(capsys, "--run", str(gossip), "--output", picture)
     assert (found["nodes"], found["directed_edges"], found["parameters"]) == (4, 6, 650)
+    assert found["bytes_over_links"] == {"min": 4 * 650 + 7, "mean": 4 * 650 + 7, "max": 4 * 650 + 7}
     assert Path(picture).read_bytes().startswith(b"<?xml")
+    assert main(["topology", "--run", str(gossip)]) == 0
+    assert "bytes over a link in the run, min / mean / max   2,607 / 2,607 / 2,607" in capsys.readouterr().out
     assert main(["topology", "--run", str(gossip), "--nodes", "5", "--output", picture]) == 1
     assert "test accuracies of 4 nodes, expected 5" in capsys.readouterr().err
     assert main(["topology", "--run", str(central)]) == 2

@@ -53,7 +53,7 @@ class Blocks:
     ) -> tuple[Messages[Any], dict[int, Any]]:
         """See ``fedsim.clients.Backend``."""
         plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
-        order = sorted(range(len(ids)), key=lambda i: (-len(plans[i].lengths), -plans[i].index.shape[1], i))
+        order = federation.work.order(federation.shards.sizes[ids]).tolist()
         memory: dict[int, Any] = {}
         rows = Rows[Any](len(ids))
         with torch.no_grad():

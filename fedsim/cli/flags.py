@@ -15,7 +15,7 @@ from fedsim.config.read import help_text
 from fedsim.data.catalogue import suggest
 from fedsim.errors import ConfigError
 
-SHORTCUTS = {"data_dir": "data.data_dir"}
+SHORTCUTS = {"data_dir": "data.data_dir", "ray_address": "ray.address"}
 
 
 @dataclass(frozen=True)

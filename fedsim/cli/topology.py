@@ -99,6 +99,8 @@ def topology(argv: Sequence[str]) -> int:
     n = network.nodes or (parts.n if parts else 0)
     w = mixing_matrix(network.topology, network.round, network.seed, n)
     measured = measure(w, _parameters(network, source, dataset))
+    if run is not None:
+        measured["bytes_over_links"] = _over_links(run, network.seed)
     if "output" in line.options and parts:
         path = Path(line.options["output"])
         values, label = _skew(parts, dataset) if run is None else _accuracies(run, network.seed, n)
@@ -193,6 +195,12 @@ def _accuracies(run: RunDirectory, seed: int, n: int) -> tuple[np.ndarray, str]:
     return accuracies, f"test accuracy of the node's own model, round {last}, seed {seed}"
 
 
+def _over_links(run: RunDirectory, seed: int) -> dict[str, float] | None:
+    """What travelled over every directed link that was ever used in a finished run."""
+    path = run.seed_path(seed) / "edges.csv"
+    return _spread(np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2)[:, 2]) if path.is_file() else None
+
+
 def _kind(topology: Any) -> str:
     """Class of the graph, or of the schedule that has none."""
     while hasattr(topology, "base"):
@@ -212,16 +220,16 @@ def _render(network: Network, measured: dict[str, Any]) -> Table:
     table.show_header = False
     table.columns[1].justify = "right"
 
-    def degrees(key: str) -> str:
-        return " / ".join(f"{measured[key][name]:,.4g}" for name in ("min", "mean", "max"))
+    def three(key: str) -> str:
+        return " / ".join(f"{round(measured[key][name], 2):,.12g}" for name in ("min", "mean", "max"))
 
     yes = {True: "yes", False: "no"}
     far = "" if measured["connected"] else "infinite"
     rows = {
         "nodes": f"{measured['nodes']:,}",
         "directed edges": f"{measured['directed_edges']:,}",
-        "degree: nodes heard, min / mean / max": degrees("in_degree"),
-        "degree: nodes spoken to, min / mean / max": degrees("out_degree"),
+        "degree: nodes heard, min / mean / max": three("in_degree"),
+        "degree: nodes spoken to, min / mean / max": three("out_degree"),
         "connected in this round": yes[measured["connected"]],
         "diameter": far or str(measured["diameter"] or f"not computed above {DIAMETER_NODES:,} nodes"),
         "W symmetric": yes[measured["symmetric"]],
@@ -231,6 +239,8 @@ def _render(network: Network, measured: dict[str, Any]) -> Table:
         f"message: {measured['parameters']:,} parameters": f"{measured['message_bytes']:,} bytes",
         "all messages of a round, 1 gossip step": f"{measured['bytes_per_round']:,} bytes",
     }
+    if measured.get("bytes_over_links"):
+        rows["bytes over a link in the run, min / mean / max"] = three("bytes_over_links")
     for row in rows.items():
         table.add_row(*row)
     return table

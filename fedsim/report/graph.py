@@ -23,8 +23,8 @@ NAMED_NODES = 64
 """Up to here nodes are numbered."""
 CIRCLES = ("Ring", "Exponential", "Complete", "OnePeerExponential", "RandomMatching")
 GRIDS = ("Grid", "Torus")
-BEND = 0.2
-"""How far the edges that a straight line would lead through other nodes are bent, as a share of their length."""
+BULGE = 0.4
+"""How far edges around a border lead past the nodes between their ends, in distances of neighbours."""
 EDGE, INK, UNKNOWN = "#8a97a6", "#333333", "#dddddd"
 
 
@@ -81,8 +81,8 @@ def _edges(axes: Axes, w: csr_array, places: np.ndarray, bent: bool) -> None:
     mutual = np.asarray(w.T[to, by]).ravel() != 0
     lines = mutual & (by < to)
     alpha = float(np.clip(6 / math.sqrt(1 + len(to)), 0.15, 0.7))
-    long = np.linalg.norm(places[to] - places[by], axis=1) > 1.5             # of a torus, around its border
-    bend = np.where(bent & long, BEND, 0.0)
+    length = np.linalg.norm(places[to] - places[by], axis=1)
+    bend = np.where(bent & (length > 1.5), BULGE / np.maximum(length, 1), 0.0)   # of a torus, around its border
     curves = _curves(places[by[lines]], places[to[lines]], bend[lines])
     axes.add_collection(LineCollection(list(curves), colors=EDGE, linewidths=1.0, alpha=alpha, zorder=1))
     size = _diameter(len(places))

@@ -44,6 +44,7 @@ from algorithms import (
 )
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
+from fedsim.backends.ray.actors import RayActors
 from fedsim.clients import Federation
 from fedsim.compress import RandK, TopK
 from fedsim.compressed import has_server
@@ -51,6 +52,7 @@ from fedsim.model import Model
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Kept
 from fedsim.work import LocalWork, Shards
+from tests.backends.ray.shared import workers
 from tests.contract.linked import DRAWING, EVERYBODY, LINKED
 from topologies import Static
 
@@ -129,10 +131,15 @@ WORKS: dict[str, LocalWork] = {
 
 BACKENDS: dict[str, Callable[[], Any]] = {
     "blocks of 1": lambda: Blocks(1),
+    "blocks of 2": lambda: Blocks(2),
     "blocks of 4": lambda: Blocks(4),
     "blocks of 25": lambda: Blocks(25),
+    "ray": lambda: RayActors(workers(), 2),
 }
 """All but the loop, which is the meaning that they are held to."""
+
+HERE = [name for name in BACKENDS if name not in ("ray", "blocks of 2")]
+"""Those that are tested for everything. Ray computes what blocks of 2 do, bit for bit."""
 
 MODEL_BACKENDS = ["blocks of 4"]
 """Those that meet every kind of model; the others meet the dense one."""

@@ -15,9 +15,9 @@ from algorithms import ALGORITHMS as CATALOGUE
 from fedsim.types import Kept
 from tests.contract.cases import (
     ALGORITHMS,
-    BACKENDS,
     CERTAIN,
     GOSSIPING,
+    HERE,
     LINKED,
     OWN_CHANCE,
     cohorts_of,
@@ -30,7 +30,7 @@ from tests.contract.cases import (
 )
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-LOOP_AND_BLOCKS = pytest.mark.parametrize("backend", ["loop", *BACKENDS])
+LOOP_AND_BLOCKS = pytest.mark.parametrize("backend", ["loop", *HERE])
 
 
 def test_the_table_holds_the_whole_catalogue() -> None:

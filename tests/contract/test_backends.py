@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.contract.cases import (
     ALGORITHMS,
-    BACKENDS,
     GOSSIPING,
+    HERE,
     MODEL_BACKENDS,
     MODELS,
     WORKS,
@@ -29,8 +29,14 @@ UNWEIGHTED = ["FedAvg median", "FedAMD all anchors", *GOSSIPING]
 """A rule without weights; a model that never moves; nodes with weights of their own, those of W."""
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
-models_and_backends = [(m, b) for m in MODELS for b in BACKENDS if m == "dense" or b in MODEL_BACKENDS]
+every_backend = pytest.mark.parametrize("backend", [*HERE, "ray"])
+combinations = [
+    (m, w, b)
+    for m in MODELS
+    for w in WORKS
+    for b in [*HERE, "ray"]
+    if (m == "dense" or b in MODEL_BACKENDS) and (w == "epochs" or b in HERE)
+]
 
 
 def agree(one: Play, other: Play, tolerance: float) -> None:
@@ -41,8 +47,7 @@ def agree(one: Play, other: Play, tolerance: float) -> None:
         np.testing.assert_array_equal(charged, other.ledger[name], err_msg=name)
 
 
-@pytest.mark.parametrize(("model", "backend"), models_and_backends)
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize(("model", "work", "backend"), combinations)
 @every_algorithm
 def test_trajectory_and_ledger_are_the_loops(algorithm: str, model: str, work: str, backend: str) -> None:
     agree(play(algorithm, model=model, work=work, backend=backend), play(algorithm, model=model, work=work), 1e-12)

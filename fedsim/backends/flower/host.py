@@ -53,6 +53,7 @@ class FlowerHost(Host):
     """
 
     def __init__(self, grid: Grid, policy: Policy, nodes: int = 0, say: Callable[[str], None] = print) -> None:
+        super().__init__()
         self.grid, self.policy, self.nodes, self.say = grid, policy, nodes, say
         self._pinned: deque[list[Handle]] = deque(maxlen=CHECKPOINTS)
         self._samples: dict[int, int] = {}                 # client: how many it trains on
@@ -75,7 +76,9 @@ class FlowerHost(Host):
 
         return of_own_data(experiment, seed, self.nodes, sizes)
 
-    def connect(self, experiment: Experiment, prepared: Prepared, directory: RunDirectory) -> dict[str, Any]:
+    def connect(
+        self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """See ``Host``."""
         fed = prepared.federation
         known = directory.manifest.get("deployment", {})

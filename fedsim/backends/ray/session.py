@@ -38,6 +38,7 @@ def load() -> ModuleType:
         ConfigError: it is not installed, or of a version that is not known.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")            # what goes wrong is raised, or in the log files
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a task without a GPU of its own may share one
     try:
         ray = import_module("ray")
@@ -126,19 +127,24 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep Ray's remarks on its own settings to itself; errors are raised."""
+    """Keep Ray's remarks on its own settings off stderr; what goes wrong is raised."""
     logger = logging.getLogger("ray")
-    before, logger.disabled = logger.disabled, True
-    children = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("ray.")]
-    levels = [child.level for child in children]
-    for child in children:
-        child.setLevel(logging.CRITICAL)
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("ray.")]
+    loggers = [logger, *map(logging.getLogger, names)]
+    levels = [each.level for each in loggers]
+    sys.stderr.flush()
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)                                    # its C++ part writes there as well
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.disabled = before
-        for child, level in zip(children, levels, strict=True):
-            child.setLevel(level)
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 @contextlib.contextmanager

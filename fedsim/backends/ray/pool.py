@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from fedsim.backends.ray_session import session
+from fedsim.backends.ray.session import session
 from fedsim.errors import RunError
 
 T = TypeVar("T")

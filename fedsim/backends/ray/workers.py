@@ -1,0 +1,213 @@
+"""The workers of a session: actors that are started again when they die, and know the federation and its functions."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from fedsim.backends.ray.pickles import pickled
+from fedsim.backends.ray.settings import Ray
+from fedsim.backends.ray.store import to_array
+from fedsim.backends.ray.telling import Facts, Site
+from fedsim.backends.ray.worker import Worker
+from fedsim.clients import Federation
+from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
+
+PATIENCE = 60.0
+"""Seconds that an actor may take to start."""
+MOST_FUNCTIONS = 64
+"""Client functions that are remembered; more come only from one that is made anew every round."""
+
+
+class Workers:
+    """Actors, by number.
+
+    Args:
+        ray: Ray, connected.
+        settings: how many, and what each gets.
+        gpus: share of a GPU for each.
+    """
+
+    def __init__(self, ray: ModuleType, settings: Ray, gpus: float = 0.0) -> None:
+        self.ray, self.settings, self.gpus = ray, settings, gpus
+        self.threads = settings.threads or max(1, int(settings.cpus))
+        self._actors: list[Any] = []
+        self._dropped: list[int] = []
+        self._names: dict[Callable[..., Any], str] = {}
+        self._taught: list[tuple[str, bytes]] = []
+        self._site: tuple[Any, ...] | None = None          # what identifies it
+        self._settled: tuple[Any, ...] = ()                # what a worker is told of it
+        self._suspect = False
+        self._actors = self._started(self._count())
+        self.facts: list[Facts] = self.get([actor.ready.remote() for actor in self._actors])
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def _count(self) -> int:
+        """How many actors there will be."""
+        there, s, room = self.ray.cluster_resources(), self.settings, self._room()
+        wanted = s.actors or max(1, room)
+        if wanted > room:
+            has = f"{there.get('CPU', 0):g} processors and {there.get('GPU', 0):g} GPUs"
+            raise ConfigError(
+                f"{wanted} actors with {s.cpus:g} processors and {self.gpus:g} of a GPU each do not fit: Ray has {has};"
+                " lower --ray.actors, --ray.cpus or --ray.gpus"
+            )
+        return wanted
+
+    def _room(self) -> int:
+        """For how many there are processors and GPUs."""
+        there = self.ray.cluster_resources()
+        room = there.get("CPU", 0) / self.settings.cpus
+        return int(1e-9 + (min(room, there.get("GPU", 0) / self.gpus) if self.gpus else room))
+
+    def _start(self) -> Any:
+        s = self.settings
+        options = {"num_cpus": s.cpus, "num_gpus": self.gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        paths = [path for path in sys.path if path]
+        return self.ray.remote(Worker).options(**options).remote(paths, self.threads)
+
+    def _started(self, count: int) -> list[Any]:
+        """New actors, once they are up; fewer where a machine went whose loss had not been noticed.
+
+        Raises:
+            RunError: they do not start.
+        """
+        waiting = {actor.ready.remote(): actor for actor in (self._start() for _ in range(count))}
+        up: list[Any] = []
+        end = time.monotonic() + PATIENCE
+        while waiting:
+            done, _ = self.ray.wait(list(waiting), num_returns=len(waiting), timeout=1.0)
+            up += [waiting.pop(ref) for ref in done]
+            surplus = len(self._actors) + len(up) + len(waiting) - self._room()
+            for ref in list(waiting)[: max(0, surplus)]:
+                self.ray.kill(waiting.pop(ref))
+            if waiting and time.monotonic() > end:
+                raise RunError(f"{len(waiting)} of {count} actors did not start within {PATIENCE:.0f} s")
+        return up
+
+    def call(self, worker: int, method: str, *arguments: Any, results: int = 1) -> list[Any]:
+        """Have a worker do something; references to its results."""
+        refs = getattr(self._actors[worker], method).options(num_returns=results).remote(*arguments)
+        return [refs] if results == 1 else list(refs)
+
+    def get(self, refs: Sequence[Any]) -> list[Any]:
+        """Results.
+
+        Raises:
+            RoundLostError: a worker died.
+            StateLostError: a memory of a client is gone.
+            RunError: the object store or the disk is full.
+        """
+        wrong = self.ray.exceptions
+        try:
+            found: list[Any] = self.ray.get(list(refs))
+            return found
+        except (wrong.RayActorError, wrong.WorkerCrashedError, wrong.NodeDiedError) as error:
+            self._suspect = True
+            raise RoundLostError(f"a worker died: {_line(error)}") from error
+        except wrong.ObjectLostError as error:
+            self._suspect = True
+            raise StateLostError(f"memories of clients went with the machine that held them: {_line(error)}") from error
+        except (wrong.ObjectStoreFullError, wrong.OutOfDiskError) as error:
+            raise RunError(
+                f"no room is left for what workers share: {_line(error)}; give --ray.object_store_memory more bytes, or"
+                " TMPDIR a folder on a disk with more room"
+            ) from error
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            self.ray.kill(actor)
+
+    def drop(self, token: int) -> None:
+        """These messages are not needed any more; workers hear of it with their next task."""
+        self._dropped.append(token)
+
+    def dropped(self) -> tuple[int, ...]:
+        """What to tell them."""
+        tokens, self._dropped = tuple(self._dropped), []
+        return tokens
+
+    def settle(self, federation: Federation) -> None:
+        """Tell all workers of a federation, unless they know it; start those again that died."""
+        self._revive()
+        f = federation
+        site = (f.model, f.shards, f.work, f.seed)
+        if self._site is not None and all(a is b for a, b in zip(site, self._site, strict=True)):
+            return
+        self._names.clear()
+        self._taught.clear()
+        self._settled = self._describe(federation)
+        self._tell(range(len(self)))
+        self._site = site
+
+    def _describe(self, f: Federation) -> tuple[Any, ...]:
+        m = f.model
+        module = copy.deepcopy(m.module).cpu()             # parameters with memory of their own, not views of a vector
+        site = Site(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
+        data = pickled(self.ray, site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
+        x, y = to_array(f.shards.x), to_array(f.shards.y)
+        self._check_room(x.nbytes + y.nbytes, m.d * m.dtype.itemsize)
+        return tuple(self.ray.put(value) for value in (data, x, y))
+
+    def _check_room(self, samples: int, vector: int) -> None:
+        room = self.ray.cluster_resources().get("object_store_memory", math.inf)
+        needed = samples + 4 * (1 + len(self)) * vector
+        if needed > room:
+            raise ConfigError(
+                f"the object store has {room / 1e6:,.0f} MB; samples ({samples / 1e6:,.0f} MB) and models under way"
+                f" ({vector / 1e6:,.1f} MB each) need {needed / 1e6:,.0f} MB: set --ray.object_store_memory to"
+                f" {int(needed * 1.1)} or more"
+            )
+
+    def _tell(self, workers: Sequence[int]) -> None:
+        told = [self.call(k, "settle", *self._settled) for k in workers] if self._settled else []
+        told += [self.call(k, "learn", name, fn) for k in workers for name, fn in self._taught]
+        self.get([ref for refs in told for ref in refs])
+
+    def teach(self, fn: Callable[..., Any]) -> str:
+        """Send a client function to all workers, once; its name there."""
+        if fn not in self._names:
+            if len(self._names) > MOST_FUNCTIONS:
+                self._names.clear()
+            name = f"{getattr(fn, '__qualname__', fn)} {len(self._taught)}"
+            data = pickled(self.ray, fn, {"algorithm": getattr(fn, "__self__", fn)})
+            self.get([self.call(k, "learn", name, data)[0] for k in range(len(self))])
+            self._taught.append((name, data))
+            self._names[fn] = name
+        return self._names[fn]
+
+    def _revive(self) -> None:
+        """Start workers that died, as many as there is room for."""
+        if not self._suspect:
+            return
+        alive, dead = [], []
+        for k, actor in enumerate(self._actors):
+            try:
+                self.ray.get(actor.ready.remote(), timeout=PATIENCE)
+                alive.append(k)
+            except (self.ray.exceptions.RayActorError, self.ray.exceptions.GetTimeoutError):
+                self.ray.kill(actor)
+                dead.append(k)
+        room = min(len(dead), self._room() - len(alive))   # less than before when a machine is gone
+        self._actors = [self._actors[k] for k in alive]
+        self._actors += self._started(max(0, room))
+        if not self._actors:
+            raise RunError("no worker could be started again; is a machine of the cluster gone?")
+        self._suspect = False
+        self._tell(range(len(alive), len(self)))
+
+
+def _line(error: Exception) -> str:
+    """What an error of Ray says, without its places, and not all of it."""
+    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("ray::")]
+    return (said[0] if said else type(error).__name__)[:200]
