@@ -3,6 +3,7 @@
     node i:  y <- x_i
              K times:  g <- grad f_i(y; B);   e <- rho g / ||g||;   y <- y - eta grad f_i(y + e; B)
              x_i <- sum_l [W^Q]_il y_l                     Q = 1: DFedSAM;   Q > 1: DFedSAM-MGS, multiple gossip steps
+    the paper's order is "ATC" (adapt, then combine); "CTA" starts the local steps from sum_l [W^Q]_il x_l, and x_i <- y
 
 rho = 0 is DFedAvg; W = 1 1^T / n with Q = 1 is FedSAM with everybody taking part. Each node sends Q vectors to each
 neighbour a round; two gradients a step.
@@ -11,11 +12,11 @@ neighbour a round; two gradients a step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from algorithms.fedsam import sam_step
 from fedsim import Batch, Clients, Kept, Local, Vector
-from fedsim.checks import at_least_one, non_negative, positive
+from fedsim.checks import at_least_one, non_negative, one_of, positive
 
 
 class DFedSAMState(NamedTuple):
@@ -30,23 +31,33 @@ class DFedSAM:
         lr: local step size eta.
         rho: radius of the ascent step.
         gossip_steps: exchanges Q with the neighbours a round.
+        order: "ATC" trains, then averages; "CTA" averages, then trains.
     """
 
     lr: float = 0.1
     rho: float = 0.01
     gossip_steps: int = 1
+    order: Literal["ATC", "CTA"] = "ATC"
 
     def __post_init__(self) -> None:
         positive(self, "lr")
         non_negative(self, "rho")
         at_least_one(self, "gossip_steps")
+        one_of(self, "order", ("ATC", "CTA"))
 
     def init(self, x: Vector, clients: Clients) -> DFedSAMState:
         return DFedSAMState(clients.keep(x))
 
     def round(self, s: DFedSAMState, clients: Clients) -> DFedSAMState:
+        if self.order == "CTA":
+            sent, _ = clients.each(self.share, None, s.x)
+            _, y = clients.each(self.client, None, clients.mix(sent, self.gossip_steps))
+            return DFedSAMState(s.x | y)
         sent, _ = clients.each(self.client, None, s.x)
         return DFedSAMState(s.x | clients.mix(sent, self.gossip_steps))
+
+    def share(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
+        return x, x
 
     def client(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:

@@ -24,6 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
@@ -153,9 +154,13 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def picture(results: list[tuple[Job, RunSeries]], path: Path) -> None:
-    """Accuracy of the average model against megabytes, a panel for each graph; those with a server in every panel."""
+    """Accuracy against megabytes, a panel for each graph: of the average model, and at the end of the nodes' own.
+
+    Methods with a server are in every panel.
+    """
     figure = Figure(figsize=(9, 7), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    best = max(s.value.max() for _, series in results for s in series.seeds.values())
     for axes, graph in zip(panels.flat, GRAPHS, strict=True):
         shown = [(job, series) for job, series in results if job.graph in (graph, "server")]
         for k, (job, series) in enumerate(shown):
@@ -166,12 +171,20 @@ def picture(results: list[tuple[Job, RunSeries]], path: Path) -> None:
             if curve.half_width is not None:
                 low, high = curve.mean - curve.half_width, curve.mean + curve.half_width
                 axes.fill_between(curve.x[1:], low[1:], high[1:], color=color, alpha=0.12, lw=0)
+            if not server:
+                last = [s.last for s in series.seeds.values()]
+                nodes, worst = (np.mean([s[COLUMNS[c][0]] for s in last]) for c in ("nodes", "worst 10 %"))
+                axes.plot([curve.x[-1]] * 2, [nodes, worst], color=color, lw=1.2, marker="o", markevery=[0], ms=4)
         axes.set_title(graph, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xscale("log")
+        axes.set(xscale="log", ylim=(max(0.0, best - 0.3), best + 0.03))
         axes.grid(axis="y", color="0.9", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("megabytes sent and received by all nodes (1 MB = 10⁶ bytes)", fontsize=10)
-    figure.supylabel("test accuracy of the average model (with a server: of its model)", fontsize=10)
+    figure.supxlabel(
+        "megabytes sent and received by all nodes (1 MB = 10⁶ bytes)\nline and band: average model, or the server's,"
+        " with its 95 % interval; dot: mean of the nodes' own models, and down to the worst 10 %",
+        fontsize=9,
+    )
+    figure.supylabel("test accuracy", fontsize=10)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
     figure.savefig(path, dpi=120)
 

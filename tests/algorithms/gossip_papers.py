@@ -43,18 +43,21 @@ def dfedavg(
 
 
 def dfedsam(
-    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int, rho: float, Q: int = 1
-) -> list[np.ndarray]:
-    """Shi et al. 2023."""
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int, rho: float, Q: int = 1,
+    combine_first: bool = False,
+) -> list[np.ndarray]:  # fmt: skip
+    """Shi et al. 2023, or with the exchanges first."""
     x = [x0] * f.n
     history = []
     for t in range(1, T + 1):
         y = list(x)
+        for _ in range(Q if combine_first else 0):
+            y = gossip(W(t), y)
         for i in range(f.n):
             for B in batches(t, i):
                 g = f.grad(i, y[i], B)
                 y[i] = y[i] - eta(t) * f.grad(i, y[i] + rho * g / np.linalg.norm(g), B)
-        for _ in range(Q):
+        for _ in range(0 if combine_first else Q):
             y = gossip(W(t), y)
         x = y
         history.append(np.array(x))

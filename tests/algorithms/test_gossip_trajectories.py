@@ -46,6 +46,11 @@ CASES = {
     ),
     "DFedSAM": Case(DFedSAM(lr=0.2, rho=0.03), papers.dfedsam, {"rho": 0.03}),
     "DFedSAM-MGS": Case(DFedSAM(lr=0.2, rho=0.03, gossip_steps=2), papers.dfedsam, {"rho": 0.03, "Q": 2}),
+    "DFedSAM, combine first": Case(
+        DFedSAM(lr=0.2, rho=0.03, gossip_steps=3, order="CTA"),
+        papers.dfedsam,
+        {"rho": 0.03, "Q": 3, "combine_first": True},
+    ),
     "D-PSGD": Case(DPSGD(lr=0.2), papers.dpsgd),
     "DSGT": Case(GradientTracking(lr=0.2), papers.dsgt),
     "SGP": Case(SGP(lr=0.2), papers.sgp),

@@ -87,7 +87,7 @@ ALGORITHMS: dict[str, Any] = {
     "DFedAvg": DFedAvg(),
     "DFedAvg momentum": DFedAvg(lr=0.05, momentum=0.9, gossip_steps=2, order="CTA"),
     "DFedSAM": DFedSAM(),
-    "DFedSAM no ascent": DFedSAM(rho=0.0, gossip_steps=2),
+    "DFedSAM no ascent": DFedSAM(rho=0.0, gossip_steps=2, order="CTA"),
     "D-PSGD": DPSGD(),
     "Gradient tracking": GradientTracking(),
     "EXTRA": Extra(),
