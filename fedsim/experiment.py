@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -163,7 +164,7 @@ class Experiment:
         if self.topology is not None and self.weights != "uniform":
             raise ConfigError(f"weights is {self.weights!r}; without a server the topology weighs nodes: use uniform")
 
-    @property
+    @cached_property
     def method(self) -> Algorithm[Any]:
         """What runs: the algorithm, with its messages compressed where a link asks for it."""
         if self.uplink is None and self.downlink is None:

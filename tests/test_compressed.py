@@ -16,7 +16,7 @@ from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.compress import Identity, LowPrecision, LowRank, PowerSGD, RandK, TopK
 from fedsim.compressed import Compressed, has_server
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DivergenceError
 from fedsim.feedback import EF14, EF21, EF21P, Choco, EControl, Plain
 from fedsim.links import Linked, Links
 from fedsim.types import Kept, Packed
@@ -328,6 +328,15 @@ def test_copies_of_neighbours_need_everybody_and_one_matrix() -> None:
     with pytest.raises(ConfigError, match=r"the mixing matrix of round 2 is not that of round 1, .* Static"):
         states(algorithm, gossiping(F, WORK, OnePeerExponential()), X0, everybody(6, 2))
     states(Compressed(DFedAvg(), Plain(LowPrecision())), gossiping(F, WORK, OnePeerExponential()), X0, everybody(6, 2))
+
+
+@BOTH
+def test_a_diverging_client_is_named(backend: Any) -> None:
+    """Client 3 alone has a weight in its data that overflows."""
+    fed = federation(F, WHOLE, backend)
+    fed.shards.x[fed.shards.offsets[3]] = 1e200
+    with pytest.raises(DivergenceError, match="client 3"):
+        iterates(Compressed(FedAvg(lr=1e200), EF14(TOP)), fed, X0, everybody(6, 2))
 
 
 class Packs(FedAvg):

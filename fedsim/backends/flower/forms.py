@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from types import FunctionType, MethodType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
+from fedsim.compressed import Compressed
 from fedsim.errors import DeployError
+from fedsim.feedback import Uplink
+from fedsim.links import Upload
 from fedsim.tree import Packed, leaves
 from fedsim.types import Compressor, Local
 
@@ -65,11 +68,14 @@ def _parts(owner: object, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
-    """The name by which a node finds a client function, such as ``client``.
+    """The name by which a node finds a client function, such as ``client``; with what it sends compressed, such as
+    ``send:algorithm.client``, or ``keep:...`` where it has a memory.
 
     Raises:
         DeployError: it is no method of the algorithm or of one of its settings.
     """
+    if isinstance(fn, Upload):
+        return f"{'keep' if fn.keeps else 'send'}:{name_of(algorithm, fn.fn)}"
     if isinstance(fn, MethodType):
         for path, part in _parts(algorithm, ""):
             if part is fn.__self__:
@@ -86,6 +92,9 @@ def function_of(algorithm: object, name: object) -> Callable[..., Any]:
     Raises:
         DeployError: there is no such method whose first argument is a ``Local``.
     """
+    kind, colon, inner = str(name).partition(":")
+    if colon and isinstance(algorithm, Compressed) and kind in ("keep", "send"):
+        return Upload(function_of(algorithm, inner), cast("Uplink | None", algorithm.uplink), kind == "keep")
     path, _, method = str(name).rpartition(".")
     owner = dict(_parts(algorithm, "")).get(f"{path}." if path else "")
     known = [key for key, value in vars(type(owner)).items() if _runs_at_client(value)]
@@ -114,6 +123,9 @@ def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
 
 def arguments(fn: Callable[..., Any], *trees: Any) -> list[Any]:
     """What follows ``local`` in a client function's arguments, with plain tuples made the NamedTuples it expects."""
+    if isinstance(fn, Upload) and len(trees) == 2:         # the second: (the algorithm's memory, the link's)
+        down, own = arguments(fn.fn, trees[0], trees[1][0])
+        return [down, (own, trees[1][1])]
     hints = [*_hints(fn).values()][1:]
     return [named(tree, hint) for tree, hint in zip(trees, [*hints, *[None] * len(trees)], strict=False)]
 

@@ -27,6 +27,7 @@ from fedsim.config import to_config
 from fedsim.errors import ClientsLostError, ConfigError, DeployError
 from fedsim.evaluate import OwnScores
 from fedsim.experiment import Experiment
+from fedsim.feedback import EF21P
 from fedsim.host import Host
 from fedsim.memory import Device
 from fedsim.record import RunDirectory
@@ -87,7 +88,11 @@ class FlowerHost(Host):
         identity = Identity(token, epoch, fed.seed, asdict(self.common))
         sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
         gossip = experiment.topology is not None
-        self.backend = FlowerBackend(self.link, identity, experiment.algorithm, fed, sample, gossip)
+        if isinstance(experiment.downlink, EF21P):
+            raise DeployError(
+                "downlink EF21P needs clients that remember the public copy, which deployed ones do not yet; use Plain"
+            )
+        self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)
         fed.backend, fed.memory = self.backend, self.backend.memories
         self._pinned.clear()
         path = directory.seed_path(fed.seed) / "exchanges.jsonl"

@@ -67,7 +67,7 @@ class Node:
     def __init__(self, place: Place, store: Store, client: int) -> None:
         self.place, self.store, self.client = place, store, client
         self.federation = place.federation
-        self.compressors = compressors_of(place.experiment.algorithm)
+        self.compressors = compressors_of(place.experiment.method)
         self.initial = place.initial
 
     def answer(self, call: Call, load: float = 0.0) -> Call:
@@ -95,7 +95,7 @@ class Node:
     def each(self, call: Call) -> Call:
         """Run a client function."""
         values, fed = call.values, self.federation
-        fn = function_of(self.place.experiment.algorithm, values.get("function"))
+        fn = function_of(self.place.experiment.method, values.get("function"))
         clock = time.perf_counter()
         down = self._received(call.data["down"], values.get("form"), "down") if "down" in call.data else None
         clock = self._spent("encode", clock)

@@ -17,6 +17,7 @@ import fedsim
 from algorithms import ALGORITHMS, GOSSIP
 from fedsim.backends.flower.server_app import serve
 from fedsim.config import from_config
+from fedsim.errors import DeployError
 from tests.backends.flower.grids import FakeGrid, federation
 
 CONFIG: dict[str, Any] = {
@@ -31,8 +32,14 @@ CONFIG: dict[str, Any] = {
     "backend": "loop",
 }
 RING = {"name": "Static", "graph": "Ring"}
+TOP = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.05}}
+LOW = {"name": "Plain", "compressor": "LowPrecision"}
 OTHERS: dict[str, dict[str, Any]] = {
     "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
+    "an uplink with memory": {"algorithm": "Scaffold", "uplink": TOP, "sampling": {"size": 2}, "rounds": 4},
+    "both links": {"algorithm": "FedAvg", "uplink": {**TOP, "name": "EControl"}, "downlink": LOW},
+    "low precision up": {"algorithm": "FedAMD", "uplink": LOW},
+    "compressed gossip": {"algorithm": "DFedSAM", "topology": RING, "uplink": {**TOP, "name": "Choco"}},
     "partial cohorts": {"algorithm": "Scaffold", "sampling": {"size": 2}, "rounds": 4},
     "gossip of some": {"algorithm": "DFedAvg", "topology": RING, "sampling": {"size": 2}, "rounds": 4},
     "weights by samples": {"algorithm": "FedSpeed", "weights": "samples"},
@@ -85,6 +92,11 @@ def test_the_same_metrics_as_the_simulation(case: str, tmp_path: Path) -> None:
     for seed in range(config.get("seeds", 1)):
         agree(metrics(deployed.path, seed), metrics(simulated.path, seed))
     assert len(metrics(deployed.path)) > 8 * config["rounds"]
+
+
+def test_clients_that_should_remember_the_servers_copy_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"downlink EF21P needs clients that remember .* use Plain"):
+        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "downlink": "EF21P"})
 
 
 def test_what_the_ledger_charges_is_what_travels(tmp_path: Path) -> None:
