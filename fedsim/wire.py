@@ -89,25 +89,31 @@ def _write(tree: Any, compressors: Sequence[Compressor], parts: list[bytes]) -> 
         parts.append(tree.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
-def decode(data: bytes, compressors: Sequence[Compressor] = ()) -> Any:
-    """The tree of a message, NamedTuples as tuples. Never trusts its input: anything malformed is a ValueError."""
+def decode(data: bytes, compressors: Sequence[Compressor] = (), longest: int = 0) -> Any:
+    """The tree of a message, NamedTuples as tuples. Never trusts its input: anything malformed is a ValueError.
+
+    Args:
+        data: the bytes.
+        compressors: as they were given to ``encode``.
+        longest: length of the longest vector that a compressed one may stand for; bounds what a few bytes can cost.
+    """
     if not data or data[0] != VERSION:
         raise ValueError(f"expected a message of version {VERSION}, got {data[:2]!r} ({len(data)} bytes)")
-    tree, at = _read(data, 1, compressors, 0)
+    tree, at = _read(data, 1, compressors, longest, 0)
     if at != len(data):
         raise ValueError(f"over-long message: {len(data) - at} bytes after the last tensor")
     return tree
 
 
-def _read(data: bytes, at: int, compressors: Sequence[Compressor], depth: int) -> tuple[Any, int]:
+def _read(data: bytes, at: int, compressors: Sequence[Compressor], longest: int, depth: int) -> tuple[Any, int]:
     if data[at : at + 1] == bytes([PACKED]):
-        return _read_packed(data, at + 1, compressors)
+        return _read_packed(data, at + 1, compressors, longest)
     if data[at : at + 1] == bytes([TUPLE]):
         if at + 1 == len(data) or depth == DEEPEST:
             raise ValueError(f"at byte {at}: a tuple without its length, or more than {DEEPEST} within each other")
         branches, count, at = [], data[at + 1], at + 2
         for _ in range(count):
-            branch, at = _read(data, at, compressors, depth + 1)
+            branch, at = _read(data, at, compressors, longest, depth + 1)
             branches.append(branch)
         return tuple(branches), at
     dtype, shape, at = _header(data, at)
@@ -117,7 +123,7 @@ def _read(data: bytes, at: int, compressors: Sequence[Compressor], depth: int) -
     return _tensor(data[at : at + size], dtype, shape), at + size
 
 
-def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor]) -> tuple[Packed, int]:
+def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor], longest: int) -> tuple[Packed, int]:
     if at + _PACKED_HEADER.size > len(data):
         raise ValueError(f"truncated message: no whole header of a compressed vector at byte {at} of {len(data)}")
     code, which, d, size = _PACKED_HEADER.unpack_from(data, at)
@@ -127,6 +133,8 @@ def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor]) -> tup
             f"a compressed vector of dtype code {code} by compressor {which}; expected a floating-point type, and one"
             f" of {len(compressors)} compressors"
         )
+    if d > longest:
+        raise ValueError(f"a compressed vector of length {d}; expected {longest} at most")
     if at + size > len(data):
         raise ValueError(f"truncated message: a compressed vector needs {size} bytes, {len(data) - at} are left")
     by = compressors[which]

@@ -130,13 +130,15 @@ def test_the_wire_carries_the_compressors_own_bytes() -> None:
     packed = Packed(Chance(), (torch.tensor([0.0, 1.5, 0.0, -2.0]),), 4)
     data = encode((packed, torch.ones(2)), [Chance()])
     assert len(data) == nbytes((packed, torch.ones(2))) and Chance().encode(packed.parts, 4) in data
-    received, ones = decode(data, [Chance()])
+    received, ones = decode(data, [Chance()], 4)
     assert torch.equal(received.unpack(), packed.unpack()) and torch.equal(ones, torch.ones(2))
     with pytest.raises(ValueError, match=r"by compressor 0; expected .* one of 0 compressors"):
         decode(data)
     for cut in range(len(data)):
         with pytest.raises(ValueError):
-            decode(data[:cut], [Chance()])
+            decode(data[:cut], [Chance()], 4)
+    with pytest.raises(ValueError, match="of length 4; expected 3 at most"):
+        decode(data, [Chance()], 3)
 
 
 def test_compressed_gossip() -> None:

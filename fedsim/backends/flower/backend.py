@@ -198,7 +198,7 @@ class FlowerBackend:
     def _read(self, client: int, write: str, answer: Call, like: Any, kept: Any) -> Done:
         """The answer to a client function, which must look like what the function gives."""
         data = answer.data["message"]
-        tree = wire.decode(data, self.compressors)
+        tree = wire.decode(data, self.compressors, self.model.d)
         _expect(form_of(tree, self.compressors), form_of(like, self.compressors))
         check_finite(tree, "its message")
         evaluations = answer.values["evaluations"]

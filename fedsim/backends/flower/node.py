@@ -133,7 +133,7 @@ class Node:
         if not isinstance(weights, list) or at >= len(weights) or len(call.data) != len(weights) - 1:
             raise DeployError(f"{len(call.data)} messages to mix with the weights {weights!r:.80}; expected one each")
         clock = self._spent("memory", clock)
-        form = form_of(wire.decode(own, self.compressors), self.compressors)
+        form = form_of(wire.decode(own, self.compressors, self.federation.model.d), self.compressors)
         order = [call.data[str(k)] for k in range(len(call.data))]
         order.insert(at, own)
         trees = [unpacked(self._received(data, form, "neighbour's")) for data in order]
@@ -172,7 +172,7 @@ class Node:
 
     def _received(self, data: bytes, form: Any, whose: str) -> Any:
         """The tree in a message, which must have the form that was said and hold finite numbers."""
-        tree = wire.decode(data, self.compressors)
+        tree = wire.decode(data, self.compressors, self.federation.model.d)
         if (found := form_of(tree, self.compressors)) != form:
             raise DeployError(f"the {whose} message has the form {found!s:.200}; expected {form!s:.200}")
         check_finite(tree, f"the {whose} message")
