@@ -86,8 +86,8 @@ class Experiment:
         loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see
             ``fedsim.model.Loss``).
         topology: who talks to whom, for methods without a server, e.g. Static with a graph; none with a server.
-        uplink: how clients compress what they send, whatever the algorithm; not at all by default.
-        downlink: how the server compresses what it sends; not at all by default.
+        uplink: how clients compress what they send, to a server or to neighbours, by any algorithm; none by default.
+        downlink: how the server compresses what it sends; none by default.
         local: what a client does in a round.
         sampling: who takes part in a round.
         schedule: how local step sizes change over rounds.
