@@ -56,7 +56,8 @@ def libsvm(
 ) -> Dataset:
     """A LIBSVM text file as dense float32 ``[N, d]``; labels are numbered in sorted order (-1, +1 become 0, 1).
 
-    Without ``test_path`` a fraction of each class is held out. ``n_features`` defaults to the highest index found.
+    Without ``test_path`` a fraction of each class is held out; with fraction 0 all samples, in the order of the file, are
+    training samples and test samples, as problems of theory want it. ``n_features`` defaults to the highest index found.
     ``standardize`` shifts and scales each feature to mean 0 and variance 1 over the training samples.
     """
     paths = [Path(p).expanduser() for p in (path, test_path) if p is not None]
@@ -69,7 +70,9 @@ def libsvm(
     for x, _ in parts:
         x.resize((x.shape[0], width))  # a file need not use the highest feature
     targets = encode_targets(np.concatenate([y for _, y in parts]), path, regression)
-    if test_path is None:
+    if test_path is None and test_fraction == 0:
+        test = np.zeros(count, bool)
+    elif test_path is None:
         strata = np.zeros(count) if regression else targets.y
         test = holdout((strata,), test_fraction, seed, path)
     else:
@@ -77,13 +80,15 @@ def libsvm(
     features = np.concatenate([x.toarray() for x, _ in parts])
     if standardize:
         features = fill_in(features, test, standardize)
-    return Dataset("libsvm", *divide(features, targets.y, None, test), targets.classes, None, targets.label_names)
+    train, rest = divide(features, targets.y, None, test)
+    return Dataset("libsvm", train, rest if test.any() else train, targets.classes, None, targets.label_names)
 
 
 def libsvm_named(
     name: str, store: Store, *, standardize: bool = False, test_fraction: float = 0.2, seed: int = 0
 ) -> Dataset:
-    """One of the binary LIBSVM sets; a stratified split, whose test side is ``test_fraction`` of the file."""
+    """One of the binary LIBSVM sets; a stratified split, whose test side is ``test_fraction`` of the file (see
+    `libsvm`)."""
     path = store.find(libsvm_source(name))[name]
     data = libsvm(path, standardize=standardize, test_fraction=test_fraction, seed=seed)
     return replace(data, name=name)

@@ -48,8 +48,8 @@ def logistic_regression(
 ) -> Problem:
     """Logistic regression on real data, heterogeneous through the order of the file.
 
-    ``smoothness`` is that of f, the mean of the clients' means. EF21's own L pools the rows, which differs in the
-    fourth digit where ``n`` does not divide the number of rows. ``mu`` is what the penalty guarantees.
+    ``smoothness`` is that of f, the mean of the clients' means. EF21's own L is ``pooled_smoothness``, which differs in
+    the fourth digit where ``n`` does not divide the number of rows. ``mu`` is what the penalty guarantees.
 
     Args:
         data: features ``[N, d]`` and labels ``[N]`` of two values, the larger being the positive class; or a data set
@@ -73,7 +73,8 @@ def logistic_regression(
         raise ConfigError(f"got n={n} clients for {rows} rows; expected 1 to {rows}")
     client = np.minimum(np.arange(rows) // (rows // n), n - 1)
     penalty, smooth, convex = PENALTIES[regularizer]
-    curvature, local_curvature = _curvatures(dataset.train.x.numpy(), client)
+    features = dataset.train.x.numpy()
+    curvature, local_curvature = _curvatures(features, client)
     problem = Problem(
         dataset=replace(dataset, train=dataset.train._replace(client=client)),
         module=linear_module(d),
@@ -84,6 +85,7 @@ def logistic_regression(
         smoothness=curvature + smooth * lam,
         local_smoothness=local_curvature + smooth * lam,
         mu=convex * lam,
+        pooled_smoothness=_largest_eigenvalue(features) / (4 * rows) + smooth * lam,
     )
     if regularizer == "nonconvex":
         return problem

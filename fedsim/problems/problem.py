@@ -34,6 +34,7 @@ class Problem:
         smoothness: L, a Lipschitz constant of the gradient of f.
         local_smoothness: L_i of the gradients of the f_i, ``[n]``.
         mu: strong convexity constant of f, 0 without one.
+        pooled_smoothness: that of the mean over all rows, where it is known; papers take it for L.
     """
 
     dataset: Dataset
@@ -45,6 +46,7 @@ class Problem:
     smoothness: float
     local_smoothness: np.ndarray
     mu: float
+    pooled_smoothness: float | None = None
 
     @property
     def n(self) -> int:
