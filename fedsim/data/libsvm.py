@@ -56,9 +56,9 @@ def libsvm(
 ) -> Dataset:
     """A LIBSVM text file as dense float32 ``[N, d]``; labels are numbered in sorted order (-1, +1 become 0, 1).
 
-    Without ``test_path`` a fraction of each class is held out; with fraction 0 all samples, in the order of the file, are
-    training samples and test samples, as problems of theory want it. ``n_features`` defaults to the highest index found.
-    ``standardize`` shifts and scales each feature to mean 0 and variance 1 over the training samples.
+    Without ``test_path`` a fraction of each class is held out; with fraction 0 all samples, in the order of the file,
+    are training samples and test samples, as problems of theory want it. ``n_features`` defaults to the highest index
+    found. ``standardize`` shifts and scales each feature to mean 0 and variance 1 over the training samples.
     """
     paths = [Path(p).expanduser() for p in (path, test_path) if p is not None]
     parts = [read_libsvm(p, n_features, zero_based) for p in paths]
