@@ -64,6 +64,8 @@ class Compressed:
     def __post_init__(self) -> None:
         name, server = type(self.algorithm).__name__, has_server(self.algorithm)
         up, down = type(self.uplink).__name__, type(self.downlink).__name__
+        if (self.uplink or self.downlink) is not None and hasattr(self.algorithm, "compressor"):
+            raise ConfigError(f"{name} compresses its messages by itself; leave uplink and downlink out")
         if self.downlink is not None and not hasattr(self.downlink, "broadcast"):
             raise ConfigError(f"downlink is {down}, which goes up; use EF21P or Plain")
         if server is False and self.downlink is not None:

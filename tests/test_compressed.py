@@ -10,7 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import SGP, DFedAvg, DFedSAM, FedAMD, FedAvg, FedSpeed, GradientTracking, Scaffold
+from algorithms import (
+    BEER,
+    DCGD,
+    EF21BC,
+    MARINA,
+    SGP,
+    DFedAvg,
+    DFedSAM,
+    FedAMD,
+    FedAvg,
+    FedSpeed,
+    GradientTracking,
+    Scaffold,
+)
 from fedsim import wire
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
@@ -300,6 +313,8 @@ def test_rules_see_each_message_where_the_server_learns_it() -> None:
         ((DFedAvg(), None, EF21P()), "DFedAvg has no server and so no downlink"),
         ((FedAvg(), EF21P()), "uplink is EF21P, which goes down"),
         ((FedAvg(), None, EF21()), "downlink is EF21, which goes up; use EF21P or Plain"),
+        *(((cls(), Plain()), f"{cls.__name__} compresses its messages by itself") for cls in (DCGD, BEER, MARINA)),
+        ((EF21BC(), None, EF21P()), "EF21BC compresses its messages by itself; leave uplink and downlink out"),
     ],
 )
 def test_links_that_cannot_be(settings: tuple[Any, ...], message: str) -> None:
