@@ -44,14 +44,18 @@ def free(count: int) -> list[int]:
 def holder(port: int) -> str:
     """Process that listens on a port, as "python (pid 12)"; empty where the system does not tell."""
     sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            held = {str(fd.readlink()) for fd in (process / "fd").iterdir()} if sockets else set()
-            if held & sockets:
+    for process in Path("/proc").glob("[0-9]*") if sockets else ():
+        with contextlib.suppress(OSError):                 # gone meanwhile, or somebody else's
+            if any(_target(fd) in sockets for fd in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
-        except OSError:                                    # gone meanwhile, or somebody else's
-            continue
     return ""
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:                                        # closed meanwhile
+        return ""
 
 
 def _inodes(port: int) -> list[str]:

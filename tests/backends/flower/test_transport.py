@@ -1,0 +1,183 @@
+"""Who is there and who answers, call by call, on a grid whose messages are made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flwr.app import Error, Message
+
+from fedsim.backends.flower.policy import Policy
+from fedsim.backends.flower.protocol import Call, from_records, to_records
+from fedsim.backends.flower.transport import Link
+from fedsim.errors import ConfigError, DeployError
+from tests.backends.flower.grids import FakeGrid, Node
+
+
+class Echo(FakeGrid):
+    """Nodes that answer a call with its own values; greeted, with their client."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__({100 + i: Node({"partition-id": i}) for i in range(n)})
+        self.app = self.echo  # type: ignore[assignment]
+
+    def echo(self, message: Message, context: Any) -> Message:
+        call = from_records(message.content, 100)
+        who = {"client": context.node_config["partition-id"]}
+        return Message(to_records(Call(call.verb, {**call.values, **who}, call.data)), reply_to=message)
+
+
+@pytest.fixture
+def grid() -> Echo:
+    return Echo(3)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def link(grid: FakeGrid, said: list[str], **policy: Any) -> Link:
+    def greet(answer: Call) -> int:
+        client: int = answer.values["client"]
+        if client == 13:
+            raise DeployError("unlucky")
+        return client
+
+    settings = Policy(**{"timeout": 0.5, "patience": 0.5, **policy})
+    return Link(grid, "{}", Call("hello"), settings, 100, greet, said.append)
+
+
+def everybody(made: Link, n: int = 3) -> bool:
+    return made.gather(lambda there: len(there) == n, 0.5)
+
+
+def ask(made: Link, clients: tuple[int, ...] = (0, 1, 2)) -> tuple[dict[int, Any], dict[int, str]]:
+    calls = {client: Call("each", {"x": client}) for client in clients}
+    got = made.exchange(calls, 4, lambda client, answer: answer.values["x"])
+    assert got.wall >= got.transport > 0
+    return got.answers, got.failed
+
+
+def test_everybody_answers(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said)
+    assert everybody(made) and made.nodes == {0: 100, 1: 101, 2: 102}
+    assert ask(made) == ({0: 0, 1: 1, 2: 2}, {})
+    assert said == ["client 0 has come", "client 1 has come", "client 2 has come"] or len(said) == 3
+
+
+def test_clients_are_known_by_what_they_say_not_by_their_node(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said)
+    everybody(made)
+    grid.nodes = {900: grid.nodes[102], 901: grid.nodes[100], 101: grid.nodes[101]}
+    made.look()
+    assert everybody(made) and made.nodes == {2: 900, 0: 901, 1: 101}
+    assert ask(made) == ({0: 0, 1: 1, 2: 2}, {})
+    assert "client 0 has gone" in said
+
+
+def test_nobody_waits_for_those_who_are_away(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said)
+    everybody(made)
+    grid.nodes[101].online = False
+    assert ask(made) == ({0: 0, 2: 2}, {1: "is not connected"})
+
+
+def test_an_error_belongs_to_the_call_that_it_answers(grid: Echo, said: list[str]) -> None:
+    """Flower sends it in the name of the server."""
+    made = link(grid, said, retries=0)
+    everybody(made)
+    grid.nodes[102].after = lambda answer: Message(Error(5, "node gone"), metadata=answer.metadata)
+    assert ask(made) == ({0: 0, 1: 1}, {2: "failed (Flower's error 5): node gone"})
+
+
+@pytest.mark.parametrize(("retries", "calls"), [(0, 1), (1, 2), (3, 3)])
+def test_errors_are_tried_again(grid: Echo, said: list[str], retries: int, calls: int) -> None:
+    made, left = link(grid, said, retries=retries), [2]
+    everybody(made)
+
+    def crash(message: Message) -> None:
+        if message.metadata.message_type == "train" and left[0]:
+            left[0] -= 1
+            raise OSError("disk")
+
+    grid.nodes[100].before = crash
+    answers, failed = ask(made)
+    assert (0 in answers) == (retries >= 2) and (0 in failed) == (retries < 2)
+    assert grid.nodes[100].asked.count("train") == calls and grid.nodes[101].asked.count("train") == 1
+
+
+def test_refusals_are_not_tried_again(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said, retries=3)
+    everybody(made)
+    grid.nodes[101].after = lambda answer: refusing(answer, "not me")
+    assert ask(made) == ({0: 0, 2: 2}, {1: "refused: not me"})
+    assert grid.nodes[101].asked.count("train") == 1
+
+
+def refusing(answer: Message, why: str) -> Message:
+    for key, record in to_records(Call("refused", {"error": why})).items():
+        answer.content[key] = record
+    return answer
+
+
+def test_a_slow_node_is_known_by_its_late_answer(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said)
+    everybody(made)
+    grid.nodes[101].after = lambda answer: None
+    assert ask(made) == ({0: 0, 2: 2}, {1: "did not answer within 0.5 s"})
+    assert ask(made)[1] == {1: "is not connected"}         # at once
+    grid.nodes[101].after = lambda answer: answer
+    grid.lost.clear()                                      # its answer comes at last
+    assert everybody(made) and ask(made) == ({0: 0, 1: 1, 2: 2}, {})
+
+
+def test_who_is_refused_is_asked_once_and_named(grid: Echo, said: list[str]) -> None:
+    grid.nodes[300] = Node({"partition-id": 13})
+    grid.nodes[301] = Node({"partition-id": 2})
+    made = link(grid, said)
+    everybody(made)
+    for _ in range(3):
+        made.look()
+    assert grid.nodes[300].asked == ["query"] and made.nodes.keys() == {0, 1, 2}
+    assert "unlucky" in made.refusals
+    assert any("says it is client 2, which another node is" in why for why in made.refusals)
+    grid.nodes[300].online = False
+    made.look()
+    assert "unlucky" not in made.refusals
+
+
+def test_too_large_an_answer(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said)
+    everybody(made)
+    grid.nodes[100].after = lambda answer: answer if answer.metadata.message_type == "query" else fat(answer)
+    assert "refused as oversized" in ask(made)[1][0]
+
+
+def fat(answer: Message) -> Message:
+    for key, record in to_records(Call("each", {}, {"message": bytes(101)})).items():
+        answer.content[key] = record
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ({"timeout": 0.0}, "timeout is 0.0 s; expected"),
+        ({"timeout": float("nan")}, "timeout is nan s"),
+        ({"patience": -1.0}, "patience is -1.0 s"),
+        ({"retries": -1}, "retries is -1"),
+        ({"missing": "wait"}, "missing is 'wait'; expected one of skip, stop"),
+        ({"minimum": 0.0}, "minimum is 0.0; expected a share"),
+        ({"minimum": 1.5}, "minimum is 1.5"),
+    ],
+)
+def test_policies_that_cannot_be(policy: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Policy(**policy)
+
+
+def test_how_many_are_enough() -> None:
+    assert [Policy(minimum=0.5).enough(c) for c in (1, 2, 3, 10)] == [1, 1, 2, 5]
+    assert Policy(minimum=0.3).enough(10) == 3 and Policy(minimum=1e-9).enough(5) == 1
+    assert Policy(missing="stop", minimum=0.1).enough(10) == 10

@@ -1,0 +1,109 @@
+"""Processes end with everything that they started, whoever dies; ports say who holds them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedsim.deploy import ports
+from fedsim.deploy.processes import Process, group, stop_all
+from fedsim.errors import DeployError
+
+FAMILY = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; print('child', flush=True); time.sleep(60)"])
+print("parent", flush=True)
+time.sleep(60)
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def python(folder: Path, code: str, name: str = "it") -> Process:
+    return Process(name, [sys.executable, "-S", "-c", code], dict(os.environ), folder / f"{name}.log")
+
+
+def eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("end", [Process.stop, Process.kill])
+def test_children_end_with_their_parent(tmp_path: Path, end: Callable[[Process], None]) -> None:
+    process = python(tmp_path, FAMILY)
+    process.start()
+    process.wait_until(lambda: "child" in process.tail(), 30, "running")
+    assert len(group(process.pid)) == 2
+    end(process)
+    assert not group(process.pid) and process.code is not None
+
+
+def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.deploy.processes.END_SECONDS", 0.3)
+    process = python(tmp_path, STUBBORN)
+    process.start()
+    process.wait_until(lambda: "ready" in process.tail(), 30, "running")
+    process.stop()
+    assert process.code == -signal.SIGKILL
+
+
+def test_processes_end_when_their_starter_is_killed(tmp_path: Path) -> None:
+    """SIGKILL leaves it no time to say so; the system does."""
+    code = f"""
+import os, sys, time
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from fedsim.deploy.processes import Process
+process = Process("it", [sys.executable, "-S", "-c", "import time; time.sleep(60)"], dict(os.environ), Path("it.log"))
+process.start()
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert starter.stdout is not None
+    leader = int(starter.stdout.readline())
+    assert group(leader)
+    starter.kill()
+    starter.communicate()
+    eventually(lambda: not group(leader))
+
+
+def test_an_early_end_is_told_with_the_log(tmp_path: Path) -> None:
+    process = python(tmp_path, "print('no such port'); raise SystemExit(3)", "the server")
+    process.start()
+    with pytest.raises(DeployError, match=r"(?s)the server ended with exit code 3:.*no such port.*the server\.log"):
+        process.wait_until(lambda: False, 30, "healthy")
+    slow = python(tmp_path, "import time; time.sleep(60)", "the node")
+    slow.start()
+    with pytest.raises(DeployError, match=r"the node was not healthy within 0.2 s"):
+        slow.wait_until(lambda: False, 0.2, "healthy")
+    stop_all([slow, process])
+    assert slow.code is not None
+
+
+def test_a_port_in_use_is_told_with_its_holder() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(DeployError, match=rf"port {port} is in use by .*\(pid {os.getpid()}\).*--port {port + 1}"):
+            ports.check(port)
+    assert ports.check(port) == port
+    assert ports.check(0) > 0
+    with pytest.raises(DeployError, match="--port is 70000; expected 1 to 65535"):
+        ports.check(70000)
+    assert len(set(ports.free(5))) == 5
