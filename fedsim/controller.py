@@ -55,7 +55,8 @@ def run(
         host: where the clients are; in this process by default.
 
     Raises:
-        ConfigError: the experiment cannot be set up, or its first round refuses a setting (nothing is left behind).
+        ConfigError: the experiment cannot be set up, or a setting is refused before anything was measured (nothing is
+            left behind).
         FedsimError: it failed in mid-run (resume from its last checkpoint).
         KeyboardInterrupt: after a checkpoint of the last completed round.
     """
@@ -81,7 +82,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
         _run_seeds(experiment, directory, experiment.seed_list, first, progress, host)
     except ConfigError:
         made = checkpoint.load_latest(directory.seed_path(experiment.seed) / "checkpoints")
-        if made is None or made.round == 0:                # what only the algorithm itself could refuse
+        if made is None or made.round < experiment.evaluation.every:   # nothing was measured, and no resume would help
             shutil.rmtree(directory.path)
         raise
     return directory

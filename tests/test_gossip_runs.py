@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 
 from algorithms import ALGORITHMS, DPSGD, GOSSIP, SGP, DFedAvg, DFedSAM, Extra, FedAvg, GradientTracking
 from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run
+from fedsim.cli import main
 from fedsim.compressed import has_server
 from fedsim.errors import ConfigError
 from fedsim.models import MLP
@@ -21,7 +22,7 @@ from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner
 from fedsim.problems import least_squares
 from fedsim.record import RunDirectory
 from fedsim.rows import Metrics, read_metrics
-from topologies import Complete, Exponential, OnePeerExponential, RandomMatching, Ring, Star, Static
+from topologies import Complete, Exponential, OnePeerExponential, RandomMatching, Ring, Star, Static, metropolis
 
 N = 8
 SMALL = Experiment(
@@ -200,6 +201,16 @@ def weighing(w: csr_array) -> Static:
     return Static(Ring(), lambda graph: w)
 
 
+class Given:
+    """A user's topology that is directed from round 2 on."""
+
+    def __init__(self, first: csr_array) -> None:
+        self.first = first
+
+    def matrix(self, round: int, seed: int, n: int) -> csr_array:
+        return self.first if round < 2 else OnePeerExponential().matrix(0, seed, n)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -213,6 +224,7 @@ def weighing(w: csr_array) -> Static:
         ({"topology": Static(Exponential(directed=True))}, "topology: the graph has the edge 0 -> 1 but not 1 -> 0"),
         ({"algorithm": Extra(), "sampling": FixedSize(0.5)}, "Extra needs every node in every round, 4 of 8 take part"),
         ({"algorithm": Extra(), "topology": ARROWS}, "round 1 is not symmetric.*: DFedAvg, .* SGP"),
+        ({"algorithm": Extra(), "topology": Given(metropolis(Ring().build(N, 0)))}, "round 2 is not symmetric"),
         ({"algorithm": SGP(), "topology": weighing(csr_array(np.eye(N) * 0.9))}, "column 0 .* sums to 0.9"),
         ({"topology": ARROWS, "sampling": FixedSize(0.5)}, "4 of 8 nodes away in round 1, row .*: let everybody take"),
     ],
@@ -223,6 +235,26 @@ def test_a_topology_that_does_not_fit_leaves_nothing_behind(
     with pytest.raises(ConfigError, match=message):
         one(replace(SMALL, **change), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--algorithm", "DFedAvg"], "DFedAvg has no server: it needs a topology, as --topology Static"),
+        (["--algorithm", "FedAvg", "--topology", "Static"], "FedAvg has a server and takes no topology"),
+        (["--algorithm", "DFedSAM", "--topology", "Static", "--topology.graph", "Hypercube"], "n=6: use n=4 or n=8"),
+        (["--algorithm", "Extra", "--topology", "OnePeerExponential"], "is not symmetric, which this method needs"),
+        (["--algorithm", "DFedAvg", "--topology", "Static", "--topology.graph", "Star", "--topology.weighting",
+          "column_stochastic"], "row 0 of the mixing matrix of round 1 sums to 2.66667, 1.67 above 1; the weighting"),
+    ],
+)  # fmt: skip
+def test_bad_topologies_on_the_command_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    tiny = ["--partition", "IidPartitioner", "--partition.num_partitions", "6", "--model", "Logistic", "--quiet"]
+    assert main(["run", *argv, *tiny, "--backend", "loop", "--root", str(tmp_path / "runs")]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_what_was_made_before_a_setting_is_refused_stays(tmp_path: Path) -> None:
