@@ -55,8 +55,7 @@ class Model:
         self.d = sum(self.sizes)
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-        plain = penalty is None and len(named) == len(list(module.parameters()))
-        self.dense = DenseStack.of(module, loss) if plain else None
+        self.dense = DenseStack.of(module, loss) if len(named) == len(list(module.parameters())) else None
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
         self._channels_last = self.convolutional and self.device.type == "cpu"
 
@@ -99,7 +98,9 @@ class Model:
         A part has memory of its own, and the columns of ``xs`` that it belongs to are not read after it was given out.
         """
         if self.dense is not None and self.dense.takes(batch.x):
-            yield from self.dense.gradients(xs, batch)
+            extra = None if self.penalty is None else torch.vmap(torch.func.grad(self.penalty))(xs)
+            for offset, part in self.dense.gradients(xs, batch):
+                yield offset, part if extra is None else part.add_(extra[:, offset : offset + part.shape[1]])
         elif len(xs) == 1 or self._recurrent:              # as in the loop; also, grouped convolutions are slower
             each = [self._one_client(x, _row(batch, i)) for i, x in enumerate(xs)]
             stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
