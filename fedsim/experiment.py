@@ -162,7 +162,7 @@ class Experiment:
         if has_server(self.algorithm) and self.topology is not None:
             raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
         if self.topology is not None and self.weights != "uniform":
-            raise ConfigError(f"weights is {self.weights!r}; without a server the topology weighs nodes: use uniform")
+            raise ConfigError(f"weights is {self.weights!r}; without a server all nodes count the same: use uniform")
 
     @cached_property
     def method(self) -> Algorithm[Any]:
