@@ -111,9 +111,9 @@ def test_rare_features() -> None:
 
 
 def test_bidirectional() -> None:
-    dense = EF21BC(compressor=TOP1, downlink=Identity()).theory(C).gamma["nonconvex"]
+    dense = EF21BC(compressor=TOP1, server_compressor=Identity()).theory(C).gamma["nonconvex"]
     assert dense == pytest.approx(1 / (2 + C.L_QM * math.sqrt(2) * xi(0.1)))
-    both = EF21BC(compressor=TOP1, downlink=TopK(k=5)).theory(C)
+    both = EF21BC(compressor=TOP1, server_compressor=TopK(k=5)).theory(C)
     down = 8 * beta(0.5) / theta(0.5)
     A = (1 + down) / theta(0.1)
     assert both.gamma["nonconvex"] == pytest.approx(1 / (2 + C.L_QM * math.sqrt(2 * (A * beta(0.1) + down))))
@@ -184,7 +184,7 @@ def test_biased_compressors_are_refused_where_they_must_not_be(cls: Any) -> None
         (EF21, {"momentum": 1.0}, "EF21.momentum is 1.0"),
         (L1, {"lam": 0.0}, "L1.lam is 0.0"),
         (EF21W, {"smoothness": (1.0, 0.0)}, "EF21W.smoothness is .*; expected finite numbers above 0"),
-        (EF21BC, {"downlink": QSGD()}, "EF21BC.downlink is QSGD"),
+        (EF21BC, {"server_compressor": QSGD()}, "EF21BC.server_compressor is QSGD"),
         (EF21SGDM, {"eta": 0.0}, "EF21SGDM.eta is 0.0"),
         (EF21SGDM, {"eta": 1.5}, "EF21SGDM.eta is 1.5"),
         (EF21SGDM, {"momenta": 0}, "EF21SGDM.momenta is 0"),
