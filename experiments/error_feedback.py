@@ -51,7 +51,7 @@ def problem_of(name: str) -> Problem:
         digits = load_digits()
         data: Any = (digits.data / 16, digits.target % 2)
     else:
-        data = load(name, **({} if name == "a9a" else {"test_fraction": 0}))
+        data = load(name, **({} if name == "a9a" else {"test_fraction": 0.0}))
     problem = logistic_regression(data, n=20, lam=0.1, regularizer="nonconvex")
     return starting_at(problem, np.random.default_rng(0).standard_normal(problem.constants.d))
 

@@ -34,6 +34,9 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 }
 """Problems of theory that can be named like a data set."""
 
+UNDIVIDED = ("mushrooms", "w8a", "phishing", "german_scale", "australian")
+"""LIBSVM sets published without a test split."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -116,7 +119,9 @@ def _load(name: str, data_dir: str | None, download: bool, options: tuple[tuple[
         return load(name, data_dir, download=download, **dict(options))
     settings = dict(options)
     if name == "logistic_regression":
-        settings["data"] = load(settings.pop("data", "a9a"), data_dir, download=download)
+        source = settings.pop("data", "a9a")
+        whole: dict[str, Any] = {"test_fraction": 0.0} if source in UNDIVIDED else {}          # theory speaks of all rows of the file
+        settings["data"] = load(source, data_dir, download=download, **whole)
     try:
         return PROBLEMS[name](**settings)
     except TypeError as error:

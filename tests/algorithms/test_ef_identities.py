@@ -68,7 +68,7 @@ def test_without_compression_it_is_gradient_descent(algorithm: Any) -> None:
     for _ in range(50):
         x = x - LR * sum(F.grad(i, x) for i in range(F.n)) / F.n
         descent.append(x)
-    np.testing.assert_allclose(run(algorithm, 50), descent, rtol=0, atol=4e-15)   # of numbers up to 2
+    np.testing.assert_allclose(run(algorithm, 50), descent, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("by", [TOP, Sign(), Scaled(QSGD(s=4))], ids=["top-k", "sign", "QSGD"])

@@ -19,7 +19,9 @@ from torch.func import grad, jacrev
 from fedsim.data import load
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import ConfigError
+from fedsim.experiment import Data
 from fedsim.problems import Problem, logistic_regression
+from fedsim.setup import resolve_data
 
 Regularizer = Literal["l2", "nonconvex"]
 DIGITS = load_digits()
@@ -211,3 +213,11 @@ def test_constants_of_the_ef21_experiments(
     contraction = 1 - np.sqrt(1 - 1 / d)
     xi = np.sqrt((1 - 1 / d) / contraction**2)
     assert float(f"{1 / (problem.smoothness + quadratic_mean * xi):.3e}") == gamma
+
+
+def test_a_named_problem_takes_all_rows_of_a_file_in_their_order() -> None:
+    if not (Path(os.environ.get("FEDSIM_DATA", "")) / "libsvm" / "phishing").is_file():
+        pytest.skip("needs libsvm/phishing under FEDSIM_DATA")
+    problem = resolve_data(Data("logistic_regression", options={"data": "phishing", "regularizer": "nonconvex"}))
+    assert isinstance(problem, Problem) and problem.dataset.train.x.shape == (11055, 68)
+    assert problem.dataset.train.client is not None and (np.diff(problem.dataset.train.client) >= 0).all()
