@@ -120,7 +120,7 @@ def _load(name: str, data_dir: str | None, download: bool, options: tuple[tuple[
     settings = dict(options)
     if name == "logistic_regression":
         source = settings.pop("data", "a9a")
-        whole: dict[str, Any] = {"test_fraction": 0.0} if source in UNDIVIDED else {}          # theory speaks of all rows of the file
+        whole: dict[str, Any] = {"test_fraction": 0.0} if source in UNDIVIDED else {}   # theory speaks of all rows
         settings["data"] = load(source, data_dir, download=download, **whole)
     try:
         return PROBLEMS[name](**settings)
