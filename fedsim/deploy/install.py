@@ -44,7 +44,8 @@ def command(name: str) -> str:
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """The environment of Flower's processes: offline, with a home of its own, and its commands on the path."""
-    here = str(Path(sys.executable).parent)
-    path = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
-    return {**os.environ, **OFFLINE, "PATH": path, "FLWR_HOME": str(home), **extra}
+    """The environment of Flower's processes: offline, a home of its own, and where commands and modules are found."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    modules = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    found = os.pathsep.join([str(Path(part).absolute()) for part in modules] + [str(Path.cwd())])
+    return {**os.environ, **OFFLINE, "PATH": path, "PYTHONPATH": found, "FLWR_HOME": str(home), **extra}

@@ -23,7 +23,7 @@ except ImportError as error:
     raise DeployError(f"deployment needs Flower ({error}); pip install 'fedsim-lab[flower]'") from error
 
 POLL_SECONDS = 0.1
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.2
 """Between looks for nodes while some are missing."""
 LIFETIME = 4.0
 """A message lives for so many timeouts: a node that was slow is known by its late answer, which is not used."""

@@ -1,0 +1,165 @@
+"""Real processes on the loopback interface, with TLS and keys: one federation for all that can share it.
+
+Slow, as Flower starts a process for every message; runs share the nodes, so that their waiting overlaps.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.datasets import load_digits
+
+import fedsim
+from fedsim.backends.flower.settings import NodeSettings
+from fedsim.config import from_config
+from fedsim.deploy import processes
+from fedsim.deploy.app import write_app
+from fedsim.deploy.certificates import make
+from fedsim.deploy.federation import Federation
+from fedsim.deploy.ports import free
+
+pytestmark = pytest.mark.timeout(900)
+ROUNDS = 5
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "FedSpeed": {"algorithm": {"name": "FedSpeed", "lr": 0.3}},
+    "EF21": {"algorithm": {"name": "EF21", "lr": 0.5, "compressor": {"name": "TopK", "fraction": 0.05}}},
+    "DFedSAM": {"algorithm": "DFedSAM", "topology": {"name": "Static", "graph": "Ring"}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with digits as an npz file, which a node's process reads faster than it imports scikit-learn."""
+    made = tmp_path_factory.mktemp("federation")
+    digits = load_digits()
+    np.savez(made / "digits.npz", x=digits.images[:900].astype(np.float32) / 16, y=digits.target[:900])
+    return made
+
+
+def config_of(folder: Path, name: str, **others: Any) -> dict[str, Any]:
+    return {
+        "data": {"name": "npz", "path": str(folder / "digits.npz")},
+        "partition": {"name": "DirichletPartitioner", "num_partitions": 3, "alpha": 0.5},
+        "model": {"name": "MLP", "hidden": [16]},
+        "local": {"batch_size": 32, "steps": 3},
+        "sampling": {"fraction": 1.0},
+        "rounds": ROUNDS,
+        "evaluation": {"every": ROUNDS},
+        "backend": "loop",
+        **ALGORITHMS[name],
+        **others,
+    }
+
+
+def settings(folder: Path) -> list[NodeSettings]:
+    return [NodeSettings(i, folder / f"memory-{i}") for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[Federation]:
+    federation = Federation(folder / "processes", settings(folder), port=0)
+    groups = []
+    with federation:
+        groups = [process.pid for process in (federation.superlink, *federation.supernodes)]
+        yield federation
+    assert not any(processes.group(leader) for leader in groups), "processes are left"
+
+
+def start(federation: Federation, folder: Path, name: str, **config: Any) -> str:
+    """Submit a run; its id."""
+    text = yaml.safe_dump(config_of(folder, name))
+    app = write_app(folder / f"app-{name}", {"experiment": text, "output": str(folder / name), **config})
+    return str(federation.flwr("run", str(app))["run-id"])
+
+
+def wait(federation: Federation, run_id: str) -> dict[str, Any]:
+    """Flower's description of a run that has ended."""
+    while True:
+        run: dict[str, Any] = federation.flwr("list", "--run-id", run_id)["runs"][0]
+        if run["status"].startswith("finished"):
+            return run
+        time.sleep(3)
+
+
+def final(path: Path) -> dict[tuple[str, str], float]:
+    lines = (path / "seed-0/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {(r["scope"], r["metric"]): r["value"] for r in rows if r["round"] == ROUNDS and r["node"] is None}
+
+
+def test_parity_over_tls_with_keys(running: Federation, folder: Path) -> None:
+    """Three algorithms at once; a node with a strange key and one that trusts another authority are kept out."""
+    strangers = make(folder / "strangers", 3)
+    intruder = running.supernode(NodeSettings(2, folder / "intruder"), free(1)[0])
+    key = intruder.command.index("--auth-supernode-private-key") + 1
+    intruder.command[key] = str(strangers.node(2))
+    doubter = running.supernode(NodeSettings(1, folder / "doubter"), free(1)[0])
+    doubter.command[doubter.command.index("--root-certificates") + 1] = str(strangers.ca)
+    runs = {name: start(running, folder, name) for name in ALGORITHMS}
+    intruder.start(), doubter.start()
+    for name, run_id in runs.items():
+        run = wait(running, run_id)
+        assert run["status"] == "finished:completed", running.superlink.tail()
+        simulation = fedsim.run(from_config(config_of(folder, name)), output=folder / f"sim-{name}", progress=False)
+        deployed, simulated = final(folder / name), final(simulation.path)
+        assert deployed == pytest.approx(simulated, abs=1e-6, rel=1e-6)
+        for what in ("bytes_up", "bytes_down", "gradient_evaluations"):
+            assert deployed["total", what] == simulated["total", what] > 0
+    said = [process.log.read_text() for process in (intruder, doubter)]
+    processes.stop_all([intruder, doubter])
+    assert "SuperNode ID" not in said[0] + said[1]
+    assert intruder.code != 0 and doubter.code != 0
+
+
+def test_a_killed_node_comes_back_with_its_memory(running: Federation, folder: Path) -> None:
+    """It is killed in the middle of the run, and started again as a supervisor does, until Flower lets it in."""
+    run_id = start(running, folder, "EF21", output=str(folder / "killed"), patience=30.0)
+    exchanges = folder / "killed/seed-0/exchanges.jsonl"
+    while not exchanges.exists():
+        time.sleep(0.2)
+    running.supernodes[1].kill()
+    while (run := running.flwr("list", "--run-id", run_id)["runs"][0])["status"] in ("starting", "running"):
+        if running.supernodes[1].code is not None:
+            running.supernodes[1].start()
+        time.sleep(5)
+    assert run["status"] == "finished:completed", running.superlink.tail()
+    assert final(folder / "killed")["server/test", "loss"] < 3
+
+
+def test_the_command_resumes_after_a_killed_superlink(folder: Path) -> None:
+    """``fedsim deploy``: SIGKILL to the SuperLink, exit code 1, then ``--resume``, to the end of a run never broken."""
+    file = folder / "experiment.yaml"
+    config = config_of(folder, "FedSpeed", rounds=3, evaluation={"every": 3})
+    file.write_text(yaml.safe_dump(config))
+    output = folder / "resumed"
+    command = [sys.executable, "-m", "fedsim", "deploy"]
+    first = subprocess.Popen(
+        [*command, str(file), "--nodes", "3", "--port", "0", "--output", str(output), "--insecure", "--quiet"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (output / "seed-0/exchanges.jsonl").exists() and first.poll() is None:
+        time.sleep(0.2)
+    for pid in processes.children(first.pid, "flower-superlink"):
+        processes.kill(pid)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 1 and f"--resume {output}" in said, said
+    again = subprocess.run(
+        [*command, "--resume", str(output), "--port", "0", "--insecure", "--quiet", "--json"],
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    simulation = fedsim.run(from_config(config), output=folder / "sim-resumed", progress=False)
+    result = json.loads(again.stdout)["final"]
+    rows = [json.loads(line) for line in (simulation.path / "seed-0/metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["round"] == 3 and row["node"] is None and not row["scope"].startswith("clients"):
+            assert result[row["scope"]][row["metric"]]["mean"] == pytest.approx(row["value"], abs=1e-6)
