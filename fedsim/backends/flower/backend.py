@@ -144,12 +144,14 @@ class FlowerBackend:
         return sorted(wanted.keys() - lost.keys())
 
     def fetch(self, handle: Handle) -> Tensor:
-        """The value of one handle.
+        """The value of one handle; those that other clients made in the same call are brought along.
 
         Raises:
             ClientsLostError: its client does not answer.
         """
-        if (handle.client, handle.name) not in self._fetched and not self.bring([handle], self._round):
+        if (handle.client, handle.name) not in self._fetched:
+            self.bring(self.memories.beside(handle), self._round)
+        if (handle.client, handle.name) not in self._fetched:
             raise ClientsLostError({handle.client: "did not give its memory"}, self._round)
         return self._fetched[handle.client, handle.name]
 

@@ -22,6 +22,8 @@ from fedsim.tree import Packed, leaves
 from fedsim.types import Compressor, Local
 
 Form = list[Any]
+UPLOAD, KEEPS = ", compressed", " with memory"
+"""What the names of client functions end with whose messages a link compresses."""
 
 
 def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
@@ -68,14 +70,13 @@ def _parts(owner: object, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
-    """The name by which a node finds a client function, such as ``client``; with what it sends compressed, such as
-    ``send:algorithm.client``, or ``keep:...`` where it has a memory.
+    """The name by which a node finds a client function: ``client``, or ``algorithm.client with memory, compressed``.
 
     Raises:
         DeployError: it is no method of the algorithm or of one of its settings.
     """
     if isinstance(fn, Upload):
-        return f"{'keep' if fn.keeps else 'send'}:{name_of(algorithm, fn.fn)}"
+        return name_of(algorithm, fn.fn) + (KEEPS if fn.keeps else "") + UPLOAD
     if isinstance(fn, MethodType):
         for path, part in _parts(algorithm, ""):
             if part is fn.__self__:
@@ -92,9 +93,10 @@ def function_of(algorithm: object, name: object) -> Callable[..., Any]:
     Raises:
         DeployError: there is no such method whose first argument is a ``Local``.
     """
-    kind, colon, inner = str(name).partition(":")
-    if colon and isinstance(algorithm, Compressed) and kind in ("keep", "send"):
-        return Upload(function_of(algorithm, inner), cast("Uplink | None", algorithm.uplink), kind == "keep")
+    if isinstance(name, str) and name.endswith(UPLOAD) and isinstance(algorithm, Compressed):
+        inner = name.removesuffix(UPLOAD)
+        uplink = cast("Uplink | None", algorithm.uplink)
+        return Upload(function_of(algorithm, inner.removesuffix(KEEPS)), uplink, inner.endswith(KEEPS))
     path, _, method = str(name).rpartition(".")
     owner = dict(_parts(algorithm, "")).get(f"{path}." if path else "")
     known = [key for key, value in vars(type(owner)).items() if _runs_at_client(value)]

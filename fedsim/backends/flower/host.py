@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class FlowerHost(Host):
         Raises:
             DeployError: too few come.
         """
+        if isinstance(experiment.downlink, EF21P):
+            raise ConfigError("downlink EF21P needs nodes that hold a public model, which deployed ones do not; use Plain")
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
             self._meet(experiment, common_of(prepared), seed)
@@ -135,8 +137,7 @@ class FlowerHost(Host):
 
     def saved(self, state: Any) -> None:
         """See ``Host``: what checkpoints refer to stays with the clients."""
-        rows = [row for value in state if isinstance(value, Kept) for row in value.rows.values()]
-        self._pinned.append([leaf for row in rows for leaf in leaves(row) if isinstance(leaf, Handle)])
+        self._pinned.append(list(_handles(state)))
 
     def present(self, x: Kept[Vector]) -> Sequence[int]:
         """See ``Host``."""
@@ -201,6 +202,16 @@ class FlowerHost(Host):
         if len(left) < enough:
             raise DeployError(f"{lost}; {len(left)} of {cohort} clients are left, and the policy needs {enough}")
         return np.array(sorted(left))
+
+
+def _handles(state: Any) -> Iterator[Handle]:
+    """Every memory that a state refers to."""
+    if isinstance(state, Kept):
+        for row in state.rows.values():
+            yield from (leaf for leaf in leaves(row) if isinstance(leaf, Handle))
+    elif isinstance(state, tuple | Mapping):
+        for part in state.values() if isinstance(state, Mapping) else state:
+            yield from _handles(part)
 
 
 def as_text(experiment: Experiment) -> str:

@@ -85,6 +85,10 @@ class Memories:
         """Handle of the message that a client sent and kept."""
         return self.handle(client, f"{write}.{MESSAGE}", ["uint8", [size]])
 
+    def beside(self, handle: Handle) -> list[Handle]:
+        """The handles of all clients that the same call made, this one among them."""
+        return [other for other in self._alive if other.name == handle.name]
+
     def alive(self, client: int) -> list[str]:
         """Names of the versions that a client must keep."""
         return sorted({handle.name for handle in self._alive if handle.client == client})

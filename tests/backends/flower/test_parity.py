@@ -34,12 +34,17 @@ CONFIG: dict[str, Any] = {
 RING = {"name": "Static", "graph": "Ring"}
 TOP = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.05}}
 LOW = {"name": "Plain", "compressor": "LowPrecision"}
+EF14 = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.1}}
 OTHERS: dict[str, dict[str, Any]] = {
     "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
     "an uplink with memory": {"algorithm": "Scaffold", "uplink": TOP, "sampling": {"size": 2}, "rounds": 4},
     "both links": {"algorithm": "FedAvg", "uplink": {**TOP, "name": "EControl"}, "downlink": LOW},
     "low precision up": {"algorithm": "FedAMD", "uplink": LOW},
     "compressed gossip": {"algorithm": "DFedSAM", "topology": RING, "uplink": {**TOP, "name": "Choco"}},
+    "uplink EF14": {"algorithm": "Scaffold", "uplink": EF14, "sampling": {"size": 2}, "rounds": 3},
+    "uplink EF21, downlink": {"algorithm": "FedAvg", "uplink": {"name": "EF21"}, "downlink": {"name": "Plain"}},
+    "uplink EControl": {"algorithm": "FedAMD", "uplink": {"name": "EControl"}},
+    "uplink Choco": {"algorithm": "DFedAvg", "topology": RING, "uplink": {"name": "Choco"}},
     "partial cohorts": {"algorithm": "Scaffold", "sampling": {"size": 2}, "rounds": 4},
     "gossip of some": {"algorithm": "DFedAvg", "topology": RING, "sampling": {"size": 2}, "rounds": 4},
     "weights by samples": {"algorithm": "FedSpeed", "weights": "samples"},
