@@ -5,7 +5,10 @@ Slow, as Flower starts a process for every message; runs share the nodes, so tha
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +32,7 @@ from fedsim.deploy.ports import free
 
 pytestmark = pytest.mark.timeout(900)
 ROUNDS = 5
+"""Of every run that is compared with its simulation."""
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "FedSpeed": {"algorithm": {"name": "FedSpeed", "lr": 0.3}},
     "EF21": {"algorithm": {"name": "EF21", "lr": 0.5, "compressor": {"name": "TopK", "fraction": 0.05}}},
@@ -77,7 +81,8 @@ def running(folder: Path) -> Iterator[Federation]:
 def start(federation: Federation, folder: Path, name: str, **config: Any) -> str:
     """Submit a run; its id."""
     text = yaml.safe_dump(config_of(folder, name))
-    app = write_app(folder / f"app-{name}", {"experiment": text, "output": str(folder / name), **config})
+    patient = {"output": str(folder / name), "patience": 600.0, **config}
+    app = write_app(folder / f"app-{name}", {"experiment": text, **patient})
     return str(federation.flwr("run", str(app))["run-id"])
 
 
@@ -96,6 +101,17 @@ def final(path: Path) -> dict[tuple[str, str], float]:
     return {(r["scope"], r["metric"]): r["value"] for r in rows if r["round"] == ROUNDS and r["node"] is None}
 
 
+def children(parent: int, program: str = "") -> list[int]:
+    """Processes whose parent this is, and whose command names the program."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            of = int(stat.read_text().rpartition(")")[2].split()[1])
+            if of == parent and program in (stat.parent / "cmdline").read_text():
+                found.append(int(stat.parent.name))
+    return found
+
+
 def test_parity_over_tls_with_keys(running: Federation, folder: Path) -> None:
     """Three algorithms at once; a node with a strange key and one that trusts another authority are kept out."""
     strangers = make(folder / "strangers", 3)
@@ -104,25 +120,26 @@ def test_parity_over_tls_with_keys(running: Federation, folder: Path) -> None:
     intruder.command[key] = str(strangers.node(2))
     doubter = running.supernode(NodeSettings(1, folder / "doubter"), free(1)[0])
     doubter.command[doubter.command.index("--root-certificates") + 1] = str(strangers.ca)
-    runs = {name: start(running, folder, name) for name in ALGORITHMS}
     intruder.start(), doubter.start()
-    for name, run_id in runs.items():
-        run = wait(running, run_id)
+    try:
+        runs = {name: start(running, folder, name) for name in ALGORITHMS}
+        ended = {name: wait(running, run_id) for name, run_id in runs.items()}
+    finally:
+        processes.stop_all([intruder, doubter])
+    for name, run in ended.items():
         assert run["status"] == "finished:completed", running.superlink.tail()
         simulation = fedsim.run(from_config(config_of(folder, name)), output=folder / f"sim-{name}", progress=False)
         deployed, simulated = final(folder / name), final(simulation.path)
         assert deployed == pytest.approx(simulated, abs=1e-6, rel=1e-6)
         for what in ("bytes_up", "bytes_down", "gradient_evaluations"):
             assert deployed["total", what] == simulated["total", what] > 0
-    said = [process.log.read_text() for process in (intruder, doubter)]
-    processes.stop_all([intruder, doubter])
-    assert "SuperNode ID" not in said[0] + said[1]
-    assert intruder.code != 0 and doubter.code != 0
+    for kept_out in (intruder, doubter):
+        assert "SuperNode ID" not in kept_out.log.read_text()
 
 
 def test_a_killed_node_comes_back_with_its_memory(running: Federation, folder: Path) -> None:
     """It is killed in the middle of the run, and started again as a supervisor does, until Flower lets it in."""
-    run_id = start(running, folder, "EF21", output=str(folder / "killed"), patience=30.0)
+    run_id = start(running, folder, "EF21", output=str(folder / "killed"))
     exchanges = folder / "killed/seed-0/exchanges.jsonl"
     while not exchanges.exists():
         time.sleep(0.2)
@@ -148,13 +165,14 @@ def test_the_command_resumes_after_a_killed_superlink(folder: Path) -> None:
     )  # fmt: skip
     while not (output / "seed-0/exchanges.jsonl").exists() and first.poll() is None:
         time.sleep(0.2)
-    for pid in processes.children(first.pid, "flower-superlink"):
-        processes.kill(pid)
-    _, said = first.communicate(timeout=60)
+    (superlink,) = children(first.pid, "flower-superlink")
+    os.kill(superlink, signal.SIGKILL)
+    _, said = first.communicate(timeout=120)
+    assert not children(first.pid)
     assert first.returncode == 1 and f"--resume {output}" in said, said
     again = subprocess.run(
         [*command, "--resume", str(output), "--port", "0", "--insecure", "--quiet", "--json"],
-        capture_output=True, text=True, timeout=400,
+        capture_output=True, text=True, timeout=800,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     simulation = fedsim.run(from_config(config), output=folder / "sim-resumed", progress=False)

@@ -67,7 +67,7 @@ class FlowerHost(Host):
             DeployError: too few come.
         """
         if isinstance(experiment.downlink, EF21P):
-            raise ConfigError("downlink EF21P needs nodes that hold a public model, which deployed ones do not; use Plain")
+            raise ConfigError("downlink EF21P needs nodes that hold a public model; deployed ones do not: use Plain")
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
             self._meet(experiment, common_of(prepared), seed)
