@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jacrev
 
 from fedsim.errors import ConfigError
-from fedsim.problems import least_squares, quadratic_from
+from fedsim.problems import least_squares, quadratic_from, zeta_least_squares
 
 SETTINGS = st.fixed_dictionaries(
     {
@@ -150,3 +150,20 @@ def test_a_client_that_does_not_exist() -> None:
     problem = least_squares(n=2)
     with pytest.raises(ConfigError, match="got client 2; expected 0 to 1"):
         problem.client_value(2, torch.zeros(20, dtype=torch.float64))
+
+
+def test_zeta_is_how_far_clients_disagree() -> None:
+    problem, more = zeta_least_squares(4, 5, zeta=2.0), zeta_least_squares(4, 5, zeta=6.0)
+    np.testing.assert_allclose(problem.local_smoothness, np.array([1, 4, 9, 16]) / 4)
+    assert [problem.smoothness, problem.mu] == pytest.approx([30 / 16] * 2)
+    assert problem.minimizer is not None and more.minimizer is not None
+    for i in range(4):
+        at_rest = problem.client_gradient(i, problem.minimizer)
+        torch.testing.assert_close(more.client_gradient(i, more.minimizer), 3 * at_rest)
+        assert at_rest.norm() > 0.1
+    agreed = zeta_least_squares(4, 5, zeta=0.0)
+    assert all(agreed.client_gradient(i, torch.zeros(5, dtype=torch.float64)).norm() == 0 for i in range(4))
+    with pytest.raises(ConfigError, match="n=0, d=5, zeta=1.0; expected n and d of at least 1"):
+        zeta_least_squares(0, 5)
+    with pytest.raises(ConfigError, match="zeta=-1"):
+        zeta_least_squares(4, 5, zeta=-1)
