@@ -55,7 +55,8 @@ def zeta_least_squares(n: int = 10, d: int = 100, zeta: float = 1.0, seed: int =
     """Least squares in which one number, zeta, says how far the clients disagree.
 
     ``f_i(x) = (1/2) ||A_i x - b_i||^2``, i = 1 to n, with ``A_i^2 = (i^2 / n) I`` and ``b_i`` normal with standard
-    deviation ``zeta / i``. The gradients of the f_i at the minimiser of f are proportional to zeta. After the synthetic experiment of Gao, Islamov, Stich ("EControl", ICLR 2024, arXiv 2311.05645).
+    deviation ``zeta / i``. The gradients of the f_i at the minimiser of f are proportional to zeta. After the synthetic
+    experiment of Gao, Islamov, Stich ("EControl", ICLR 2024, arXiv 2311.05645).
 
     Args:
         n: number of clients.

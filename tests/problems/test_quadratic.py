@@ -163,7 +163,7 @@ def test_zeta_is_how_far_clients_disagree() -> None:
         assert at_rest.norm() > 0.1
     agreed = zeta_least_squares(4, 5, zeta=0.0)
     assert all(agreed.client_gradient(i, torch.zeros(5, dtype=torch.float64)).norm() == 0 for i in range(4))
-    with pytest.raises(ConfigError, match="n=0, d=5, zeta=1.0; expected n and d of at least 1"):
+    with pytest.raises(ConfigError, match=r"n=0, d=5, zeta=1.0; expected n and d of at least 1"):
         zeta_least_squares(0, 5)
     with pytest.raises(ConfigError, match="zeta=-1"):
         zeta_least_squares(4, 5, zeta=-1)
