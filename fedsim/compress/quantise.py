@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -87,51 +87,19 @@ def _shares(x: Tensor, norm: Tensor) -> Tensor:
     return (x.abs() / torch.where(norm > 0, norm, 1).unsqueeze(-1)).clamp(max=1)
 
 
-def _check(settings: QSGD | NaturalDithering, most: int) -> None:
-    s = settings.s
-    if not isinstance(s, int) or isinstance(s, bool) or not 1 <= s <= most:
-        raise ConfigError(f"{type(settings).__name__}.s is {s!r}; expected a whole number from 1 to {most}")
-    one_of(settings, "norm", ("l2", "linf"))
-    one_of(settings, "code", ("shortest", *levels.CODES))
+class _Dithering:
+    """What a norm and signed levels have in common, whatever the levels stand for."""
 
-
-@dataclass(frozen=True)
-class QSGD:
-    """Random dithering to s levels (Alistarh et al., NeurIPS 2017); with s = 1 and norm linf, TernGrad.
-
-    norm sign(x_i) l_i / s with l_i = floor(y_i), or one more with probability y_i - floor(y_i), y_i = s |x_i| / norm.
-    Unbiased. omega = min(d/s^2, sqrt(d)/s) for l2 (Lemma 3.1); for linf, maximising over x,
-    omega = (sqrt(1 + (d - 1)/s^2) - 1) / 2, attained by one entry of 1 and others of 1 / (2 s (1 + omega)). Positively
-    homogeneous for a given draw. Wire format: see ``fedsim.compress.levels``.
-
-    Args:
-        s: levels above 0.
-        norm: l2 or linf.
-        code: how levels are written: 1 + ceil(log2(s + 1)) bits for each (fixed), only those that are not 0 (elias), or
-            whichever is shortest for a message.
-    """
-
-    s: int = 4
-    norm: Norm = "l2"
-    code: Literal["shortest"] | levels.LevelCode = "shortest"
+    s: int
+    norm: Norm
+    code: Literal["shortest"] | levels.LevelCode
+    _MOST: ClassVar[int]                                   # levels
 
     def __post_init__(self) -> None:
-        _check(self, 2**31 - 1)
-
-    def compress(self, x: Tensor, at: Site) -> Packed:
-        """Parts: norm ``[]``, and signed levels ``[d]``, of the smallest integer type."""
-        x = finite(x, self)
-        norm, d = norm_of(x, self.norm), x.shape[-1]
-        y = _shares(x, norm) * self.s
-        low = y.floor()
-        level = low + (uniform_of(at.key(_DRAW), d).to(x.dtype) < y - low)
-        level = torch.where(x < 0, -level, level).to(levels.integer(self.s))
-        return Packed(self, (norm, level), d)
-
-    def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
-        norm, level = parts
-        return level.to(norm.dtype) / self.s * norm.unsqueeze(-1)
+        if not isinstance(self.s, int) or isinstance(self.s, bool) or not 1 <= self.s <= self._MOST:
+            raise ConfigError(f"{type(self).__name__}.s is {self.s!r}; expected a whole number from 1 to {self._MOST}")
+        one_of(self, "norm", ("l2", "linf"))
+        one_of(self, "code", ("shortest", *levels.CODES))
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
         """See ``fedsim.types.Compressor``."""
@@ -153,6 +121,43 @@ class QSGD:
         """Unbiased, so contractive only after division by 1 + omega: ``Scaled``."""
         return
 
+
+@dataclass(frozen=True)
+class QSGD(_Dithering):
+    """Random dithering to s levels (Alistarh et al., NeurIPS 2017); with s = 1 and norm linf, TernGrad.
+
+    norm sign(x_i) l_i / s with l_i = floor(y_i), or one more with probability y_i - floor(y_i), y_i = s |x_i| / norm.
+    Unbiased. omega = min(d/s^2, sqrt(d)/s) for l2 (Lemma 3.1); for linf, maximising over x,
+    omega = (sqrt(1 + (d - 1)/s^2) - 1) / 2, attained by one entry of 1 and others of 1 / (2 s (1 + omega)). Positively
+    homogeneous for a given draw. Wire format: see ``fedsim.compress.levels``.
+
+    Args:
+        s: levels above 0.
+        norm: l2 or linf.
+        code: how levels are written: 1 + ceil(log2(s + 1)) bits for each (fixed), only those that are not 0 (elias), or
+            whichever is shortest for a message.
+    """
+
+    s: int = 4
+    norm: Norm = "l2"
+    code: Literal["shortest"] | levels.LevelCode = "shortest"
+    _MOST: ClassVar[int] = 2**31 - 1
+
+    def compress(self, x: Tensor, at: Site) -> Packed:
+        """Parts: norm ``[]``, and signed levels ``[d]``, of the smallest integer type."""
+        x = finite(x, self)
+        norm, d = norm_of(x, self.norm), x.shape[-1]
+        y = _shares(x, norm) * self.s
+        low = y.floor()
+        level = low + (uniform_of(at.key(_DRAW), d).to(x.dtype) < y - low)
+        level = torch.where(x < 0, -level, level).to(levels.integer(self.s))
+        return Packed(self, (norm, level), d)
+
+    def unpack(self, parts: Parts, d: int) -> Tensor:
+        """See ``fedsim.types.Compressor``."""
+        norm, level = parts
+        return level.to(norm.dtype) / self.s * norm.unsqueeze(-1)
+
     def omega(self, d: int) -> float:
         """See the class."""
         if self.norm == "linf":
@@ -161,7 +166,7 @@ class QSGD:
 
 
 @dataclass(frozen=True)
-class NaturalDithering:
+class NaturalDithering(_Dithering):
     """Random dithering to powers of two: 0, 2^(1-s), ..., 1/2, 1 times the norm (Horvath et al., 2019).
 
     Unbiased with omega = 1/8 + min(t, t^2), t = sqrt(d) 2^(1-s). Positively homogeneous for a given draw. Wire format:
@@ -176,9 +181,7 @@ class NaturalDithering:
     s: int = 8
     norm: Norm = "l2"
     code: Literal["shortest"] | levels.LevelCode = "shortest"
-
-    def __post_init__(self) -> None:
-        _check(self, 100)
+    _MOST: ClassVar[int] = 100
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: norm ``[]``, and signed levels, int8 ``[d]``."""
@@ -198,26 +201,6 @@ class NaturalDithering:
         powers = torch.tensor([0.0] + [2.0 ** (i - self.s) for i in range(1, self.s + 1)], device=norm.device)
         share = powers.to(norm.dtype)[level.long().abs()]
         return torch.where(level < 0, -share, share) * norm.unsqueeze(-1)
-
-    def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
-        return levels.size(parts, self.s, self.code)
-
-    def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
-        return levels.write(parts, self.s, self.code)
-
-    def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
-        return levels.read(data, d, self.s, dtype)
-
-    def paper_bits(self, parts: Parts, d: int) -> Tensor:
-        """32 + d (1 + ceil(log2(s + 1)))."""
-        return levels.constant(parts[0], 32 + d * levels.width(self.s))
-
-    def alpha(self, d: int) -> None:
-        """Unbiased, so contractive only after division by 1 + omega: ``Scaled``."""
-        return
 
     def omega(self, d: int) -> float:
         """See the class."""
