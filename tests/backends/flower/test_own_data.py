@@ -1,0 +1,68 @@
+"""The example with a user's own module, and CSV files that only their node reads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedsim.backends.flower.server_app import serve
+from fedsim.errors import DeployError
+from tests.backends.flower.grids import FakeGrid, Node
+from tests.backends.flower.test_parity import metrics
+
+EXAMPLE = Path(__file__).parents[3] / "experiments/flower/own_data"
+MODULE = "experiments.flower.own_data.hospitals"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hospitals") / "data"
+    subprocess.run([sys.executable, "-m", MODULE, str(folder)], check=True, cwd=EXAMPLE.parents[2])
+    return folder
+
+
+def config(data: Path, **others: Any) -> dict[str, Any]:
+    made: dict[str, Any] = yaml.safe_load((EXAMPLE / "hospitals.yaml").read_text())
+    return {**made, "data": {"name": "csv", "path": str(data / "server")}, **others}
+
+
+def run(folder: Path, data: Path, config: dict[str, Any], **settings: Any) -> Path:
+    told = [{"partition-id": i, "store": str(folder / f"{i}"), "allow": MODULE} for i in range(3)]
+    grid = FakeGrid({i: Node({**told[i], "data": str(data / f"nodes/hospital-{i}")}) for i in range(3)})
+    said = {"experiment": yaml.safe_dump(config), "output": str(folder / "run"), "own-data": 3, "patience": 1.0}
+    return serve(grid, {**said, **settings}, say=lambda text: None).path
+
+
+def test_the_example(data: Path, tmp_path: Path) -> None:
+    rows = metrics(run(tmp_path, data, config(data)))
+    last = {(row["scope"], row["metric"], row["node"]): row["value"] for row in rows if row["round"] == 5}
+    assert last["server/test", "accuracy", None] > 0.9 and last["clients/train", "accuracy_mean", None] > 0.9
+    losses = [last["clients/train", "loss", i] for i in range(3)]
+    assert last["clients/train", "loss_mean", None] == pytest.approx(np.mean(losses))
+    lines = [len((data / f"nodes/hospital-{i}/measurements.csv").read_text().splitlines()) - 1 for i in range(3)]
+    trained = [size - round(0.2 * size) for size in lines]
+    assert last["total", "gradient_evaluations", None] == pytest.approx(5 * 2 * sum(trained), abs=5 * 2 * 3)
+
+
+def test_a_holdout_is_what_the_nodes_held_back(data: Path, tmp_path: Path) -> None:
+    holdout = config(data, evaluation={"every": 1, "holdout": 0.2}, rounds=1)
+    scopes = {row["scope"] for row in metrics(run(tmp_path, data, holdout))}
+    assert "clients/holdout" in scopes and "clients/train" not in scopes
+
+
+def test_what_cannot_be(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match="nodes bring their own data, but the experiment's is 'digits'"):
+        run(tmp_path, data, config(data) | {"data": "digits"})
+    odd = tmp_path / "server"
+    odd.mkdir()
+    text = (data / "server/measurements.csv").read_text().replace("malignant", "bad")
+    (odd / "measurements.csv").write_text(text)
+    strange = {**config(data), "data": {"name": "csv", "path": str(odd)}}
+    with pytest.raises(DeployError, match=r"0 of 3 clients came .* 'malignant'; the experiment's are bad, benign"):
+        run(tmp_path, data, strange)
