@@ -33,7 +33,7 @@ START_SECONDS = 120.0
 COMMAND_SECONDS = 120.0
 CONNECTION = "fedsim"
 """What Flower's commands call the SuperLink."""
-_THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
+_THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.4"}
 """One thread a process by default: all nodes share this machine."""
 
 

@@ -1,6 +1,8 @@
 """Real processes on the loopback interface, with TLS and keys: one federation for all that can share it.
 
-Slow, as Flower starts a process for every message; runs share the nodes, so that their waiting overlaps.
+Slow, as Flower starts a Python process for every message; runs share the nodes, so that their waiting overlaps. With
+FEDSIM_LONG=1 in the environment there are five rounds and five algorithms instead of two and three, and a node that is
+killed while the others go on (Flower takes a minute to notice).
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ from fedsim.deploy.certificates import make
 from fedsim.deploy.federation import Federation
 from fedsim.deploy.ports import free
 
-pytestmark = pytest.mark.timeout(900)
-ROUNDS = 5
-"""Of every run that is compared with its simulation."""
+pytestmark = pytest.mark.timeout(3600)                     # on a machine that is busy with other things
+LONG = bool(os.environ.get("FEDSIM_LONG"))
+ROUNDS = 5 if LONG else 2
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "FedSpeed": {"algorithm": {"name": "FedSpeed", "lr": 0.3}},
     "EF21": {"algorithm": {"name": "EF21", "lr": 0.5, "compressor": {"name": "TopK", "fraction": 0.05}}},
     "DFedSAM": {"algorithm": "DFedSAM", "topology": {"name": "Static", "graph": "Ring"}},
 }
+if LONG:
+    ALGORITHMS |= {"FedAMD": {"algorithm": "FedAMD"}, "Scaffold": {"algorithm": "Scaffold"}}
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +99,11 @@ def wait(federation: Federation, run_id: str) -> dict[str, Any]:
         time.sleep(3)
 
 
-def final(path: Path) -> dict[tuple[str, str], float]:
+def final(path: Path, last: int = ROUNDS) -> dict[tuple[str, str], float]:
+    """What was measured in the last round."""
     lines = (path / "seed-0/metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return {(r["scope"], r["metric"]): r["value"] for r in rows if r["round"] == ROUNDS and r["node"] is None}
+    return {(r["scope"], r["metric"]): r["value"] for r in rows if r["round"] == last and r["node"] is None}
 
 
 def children(parent: int, program: str = "") -> list[int]:
@@ -137,6 +142,7 @@ def test_parity_over_tls_with_keys(running: Federation, folder: Path) -> None:
         assert "SuperNode ID" not in kept_out.log.read_text()
 
 
+@pytest.mark.skipif(not LONG, reason="takes minutes; set FEDSIM_LONG=1")
 def test_a_killed_node_comes_back_with_its_memory(running: Federation, folder: Path) -> None:
     """It is killed in the middle of the run, and started again as a supervisor does, until Flower lets it in."""
     run_id = start(running, folder, "EF21", output=str(folder / "killed"))
@@ -152,32 +158,33 @@ def test_a_killed_node_comes_back_with_its_memory(running: Federation, folder: P
     assert final(folder / "killed")["server/test", "loss"] < 3
 
 
-def test_the_command_resumes_after_a_killed_superlink(folder: Path) -> None:
-    """``fedsim deploy``: SIGKILL to the SuperLink, exit code 1, then ``--resume``, to the end of a run never broken."""
-    file = folder / "experiment.yaml"
-    config = config_of(folder, "FedSpeed", rounds=3, evaluation={"every": 3})
+def test_the_command_resumes_after_everything_was_killed(folder: Path) -> None:
+    """``fedsim deploy``: SIGKILL to a SuperNode and the SuperLink, exit code 1; ``--resume`` makes up for all of it.
+
+    What the killed node had stored by then may have been heard of or not.
+    """
+    file, output = folder / "experiment.yaml", folder / "resumed"
+    config = config_of(folder, "EF21", rounds=2, evaluation={"every": 2})
     file.write_text(yaml.safe_dump(config))
-    output = folder / "resumed"
-    command = [sys.executable, "-m", "fedsim", "deploy"]
+    command = [sys.executable, "-m", "fedsim", "deploy", "--port", "0", "--insecure", "--quiet", "--patience", "1800"]
     first = subprocess.Popen(
-        [*command, str(file), "--nodes", "3", "--port", "0", "--output", str(output), "--insecure", "--quiet"],
+        [*command, str(file), "--nodes", "3", "--output", str(output)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not (output / "seed-0/exchanges.jsonl").exists() and first.poll() is None:
+    while first.poll() is None and not checkpoints(output):
         time.sleep(0.2)
-    (superlink,) = children(first.pid, "flower-superlink")
-    os.kill(superlink, signal.SIGKILL)
-    _, said = first.communicate(timeout=120)
-    assert not children(first.pid)
+    os.kill(children(first.pid, "flower-supernode")[1], signal.SIGKILL)
+    os.kill(children(first.pid, "flower-superlink")[0], signal.SIGKILL)
+    _, said = first.communicate(timeout=300)
     assert first.returncode == 1 and f"--resume {output}" in said, said
-    again = subprocess.run(
-        [*command, "--resume", str(output), "--port", "0", "--insecure", "--quiet", "--json"],
-        capture_output=True, text=True, timeout=800,
-    )  # fmt: skip
+    again = subprocess.run([*command, "--resume", str(output), "--json"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    simulation = fedsim.run(from_config(config), output=folder / "sim-resumed", progress=False)
     result = json.loads(again.stdout)["final"]
-    rows = [json.loads(line) for line in (simulation.path / "seed-0/metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        if row["round"] == 3 and row["node"] is None and not row["scope"].startswith("clients"):
-            assert result[row["scope"]][row["metric"]]["mean"] == pytest.approx(row["value"], abs=1e-6)
+    simulation = fedsim.run(from_config(config), output=folder / "sim-resumed", progress=False)
+    for (scope, metric), value in final(simulation.path, 2).items():
+        assert result[scope][metric]["mean"] == pytest.approx(value, abs=1e-6, rel=1e-6)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Checkpoints of completed rounds."""
+    return list(output.glob("seed-0/checkpoints/round-00000[1-9]"))

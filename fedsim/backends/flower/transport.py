@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise DeployError(f"deployment needs Flower ({error}); pip install 'fedsim-lab[flower]'") from error
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.3
 LOOK_SECONDS = 0.2
 """Between looks for nodes while some are missing."""
 LIFETIME = 4.0
