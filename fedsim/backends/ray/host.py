@@ -26,7 +26,7 @@ from fedsim.setup import Prepared
 from fedsim.tune import choose
 from fedsim.types import Algorithm
 
-MOST_ATTEMPTS = 5
+MOST_ATTEMPTS = 3
 """Times that a round is tried before the run gives up."""
 TRIAL_STEPS = 2
 """Local steps of the round that measures a device's memory."""
@@ -42,17 +42,20 @@ class RayHost(Host):
     Args:
         settings: how many actors, and what each gets.
         progress: tell a person the plan.
+        workers: of a session that is there already and stays; by default one is made, and ended with the run.
     """
 
-    def __init__(self, settings: Ray, progress: bool = True) -> None:
+    def __init__(self, settings: Ray, progress: bool = True, workers: Workers | None = None) -> None:
         super().__init__()
         self.settings, self.progress = settings, progress
         self._stack = contextlib.ExitStack()
-        self._ray: ModuleType | None = None
-        self._workers: Workers | None = None
+        self._workers, self._given = workers, workers
+        self._ray: ModuleType | None = None if workers is None else workers.ray
         self._chosen: dict[str, Any] = {}                  # what the controller writes into checkpoints
 
     def __enter__(self) -> Self:
+        if self._given is not None:
+            return self
         s = self.settings
         wanted = math.ceil((s.actors or 1) * s.cpus)       # more than there are is the user's wish
         gpus = (s.actors or 1) * (s.gpus or 0)
@@ -73,7 +76,7 @@ class RayHost(Host):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers = None
+        self._workers = self._given
         self._stack.close()
 
     def connect(

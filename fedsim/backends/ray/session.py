@@ -27,6 +27,8 @@ OLDEST, NEWEST = (2, 55, 1), (3,)
 TOKEN = uuid.uuid4().hex
 """Lets processes of this session in, and nobody else: other users of the machine can reach its ports."""
 PREFIX = "fedsim-ray-"
+ATTEMPTS = 3
+"""Starts of a session: Ray gives up after 30 seconds, which a machine that is very busy can take."""
 SOCKET_ROOM = 90
 """Bytes that Ray adds to its folder for the name of a socket; the system allows 107 for all."""
 
@@ -88,15 +90,25 @@ def session(
         else:
             settings = {"address": address, "runtime_env": {"env_vars": _paths()}}
         stack.callback(ray.shutdown)
-        try:
-            with _silent():
-                ray.init(**settings, **common)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
-            fix = "check --ray-address, and that `ray start --head` runs there" if address else "see its message"
-            raise ConfigError(f"{what}: {' '.join(str(error).split())[:500]}; {fix}") from error
+        _connect(ray, settings | common, address)
         _restore_handler(at_end)                           # Ray sets its own, which ends the process at once
         yield ray
+
+
+def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            with _silent():
+                ray.init(**settings)
+            return
+        except Exception as error:                         # a plain one where it took too long
+            ray.shutdown()
+            slow = "timed out during startup" in str(error)
+            if slow and attempt < ATTEMPTS - 1:
+                continue
+            what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
+            fix = "is it right, and does `ray start --head` run there?" if address else "free some of the machine"
+            raise ConfigError(f"{what}: {' '.join(str(error).split())[:500]}; {fix}") from error
 
 
 def _restore_handler(handler: Any) -> None:

@@ -19,7 +19,7 @@ from fedsim.backends.ray.worker import Worker
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds that an actor may take to start."""
 MOST_FUNCTIONS = 64
 """Client functions that are remembered; more come only from one that is made anew every round."""

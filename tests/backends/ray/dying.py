@@ -1,0 +1,53 @@
+"""Algorithms whose client code fails in one place, for tests; a module of its own, as workers import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from algorithms import Scaffold
+from fedsim import Local
+
+Kind = Literal["kill", "raise", "full", "interrupt"]
+
+
+@dataclass(frozen=True)
+class Dying(Scaffold):
+    """SCAFFOLD with a client that fails in one round.
+
+    Args:
+        kind: what happens.
+        once: a file that is made when it happens, after which it does not happen again; "" for always.
+        driver: number of the test's own process, which is never killed.
+        round: when.
+        node: whose code.
+    """
+
+    kind: Kind = "raise"
+    once: str = ""
+    driver: int = 0
+    at_round: int = 3
+    node: int = 7
+
+    def client(self, local: Local, *arguments: Any) -> Any:
+        """That of SCAFFOLD, or a failure."""
+        if self._due(local) and os.getpid() != self.driver:
+            if self.once:
+                Path(self.once).touch()
+            if self.kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind == "full":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise ValueError("somebody's bug")
+        return super().client(local, *arguments)
+
+    def _due(self, local: Any) -> bool:
+        """Whether this is the client and the round; the loop's ``Local`` has one client, that of a block several."""
+        round = getattr(local, "_round", getattr(local, "round", 0))
+        nodes = [local._node] if hasattr(local, "_node") else local.ids.tolist()
+        return round == self.at_round and self.node in nodes and not (self.once and Path(self.once).exists())

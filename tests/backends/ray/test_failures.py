@@ -1,0 +1,144 @@
+"""Workers that die, devices that are full, clients that raise: the run goes on to the same bits, or says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from algorithms import Scaffold
+from fedsim import Evaluation, Experiment, FixedSize, run
+from fedsim.backends.ray.host import MOST_ATTEMPTS, RayHost, share_of
+from fedsim.backends.ray.settings import OnError, Ray
+from fedsim.errors import ClientError, ConfigError, DivergenceError, RunError
+from fedsim.models import Logistic
+from fedsim.partition import IidPartitioner
+from tests.backends.ray.dying import Dying
+from tests.backends.ray.shared import workers
+
+BASE = Experiment(
+    Scaffold(),
+    partition=IidPartitioner(10),
+    model=Logistic(),
+    sampling=FixedSize(0.8),
+    rounds=5,
+    evaluation=Evaluation(every=1),
+    backend="blocks",
+    block_size=2,
+)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Measurements of the run in this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    path = run(BASE, output=tmp_path_factory.mktemp("here") / "run", progress=False).path
+    torch.set_num_threads(before)
+    return (path / "seed-0" / "metrics.jsonl").read_bytes()
+
+
+class Listening(RayHost):
+    """Keeps what it says."""
+
+    def __init__(self, settings: Ray) -> None:
+        super().__init__(settings, workers=workers())
+        self.said: list[str] = []
+        self.say = self.said.append
+
+
+def dying(kind: Any, once: Path | None = None, **fields: Any) -> Dying:
+    return Dying(kind=kind, once=str(once or ""), driver=os.getpid(), **fields)
+
+
+def run_there(algorithm: Any, path: Path, on_error: OnError = "stop", **changes: Any) -> tuple[Path, list[str]]:
+    """A run in the actors: its directory, and what it said."""
+    host = Listening(Ray(on_error=on_error))
+    experiment = replace(BASE, algorithm=algorithm, backend="ray", **changes)
+    return run(experiment, output=path, progress=False, host=host).path, host.said
+
+
+def measured(path: Path) -> bytes:
+    return (path / "seed-0" / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_without_failure(one_process: bytes, tmp_path: Path) -> None:
+    path, said = run_there(Scaffold(), tmp_path / "run")
+    assert measured(path) == one_process
+    assert said[0].startswith("ray: 2 actors on 1 machine x 4 clients a round, 1 thread and about 0.")
+    backend = json.loads((path / "manifest.json").read_text())["backend"]["0"]
+    assert backend == {"backend": "ray", "block_size": 2, "actors": 2}
+
+
+def test_a_worker_is_killed_in_mid_round(one_process: bytes, tmp_path: Path) -> None:
+    processes = {fact.process for fact in workers().get([a.ready.remote() for a in workers()._actors])}
+    path, said = run_there(dying("kill", tmp_path / "once"), tmp_path / "run")
+    assert measured(path) == one_process
+    assert (tmp_path / "once").exists() and any(s.startswith("round 3 again: a worker died") for s in said)
+    after = {fact.process for fact in workers().get([a.ready.remote() for a in workers()._actors])}
+    assert len(after) == 2 and len(after & processes) == 1, "one was started again"
+
+
+def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=rf"round 2 was lost {MOST_ATTEMPTS} times; the last time: a worker died"):
+        run_there(dying("kill", at_round=2), tmp_path / "run")
+    assert b'"round": 1,' in measured(tmp_path / "run") and b'"round": 2,' not in measured(tmp_path / "run")
+
+
+def test_a_full_device_halves_the_blocks(one_process: bytes, tmp_path: Path) -> None:
+    """The error is PyTorch's own, raised by a client in place of a GPU that is full."""
+    path, said = run_there(dying("full", tmp_path / "once"), tmp_path / "run", block_size=4)
+    assert any("out of memory: blocks of 2 clients from here on" in s for s in said)
+    assert len(measured(path)) == pytest.approx(len(one_process), rel=0.01)
+    with pytest.raises(RunError, match="no memory for a single client"):
+        run_there(dying("full"), tmp_path / "never", block_size=4)
+
+
+def test_a_client_that_raises_is_named_with_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ClientError) as raised:
+        run_there(dying("raise"), tmp_path / "run")
+    text = str(raised.value)
+    assert raised.value.ids == [7]
+    assert text.startswith("Dying.client in round 3: client 7 raised ValueError: somebody's bug\n")
+    assert 'dying.py", line' in text and "raise ValueError" in text and "During handling" not in text
+    assert list((tmp_path / "run" / "seed-0" / "checkpoints").glob("round-000002"))
+
+
+def test_skip_does_the_round_without_the_client(one_process: bytes, tmp_path: Path) -> None:
+    path, said = run_there(dying("raise"), tmp_path / "run", "skip")
+    assert any("client 7 raised ValueError: somebody's bug; policy: skip" in s for s in said)
+    before, after = (measured_round(measured(path), r) == measured_round(one_process, r) for r in (2, 3))
+    assert before and not after
+    totals = [[measured_round(data, r)["bytes_up"] for r in (2, 3)] for data in (measured(path), one_process)]
+    ups = [after - before for before, after in totals]
+    assert ups[0] == pytest.approx(ups[1] * 7 / 8), "one of eight sent nothing"
+
+
+def test_retry_does_the_round_again(one_process: bytes, tmp_path: Path) -> None:
+    path, said = run_there(dying("raise", tmp_path / "once"), tmp_path / "run", "retry")
+    assert measured(path) == one_process and any("policy: retry" in s for s in said)
+    with pytest.raises(ClientError):
+        run_there(dying("raise"), tmp_path / "never", "retry")
+
+
+def test_a_message_that_is_not_finite_is_refused_as_in_one_process(tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match=r"Scaffold.client in round 1: client \d"):
+        run_there(Scaffold(lr=1e39), tmp_path / "run")
+
+
+def test_shares_of_a_gpu() -> None:
+    gib = 2**30
+    assert share_of(8 * gib, 80 * gib) == 1 / 7           # 8 GiB with a reserve, and what a process takes itself
+    assert share_of(60 * gib, 80 * gib) == 1
+    with pytest.raises(ConfigError, match=r"needs 96.6 GiB on a GPU that has 80.0 GiB"):
+        share_of(80 * gib, 80 * gib)
+
+
+def measured_round(data: bytes, round: int) -> dict[str, float]:
+    rows = [json.loads(line) for line in data.splitlines()]
+    return {row["metric"]: row["value"] for row in rows if row["round"] == round and row["node"] is None}
