@@ -16,7 +16,7 @@ from fedsim.backends.ray.store import far_tree, sums_of, to_array, to_tensor
 from fedsim.backends.ray.telling import Exchange, Report
 from fedsim.gossip import root_mean
 from fedsim.messages import mean_of_parts, refuse_packed
-from fedsim.tree import build, leaves
+from fedsim.tree import build, leaves, tree_map
 
 if TYPE_CHECKING:
     from fedsim.backends.ray.workers import Workers
@@ -97,7 +97,7 @@ class RayMessages:
 
     def _sum(self, method: str, token: int, w: np.ndarray) -> Any:
         parts = self._ask(method, lambda run: (token, w[run.start : run.stop], run.start))
-        return mean_of_parts([sums_of(part, self._device) for part in parts], len(w))
+        return tree_map(Tensor.clone, mean_of_parts([sums_of(part, self._device) for part in parts], len(w)))
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """See ``Messages``."""

@@ -81,6 +81,24 @@ def arrays(tree: Any) -> list[np.ndarray]:
     return [to_array(leaf) for leaf in leaves(tree)]
 
 
+class LentRow(Far):
+    """An array of the store that a worker was given; becomes a tensor when its client's turn comes."""
+
+    def __init__(self, array: np.ndarray, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.dtype, self.device = torch.Size(array.shape), dtype, device
+        self._array = array
+
+    def fetch(self) -> Tensor:
+        """See ``Far``."""
+        return to_tensor(self._array, self.dtype, self.device)
+
+
+def lent_tree(like: Any, values: Sequence[np.ndarray], device: torch.device) -> Any:
+    """A client's memory of the form ``like`` in a worker."""
+    pairs = zip(values, leaves(like), strict=True)
+    return build(like, iter([LentRow(value, leaf.dtype, device) for value, leaf in pairs]))
+
+
 def far_tree(ray: ModuleType, like: Any, refs: Sequence[Any], device: torch.device) -> Any:
     """A client's memory of the form ``like``, whose tensors are behind references."""
     pairs = zip(refs, leaves(like), strict=True)
@@ -104,8 +122,9 @@ def sums_on_host(parts: Any) -> Any:
 
 
 def sums_of(parts: Any, device: torch.device) -> Any:
-    """The inverse of `sums_on_host`."""
+    """The inverse of `sums_on_host`; on the CPU the sums stay where they are, and are only to be read."""
     if isinstance(parts, Sums):
-        return {key: to_tensor(value, parts.dtype, device) for key, value in parts.values.items()}
+        here = to_tensor if device.type != "cpu" or parts.dtype == torch.bfloat16 else lambda value, *_: shared(value)
+        return {key: here(value, parts.dtype, device) for key, value in parts.values.items()}
     branches = [sums_of(branch, device) for branch in parts]
     return type(parts)(*branches) if hasattr(parts, "_fields") else tuple(branches)

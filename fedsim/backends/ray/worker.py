@@ -19,7 +19,7 @@ import torch
 
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
-from fedsim.backends.ray.store import arrays, shared, sums_on_host, to_array, to_tensor
+from fedsim.backends.ray.store import arrays, lent_tree, shared, sums_on_host, to_array, to_tensor
 from fedsim.backends.ray.telling import Exchange, Facts, Failure, Report, Site, Task, described, form
 from fedsim.clients import Federation
 from fedsim.errors import FedsimError
@@ -131,7 +131,8 @@ class Worker:
             return None
         values, width = iter(rows), len(leaves(task.mine))
         known = task.ids[task.known].tolist()
-        given = {node: self._tree(task.mine, [next(values) for _ in range(width)]) for node in known}
+        device = self._fed.model.device
+        given = {node: lent_tree(task.mine, [next(values) for _ in range(width)], device) for node in known}
         return Kept(self._fed.shards.n, self._tree(task.mine, first) if first else task.mine, given)
 
     def _tree(self, like: Any, values: Sequence[np.ndarray]) -> Any:

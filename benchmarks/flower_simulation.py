@@ -1,0 +1,201 @@
+"""Seconds of a round: Flower's simulation engine against the Ray backend, on the same work, two processors each.
+
+    python -m benchmarks.flower_simulation               # both works
+    python -m benchmarks.flower_simulation overhead
+
+FedAvg on the same model, samples and cohorts. Flower's clients are written as its users write them: load the
+parameters, train with torch.optim.SGD, send the parameters back; its server asks for replies without a pause. Each
+engine has two processes of one thread. Each measures itself in a process of its own, after the first round; the median
+of the rounds counts. Where a client makes one step on all its samples, both engines must end with the same model, and
+the script fails otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from algorithms import FedAvg
+from fedsim.backends.loop import Loop
+from fedsim.backends.ray.actors import RayActors
+from fedsim.backends.ray.session import session
+from fedsim.backends.ray.settings import Ray
+from fedsim.backends.ray.workers import Workers
+from fedsim.clients import Federation
+from fedsim.model import Model
+from fedsim.models import MLP, Architecture, Logistic
+from fedsim.models.losses import cross_entropy
+from fedsim.work import LocalWork, Shards
+
+SHAPE, LR = (1, 28, 28), 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A round: ``cohort`` of ``clients`` clients make one epoch over ``samples`` samples each."""
+
+    model: Architecture
+    clients: int
+    cohort: int
+    samples: int
+    batch_size: int
+    block_size: int
+
+
+CASES = {
+    "overhead": Case(Logistic(), 1000, 100, 20, 20, 50),
+    "mlp": Case(MLP(), 100, 50, 100, 10, 10),
+}
+
+
+@cache
+def samples(name: str) -> tuple[Tensor, Tensor]:
+    """Random images and labels of all clients, one client after the other."""
+    case, generator = CASES[name], torch.Generator().manual_seed(0)
+    n = case.clients * case.samples
+    return torch.randn(n, *SHAPE, generator=generator), torch.randint(0, 10, (n,), generator=generator)
+
+
+def module(name: str) -> nn.Module:
+    """The model with its first parameters."""
+    torch.manual_seed(1)
+    return CASES[name].model.build(SHAPE, 10)
+
+
+def cohort(case: Case, round: int) -> np.ndarray:
+    """Who takes part in a round."""
+    return np.sort(np.random.default_rng(round).choice(case.clients, case.cohort, replace=False))
+
+
+def ours(name: str, rounds: int) -> tuple[list[float], Tensor]:
+    """Seconds of each round, and the last model, with the Ray backend."""
+    case, (x, y) = CASES[name], samples(name)
+    model = Model(module(name), cross_entropy)
+    shards = Shards(x, y, np.arange(case.clients + 1) * case.samples)
+    seconds = []
+    with session(cpus=2, gpus=0, object_store_bytes=500_000_000) as ray:
+        backend = RayActors(Workers(ray, Ray(actors=2)), case.block_size)
+        fed = Federation(model, shards, LocalWork(case.batch_size), 0, Loop())
+        algorithm, fed.backend = FedAvg(lr=LR), backend
+        state = algorithm.init(model.vector(), fed.cohort(0))
+        for round in range(1, rounds + 1):
+            start = time.perf_counter()
+            state = algorithm.round(state, fed.cohort(round, cohort(case, round)))
+            seconds.append(time.perf_counter() - start)
+    return seconds, state.x
+
+
+def train(name: str, client: int, vector: np.ndarray) -> np.ndarray:
+    """One client's round, as written by hand."""
+    case, (x, y) = CASES[name], samples(name)
+    net = module(name)
+    nn.utils.vector_to_parameters(torch.from_numpy(vector.copy()), net.parameters())
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+    first = client * case.samples
+    order = torch.randperm(case.samples) + first
+    for rows in torch.split(order, case.batch_size):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return nn.utils.parameters_to_vector(net.parameters()).detach().numpy()
+
+
+def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
+    """The same with Flower's simulation engine."""
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    case, client_app, server_app = CASES[name], ClientApp(), ServerApp()
+    seconds: list[float] = []
+    x = nn.utils.parameters_to_vector(module(name).parameters()).detach().numpy()
+
+    @client_app.train()
+    def answer(message: Message, context: Context) -> Message:
+        from benchmarks import flower_simulation  # this file, as Flower's processes know it
+
+        torch.set_num_threads(1)
+        content: Any = message.content
+        y = flower_simulation.train(name, int(content["who"]["client"]), content["model"]["x"].numpy())
+        return Message(RecordDict({"model": ArrayRecord({"x": Array(y)})}), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        nonlocal x
+        nodes = sorted(grid.get_node_ids())
+        while len(nodes) < case.clients:
+            nodes = sorted(grid.get_node_ids())
+        for round in range(1, rounds + 1):
+            start, model = time.perf_counter(), ArrayRecord({"x": Array(x)})
+            messages = [
+                Message(
+                    RecordDict({"model": model, "who": ConfigRecord({"client": int(client)})}),
+                    message_type="train", dst_node_id=nodes[client], group_id=str(round),
+                )
+                for client in cohort(case, round)
+            ]  # fmt: skip
+            waiting, replies = set(grid.push_messages(messages)), []
+            while waiting:
+                for reply in grid.pull_messages(waiting):
+                    waiting.discard(reply.metadata.reply_to_message_id)
+                    if reply.has_error():
+                        raise RuntimeError(f"a client failed: {reply.error.reason}")
+                    found: Any = reply.content
+                    replies.append(found["model"]["x"].numpy())
+                time.sleep(0.001)
+            x = np.stack(replies).mean(0)
+            seconds.append(time.perf_counter() - start)
+
+    resources: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
+    run_simulation(server_app, client_app, case.clients, backend_config=resources)
+    return seconds, torch.from_numpy(x)
+
+
+def measured(side: str, name: str, rounds: int) -> dict[str, Any]:
+    """One engine's seconds and model, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.flower_simulation", name, "--rounds", str(rounds), "--side", side]
+    here = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    quiet = {"PYTHONPATH": here, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    result = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{side} failed: {result.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--rounds", type=int, default=15, help="of each engine; 15 by default")
+    parser.add_argument("--side", choices=["ours", "flower"], help="measure one engine in this process")
+    arguments = parser.parse_args()
+    if arguments.side:
+        torch.set_num_threads(1)
+        seconds, x = (ours if arguments.side == "ours" else flowers)(arguments.cases[0], arguments.rounds)
+        print(json.dumps({"seconds": seconds, "x": x.tolist() if arguments.cases[0] == "overhead" else None}))
+        return
+    for name in arguments.cases or CASES:
+        sides = {side: measured(side, name, arguments.rounds) for side in ("ours", "flower")}
+        one, other = (side["x"] for side in sides.values())
+        if one is not None and (apart := np.abs(np.subtract(one, other)).max()) > 1e-5:
+            sys.exit(f"{name}: the engines end with different models: {apart:.1e} apart")
+        took = {side: float(np.median(found["seconds"][1:])) for side, found in sides.items()}
+        row = {side: f"{1e3 * value:.1f} ms" for side, value in took.items()}
+        print(f"{name:9} {row}  x{took['flower'] / took['ours']:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
