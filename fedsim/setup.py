@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedsim import seeds
 from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
+from fedsim.culprits import refused
 from fedsim.data import Dataset, Split, load
 from fedsim.errors import ConfigError
 from fedsim.experiment import Data, Experiment
@@ -190,10 +191,17 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds.bits(seed, "model", 0, 0)) >> 1)
         if isinstance(experiment.model, nn.Module):
-            module = copy.deepcopy(experiment.model)  # with the user's own initial values, which stay as they are
+            module = _copied(experiment.model)             # with the user's own initial values, which stay as they are
         else:
             module = experiment.model.build(dataset.input_shape, dataset.classes)
     return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise refused(error, "be copied", {"model": module}, copy.deepcopy) from error
 
 
 def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,6 +9,5 @@
     telling.py      what driver and workers tell each other
     messages.py     a cohort's messages, held by workers
     store.py        tensors in the object store
-    pickles.py      what is sent to workers, and which part of it cannot be
     pool.py         independent calls at the same time, for sweeps
 """

@@ -7,6 +7,7 @@ files are in a temporary folder that is removed at the end; the folder of a kill
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ import signal
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -96,19 +98,33 @@ def session(
 
 
 def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) -> None:
-    for attempt in range(ATTEMPTS):
+    said = ""
+    for _ in range(ATTEMPTS):
         try:
             with _silent():
                 ray.init(**settings)
             return
         except Exception as error:                         # a plain one where it took too long
-            ray.shutdown()
-            slow = "timed out during startup" in str(error)
-            if slow and attempt < ATTEMPTS - 1:
-                continue
-            what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
-            fix = "is it right, and does `ray start --head` run there?" if address else "free some of the machine"
-            raise ConfigError(f"{what}: {' '.join(str(error).split())[:500]}; {fix}") from error
+            said = " ".join(str(error).split())[:500]
+        ray.shutdown()
+        _end_children(settings.get("_temp_dir"))
+        if "timed out during startup" not in said:
+            break
+    what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
+    fix = "is it right, and does `ray start --head` run there?" if address else "is the machine very busy?"
+    raise ConfigError(f"{what}: {said}; {fix}")
+
+
+def _end_children(folder: str | None) -> None:
+    """End what a start that failed has left, which Ray forgets."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            mine = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getpid()
+            if folder and mine and folder.encode() in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)   # the objects of those processes
+        gc.collect()
 
 
 def _restore_handler(handler: Any) -> None:

@@ -7,16 +7,16 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from fedsim.backends.ray.pickles import pickled
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.store import to_array
 from fedsim.backends.ray.telling import Facts, Site
 from fedsim.backends.ray.worker import Worker
 from fedsim.clients import Federation
+from fedsim.culprits import refused
 from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
 
 PATIENCE = 180.0
@@ -151,12 +151,27 @@ class Workers:
 
     def _describe(self, f: Federation) -> tuple[Any, ...]:
         m = f.model
-        module = copy.deepcopy(m.module).cpu()             # parameters with memory of their own, not views of a vector
-        site = Site(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
-        data = pickled(self.ray, site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
+
+        def site() -> Site:
+            module = copy.deepcopy(m.module).cpu()         # parameters with memory of their own, not views of a vector
+            return Site(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
+
+        data = self._pickled(site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
         x, y = to_array(f.shards.x), to_array(f.shards.y)
         self._check_room(x.nbytes + y.nbytes, m.d * m.dtype.itemsize)
         return tuple(self.ray.put(value) for value in (data, x, y))
+
+    def _pickled(self, make: Callable[[], Any], parts: Mapping[str, Any]) -> bytes:
+        """The bytes of a value.
+
+        Raises:
+            ConfigError: it cannot be sent to another process; names the attribute, looked for in ``parts``.
+        """
+        dumps: Callable[[Any], bytes] = self.ray.cloudpickle.dumps
+        try:
+            return dumps(make())
+        except Exception as error:
+            raise refused(error, "be sent to another process", parts, dumps) from error
 
     def _check_room(self, samples: int, vector: int) -> None:
         room = self.ray.cluster_resources().get("object_store_memory", math.inf)
@@ -179,7 +194,7 @@ class Workers:
             if len(self._names) > MOST_FUNCTIONS:
                 self._names.clear()
             name = f"{getattr(fn, '__qualname__', fn)} {len(self._taught)}"
-            data = pickled(self.ray, fn, {"algorithm": getattr(fn, "__self__", fn)})
+            data = self._pickled(lambda: fn, {"algorithm": getattr(fn, "__self__", fn)})
             self.get([self.call(k, "learn", name, data)[0] for k in range(len(self))])
             self._taught.append((name, data))
             self._names[fn] = name

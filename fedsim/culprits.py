@@ -1,10 +1,9 @@
-"""What is sent to workers, and which part of it cannot be."""
+"""Which part of a value it is that cannot be copied, or sent to another process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from types import ModuleType
 from typing import Any
 
 from fedsim.errors import ConfigError
@@ -12,33 +11,31 @@ from fedsim.errors import ConfigError
 DEEPEST = 8
 
 
-def pickled(ray: ModuleType, value: Any, parts: Mapping[str, Any]) -> bytes:
-    """The bytes of a value.
+def refused(error: Exception, what: str, parts: Mapping[str, Any], attempt: Callable[[Any], object]) -> ConfigError:
+    """The error for a value with which ``attempt`` fails.
 
-    Raises:
-        ConfigError: it cannot be sent to another process; names the attribute, looked for in ``parts``.
+    Args:
+        error: with which it failed.
+        what: was attempted, as "be copied".
+        parts: of the value, by the names that a user knows; the culprit is looked for in them.
+        attempt: what was attempted.
     """
-    try:
-        data: bytes = ray.cloudpickle.dumps(value)
-        return data
-    except Exception as error:
-        culprits = [name for place, part in parts.items() for name in _culprits(ray, place, part, 0)]
-        name = culprits[0] if culprits else next(iter(parts))
-        raise ConfigError(
-            f"{name} cannot be sent to another process ({type(error).__name__}: {error}); open such things in the"
-            " process that uses them, or leave them out"
-        ) from error
+    found = [place for name, part in parts.items() for place in _culprits(attempt, name, part, 0)]
+    return ConfigError(
+        f"{found[0] if found else next(iter(parts))} cannot {what} ({type(error).__name__}: {error}); open such things"
+        " where they are used, or leave them out"
+    )
 
 
-def _culprits(ray: ModuleType, place: str, value: Any, depth: int) -> Iterator[str]:
-    """Places below a value that cannot be pickled, the innermost first."""
+def _culprits(attempt: Callable[[Any], object], place: str, value: Any, depth: int) -> Iterator[str]:
+    """Places below a value where the attempt fails, the innermost first."""
     try:
-        ray.cloudpickle.dumps(value)
+        attempt(value)
         return
     except Exception:
         if depth < DEEPEST:
             for name, part in _parts(value):
-                yield from _culprits(ray, f"{place}{name}", part, depth + 1)
+                yield from _culprits(attempt, f"{place}{name}", part, depth + 1)
         yield place
 
 
