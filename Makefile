@@ -14,7 +14,7 @@ demo: .venv/.ready
 	$(BIN)/python -m experiments.demo
 
 test: check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: .venv/.ready
 	$(BIN)/ruff check

@@ -95,6 +95,11 @@ def test_another_place_is_refused() -> None:
         Experiment(Scaffold(), memory="tape")  # type: ignore[arg-type]
 
 
+def test_ray_has_a_place_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"memory is 'disk', but Ray's object store .* --ray.object_store_memory"):
+        Experiment(Scaffold(), backend="ray", memory="disk")
+
+
 def test_a_row_is_read_only_where_it_is_asked_for() -> None:
     disk = Disk()
     kept = Kept(2, torch.zeros(3), {0: disk.put(torch.ones(3))}) | Kept(2, torch.zeros(3), {})

@@ -140,9 +140,9 @@ class RayHost(Host):
         machines = sum(node["Alive"] for node in workers.ray.nodes())
         gpu = f", {workers.gpus:g} of a GPU" if workers.gpus else ""
         self.say(
-            f"ray: {len(workers)} actors on {machines} {'machine' if machines == 1 else 'machines'} x {each} clients a"
-            f" round, {workers.threads} {'thread' if workers.threads == 1 else 'threads'}{gpu} and about"
-            f" {memory / 2**30:.1f} GiB each; {f'blocks of {size}' if size else 'one client after the other'}"
+            f"ray: {_many(len(workers), 'actor')} on {_many(machines, 'machine')} x {_many(each, 'client')} a round,"
+            f" {_many(workers.threads, 'thread')}{gpu} and about {memory / 2**30:.1f} GiB each;"
+            f" {f'blocks of {size}' if size else 'one client after the other'}"
         )
 
     def round(self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray) -> Any:
@@ -175,6 +175,10 @@ class RayHost(Host):
         if self.settings.on_error == "stop" or not len(left) or attempt >= max(MOST_ATTEMPTS, len(ids)):
             raise error
         return left
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def share_of(peak: int, total: int) -> float:
