@@ -156,8 +156,8 @@ class Experiment:
         self.torch_device()
         if self.uses_ray and self.memory != "device":
             raise ConfigError(
-                f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to disk;"
-                " leave it out, and set --ray.object_store_memory"
+                f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to"
+                " disk; leave it out, and set --ray.object_store_memory"
             )
 
     def _check_topology(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ class _Dithering:
     s: int
     norm: Norm
     code: Literal["shortest"] | levels.LevelCode
-    _MOST: ClassVar[int]                                   # levels
+    _MOST = 0                                              # levels
 
     def __post_init__(self) -> None:
         if not isinstance(self.s, int) or isinstance(self.s, bool) or not 1 <= self.s <= self._MOST:
@@ -141,7 +141,7 @@ class QSGD(_Dithering):
     s: int = 4
     norm: Norm = "l2"
     code: Literal["shortest"] | levels.LevelCode = "shortest"
-    _MOST: ClassVar[int] = 2**31 - 1
+    _MOST = 2**31 - 1
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: norm ``[]``, and signed levels ``[d]``, of the smallest integer type."""
@@ -181,7 +181,7 @@ class NaturalDithering(_Dithering):
     s: int = 8
     norm: Norm = "l2"
     code: Literal["shortest"] | levels.LevelCode = "shortest"
-    _MOST: ClassVar[int] = 100
+    _MOST = 100
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: norm ``[]``, and signed levels, int8 ``[d]``."""

@@ -32,8 +32,12 @@ from fedsim.deploy.certificates import make
 from fedsim.deploy.federation import Federation
 from fedsim.deploy.ports import free
 
-pytestmark = pytest.mark.timeout(3600)                     # on a machine that is busy with other things
 LONG = bool(os.environ.get("FEDSIM_LONG"))
+REAL = LONG or bool(os.environ.get("FEDSIM_PROCESSES"))
+pytestmark = [
+    pytest.mark.timeout(3600),                             # on a machine that is busy with other things
+    pytest.mark.skipif(not REAL, reason="takes many minutes; set FEDSIM_PROCESSES=1, or FEDSIM_LONG=1 for all of it"),
+]
 ROUNDS = 5 if LONG else 2
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "FedSpeed": {"algorithm": {"name": "FedSpeed", "lr": 0.3}},

@@ -49,7 +49,8 @@ def test_children_end_with_their_parent(tmp_path: Path, end: Callable[[Process],
     process.wait_until(lambda: "child" in process.tail(), 30, "running")
     assert len(group(process.pid)) == 2
     end(process)
-    assert not group(process.pid) and process.code is not None
+    eventually(lambda: not group(process.pid))
+    assert process.code is not None
 
 
 def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

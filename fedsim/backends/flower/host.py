@@ -90,10 +90,6 @@ class FlowerHost(Host):
         identity = Identity(token, epoch, fed.seed, asdict(self.common))
         sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
         gossip = experiment.topology is not None
-        if isinstance(experiment.downlink, EF21P):
-            raise DeployError(
-                "downlink EF21P needs clients that remember the public copy, which deployed ones do not yet; use Plain"
-            )
         self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)
         fed.backend, fed.memory = self.backend, self.backend.memories
         self._pinned.clear()

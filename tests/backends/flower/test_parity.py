@@ -17,7 +17,7 @@ import fedsim
 from algorithms import ALGORITHMS, GOSSIP
 from fedsim.backends.flower.server_app import serve
 from fedsim.config import from_config
-from fedsim.errors import DeployError
+from fedsim.errors import ConfigError
 from tests.backends.flower.grids import FakeGrid, federation
 
 CONFIG: dict[str, Any] = {
@@ -100,7 +100,7 @@ def test_the_same_metrics_as_the_simulation(case: str, tmp_path: Path) -> None:
 
 
 def test_clients_that_should_remember_the_servers_copy_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match=r"downlink EF21P needs clients that remember .* use Plain"):
+    with pytest.raises(ConfigError, match=r"downlink EF21P needs nodes that hold a public model.* use Plain"):
         deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "downlink": "EF21P"})
 
 
