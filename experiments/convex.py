@@ -30,7 +30,7 @@ def starting_at(problem: Problem, x: np.ndarray) -> Problem:
     return replace(problem, module=module)
 
 
-def experiment(problem: Problem, algorithm: Any, rounds: int, name: str, points: int = 150) -> Experiment:
+def experiment(problem: Problem, algorithm: Any, rounds: int, name: str) -> Experiment:
     """One algorithm on a problem: float64, everybody in every round, gradients of whole shards."""
     return Experiment(
         algorithm,
@@ -39,7 +39,7 @@ def experiment(problem: Problem, algorithm: Any, rounds: int, name: str, points:
         local=LocalWork(batch_size=0, steps=1),
         sampling=FixedSize(1.0),
         rounds=rounds,
-        evaluation=Evaluation(every=max(1, rounds // points)),
+        evaluation=Evaluation(every=min(20, max(1, rounds // 150))),
         backend="blocks",
         block_size=problem.n,
         device="cpu",
