@@ -20,7 +20,7 @@ from fedsim import seeds
 from fedsim.allocator import keep_freed_memory
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.gossip import Topology, check, check_fixed, contraction_bound, mixing_matrix, restrict
-from fedsim.memory import Device, Memory
+from fedsim.memory import Memory, OnDevice
 from fedsim.messages import Messages
 from fedsim.model import Model
 from fedsim.tree import Far, tree_map, unpacked, zeros_like
@@ -75,7 +75,7 @@ class Federation:
     cohort_size: float = 0.0
     decay: Callable[[int], float] = lambda round: 1.0
     topology: Topology | None = None
-    memory: Memory = field(default_factory=Device)
+    memory: Memory = field(default_factory=OnDevice)
     ledger: Ledger = field(init=False)
     p: np.ndarray = field(init=False)
     delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once

@@ -256,12 +256,15 @@ class _Seed:
         self.bar.update(round, values.get("accuracy"), values["loss"], sum(row.value for row in costs[:2]) / 1e6)
 
     def _backend(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
-        """Set the federation's backend: as a checkpoint says, as asked for, or as measured."""
+        """Set the federation's backend: that of the host, or one of this process."""
+        chosen = self.host.connect(self.experiment, self.prepared, self.directory, chosen) or self._here(chosen)
+        self.directory.update_manifest(backend={**self.directory.manifest["backend"], str(self.seed): chosen})
+        return chosen
+
+    def _here(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
+        """Set a backend of this process: as a checkpoint says, as asked for, or as measured."""
         fed, experiment = self.federation, self.experiment
-        elsewhere = self.host.connect(experiment, self.prepared, self.directory, chosen)
-        if elsewhere is not None:
-            chosen = elsewhere
-        elif chosen is None:
+        if chosen is None:
             ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
             if experiment.backend == "loop":
                 chosen = {"backend": "loop", "reason": "asked for"}
@@ -269,15 +272,13 @@ class _Seed:
                 chosen = {"backend": "blocks", "block_size": experiment.block_size, "reason": "asked for"}
             else:
                 chosen = choose(fed, experiment.method, ids, blocks_only=experiment.backend == "blocks")
-        if elsewhere is None and chosen["backend"] == "flower":
+        if chosen["backend"] == "flower":
             raise RunError(
                 f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"
                 f" deploy --resume {self.directory.path}"
             )
-        if elsewhere is None:
-            size = chosen.get("block_size", 0)             # 0: one after the other
-            fed.backend = Blocks(size) if size else Loop()
-        self.directory.update_manifest(backend={**self.directory.manifest["backend"], str(self.seed): chosen})
+        size = chosen.get("block_size", 0)                 # 0: one after the other
+        fed.backend = Blocks(size) if size else Loop()
         return chosen
 
     def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:

@@ -1,4 +1,4 @@
-"""Where the clients of a run are: in this process. ``fedsim.backends.flower`` has a host for clients elsewhere."""
+"""Where the clients of a run are: in this process. ``fedsim.backends.ray`` and ``flower`` have hosts of their own."""
 
 from __future__ import annotations
 
@@ -24,10 +24,6 @@ def note(text: str) -> None:
 class Host:
     """What the controller leaves to the place where clients are. A context manager, left when the run ends."""
 
-    def prepare(self, experiment: Experiment, seed: int) -> Prepared:
-        """The federation of one seed."""
-        return prepare(experiment, seed)
-
     def __init__(self) -> None:
         self.say: Callable[[str], None] = note
 
@@ -36,6 +32,10 @@ class Host:
 
     def __exit__(self, *_: object) -> None:
         """Leave nothing behind."""
+
+    def prepare(self, experiment: Experiment, seed: int) -> Prepared:
+        """The federation of one seed."""
+        return prepare(experiment, seed)
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None

@@ -28,7 +28,7 @@ class Memory(Protocol):
         """The value, or a handle that fetches it."""
 
 
-class Device:
+class OnDevice:
     """Leaves rows where they were computed: the fastest, as long as all of them fit."""
 
     def put(self, value: Tensor) -> Tensor | Far:
@@ -45,7 +45,7 @@ class _HostRow(Far):
         return self._value.to(self.device)
 
 
-class Host:
+class OnHost:
     """Moves rows from a GPU to the host's memory."""
 
     def put(self, value: Tensor) -> Tensor | Far:
@@ -54,7 +54,7 @@ class Host:
 
 
 class _DiskRow(Far):
-    def __init__(self, disk: Disk, value: Tensor) -> None:
+    def __init__(self, disk: OnDisk, value: Tensor) -> None:
         self.shape, self.dtype, self.device = value.shape, value.dtype, value.device
         self._disk, self._at = disk, disk.write(value)
 
@@ -66,7 +66,7 @@ class _DiskRow(Far):
             self._disk.release(self._at, self.shape.numel() * self.dtype.itemsize)
 
 
-class Disk:
+class OnDisk:
     """Moves rows to a temporary file that has no name, so that nothing is left of it however the process ends.
 
     The system keeps recently used parts of it in memory that is free anyway. Room of rows that nobody refers to any
@@ -120,5 +120,5 @@ class Disk:
         self._free[size].append(at)
 
 
-MEMORIES: dict[str, Callable[[], Memory]] = {"device": Device, "host": Host, "disk": Disk}
+MEMORIES: dict[str, Callable[[], Memory]] = {"device": OnDevice, "host": OnHost, "disk": OnDisk}
 """By the names under which an experiment asks for them."""

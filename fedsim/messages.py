@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.errors import ConfigError
 from fedsim.gossip import mix_rows, spread
 from fedsim.reduction import Subtree, combine, join, partial_sums, weighted_partial_sums, weighted_sum
-from fedsim.tree import Packed, leaves, tree_map, unpacked
+from fedsim.tree import Packed, leaves, rebuilt, tree_map, unpacked
 from fedsim.wire import nbytes, paper_bits
 
 M_co = TypeVar("M_co", covariant=True)
@@ -89,8 +89,8 @@ class Stacked:
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """See ``Messages``."""
-        mixed = unpacked(self.tree)
         refuse_packed(self.tree, steps)
+        mixed = unpacked(self.tree)
         order = None if self.order is None else torch.from_numpy(self.order)
         before = spread(leaves(mixed)[0], order) if measure else 0.0
         for _ in range(steps):
@@ -115,8 +115,7 @@ def _mean(tree: Any, w: Tensor, order: Tensor | None) -> Any:
         return weighted_sum(tree, w, order)
     if isinstance(tree, Packed):
         return _mean_unpacked(tree, w, order)
-    means = [_mean(branch, w, order) for branch in tree]
-    return type(tree)(*means) if hasattr(tree, "_fields") else tuple(means)
+    return rebuilt(tree, [_mean(branch, w, order) for branch in tree])
 
 
 def _mean_unpacked(packed: Packed, w: Tensor, order: Tensor | None) -> Tensor:
@@ -143,8 +142,7 @@ def partial_means(tree: Any, w: Tensor, start: int) -> Any:
         return weighted_partial_sums(tree, w, start)
     if isinstance(tree, Packed):
         return _unpacked_sums(tree, w, None, start)
-    parts = [partial_means(branch, w, start) for branch in tree]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return rebuilt(tree, [partial_means(branch, w, start) for branch in tree])
 
 
 def mean_of_parts(parts: Sequence[Any], c: int) -> Any:
@@ -152,5 +150,4 @@ def mean_of_parts(parts: Sequence[Any], c: int) -> Any:
     first = parts[0]
     if isinstance(first, dict):
         return combine({key: total for sums in parts for key, total in sums.items()}, c)
-    means = [mean_of_parts(branches, c) for branches in zip(*parts, strict=True)]
-    return type(first)(*means) if hasattr(first, "_fields") else tuple(means)
+    return rebuilt(first, [mean_of_parts(branches, c) for branches in zip(*parts, strict=True)])

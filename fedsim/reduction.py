@@ -8,10 +8,9 @@ hands over about 2 log2(c) vectors. Pairwise sums are also more accurate than su
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 CHUNK_BYTES = 2**20
@@ -40,17 +39,20 @@ def weighted_sum(rows: Tensor, w: Tensor, order: Tensor | None = None) -> Tensor
         order: ``[c]`` which row stands at each position.
     """
     rows = rows if rows.is_floating_point() else rows.double()
-    w = w.to(rows.dtype)
-    flat = rows.reshape(len(rows), -1)
-    if order is not None:
-        w = w[order]
-    out = torch.empty_like(flat[0])
+    out = rows.new_empty(rows[0].numel())
+    for columns, weighted in _weighted(rows, w, order):
+        out[columns] = tree_sum(weighted)
+    return out.view(rows.shape[1:])
+
+
+def _weighted(rows: Tensor, w: Tensor, order: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Some columns of ``w_i rows_i`` at a time, in memory of their own, in the order of the positions."""
+    flat, w = rows.reshape(len(rows), -1), w.to(rows.dtype).unsqueeze(1)
+    w = w if order is None else w[order]
     width = max(16, CHUNK_BYTES // (len(rows) * rows.element_size()))
     for start in range(0, flat.shape[1], width):
-        columns = flat[:, start : start + width]
-        columns = columns if order is None else columns[order]
-        out[start : start + width] = tree_sum(columns * w.unsqueeze(1))
-    return out.view(rows.shape[1:])
+        columns = slice(start, start + width)
+        yield columns, (flat[:, columns] if order is None else flat[:, columns][order]) * w
 
 
 def partial_sums(rows: Tensor, start: int) -> dict[Subtree, Tensor]:
@@ -72,13 +74,10 @@ def partial_sums(rows: Tensor, start: int) -> dict[Subtree, Tensor]:
 def weighted_partial_sums(rows: Tensor, w: Tensor, start: int) -> dict[Subtree, Tensor]:
     """``partial_sums`` of ``w_i rows_i``, of rows ``[b, ...]`` that stay as they are; see ``weighted_sum``."""
     rows = rows if rows.is_floating_point() else rows.double()
-    w = w.to(rows.dtype).unsqueeze(1)
-    flat = rows.reshape(len(rows), -1)
-    width = max(16, CHUNK_BYTES // (len(rows) * rows.element_size()))
     sums: dict[Subtree, Tensor] = {}
-    for at in range(0, flat.shape[1], width):
-        for key, part in partial_sums(flat[:, at : at + width] * w, start).items():
-            sums.setdefault(key, torch.empty_like(flat[0]))[at : at + width] = part
+    for columns, weighted in _weighted(rows, w, None):
+        for key, part in partial_sums(weighted, start).items():
+            sums.setdefault(key, rows.new_empty(rows[0].numel()))[columns] = part
     return {key: total.view(rows.shape[1:]) for key, total in sums.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,11 @@ class Packed:
 
     def __init__(self, by: Compressor, parts: tuple[Tensor, ...], d: int) -> None:
         self.by, self.parts, self.d = by, parts, d
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the vector; float32 where the message holds no number of its type."""
+        return next((part.dtype for part in self.parts if part.is_floating_point()), torch.float32)
 
     def unpack(self) -> Tensor:
         """The vector that a receiver reads, ``[d]``, or ``[c, d]`` of a stack."""
@@ -67,7 +72,11 @@ def build(like: Any, tensors: Iterator[Any]) -> Any:
         return next(tensors)
     if isinstance(like, Packed):
         return Packed(like.by, tuple(next(tensors) for _ in like.parts), like.d)
-    branches = [build(branch, tensors) for branch in like]
+    return rebuilt(like, [build(branch, tensors) for branch in like])
+
+
+def rebuilt(like: Any, branches: Sequence[Any]) -> Any:
+    """A tuple of ``branches``, or a NamedTuple as ``like`` is one."""
     return type(like)(*branches) if hasattr(like, "_fields") else tuple(branches)
 
 
@@ -82,8 +91,7 @@ def unpacked(tree: Any) -> Any:
     if isinstance(tree, Packed):
         return tree.unpack()
     if isinstance(tree, tuple):
-        branches = [unpacked(branch) for branch in tree]
-        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+        return rebuilt(tree, [unpacked(branch) for branch in tree])
     return tree
 
 

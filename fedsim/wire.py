@@ -75,8 +75,7 @@ def encode(tree: Any, compressors: Sequence[Compressor] = ()) -> bytes:
 def _write(tree: Any, compressors: Sequence[Compressor], parts: list[bytes]) -> None:
     if isinstance(tree, Packed):
         data = tree.by.encode(tree.parts, tree.d)
-        dtype = next((part.dtype for part in tree.parts if part.is_floating_point()), torch.float32)
-        header = _PACKED_HEADER.pack(_DTYPES[dtype], compressors.index(tree.by), tree.d, len(data))
+        header = _PACKED_HEADER.pack(_DTYPES[tree.dtype], compressors.index(tree.by), tree.d, len(data))
         parts += [bytes([PACKED]), header, data]
     elif isinstance(tree, tuple):
         if len(tree) > 255:

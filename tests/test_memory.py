@@ -14,7 +14,7 @@ from algorithms import DFedSAM, FedSpeed, Scaffold
 from fedsim import Experiment, FixedSize, run
 from fedsim.checkpoint import load_latest
 from fedsim.errors import ConfigError, RunError
-from fedsim.memory import Disk, Host
+from fedsim.memory import OnDisk, OnHost
 from fedsim.partition import IidPartitioner
 from fedsim.tree import Far
 from fedsim.types import Kept
@@ -26,13 +26,13 @@ from topologies import Ring, Static
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4)])
 def test_a_row_comes_back_as_it_was(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     value = (torch.arange(12, dtype=torch.float64)[: torch.Size(shape).numel()].reshape(shape) - 3).to(dtype)
-    row = Disk().put(value)
+    row = OnDisk().put(value)
     assert isinstance(row, Far) and (row.shape, row.dtype) == (value.shape, dtype)
     assert torch.equal(row.fetch(), value) and row.fetch().dtype == dtype
 
 
 def test_rows_that_are_out_of_use_make_room() -> None:
-    disk, size = Disk(), 8 * 1000
+    disk, size = OnDisk(), 8 * 1000
     rows = [disk.put(torch.full((1000,), float(i), dtype=torch.float64)) for i in range(5)]
     for i in range(100):
         rows[i % 5] = disk.put(torch.full((1000,), float(i), dtype=torch.float64))
@@ -42,11 +42,11 @@ def test_rows_that_are_out_of_use_make_room() -> None:
 
 
 def test_nothing_is_moved_twice_and_the_host_keeps_what_it_has() -> None:
-    disk = Disk()
+    disk = OnDisk()
     row = disk.put(torch.ones(3))
     assert disk.put(row) is row  # type: ignore[arg-type]
     x = torch.ones(3)
-    assert Host().put(x) is x
+    assert OnHost().put(x) is x
 
 
 def test_a_full_disk_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,12 +55,12 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(RunError, match=r"cannot write 12 bytes .*No space left.*TMPDIR"):
-        Disk().put(torch.ones(3))
+        OnDisk().put(torch.ones(3))
 
 
 def test_a_federation_puts_memories_away() -> None:
     fed = federation()
-    fed.memory = Disk()
+    fed.memory = OnDisk()
     clients = fed.cohort(1)
     kept = clients.keep(torch.zeros(D, dtype=X.dtype))
     for _ in range(3):
@@ -101,6 +101,6 @@ def test_ray_has_a_place_of_its_own() -> None:
 
 
 def test_a_row_is_read_only_where_it_is_asked_for() -> None:
-    disk = Disk()
+    disk = OnDisk()
     kept = Kept(2, torch.zeros(3), {0: disk.put(torch.ones(3))}) | Kept(2, torch.zeros(3), {})
     assert isinstance(kept.rows[0], Far) and torch.equal(kept[0], torch.ones(3))

@@ -29,8 +29,7 @@ UPLOAD, KEEPS = ", compressed", " with memory"
 def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
     """The form of a tree, whose tensors may be elsewhere."""
     if isinstance(tree, Packed):
-        dtype = next((part.dtype for part in tree.parts if part.is_floating_point()), torch.float32)
-        return ["packed", compressors.index(tree.by), _name(dtype), tree.d]
+        return ["packed", compressors.index(tree.by), _name(tree.dtype), tree.d]
     if isinstance(tree, tuple):
         return ["tuple", *(form_of(branch, compressors) for branch in tree)]
     return [_name(tree.dtype), list(tree.shape)]

@@ -29,7 +29,7 @@ from fedsim.evaluate import OwnScores
 from fedsim.experiment import Experiment
 from fedsim.feedback import EF21P
 from fedsim.host import Host
-from fedsim.memory import Device
+from fedsim.memory import OnDevice
 from fedsim.record import RunDirectory
 from fedsim.rows import RowWriter
 from fedsim.setup import Prepared
@@ -101,7 +101,7 @@ class FlowerHost(Host):
         """See ``Host``; initialisation needs everybody, and a template nobody."""
         if template:
             backend, memory = federation.backend, federation.memory
-            federation.backend, federation.memory = Dry(self.backend.sample), Device()
+            federation.backend, federation.memory = Dry(self.backend.sample), OnDevice()
             try:
                 return algorithm.init(x, federation.cohort(0))
             finally:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fedsim import wire
 from fedsim.backends.flower.memories import Handle
-from fedsim.errors import ConfigError
-from fedsim.messages import Stacked
-from fedsim.tree import Packed, leaves, tree_map, unpacked
+from fedsim.messages import Stacked, refuse_packed
+from fedsim.tree import leaves, tree_map, unpacked
 
 if TYPE_CHECKING:
     from fedsim.backends.flower.backend import FlowerBackend
@@ -76,8 +75,7 @@ class Relayed:
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """See ``Messages``: every client gets its neighbours' messages, and keeps the weighted sum."""
-        if steps > 1 and any(_has_packed(done.tree) for done in self._done):
-            raise ConfigError(f"{steps} gossip steps of a compressed message: only the first is compressed; use 1")
+        refuse_packed(self._done[0].tree, steps)           # all have its form
         contraction = Stacked(leaves(self._dense())[0]).mix(w, steps, True)[1] if measure else None   # in passing
         now = self._done
         for step in range(1, steps + 1):
@@ -86,10 +84,6 @@ class Relayed:
 
     def _dense(self) -> Any:
         return tree_map(lambda *rows: torch.stack(rows), *(unpacked(done.tree) for done in self._done))
-
-
-def _has_packed(tree: Any) -> bool:
-    return isinstance(tree, Packed) or (isinstance(tree, tuple) and any(map(_has_packed, tree)))
 
 
 def neighbours(w: csr_array, i: int) -> tuple[list[int], list[float], int]:

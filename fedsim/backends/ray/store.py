@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.errors import StateLostError
 from fedsim.reduction import Subtree
-from fedsim.tree import Far, build, leaves
+from fedsim.tree import Far, build, leaves, rebuilt
 
 
 def to_array(t: Tensor) -> np.ndarray:
@@ -117,8 +117,7 @@ def sums_on_host(parts: Any) -> Any:
     if isinstance(parts, dict):
         dtype = next(iter(parts.values())).dtype
         return Sums(dtype, {key: to_array(total) for key, total in parts.items()})
-    branches = [sums_on_host(branch) for branch in parts]
-    return type(parts)(*branches) if hasattr(parts, "_fields") else tuple(branches)
+    return rebuilt(parts, [sums_on_host(branch) for branch in parts])
 
 
 def sums_of(parts: Any, device: torch.device) -> Any:
@@ -126,5 +125,4 @@ def sums_of(parts: Any, device: torch.device) -> Any:
     if isinstance(parts, Sums):
         here = to_tensor if device.type != "cpu" or parts.dtype == torch.bfloat16 else lambda value, *_: shared(value)
         return {key: here(value, parts.dtype, device) for key, value in parts.values.items()}
-    branches = [sums_of(branch, device) for branch in parts]
-    return type(parts)(*branches) if hasattr(parts, "_fields") else tuple(branches)
+    return rebuilt(parts, [sums_of(branch, device) for branch in parts])
