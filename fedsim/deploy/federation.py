@@ -25,7 +25,7 @@ from fedsim.backends.flower.settings import NodeSettings
 from fedsim.deploy import ports
 from fedsim.deploy.certificates import Credentials, make
 from fedsim.deploy.install import command, environment
-from fedsim.deploy.processes import Process, stop_all
+from fedsim.deploy.processes import Process, end_leftovers, stop_all
 from fedsim.errors import DeployError
 
 HOST = "127.0.0.1"
@@ -33,7 +33,7 @@ START_SECONDS = 120.0
 COMMAND_SECONDS = 120.0
 CONNECTION = "fedsim"
 """What Flower's commands call the SuperLink."""
-_THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.4"}
+_THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 """One thread a process by default: all nodes share this machine."""
 
 
@@ -63,6 +63,7 @@ class Federation:
 
     def __enter__(self) -> Self:
         self.port = ports.check(self.port)
+        end_leftovers(self.folder)
         try:
             self._prepare()
             self.superlink.start()

@@ -16,6 +16,8 @@ from fedsim.errors import DeployError
 END_SECONDS = 8.0
 """How long a process may take to end politely."""
 TAIL_LINES = 15
+MARK = "FEDSIM_PROCESS"
+"""The variable of the environment that holds a process's mark."""
 LAUNCH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: SIGTERM when the parent dies, even by SIGKILL
@@ -27,7 +29,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class Process:
-    """A process in a group of its own, with its output in a file. It is told to end when this one dies.
+    """A process with its output in a file. It is told to end when this one dies.
+
+    All that it starts inherits a mark in the environment, by which it is found when it is time to end: Flower's
+    processes start others in sessions of their own, which outlive the one that started them.
 
     Args:
         name: for messages.
@@ -40,12 +45,18 @@ class Process:
         self.name, self.command, self.environment, self.log = name, list(command), dict(environment), log
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def mark(self) -> str:
+        """What its environment says of it: who started it, and where its log is."""
+        return f"{os.getpid()} {self.log.absolute()}"
+
     def start(self) -> None:
         """Start it; its output is added to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *self.command], env=self.environment,
+                [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *self.command],
+                env={**self.environment, MARK: self.mark},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.log.parent,
                 start_new_session=True,
             )  # fmt: skip
@@ -85,9 +96,13 @@ class Process:
             return ""
         return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
+    def living(self) -> list[int]:
+        """It and all that it started, as far as they live."""
+        return living(self.mark)
+
     def kill(self) -> None:
         """End it at once, and all that it started."""
-        self._signal(signal.SIGKILL)
+        end(self.mark)
         if self._process is not None:
             self._process.wait()
 
@@ -102,16 +117,11 @@ class Process:
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)
-            end = time.monotonic() + END_SECONDS
-            while group(self.pid) and time.monotonic() < end:     # its children notice that it is gone
-                self._signal(signal.SIGTERM)
+            latest = time.monotonic() + END_SECONDS
+            while (left := self.living()) and time.monotonic() < latest:   # its children notice that it is gone
+                _signal(left, signal.SIGTERM)
                 time.sleep(0.1)
             self.kill()
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, number)
 
 
 def stop_all(processes: Sequence[Process]) -> None:
@@ -122,12 +132,46 @@ def stop_all(processes: Sequence[Process]) -> None:
         process.stop()
 
 
-def group(leader: int) -> list[int]:
-    """Processes of a group that live, zombies not among them."""
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == leader and state not in "ZX":
-                members.append(int(stat.parent.name))
-    return members
+def marked() -> dict[int, str]:
+    """All living processes here that a ``Process`` started, directly or not, with their marks; no zombies."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):                 # gone, or another user's; a zombie has no environment
+            for entry in (folder / "environ").read_bytes().split(b"\0"):
+                name, _, value = entry.partition(b"=")
+                if name == MARK.encode():
+                    found[int(folder.name)] = os.fsdecode(value)
+    return found
+
+
+def living(mark: str) -> list[int]:
+    """The living processes with a mark."""
+    return [process for process, found in marked().items() if found == mark]
+
+
+def end(mark: str) -> None:
+    """Kill the processes with a mark, until none is left: those that are found may have started others meanwhile."""
+    while left := living(mark):
+        _signal(left, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def end_leftovers(folder: Path) -> None:
+    """End what is left of processes with logs in ``folder`` whose starter was killed.
+
+    Raises:
+        DeployError: the starter lives.
+    """
+    for mark in set(marked().values()):
+        starter, _, log = mark.partition(" ")
+        if not Path(log).is_relative_to(folder):
+            continue
+        if int(starter) != os.getpid() and Path(f"/proc/{starter}").exists():
+            raise DeployError(f"the federation in {folder} is in use by process {starter}; wait for it, or stop it")
+        end(mark)
+
+
+def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)

@@ -79,11 +79,9 @@ def settings(folder: Path) -> list[NodeSettings]:
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[Federation]:
     federation = Federation(folder / "processes", settings(folder), port=0)
-    groups = []
     with federation:
-        groups = [process.pid for process in (federation.superlink, *federation.supernodes)]
         yield federation
-    assert not any(processes.group(leader) for leader in groups), "processes are left"
+    assert not [mark for mark in processes.marked().values() if str(folder) in mark], "processes are left"
 
 
 def start(federation: Federation, folder: Path, name: str, **config: Any) -> str:
@@ -129,6 +127,7 @@ def test_parity_over_tls_with_keys(running: Federation, folder: Path) -> None:
     intruder.command[key] = str(strangers.node(2))
     doubter = running.supernode(NodeSettings(1, folder / "doubter"), free(1)[0])
     doubter.command[doubter.command.index("--root-certificates") + 1] = str(strangers.ca)
+    intruder.log, doubter.log = folder / "intruder.log", folder / "doubter.log"
     intruder.start(), doubter.start()
     try:
         runs = {name: start(running, folder, name) for name in ALGORITHMS}

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from fedsim.deploy import ports
-from fedsim.deploy.processes import Process, group, stop_all
+from fedsim.deploy.processes import Process, end_leftovers, living, stop_all
 from fedsim.errors import DeployError
 
 FAMILY = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-S", "-c", "import time; print('child', flush=True); time.sleep(60)"])
+code = "import time; print('child', flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
 print("parent", flush=True)
 time.sleep(60)
 """
@@ -47,9 +48,9 @@ def test_children_end_with_their_parent(tmp_path: Path, end: Callable[[Process],
     process = python(tmp_path, FAMILY)
     process.start()
     process.wait_until(lambda: "child" in process.tail(), 30, "running")
-    assert len(group(process.pid)) == 2
+    assert len(process.living()) == 2
     end(process)
-    eventually(lambda: not group(process.pid))
+    assert not process.living()
     assert process.code is not None
 
 
@@ -62,25 +63,44 @@ def test_who_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.Monke
     assert process.code == -signal.SIGKILL
 
 
+def test_children_outlive_a_killed_parent_but_not_its_end(tmp_path: Path) -> None:
+    process = python(tmp_path, FAMILY)
+    process.start()
+    process.wait_until(lambda: "child" in process.tail(), 30, "running")
+    os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: process.code is not None)
+    (child,) = process.living()
+    assert child != process.pid
+    process.stop()
+    assert not process.living()
+
+
 def test_processes_end_when_their_starter_is_killed(tmp_path: Path) -> None:
-    """SIGKILL leaves it no time to say so; the system does."""
+    """SIGKILL leaves it no time to say so; the system does. What outlives even that is ended by the next start."""
     code = f"""
 import os, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from fedsim.deploy.processes import Process
-process = Process("it", [sys.executable, "-S", "-c", "import time; time.sleep(60)"], dict(os.environ), Path("it.log"))
+process = Process("it", [sys.executable, "-S", "-c", {FAMILY!r}], dict(os.environ), Path("it.log"))
 process.start()
+process.wait_until(lambda: "child" in process.tail(), 30, "running")
 print(process.pid, flush=True)
 time.sleep(60)
 """
     starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert starter.stdout is not None
-    leader = int(starter.stdout.readline())
-    assert group(leader)
+    leader, mark = int(starter.stdout.readline()), f"{starter.pid} {tmp_path / 'it.log'}"
+
+    assert len(living(mark)) == 2
+    with pytest.raises(DeployError, match=rf"in use by process {starter.pid}; wait for it, or stop it"):
+        end_leftovers(tmp_path)
     starter.kill()
     starter.communicate()
-    eventually(lambda: not group(leader))
+    eventually(lambda: leader not in living(mark))
+    assert len(living(mark)) == 1
+    end_leftovers(tmp_path)
+    assert not living(mark)
 
 
 def test_an_early_end_is_told_with_the_log(tmp_path: Path) -> None:

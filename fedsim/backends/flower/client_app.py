@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsim.backends.flower.node import answer
+from fedsim.backends.flower import worker
 from fedsim.backends.flower.protocol import VERBS, Call, RefusedError, experiment_of, from_records, to_records
 from fedsim.backends.flower.settings import NodeSettings
 from fedsim.errors import FedsimError
@@ -32,10 +33,21 @@ def reply(message: Message, context: Context) -> Message:
         kind = message.metadata.message_type.partition(".")[0]
         if VERBS.get(call.verb) != kind:
             raise RefusedError(f"a message of type {kind!r} that asks {call.verb!r:.40}")
-        made = answer(call, experiment_of(message.content), NodeSettings.of(context.node_config, default_store()))
+        experiment, settings = experiment_of(message.content), NodeSettings.of(context.node_config, default_store())
+        if answers_once():
+            made = worker.ask(call, experiment, settings, message.metadata.run_id)
+        else:
+            from fedsim.backends.flower.node import answer  # imports PyTorch
+
+            made = answer(call, experiment, settings)
     except FedsimError as refused:
         made = Call("refused", {"error": str(refused)})
     return Message(to_records(made), reply_to=message)
+
+
+def answers_once() -> bool:
+    """Whether this process ends after one message: a SuperNode's do, those of Flower's simulation stay."""
+    return Path(sys.argv[0]).name == "flwr-clientapp"
 
 
 def default_store() -> Path:

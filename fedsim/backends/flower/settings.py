@@ -32,21 +32,30 @@ class NodeSettings:
     allow: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], store: Path) -> NodeSettings:
-        """The settings in Flower's node config; ``store`` where that says none."""
+    def of(cls, config: Mapping[str, Any], store: Path | None = None) -> NodeSettings:
+        """The settings in Flower's node config; ``store`` where that says none.
+
+        Raises:
+            DeployError: they lack something, or name what is not known.
+        """
         client = config.get("partition-id")
         if not isinstance(client, int) or isinstance(client, bool) or client < 0:
             raise DeployError(f"partition-id is {client!r}; start the node with --node-config 'partition-id=0 ...'")
         if unknown := sorted(set(config) - set(KNOWN)):
             raise DeployError(f"unknown node config {', '.join(unknown)}; known are {', '.join(KNOWN)}")
         paths = {key: Path(str(config[key])).expanduser() for key in ("store", "data", "data-dir") if key in config}
+        if (kept := paths.get("store", store)) is None:
+            raise DeployError("the node config lacks a store; expected store=\"/folder/for/memories\"")
         allow = tuple(name.strip() for name in str(config.get("allow", "")).split(",") if name.strip())
-        return cls(client, paths.get("store", store), paths.get("data"), paths.get("data-dir"), allow)
+        return cls(client, kept, paths.get("data"), paths.get("data-dir"), allow)
+
+    def config(self) -> dict[str, int | str]:
+        """The settings as Flower's node config."""
+        paths = {"store": self.store, "data": self.data, "data-dir": self.data_dir}
+        config: dict[str, int | str] = {"partition-id": self.client}
+        config |= {key: str(path) for key, path in paths.items() if path is not None}
+        return config | ({"allow": ",".join(self.allow)} if self.allow else {})
 
     def text(self) -> str:
-        """The settings as Flower's node config has them."""
-        words = [f"partition-id={self.client}", f'store="{self.store}"']
-        words += [f'data="{self.data}"'] if self.data is not None else []
-        words += [f'data-dir="{self.data_dir}"'] if self.data_dir is not None else []
-        words += [f'allow="{",".join(self.allow)}"'] if self.allow else []
-        return " ".join(words)
+        """The settings as one types them after ``--node-config``."""
+        return " ".join(f'{key}="{v}"' if isinstance(v, str) else f"{key}={v}" for key, v in self.config().items())

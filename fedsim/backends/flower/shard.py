@@ -144,6 +144,7 @@ def _experiment(text: str) -> tuple[Experiment, Data]:
     return experiment, replace(experiment.data, download=False)
 
 
+@lru_cache(maxsize=1)
 def _of_own(text: str, seed: int, common: Common, settings: NodeSettings) -> _Found:
     """All training samples in the node's own folder; its test samples are what a holdout is evaluated on."""
     experiment, data = _experiment(text)
