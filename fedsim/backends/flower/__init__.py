@@ -7,5 +7,6 @@
     policy.py       what happens when a node does not answer
     store.py        a node's memory on its own disk, in versions
     node.py         a node's half: answer calls with its own data
+    worker.py       the process in which a node stays ready between messages
     client_app.py   the ClientApp
 """

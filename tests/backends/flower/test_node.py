@@ -39,8 +39,8 @@ ZEROS = {"zeros": ["float32", [D]]}
 FORM = ["tuple", ["float32", [D]], ["float32", [D]]]
 
 
-def ask(folder: Path, values: dict[str, Any] | None = None, text: str = TEXT, **settings: Any) -> Call:
-    """The answer of client 1 to a call of Scaffold's client function, with changed values."""
+def question(values: dict[str, Any] | None = None) -> Call:
+    """A call of Scaffold's client function to client 1, with changed values."""
     down = wire.encode((torch.zeros(D), torch.zeros(D)))
     usual = {
         "client": 1, "run": RUN, "seed": 0, "common": COMMON, "round": 1, "alive": [], "write": "1.1",
@@ -48,7 +48,12 @@ def ask(folder: Path, values: dict[str, Any] | None = None, text: str = TEXT, **
     }  # fmt: skip
     values = {**usual, **(values or {})}
     data = values.pop("data", {"down": down})
-    return answer(Call(values.pop("verb", "each"), values, data), text, NodeSettings(1, folder, **settings))
+    return Call(values.pop("verb", "each"), values, data)
+
+
+def ask(folder: Path, values: dict[str, Any] | None = None, text: str = TEXT, **settings: Any) -> Call:
+    """The answer of client 1."""
+    return answer(question(values), text, NodeSettings(1, folder, **settings))
 
 
 def refusal(call: Call) -> str:

@@ -1,0 +1,130 @@
+"""The lasting worker: the same answers as without it, from one process for a run, which comes back and goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedsim import wire
+from fedsim.backends.flower import worker
+from fedsim.backends.flower.client_app import answers_once
+from fedsim.backends.flower.node import answer
+from fedsim.backends.flower.settings import NodeSettings
+from tests.backends.flower.test_node import TEXT, question
+
+# A worker outlives the process that starts it, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+class Fails(torch.nn.Module):
+    """Raises what is no refusal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(64, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("on purpose")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeSettings]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    yield NodeSettings(1, tmp_path / "memory", allow=(__name__,))
+    for process in workers(tmp_path):
+        os.kill(process, signal.SIGKILL)
+
+
+def workers(folder: Path) -> list[int]:
+    """Living workers whose sockets are in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"fedsim.backends.flower.worker" in words and str(folder).encode() in b" ".join(words):
+            found.append(int(process.name))
+    return found
+
+
+def test_it_answers_as_the_node_does_and_stays(settings: NodeSettings, tmp_path: Path) -> None:
+    expected = answer(question(), TEXT, NodeSettings(1, tmp_path / "other"))
+    made = worker.ask(question(), TEXT, settings, 7)
+    assert made.data == expected.data and made.values["memory"] == expected.values["memory"]
+    (first,) = workers(tmp_path)
+    again = worker.ask(question({"write": "1.2", "memory": {"version": "1.1.0"}}), TEXT, settings, 7)
+    assert again.verb == "each" and workers(tmp_path) == [first]
+    assert again.values["seconds"]["load"] < made.values["seconds"]["load"] / 5      # the data is there
+    refused = worker.ask(question({"client": 2}), TEXT, settings, 7)
+    assert refused.verb == "refused" and "came to client 1" in refused.values["error"]
+    worker.ask(question({"write": "1.3"}), TEXT, settings, 8)
+    assert len(workers(tmp_path)) == 2                     # another run has its own
+
+
+def test_another_is_started_for_one_that_was_killed(settings: NodeSettings, tmp_path: Path) -> None:
+    worker.ask(question(), TEXT, settings, 7)
+    (first,) = workers(tmp_path)
+    os.kill(first, signal.SIGKILL)
+    while first in workers(tmp_path):
+        time.sleep(0.02)
+    assert worker.ask(question({"write": "1.2"}), TEXT, settings, 7).verb == "each"
+    (second,) = workers(tmp_path)
+    assert second != first
+
+
+def test_one_that_is_killed_while_it_works_is_an_error(settings: NodeSettings, tmp_path: Path) -> None:
+    worker.ask(question(), TEXT, settings, 7)
+    (first,) = workers(tmp_path)
+    os.kill(first, signal.SIGSTOP)
+    killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {first}"])
+    with pytest.raises(worker.WorkerError, match="was killed while it worked"):
+        worker.ask(question({"write": "1.2"}), TEXT, settings, 7)
+    killer.wait()
+
+
+def test_what_it_raises_is_raised(settings: NodeSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = {**json.loads(TEXT), "model": f"{__name__}.Fails"}
+    call = question()
+    values = {**call.values, "common": {**call.values["common"], "d": 640}, "form": None, "memory": None}
+    call = type(call)("score", values, {"x": wire.encode(torch.zeros(640))})
+    with pytest.raises(worker.WorkerError, match="NotImplementedError: on purpose"):
+        worker.ask(call, json.dumps(config), settings, 7)
+    assert "in forward" in capfd.readouterr().err          # the node's log has the traceback
+
+
+def test_it_ends_when_nothing_is_asked_and_with_its_node(settings: NodeSettings, tmp_path: Path) -> None:
+    code = """
+import json, sys
+from pathlib import Path
+from fedsim.backends.flower.settings import NodeSettings
+from fedsim.backends.flower.worker import serve
+serve(Path(sys.argv[1]), NodeSettings.of(json.loads(sys.argv[2])), int(sys.argv[3]), float(sys.argv[4]))
+"""
+    node = subprocess.Popen(["sleep", "60"])
+    words = [sys.executable, "-c", code, str(tmp_path / "s"), json.dumps(settings.config()), str(node.pid)]
+    settings.store.mkdir()
+    idle = subprocess.Popen([*words, "0.2"])
+    assert idle.wait(60) == 0 and not (tmp_path / "s").exists()
+    bereft = subprocess.Popen([*words, "60"])
+    while not (tmp_path / "s").exists():
+        time.sleep(0.05)
+    node.kill()
+    node.wait()
+    assert bereft.wait(10) == 1
+
+
+def test_only_processes_that_answer_one_message_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not answers_once()
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/flwr-clientapp", "--token", "x"])
+    assert answers_once()
