@@ -14,59 +14,38 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 import algorithms
 from benchmarks.plain import fedavg_round
+from benchmarks.work import CIFAR, Work
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
-from fedsim.clients import Backend, Federation
-from fedsim.model import Model
-from fedsim.models import MLP, Architecture, CifarLeNet, LeNet5, Logistic, McMahanCNN, ResNet18
-from fedsim.models.losses import cross_entropy
-from fedsim.work import LocalWork, Shards
+from fedsim.clients import Backend
+from fedsim.models import MLP, CifarLeNet, LeNet5, Logistic, McMahanCNN, ResNet18
 
-MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One round's work: a cohort of ``cohort`` clients out of ``clients`` makes one epoch each."""
-
-    model: Architecture
-    shape: tuple[int, ...]
-    clients: int
-    cohort: int
-    samples: int
-    batch_size: int
-    blocks: tuple[int, ...]
-
-
-CASES = {
-    "logistic-1-step": Case(Logistic(), MNIST, 1000, 100, 20, 20, (50, 100)),
-    "logistic-2-steps": Case(Logistic(), MNIST, 1000, 100, 20, 10, (50, 100)),
-    "mlp": Case(MLP(), MNIST, 100, 50, 100, 10, (5, 10)),
-    "lenet5": Case(LeNet5(), MNIST, 100, 10, 100, 10, (1, 10)),
-    "mcmahan-cnn": Case(McMahanCNN(), MNIST, 50, 5, 60, 10, (1,)),
-    "cifar-lenet": Case(CifarLeNet(), CIFAR, 20, 2, 200, 50, (1,)),
-    "resnet18": Case(ResNet18(stem="imagenet"), CIFAR, 10, 1, 150, 50, (1,)),
+CASES: dict[str, tuple[Work, tuple[int, ...]]] = {
+    "logistic-1-step": (Work(Logistic(), 1000, 100, 20, 20), (50, 100)),
+    "logistic-2-steps": (Work(Logistic(), 1000, 100, 20, 10), (50, 100)),
+    "mlp": (Work(MLP(), 100, 50, 100), (5, 10)),
+    "lenet5": (Work(LeNet5(), 100, 10, 100), (1, 10)),
+    "mcmahan-cnn": (Work(McMahanCNN(), 50, 5, 60), (1,)),
+    "cifar-lenet": (Work(CifarLeNet(), 20, 2, 200, 50, CIFAR), (1,)),
+    "resnet18": (Work(ResNet18(stem="imagenet"), 10, 1, 150, 50, CIFAR), (1,)),
 }
+"""A round's work, and the sizes of blocks to try."""
 
 
-def candidates(case: Case, algorithm: Any) -> dict[str, Callable[[], object]]:
+def candidates(work: Work, sizes: tuple[int, ...], algorithm: Any) -> dict[str, Callable[[], object]]:
     """One round of each contender, by name."""
-    torch.manual_seed(0)
-    offsets = np.arange(case.clients + 1) * case.samples
-    x, y = torch.randn(int(offsets[-1]), *case.shape), torch.randint(0, 10, (int(offsets[-1]),))
-    shards, ids = Shards(x, y, offsets), np.arange(case.cohort) * (case.clients // case.cohort)
-    module = case.model.build(case.shape, 10)
+    fed, ids = work.federation(), work.ids
     rho = algorithm.rho if isinstance(algorithm, algorithms.FedSpeed) else None
-    contenders: dict[str, Callable[[], object]] = {"plain": fedavg_round(module, shards, ids, case.batch_size, rho=rho)}
-    fed = Federation(Model(module, cross_entropy), shards, LocalWork(case.batch_size), 0, Loop())
+    contenders: dict[str, Callable[[], object]] = {
+        "plain": fedavg_round(work.module(), work.shards, ids, work.batch_size, rho=rho)
+    }
     state = algorithm.init(fed.model.vector(), fed.cohort(0, ids))
 
     def round(backend: Backend) -> Callable[[], object]:
@@ -77,12 +56,12 @@ def candidates(case: Case, algorithm: Any) -> dict[str, Callable[[], object]]:
         return run
 
     contenders["loop"] = round(Loop())
-    return contenders | {f"blocks {size}": round(Blocks(size)) for size in case.blocks}
+    return contenders | {f"blocks {size}": round(Blocks(size)) for size in sizes}
 
 
-def measure(case: Case, algorithm: Any, threads: list[int], seconds: float) -> dict[str, float]:
+def measure(work: Work, sizes: tuple[int, ...], algorithm: Any, threads: list[int], seconds: float) -> dict[str, float]:
     """Least seconds of a round by contender, over all numbers of threads and about ``seconds`` of turns."""
-    contenders = candidates(case, algorithm)
+    contenders = candidates(work, sizes, algorithm)
     best = dict.fromkeys(contenders, float("inf"))
     end, turns = time.perf_counter() + seconds, 0
     while turns < 3 or time.perf_counter() < end:
@@ -110,9 +89,9 @@ def main() -> None:
         parser.error(f"unknown case or algorithm: {', '.join(unknown) or arguments.algorithm}")
     algorithm = getattr(algorithms, arguments.algorithm)()
     for name in arguments.cases or CASES:
-        best = measure(CASES[name], algorithm, arguments.threads, arguments.seconds)
+        best = measure(*CASES[name], algorithm, arguments.threads, arguments.seconds)
         if arguments.json:
-            row = {"case": name, "algorithm": arguments.algorithm, "seconds": best, **asdict(CASES[name])}
+            row = {"case": name, "algorithm": arguments.algorithm, "seconds": best, **asdict(CASES[name][0])}
             print(json.dumps(row), flush=True)
         else:
             parts = [f"{who} {t * 1e3:.1f} ms (x{best['plain'] / t:.2f})" for who, t in best.items()]

@@ -18,8 +18,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,86 +26,51 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import FedAvg
-from fedsim.backends.loop import Loop
+from benchmarks.work import Work
 from fedsim.backends.ray.actors import RayActors
 from fedsim.backends.ray.session import session
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.workers import Workers
-from fedsim.clients import Federation
-from fedsim.model import Model
-from fedsim.models import MLP, Architecture, Logistic
-from fedsim.models.losses import cross_entropy
-from fedsim.work import LocalWork, Shards
+from fedsim.models import MLP, Logistic
 
-SHAPE, LR = (1, 28, 28), 0.1
-
-
-@dataclass(frozen=True)
-class Case:
-    """A round: ``cohort`` of ``clients`` clients make one epoch over ``samples`` samples each."""
-
-    model: Architecture
-    clients: int
-    cohort: int
-    samples: int
-    batch_size: int
-    block_size: int
-
-
+LR = 0.1
 CASES = {
-    "overhead": Case(Logistic(), 1000, 100, 20, 20, 50),
-    "mlp": Case(MLP(), 100, 50, 100, 10, 10),
+    "overhead": (Work(Logistic(), 1000, 100, 20, 20), 50),
+    "mlp": (Work(MLP(), 100, 50, 100), 10),
 }
+"""A round's work, and the size of our blocks."""
 
 
-@cache
-def samples(name: str) -> tuple[Tensor, Tensor]:
-    """Random images and labels of all clients, one client after the other."""
-    case, generator = CASES[name], torch.Generator().manual_seed(0)
-    n = case.clients * case.samples
-    return torch.randn(n, *SHAPE, generator=generator), torch.randint(0, 10, (n,), generator=generator)
-
-
-def module(name: str) -> nn.Module:
-    """The model with its first parameters."""
-    torch.manual_seed(1)
-    return CASES[name].model.build(SHAPE, 10)
-
-
-def cohort(case: Case, round: int) -> np.ndarray:
+def cohort(work: Work, round: int) -> np.ndarray:
     """Who takes part in a round."""
-    return np.sort(np.random.default_rng(round).choice(case.clients, case.cohort, replace=False))
+    return np.sort(np.random.default_rng(round).choice(work.clients, work.cohort, replace=False))
 
 
 def ours(name: str, rounds: int) -> tuple[list[float], Tensor]:
     """Seconds of each round, and the last model, with the Ray backend."""
-    case, (x, y) = CASES[name], samples(name)
-    model = Model(module(name), cross_entropy)
-    shards = Shards(x, y, np.arange(case.clients + 1) * case.samples)
+    work, block_size = CASES[name]
     seconds = []
     with session(cpus=2, gpus=0, object_store_bytes=500_000_000) as ray:
-        backend = RayActors(Workers(ray, Ray(actors=2)), case.block_size)
-        fed = Federation(model, shards, LocalWork(case.batch_size), 0, Loop())
-        algorithm, fed.backend = FedAvg(lr=LR), backend
-        state = algorithm.init(model.vector(), fed.cohort(0))
+        fed, algorithm = work.federation(), FedAvg(lr=LR)
+        fed.backend = RayActors(Workers(ray, Ray(actors=2)), block_size)
+        state = algorithm.init(fed.model.vector(), fed.cohort(0))
         for round in range(1, rounds + 1):
             start = time.perf_counter()
-            state = algorithm.round(state, fed.cohort(round, cohort(case, round)))
+            state = algorithm.round(state, fed.cohort(round, cohort(work, round)))
             seconds.append(time.perf_counter() - start)
     return seconds, state.x
 
 
 def train(name: str, client: int, vector: np.ndarray) -> np.ndarray:
     """One client's round, as written by hand."""
-    case, (x, y) = CASES[name], samples(name)
-    net = module(name)
+    work, _ = CASES[name]
+    shards, net = work.shards, work.module()
     nn.utils.vector_to_parameters(torch.from_numpy(vector.copy()), net.parameters())
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-    first = client * case.samples
-    order = torch.randperm(case.samples) + first
-    for rows in torch.split(order, case.batch_size):
+    order = torch.randperm(work.samples) + client * work.samples
+    for rows in torch.split(order, work.batch_size):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(net(shards.x[rows]), shards.y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return nn.utils.parameters_to_vector(net.parameters()).detach().numpy()
 
@@ -119,9 +82,9 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
-    case, client_app, server_app = CASES[name], ClientApp(), ServerApp()
+    (work, _), client_app, server_app = CASES[name], ClientApp(), ServerApp()
     seconds: list[float] = []
-    x = nn.utils.parameters_to_vector(module(name).parameters()).detach().numpy()
+    x = nn.utils.parameters_to_vector(work.module().parameters()).detach().numpy()
 
     @client_app.train()
     def answer(message: Message, context: Context) -> Message:
@@ -136,7 +99,7 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
     def main(grid: Grid, context: Context) -> None:
         nonlocal x
         nodes = sorted(grid.get_node_ids())
-        while len(nodes) < case.clients:
+        while len(nodes) < work.clients:
             nodes = sorted(grid.get_node_ids())
         for round in range(1, rounds + 1):
             start, model = time.perf_counter(), ArrayRecord({"x": Array(x)})
@@ -145,7 +108,7 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
                     RecordDict({"model": model, "who": ConfigRecord({"client": int(client)})}),
                     message_type="train", dst_node_id=nodes[client], group_id=str(round),
                 )
-                for client in cohort(case, round)
+                for client in cohort(work, round)
             ]  # fmt: skip
             waiting, replies = set(grid.push_messages(messages)), []
             while waiting:
@@ -160,7 +123,7 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
             seconds.append(time.perf_counter() - start)
 
     resources: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
-    run_simulation(server_app, client_app, case.clients, backend_config=resources)
+    run_simulation(server_app, client_app, work.clients, backend_config=resources)
     return seconds, torch.from_numpy(x)
 
 

@@ -23,58 +23,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from algorithms import FedAvg
+from benchmarks.work import Work
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.backends.ray.actors import RayActors
 from fedsim.backends.ray.session import session
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.workers import Workers
-from fedsim.clients import Federation
-from fedsim.model import Model
-from fedsim.models import Architecture, LeNet5, McMahanCNN
-from fedsim.models.losses import cross_entropy
+from fedsim.models import LeNet5, McMahanCNN
 from fedsim.rows import read_metrics
-from fedsim.work import LocalWork, Shards
-
-SHAPE = (1, 28, 28)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A round: ``cohort`` of ``clients`` clients make one epoch over ``samples`` samples each."""
+    """Work for one process and for ``actors``, in blocks of ``block_size`` clients; 0 for one after the other."""
 
-    model: Architecture
-    clients: int
-    cohort: int
-    samples: int
-    block_size: int  # 0 for one after the other
+    work: Work
+    block_size: int
     actors: int
 
 
 CASES = {
-    "overhead": Case(LeNet5(), 100, 20, 100, 10, 1),
-    "speedup": Case(McMahanCNN(), 50, 10, 60, 0, 2),
+    "overhead": Case(Work(LeNet5(), 100, 20, 100), 10, 1),
+    "speedup": Case(Work(McMahanCNN(), 50, 10, 60), 0, 2),
 }
-
-
-def federation(case: Case) -> Federation:
-    """Random images, divided evenly."""
-    torch.manual_seed(0)
-    offsets = np.arange(case.clients + 1) * case.samples
-    x, y = torch.randn(int(offsets[-1]), *SHAPE), torch.randint(0, 10, (int(offsets[-1]),))
-    model = Model(case.model.build(SHAPE, 10), cross_entropy)
-    return Federation(model, Shards(x, y, offsets), LocalWork(10), 0, Loop())
 
 
 def measure(case: Case, ray: Any, seconds: float) -> dict[str, float]:
     """Least seconds of a round, in this process and in the actors."""
-    fed, algorithm = federation(case), FedAvg()
+    fed, algorithm = case.work.federation(), FedAvg()
     workers = Workers(ray, Ray(actors=case.actors))
-    ids = np.arange(case.cohort) * (case.clients // case.cohort)
     contenders = {
         "one process": Blocks(case.block_size) if case.block_size else Loop(),
         "actors": RayActors(workers, case.block_size),
@@ -87,7 +68,7 @@ def measure(case: Case, ray: Any, seconds: float) -> dict[str, float]:
             fed.backend = backend
             for _ in range(2):                             # after the other's turn: its own caches again
                 start = time.perf_counter()
-                algorithm.round(state, fed.cohort(1, ids))
+                algorithm.round(state, fed.cohort(1, case.work.ids))
                 best[name] = min(best[name], time.perf_counter() - start)
         turns += 1
     workers.close()
