@@ -223,6 +223,8 @@ class _Seed:
                 last = round == experiment.rounds
                 due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
                 new = self.host.round(method, state, fed, round, ids)
+                for node in self.host.skipped:
+                    record.timing.add(round, "round", "skipped", 1, node)
                 if due:
                     self._evaluate(record, round, new, clock)
                 else:
@@ -243,9 +245,10 @@ class _Seed:
         seconds = time.perf_counter() - clock  # before the evaluation, which is not the algorithm's cost
         settings, due = self.experiment.evaluation, self._clients_due(round)
         if isinstance(state.x, Kept):
-            rows = evaluate.gossip(self.prepared, state.x, round, settings, due, self.host.present(state.x))
+            there = self.host.present(state.x)
+            rows = evaluate.gossip(self.prepared, self.host.score, state.x, round, settings, due, there)
         else:
-            rows = evaluate.server(self.prepared, state.x, round)
+            rows = evaluate.server(self.prepared, self.host.score, state.x, round)
             if due:
                 rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
         costs = evaluate.cost(self.prepared, due)

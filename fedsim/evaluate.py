@@ -7,9 +7,9 @@ cumulative cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,14 +58,18 @@ class Scores:
     accuracy: np.ndarray | None  # [N], None for regression
 
 
-def server(prepared: Prepared, x: Vector, round: int) -> list[Row]:
+Scorer = Callable[[Prepared, Any, torch.Tensor, torch.Tensor], Scores]
+"""Scores of a model, a vector ``[d]`` or a ``Far`` one, on samples: see ``fedsim.host.Host.score``."""
+
+
+def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row]:
     """Accuracy and loss of the server's model on the test set; for a problem of theory also the distance to its
     minimiser.
 
     Raises:
         DivergenceError: the loss is NaN or infinite.
     """
-    scores = score(prepared.federation.model, x, prepared.test.x, prepared.test.y, bool(prepared.dataset.classes))
+    scores = score(prepared, x, prepared.test.x, prepared.test.y)
     loss = float(scores.loss.mean())
     if not np.isfinite(loss):
         raise DivergenceError(f"the server's model has test loss {loss} after round {round}; lower the learning rate")
@@ -85,7 +89,13 @@ def server(prepared: Prepared, x: Vector, round: int) -> list[Row]:
 
 
 def gossip(
-    prepared: Prepared, x: Kept[Vector], round: int, settings: Evaluation, nodes: bool, ids: Sequence[int]
+    prepared: Prepared,
+    score: Scorer,
+    x: Kept[Vector],
+    round: int,
+    settings: Evaluation,
+    nodes: bool,
+    ids: Sequence[int],
 ) -> list[Row]:
     """The average of the nodes' models on the test set, and how far they are apart; with ``nodes`` also each node's
     own model; of the nodes ``ids``.
@@ -96,16 +106,15 @@ def gossip(
     average = torch.zeros_like(x[ids[0]])
     for i in ids:                                          # one at a time: they may live elsewhere
         average += x[i] / len(ids)
-    rows = [row._replace(scope=row.scope.replace("server", "average")) for row in server(prepared, average, round)]
+    of_average = server(prepared, score, average, round)
+    rows = [row._replace(scope=row.scope.replace("server", "average")) for row in of_average]
     distance = sum(float((x[i] - average).square().sum()) for i in ids) / len(ids)
     rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
     for name in ("contraction", "contraction_bound"):
         value = getattr(prepared.federation, name)
         rows += [] if value is None else [Row("nodes", None, name, value)]
     if nodes:
-        test = prepared.test
-        classes = bool(prepared.dataset.classes)
-        scores = [score(prepared.federation.model, x[i], test.x, test.y, classes) for i in ids]
+        scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in ids]
         losses = np.array([s.loss.mean() for s in scores])
         hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
         each = OwnScores(ids, losses, np.array(hits) if hits else None, np.ones(len(ids)))
@@ -113,10 +122,10 @@ def gossip(
     return rows
 
 
-def own_scores(prepared: Prepared, x: Vector) -> OwnScores:
+def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
     """The model ``x`` on every client's own samples."""
     own = prepared.own
-    scores = score(prepared.federation.model, x, own.x, own.y, bool(prepared.dataset.classes))
+    scores = score(prepared, x, own.x, own.y)
 
     def of_each(values: np.ndarray) -> np.ndarray:
         each: np.ndarray = np.add.reduceat(values, own.offsets[:-1]) / own.sizes

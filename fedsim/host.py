@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
+from torch import Tensor
 
 from fedsim import evaluate
 from fedsim.clients import Federation
 from fedsim.experiment import Experiment
 from fedsim.record import RunDirectory
 from fedsim.setup import Prepared, prepare
+from fedsim.tree import Far, fetched
 from fedsim.types import Algorithm, Kept, Vector
 
 
@@ -26,6 +28,7 @@ class Host:
 
     def __init__(self) -> None:
         self.say: Callable[[str], None] = note
+        self.skipped: list[int] = []                       # clients of the last cohort that its round was done without
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +65,14 @@ class Host:
         """The nodes whose models can be had now."""
         return range(x.n)
 
+    def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> evaluate.Scores:
+        """The model ``x`` on each of some samples."""
+        classes = bool(prepared.dataset.classes)
+        return evaluate.score(prepared.federation.model, fetched(x), inputs, targets, classes)
+
     def own_scores(self, prepared: Prepared, x: Vector) -> evaluate.OwnScores:
         """The model ``x`` on the clients' own samples."""
-        return evaluate.own_scores(prepared, x)
+        return evaluate.own_scores(prepared, self.score, x)
 
 
 def host_of(experiment: Experiment, progress: bool = True) -> Host:

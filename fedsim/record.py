@@ -3,7 +3,7 @@
     NAME/config.yaml                 the experiment, as plain YAML
     NAME/manifest.json               versions, git commit, platform, hashes, seeds, status of every seed
     NAME/seed-0/metrics.jsonl        what the algorithm did: equal bytes for a repeated or resumed run (`fedsim.rows`)
-    NAME/seed-0/timing.jsonl         what differs from machine to machine, e.g. host seconds
+    NAME/seed-0/timing.jsonl         what differs from machine to machine: host seconds, clients that were skipped
     NAME/seed-0/edges.csv            bytes over every directed link, where there is no server; when finished
     NAME/seed-0/checkpoints/         see `fedsim.checkpoint`
 

@@ -118,14 +118,16 @@ class FlowerHost(Host):
             DeployError: too few are left, or the algorithm needs those that are lost.
         """
         before = {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
-        cohort, lost, given_up, self._round = len(ids), None, set[int](), round
+        everybody, lost, given_up, self._round = ids, None, set[int](), round
         while True:
             try:
-                return algorithm.round(state, federation.cohort(round, ids))
+                new = algorithm.round(state, federation.cohort(round, ids))
+                self.skipped = np.setdiff1d(everybody, ids).tolist()
+                return new
             except ClientsLostError as error:
                 federation.ledger.restore(before)
                 lost = error
-                ids = self._without(ids, lost, cohort, given_up)
+                ids = self._without(ids, lost, len(everybody), given_up)
             except ConfigError as error:
                 if lost is None:
                     raise

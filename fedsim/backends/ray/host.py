@@ -5,26 +5,31 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import replace
+from itertools import count
 from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.backends.ray.actors import RayActors
+from fedsim.backends.ray.scoring import score
 from fedsim.backends.ray.session import session
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.store import Store
 from fedsim.backends.ray.workers import Workers
 from fedsim.clients import Federation
 from fedsim.errors import ClientError, ConfigError, RoundLostError, RunError
+from fedsim.evaluate import Scores
 from fedsim.experiment import Experiment
 from fedsim.host import Host
 from fedsim.pool import cores
 from fedsim.record import RunDirectory
 from fedsim.setup import Prepared
+from fedsim.tree import Far
 from fedsim.tune import choose
-from fedsim.types import Algorithm
+from fedsim.types import Algorithm, Vector
 
 MOST_ATTEMPTS = 3
 """Times that a round is tried before the run gives up."""
@@ -73,6 +78,8 @@ class RayHost(Host):
                 log_to_driver=s.log_to_driver,
             )
         )
+        if s.gpus is not None or not torch.cuda.is_available():
+            self._workers = Workers(self._ray, s, s.gpus or 0.0)   # they come up while data and model are prepared
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +103,7 @@ class RayHost(Host):
             size = self._block_size(experiment, fed, ids, len(self._workers))
         fed.backend = RayActors(self._workers, size)
         fed.memory = Store(ray)
-        self._tell_plan(fed, len(ids), size)
+        self._tell_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
         self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
         return self._chosen
 
@@ -130,13 +137,13 @@ class RayHost(Host):
         size = int(chosen.get("block_size", 0))
         return size and min(size, max(1, math.ceil(len(ids) / workers)))
 
-    def _tell_plan(self, fed: Federation, cohort: int, size: int) -> None:
+    def _tell_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
         if not self.progress or self._workers is None:
             return
         workers = self._workers
         vector = fed.model.d * fed.model.dtype.itemsize
         each = math.ceil(cohort / len(workers))
-        memory = max(fact.resident for fact in workers.facts) + vector * (each + 4 * max(1, size))
+        memory = resident + vector * (each + 4 * max(1, size))
         machines = sum(node["Alive"] for node in workers.ray.nodes())
         gpu = f", {workers.gpus:g} of a GPU" if workers.gpus else ""
         self.say(
@@ -154,11 +161,13 @@ class RayHost(Host):
             RunError: the round was lost again and again.
         """
         before = {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
-        attempt = 0
+        attempt, cohort = 0, ids
         while True:
             attempt += 1
             try:
-                return algorithm.round(state, federation.cohort(round, ids))
+                new = algorithm.round(state, federation.cohort(round, ids))
+                self.skipped = np.setdiff1d(cohort, ids).tolist()
+                return new
             except RoundLostError as lost:
                 if attempt == MOST_ATTEMPTS:
                     raise RunError(f"round {round} was lost {attempt} times; the last time: {lost}") from lost
@@ -168,6 +177,23 @@ class RayHost(Host):
                 ids = self._without(error, ids, attempt)
                 self.say(f"round {round} again: {str(error).splitlines()[0]}; policy: {self.settings.on_error}")
             federation.ledger.restore(before)
+
+    def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> Scores:
+        """See ``Host``; the workers do it.
+
+        Raises:
+            RunError: workers died again and again.
+        """
+        assert self._workers is not None, "the host is not connected"
+        for attempt in count(1):
+            self._workers.settle(prepared.federation)
+            try:
+                return score(self._workers, x, inputs, targets, bool(prepared.dataset.classes))
+            except RoundLostError as lost:
+                if attempt == MOST_ATTEMPTS:
+                    raise RunError(f"an evaluation was lost {attempt} times; the last time: {lost}") from lost
+                self.say(f"evaluation again: {lost}")
+        raise AssertionError
 
     def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
         """With whom a round is done again."""

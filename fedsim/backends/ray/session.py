@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import uuid
@@ -31,6 +32,8 @@ TOKEN = uuid.uuid4().hex
 PREFIX = "fedsim-ray-"
 ATTEMPTS = 3
 """Starts of a session: Ray gives up after 30 seconds, which a machine that is very busy can take."""
+PATIENCE = 10.0
+"""Seconds in which a cluster must answer."""
 SOCKET_ROOM = 90
 """Bytes that Ray adds to its folder for the name of a socket; the system allows 107 for all."""
 
@@ -44,6 +47,7 @@ def load() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")            # what goes wrong is raised, or in the log files
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a task without a GPU of its own may share one
+    os.environ.setdefault("RAY_worker_niceness", "0")                  # Ray's own 15 starves beside any other process
     try:
         ray = import_module("ray")
     except ModuleNotFoundError as error:
@@ -78,6 +82,8 @@ def session(
     Raises:
         ConfigError: Ray is missing or unknown, this process is connected already, or the address does not answer.
     """
+    if address is not None:
+        _reach(address)
     ray = load()
     if ray.is_initialized():
         raise ConfigError("this process is connected to a Ray session already; call ray.shutdown() before")
@@ -97,6 +103,21 @@ def session(
         yield ray
 
 
+def _reach(address: str) -> None:
+    """Raise ConfigError where nobody listens: Ray itself finds that out after a quarter of an hour."""
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")            # for somebody else who listens there
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise ConfigError(f"ray.address is {address!r}; expected host:port of a head, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except OSError as error:
+        raise ConfigError(
+            f"the Ray cluster at {address} does not answer: {error}; is the address right, and does"
+            " `ray start --head` run there?"
+        ) from error
+
+
 def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) -> None:
     said = ""
     for _ in range(ATTEMPTS):
@@ -111,7 +132,9 @@ def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) 
         if "timed out during startup" not in said:
             break
     what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
-    fix = "is it right, and does `ray start --head` run there?" if address else "is the machine very busy?"
+    fix = "is it Ray's, and of the same version?" if address else "is the machine very busy?"
+    if address and "authentication token" in said.lower():
+        fix = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what ~/.ray/auth_token holds on its head"
     raise ConfigError(f"{what}: {said}; {fix}")
 
 

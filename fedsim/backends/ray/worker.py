@@ -23,6 +23,7 @@ from fedsim.backends.ray.store import arrays, lent_tree, shared, sums_on_host, t
 from fedsim.backends.ray.telling import Exchange, Facts, Failure, Report, Site, Task, described, form
 from fedsim.clients import Federation
 from fedsim.errors import FedsimError
+from fedsim.evaluate import Scores, score
 from fedsim.gossip import mix_rows, squared_distances
 from fedsim.messages import Stacked, partial_means
 from fedsim.model import Model
@@ -94,6 +95,7 @@ class Worker:
         empty = np.zeros(0, np.int64)
         failed = self._failure(raised, task, down, first, rows)
         return several([Report(empty, empty, empty, empty, None, None, None, 0, failed)], count)
+
     def memories(self, token: int) -> Any:
         """The tensors of new memories that `run` could not return."""
         found = self._memories.pop(token)
@@ -161,6 +163,14 @@ class Worker:
             except Exception as alone:
                 return Failure([node], *described(alone, fn))
         return Failure(task.ids.tolist(), line, text)
+
+    def score(
+        self, x: np.ndarray, inputs: np.ndarray, targets: np.ndarray, start: int, stop: int, classification: bool
+    ) -> Scores:
+        """The model ``x [d]`` on the samples from ``start`` up to ``stop``."""
+        model = self._fed.model
+        part, y = (shared(samples)[start:stop].to(model.device) for samples in (inputs, targets))
+        return score(model, to_tensor(x, model.dtype, model.device), part, y, classification)
 
     def mean(self, token: int, w: np.ndarray, start: int) -> Any:
         """Sums of messages with weights ``w [b]`` over the complete subtrees of positions ``start``, ...: `Sums` for

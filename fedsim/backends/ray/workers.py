@@ -8,8 +8,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any
+
+from torch import Tensor
 
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.store import to_array
@@ -43,12 +46,27 @@ class Workers:
         self._taught: list[tuple[str, bytes]] = []
         self._site: tuple[Any, ...] | None = None          # what identifies it
         self._settled: tuple[Any, ...] = ()                # what a worker is told of it
+        self._shared: list[tuple[Tensor, Any]] = []        # samples that are in the store
+        self._vector = 0                                   # bytes of a model
         self._suspect = False
-        self._actors = self._started(self._count())
-        self.facts: list[Facts] = self.get([actor.ready.remote() for actor in self._actors])
+        self._actors = [self._start() for _ in range(self._count())]   # they come up meanwhile
 
     def __len__(self) -> int:
         return len(self._actors)
+
+    @cached_property
+    def facts(self) -> list[Facts]:
+        """What each was when it had started.
+
+        Raises:
+            RunError: they do not start.
+        """
+        refs = [actor.ready.remote() for actor in self._actors]
+        _, missing = self.ray.wait(refs, num_returns=len(refs), timeout=PATIENCE)
+        if missing:
+            raise _late(len(missing), len(refs))
+        found: list[Facts] = self.get(refs)
+        return found
 
     def _count(self) -> int:
         """How many actors there will be."""
@@ -90,7 +108,7 @@ class Workers:
             for ref in list(waiting)[: max(0, surplus)]:
                 self.ray.kill(waiting.pop(ref))
             if waiting and time.monotonic() > end:
-                raise RunError(f"{len(waiting)} of {count} actors did not start within {PATIENCE:.0f} s")
+                raise _late(len(waiting), count)
         return up
 
     def call(self, worker: int, method: str, *arguments: Any, results: int = 1) -> list[Any]:
@@ -157,9 +175,21 @@ class Workers:
             return Site(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
 
         data = self._pickled(site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
-        x, y = to_array(f.shards.x), to_array(f.shards.y)
-        self._check_room(x.nbytes + y.nbytes, m.d * m.dtype.itemsize)
-        return tuple(self.ray.put(value) for value in (data, x, y))
+        self._shared, self._vector = [], m.d * m.dtype.itemsize
+        return self.ray.put(data), *self.share(f.shards.x, f.shards.y)
+
+    def share(self, *samples: Tensor) -> list[Any]:
+        """References to samples in the object store, where they are put once in a federation's life.
+
+        Raises:
+            ConfigError: they do not fit; says how large it must be.
+        """
+        new = [t for t in samples if all(t is not known for known, _ in self._shared)]
+        if new:
+            self._check_room(sum(t.nbytes for t in new) + sum(t.nbytes for t, _ in self._shared))
+        self._shared += [(t, self.ray.put(to_array(t))) for t in new]
+        refs = {id(t): ref for t, ref in self._shared}     # no other object can have the number of one that is held
+        return [refs[id(t)] for t in samples]
 
     def _pickled(self, make: Callable[[], Any], parts: Mapping[str, Any]) -> bytes:
         """The bytes of a value.
@@ -173,7 +203,8 @@ class Workers:
         except Exception as error:
             raise refused(error, "be sent to another process", parts, dumps) from error
 
-    def _check_room(self, samples: int, vector: int) -> None:
+    def _check_room(self, samples: int) -> None:
+        vector = self._vector
         room = self.ray.cluster_resources().get("object_store_memory", math.inf)
         needed = samples + 4 * (1 + len(self)) * vector
         if needed > room:
@@ -219,6 +250,10 @@ class Workers:
             raise RunError("no worker could be started again; is a machine of the cluster gone?")
         self._suspect = False
         self._tell(range(len(alive), len(self)))
+
+
+def _late(missing: int, count: int) -> RunError:
+    return RunError(f"{missing} of {count} actors did not start within {PATIENCE:.0f} s; is the cluster full?")
 
 
 def _line(error: Exception) -> str:

@@ -105,6 +105,9 @@ def test_a_round_goes_on_without_a_client_whose_answer_is_lost(algorithm: Any, t
     grid.nodes[101].after = in_round(2, vanish)
     deploy(tmp_path, {**CONFIG, "algorithm": algorithm}, grid, retries=0)
     agree(metrics(tmp_path / "deployed"), simulated(tmp_path, {**CONFIG, "algorithm": algorithm}, r2=(0, 2)))
+    timing = read_metrics(tmp_path / "deployed/seed-0/timing.jsonl")
+    skipped = timing.metric == "skipped"
+    assert list(zip(timing.round[skipped], timing.node[skipped], strict=True)) == [(2, 1)]
     if algorithm is EF21:
         assert drift_of_ef21(tmp_path) < 1e-6
 

@@ -1,9 +1,10 @@
-"""Algorithms whose client code fails in one place, for tests; a module of its own, as workers import it."""
+"""Algorithms whose client code fails or waits in one place, for tests; a module of its own, as workers import it."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from algorithms import Scaffold
 from fedsim import Local
 
-Kind = Literal["kill", "raise", "full", "interrupt"]
+Kind = Literal["kill", "raise", "full"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,33 @@ class Dying(Scaffold):
 
     def _due(self, local: Any) -> bool:
         """Whether this is the client and the round; the loop's ``Local`` has one client, that of a block several."""
-        round = getattr(local, "_round", getattr(local, "round", 0))
+        round = round_of(local)
         nodes = [local._node] if hasattr(local, "_node") else local.ids.tolist()
         return round == self.at_round and self.node in nodes and not (self.once and Path(self.once).exists())
+
+
+def round_of(local: Any) -> int:
+    """The round of a ``Local``, that of the loop or of a block."""
+    return int(getattr(local, "_round", getattr(local, "round", 0)))
+
+
+@dataclass(frozen=True)
+class Waiting(Scaffold):
+    """SCAFFOLD whose clients wait in some rounds, so that a test can strike in the middle of one.
+
+    Args:
+        folder: where a client that waits in round 3 makes the file ``3``, and goes on once there is ``3-go``.
+        waits: in which rounds.
+    """
+
+    folder: str = ""
+    waits: tuple[int, ...] = (2, 5)
+
+    def client(self, local: Local, *arguments: Any) -> Any:
+        """That of SCAFFOLD, later."""
+        if (round := round_of(local)) in self.waits:
+            here = Path(self.folder, str(round))
+            here.touch()
+            while not here.with_name(f"{round}-go").exists():
+                time.sleep(0.02)
+        return super().client(local, *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,21 @@ def test_a_worker_is_killed_in_mid_round(one_process: bytes, tmp_path: Path) -> 
     assert len(after) == 2 and len(after & processes) == 1, "one was started again"
 
 
+def test_a_worker_is_killed_between_a_round_and_its_evaluation(one_process: bytes, tmp_path: Path) -> None:
+    class Killing(Listening):
+        def round(self, algorithm: Any, state: Any, federation: Any, round: int, ids: Any) -> Any:
+            new = super().round(algorithm, state, federation, round, ids)
+            if round == 2:
+                facts = workers().get([actor.ready.remote() for actor in workers()._actors])
+                os.kill(facts[0].process, signal.SIGKILL)
+            return new
+
+    host = Killing(Ray())
+    path = run(replace(BASE, backend="ray"), output=tmp_path / "run", progress=False, host=host).path
+    assert measured(path) == one_process
+    assert next(s for s in host.said if "again" in s).startswith("evaluation again: a worker died")
+
+
 def test_a_worker_that_always_dies_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=rf"round 2 was lost {MOST_ATTEMPTS} times; the last time: a worker died"):
         run_there(dying("kill", at_round=2), tmp_path / "run")
@@ -112,6 +128,9 @@ def test_a_client_that_raises_is_named_with_its_traceback(tmp_path: Path) -> Non
 def test_skip_does_the_round_without_the_client(one_process: bytes, tmp_path: Path) -> None:
     path, said = run_there(dying("raise"), tmp_path / "run", "skip")
     assert any("client 7 raised ValueError: somebody's bug; policy: skip" in s for s in said)
+    timing = (path / "seed-0" / "timing.jsonl").read_text()
+    skipped = [row for row in map(json.loads, timing.splitlines()) if row["metric"] == "skipped"]
+    assert skipped == [{"round": 3, "scope": "round", "node": 7, "metric": "skipped", "value": 1.0}]
     before, after = (measured_round(measured(path), r) == measured_round(one_process, r) for r in (2, 3))
     assert before and not after
     totals = [[measured_round(data, r)["bytes_up"] for r in (2, 3)] for data in (measured(path), one_process)]

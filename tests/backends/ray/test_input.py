@@ -75,6 +75,12 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("address", ["head", "ray://head:1", "auto"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(ConfigError, match="expected host:port of a head"), sessions.session(address=address):
+        pass
+
+
 def test_more_gpus_than_there_are() -> None:
     there = torch.cuda.device_count()
     with pytest.raises(ConfigError, match=rf"need {there + 2} GPUs; this machine has {there}"):

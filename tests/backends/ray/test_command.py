@@ -1,0 +1,184 @@
+"""``fedsim run --backend ray`` in a process of its own: interrupted, killed, on a cluster that loses a machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from algorithms import Scaffold
+from fedsim import Evaluation, Experiment, FixedSize, run
+from fedsim.backends.ray.session import PREFIX
+from fedsim.models import MLP
+from fedsim.partition import IidPartitioner
+
+EXPERIMENT = Experiment(
+    Scaffold(), partition=IidPartitioner(8), model=MLP((400,)), sampling=FixedSize(1.0), rounds=7,
+    evaluation=Evaluation(every=1), backend="blocks", block_size=2,
+)  # fmt: skip
+WORDS = [
+    *("--algorithm", "tests.backends.ray.dying.Waiting", "--partition", "IidPartitioner"),
+    *("--partition.num_partitions", "8", "--model", "MLP", "--model.hidden", "[400]", "--sampling.fraction", "1.0"),
+    *("--rounds", "7", "--evaluation.every", "1", "--checkpoint_every", "3", "--block_size", "2", "--backend", "ray"),
+]
+"""The same, on the command line. A memory has 120 kB: what is smaller than 100, Ray keeps in the driver."""
+LINGER = "ray::(DashboardAgent|RuntimeEnvAgent)"
+"""Processes of Ray that leave a minute after their driver was killed."""
+
+
+def fedsim(*words: str) -> list[str]:
+    return [sys.executable, "-m", "fedsim", *words]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """One thread, and a mark by which processes are found."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "FEDSIM_TEST": str(folder)}
+
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+"""What lets into the cluster."""
+
+
+def processes(folder: Path, *, besides: str = "nothing") -> list[str]:
+    """Commands of the processes with the mark, which those that they start inherit."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"FEDSIM_TEST={folder}".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return [name for name in found if name and not re.match(besides, name)]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def measured(run: Path) -> bytes:
+    return (run / "seed-0" / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Measurements of the run in this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    path = run(EXPERIMENT, output=tmp_path_factory.mktemp("here") / "run", progress=False).path
+    torch.set_num_threads(before)
+    return measured(path)
+
+
+def test_ctrl_c_and_kill_leave_nothing_behind_and_go_on(one_process: bytes, tmp_path: Path) -> None:
+    """Ctrl-C in round 2, kill -9 of the resumed driver in round 5, and the rest: the same measurements."""
+    run, env = tmp_path / "run", environment(tmp_path)
+    begin = fedsim("run", *WORDS, "--ray.actors", "2", "--algorithm.folder", str(tmp_path), "--output", str(run))
+    for argv, round, stop, code in (
+        (begin, 2, signal.SIGINT, 130),
+        (fedsim("resume", str(run)), 5, signal.SIGKILL, -signal.SIGKILL),
+    ):
+        process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+        wait_until((tmp_path / str(round)).exists)
+        process.send_signal(stop)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == code, said
+        (tmp_path / f"{round}-go").touch()
+        if stop == signal.SIGINT:
+            lines = said.splitlines()
+            assert lines[0].startswith("fedsim: ray: 2 actors on 1 machine x 4 clients a round, 1 thread"), said
+            assert lines[-1] == f"fedsim: interrupted; continue with: fedsim resume {run}" and len(lines) <= 4, said
+            assert not processes(tmp_path), "nothing is left"
+            assert not list(Path("/tmp").glob(f"{PREFIX}{process.pid}-*"))
+            assert sorted(path.name for path in (run / "seed-0" / "checkpoints").iterdir()) == ["round-000001"]
+    wait_until(lambda: not processes(tmp_path, besides=LINGER))
+    assert b'"round": 4,' in measured(run) and b'"round": 5,' not in measured(run)
+    subprocess.run(fedsim("resume", str(run), "--quiet"), env=env, capture_output=True, check=True)
+    assert measured(run) == one_process
+    assert not processes(tmp_path, besides=LINGER), "nothing is left"
+
+
+def free_port() -> int:
+    """One that the system gives to nobody: a server of Ray shares one that it happens to hold already."""
+    ports = list(range(21_000, 32_000))
+    random.SystemRandom().shuffle(ports)
+    for port in ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """A head and a node as processes of their own, a processor each: the address, and the node's process."""
+    port = free_port()
+    ray = str(Path(sys.executable).parent / "ray")
+    common = ["--num-cpus=1", "--object-store-memory=150000000", "--block"]
+    folder = Path("/tmp") / f"ray-test-{os.getpid()}"      # a short name, for its sockets
+    head = [ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"]
+    env = environment(tmp_path) | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with ExitStack() as stack:
+        started = []
+        for name, argv in (("head", head), ("node", [ray, "start", f"--address=127.0.0.1:{port}"])):
+            log = stack.enter_context((tmp_path / name).open("wb"))
+            process = subprocess.Popen([*argv, *common], env=env, stdout=log, stderr=log, start_new_session=True)
+            stack.callback(process.wait)
+            stack.callback(end, process.pid)
+            started.append(process.pid)
+            wait_until(partial(lambda log: b"runtime started" in log.read_bytes(), tmp_path / name), 60)
+        yield f"127.0.0.1:{port}", started[1]
+
+
+def end(leader: int) -> None:
+    """Kill a process and everything it started, at once, as a machine that loses its power."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
+    found = [leader]
+    for process in found:                                  # grows meanwhile
+        found += children.get(process, [])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def test_a_machine_of_a_cluster_is_lost(one_process: bytes, tmp_path: Path, cluster: tuple[str, int]) -> None:
+    """Its memories are gone: back to the checkpoint, and on with the actor that is left, to the same measurements."""
+    address, node = cluster
+    run = tmp_path / "run"
+    (tmp_path / "2-go").touch()
+    words = ["--ray-address", address, "--algorithm.folder", str(tmp_path), "--output", str(run)]
+    env = environment(tmp_path) | TOKEN
+    process = subprocess.Popen(fedsim("run", *WORDS, *words), env=env, stderr=subprocess.PIPE, text=True)
+    wait_until((tmp_path / "5").exists)
+    end(node)
+    (tmp_path / "5-go").touch()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "ray: 2 actors on 2 machines x 4 clients a round" in said
+    assert "going back to the last checkpoint" in said and "ray: 1 actor" in said
+    assert measured(run) == one_process
+
+
+def test_an_address_that_does_not_answer(tmp_path: Path) -> None:
+    argv = fedsim("run", *WORDS, "--ray-address", "127.0.0.1:1", "--output", str(tmp_path / "run"))
+    env = environment(tmp_path)
+    result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    assert "the Ray cluster at 127.0.0.1:1 does not answer" in result.stderr and "Traceback" not in result.stderr
+    assert not processes(tmp_path)
