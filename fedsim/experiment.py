@@ -97,7 +97,7 @@ class Experiment:
         seed: first seed; data partition, initial model, cohorts and minibatches all follow from it.
         evaluation: when and what to measure.
         backend: run clients one by one ("loop"), in blocks ("blocks"), as measured to be fastest of these ("auto"), or
-            in several processes ("ray"; also by "auto" where there are several GPUs, or ``ray.address`` is given).
+            in several processes ("ray"; also by "auto" where there are several GPUs, or a setting of ``ray`` is given).
         block_size: clients in a block; measured when 0.
         ray: processes of the Ray backend.
         device: "cpu", "cuda", or the best there is.
@@ -185,7 +185,7 @@ class Experiment:
     def uses_ray(self) -> bool:
         """Whether clients run in Ray's actors."""
         several = self.torch_device().type == "cuda" and torch.cuda.device_count() > 1 and find_spec("ray") is not None
-        return self.backend == "ray" or (self.backend == "auto" and (self.ray.address is not None or several))
+        return self.backend == "ray" or (self.backend == "auto" and (self.ray != Ray() or several))
 
     @property
     def seed_list(self) -> list[int]:

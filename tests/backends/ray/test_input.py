@@ -75,6 +75,11 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
     assert message in str(raised.value)
 
 
+def test_a_setting_of_ray_is_enough_to_use_it() -> None:
+    assert Experiment(FedAvg(), ray=Ray(actors=2)).uses_ray and not Experiment(FedAvg(), device="cpu").uses_ray
+    assert not Experiment(FedAvg(), backend="blocks", ray=Ray(actors=2)).uses_ray, "what is asked for goes first"
+
+
 @pytest.mark.parametrize("address", ["head", "ray://head:1", "auto"])
 def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(ConfigError, match="expected host:port of a head"), sessions.session(address=address):
