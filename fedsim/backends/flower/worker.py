@@ -41,20 +41,27 @@ class WorkerError(RuntimeError):
 
 
 def ask(call: Call, experiment: str, settings: NodeSettings, run: int) -> Call:
-    """The answer of this node's worker for Flower's ``run``; it is started if there is none.
+    """The answer of this node's worker for Flower's ``run``; it is started if there is none, and again if it is killed.
 
     Raises:
-        WorkerError: it raised an error, or was killed.
+        WorkerError: it raised an error, or was killed twice.
     """
-    with _connected(settings, run) as worker:
+    try:
+        made, beside = _ask(call, experiment, settings, run)
+    except (EOFError, OSError):
         try:
-            _send(worker, call, experiment=experiment, settings=settings.config())
-            made, beside = _receive(worker)
+            made, beside = _ask(call, experiment, settings, run)
         except (EOFError, OSError) as error:
             raise WorkerError("the node's worker was killed while it worked, perhaps for want of memory") from error
     if "raised" in beside:
         raise WorkerError(beside["raised"])
     return made
+
+
+def _ask(call: Call, experiment: str, settings: NodeSettings, run: int) -> tuple[Call, dict[str, Any]]:
+    with _connected(settings, run) as worker:
+        _send(worker, call, experiment=experiment, settings=settings.config())
+        return _receive(worker)
 
 
 def serve(path: Path, settings: NodeSettings, node: int, idle: float = IDLE_SECONDS) -> None:
