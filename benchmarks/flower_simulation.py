@@ -4,9 +4,9 @@
     python -m benchmarks.flower_simulation overhead
 
 FedAvg on the same model, samples and cohorts. Flower's clients are written as its users write them: load the
-parameters, train with torch.optim.SGD, send the parameters back; its server asks for replies without a pause. Each
-engine has two processes of one thread. Each measures itself in a process of its own, after the first round; the median
-of the rounds counts. Where a client makes one step on all its samples, both engines must end with the same model, and
+parameters, train with torch.optim.SGD, send the parameters back; its server uses ``grid.send_and_receive``. Each engine
+has two processes of one thread, and measures itself in a process of its own, after the first round; the median of the
+rounds counts. Where a client makes one step on all its samples, both engines must end with the same model, and
 the script fails otherwise.
 """
 
@@ -100,6 +100,7 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
         nonlocal x
         nodes = sorted(grid.get_node_ids())
         while len(nodes) < work.clients:
+            time.sleep(0.1)
             nodes = sorted(grid.get_node_ids())
         for round in range(1, rounds + 1):
             start, model = time.perf_counter(), ArrayRecord({"x": Array(x)})
@@ -110,15 +111,12 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
                 )
                 for client in cohort(work, round)
             ]  # fmt: skip
-            waiting, replies = set(grid.push_messages(messages)), []
-            while waiting:
-                for reply in grid.pull_messages(waiting):
-                    waiting.discard(reply.metadata.reply_to_message_id)
-                    if reply.has_error():
-                        raise RuntimeError(f"a client failed: {reply.error.reason}")
-                    found: Any = reply.content
-                    replies.append(found["model"]["x"].numpy())
-                time.sleep(0.001)
+            replies = []
+            for reply in grid.send_and_receive(messages):
+                if reply.has_error():
+                    raise RuntimeError(f"a client failed: {reply.error.reason}")
+                found: Any = reply.content
+                replies.append(found["model"]["x"].numpy())
             x = np.stack(replies).mean(0)
             seconds.append(time.perf_counter() - start)
 
@@ -132,6 +130,7 @@ def measured(side: str, name: str, rounds: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.flower_simulation", name, "--rounds", str(rounds), "--side", side]
     here = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     quiet = {"PYTHONPATH": here, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    quiet["RAY_worker_niceness"] = "0"                     # as ours: a busy machine must not favour one side
     result = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
     if result.returncode:
         sys.exit(f"{side} failed: {result.stderr[-2000:]}")

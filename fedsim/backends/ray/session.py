@@ -84,6 +84,8 @@ def session(
     """
     if address is not None:
         _reach(address)
+    if not log_to_driver:                                  # nor Ray's own words on stdout: what matters is raised
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     ray = load()
     if ray.is_initialized():
         raise ConfigError("this process is connected to a Ray session already; call ray.shutdown() before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,12 +166,14 @@ def test_a_machine_of_a_cluster_is_lost(one_process: bytes, tmp_path: Path, clus
     (tmp_path / "2-go").touch()
     words = ["--ray-address", address, "--algorithm.folder", str(tmp_path), "--output", str(run)]
     env = environment(tmp_path) | TOKEN
-    process = subprocess.Popen(fedsim("run", *WORDS, *words), env=env, stderr=subprocess.PIPE, text=True)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(fedsim("run", *WORDS, *words, "--json"), env=env, **pipes)
     wait_until((tmp_path / "5").exists)
     end(node)
     (tmp_path / "5-go").touch()
-    _, said = process.communicate(timeout=300)
+    result, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
+    assert json.loads(result), "Ray says nothing on stdout"
     assert "ray: 2 actors on 2 machines x 4 clients a round" in said
     assert "going back to the last checkpoint" in said and "ray: 1 actor" in said
     assert measured(run) == one_process
