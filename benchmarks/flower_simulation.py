@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,17 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
 
 def measured(side: str, name: str, rounds: int) -> dict[str, Any]:
     """One engine's seconds and model, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.flower_simulation", name, "--rounds", str(rounds), "--side", side]
     here = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     quiet = {"PYTHONPATH": here, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     quiet["RAY_worker_niceness"] = "0"                     # as ours: a busy machine must not favour one side
-    result = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
-    if result.returncode:
-        sys.exit(f"{side} failed: {result.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"                 # on the stdout of Flower's process long lines are cut
+        command = [sys.executable, "-m", "benchmarks.flower_simulation", name, "--rounds", str(rounds)]
+        options = ["--side", side, "--into", str(file)]
+        result = subprocess.run([*command, *options], env={**os.environ, **quiet}, capture_output=True, text=True)
+        if result.returncode:
+            sys.exit(f"{side} failed: {result.stderr[-2000:]}")
+        found: dict[str, Any] = json.loads(file.read_text())
     return found
 
 
@@ -143,11 +147,13 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--rounds", type=int, default=15, help="of each engine; 15 by default")
     parser.add_argument("--side", choices=["ours", "flower"], help="measure one engine in this process")
+    parser.add_argument("--into", type=Path, help="file for what --side found")
     arguments = parser.parse_args()
     if arguments.side:
         torch.set_num_threads(1)
         seconds, x = (ours if arguments.side == "ours" else flowers)(arguments.cases[0], arguments.rounds)
-        print(json.dumps({"seconds": seconds, "x": x.tolist() if arguments.cases[0] == "overhead" else None}))
+        model = x.tolist() if arguments.cases[0] == "overhead" else None
+        arguments.into.write_text(json.dumps({"seconds": seconds, "x": model}))
         return
     for name in arguments.cases or CASES:
         sides = {side: measured(side, name, arguments.rounds) for side in ("ours", "flower")}
