@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,6 +135,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
     head = [ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"]
     env = environment(tmp_path) | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0"}
     with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         started = []
         for name, argv in (("head", head), ("node", [ray, "start", f"--address=127.0.0.1:{port}"])):
             log = stack.enter_context((tmp_path / name).open("wb"))
