@@ -102,6 +102,8 @@ def test_default_target(finals: list[float], metric: str, expected: float | None
 def test_direction_of_metrics() -> None:
     assert lower_is_better("loss_mean") and lower_is_better("consensus_distance")
     assert not lower_is_better("accuracy_worst10")
+    for metric in ("objective", "suboptimality", "gradient_norm", "contraction", "bytes_up", "gradient_evaluations"):
+        assert lower_is_better(metric), metric
 
 
 def test_final_best_and_paired_difference(two: Comparison) -> None:
@@ -228,6 +230,14 @@ def algorithm(name: str, **settings: Any) -> dict[str, Any]:
         (
             [{"name": "x", **algorithm("FedAvg", lr=lr, mu=0)} for lr in (0.1, 0.2)],
             ["FedAvg, lr=0.1", "FedAvg, lr=0.2"],
+        ),
+        (
+            [{**algorithm("FedAvg"), "partition": {"name": p}, "model": {"name": m}} for p, m in ("IA", "DB")],
+            ["FedAvg, model=A, partition=I", "FedAvg, model=B, partition=D"],
+        ),
+        (
+            [{**algorithm("FedAvg", lr=lr), "sampling": {"lr": -lr}} for lr in (1, 2)],
+            ["FedAvg, algorithm.lr=1, sampling.lr=-1", "FedAvg, algorithm.lr=2, sampling.lr=-2"],
         ),
         ([{"name": "x", **algorithm("FedAvg")}] * 2, ["run", "run-2"]),
         ([algorithm("FedAvg")], ["FedAvg"]),

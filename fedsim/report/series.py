@@ -150,9 +150,14 @@ def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list
     settings = [dict(_leaves(config)) for config in configs]
     differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
 
+    keys = sorted(differing - {"algorithm.name"})
+    whole = [key.removesuffix(".name") for key in keys]    # partition.name=... is partition=...
+    last = [key.rsplit(".", 1)[-1] for key in whole]
+    short = [name if last.count(name) == 1 else key for key, name in zip(whole, last, strict=True)]
+
     def with_settings(run: int) -> str:
-        shown = {key.rsplit(".", 1)[-1]: settings[run].get(key) for key in sorted(differing) if key != "algorithm.name"}
-        return ", ".join([_algorithm(configs[run]), *(f"{key}={value}" for key, value in shown.items())])
+        shown = [f"{name}={settings[run].get(key)}" for key, name in zip(keys, short, strict=True)]
+        return ", ".join([_algorithm(configs[run]), *shown])
 
     ways: list[Callable[[int], str]] = [
         lambda run: str(configs[run].get("name") or _algorithm(configs[run])),

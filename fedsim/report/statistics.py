@@ -41,8 +41,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of this metric is the better one: losses, errors, gaps, distances, norms, perplexity."""
-    return any(word in metric for word in ("loss", "error", "gap", "distance", "norm", "perplexity"))
+    """Whether a smaller value of this metric is the better one: of all that is recorded, losses, distances, gaps to the
+    optimum and costs, but not of accuracies.
+    """
+    return "accuracy" not in metric
 
 
 def best(values: Iterable[float], metric: str) -> float:
