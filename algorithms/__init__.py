@@ -28,7 +28,7 @@ from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
 from algorithms.theory import Theory, with_theory
 
-CENTRAL = (FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold)
+CENTRAL = (FedAvg, FedAMD, FedSAM, FedSpeed, Scaffold)
 COMPRESSED = (DCGD, DIANA, EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EF21W, MARINA, ECIdeal, EControl, EF21Plus)
 GOSSIP = (
     BEER, ChocoSGD, DeepSqueeze, DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP,

@@ -111,7 +111,7 @@ def test_print_config_is_a_file(started: list[Any], tmp_path: Path, capsys: pyte
     [
         ([], "no command"),
         (["rnu"], "no command 'rnu'; did you mean 'run'?"),
-        (["run"], "algorithm is missing; expected a name (FedAMD, "),
+        (["run"], "algorithm is missing; expected a name (FedAvg, "),
         (["run", "--algorithm", "FedSpead"], "did you mean 'FedSpeed'?"),
         (["run", "--algorithm", "FedAvg", "--algorithm.lrr", "1"], "algorithm.lrr: did you mean 'lr'?"),
         (["run", "--algorithm", "FedAvg", "--algorithm.lr", "x"], "algorithm.lr is 'x'; expected a number"),

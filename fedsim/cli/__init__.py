@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 2 if isinstance(error, ValueError) else 1   # also a partition or model that the data cannot have
     except KeyboardInterrupt as interrupt:
         print(f"fedsim: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130

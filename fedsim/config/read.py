@@ -117,7 +117,7 @@ def help_text(whole: Plan) -> str:
     parser.set_defaults({p.at(key): value for p in whole.walk() for key, value in p.fields.items()})
     text = parser.format_help().partition("\n\n")[2]
     text = re.sub(r", --\S+\+ \S+", "", text)  # the "--list+ ITEM" of jsonargparse, which we have not
-    return plain(re.sub(r"\(required, (type: [^()]*default: )", r"(\1", text))  # not required, as a value is there
+    return plain(re.sub(r"\(required,\s+(type:\s[^()]*default:\s)", r"(\1", text))  # not required: a value is there
 
 
 def _heading(part: Plan) -> str:
