@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from fedsim.errors import ConfigError
@@ -32,9 +33,19 @@ def in_range(settings: Any, name: str, low: float, high: float, closed: bool = F
 def at_least_one(settings: Any, *names: str) -> None:
     """Each named field is a whole number, 1 or more."""
     for name in names:
-        value = getattr(settings, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{type(settings).__name__}.{name} is {value!r}; expected a whole number, 1 or more")
+        whole(f"{type(settings).__name__}.{name}", getattr(settings, name), 1)
+
+
+def whole(place: str, value: Any, least: int, also: str = "") -> None:
+    """The value of the setting ``place`` is a whole number, ``least`` or more; ``also`` says what else it can be."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{place} is {value!r}; expected a whole number, {least} or more{also}")
+
+
+def number(place: str, value: Any, test: Callable[[float], bool], expected: str) -> None:
+    """The value of the setting ``place`` is a finite number that passes ``test``; ``expected`` says which do."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not test(float(value)):
+        raise ConfigError(f"{place} is {value!r}; expected {expected}")
 
 
 def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
@@ -66,8 +77,5 @@ def unbiased(settings: Any, name: str = "compressor") -> None:
         )
 
 
-def _require(settings: Any, name: str, test: Any, expected: str) -> None:
-    value = getattr(settings, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not test(value):
-        raise ConfigError(f"{type(settings).__name__}.{name} is {value!r}; expected {expected}")
+def _require(settings: Any, name: str, test: Callable[[float], bool], expected: str) -> None:
+    number(f"{type(settings).__name__}.{name}", getattr(settings, name), test, expected)

@@ -73,7 +73,7 @@ class Comparison:
 
 
 def compare(
-    paths: Sequence[Path],
+    paths: Path | str | Sequence[Path | str],
     scope: str = "server/test",
     metric: str = "accuracy",
     target: float | None = None,
@@ -91,7 +91,8 @@ def compare(
     Raises:
         RunError: no run there, unknown metric or baseline.
     """
-    runs = load_runs(paths, scope, metric)
+    paths = [paths] if isinstance(paths, Path | str) else paths
+    runs = load_runs([Path(path) for path in paths], scope, metric)
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
     means = [final.mean for final in finals]
     target = default_target(means, metric) if target is None else target

@@ -20,7 +20,7 @@ from fedsim import checkpoint, evaluate
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.config import from_config, to_config
-from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError, StateLostError
+from fedsim.errors import CheckpointError, ConfigError, RunError, StateLostError
 from fedsim.experiment import Experiment
 from fedsim.host import Host, host_of
 from fedsim.interrupt import terminate_as_interrupt
@@ -40,8 +40,8 @@ MOST_RETURNS = 10
 def run(
     experiment: Experiment,
     *,
-    output: Path | None = None,
-    root: Path = Path("runs"),
+    output: Path | str | None = None,
+    root: Path | str = Path("runs"),
     progress: bool = True,
     host: Host | None = None,
 ) -> RunDirectory:
@@ -61,7 +61,7 @@ def run(
         KeyboardInterrupt: after a checkpoint of the last completed round.
     """
     with host or host_of(experiment, progress) as there:
-        return _run_new(experiment, output, root, progress, there)
+        return _run_new(experiment, None if output is None else Path(output), Path(root), progress, there)
 
 
 def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
@@ -89,7 +89,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
 
 
 def resume(
-    path: Path, experiment: Experiment | None = None, *, progress: bool = True, host: Host | None = None
+    path: Path | str, experiment: Experiment | None = None, *, progress: bool = True, host: Host | None = None
 ) -> RunDirectory:
     """Continue a run that was interrupted or failed, to the same final metrics as if it had not been.
 
@@ -187,6 +187,9 @@ class _Seed:
         backend = self._backend(loaded.meta["backend"] if loaded else None)
         fed.ledger.restore(Ledger(fed.shards.n).state())
         state = self.host.init(algorithm, x, fed, template=loaded is not None)
+        if not hasattr(state, "x"):
+            name = f"{type(algorithm).__name__}.init"
+            raise ConfigError(f"{name} returned a {type(state).__name__}; expected a NamedTuple with the model as x")
         done = 0
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
@@ -219,8 +222,7 @@ class _Seed:
 
         try:
             for round in range(done + 1, experiment.rounds + 1):
-                ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
-                last = round == experiment.rounds
+                ids, last = experiment.participation.cohort(self.seed, round, fed.shards.n), round == experiment.rounds
                 due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
                 new = self.host.round(method, state, fed, round, ids)
                 for node in self.host.skipped:
@@ -232,7 +234,7 @@ class _Seed:
                 state, done, ledger, offset = new, round, _copy(fed.ledger.state()), record.offset()
                 if last or round % experiment.checkpoint_every == 0:
                     save()
-        except (KeyboardInterrupt, FedsimError) as error:
+        except (KeyboardInterrupt, Exception) as error:        # also a bug in an algorithm: what came before it is kept
             if not isinstance(error, CheckpointError | RunError):  # those two mean that the disk refuses
                 save()
             raise

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.backends.ray.settings import Ray
+from fedsim.checks import number, whole
 from fedsim.compressed import Compressed, has_server
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -25,6 +26,18 @@ from fedsim.sampling import FixedSize, Sampling
 from fedsim.schedule import Constant, Schedule
 from fedsim.types import Algorithm
 from fedsim.work import LocalWork
+
+PARTS = (
+    ("algorithm", ("init", "round"), "FedAvg(lr=0.1)"),
+    ("partition", ("partition",), "DirichletPartitioner(50, alpha=0.3)"),
+    ("sampling", ("cohort", "expected"), "FixedSize(0.1)"),
+    ("schedule", ("__call__",), "Exponential(0.998)"),
+    ("skew", ("apply",), "RotationSkew()"),
+    ("topology", ("matrix",), "Static(Ring())"),
+)
+"""Components of an experiment, what each must be able to do, and an example."""
+OPTIONAL = ("skew", "topology")
+LOSSES = ("auto", "cross_entropy", "squared", "logistic")
 
 
 @dataclass(frozen=True)
@@ -62,15 +75,10 @@ class Evaluation:
     holdout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.clients_every < 0:
-            raise ConfigError(
-                f"evaluation.every is {self.every} and clients_every {self.clients_every}; expected 1 or more, and 0"
-                " or more"
-            )
-        if not 0 < self.worst <= 1:
-            raise ConfigError(f"evaluation.worst is {self.worst}; expected a share above 0 and at most 1")
-        if not 0 <= self.holdout < 1:
-            raise ConfigError(f"evaluation.holdout is {self.holdout}; expected a share from 0 to below 1")
+        whole("evaluation.every", self.every, 1)
+        whole("evaluation.clients_every", self.clients_every, 0, "; 0 is the last round only")
+        number("evaluation.worst", self.worst, lambda v: 0 < v <= 1, "a share above 0 and at most 1")
+        number("evaluation.holdout", self.holdout, lambda v: 0 <= v < 1, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -136,9 +144,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("seeds", 1), ("seed", 0), ("block_size", 0), ("checkpoint_every", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more")
+            whole(name, getattr(self, name), least)
         for name, choices in (
             ("weights", ("uniform", "samples")),
             ("backend", ("auto", "loop", "blocks", "ray")),
@@ -147,10 +153,7 @@ class Experiment:
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
-        if not all(callable(getattr(self.algorithm, verb, None)) for verb in ("init", "round")):
-            raise ConfigError(
-                f"algorithm is {self.algorithm!r}; expected an object with init(x, clients) and round(state, clients)"
-            )
+        self._check_parts()
         self._check_topology()
         Compressed(self.algorithm, self.uplink, self.downlink)
         self.torch_device()
@@ -159,6 +162,29 @@ class Experiment:
                 f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to"
                 " disk; leave it out, and set --ray.object_store_memory"
             )
+
+    def _check_parts(self) -> None:
+        """Every component is an object that can do its part, and no class, name or number in its place."""
+        for name, verbs, example in PARTS:
+            part = getattr(self, name)
+            if part is None and name in OPTIONAL:
+                continue
+            if isinstance(part, type) or not all(callable(getattr(part, verb, None)) for verb in verbs):
+                given = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+                can = ", ".join(verbs)
+                raise ConfigError(f"{name} is {given:.200}; expected e.g. {example}, or another object with {can}")
+        for name, kind, example in (
+            ("data", Data | Dataset | Problem, 'Data("digits"), a Dataset or a Problem'),
+            ("local", LocalWork, "LocalWork(batch_size=32, epochs=1)"),
+            ("evaluation", Evaluation, "Evaluation(every=5)"),
+            ("ray", Ray, "Ray(actors=2)"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name} is {getattr(self, name)!r:.200}; expected {example}")
+        if isinstance(self.model, type) or not (isinstance(self.model, nn.Module) or hasattr(self.model, "build")):
+            raise ConfigError(f"model is {self.model!r:.200}; expected an nn.Module, or settings as MLP(hidden=(100,))")
+        if not callable(self.loss) and self.loss not in LOSSES:
+            raise ConfigError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES)}, or a function")
 
     def _check_topology(self) -> None:
         name = type(self.algorithm).__name__

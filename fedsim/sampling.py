@@ -11,7 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from fedsim import seeds
+from fedsim.checks import number, whole
 from fedsim.errors import ConfigError
+
+SHARE = "a number above 0 (somebody must take part) and at most 1"
 
 
 class Sampling(Protocol):
@@ -37,12 +40,10 @@ class FixedSize:
     size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ConfigError(
-                f"sampling.fraction is {self.fraction}; expected above 0 (somebody must take part) and at most 1"
-            )
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"sampling.size is {self.size}; expected 1 or more clients")
+        if self.fraction is not None:
+            number("sampling.fraction", self.fraction, _is_share, f"{SHARE}; for a number of clients use size")
+        if self.size is not None:
+            whole("sampling.size", self.size, 1)
 
     def expected(self, n: int) -> float:
         """See ``Sampling``."""
@@ -68,10 +69,7 @@ class Bernoulli:
     p: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
-            raise ConfigError(
-                f"sampling.p is {self.p}; expected a probability above 0 (somebody must take part) and at most 1"
-            )
+        number("sampling.p", self.p, _is_share, SHARE)
 
     def expected(self, n: int) -> float:
         """See ``Sampling``."""
@@ -84,6 +82,10 @@ class Bernoulli:
             if len(chosen):
                 return chosen
         raise AssertionError
+
+
+def _is_share(value: float) -> bool:
+    return 0 < value <= 1
 
 
 SAMPLINGS: tuple[type[Sampling], ...] = (FixedSize, Bernoulli)

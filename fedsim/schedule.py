@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedsim.checks import in_range, positive
-from fedsim.errors import ConfigError
+from fedsim.checks import at_least_one, in_range, positive
 
 
 class Schedule(Protocol):
@@ -77,8 +76,7 @@ class Cosine:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"Cosine.rounds is {self.rounds}; expected 1 or more")
+        at_least_one(self, "rounds")
         in_range(self, "floor", 0, 1, closed=True)
 
     def __call__(self, round: int) -> float:

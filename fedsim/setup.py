@@ -18,7 +18,8 @@ from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
 from fedsim.culprits import refused
 from fedsim.data import Dataset, Split, load
-from fedsim.errors import ConfigError
+from fedsim.dense import per_sample
+from fedsim.errors import ConfigError, ModelError
 from fedsim.experiment import Data, Experiment
 from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.memory import MEMORIES
@@ -101,6 +102,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         topology=experiment.topology,
         memory=MEMORIES[experiment.memory](),
     )
+    _check_model(federation.model, shards)
     test = Split(place(dataset.test.x), place(dataset.test.y))
     kind = "holdout" if experiment.evaluation.holdout else "train"
     return Prepared(federation, test, own, kind, partition, dataset, problem)
@@ -195,6 +197,24 @@ def build_model(
         else:
             module = experiment.model.build(dataset.input_shape, dataset.classes)
     return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
+
+
+def _check_model(model: Model, shards: Shards) -> None:
+    """Model and loss can take the samples: tried on one of the largest target, which needs all the outputs."""
+    row = int(shards.y.reshape(len(shards.y), -1).amax(1).argmax())
+    x, y = shards.x[row : row + 1], shards.y[row : row + 1]
+    try:
+        with torch.no_grad():
+            per_sample(model.loss(model.outputs(model.vector(), x), y), 1)
+    except ModelError:
+        raise
+    except Exception as error:
+        target = f"{y.item():g}" if y.numel() == 1 else f"{list(y.shape[1:])}"
+        raise ModelError(
+            f"{type(model.module).__name__} with its loss cannot take an input of shape {list(x.shape[1:])} with the"
+            f" target {target} ({type(error).__name__}: {error}); expected a model that takes inputs [B,"
+            f" {str(list(x.shape[1:]))[1:]} and has an output for each class"
+        ) from error
 
 
 def _copied(module: nn.Module) -> nn.Module:

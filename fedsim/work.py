@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.errors import ConfigError, PartitionError
+from fedsim.checks import number, whole
+from fedsim.errors import PartitionError
 from fedsim.types import Batch
 
 
@@ -38,16 +39,13 @@ class LocalWork:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 0:
-            raise ConfigError(f"local.batch_size is {self.batch_size}; expected 1 or more, or 0 for the whole shard")
-        if self.epochs < 1:
-            raise ConfigError(f"local.epochs is {self.epochs}; expected 1 or more")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"local.steps is {self.steps}; expected 1 or more, or none to count in epochs")
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"local.weight_decay is {self.weight_decay}; expected 0 or more")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"local.clip_norm is {self.clip_norm}; expected a positive norm, or none for no clipping")
+        whole("local.batch_size", self.batch_size, 0, "; 0 is the whole shard")
+        whole("local.epochs", self.epochs, 1)
+        if self.steps is not None:
+            whole("local.steps", self.steps, 1, ", or none to count in epochs")
+        number("local.weight_decay", self.weight_decay, lambda v: v >= 0, "a finite number, 0 or more")
+        if self.clip_norm is not None:
+            number("local.clip_norm", self.clip_norm, lambda v: v > 0, "a positive norm, or none for no clipping")
 
     def regularise(self, g: Tensor, x: Tensor) -> Tensor:
         """Clip the gradient ``g [..., d]`` and add the gradient of the weight decay at ``x [..., d]``."""
@@ -75,8 +73,9 @@ class LocalWork:
 
 
 class Shards:
-    """The training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]`` to ``offsets[i +"
-    " 1]``."""
+    """The training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]`` up to, without,
+    ``offsets[i + 1]``.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, offsets: np.ndarray) -> None:
         self.x, self.y, self.offsets = x, y, offsets

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.errors import DataError
@@ -48,6 +49,8 @@ class Dataset:
     notes: str = ""
 
     def __post_init__(self) -> None:
+        for kind, split in (("train", self.train), ("test", self.test)):
+            _check(f"data set {self.name!r}, {kind}", split, self.classes)
         shapes = [split.x.shape[1:] for split in (self.train, self.test)]
         if shapes[0] != shapes[1]:
             raise DataError(
@@ -59,3 +62,20 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the sample axis."""
         return tuple(self.train.x.shape[1:])
+
+
+def _check(where: str, split: Split, classes: int) -> None:
+    """One target of a possible value for every input, and all inputs finite."""
+    for name, value in (("x", split.x), ("y", split.y)):
+        if not isinstance(value, Tensor):
+            raise DataError(f"{where}: {name} is a {type(value).__name__}; expected a tensor: torch.as_tensor({name})")
+    x, y, client = split
+    if len(x) != len(y) or (client is not None and len(client) != len(y)):
+        owners = "" if client is None else f" and {len(client)} clients"
+        raise DataError(f"{where}: {len(x)} inputs, {len(y)} targets{owners}; expected as many of each")
+    if x.is_floating_point() and not x.sum(dtype=torch.float64).isfinite():   # a sum is finite only if all numbers are
+        raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
+    if classes and (y.is_floating_point() or y.is_complex()):
+        raise DataError(f"{where}: targets of {classes} classes are {y.dtype}; expected int64, or classes=0 to regress")
+    if classes and len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(classes, 2):   # one class: a binary logit
+        raise DataError(f"{where}: targets from {y.min()} to {y.max()}; expected 0 to {max(classes, 2) - 1}")

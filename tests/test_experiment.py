@@ -1,0 +1,140 @@
+"""Bad parts of an experiment made in Python are refused at construction, or before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from algorithms import DFedAvg, FedAvg
+from fedsim import Bernoulli, Clients, Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim.compare import compare
+from fedsim.data import Dataset, Split
+from fedsim.errors import ConfigError, DataError, ModelError
+from fedsim.models import MLP
+from fedsim.partition import IidPartitioner
+from fedsim.schedule import Cosine
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+MINE = Dataset("mine", Split(X[:30], Y[:30]), Split(X[30:], Y[30:]), classes=2)
+
+
+def experiment(**settings: Any) -> Experiment:
+    usual: dict[str, Any] = {"data": MINE, "partition": IidPartitioner(5), "model": nn.Linear(6, 2), "rounds": 3}
+    return Experiment(**{"algorithm": FedAvg(), **usual, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"algorithm": FedAvg}, r"algorithm is the class FedAvg; expected e\.g\. FedAvg\(lr=0\.1\)"),
+        ({"algorithm": None}, "algorithm is None; expected .* with init, round"),
+        ({"partition": 10}, r"partition is 10; expected e\.g\. DirichletPartitioner"),
+        ({"sampling": 0.5}, r"sampling is 0\.5; expected e\.g\. FixedSize\(0\.1\)"),
+        ({"schedule": 0.1}, r"schedule is 0\.1; expected e\.g\. Exponential"),
+        ({"local": 5}, r"local is 5; expected LocalWork\(batch_size=32"),
+        ({"evaluation": 5}, r"evaluation is 5; expected Evaluation\(every=5\)"),
+        ({"data": "digits"}, r"""data is 'digits'; expected Data\("digits"\)"""),
+        ({"model": MLP}, r"model is <class .*MLP'>; expected an nn\.Module"),
+        ({"loss": "mse"}, "loss is 'mse'; expected one of auto, cross_entropy"),
+        ({"algorithm": DFedAvg(), "topology": "Ring"}, r"topology is 'Ring'; expected e\.g\. Static\(Ring\(\)\)"),
+        ({"seeds": True}, "seeds is True; expected a whole number, 1 or more"),
+        ({"rounds": 1.5}, r"rounds is 1\.5; expected a whole number"),
+    ],
+)
+def test_wrong_parts(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        experiment(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LocalWork(batch_size=1.5), r"local\.batch_size is 1\.5; expected a whole number, 0 or more"),  # type: ignore[arg-type]
+        (lambda: LocalWork(epochs="2"), r"local\.epochs is '2'; expected a whole number, 1 or more"),  # type: ignore[arg-type]
+        (lambda: LocalWork(steps=0), r"local\.steps is 0; expected .* or none to count in epochs"),
+        (lambda: LocalWork(weight_decay=float("nan")), r"local\.weight_decay is nan; expected a finite number"),
+        (lambda: LocalWork(clip_norm=0), r"local\.clip_norm is 0; expected a positive norm"),
+        (lambda: FixedSize(size=1.5), r"sampling\.size is 1\.5; expected a whole number, 1 or more"),  # type: ignore[arg-type]
+        (lambda: FixedSize(2), r"sampling\.fraction is 2; .* at most 1; for a number of clients use size"),
+        (lambda: Bernoulli(0), r"sampling\.p is 0; expected a number above 0"),
+        (lambda: Evaluation(every=1.5), r"evaluation\.every is 1\.5; expected a whole number"),  # type: ignore[arg-type]
+        (lambda: Evaluation(worst=0), r"evaluation\.worst is 0; expected a share above 0"),
+        (lambda: Cosine(rounds=0), r"Cosine\.rounds is 0; expected a whole number"),
+    ],
+)
+def test_wrong_settings(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    assert experiment(rounds=np.int64(5), local=LocalWork(batch_size=np.int32(4))).rounds == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X.numpy(), Y, r"train: x is a ndarray; expected a tensor: torch\.as_tensor\(x\)"),
+        (X[:3], Y, "train: 3 inputs, 40 targets; expected as many of each"),
+        (X.where(X < 1, torch.inf), Y, "train: an input is NaN or infinite"),
+        (X, Y.float(), r"train: targets of 2 classes are torch\.float32; expected int64"),
+        (X, Y + 5, "train: targets from 5 to 6; expected 0 to 1"),
+        (X, Y - 1, "train: targets from -1 to 0; expected 0 to 1"),
+    ],
+)
+def test_wrong_samples(x: Tensor, y: Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Dataset("mine", Split(x, y), MINE.test, classes=2)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(5, 2), nn.Linear(6, 1)], ids=["inputs", "outputs"])
+def test_a_model_that_does_not_fit_the_data_leaves_no_run(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"Linear .* input of shape \[6\] with the target 1 .*expected .* \[B, 6\]"):
+        run(experiment(model=model), root=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+class Bare:
+    """An algorithm whose state is a bare tensor."""
+
+    def init(self, x: Tensor, clients: Clients) -> Tensor:
+        return x
+
+    def round(self, s: Tensor, clients: Clients) -> Tensor:
+        return s
+
+
+def test_a_state_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Bare\.init returned a Tensor; expected a NamedTuple with the model as x"):
+        run(experiment(algorithm=Bare()), root=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Buggy(FedAvg):
+    """A bug in the server's half, in a late round."""
+
+    def round(self, s: Any, clients: Clients) -> Any:
+        if clients.round == 5:
+            raise KeyError("momentum")
+        return super().round(s, clients)
+
+
+def test_a_bug_at_the_server_loses_no_round(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="momentum"):
+        run(experiment(algorithm=Buggy(), rounds=8), output=tmp_path / "r", progress=False)
+    assert [path.name for path in (tmp_path / "r" / "seed-0" / "checkpoints").iterdir()] == ["round-000004"]
+
+
+def test_paths_may_be_texts(tmp_path: Path) -> None:
+    directory = run(experiment(), output=str(tmp_path / "r"), progress=False)
+    assert directory.path == tmp_path / "r"
+    assert compare(str(directory.path)).runs[0].run.path == compare([str(directory.path)]).runs[0].run.path
