@@ -132,7 +132,8 @@ class DirichletPartitioner:
         n, minimum = self.num_partitions, self.min_partition_size
         if n * minimum > len(label):
             fix = f"min_partition_size may be {len(label) // n}, or num_partitions {len(label) // minimum}"
-            raise PartitionError(f"{n} clients of {minimum} samples or more need more than {len(label)} samples: {fix}")
+            need = f"{n} clients of {minimum} samples or more need {n * minimum} samples"
+            raise PartitionError(f"{need}, and there are {len(label)}: {fix}")
         rng = generator(seed)
         alpha = concentration(self.alpha, n, "partitions")
         drawn: list[tuple[int, np.ndarray]] = []
