@@ -156,13 +156,7 @@ class _Seed:
     """One seed of a run in progress."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        directory: RunDirectory,
-        seed: int,
-        prepared: Prepared,
-        bar: RunProgress,
-        host: Host,
+        self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress, host: Host
     ) -> None:
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
         self.federation, self.host = prepared.federation, host

@@ -158,8 +158,8 @@ def test_what_is_left_out_keeps_the_default() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"algorithm is missing; expected a name \(FedAMD, FedAvg"),
         ({"algorithm": "SCAFFOLD"}, r"algorithm is 'SCAFFOLD'; did you mean 'Scaffold'\?"),
+        ({}, r"algorithm is missing; expected a name \(FedAvg, FedAMD"),
         ({"algorithm": "FedSpead"}, r"algorithm is 'FedSpead'; did you mean 'FedSpeed'\?"),
         ({"algorithm": {"lr": 0.1}}, r"algorithm is .*; expected a name, or name and fields"),
         ({"algorithm": 3}, "algorithm is 3; expected a name"),
