@@ -156,8 +156,9 @@ class _Seed:
     """One seed of a run in progress."""
 
     def __init__(
-        self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress, host: Host
-    ) -> None:
+        self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress,
+        host: Host,
+    ) -> None:  # fmt: skip
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
         self.federation, self.host = prepared.federation, host
 
@@ -216,7 +217,8 @@ class _Seed:
 
         try:
             for round in range(done + 1, experiment.rounds + 1):
-                ids, last = experiment.participation.cohort(self.seed, round, fed.shards.n), round == experiment.rounds
+                ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
+                last = round == experiment.rounds
                 due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
                 new = self.host.round(method, state, fed, round, ids)
                 for node in self.host.skipped:
