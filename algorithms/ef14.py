@@ -8,6 +8,12 @@
 gamma is inside the compressor, so with a schedule what was left behind keeps the step of its own round. Exact where
 every client is at rest at the minimiser; else a floor that grows with gamma and with the clients' heterogeneity.
 Down 1 vector, up 1 compressed vector.
+
+Step size in theory: gamma = 1 / (L (1 + xi)) (xi of C: ``algorithms.theory``). With zeta^2 a bound on the mean of
+||grad f_i - grad f||^2, the mean over T rounds of ||grad f(z)||^2 is at most
+    2 (f(x) - inf f) / (gamma T) + (gamma L xi zeta)^2
+at z = x - mean e_i, which moves by gamma grad f(x): e_i follows from the gradients with the gain xi, and f falls as in
+the lemma there. The last term is the floor.
 """
 
 from __future__ import annotations
@@ -17,7 +23,9 @@ from typing import NamedTuple
 
 import torch
 
+from algorithms import theory
 from algorithms.dcgd import Gradient, gradient_of
+from algorithms.theory import Task, Theory
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, one_of, positive
 from fedsim.compress import TopK
@@ -58,3 +66,10 @@ class EF14:
         p = e_i + self.lr * local.decay * gradient_of(local, x, self.gradient)
         v_i = self.compressor.compress(p, local)
         return v_i, p - v_i.unpack()
+
+    def theory(self, task: Task) -> Theory:
+        """The step size down to the floor; see the module."""
+        c = theory.constants_of(task)
+        alpha = theory.alpha_of(self.compressor, c.d)
+        xi = theory.xi(alpha)
+        return Theory({"nonconvex": 1 / (c.L * (1 + xi))}, {"alpha": alpha, "xi": xi, "L": c.L})

@@ -23,6 +23,11 @@ smaller arithmetic mean L_AM:
     nonconvex with participation p:  gamma = 1 / (L + sqrt(B / theta_p)),  B = (p beta + (1 + 1 / rho)(1 - p)) L~^2,
                theta_p = p theta - rho (1 - p),  theta = 1 - (1 + s)(1 - alpha),  beta = (1 + 1 / s)(1 - alpha), for any
                s, rho > 0 with theta_p > 0: here those of the largest gamma
+    nonconvex with momentum eta:  gamma = (1 - eta)^2 / (L + (1 - eta) L~ xi), of the order of the paper's rate, whose
+               constant is not at hand, by the lemma of ``algorithms.theory``: z = x - gamma eta / (1 - eta) old v moves
+               by -gamma / (1 - eta) g, which errs from grad f(z) with the gains L~ xi (as x moves no more than z) and
+               L eta / (1 - eta) (as x is no further from z)
+With r, the first makes f + r fall as well.
 """
 
 from __future__ import annotations
@@ -125,8 +130,22 @@ class EF21:
         return follow(self.compressor, gradient_of(local, x, self.gradient), g_i, local)
 
     def theory(self, task: Task, participation: float = 1.0) -> Theory:
-        """Step sizes of plain EF21, with the share of clients that take part in a round; see the module."""
-        return ef21_theory(self.compressor, task, participation)
+        """Step sizes, where ``participation`` is the share of clients that take part in a round; see the module.
+
+        Raises:
+            ConfigError: no step size is known for these settings together.
+        """
+        plain = ef21_theory(self.compressor, task, participation)
+        if self.momentum == 0:
+            return plain
+        if participation < 1 or self.prox is not None:
+            raise ConfigError(
+                f"theory knows EF21 with momentum {self.momentum} only with everybody in every round and without prox;"
+                f" got participation {participation}, prox {self.prox!r}. Set momentum to 0, or lr by hand"
+            )
+        c, left = theory.constants_of(task), 1 - self.momentum
+        gammas = theory.nonconvex(c, lambda L: L * plain.constants["xi"] + c.L * self.momentum / left)
+        return Theory({name: left * gamma for name, gamma in gammas.items()}, plain.constants)
 
 
 def follow(compressor: Compressor, v: Vector, g_i: Vector, local: Local) -> tuple[Packed, Vector]:
@@ -144,16 +163,13 @@ def ef21_theory(compressor: Compressor, task: Task, participation: float = 1.0) 
     xi, theta, p = theory.xi(alpha), theory.theta(alpha), participation
     constants = {"alpha": alpha, "xi": xi, "theta": theta, "beta": theory.beta(alpha), "L": c.L, "L_AM": c.L_AM}
     constants |= {"L_QM": c.L_QM, "L_var": c.L_var, "mu": c.mu}
-    means = {"": c.L_QM, " AM": c.L_AM}
     if p < 1:
         cost, s, rho = partial_participation(alpha, p)
-        gammas = {f"nonconvex{name}": 1 / (c.L + L * cost) for name, L in means.items()}
-        return Theory(gammas, {**constants, "s": s, "rho": rho})
-    gammas = {f"nonconvex{name}": 1 / (c.L + L * xi) for name, L in means.items()}
+        return Theory(theory.nonconvex(c, lambda L: L * cost), {**constants, "s": s, "rho": rho})
+    gammas = theory.nonconvex(c, lambda L: L * xi)
     if c.mu:
-        gammas |= {
-            f"PL{name}": min(1 / (c.L + math.sqrt(2) * L * xi), theta / (2 * c.mu)) for name, L in means.items()
-        }
+        for name, L in (("PL", c.L_QM), ("PL AM", c.L_AM)):
+            gammas[name] = min(1 / (c.L + math.sqrt(2) * L * xi), theta / (2 * c.mu))
     share = (c.sharing or c.n) / c.n
     plus = min(c.L_QM, math.sqrt(share) * c.L_max)
     gammas["rare"] = 1 / (c.L + plus * xi * math.sqrt(share))

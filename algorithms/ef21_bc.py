@@ -10,14 +10,14 @@ Every client holds x and g, and so has to hear every b: all take part in every r
 round, here it opens the next one, which is the same.) Down and up 1 compressed vector; in round 0, down 2 vectors and
 up 1.
 
-Step size in theory: the paper's is not at hand; bounding ||C_M(y)|| <= 2 ||y|| twice in its proof gives the smaller
-    gamma = 1 / (L + L~ sqrt(2 (A beta + 8 beta_M / theta_M))),   A = (1 + 8 beta_M / theta_M) / theta,
-which is safe for any C_M. The authors' code uses multiples of EF21's.
+Step size in theory: the paper's is not at hand; the lemma of ``algorithms.theory`` gives
+    gamma = 1 / (L + L~ (xi + xi_M + 2 xi xi_M)),
+as g~_i follows the gradients with the gain xi, and g follows g~, whose changes c_i, at most 1 + 2 xi times those of the
+gradients, err with the gain xi_M. The authors' code uses multiples of EF21's.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -95,13 +95,8 @@ class EF21BC:
         return c_i, (x, g, g_i)
 
     def theory(self, task: Task) -> Theory:
-        """The safe step size; see the module."""
+        """The step size; see the module."""
         c = theory.constants_of(task)
-        a_w, a_m = theory.alpha_of(self.compressor, c.d), theory.alpha_of(self.server_compressor, c.d)
-        down = 8 * theory.beta(a_m) / theory.theta(a_m)
-        a = (1 + down) / theory.theta(a_w)
-        gammas = {
-            f"nonconvex{name}": 1 / (c.L + L * math.sqrt(2 * (a * theory.beta(a_w) + down)))
-            for name, L in (("", c.L_QM), (" AM", c.L_AM))
-        }
-        return Theory(gammas, {"alpha": a_w, "alpha_M": a_m, "A": a, "L": c.L, "L_QM": c.L_QM, "L_AM": c.L_AM})
+        xi, xi_m = (theory.xi(theory.alpha_of(by, c.d)) for by in (self.compressor, self.server_compressor))
+        gammas = theory.nonconvex(c, lambda L: L * (xi + xi_m + 2 * xi * xi_m))
+        return Theory(gammas, {"xi": xi, "xi_M": xi_m, "L": c.L, "L_QM": c.L_QM, "L_AM": c.L_AM})

@@ -3,12 +3,22 @@
 A contractive compressor has E||C(x) - x||^2 <= (1 - alpha) ||x||^2. With theta = 1 - sqrt(1 - alpha) and beta =
 (1 - alpha) / theta, xi = sqrt(beta / theta) = (1 + sqrt(1 - alpha)) / alpha - 1 is what its errors cost: 0 for the
 identity, about 2 / alpha for strong compression.
+
+Most step sizes here follow from one lemma. Let x <- x - gamma g, where the errors of g keep to the length of the steps:
+    sum_t ||g^t - grad f(x^t)||^2 <= Gamma^2 sum_t ||x^{t+1} - x^t||^2                        (in expectation)
+Then gamma = 1 / (L + Gamma) gives  sum_t ||grad f(x^t)||^2 <= 2 (f(x^0) - inf f) / gamma, by summing the descent
+    f(x^{t+1}) <= f(x^t) - gamma/2 ||grad f(x^t)||^2
+                  + gamma/2 ||g^t - grad f(x^t)||^2 - (1/(2 gamma) - L/2) ||x^{t+1} - x^t||^2
+(Richtarik, Sokolov, Fatkhullin 2021, Lemma 4), since gamma^2 Gamma^2 + gamma L <= 1. So Gamma is the gain of a method,
+from steps to errors, and gains of parts in a row multiply, side by side add up: an estimate that follows a vector by
+contractive messages, g <- g + C(v - g), has the gain xi from changes of v to v - g.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from fedsim import Compressor
@@ -92,6 +102,15 @@ def omega_of(compressor: Compressor, d: int) -> float:
     if omega is None:
         raise ConfigError(f"theory needs omega of {compressor!r}, which is biased; use an unbiased one, or EF21")
     return omega
+
+
+def nonconvex(c: Constants, gain: Callable[[float], float]) -> dict[str, float]:
+    """``1 / (L + Gamma)`` for a ``gain`` by L~, the quadratic mean of the L_i, or ("AM") their arithmetic mean.
+
+    The smaller mean holds for any method whose clients do not hear of each other: it only weighs their errors by
+    L_AM / L_i (Richtarik, Gasanov, Burlachenko 2024).
+    """
+    return {f"nonconvex{name}": 1 / (c.L + gain(L)) for name, L in (("", c.L_QM), (" AM", c.L_AM))}
 
 
 def theta(alpha: float) -> float:

@@ -105,6 +105,20 @@ class Shards:
         y = self.y.index_select(0, flat).view(*index.shape, *self.y.shape[1:])
         return Batch(x, y, weight)
 
+    def runs(self, first: np.ndarray, lengths: np.ndarray) -> Batch | None:
+        """Consecutive samples from each row of ``first [c]`` on, without a copy; None unless runs are equally long and
+        equally far apart.
+        """
+        apart = np.diff(first).tolist() or [0]
+        if len({*lengths.tolist()}) > 1 or len({*apart}) > 1:
+            return None
+
+        def view(t: Tensor) -> Tensor:
+            shape = len(first), int(lengths[0]), *t.shape[1:]
+            return t[int(first[0]) :].as_strided(shape, (apart[0] * t.stride(0), *t.stride()))
+
+        return Batch(view(self.x), view(self.y))
+
 
 @dataclass(frozen=True)
 class Minibatches:

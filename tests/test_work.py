@@ -131,6 +131,18 @@ def test_shards_give_rows_and_take_any_shape_of_index() -> None:
     assert batch.weight is not None and batch.weight.shape == (3, 2)
 
 
+def test_runs_of_rows_are_views_where_they_lie_evenly() -> None:
+    data = shards([5, 5, 7])
+    for first, length in (([0, 5, 10], 5), ([2, 7], 3), ([12], 4)):
+        batch = data.runs(np.array(first), np.full(len(first), length))
+        assert batch is not None
+        expected = data.take(torch.tensor(first).unsqueeze(1) + torch.arange(length))
+        assert torch.equal(batch.x, expected.x) and torch.equal(batch.y, expected.y)
+        assert batch.x.untyped_storage().data_ptr() == data.x.untyped_storage().data_ptr()
+    assert data.runs(np.array([0, 5, 10]), np.array([5, 5, 7])) is None
+    assert data.runs(np.array([0, 5, 11]), np.array([5, 5, 5])) is None
+
+
 def test_a_client_without_samples_is_refused() -> None:
     with pytest.raises(PartitionError, match=r"2 of 4 clients have no samples \(the first is client 1\)"):
         shards([3, 0, 2, 0])

@@ -235,9 +235,12 @@ class _Block:
         for start in range(0, int(sizes.max()), CHUNK):
             here = np.clip(sizes - start, 0, CHUNK)
             some = np.flatnonzero(here)                    # clients that have samples left
+            some = some[np.argsort(self.ids[some])]        # as they lie in memory
             first = shards.offsets[self.ids[some]] + start
-            runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
-            batch = self._take(*_stack(runs, here[some]))
+            batch = shards.runs(first, here[some])
+            if batch is None:
+                runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
+                batch = self._take(*_stack(runs, here[some]))
             share = torch.from_numpy(here[some] / sizes[some]).to(x).unsqueeze(1)
             g[some] += self.fed.model.gradients(x[some], batch) * share
         self.fed.ledger.gradient_evaluations[self.ids] += sizes

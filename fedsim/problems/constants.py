@@ -16,6 +16,8 @@ class Constants:
         L_i: those of the gradients of the f_i, one for each client.
         d: dimension of x.
         mu: f(x) - min f <= ||grad f(x)||^2 / (2 mu), as of a strongly convex f; 0 where no such mu is known.
+        L_samples: l with mean_i mean_j ||grad f_ij(x) - grad f_ij(y)||^2 <= l^2 ||x - y||^2, up to a term that all
+            samples j share; None where it is not known.
         sharing: the largest number of clients whose f_i depend on one and the same coordinate; n by default.
     """
 
@@ -24,6 +26,7 @@ class Constants:
     d: int
     mu: float = 0.0
     sharing: int = 0
+    L_samples: float | None = None
 
     @property
     def n(self) -> int:

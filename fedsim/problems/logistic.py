@@ -22,7 +22,14 @@ from torch import Tensor
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import ConfigError
 from fedsim.models.losses import logistic
-from fedsim.problems.problem import TRAINING_ROWS, Problem, linear_module, owners, row_weights
+from fedsim.problems.problem import (
+    TRAINING_ROWS,
+    Problem,
+    largest_eigenvalue,
+    linear_module,
+    owners,
+    row_weights,
+)
 
 
 def l2(x: Tensor, lam: float) -> Tensor:
@@ -85,7 +92,8 @@ def logistic_regression(
         smoothness=curvature + smooth * lam,
         local_smoothness=local_curvature + smooth * lam,
         mu=convex * lam,
-        pooled_smoothness=_largest_eigenvalue(features) / (4 * rows) + smooth * lam,
+        curvature=1 / 4,
+        pooled_smoothness=largest_eigenvalue(features) / (4 * rows) + smooth * lam,
     )
     if regularizer == "nonconvex":
         return problem
@@ -118,14 +126,8 @@ def _binary(features: np.ndarray, labels: np.ndarray, values: np.ndarray) -> Spl
 def _curvatures(a: np.ndarray, client: np.ndarray) -> tuple[float, np.ndarray]:
     """Largest curvature of the loss in f and in each f_i ``[n]``: 1/4 of the largest eigenvalue of mean(a a^T)."""
     parts = [a[client == i] for i in range(client[-1] + 1)]
-    whole = _largest_eigenvalue(a * row_weights(client).sqrt().numpy()[:, None])
-    return whole / 4, np.array([_largest_eigenvalue(part) / (4 * len(part)) for part in parts])
-
-
-def _largest_eigenvalue(a: np.ndarray) -> float:
-    """Of ``a^T a``, through the smaller of the two Gram matrices."""
-    gram = a.T @ a if len(a) > a.shape[1] else a @ a.T
-    return float(np.linalg.eigvalsh(gram)[-1])
+    whole = largest_eigenvalue(a * row_weights(client).sqrt().numpy()[:, None])
+    return whole / 4, np.array([largest_eigenvalue(part) / (4 * len(part)) for part in parts])
 
 
 def _newton(problem: Problem, lam: float) -> Tensor:

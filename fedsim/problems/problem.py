@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Problem:
         smoothness: L, a Lipschitz constant of the gradient of f.
         local_smoothness: L_i of the gradients of the f_i, ``[n]``.
         mu: strong convexity constant of f, 0 without one.
+        curvature: the largest second derivative of the loss by its output.
         pooled_smoothness: that of the mean over all rows, where it is known; papers take it for L.
     """
 
@@ -46,6 +47,7 @@ class Problem:
     smoothness: float
     local_smoothness: np.ndarray
     mu: float
+    curvature: float
     pooled_smoothness: float | None = None
 
     @property
@@ -53,11 +55,20 @@ class Problem:
         """Number of clients."""
         return len(self.local_smoothness)
 
-    @property
+    @cached_property
     def constants(self) -> Constants:
         """What theory's step sizes are made of."""
         L_i, d = tuple(map(float, self.local_smoothness)), self.dataset.train.x.shape[1]
-        return Constants(self.smoothness, L_i, d, self.mu, self.n if self.penalty else self._sharing())
+        sharing = self.n if self.penalty else self._sharing()
+        return Constants(self.smoothness, L_i, d, self.mu, sharing, self._sample_smoothness())
+
+    def _sample_smoothness(self) -> float:
+        """``Constants.L_samples``: the clients' ``curvature^2`` times the largest eigenvalue of mean(|a|^2 a a^T)."""
+        rows, client = self.dataset.train.x.numpy(), owners(self.dataset.train)
+        rows = rows * np.linalg.norm(rows, axis=1, keepdims=True)
+        parts = [rows[client == i] for i in range(self.n)]
+        mean = np.mean([largest_eigenvalue(part) / len(part) for part in parts])
+        return self.curvature * float(np.sqrt(mean))
 
     def _sharing(self) -> int:
         """The largest number of clients in whose rows one and the same coordinate is not always 0."""
@@ -112,6 +123,12 @@ def row_weights(client: np.ndarray) -> Tensor:
     """Weight ``1 / (n N_i)`` of each row ``[N]`` in f, for its owner's ``N_i`` rows."""
     sizes = np.bincount(client)
     return torch.from_numpy(1 / (len(sizes) * sizes[client]))
+
+
+def largest_eigenvalue(a: np.ndarray) -> float:
+    """Of ``a^T a``, through the smaller of the two Gram matrices."""
+    gram = a.T @ a if len(a) > a.shape[1] else a @ a.T
+    return float(np.linalg.eigvalsh(gram)[-1])
 
 
 def linear_module(d: int) -> nn.Module:

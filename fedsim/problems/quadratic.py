@@ -124,4 +124,5 @@ def _sum_of_squares(name: str, a: np.ndarray, c: np.ndarray) -> Problem:
         smoothness=float(eigenvalues[-1]),
         local_smoothness=np.linalg.eigvalsh(h)[:, -1],
         mu=float(eigenvalues[0]),
+        curvature=1.0,
     )

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import DCGD, DIANA, EF14, EF21, EF21BC, L1, MARINA, ECIdeal, EControl, EF21Plus, with_theory
+from algorithms import DCGD, DIANA, EF14, EF21, EF21BC, L1, MARINA, ECIdeal, EControl, EF21Plus
 from algorithms.theory import xi
 from fedsim.compress import RandK, TopK
 from fedsim.errors import DivergenceError
-from fedsim.problems import Problem, least_squares, quadratic_from, zeta_least_squares
+from fedsim.problems import Problem, least_squares, zeta_least_squares
 from fedsim.types import Packed, Site
 from tests.algorithms.convex import federation_of, last, trajectory
 
@@ -99,36 +99,6 @@ def test_ef21_diverges_with_an_unbiased_compressor_that_is_not_scaled() -> None:
         final = np.inf
     assert final > 1e6
     assert error(EF21(GAMMA, RandK(k=2, scaled=False)), 200) < 1
-
-
-@pytest.mark.parametrize(("mean", "slowest"), [("PL", 0.9975), ("PL AM", 0.9955)])
-def test_the_lyapunov_function_falls_by_its_factor(mean: str, slowest: float) -> None:
-    """Psi = f - f* + (gamma / theta) G, with G weighted by L_AM / L_i for the arithmetic mean: at most 1 - gamma mu."""
-    problem = _spread(least_squares(10, 20, condition=4.0))
-    algorithm = with_theory(EF21(compressor=TopK(k=2)), problem, regime=mean)
-    constants = problem.constants
-    theta = EF21(compressor=TopK(k=2)).theory(problem).constants["theta"]
-    weight = constants.L_AM / np.array(constants.L_i) if mean == "PL AM" else np.ones(10)
-    psi = []
-    for s in trajectory(algorithm, problem, X0, 60):
-        errors = [s.g_i[i] - problem.client_gradient(i, s.x) for i in range(10)]
-        G = np.mean([w * float(e.square().sum()) for w, e in zip(weight, errors, strict=True)])
-        psi.append(float(problem.value(s.x)) - (problem.f_min or 0) + algorithm.lr / theta * G)
-    ratios = np.array(psi[1:]) / psi[:-1]
-    assert ratios.max() <= 1 - algorithm.lr * constants.mu
-    assert ratios.max() < slowest
-
-
-def _spread(problem: Problem) -> Problem:
-    """Clients of very different smoothness: client i's rows times i."""
-    train = problem.dataset.train
-    assert train.client is not None
-    hessians, linear = [], []
-    for i in range(problem.n):
-        rows, targets = train.x[train.client == i].numpy(), train.y[train.client == i].numpy()
-        hessians.append((i + 1) ** 1.5 * rows.T @ rows / len(rows))
-        linear.append((i + 1) ** 1.5 * rows.T @ targets / len(rows))
-    return quadratic_from(np.array(hessians), np.array(linear))
 
 
 @pytest.mark.parametrize(("factor", "converges"), [(0.5, True), (2.0, True), (4.0, False), (8.0, False)])

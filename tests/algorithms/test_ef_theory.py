@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from algorithms import (
     DCGD,
@@ -111,12 +112,99 @@ def test_rare_features() -> None:
 
 
 def test_bidirectional() -> None:
-    dense = EF21BC(compressor=TOP1, server_compressor=Identity()).theory(C).gamma["nonconvex"]
-    assert dense == pytest.approx(1 / (2 + C.L_QM * math.sqrt(2) * xi(0.1)))
+    dense = EF21BC(compressor=TOP1, server_compressor=Identity()).theory(C).gamma
+    plain = EF21(compressor=TOP1).theory(C).gamma
+    assert dense == pytest.approx({name: plain[name] for name in dense})
     both = EF21BC(compressor=TOP1, server_compressor=TopK(k=5)).theory(C)
-    down = 8 * beta(0.5) / theta(0.5)
-    A = (1 + down) / theta(0.1)
-    assert both.gamma["nonconvex"] == pytest.approx(1 / (2 + C.L_QM * math.sqrt(2 * (A * beta(0.1) + down))))
+    gain = 18.486833 + 2.414214 + 2 * 18.486833 * 2.414214
+    assert both.gamma["nonconvex"] == pytest.approx(1 / (2 + C.L_QM * gain), rel=1e-6)
+
+
+def test_heavy_ball() -> None:
+    gamma = EF21(compressor=TOP1, momentum=0.5).theory(C).gamma
+    assert gamma["nonconvex"] == pytest.approx(0.25 / (2 + 0.5 * C.L_QM * 18.486833), rel=1e-7)
+    assert gamma["nonconvex AM"] == pytest.approx(0.25 / (2 + 0.5 * 25.75 * 18.486833), rel=1e-7)
+    assert EF21(compressor=Identity(), momentum=0.9).theory(C).gamma["nonconvex"] == pytest.approx(0.01 / 2)
+    for settings, options in (({}, {"participation": 0.5}), ({"prox": L1()}, {})):
+        with pytest.raises(ConfigError, match=r"EF21 with momentum 0.5 only with everybody in every round and without"):
+            EF21(compressor=TOP1, momentum=0.5, **settings).theory(C, **options)  # type: ignore[arg-type]
+
+
+def test_ef14() -> None:
+    assert EF14(compressor=TOP1).theory(C).gamma == {"nonconvex": pytest.approx(1 / (2 * 19.486833), rel=1e-7)}
+    assert EF14(compressor=Identity()).theory(C).gamma["nonconvex"] == 1 / 2, "gradient descent"
+
+
+CIRCLE = np.exp(1j * np.linspace(0, np.pi, 100_001))
+"""Where a filter has its gain: the greatest value of its transfer function."""
+
+
+@pytest.mark.parametrize("momenta", [1, 2, 3])
+@pytest.mark.parametrize("eta", [1.0, 0.5, 0.1])
+def test_sgdm(momenta: int, eta: float) -> None:
+    """The gain from changes of a gradient to what its averages lag behind, by their transfer functions."""
+    z = CIRCLE[1:]
+    averages = (eta / (1 - (1 - eta) * z)) ** momenta
+    lag, changes = np.abs((averages - 1) / (1 - z)).max(), np.abs(averages).max()
+    theory = EF21SGDM(compressor=TOP1, eta=eta, momenta=momenta).theory(C)
+    assert theory.gamma["nonconvex"] == pytest.approx(1 / (2 + 2 * lag + C.L_QM * changes * 18.486833), rel=1e-6)
+    assert theory.gamma["nonconvex AM"] == pytest.approx(1 / (2 + 2 * lag + 25.75 * changes * 18.486833), rel=1e-6)
+
+
+@pytest.mark.parametrize("eta", [0.1 / 400, 0.01, 0.04])
+def test_econtrol(eta: float) -> None:
+    """The gain from changes of a gradient to the error of its estimate, by the transfer functions of the loop."""
+    q, filtered = math.sqrt(0.9), 1 / (1 - (1 - eta) * CIRCLE)
+    back = np.abs(1 + eta - eta**2 * CIRCLE * filtered).max()
+    out = np.abs(eta * CIRCLE * filtered - 1).max()
+    gamma = EControl(compressor=TOP1, eta=eta).theory(C).gamma
+    assert q * back < 1
+    assert gamma["nonconvex"] == pytest.approx(1 / (2 + C.L_QM * out * q / (1 - q * back)), rel=1e-6)
+    assert EControl(compressor=TOP1, eta=0.0).theory(C).gamma == pytest.approx(
+        {name: g for name, g in EF21(compressor=TOP1).theory(C).gamma.items() if name in gamma}
+    )
+    assert EControl(compressor=Identity()).theory(C).gamma["nonconvex"] == 1 / 2
+    with pytest.raises(ConfigError, match=r"no step size of EControl is proved for eta = 0.1 and alpha = 0.1, but be"):
+        EControl(compressor=TOP1).theory(C)
+
+
+def test_page() -> None:
+    """Against Young's inequality with the best of many weights s; with p = 1 EF21, with the identity PAGE."""
+    task, p, tau = Constants(2.0, C.L_i, 10, L_samples=60.0), 0.2, 5
+    spread = 60 / math.sqrt(tau)
+    s = np.geomspace(1e-2, 1e2, 100_001)
+    squares = p * (1 + s) * C.L_QM**2 + (1 + 1 / s) * (1 - p) * spread**2 + (1 - p) * (C.L_QM**2 + spread**2)
+    gain = 18.486833 * math.sqrt(squares.min()) + spread * math.sqrt((1 - p) / (p * 4))
+    assert EF21PAGE(compressor=TOP1, p=p).theory(task, tau).gamma["nonconvex"] == pytest.approx(1 / (2 + gain))
+    plain = EF21(compressor=TOP1).theory(C).gamma["nonconvex"]
+    assert EF21PAGE(compressor=TOP1, p=1.0).theory(C, 1).gamma["nonconvex"] == pytest.approx(plain)
+    page = with_theory(EF21PAGE(compressor=Identity(), p=p), task, tau=tau).lr
+    assert page == pytest.approx(1 / (2 + 60 * math.sqrt((1 - p) / (p * 4 * tau))))
+    with pytest.raises(ConfigError, match=r"p = 0.2 needs the smoothness of single samples, which is unknown here"):
+        EF21PAGE(compressor=TOP1, p=p).theory(C, tau)
+    with pytest.raises(ConfigError, match="tau is 0; expected the number of samples"):
+        EF21PAGE(compressor=TOP1, p=p).theory(task, 0)
+
+
+def test_smoothness_of_samples() -> None:
+    """The bound holds, and one client's samples of a quadratic attain it."""
+    rng = np.random.default_rng(0)
+    logistic = logistic_regression((3 * rng.standard_normal((12, 4)), np.arange(12) % 2), n=3, lam=0.5)
+    for problem, tight in ((logistic, False), (least_squares(3, 4), False), (least_squares(1, 4), True)):
+        a, y = problem.dataset.train.x, problem.dataset.train.y
+
+        def gradients(x: torch.Tensor, problem: Any = problem, a: torch.Tensor = a, y: Any = y) -> torch.Tensor:
+            out = (a @ x).requires_grad_()
+            return torch.autograd.grad(problem.loss(out, y).sum(), out)[0].unsqueeze(1) * a
+
+        weighted = a * a.norm(dim=1, keepdim=True)
+        direction = torch.linalg.svd(weighted).Vh[0]
+        steps = [direction, *torch.from_numpy(rng.standard_normal((20, 4)))]
+        changes = [gradients(v / 2) - gradients(-v / 2) for v in steps]
+        ratios = [float((c.square().sum(1).mean() / (v @ v)).sqrt()) for c, v in zip(changes, steps, strict=True)]
+        bound = problem.constants.L_samples
+        assert bound is not None and max(ratios) <= bound * (1 + 1e-12)
+        assert not tight or ratios[0] == pytest.approx(bound)
 
 
 def test_unbiased_methods() -> None:
@@ -136,10 +224,10 @@ def test_unbiased_methods() -> None:
 
 def test_an_algorithm_with_a_step_size_of_its_theory() -> None:
     P = least_squares(5, 8)
-    algorithm = EF21(compressor=TOP1, momentum=0.5)
+    algorithm = EF21(compressor=TOP1, start="zero")
     assert with_theory(algorithm, P, 16).lr == 16 * algorithm.theory(P).gamma["nonconvex"]
     assert with_theory(algorithm, P, regime="PL AM").lr == algorithm.theory(P).gamma["PL AM"]
-    assert with_theory(algorithm, P.constants, participation=0.5).momentum == 0.5
+    assert with_theory(algorithm, P.constants, participation=0.5).start == "zero"
     assert with_theory(DCGD(compressor=Identity()), P).lr == pytest.approx(1 / P.smoothness)
 
 
