@@ -24,7 +24,7 @@ import torch
 
 from algorithms.dpsgd import mean_gradient
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, in_range, non_negative, positive
+from fedsim.checks import contractive, non_negative, share
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
 
@@ -105,6 +105,5 @@ Mine = tuple[tuple[Vector, Vector], tuple[Vector, Vector]]
 
 def consensus_step(settings: Any) -> None:
     """Check ``gamma`` and ``compressor`` of compressed gossip."""
-    positive(settings, "gamma")
-    in_range(settings, "gamma", 0, 1, closed=True)
+    share(settings, "gamma")
     contractive(settings)

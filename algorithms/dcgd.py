@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from algorithms.dpsgd import mean_gradient
 from algorithms.theory import Task, Theory, constants_of, omega_of
 from fedsim import Clients, Compressor, Local, Packed, Vector
-from fedsim.checks import one_of, positive
+from fedsim.checks import is_compressor, one_of, positive
 from fedsim.compress import TopK
 
 Gradient = Literal["full", "minibatch"]
@@ -46,6 +46,7 @@ class DCGD:
     def __post_init__(self) -> None:
         positive(self, "lr")
         one_of(self, "gradient", ("full", "minibatch"))
+        is_compressor(self)
 
     def init(self, x: Vector, clients: Clients) -> DCGDState:
         return DCGDState(x)

@@ -24,7 +24,7 @@ from algorithms import theory
 from algorithms.dcgd import Gradient, gradient_of
 from algorithms.theory import Task, Theory
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import in_range, one_of, positive, unbiased
+from fedsim.checks import one_of, positive, share, unbiased
 from fedsim.compress import RandK
 
 
@@ -55,8 +55,7 @@ class DIANA:
         one_of(self, "gradient", ("full", "minibatch"))
         unbiased(self)
         if self.alpha is not None:
-            positive(self, "alpha")
-            in_range(self, "alpha", 0, 1, closed=True)
+            share(self, "alpha")
 
     def init(self, x: Vector, clients: Clients) -> DIANAState:
         return DIANAState(x, torch.zeros_like(x), clients.keep(torch.zeros_like(x)))

@@ -21,8 +21,8 @@ not at hand. By the lemma of ``algorithms.theory``: let y be what C is applied t
     new y = grad f_i(new x) - grad f_i(x) + (1 + eta) r - eta^2 e_i,   new e_i = (1 - eta) e_i + r,
     new h_i - grad f_i(x) = eta e_i - r,
 where r reaches the new y with the gain (2 + eta) / (2 - eta), and the error of h_i with 2 / (2 - eta): the greatest
-values on |z| = 1 of (1 + eta - z) / (1 - (1 - eta) z) and (1 - z) / (1 - (1 - eta) z). As ||r|| <= q ||y||, the loop has
-a gain below 1, and the steps reach r with the gain L~ q / (1 - q (2 + eta) / (2 - eta)).
+values on |z| = 1 of (1 + eta - z) / (1 - (1 - eta) z) and (1 - z) / (1 - (1 - eta) z). As ||r|| <= q ||y||, the loop
+has a gain below 1, and the steps reach r with the gain L~ q / (1 - q (2 + eta) / (2 - eta)).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from algorithms import theory
 from algorithms.ef21 import follow
 from algorithms.theory import Task, Theory
 from fedsim import Batch, Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, in_range, positive
+from fedsim.checks import contractive, positive, share
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
 
@@ -62,8 +62,8 @@ class EF21PAGE:
     p: float = 0.1
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "p")
-        in_range(self, "p", 0, 1, closed=True)
+        positive(self, "lr")
+        share(self, "p")
         contractive(self)
 
     def init(self, x: Vector, clients: Clients) -> EF21PAGEState:

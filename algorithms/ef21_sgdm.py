@@ -29,7 +29,7 @@ from algorithms.dpsgd import mean_gradient
 from algorithms.ef21 import follow
 from algorithms.theory import Task, Theory
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import at_least_one, contractive, in_range, positive
+from fedsim.checks import at_least_one, contractive, positive, share
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
 
@@ -62,8 +62,8 @@ class EF21SGDM:
     first_batch: int = 0
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "eta")
-        in_range(self, "eta", 0, 1, closed=True)
+        positive(self, "lr")
+        share(self, "eta")
         at_least_one(self, "momenta")
         contractive(self)
         if self.first_batch < 0:

@@ -28,7 +28,7 @@ from algorithms.dcgd import Gradient
 from algorithms.ef21_page import mean_difference
 from algorithms.theory import Task, Theory
 from fedsim import Clients, Compressor, Local, Packed, Vector
-from fedsim.checks import in_range, one_of, positive, unbiased
+from fedsim.checks import one_of, positive, share, unbiased
 from fedsim.compress import RandK
 from fedsim.errors import ConfigError
 
@@ -59,8 +59,7 @@ class MARINA:
         one_of(self, "gradient", ("full", "minibatch"))
         unbiased(self)
         if self.p is not None:
-            positive(self, "p")
-            in_range(self, "p", 0, 1, closed=True)
+            share(self, "p")
 
     def init(self, x: Vector, clients: Clients) -> MARINAState:
         return MARINAState(x, clients.mean(clients.each(self.dense, x)))

@@ -30,6 +30,11 @@ def in_range(settings: Any, name: str, low: float, high: float, closed: bool = F
     _require(settings, name, lambda v: low <= v < high or (closed and v == high), f"a number in [{low}, {high}{end}")
 
 
+def share(settings: Any, name: str) -> None:
+    """The named field is above 0 and at most 1."""
+    _require(settings, name, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+
+
 def at_least_one(settings: Any, *names: str) -> None:
     """Each named field is a whole number, 1 or more."""
     for name in names:
@@ -57,9 +62,19 @@ def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
         )
 
 
+def is_compressor(settings: Any, name: str = "compressor") -> Any:
+    """The named field, which is a compressor."""
+    by = getattr(settings, name)
+    if isinstance(by, type) or not hasattr(by, "compress"):
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}; expected an object of fedsim.compress, such as TopK(0.01)"
+        )
+    return by
+
+
 def contractive(settings: Any, name: str = "compressor") -> None:
     """The named compressor is not merely unbiased: where the difference to a memory is sent, the error must shrink."""
-    by = getattr(settings, name)
+    by = is_compressor(settings, name)
     if by.alpha(_ANY_LENGTH) is None and by.omega(_ANY_LENGTH) is not None:
         raise ConfigError(
             f"{type(settings).__name__}.{name} is {by!r}, which is unbiased and may lengthen what it compresses;"
@@ -69,7 +84,7 @@ def contractive(settings: Any, name: str = "compressor") -> None:
 
 def unbiased(settings: Any, name: str = "compressor") -> None:
     """The named compressor is unbiased."""
-    by = getattr(settings, name)
+    by = is_compressor(settings, name)
     if by.omega(_ANY_LENGTH) is None:
         raise ConfigError(
             f"{type(settings).__name__}.{name} is {by!r}, which is biased; expected an unbiased one, such as RandK,"

@@ -66,6 +66,12 @@ class Compressed:
         up, down = type(self.uplink).__name__, type(self.downlink).__name__
         if (self.uplink or self.downlink) is not None and hasattr(self.algorithm, "compressor"):
             raise ConfigError(f"{name} compresses its messages by itself; leave uplink and downlink out")
+        for link, by in (("uplink", self.uplink), ("downlink", self.downlink)):
+            if hasattr(by, "compress") or hasattr(by, "round"):
+                raise ConfigError(
+                    f"{link} is {by!r:.80}, a{' compressor' if hasattr(by, 'compress') else 'n algorithm'}; expected a"
+                    " mechanism of fedsim.feedback with a compressor, such as EF14(TopK(0.01))"
+                )
         if self.downlink is not None and not hasattr(self.downlink, "broadcast"):
             raise ConfigError(f"downlink is {down}, which goes up; use EF21P or Plain")
         if server is False and self.downlink is not None:

@@ -27,7 +27,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsim.checks import contractive, in_range, non_negative, positive
+from fedsim.checks import contractive, is_compressor, non_negative, share
 from fedsim.compress import PowerSGD, TopK
 from fedsim.types import Compressor, Packed, Site, Vector
 
@@ -89,6 +89,9 @@ class Plain:
     compressor: Compressor = field(default_factory=TopK)
     individual = True
     fixed = False
+
+    def __post_init__(self) -> None:
+        is_compressor(self)
 
     def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
         return compress(self.compressor, v, memory, at)
@@ -227,8 +230,7 @@ class Choco:
 
     def __post_init__(self) -> None:
         contractive(self)
-        in_range(self, "gamma", 0, 1, closed=True)
-        positive(self, "gamma")
+        share(self, "gamma")
 
     def offer(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
         xhat, s, *warm = memory or (torch.zeros_like(v), torch.zeros_like(v))

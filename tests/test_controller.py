@@ -1,10 +1,7 @@
-"""The controller: what a run writes, and that nothing is lost or changed by interruption, failure or repetition."""
+"""The controller: what a run writes, that it repeats, and how it fails."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +13,6 @@ from torch import Tensor, nn
 
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
 from fedsim import Bernoulli, Clients, Data, Evaluation, Experiment, FixedSize, Local, LocalWork, resume, run
-from fedsim.checkpoint import CheckpointWarning
 from fedsim.errors import ConfigError, DivergenceError, RunError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner, IidPartitioner, NoiseSkew
@@ -90,82 +86,6 @@ def test_the_same_cohorts_and_partition_for_every_algorithm(tmp_path: Path) -> N
     assert len(hashes) == 1 and first[0] == first[1]       # same partition, same initial model
 
 
-SCRIPT = """
-import os, sys, time
-from pathlib import Path
-from tests.test_controller import SMALL
-from fedsim import run
-import fedsim.checkpoint as checkpoint
-from fedsim.clients import Clients
-each, calls = Clients.each, 0
-def slow(self, *a, **k):
-    global calls
-    calls += 1
-    out = each(self, *a, **k)
-    if calls == 8:                       # in the middle of round 8: the clients are done, the server is not
-        print("now", flush=True); time.sleep(60)
-    return out
-Clients.each = slow
-run(SMALL, output=Path(sys.argv[1]), progress=False)
-"""
-
-
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_killed_in_mid_round_and_resumed_gives_the_same_bytes(tmp_path: Path, kind: signal.Signals) -> None:
-    whole = run(SMALL, output=tmp_path / "whole", progress=False)
-    child = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "now\n"
-    child.send_signal(kind)
-    _, stderr = child.communicate(timeout=60)
-    assert child.returncode != 0, stderr
-    cut = RunDirectory(tmp_path / "cut")
-    state = cut.manifest["status"]["0"]["state"]
-    assert state == ("running" if kind == signal.SIGKILL else "interrupted")
-    kept = sorted(p.name for p in (cut.seed_path(0) / "checkpoints").iterdir())
-    assert kept == (["round-000005"] if kind == signal.SIGKILL else ["round-000005", "round-000007"])
-    resume(cut.path, progress=False)
-    assert metrics_bytes(cut) == metrics_bytes(whole)
-    assert cut.manifest["status"]["0"]["state"] == "finished"
-    final = [p / "checkpoints/round-000012/shard-00000.safetensors" for p in (whole.seed_path(0), cut.seed_path(0))]
-    assert final[0].read_bytes() == final[1].read_bytes()
-
-
-def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
-    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
-    before = metrics_bytes(directory), directory.manifest
-    resume(directory.path, progress=False)
-    assert (metrics_bytes(directory), directory.manifest) == before
-
-
-def interrupted(tmp_path: Path, experiment: Experiment, rounds: int) -> RunDirectory:
-    """A run that stopped after ``rounds`` rounds, as if killed."""
-    longer = run(replace(experiment, rounds=rounds), output=tmp_path / "run", progress=False)
-    config = longer.config | {"rounds": experiment.rounds}
-    import yaml
-
-    (longer.path / "config.yaml").write_text(yaml.safe_dump(config))
-    longer.mark(0, "interrupted")
-    return longer
-
-
-def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
-    whole = run(SMALL, output=tmp_path / "whole", progress=False)
-    for victim in ("round-000012", "round-000010"):
-        shard = whole.seed_path(0) / "checkpoints" / victim / "shard-00000.safetensors"
-        if victim == "round-000012":
-            data = bytearray(shard.read_bytes())
-            data[-1] ^= 1
-            shard.write_bytes(data)
-    expected = metrics_bytes(whole)
-    whole.mark(0, "interrupted")
-    with pytest.warns(CheckpointWarning, match="round-000012"):
-        resume(whole.path, progress=False)
-    assert metrics_bytes(whole) == expected
-
-
 def test_diverging_client_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match=r"FedAvg\.client in round \d+: client \d+.*NaN or\s+infinity"):
         run(replace(SMALL, algorithm=FedAvg(lr=1e30)), output=tmp_path / "run", progress=False)
@@ -175,18 +95,10 @@ def test_diverging_client_stops_the_run_and_keeps_the_last_good_state(tmp_path: 
     assert len(list((directory.seed_path(0) / "checkpoints").iterdir())) == 1
 
 
-def test_changed_data_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
-    directory.mark(0, "interrupted")
-    directory.update_manifest(data_hash="0" * 64)
-    with pytest.raises(RunError, match="restore the data"):
-        resume(directory.path, progress=False)
-
-
 def test_an_existing_output_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(RunError, match="exists"):
-        run(SMALL, output=tmp_path / "mine", progress=False)
+        run(SMALL, output=str(tmp_path / "mine"), progress=False)
     assert list((tmp_path / "mine").iterdir()) == []
 
 

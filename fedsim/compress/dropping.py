@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.checks import in_range, one_of, positive
+from fedsim.checks import in_range, one_of, positive, share
 from fedsim.compress import indices
 from fedsim.compress.message import Reader, expect_size, float_bytes, floats
 from fedsim.compress.rows import finite
 from fedsim.compress.sparse import Code, Parts, place, read_sparse, sparse_bytes, sparse_size
-from fedsim.errors import ConfigError
 from fedsim.seeds import uniform_of
 from fedsim.types import Packed, Site
 
@@ -101,9 +100,7 @@ class Bernoulli:
     p: float = 0.1
 
     def __post_init__(self) -> None:
-        in_range(self, "p", 0, 1, closed=True)
-        if self.p == 0:
-            raise ConfigError("Bernoulli.p is 0; expected above 0: something must be sent")
+        share(self, "p")
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: whether it is sent, bool ``[]``, and the values ``[d]``, or zeros."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedsim.checks import in_range, one_of
+from fedsim.checks import one_of, share
 from fedsim.compress import bits, indices
 from fedsim.compress.indices import CODES, IndexCode
 from fedsim.compress.message import Reader, expect_size, float_bytes, floats, varint, varint_size
@@ -118,9 +118,7 @@ def read_sparse(data: bytes, d: int) -> tuple[Tensor, bytes]:
 
 
 def check_count(settings: Any) -> None:
-    in_range(settings, "fraction", 0, 1, closed=True)
-    if settings.fraction == 0:
-        raise ConfigError(f"{type(settings).__name__}.fraction is 0; expected above 0: something must be sent")
+    share(settings, "fraction")
     k = settings.k
     if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
         raise ConfigError(f"{type(settings).__name__}.k is {k!r}; expected a whole number, 1 or more, or none")

@@ -1,0 +1,87 @@
+"""Nothing is lost or changed by an interruption: killed, corrupted, resumed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedsim import resume, run
+from fedsim.checkpoint import CheckpointWarning
+from fedsim.errors import RunError
+from fedsim.record import RunDirectory
+from tests.test_controller import SMALL, metrics_bytes
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from tests.test_controller import SMALL
+from fedsim import run
+import fedsim.checkpoint as checkpoint
+from fedsim.clients import Clients
+each, calls = Clients.each, 0
+def slow(self, *a, **k):
+    global calls
+    calls += 1
+    out = each(self, *a, **k)
+    if calls == 8:                       # in the middle of round 8: the clients are done, the server is not
+        print("now", flush=True); time.sleep(60)
+    return out
+Clients.each = slow
+run(SMALL, output=Path(sys.argv[1]), progress=False)
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_in_mid_round_and_resumed_gives_the_same_bytes(tmp_path: Path, kind: signal.Signals) -> None:
+    whole = run(SMALL, output=tmp_path / "whole", progress=False)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "now\n"
+    child.send_signal(kind)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode != 0, stderr
+    cut = RunDirectory(tmp_path / "cut")
+    state = cut.manifest["status"]["0"]["state"]
+    assert state == ("running" if kind == signal.SIGKILL else "interrupted")
+    kept = sorted(p.name for p in (cut.seed_path(0) / "checkpoints").iterdir())
+    assert kept == (["round-000005"] if kind == signal.SIGKILL else ["round-000005", "round-000007"])
+    resume(cut.path, progress=False)
+    assert metrics_bytes(cut) == metrics_bytes(whole)
+    assert cut.manifest["status"]["0"]["state"] == "finished"
+    final = [p / "checkpoints/round-000012/shard-00000.safetensors" for p in (whole.seed_path(0), cut.seed_path(0))]
+    assert final[0].read_bytes() == final[1].read_bytes()
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
+    before = metrics_bytes(directory), directory.manifest
+    resume(directory.path, progress=False)
+    assert (metrics_bytes(directory), directory.manifest) == before
+
+
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    whole = run(SMALL, output=tmp_path / "whole", progress=False)
+    shard = whole.seed_path(0) / "checkpoints/round-000012/shard-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    expected = metrics_bytes(whole)
+    whole.mark(0, "interrupted")
+    with pytest.warns(CheckpointWarning, match="round-000012"):
+        resume(whole.path, progress=False)
+    assert metrics_bytes(whole) == expected
+
+
+def test_changed_data_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
+    directory.mark(0, "interrupted")
+    directory.update_manifest(data_hash="0" * 64)
+    with pytest.raises(RunError, match="restore the data"):
+        resume(directory.path, progress=False)
