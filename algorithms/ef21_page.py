@@ -89,17 +89,21 @@ class EF21PAGE:
         c_i, g_i = follow(self.compressor, v, mine[1], local)
         return c_i, (v, g_i, x)
 
-    def theory(self, task: Task, tau: int) -> Theory:
-        """The step size, for ``tau`` samples of each client in a round of tails; see the module."""
-        if tau < 1:
-            raise ConfigError(f"tau is {tau}; expected the number of samples in a client's minibatches, 1 or more")
+    def theory(self, task: Task, tau: int = 0) -> Theory:
+        """The step size, for ``tau`` samples of each client in a round of tails; see the module.
+
+        Raises:
+            ConfigError: tails are possible, and ``tau`` or the smoothness of single samples is not known.
+        """
         c, p = theory.constants_of(task), self.p
+        if tau < 1 and p < 1:
+            raise ConfigError(f"tau is {tau}; expected how many samples a client's minibatches of a round have: tau=...")
         if c.L_samples is None and p < 1:
             raise ConfigError(
                 f"theory of EF21PAGE with p = {p} needs the smoothness of single samples, which is unknown here;"
                 " expected fedsim.problems.Constants(..., L_samples=...), a problem of fedsim.problems, or p = 1"
             )
-        xi, spread = theory.xi(theory.alpha_of(self.compressor, c.d)), (c.L_samples or 0.0) / math.sqrt(tau)
+        xi, spread = theory.xi(theory.alpha_of(self.compressor, c.d)), (c.L_samples or 0.0) / math.sqrt(tau or 1)
         K = math.sqrt(c.L_QM**2 + 2 * math.sqrt(p * (1 - p)) * c.L_QM * spread + 2 * (1 - p) * spread**2)
         gamma = 1 / (c.L + xi * K + spread * math.sqrt((1 - p) / (p * c.n)))
         return Theory({"nonconvex": gamma}, {"xi": xi, "K": K, "L": c.L, "L_QM": c.L_QM})

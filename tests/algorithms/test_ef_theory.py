@@ -177,13 +177,13 @@ def test_page() -> None:
     gain = 18.486833 * math.sqrt(squares.min()) + spread * math.sqrt((1 - p) / (p * 4))
     assert EF21PAGE(compressor=TOP1, p=p).theory(task, tau).gamma["nonconvex"] == pytest.approx(1 / (2 + gain))
     plain = EF21(compressor=TOP1).theory(C).gamma["nonconvex"]
-    assert EF21PAGE(compressor=TOP1, p=1.0).theory(C, 1).gamma["nonconvex"] == pytest.approx(plain)
+    assert EF21PAGE(compressor=TOP1, p=1.0).theory(C).gamma["nonconvex"] == pytest.approx(plain)
     page = with_theory(EF21PAGE(compressor=Identity(), p=p), task, tau=tau).lr
     assert page == pytest.approx(1 / (2 + 60 * math.sqrt((1 - p) / (p * 4 * tau))))
     with pytest.raises(ConfigError, match=r"p = 0.2 needs the smoothness of single samples, which is unknown here"):
         EF21PAGE(compressor=TOP1, p=p).theory(C, tau)
-    with pytest.raises(ConfigError, match="tau is 0; expected the number of samples"):
-        EF21PAGE(compressor=TOP1, p=p).theory(task, 0)
+    with pytest.raises(ConfigError, match="tau is 0; expected how many samples a client"):
+        with_theory(EF21PAGE(compressor=TOP1, p=p), task)
 
 
 def test_smoothness_of_samples() -> None:
