@@ -97,7 +97,7 @@ class EF21PAGE:
         """
         c, p = theory.constants_of(task), self.p
         if tau < 1 and p < 1:
-            raise ConfigError(f"tau is {tau}; expected how many samples a client's minibatches of a round have: tau=...")
+            raise ConfigError(f"tau is {tau}; expected how many samples a client's minibatches of a round have")
         if c.L_samples is None and p < 1:
             raise ConfigError(
                 f"theory of EF21PAGE with p = {p} needs the smoothness of single samples, which is unknown here;"

@@ -10,8 +10,8 @@ Then gamma = 1 / (L + Gamma) gives  sum_t ||grad f(x^t)||^2 <= 2 (f(x^0) - inf f
     f(x^{t+1}) <= f(x^t) - gamma/2 ||grad f(x^t)||^2
                   + gamma/2 ||g^t - grad f(x^t)||^2 - (1/(2 gamma) - L/2) ||x^{t+1} - x^t||^2
 since gamma^2 Gamma^2 + gamma L <= 1. So Gamma is the gain of a method, from steps to errors; gains of parts in a row
-multiply, side by side they add up. An estimate that follows a vector by contractive messages, g <- g + C(v - g), has the
-gain xi from changes of v to v - g.
+multiply, side by side they add up. An estimate that follows a vector by contractive messages, g <- g + C(v - g), has
+the gain xi from changes of v to v - g.
 """
 
 from __future__ import annotations
