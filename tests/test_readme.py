@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = {page.name: page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 BLOCKS = {name: re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL) for name, page in PAGES.items()}
-MAKE = {"make demo", "make test"}                          # they make .venv; tests/experiments/test_demo.py runs the demo
+MAKE = {"make demo", "make test"}   # they make .venv; tests/experiments/test_demo.py runs what the first one runs
 
 
 def commands(page: str = "README.md") -> list[str]:
