@@ -1,8 +1,8 @@
 """Real processes on the loopback interface, with TLS and keys: one federation for all that can share it.
 
 Slow, as a message takes Flower six seconds and a node works on one at a time. With FEDSIM_LONG=1 in the environment
-there are five rounds and five algorithms instead of two and two, and a node that is killed while the others go on
-(Flower takes a minute to notice).
+five algorithms make five rounds instead of two algorithms two, and there is a node that is killed while the others go
+on (Flower takes a minute to notice).
 """
 
 from __future__ import annotations

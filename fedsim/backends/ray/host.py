@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import replace
-from itertools import count
 from types import ModuleType
 from typing import Any, Self
 
@@ -185,7 +184,9 @@ class RayHost(Host):
             RunError: workers died again and again.
         """
         assert self._workers is not None, "the host is not connected"
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             self._workers.settle(prepared.federation)
             try:
                 return score(self._workers, x, inputs, targets, bool(prepared.dataset.classes))
@@ -193,7 +194,6 @@ class RayHost(Host):
                 if attempt == MOST_ATTEMPTS:
                     raise RunError(f"an evaluation was lost {attempt} times; the last time: {lost}") from lost
                 self.say(f"evaluation again: {lost}")
-        raise AssertionError
 
     def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
         """With whom a round is done again."""

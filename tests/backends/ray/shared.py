@@ -1,11 +1,15 @@
-"""One Ray session with two workers for all tests of a process: to start it takes longer than most of them."""
+"""What the tests share: a Ray session with two workers, as to start one takes long; a run in this process alone."""
 
 from __future__ import annotations
 
 import atexit
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 
+import torch
+
+from fedsim import Experiment, run
 from fedsim.backends.ray.session import session
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.workers import Workers
@@ -20,3 +24,18 @@ def workers() -> Workers:
     atexit.register(stack.close)
     ray = stack.enter_context(session(cpus=4, gpus=0, object_store_bytes=STORE_BYTES))
     return Workers(ray, Ray(actors=2))
+
+
+def measured(path: Path) -> bytes:
+    """What was measured in a run."""
+    return (path / "seed-0" / "metrics.jsonl").read_bytes()
+
+
+def measured_here(experiment: Experiment, path: Path) -> bytes:
+    """The measurements of an experiment in this process, with one thread as the workers have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measured(run(experiment, output=path, progress=False).path)
+    finally:
+        torch.set_num_threads(before)

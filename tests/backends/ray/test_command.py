@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from algorithms import Scaffold
-from fedsim import Evaluation, Experiment, FixedSize, run
+from benchmarks.ray_memory import tree
+from fedsim import Evaluation, Experiment, FixedSize
 from fedsim.backends.ray.session import PREFIX
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
+from tests.backends.ray.shared import measured, measured_here
 
 EXPERIMENT = Experiment(
     Scaffold(), partition=IidPartitioner(8), model=MLP((400,)), sampling=FixedSize(1.0), rounds=7,
@@ -72,18 +73,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
-def measured(run: Path) -> bytes:
-    return (run / "seed-0" / "metrics.jsonl").read_bytes()
-
-
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Measurements of the run in this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    path = run(EXPERIMENT, output=tmp_path_factory.mktemp("here") / "run", progress=False).path
-    torch.set_num_threads(before)
-    return measured(path)
+    return measured_here(EXPERIMENT, tmp_path_factory.mktemp("here") / "run")
 
 
 def test_ctrl_c_and_kill_leave_nothing_behind_and_go_on(one_process: bytes, tmp_path: Path) -> None:
@@ -149,14 +142,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
 
 def end(leader: int) -> None:
     """Kill a process and everything it started, at once, as a machine that loses its power."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found = [leader]
-    for process in found:                                  # grows meanwhile
-        found += children.get(process, [])
+    for process in tree(leader):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 

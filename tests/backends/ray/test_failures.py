@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from algorithms import Scaffold
 from fedsim import Evaluation, Experiment, FixedSize, run
@@ -20,7 +19,7 @@ from fedsim.errors import ClientError, ConfigError, DivergenceError, RunError
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
 from tests.backends.ray.dying import Dying
-from tests.backends.ray.shared import workers
+from tests.backends.ray.shared import measured, measured_here, workers
 
 BASE = Experiment(
     Scaffold(),
@@ -37,11 +36,7 @@ BASE = Experiment(
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Measurements of the run in this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    path = run(BASE, output=tmp_path_factory.mktemp("here") / "run", progress=False).path
-    torch.set_num_threads(before)
-    return (path / "seed-0" / "metrics.jsonl").read_bytes()
+    return measured_here(BASE, tmp_path_factory.mktemp("here") / "run")
 
 
 class Listening(RayHost):
@@ -62,10 +57,6 @@ def run_there(algorithm: Any, path: Path, on_error: OnError = "stop", **changes:
     host = Listening(Ray(on_error=on_error))
     experiment = replace(BASE, algorithm=algorithm, backend="ray", **changes)
     return run(experiment, output=path, progress=False, host=host).path, host.said
-
-
-def measured(path: Path) -> bytes:
-    return (path / "seed-0" / "metrics.jsonl").read_bytes()
 
 
 def test_a_run_without_failure(one_process: bytes, tmp_path: Path) -> None:
