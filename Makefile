@@ -13,8 +13,9 @@ BIN := .venv/bin
 demo: .venv/.ready
 	$(BIN)/python -m experiments.demo
 
+# Tests start hundreds of processes, each of which would compile the package anew without its bytecode.
 test: check
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: .venv/.ready
 	$(BIN)/ruff check

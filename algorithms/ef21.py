@@ -38,7 +38,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from scipy.optimize import minimize_scalar
 
 from algorithms import theory
 from algorithms.dcgd import Gradient, gradient_of
@@ -178,6 +177,7 @@ def ef21_theory(compressor: Compressor, task: Task, participation: float = 1.0) 
 
 def partial_participation(alpha: float, p: float) -> tuple[float, float, float]:
     """The smallest ``sqrt(B / theta_p) / L~``, in place of xi, and the s and rho that it takes."""
+    from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
 
     def best_rho(s: float) -> tuple[float, float]:
         theta, beta = 1 - (1 + s) * (1 - alpha), (1 + 1 / s) * (1 - alpha)

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from scipy.optimize import minimize_scalar
 
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import positive
@@ -101,6 +100,7 @@ class FedAMD:
 
 def optimal_p(n: int, cohort: float) -> float:
     """The best constant anchor probability for ``cohort`` of ``n`` clients a round."""
+    from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
 
     def cost(p: float) -> float:
         miner = 1 - math.pow(p, cohort)  # probability that somebody mines

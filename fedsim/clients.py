@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from weakref import WeakSet
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim import seeds
@@ -27,6 +26,9 @@ from fedsim.tree import Far, tree_map, unpacked, zeros_like
 from fedsim.types import Kept, Packed, Sent, Vector
 from fedsim.wire import Ledger, nbytes
 from fedsim.work import LocalWork, Shards
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 M = TypeVar("M")
 K = TypeVar("K")

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from fedsim.errors import DivergenceError
-from fedsim.experiment import Evaluation
 from fedsim.model import Model
 from fedsim.models.losses import correct
-from fedsim.setup import Prepared
 from fedsim.types import Kept, Vector
+
+if TYPE_CHECKING:
+    from fedsim.experiment import Evaluation
+    from fedsim.setup import Prepared
 
 CHUNK = 2048
 """Samples whose outputs are held at a time."""
@@ -58,7 +60,7 @@ class Scores:
     accuracy: np.ndarray | None  # [N], None for regression
 
 
-Scorer = Callable[[Prepared, Any, torch.Tensor, torch.Tensor], Scores]
+Scorer: TypeAlias = "Callable[[Prepared, Any, torch.Tensor, torch.Tensor], Scores]"
 """Scores of a model, a vector ``[d]`` or a ``Far`` one, on samples: see ``fedsim.host.Host.score``."""
 
 

@@ -3,21 +3,23 @@
 A row is the weighted sum of its neighbours' rows in the order of their numbers, whichever rows are mixed together. Some
 nodes are done at a time where nodes have few neighbours, else some columns at a time, as many as fit the processor's
 cache, so that a row that is fetched for one neighbour is still there for the next.
+
+scipy.sparse takes a third of a second to import, so it is imported where a W is made: with a server there is none.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array, diags_array
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.reduction import weighted_sum
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 CHUNK_BYTES = 4 * 2**20
 """Bytes of the stack that are mixed at a time."""
@@ -96,6 +98,8 @@ def restrict(w: csr_array, active: np.ndarray, round: int, rows: bool = True) ->
     Raises:
         ConfigError: they no longer do, as W is not symmetric.
     """
+    from scipy.sparse import csr_array, diags_array
+
     if len(active) == w.shape[0]:
         return w
     inner = csr_array(w[active][:, active])
@@ -162,6 +166,8 @@ def _repair(w: csr_array) -> str:
 
 def check_connected(topology: Topology, seed: int, n: int) -> None:
     """Raise ConfigError where some nodes can never hear from others: W is the same in every round, and falls apart."""
+    from scipy.sparse.csgraph import connected_components
+
     w, again = (mixing_matrix(topology, round, seed, n) for round in (1, 2))
     if w is not again and (w.nnz != again.nnz or (w != again).nnz):
         return                                             # it changes: what is apart now may meet later
@@ -177,6 +183,9 @@ def contraction_bound(w: csr_array) -> float | None:
     """What an exchange by a doubly stochastic W leaves of the consensus distance at most: its second largest singular
     value ``||W - 1 1^T / n||``, which is lambda where W is symmetric. None where the iteration does not converge.
     """
+    from scipy.sparse import csr_array
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
     n, back = w.shape[0], csr_array(w.T)
     if n <= DENSE_NODES:
         return float(np.linalg.norm(w.toarray() - 1 / n, 2))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from scipy.sparse import eye_array
 from torch import Tensor
 
 from fedsim.clients import Clients
@@ -193,6 +192,8 @@ class Linked(Clients):
         by, name = links.settings.uplink, links.names[sent]
         if by is None:
             return super()._gossip(sent, steps, fixed, **needs)
+        from scipy.sparse import eye_array
+
         measure, fed.measure = fed.measure, False          # the mixing of differences says nothing about the models
         eye = eye_array(len(sent.ids), format="csr")
         values, _ = sent.messages.mix(eye, 1, False)       # each node's own, where it is

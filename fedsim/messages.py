@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.errors import ConfigError
@@ -16,6 +15,9 @@ from fedsim.gossip import mix_rows, spread
 from fedsim.reduction import Subtree, combine, join, partial_sums, weighted_partial_sums, weighted_sum
 from fedsim.tree import Packed, leaves, rebuilt, tree_map, unpacked
 from fedsim.wire import nbytes, paper_bits
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 M_co = TypeVar("M_co", covariant=True)
 

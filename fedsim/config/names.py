@@ -151,8 +151,9 @@ def imported(name: str, place: str) -> Any:
 def name_of(target: Any) -> str | None:
     """What `find` finds this class or function by; None where it cannot be imported, as in a script or a lambda."""
     module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
-    for kind in CATALOGUES:
-        if catalogue(kind).get(name) is target:
+    package = module.partition(".")[0]
+    for kind, listed in CATALOGUES.items():
+        if listed.module.partition(".")[0] == package and catalogue(kind).get(name) is target:
             return str(name)
     if module == "__main__" or not name.isidentifier():
         return None

@@ -58,7 +58,7 @@ def build(cls: type[T], config: Mapping[str, Any]) -> T:
                 raise ConfigError(f"{part.at(key)} is missing; {part.expected(key)}")
     given = {part.at(key): value for part in whole.walk() for key, value in part.fields.items()}
     try:
-        values = parser_of(whole).parse_object(given)
+        values = _parser(whole, helpful=False).parse_object(given)
     except argparse.ArgumentError as error:
         raise ConfigError(_wrong_type(whole, str(error))) from None
     made: T = _make(whole, values)
@@ -86,16 +86,19 @@ def _make(plan: Plan, values: Namespace) -> Any:
         raise ConfigError(f"{plan.place or plan.make.__name__}: {error}") from error
 
 
-def parser_of(whole: Plan) -> ArgumentParser:
-    """A parser whose groups are the components, and whose arguments are their fields, with their help."""
+def _parser(whole: Plan, helpful: bool) -> ArgumentParser:
+    """A parser whose groups are the components, and whose arguments are their fields; ``helpful`` with the names of all
+    that could be there instead, for which every catalogue is imported.
+    """
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     for part in whole.walk():
-        group = parser.add_argument_group(part.place or "experiment", _heading(part))
+        group = parser.add_argument_group(part.place or "experiment", _heading(part) if helpful else None)
         for source in part.sources:
             _add(group, part, source)
         for key, value in part.parts.items():
             if not isinstance(value, Plan):
-                group.add_argument(f"--{part.at(key)}", metavar="NAME", help=_choices(part, key), default=value)
+                about = _choices(part, key) if helpful else None
+                group.add_argument(f"--{part.at(key)}", metavar="NAME", help=about, default=value)
     return parser
 
 
@@ -113,7 +116,7 @@ def _add(group: Any, part: Plan, source: Callable[..., Any]) -> None:
 
 def help_text(whole: Plan) -> str:
     """Every setting of the plan, with the values that the plan has as defaults."""
-    parser = parser_of(whole)
+    parser = _parser(whole, helpful=True)
     parser.set_defaults({p.at(key): value for p in whole.walk() for key, value in p.fields.items()})
     text = parser.format_help().partition("\n\n")[2]
     text = re.sub(r", --\S+\+ \S+", "", text)  # the "--list+ ITEM" of jsonargparse, which we have not

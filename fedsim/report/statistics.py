@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit  # Student's t; scipy.stats, which has it too, takes half a second to import
 
 CONFIDENCE = 0.95
 
@@ -36,6 +35,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     n = len(values)
     if n < 2:
         return Estimate(float(values[0]), None, n)
+    from scipy.special import stdtrit  # Student's t; slow to import, and scipy.stats, which has it too, slower
+
     t = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     return Estimate(float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(n), n)
 

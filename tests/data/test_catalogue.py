@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from fedsim.data import MissingDataError, available, data_directory, load
 from fedsim.data.catalogue import FORMATS, NAMED
+from fedsim.data.digits import digits_of_scikit_learn
 from fedsim.errors import ConfigError, DataError
 
 
@@ -80,7 +83,27 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load("uci_har", tmp_path, download=True)
 
 
+def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    ours = digits_of_scikit_learn()
+    assert np.array_equal(ours[0], pixels) and np.array_equal(ours[1], labels)
+    monkeypatch.setattr("fedsim.data.digits.find_spec", lambda name: None)     # a version that keeps them elsewhere
+    again = digits_of_scikit_learn()
+    assert np.array_equal(again[0], pixels) and np.array_equal(again[1], labels)
+
+
 def test_import_is_light() -> None:
     program = "import sys, fedsim.data; print([m for m in ('sklearn', 'pooch', 'scipy') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_run_with_a_server_imports_nothing_slow(tmp_path: Path) -> None:
+    program = """if True:
+        import sys
+        import fedsim.backends.ray.worker, fedsim.cli
+        code = fedsim.cli.main(["run", "--algorithm", "FedAvg", "--rounds", "1", "--quiet", "--json"])
+        print(code, [m for m in ("sklearn", "scipy.sparse", "scipy.stats", "networkx") if m in sys.modules])
+    """
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert run.stdout.splitlines()[-1] == "0 []"

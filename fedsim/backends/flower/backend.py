@@ -10,10 +10,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim import wire
@@ -28,6 +27,9 @@ from fedsim.errors import ClientsLostError
 from fedsim.messages import Messages
 from fedsim.tree import Far, build, leaves, unpacked
 from fedsim.types import Batch, Kept, Vector
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class Identity(NamedTuple):

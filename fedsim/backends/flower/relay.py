@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim import wire
@@ -17,6 +16,8 @@ from fedsim.messages import Stacked, refuse_packed
 from fedsim.tree import leaves, tree_map, unpacked
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from fedsim.backends.flower.backend import FlowerBackend
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.backends.ray.store import far_tree, sums_of, to_array, to_tensor
@@ -19,6 +18,8 @@ from fedsim.messages import mean_of_parts, refuse_packed
 from fedsim.tree import build, leaves, tree_map
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from fedsim.backends.ray.workers import Workers
 
 TOKENS = count(1)
@@ -126,7 +127,7 @@ class RayMessages:
         own = groups.pop(me)
         order = np.argsort(np.concatenate([own, *groups.values()]))
         picks = {number: self._row[group] for number, group in groups.items() if len(group)}
-        among = csr_array(mine[:, heard])
+        among = mine[:, heard]
         among.sort_indices()                               # the order in which neighbours are summed
         return _Neighbours(among, self._row[own], order, picks)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.errors import FedsimError
 from fedsim.work import LocalWork
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class Site(NamedTuple):
