@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from algorithms import FedAvg, FedSpeed
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim.cli.output import console
 from fedsim.compare import Comparison, compare, text_of
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
@@ -140,12 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
         shown = Table(*rows[0], box=SIMPLE)
         for row in rows[1:]:
             shown.add_row(*row)
-        Console().print(shown)
+        console().print(shown)
         picture(comparison, folder / "compressed.png")
     except FedsimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(f"Runs and curves: {folder}", highlight=False)
+    console().print(f"Runs and curves: {folder}", highlight=False)
     return 0
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from algorithms import DCGD, EF14, EF21, ECIdeal, EControl
 from experiments.convex import read, run_all, starting_at
+from fedsim.cli.output import console
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
 from fedsim.problems import Problem, zeta_least_squares
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for name, values in columns.items():
         out.add_row(name, *values)
-    Console().print(out, f"Runs: {root}", highlight=False)
+    console().print(out, f"Runs: {root}", highlight=False)
     return 0
 
 

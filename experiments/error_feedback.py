@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 
 from algorithms import DCGD, EF14, EF21, EControl, EF21Plus, with_theory
 from experiments.convex import Curve, read, run_all, starting_at
+from fedsim.cli.output import console
 from fedsim.compress import Identity, TopK
 from fedsim.data import load
 from fedsim.errors import FedsimError
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
             title = f"{name}, n = {c.n}, Top-1 of {c.d}, T = {options.rounds}"
             known = ELSEWHERE if name == "mushrooms" and options.rounds == 3000 else {}
             gamma = EF21(compressor=TopK(k=1)).theory(problem)
-            Console().print(
+            console().print(
                 f"{title}: L {c.L:.5f} (pooled {problem.pooled_smoothness or math.nan:.5f}), L_AM {c.L_AM:.5f}, L_QM"
                 f" {c.L_QM:.5f}, xi {gamma.constants['xi']:.3f}, gamma {gamma.gamma['nonconvex']:.3e};"
                 f" ||grad f(x0)||^2 = {start:.3g}",
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FedsimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(f"Runs and figures: {root}", highlight=False)
+    console().print(f"Runs and figures: {root}", highlight=False)
     return 0
 
 

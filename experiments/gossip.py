@@ -34,6 +34,7 @@ from rich.table import Table
 
 from algorithms import DPSGD, DFedAvg, DFedSAM, FedAvg, FedSAM
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim.cli.output import console
 from fedsim.compare import text_of
 from fedsim.errors import FedsimError
 from fedsim.models import MLP
@@ -210,13 +211,13 @@ def main(arguments: list[str] | None = None) -> int:
         paths = all_made(todo, folder, options.processes)
         results = list(zip(todo, [load_runs([path], "server/test", "accuracy")[0] for path in paths], strict=True))
         rows = [cells(job, series) for job, series in results]
-        Console().print(table(rows, base.seeds))
+        console().print(table(rows, base.seeds))
         write_atomic(folder / "table.md", markdown(rows))
         picture(results, folder / "accuracy-per-megabyte.png")
     except FedsimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(f"Runs, table and curves: {folder}", highlight=False)
+    console().print(f"Runs, table and curves: {folder}", highlight=False)
     return 0
 
 

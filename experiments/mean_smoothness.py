@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from algorithms import EF21, EF21W, with_theory
 from experiments.convex import Curve, read, run_all
+from fedsim.cli.output import console
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
 from fedsim.problems import Problem, quadratic_from
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FedsimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(out, f"Runs and figure: {root}", highlight=False)
+    console().print(out, f"Runs and figure: {root}", highlight=False)
     return 0
 
 

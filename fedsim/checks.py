@@ -53,6 +53,12 @@ def number(place: str, value: Any, test: Callable[[float], bool], expected: str)
         raise ConfigError(f"{place} is {value!r}; expected {expected}")
 
 
+def plain_name(name: str) -> None:
+    """The name of a run can be that of a directory."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise ConfigError(f"name is {name!r}; expected a plain directory name, without / and not starting with a dot")
+
+
 def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
     """The named field is one of ``choices``."""
     value = getattr(settings, name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.backends.ray.settings import Ray
-from fedsim.checks import number, whole
+from fedsim.checks import number, plain_name, whole
 from fedsim.compressed import Compressed, has_server
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError
@@ -155,6 +155,7 @@ class Experiment:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         self._check_parts()
         self._check_topology()
+        plain_name(self.title)
         Compressed(self.algorithm, self.uplink, self.downlink)
         self.torch_device()
         if self.uses_ray and self.memory != "device":

@@ -31,12 +31,13 @@ from typing import Any, Literal, Self
 
 import yaml
 
+from fedsim.checks import plain_name
 from fedsim.errors import RunError
 from fedsim.rows import Metrics, RowWriter, read_metrics
 
 __all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
 
-State = Literal["running", "finished", "failed", "interrupted"]
+State = Literal["waiting", "running", "finished", "failed", "interrupted"]
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -170,15 +171,15 @@ def create_run(
         output: exactly this directory instead.
 
     Raises:
-        RunError: ``output`` exists, the name is no directory name, the config is not plain, or the disk refuses.
+        ConfigError: the name is no directory name.
+        RunError: ``output`` exists, the config is not plain, or the disk refuses.
     """
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise RunError(f"name is {name!r}; expected a plain directory name, without / and not starting with a dot")
+    plain_name(name)
     try:
         config_text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     except yaml.YAMLError as error:
         raise RunError(f"the config holds a value that YAML cannot: {error}; convert it to a plain value") from error
-    status = {str(seed): {"state": "running", "detail": ""} for seed in manifest.get("seeds", ())}
+    status = {str(seed): {"state": "waiting", "detail": ""} for seed in manifest.get("seeds", ())}
     files = {"config.yaml": config_text, "manifest.json": _json({**environment(), **manifest, "status": status})}
     try:
         for target in _names(root, name) if output is None else (output,):

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.errors import RunError
+from algorithms import FedAvg
+from fedsim import Experiment
+from fedsim.errors import ConfigError, RunError
 from fedsim.record import RunDirectory, create_run, open_run, read_metrics
 
 CONFIG = {"name": "demo", "algorithm": {"class_path": "algorithms.FedAvg", "init_args": {"lr": 1e-5}}, "rounds": 3}
@@ -48,7 +50,7 @@ def test_create_writes_config_and_manifest(run: RunDirectory) -> None:
     manifest = reopened.manifest
     assert set(manifest["versions"]) == {"python", "torch", "numpy", "fedsim"}
     assert manifest["device"] == "cpu" and manifest["data_hash"] == "d"
-    assert manifest["status"] == {seed: {"state": "running", "detail": ""} for seed in ("0", "1")}
+    assert manifest["status"] == {seed: {"state": "waiting", "detail": ""} for seed in ("0", "1")}
 
 
 def test_git_state_is_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +90,11 @@ def test_explicit_output_that_exists_is_an_error(tmp_path: Path, run: RunDirecto
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
 def test_name_must_be_a_directory_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RunError, match="plain directory name"):
+    with pytest.raises(ConfigError, match="plain directory name"):
         create_run(tmp_path, name, {}, {})
+    if name:                                               # else it is made from the algorithm and the data
+        with pytest.raises(ConfigError, match="plain directory name"):
+            Experiment(FedAvg(), name=name)
 
 
 def test_config_must_be_plain(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def watch(federation: Federation, run_id: str, experiment: Experiment, output: P
 def _ended(output: Path) -> bool:
     """Whether the run's own record says that nothing more will come."""
     with contextlib.suppress(FedsimError, OSError):
-        return all(seed["state"] != "running" for seed in open_run(output).manifest["status"].values())
+        states = {seed["state"] for seed in open_run(output).manifest["status"].values()}
+        return "running" not in states and states != {"waiting"}
     return False
 
 
