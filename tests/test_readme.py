@@ -32,6 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for name in ("experiments", "algorithms", "Makefile"):
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, path / name)
+        (path / ".venv").symlink_to(sys.prefix)            # where `make` puts it
     return found
 
 
