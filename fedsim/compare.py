@@ -183,11 +183,13 @@ def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
         return missing
     if math.isnan(value.mean):
         return "diverged"
-    digits = 0 if abs(value.mean) >= 1000 else 1 if abs(value.mean) >= 10 else 3
-    mean = f"{value.mean:{sign},.{digits}f}"
+    size = abs(value.mean)
+    tiny = 0 < max(size, value.half_width or 0) < 0.001    # as gaps to an optimum become
+    form = ".2e" if tiny else ",.0f" if size >= 1000 else ",.1f" if size >= 10 else ",.3f"
+    mean = f"{value.mean:{sign}{form}}"
     if value.half_width is None:
         return f"{mean} (1 seed)"
-    return f"{mean} ±\N{NO-BREAK SPACE}{value.half_width:,.{digits}f}"
+    return f"{mean} ±\N{NO-BREAK SPACE}{value.half_width:{form}}"
 
 
 def header(comparison: Comparison) -> list[str]:

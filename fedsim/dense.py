@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -59,17 +60,17 @@ class DenseStack:
     @classmethod
     def of(cls, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> DenseStack | None:
         """The stack for this module, or None when it is of any other form."""
-        parts = list(module) if isinstance(module, nn.Sequential) else [module]
-        flatten = bool(parts) and type(parts[0]) is nn.Flatten and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
+        parts = list(module) if _is(module, nn.Sequential) else [module]
+        flatten = bool(parts) and _is(parts[0], nn.Flatten) and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
         parts = parts[flatten:]
         layers: list[_Layer] = []
         start, seen = 0, set()
         for part in parts:
-            if type(part) is nn.Linear and id(part.weight) not in seen and not part._forward_hooks:
+            if _is(part, nn.Linear) and id(part.weight) not in seen:
                 layers.append(_Layer(start, part.out_features, part.in_features, part.bias is not None, "identity"))
                 start += part.weight.numel() + (part.out_features if part.bias is not None else 0)
                 seen.add(id(part.weight))
-            elif type(part) in _ACTIVATIONS and layers and layers[-1].activation == "identity":
+            elif _is(part, *_ACTIVATIONS) and layers and layers[-1].activation == "identity":
                 layers[-1] = replace(layers[-1], activation=_ACTIVATIONS[type(part)])
             else:
                 return None
@@ -114,12 +115,19 @@ class DenseStack:
             scale = (batch.weight / batch.weight.sum(1, keepdim=True)).unsqueeze(2)
         if self.loss is cross_entropy and out.dim() == 3:
             delta = torch.softmax(out, 2)
-            delta.scatter_add_(2, batch.y.unsqueeze(2), delta.new_full((), -1.0).expand(c, b, 1))
+            target = batch.y.unsqueeze(2)
+            delta.scatter_(2, target, delta.gather(2, target) - 1)
             return delta.mul_(scale)
         with torch.enable_grad():
             flat = out.detach().reshape(c * b, *out.shape[2:]).requires_grad_()
             losses = per_sample(self.loss(flat, batch.y.reshape(c * b, *batch.y.shape[2:])), c * b)
             return torch.autograd.grad(losses.sum(), flat)[0].reshape(out.shape) * scale
+
+
+def _is(module: nn.Module, *kinds: type[nn.Module]) -> TypeGuard[Any]:
+    """Whether it does what one of these classes does: no subclass, no hook that changes what it is given or gives."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return type(module) in kinds and not any(getattr(module, name) for name in hooks)
 
 
 def _activate(z: Tensor, activation: str) -> Tensor:

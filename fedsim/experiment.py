@@ -211,7 +211,8 @@ class Experiment:
     @property
     def uses_ray(self) -> bool:
         """Whether clients run in Ray's actors."""
-        several = self.torch_device().type == "cuda" and torch.cuda.device_count() > 1 and find_spec("ray") is not None
+        free = self.device in ("auto", "cuda") and self.memory == "device"   # neither asks for one GPU or this process
+        several = free and torch.cuda.device_count() > 1 and find_spec("ray") is not None
         return self.backend == "ray" or (self.backend == "auto" and (self.ray != Ray() or several))
 
     @property

@@ -165,17 +165,21 @@ class Linked(Clients):
 
     def mean(self, sent: Sent[Any], factors: np.ndarray | None = None) -> Any:
         links = self._links
-        if sent not in links.means:
-            mean, by = super().mean(sent, factors), cast("Uplink | None", links.settings.uplink)
-            name = links.names[sent]
-            if by is not None:
-                fraction = float(self._federation.p[sent.ids].sum())
-                mean, memory = each_vector(
-                    lambda v, own, _: by.receive(v, own, fraction), mean, links.server.get(name, ()), self
-                )
-                if memory:
-                    links.server[name] = memory
-            links.means[sent] = mean
+        by, name = cast("Uplink | None", links.settings.uplink), links.names[sent]
+        if by is None:
+            return super().mean(sent, factors)
+        if factors is not None:
+            raise ConfigError(
+                f"uplink {type(by).__name__} gives the server the mean of messages with the clients' own weights, but"
+                " this algorithm multiplies these by factors; leave the uplink out"
+            )
+        if sent not in links.means:                        # or what the server remembers would move twice
+            fraction = float(self._federation.p[sent.ids].sum())
+            links.means[sent], memory = each_vector(
+                lambda v, own, _: by.receive(v, own, fraction), super().mean(sent), links.server.get(name, ()), self
+            )
+            if memory:
+                links.server[name] = memory
         return links.means[sent]
 
     def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], Any]) -> Any:

@@ -6,6 +6,7 @@ clients runs either matrix products written out by hand (``fedsim.dense``) or ``
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 
@@ -46,6 +47,8 @@ class Model:
         _refuse_unsafe_layers(module)
         self.module = module.to(device=device, dtype=dtype)
         self.loss, self.penalty, self.device, self.dtype = loss, penalty, torch.device(device), dtype
+        if self.device.type == "cuda":
+            _compute_the_same_again()
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones never travel
         if not named:
             raise ModelError(f"{type(module).__name__} has no parameters to train; expected some with requires_grad")
@@ -145,6 +148,15 @@ class Model:
         if x.shape[1] == 1:                                # one channel has both layouts: say which
             return x.contiguous().as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
         return x.contiguous(memory_format=torch.channels_last)
+
+
+def _compute_the_same_again() -> None:
+    """Have a GPU give the same bits every time, and float32 where that was asked for, at the price of some speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False                # the default for convolutions: 10 bits instead of 23
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False   # type: ignore[attr-defined]
 
 
 def _row(batch: Batch, i: int) -> Batch:

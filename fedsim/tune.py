@@ -73,7 +73,7 @@ def choose(
 
 def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
     """Seconds of a trial round by candidate: "loop" or a block size. The better of two trials each, after one to
-    warm up.
+    warm up; blocks that a GPU has no memory for are left out.
     """
     steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
     seconds: dict[str, float] = {}
@@ -82,17 +82,27 @@ def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray)
     candidates |= {str(size): Blocks(size) for size in sizes if size <= CANDIDATES[-1]}
     for name, backend in candidates.items():
         trial = replace(federation, work=replace(federation.work, steps=steps), backend=backend)
-        x = trial.model.vector()
-        state = algorithm.init(x, trial.cohort(0, ids))
-        times = []
-        for round in (1, 2, 3):
-            start = time.perf_counter()
-            algorithm.round(state, trial.cohort(round, ids))
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        seconds[name] = float(f"{min(times[1:]):.6f}")
+        try:
+            seconds[name] = float(f"{min(_times(trial, algorithm, ids)[1:]):.6f}")
+        except torch.OutOfMemoryError:                     # larger blocks will not fit either
+            if not seconds:
+                raise
+            torch.cuda.empty_cache()
+            break
     return seconds
+
+
+def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> list[float]:
+    """Seconds of three rounds."""
+    x, times = trial.model.vector(), []
+    state = algorithm.init(x, trial.cohort(0, ids))
+    for round in (1, 2, 3):
+        start = time.perf_counter()
+        algorithm.round(state, trial.cohort(round, ids))
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
@@ -133,4 +143,4 @@ def _write(cache: Path, known: dict[str, dict[str, float]]) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(cache, json.dumps(known, indent=1))
     except OSError:
-        pass  # a read-only home costs a trial per run, nothing more
+        pass                                               # a read-only home costs a trial a run, whose seeds share it

@@ -106,6 +106,8 @@ def reads(what: str) -> Any:
                 return y * local.steps
             if what == "local.sample":
                 return y + local.sample(2).y.sum()
+            if what == "local.decay":
+                return y - local.decay * local.grad(y, batch)
             if what == "local.fold":
                 return local.fold(lambda z, b: z, y)
             return y - local.grad(y)
@@ -115,7 +117,7 @@ def reads(what: str) -> Any:
     return client
 
 
-@pytest.mark.parametrize("what", ["local.steps", "local.sample", "local.fold", "whole shard"])
+@pytest.mark.parametrize("what", ["local.steps", "local.decay", "local.sample", "local.fold", "whole shard"])
 def test_in_blocks_a_step_reads_nothing_but_its_arguments(what: str) -> None:
     with pytest.raises(ConfigError, match=f"{what}.*inside a step of local.fold; read it before and pass it on"):
         federation(Blocks(3)).cohort(1).each(reads(what), X)

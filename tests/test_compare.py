@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from fedsim.compare import Comparison, compare, render, to_csv, to_json
+from fedsim.compare import Comparison, compare, render, text_of, to_csv, to_json
 from fedsim.errors import RunError
 from fedsim.record import create_run
 from fedsim.report.series import find_runs
-from fedsim.report.statistics import default_target, estimate, lower_is_better
+from fedsim.report.statistics import Estimate, default_target, estimate, lower_is_better
 
 Curves = Mapping[int, Sequence[float]]
 
@@ -73,6 +73,21 @@ def test_interval_is_that_of_scipy() -> None:
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert result.half_width is not None
     assert (result.mean - result.half_width, result.mean + result.half_width) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Estimate(0.93912, 0.0371, 3), "0.939 ± 0.037"),
+        (Estimate(0.0004, 0.02, 3), "0.000 ± 0.020"),
+        (Estimate(0.0, 0.0, 3), "0.000 ± 0.000"),
+        (Estimate(3.2e-7, 4e-8, 3), "3.20e-07 ± 4.00e-08"),
+        (Estimate(7.8e-31, None, 1), "7.80e-31 (1 seed)"),
+        (Estimate(27_417.3, 7_353.1, 3), "27,417 ± 7,353"),
+    ],
+)
+def test_numbers_for_people(value: Estimate, text: str) -> None:
+    assert text_of(value).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_interval_of_equal_values_and_of_one_value() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,8 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
-from fedsim import Bernoulli, Clients, Data, Evaluation, Experiment, FixedSize, Local, LocalWork, resume, run
+from fedsim import (
+    Bernoulli,
+    Clients,
+    Data,
+    Evaluation,
+    Experiment,
+    FixedSize,
+    Local,
+    LocalWork,
+    checkpoint,
+    evaluate,
+    resume,
+    run,
+)
 from fedsim.errors import ConfigError, DivergenceError, RunError
+from fedsim.host import Host
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner, IidPartitioner, NoiseSkew
 from fedsim.problems import least_squares
@@ -200,6 +215,63 @@ def test_auto_backend_is_recorded_and_reused(tmp_path: Path, monkeypatch: pytest
     chosen = first.manifest["backend"]["0"]
     assert chosen == second.manifest["backend"]["0"] and set(chosen["trial_seconds"]) == {"loop", "4"}
     assert metrics_bytes(first) == metrics_bytes(second)
+
+
+def test_all_seeds_have_the_backend_that_was_measured_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter([2, 3, 4])
+    monkeypatch.setattr("fedsim.rounds.choose", lambda *a, **k: {"backend": "blocks", "block_size": next(sizes)})
+    directory = run(replace(SMALL, backend="auto", block_size=0, rounds=2, seeds=3), root=tmp_path, progress=False)
+    assert directory.manifest["backend"] == {seed: {"backend": "blocks", "block_size": 2} for seed in ("0", "1", "2")}
+
+
+def test_seconds_are_those_of_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = evaluate.score
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.4)
+        return score(*arguments)
+
+    monkeypatch.setattr("fedsim.evaluate.score", slow)
+    begun = time.perf_counter()
+    directory = run(replace(SMALL, rounds=6, checkpoint_every=2), root=tmp_path, progress=False)
+    whole = time.perf_counter() - begun
+    seconds = read_metrics(directory.seed_path(0) / "timing.jsonl").series("host", "seconds")
+    assert list(seconds) == [0, 2, 4, 6] and list(seconds.values()) == sorted(seconds.values())
+    assert whole > 6 * 0.4 and seconds[6] < whole - 6 * 0.4
+
+
+def test_a_later_seed_that_cannot_be_run_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Host.prepare
+
+    def second_fails(self: Host, experiment: Experiment, seed: int) -> Any:
+        if seed == 1:
+            raise ConfigError("no such partition")
+        return prepare(self, experiment, seed)
+
+    monkeypatch.setattr(Host, "prepare", second_fails)
+    with pytest.raises(ConfigError, match="no such partition"):
+        run(replace(SMALL, rounds=3, evaluation=Evaluation(every=5), seeds=3), output=tmp_path / "run", progress=False)
+    directory = RunDirectory(tmp_path / "run")
+    states = {seed: status["state"] for seed, status in directory.manifest["status"].items()}
+    assert states == {"0": "finished", "1": "failed", "2": "waiting"}
+    monkeypatch.setattr(Host, "prepare", prepare)
+    resume(directory.path, progress=False)
+    assert {status["state"] for status in directory.manifest["status"].values()} == {"finished"}
+
+
+def test_a_round_that_cannot_be_done_loses_none_before_it(tmp_path: Path) -> None:
+    class Failing(Host):
+        def round(self, algorithm: Any, state: Any, federation: Any, round: int, ids: np.ndarray) -> Any:
+            if round == 5:
+                raise RunError("round 5 was lost 3 times")
+            return super().round(algorithm, state, federation, round, ids)
+
+    with pytest.raises(RunError, match="lost 3 times"):
+        run(replace(SMALL, checkpoint_every=50), output=tmp_path / "run", progress=False, host=Failing())
+    made = checkpoint.load_latest(tmp_path / "run" / "seed-0" / "checkpoints")
+    assert made is not None and made.round == 4
 
 
 def test_data_by_name_of_a_problem(tmp_path: Path) -> None:

@@ -53,6 +53,20 @@ def convolutional() -> nn.Module:
     )
 
 
+class Tripled(nn.Sequential):
+    """A sequence that does more than its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)
+        return 3 * out
+
+
+def doubling(layer: nn.Module) -> nn.Module:
+    """The layer with a hook that changes what it is given."""
+    layer.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+    return layer
+
+
 def after_flatten(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
@@ -67,6 +81,8 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], bool]] = {          # and whet
     "gelu": (lambda: after_flatten(nn.Linear(8, 5), nn.GELU(), nn.Linear(5, CLASSES)), False),
     "layer norm": (lambda: after_flatten(nn.Linear(8, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, CLASSES)), False),
     "two activations": (lambda: after_flatten(nn.Linear(8, 5), nn.Tanh(), nn.ReLU(), nn.Linear(5, CLASSES)), False),
+    "own sequence": (lambda: Tripled(nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, CLASSES)), False),
+    "hook": (lambda: after_flatten(doubling(nn.Linear(8, CLASSES))), False),
     "convolutional": (convolutional, False),
     "own module": (Residual, False),
 }

@@ -161,7 +161,7 @@ def test_report_shows_numbers_config_manifest_and_warnings(runs: Path, tmp_path:
     assert "<td>0.837 ± 0.052</td>" in text and "missed by 1 of 3" in text
     assert "different seeds" in text and "algorithm: FedAvg" in text and "&quot;data_hash&quot;: &quot;d&quot;" in text
     assert "<td>total gradient_evaluations</td><td>6,000 ± 0</td>" in text
-    assert "<td>2</td><td>30</td><td>0.8600</td><td>0.8600</td><td>finished</td>" in text
+    assert "<td>2</td><td>30</td><td>0.86</td><td>0.86</td><td>finished</td>" in text
 
 
 def test_report_escapes_and_shows_failures(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from algorithms import FedSpeed
 from fedsim import resume, run
 from fedsim.checkpoint import CheckpointWarning
-from fedsim.errors import RunError
+from fedsim.data import load
+from fedsim.errors import ConfigError, RunError
 from fedsim.record import RunDirectory
 from tests.test_controller import SMALL, metrics_bytes
 
@@ -84,4 +86,22 @@ def test_changed_data_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.
     directory.mark(0, "interrupted")
     directory.update_manifest(data_hash="0" * 64)
     with pytest.raises(RunError, match="restore the data"):
+        resume(directory.path, progress=False)
+
+
+def test_another_experiment_is_refused_on_resume(tmp_path: Path) -> None:
+    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
+    directory.mark(0, "interrupted")
+    other = replace(SMALL, rounds=3, algorithm=FedSpeed(lr=0.2), local=replace(SMALL.local, batch_size=4))
+    with pytest.raises(RunError, match="was run with other settings of algorithm, local; resume it with its own"):
+        resume(directory.path, other, progress=False)
+    resume(directory.path, replace(SMALL, rounds=3, checkpoint_every=1), progress=False)
+    assert directory.manifest["status"]["0"]["state"] == "finished"
+
+
+def test_a_finished_run_of_objects_made_in_python_needs_none_to_resume(tmp_path: Path) -> None:
+    directory = run(replace(SMALL, rounds=2, data=load("digits")), root=tmp_path, progress=False)
+    assert resume(directory.path, progress=False).path == directory.path
+    directory.mark(0, "interrupted")
+    with pytest.raises(ConfigError, match="was made in Python"):
         resume(directory.path, progress=False)

@@ -22,6 +22,7 @@ from fedsim.cli.sweeping import values
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.record import RunDirectory, open_run
+from fedsim.rounds import SeedRun
 from fedsim.sweep import grid, open_sweep
 
 SMALL = [
@@ -123,7 +124,7 @@ def test_an_interrupted_sweep_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C in round 3 of the second point's second seed; then the same command."""
-    evaluate = controller._Seed._evaluate
+    evaluate = SeedRun._evaluate
 
     def stop(self: Any, record: Any, round: int, *rest: Any) -> None:
         if (self.directory.path.name, self.seed, round) == ("lr=0.05,batch_size=32", 1, 3):
@@ -133,7 +134,7 @@ def test_an_interrupted_sweep_goes_on(
     axes = ["--algorithm.lr", "0.05,0.5", "--local.batch_size", "8,32", "--seeds", "2"]
     argv = ["sweep", *SMALL, *axes, "--jobs", "1", "--root", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(controller._Seed, "_evaluate", stop)
+        patch.setattr(SeedRun, "_evaluate", stop)
         assert main(argv) == 130
     folder = tmp_path / "sweep-fedavg-digits"
     assert f"continue with: fedsim resume {folder}" in capsys.readouterr().err

@@ -96,7 +96,6 @@ class _Block:
         self._index, self._lengths = _padded(plans, federation.model.device)
         self._widths = self._lengths.max(0)
         self.tape: Tape | None = None  # while a step is being recorded
-        self.decay = federation.factor(round)
         self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
         self._in_fold = False
@@ -129,6 +128,12 @@ class _Block:
         self._outside("local.steps")
         assert self._steps is not None
         return self._steps
+
+    @property
+    def decay(self) -> Tensor:
+        """See ``fedsim.types.Site``."""
+        self._outside("local.decay")
+        return self.fed.factor(self.round)
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:

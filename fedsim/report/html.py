@@ -151,4 +151,4 @@ def _seed_row(run: RunSeries, seed: str, metric: str) -> list[str]:
     if series is None:
         return [seed, "-", "-", "-", state]
     last_round, final = series.cost["round"][-1], series.value[-1]
-    return [seed, f"{last_round:.0f}", f"{final:.4f}", f"{best(series.value, metric):.4f}", state]
+    return [seed, f"{last_round:.0f}", f"{final:.4g}", f"{best(series.value, metric):.4g}", state]
