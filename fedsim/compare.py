@@ -157,6 +157,9 @@ def _warnings(runs: Sequence[RunSeries]) -> Iterator[str]:
     seeds = {run.label: sorted(run.seeds) for run in runs}
     if any(value != seeds[runs[0].label] for value in seeds.values()):
         yield f"different seeds (differences use the common ones): {_listed(seeds)}"
+    every = {run.label: run.config.get("evaluation", {}).get("every") for run in runs}
+    if len(set(every.values())) > 1:
+        yield f"measured every so many rounds (best values and costs of the target depend on it): {_listed(every)}"
     rounds = {run.label: sorted({_rounds(run, seed) for seed in run.seeds}) for run in runs}
     if len({round for values in rounds.values() for round in values}) > 1:
         yield f"different last evaluated rounds: {_listed(rounds)}"
@@ -215,8 +218,9 @@ def cells(comparison: Comparison) -> list[list[str]]:
 
 def title(comparison: Comparison) -> str:
     """What was measured."""
+    scopes = " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
     target = "" if comparison.target is None else f", and its cost to reach {comparison.target:g}"
-    return f"{comparison.metric} on {comparison.scope}{target}"
+    return f"{comparison.metric} on {scopes}{target}"
 
 
 def notes(comparison: Comparison) -> str:
@@ -225,7 +229,8 @@ def notes(comparison: Comparison) -> str:
     return (
         "Mean over seeds ± 95 % Student-t interval (none for one seed). "
         f"{difference if len(comparison.runs) > 1 else ''}Missed: seeds that never reached the target. "
-        "MB: sent up and down, 10⁶ bytes. Grad evals: gradient evaluations of all clients."
+        "MB: what clients send and receive, 10⁶ bytes; a message between two of them counts for both. "
+        "Grad evals: gradient evaluations of all clients."
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fedsim import checkpoint
 from fedsim.config import from_config, to_config
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError, DivergenceError, RunError
 from fedsim.experiment import Experiment
 from fedsim.host import Host, host_of
 from fedsim.interrupt import terminate_as_interrupt
@@ -55,6 +55,8 @@ def run(
 
 def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
+    if first.unheld:
+        host.say(f"no client has a sample of class {', '.join(first.unheld)}, which nobody can learn: see partition")
     manifest = {
         "seeds": experiment.seed_list,
         "device": str(first.federation.model.device),
@@ -129,6 +131,7 @@ def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _run_seeds(
     experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host
 ) -> None:
+    diverged: list[DivergenceError] = []                   # which says nothing of the other seeds
     with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
         for seed in todo:
             try:
@@ -142,8 +145,13 @@ def _run_seeds(
             except Exception as error:
                 with contextlib.suppress(RunError):        # on a full disk the first error is the one to read
                     directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
-                raise
-            directory.mark(seed, "finished")
+                if not isinstance(error, DivergenceError):
+                    raise
+                diverged.append(error)
+            else:
+                directory.mark(seed, "finished")
+    if diverged:
+        raise diverged[0]
 
 
 def _note_partition(directory: RunDirectory, seed: int, prepared: Prepared) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 
 class FedsimError(Exception):
@@ -73,3 +74,19 @@ class ClientError(FedsimError):
         which = f"client {ids[0]}" if len(ids) == 1 else f"one of the clients {', '.join(map(str, ids[:10]))}"
         super().__init__(f"{function} in round {round}: {which} raised {error}\n{traceback.rstrip()}")
         self.ids = ids
+
+
+@contextlib.contextmanager
+def explained(function: str, round: int) -> Iterator[None]:
+    """Say below the traceback of a client's code where it was raised, and what such code must not do."""
+    try:
+        yield
+    except FedsimError:
+        raise
+    except Exception as error:
+        error.add_note(
+            f"\nfedsim: raised by {function} in round {round}. A client's code is written for one client and run for"
+            " many at a time: torch.where instead of `if` on a tensor, fedsim.seeds.uniform_of(local.key(), d) instead"
+            " of torch.rand, no .item(), no writing into an argument. --backend loop runs one client at a time."
+        )
+        raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -20,10 +20,10 @@ from fedsim.feedback import Downlink, Gossip, Uplink
 from fedsim.gossip import Topology
 from fedsim.memory import Place
 from fedsim.models import MLP, Architecture
-from fedsim.partition import DirichletPartitioner, Partitioner, Skew
-from fedsim.problems import Problem
+from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner, Skew
+from fedsim.problems import PROBLEMS, Problem
 from fedsim.sampling import FixedSize, Sampling
-from fedsim.schedule import Constant, Schedule
+from fedsim.schedule import Constant, Cosine, Schedule
 from fedsim.types import Algorithm
 from fedsim.work import LocalWork
 
@@ -37,6 +37,8 @@ PARTS = (
 )
 """Components of an experiment, what each must be able to do, and an example."""
 OPTIONAL = ("skew", "topology")
+DIRICHLET = DirichletPartitioner(50, alpha=0.3)
+"""How samples are divided by default."""
 LOSSES = ("auto", "cross_entropy", "squared", "logistic")
 
 
@@ -63,20 +65,22 @@ class Evaluation:
 
     Args:
         every: rounds between evaluations of the server's model on the test set.
-        clients_every: rounds between evaluations on every single client's samples; 0 for the last round only.
+        clients_every: rounds between evaluations on every single client's samples; 0 for the last round only, null for
+            none.
         worst: share of clients in the "worst" mean.
         holdout: share of each client's samples withheld from training to evaluate on; with 0 clients are measured on
             what they train on.
     """
 
     every: int = 5
-    clients_every: int = 0
+    clients_every: int | None = 0
     worst: float = 0.1
     holdout: float = 0.0
 
     def __post_init__(self) -> None:
         whole("evaluation.every", self.every, 1)
-        whole("evaluation.clients_every", self.clients_every, 0, "; 0 is the last round only")
+        if self.clients_every is not None:
+            whole("evaluation.clients_every", self.clients_every, 0, "; 0 is the last round only, null is never")
         number("evaluation.worst", self.worst, lambda v: 0 < v <= 1, "a share above 0 and at most 1")
         number("evaluation.holdout", self.holdout, lambda v: 0 <= v < 1, "a share from 0 to below 1")
 
@@ -88,7 +92,7 @@ class Experiment:
     Args:
         algorithm: what is run; ``fedsim list`` names them all.
         data: the data set (from Python also a ``Dataset`` or a ``Problem``).
-        partition: how samples are divided among clients.
+        partition: how samples are divided among clients; a ``Problem`` has clients of its own.
         skew: distortion of each client's inputs; none by default.
         model: the network (from Python also any ``nn.Module``); a ``Problem`` brings its own.
         loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see
@@ -97,8 +101,8 @@ class Experiment:
         uplink: how clients compress what they send, to a server or to neighbours, by any algorithm; none by default.
         downlink: how the server compresses what it sends; none by default.
         local: what a client does in a round.
-        sampling: who takes part in a round.
-        schedule: how local step sizes change over rounds.
+        sampling: who takes part in a round; everybody by default where there is no server, and with a ``Problem``.
+        schedule: how local step sizes change over rounds; Cosine descends over all of them by default.
         weights: weight of each client in the objective: all equal, or by its number of samples.
         rounds: communication rounds.
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
@@ -118,7 +122,7 @@ class Experiment:
 
     algorithm: Algorithm[Any]
     data: Data | Dataset | Problem = field(default_factory=Data)
-    partition: Partitioner = field(default_factory=lambda: DirichletPartitioner(50, alpha=0.3))
+    partition: Partitioner = field(default_factory=lambda: DIRICHLET)
     skew: Skew | None = None
     model: Architecture | nn.Module = field(default_factory=MLP)
     loss: Literal["auto", "cross_entropy", "squared", "logistic"] | Callable[[Tensor, Tensor], Tensor] = "auto"
@@ -205,8 +209,25 @@ class Experiment:
 
     @property
     def participation(self) -> Sampling:
-        """Who takes part in a round, with the default made explicit: a tenth, or everybody where there is no server."""
-        return FixedSize(1.0) if self.topology is not None and self.sampling == FixedSize() else self.sampling
+        """Who takes part in a round, with the default made explicit: a tenth, or everybody."""
+        everybody = self.topology is not None or self._is_problem
+        return FixedSize(1.0) if everybody and self.sampling == FixedSize() else self.sampling
+
+    @property
+    def division(self) -> Partitioner:
+        """How samples are divided, with the default made explicit: a problem of theory has clients of its own."""
+        return NaturalIdPartitioner() if self._is_problem and self.partition == DIRICHLET else self.partition
+
+    @property
+    def decay(self) -> Schedule:
+        """The schedule, with its default length made explicit."""
+        if isinstance(self.schedule, Cosine) and self.schedule.rounds is None:
+            return replace(self.schedule, rounds=self.rounds)
+        return self.schedule
+
+    @property
+    def _is_problem(self) -> bool:
+        return isinstance(self.data, Problem) or (isinstance(self.data, Data) and self.data.name in PROBLEMS)
 
     @property
     def uses_ray(self) -> bool:

@@ -121,7 +121,7 @@ class SeedRun:
 
     def _clients_due(self, round: int) -> bool:
         every = self.experiment.evaluation.clients_every
-        return round == self.experiment.rounds or bool(every and round % every == 0)
+        return every is not None and (round == self.experiment.rounds or bool(every and round % every == 0))
 
     @contextlib.contextmanager
     def _clock_stopped(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedsim.checks import at_least_one, in_range, positive
+from fedsim.errors import ConfigError
 
 
 class Schedule(Protocol):
@@ -68,19 +69,26 @@ class Cosine:
     """Half a cosine from 1 down to ``floor`` over ``rounds`` rounds, then constant.
 
     Args:
-        rounds: length of the descent.
+        rounds: length of the descent; in an experiment that of the whole run by default.
         floor: final factor.
     """
 
-    rounds: int = 100
+    rounds: int | None = None
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds")
+        if self.rounds is not None:
+            at_least_one(self, "rounds")
         in_range(self, "floor", 0, 1, closed=True)
 
     def __call__(self, round: int) -> float:
-        """See ``Schedule``."""
+        """See ``Schedule``.
+
+        Raises:
+            ConfigError: its length was left to an experiment.
+        """
+        if self.rounds is None:
+            raise ConfigError("Cosine.rounds is None, which an experiment replaces by its own; give the length here")
         done = min(1.0, max(0, round - 1) / self.rounds)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 

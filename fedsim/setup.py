@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,16 +25,9 @@ from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.memory import MEMORIES
 from fedsim.model import Model
 from fedsim.models import losses
-from fedsim.partition import Partition
-from fedsim.problems import Problem, least_squares, logistic_regression, zeta_least_squares
+from fedsim.partition import NaturalIdPartitioner, Partition
+from fedsim.problems import PROBLEMS, Problem
 from fedsim.work import Shards
-
-PROBLEMS: dict[str, Callable[..., Problem]] = {
-    "least_squares": least_squares,
-    "zeta_least_squares": zeta_least_squares,
-    "logistic_regression": logistic_regression,
-}
-"""Problems of theory that can be named like a data set."""
 
 UNDIVIDED = ("mushrooms", "w8a", "phishing", "german_scale", "australian")
 """LIBSVM sets published without a test split."""
@@ -52,6 +45,7 @@ class Prepared:
         partition: the partition in use.
         dataset: the data set.
         problem: the problem, when the data is one.
+        unheld: classes of which no client has a sample.
     """
 
     federation: Federation
@@ -61,6 +55,7 @@ class Prepared:
     partition: Partition
     dataset: Dataset
     problem: Problem | None
+    unheld: Sequence[str] = ()
 
 
 def prepare(experiment: Experiment, seed: int) -> Prepared:
@@ -73,7 +68,14 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     problem = source if isinstance(source, Problem) else None
     dataset = source.dataset if isinstance(source, Problem) else source
     train = dataset.train
-    partition = experiment.partition.partition(train.y.numpy(), train.client, seed)
+    if not len(dataset.test.y):
+        raise ConfigError(f"data set {dataset.name!r} has no test samples; give it some, as test_fraction does")
+    partition = experiment.division.partition(train.y.numpy(), train.client, seed)
+    if problem is not None and not _own_clients(partition, train):
+        raise ConfigError(
+            f"partition {experiment.division} gives the problem {dataset.name!r} other clients than its own, which its"
+            " optimum and its constants are about; leave partition out, or use NaturalIdPartitioner"
+        )
     if experiment.topology is not None:                    # what no method could use fails here, not in round 1
         check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
         check_connected(experiment.topology, seed, partition.n)
@@ -98,14 +100,26 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         Loop(),
         weights=weights,
         cohort_size=experiment.participation.expected(partition.n),
-        decay=experiment.schedule,
+        decay=experiment.decay,
         topology=experiment.topology,
         memory=MEMORIES[experiment.memory](),
     )
     _check_model(federation.model, shards)
     test = Split(place(dataset.test.x), place(dataset.test.y))
     kind = "holdout" if experiment.evaluation.holdout else "train"
-    return Prepared(federation, test, own, kind, partition, dataset, problem)
+    return Prepared(federation, test, own, kind, partition, dataset, problem, _unheld(dataset, train.y[rows]))
+
+
+def _unheld(dataset: Dataset, held: Tensor) -> list[str]:
+    if not dataset.classes or held.dim() != 1:
+        return []
+    gone = np.setdiff1d(dataset.train.y, held)
+    return [dataset.label_names[k] if dataset.label_names else str(k) for k in gone]
+
+
+def _own_clients(partition: Partition, train: Split) -> bool:
+    own = NaturalIdPartitioner().partition(train.y.numpy(), train.client, 0)
+    return partition.hash == own.hash
 
 
 def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.backends.blocks import Blocks
 from fedsim.errors import ConfigError, DivergenceError
+from fedsim.seeds import uniform_of
 from fedsim.types import Batch, Local
 from tests.test_clients import EACH_BACKEND, X, federation, gradient, known_gradient
 
@@ -121,6 +122,28 @@ def reads(what: str) -> Any:
 def test_in_blocks_a_step_reads_nothing_but_its_arguments(what: str) -> None:
     with pytest.raises(ConfigError, match=f"{what}.*inside a step of local.fold; read it before and pass it on"):
         federation(Blocks(3)).cohort(1).each(reads(what), X)
+
+
+def with_if(local: Local, x: Tensor) -> Tensor:
+    return x / 2 if local.grad(x).norm() > 1 else x
+
+
+def with_noise(local: Local, x: Tensor) -> Tensor:
+    return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("client", [with_if, with_noise])
+def test_code_that_cannot_run_for_many_clients_is_explained(client: Any) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        federation(Blocks(3)).cohort(4).each(client, X)
+    (note,) = caught.value.__notes__
+    assert f"raised by {client.__name__} in round 4" in note and "torch.where" in note and "--backend loop" in note
+
+
+def test_numbers_that_no_seed_controls_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"with_noise draws random numbers that no seed.*uniform_of\(local\.key\(\)"):
+        federation().cohort(1).each(with_noise, X)
+    federation().cohort(1).each(lambda local, x: x + uniform_of(local.key(), len(X)), X)
 
 
 def test_a_message_must_be_tensors() -> None:

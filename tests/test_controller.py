@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from fedsim import (
     resume,
     run,
 )
+from fedsim.compare import cells, compare
 from fedsim.errors import ConfigError, DivergenceError, RunError
 from fedsim.host import Host
 from fedsim.models import MLP
@@ -272,6 +274,18 @@ def test_a_round_that_cannot_be_done_loses_none_before_it(tmp_path: Path) -> Non
         run(replace(SMALL, checkpoint_every=50), output=tmp_path / "run", progress=False, host=Failing())
     made = checkpoint.load_latest(tmp_path / "run" / "seed-0" / "checkpoints")
     assert made is not None and made.round == 4
+
+
+def test_a_seed_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
+    experiment = replace(SMALL, algorithm=FedAvg(lr=1e39), rounds=3, seeds=2)
+    for begin in (lambda: run(experiment, output=tmp_path / "run", progress=False), lambda: resume(tmp_path / "run")):
+        with pytest.raises(DivergenceError):
+            begin()
+        states = [status["state"] for status in RunDirectory(tmp_path / "run").manifest["status"].values()]
+        assert states == ["failed", "failed"]
+    good = run(replace(SMALL, rounds=3, seeds=2), output=tmp_path / "good", progress=False)
+    compared = compare([good.path, tmp_path / "run"])
+    assert math.isnan(compared.runs[1].final.mean) and "diverged" in cells(compared)[1]
 
 
 def test_data_by_name_of_a_problem(tmp_path: Path) -> None:

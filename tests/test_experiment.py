@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import DFedAvg, FedAvg
-from fedsim import Bernoulli, Clients, Evaluation, Experiment, FixedSize, LocalWork, run
+from algorithms import DCGD, DFedAvg, FedAvg
+from fedsim import Bernoulli, Clients, Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.compare import compare
+from fedsim.compress import Identity
 from fedsim.data import Dataset, Split
 from fedsim.errors import ConfigError, DataError, ModelError
 from fedsim.models import MLP
-from fedsim.partition import IidPartitioner
+from fedsim.partition import IidPartitioner, PathologicalPartitioner
+from fedsim.problems import logistic_regression, zeta_least_squares
+from fedsim.rows import read_metrics
 from fedsim.schedule import Cosine
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -139,3 +142,45 @@ def test_paths_may_be_texts(tmp_path: Path) -> None:
     directory = run(experiment(), output=str(tmp_path / "r"), progress=False)
     assert directory.path == tmp_path / "r"
     assert compare(str(directory.path)).runs[0].run.path == compare([str(directory.path)]).runs[0].run.path
+
+
+def test_a_data_set_without_test_samples_is_refused(tmp_path: Path) -> None:
+    data = Dataset("mine", Split(X, Y), Split(X[:0], Y[:0]), classes=2)
+    with pytest.raises(ConfigError, match="'mine' has no test samples; give it some"):
+        run(Experiment(FedAvg(), data=data, partition=IidPartitioner(4)), root=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_problem_keeps_its_own_clients(tmp_path: Path) -> None:
+    base = Experiment(DCGD(compressor=Identity(), lr=0.1), data=Data("zeta_least_squares"), rounds=2, dtype="float64")
+    directory = run(base, root=tmp_path, progress=False)
+    problem = zeta_least_squares()
+    assert directory.manifest["clients"] == len(problem.dataset.client_names or np.unique(problem.dataset.train.client))
+    assert base.participation == FixedSize(1.0)
+    assert replace(base, sampling=FixedSize(0.5)).participation == FixedSize(0.5)
+    for partition in (IidPartitioner(20), IidPartitioner(10)):
+        with pytest.raises(ConfigError, match=r"other clients than its own.*leave partition out"):
+            run(replace(base, data=logistic_regression(MINE, n=20), partition=partition), root=tmp_path)
+
+
+def test_cosine_descends_over_the_whole_run() -> None:
+    experiment = Experiment(FedAvg(), rounds=20, schedule=Cosine(floor=0.1))
+    assert experiment.decay == Cosine(20, 0.1) and experiment.decay(21) == pytest.approx(0.1)
+    assert replace(experiment, schedule=Cosine(7)).decay == Cosine(7)
+    with pytest.raises(ConfigError, match="give the length"):
+        Cosine()(1)
+
+
+def test_clients_need_not_be_measured(tmp_path: Path) -> None:
+    evaluation = Evaluation(clients_every=None)
+    directory = run(Experiment(FedAvg(), rounds=2, evaluation=evaluation), root=tmp_path, progress=False)
+    scopes = set(read_metrics(directory.seed_path(0) / "metrics.jsonl").scope)
+    assert scopes == {"server/test", "total"}
+
+
+def test_classes_that_nobody_has_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    partition = PathologicalPartitioner(3, 2, class_assignment_mode="deterministic")
+    run(Experiment(FedAvg(), rounds=1, partition=partition), root=tmp_path, progress=False)
+    assert "no client has a sample of class 4, 5, 6, 7, 8, 9" in capsys.readouterr().err
+    run(Experiment(FedAvg(), rounds=1), root=tmp_path, progress=False)
+    assert "no client has" not in capsys.readouterr().err

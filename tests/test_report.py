@@ -41,7 +41,7 @@ def texts(figure: Figure) -> list[str]:
 def test_figure_says_what_it_shows(runs: Path) -> None:
     assert texts(draw(compare([runs]), "megabytes")) == [
         "Accuracy (server/test)",
-        "megabytes sent, up and down (1 MB = 10⁶ bytes)",
+        "megabytes that clients send and receive (1 MB = 10⁶ bytes)",
         "accuracy",
         "Measured: server/test. Line: mean over seeds, band: 95 % Student-t interval (none for one seed).\n"
         "A point: one evaluated round, at the mean megabytes of the seeds.",

@@ -245,7 +245,7 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
     for stop, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         before = measured(folder)
         process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
-        wait_until(lambda before=before: measured(folder) > before + 3000)
+        wait_until(lambda before=before: measured(folder) > before + 3000 and open_sweep(folder).failures)
         process.send_signal(stop)
         _, error = process.communicate(timeout=60)
         assert process.returncode == code, error
@@ -265,7 +265,7 @@ def measured(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("metrics.jsonl"))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"

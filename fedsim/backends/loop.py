@@ -86,6 +86,7 @@ class Loop:
         decay = federation.factor(round)
         memory: dict[int, Any] = {}
         rows = Rows[Any](len(ids))
+        dice = torch.get_rng_state()
         with torch.no_grad():
             for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
                 local = LoopLocal(federation, node, round, plan, decay)
@@ -98,6 +99,11 @@ class Loop:
                 else:
                     message, memory[node] = result
                 rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
+        if not torch.equal(dice, torch.get_rng_state()):
+            raise ConfigError(
+                f"{getattr(fn, '__qualname__', fn)} draws random numbers that no seed of a run controls; expected"
+                " fedsim.seeds.uniform_of(local.key(), d), which gives d numbers in [0, 1)"
+            )
         return Stacked(rows.stacked), memory
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from fedsim.config.names import catalogue, summary
 from fedsim.data import available
-from fedsim.setup import PROBLEMS
+from fedsim.problems import PROBLEMS
 
 
 def _components(kind: str) -> Callable[[], dict[str, str]]:

@@ -132,6 +132,8 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
     axes = {key: found for key, found in lists.items() if len(found) > 1}
     if not axes:
         raise ConfigError("nothing to sweep over: give a list, as --algorithm.lr 0.03,0.1; or use `fedsim run`")
+    if "seed" in axes:
+        raise ConfigError("seeds are repetitions, and none is best: give --seeds 3, and sweep over something else")
     points, notes, titles = [], list[str](), list[str]()
     for name, chosen in sweeps.grid(axes):
         alone = [(key, chosen.get(key, found[0])) for key, found in lists.items()]

@@ -15,7 +15,7 @@ from fedsim.config.write import written
 from fedsim.data.catalogue import FORMATS, NAMED, suggest
 from fedsim.errors import ConfigError
 from fedsim.experiment import Data
-from fedsim.setup import PROBLEMS
+from fedsim.problems import PROBLEMS
 
 REQUIRED = inspect.Parameter.empty
 LOADERS = {**{name: loader for name, (_, loader) in (NAMED | FORMATS).items()}, **PROBLEMS}

@@ -51,6 +51,8 @@ class Dataset:
     def __post_init__(self) -> None:
         for kind, split in (("train", self.train), ("test", self.test)):
             _check(f"data set {self.name!r}, {kind}", split, self.classes)
+        if not len(self.train.y):
+            raise DataError(f"data set {self.name!r}, train: there are no samples; expected one at least")
         shapes = [split.x.shape[1:] for split in (self.train, self.test)]
         if shapes[0] != shapes[1]:
             raise DataError(
@@ -70,8 +72,6 @@ def _check(where: str, split: Split, classes: int) -> None:
         if not isinstance(value, Tensor):
             raise DataError(f"{where}: {name} is a {type(value).__name__}; expected a tensor: torch.as_tensor({name})")
     x, y, client = split
-    if not len(y):
-        raise DataError(f"{where}: there are no samples; expected one at least")
     if len(x) != len(y) or (client is not None and len(client) != len(y)):
         owners = "" if client is None else f" and {len(client)} clients"
         raise DataError(f"{where}: {len(x)} inputs, {len(y)} targets{owners}; expected as many of each")
@@ -79,5 +79,5 @@ def _check(where: str, split: Split, classes: int) -> None:
         raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
     if classes and (y.is_floating_point() or y.is_complex()):
         raise DataError(f"{where}: targets of {classes} classes are {y.dtype}; expected int64, or classes=0 to regress")
-    if classes and not 0 <= int(y.min()) <= int(y.max()) < max(classes, 2):   # one class: a binary logit
+    if classes and len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(classes, 2):   # one class: a binary logit
         raise DataError(f"{where}: targets from {y.min()} to {y.max()}; expected 0 to {max(classes, 2) - 1}")

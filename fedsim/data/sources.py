@@ -130,7 +130,7 @@ def explain(source: Source, missing: list[str], root: Path) -> str:
     """What is missing, where it was sought, and how to come by it."""
     folder = root / source.folder
     if all(source.files[name] for name in missing):
-        automatic = "load with download=True"
+        automatic = "load with download=True (--data.download true)"
     else:
         automatic = "not offered, since no published checksum of it is known"
     return "\n".join(

@@ -79,7 +79,7 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
 
 def check_clients(experiment: Experiment, local: Local) -> None:
     """Raise ConfigError unless every client of the experiment has a node."""
-    clients = getattr(experiment.partition, "num_partitions", None)
+    clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
         raise ConfigError(
             f"the experiment has {clients} clients and --nodes is {local.nodes}; every client is a node: use --nodes"

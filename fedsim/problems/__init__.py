@@ -1,8 +1,25 @@
 """Problems with known minimiser and smoothness constants, to hold algorithms against theory."""
 
+from collections.abc import Callable
+
 from fedsim.problems.constants import Constants
 from fedsim.problems.logistic import logistic_regression
 from fedsim.problems.problem import Problem
 from fedsim.problems.quadratic import least_squares, quadratic_from, zeta_least_squares
 
-__all__ = ["Constants", "Problem", "least_squares", "logistic_regression", "quadratic_from", "zeta_least_squares"]
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    "least_squares": least_squares,
+    "zeta_least_squares": zeta_least_squares,
+    "logistic_regression": logistic_regression,
+}
+"""Problems that can be named like a data set."""
+
+__all__ = [
+    "PROBLEMS",
+    "Constants",
+    "Problem",
+    "least_squares",
+    "logistic_regression",
+    "quadratic_from",
+    "zeta_least_squares",
+]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsim.errors import RunError
+from fedsim.errors import DivergenceError, RunError
 from fedsim.record import RunDirectory, open_run
 from fedsim.rows import Metrics, read_metrics
 
 AXES = {
     "round": "round",
-    "megabytes": "megabytes sent, up and down (1 MB = 10⁶ bytes)",
+    "megabytes": "megabytes that clients send and receive (1 MB = 10⁶ bytes)",
     "megabytes_up": "megabytes sent up (1 MB = 10⁶ bytes)",
     "paper_bits": "bits sent up as papers count them (32 a value, no indices)",
     "gradient_evaluations": "gradient evaluations, all clients",
@@ -51,7 +51,9 @@ class RunSeries:
         path: its directory.
         config: the resolved experiment.
         manifest: versions, hashes, seeds and status.
-        seeds: series by seed, of the seeds that have been evaluated at least once.
+        seeds: series by seed, of the seeds that have been evaluated at least once; NaN after the last evaluation of a
+            seed that diverged.
+        scope: that was read: without a server the average of the nodes' models stands for the server's.
     """
 
     label: str
@@ -59,6 +61,7 @@ class RunSeries:
     config: Mapping[str, Any]
     manifest: Mapping[str, Any]
     seeds: Mapping[int, Series]
+    scope: str
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
@@ -95,17 +98,17 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]
     configs = [run.config for run in directories]
     labels = _labels(configs, [run.path for run in directories])
     return [
-        RunSeries(label, run.path, config, run.manifest, _load_seeds(run, scope, metric))
+        RunSeries(label, run.path, config, run.manifest, *_load_seeds(run, scope, metric))
         for run, config, label in zip(directories, configs, labels, strict=True)
     ]
 
 
-def _load_seeds(run: RunDirectory, scope: str, metric: str) -> dict[int, Series]:
+def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, Series], str]:
     files = run.path.glob("seed-*/timing.jsonl")  # the last file that a starting seed creates
     numbers = sorted(int(path.parent.name.removeprefix("seed-")) for path in files)
     for measured in (scope, SERVERLESS.get(scope, scope)):
         loaded = {seed: _load_series(run.seed_path(seed), measured, metric) for seed in numbers}
-        seeds = {seed: series for seed, series in loaded.items() if len(series.value)}
+        seeds = {seed: _to_its_end(series, run, seed) for seed, series in loaded.items() if len(series.value)}
         if seeds:
             break
     if not seeds:
@@ -113,7 +116,16 @@ def _load_seeds(run: RunDirectory, scope: str, metric: str) -> dict[int, Series]
         raise RunError(
             f"{run.path} has no metric {metric!r} in scope {scope!r}; it recorded: {', '.join(known) or 'nothing yet'}"
         )
-    return seeds
+    return seeds, measured
+
+
+def _to_its_end(series: Series, run: RunDirectory, seed: int) -> Series:
+    """With NaN as its last value, at the cost of the last evaluation, where the run says that the seed diverged."""
+    status = run.manifest["status"].get(str(seed), {})
+    if status.get("state") != "failed" or not status["detail"].startswith(DivergenceError.__name__):
+        return series
+    cost = {name: np.append(paid, paid[-1]) for name, paid in series.cost.items()}
+    return replace(series, value=np.append(series.value, np.nan), cost=cost)
 
 
 def _load_series(directory: Path, scope: str, metric: str) -> Series:

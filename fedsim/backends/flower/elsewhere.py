@@ -66,7 +66,7 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
     federation = Federation(
         model, Elsewhere(sizes), experiment.local, seed, Loop(),
         weights=sizes if experiment.weights == "samples" else None,
-        cohort_size=experiment.participation.expected(n), decay=experiment.schedule, topology=experiment.topology,
+        cohort_size=experiment.participation.expected(n), decay=experiment.decay, topology=experiment.topology,
     )  # fmt: skip
     x = dataset.test.x
     test = Split(x.to(device, dtype) if x.is_floating_point() else x.to(device), dataset.test.y.to(device))

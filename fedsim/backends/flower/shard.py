@@ -102,7 +102,7 @@ def place_of(text: str, seed: int, common: Common, settings: NodeSettings) -> Pl
         raise DeployError(f"the model has {model.d:,} parameters here and {common.d:,} at the server; install the same")
     federation = Federation(
         model, OneShard(rows.x, rows.y, settings.client, common.n), experiment.local, seed, Loop(),
-        cohort_size=experiment.participation.expected(common.n), decay=experiment.schedule,
+        cohort_size=experiment.participation.expected(common.n), decay=experiment.decay,
     )  # fmt: skip
     return Place(experiment, federation, initial, own, bool(common.classes))
 
