@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -118,7 +118,7 @@ class FlowerHost(Host):
             DeployError: too few are left, or the algorithm needs those that are lost.
         """
         before = {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
-        everybody, lost, given_up, self._round = ids, None, set[int](), round
+        everybody, lost, losses, self._round = ids, None, Counter[int](), round
         while True:
             try:
                 new = algorithm.round(state, federation.cohort(round, ids))
@@ -127,7 +127,7 @@ class FlowerHost(Host):
             except ClientsLostError as error:
                 federation.ledger.restore(before)
                 lost = error
-                ids = self._without(ids, lost, len(everybody), given_up)
+                ids = self._without(ids, lost, len(everybody), losses)
             except ConfigError as error:
                 if lost is None:
                     raise
@@ -187,12 +187,17 @@ class FlowerHost(Host):
         self._samples[client] = samples
         return client
 
-    def _without(self, ids: np.ndarray, lost: ClientsLostError, cohort: int, given_up: set[int]) -> np.ndarray:
-        """With whom a round is done again: those who are left, and if these are too few, those who come back."""
+    def _without(self, ids: np.ndarray, lost: ClientsLostError, cohort: int, losses: Counter[int]) -> np.ndarray:
+        """With whom a round is done again: those who are left, and if these are too few, those who come back.
+
+        ``losses`` counts how often the round lost each client. Twice is enough: one that is too slow comes back late
+        every time.
+        """
         gone = set(lost.reasons)
-        given_up |= {client for client in gone if client in self.link.nodes}   # those answered, and could not do it
+        losses.update(gone)
+        unable = gone & set(self.link.nodes)               # those answered, and could not do it
         left, enough = set(ids.tolist()) - gone, self.policy.enough(cohort)
-        back = gone - given_up
+        back = {client for client in gone - unable if losses[client] == 1}
         if len(left) < enough and self.policy.patience and len(left | back) >= enough:
             self.say(f"round {lost.round}: waiting {self.policy.patience:g} s for clients to come back")
             self.link.gather(lambda there: len(left | (back & there)) >= enough, self.policy.patience)

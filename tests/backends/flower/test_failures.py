@@ -175,6 +175,25 @@ def test_the_policy_can_be_to_stop(tmp_path: Path) -> None:
     assert status["state"] == "failed" and "client 1" in status["detail"]
 
 
+def test_one_who_is_late_every_time_is_waited_for_once(tmp_path: Path) -> None:
+    """Its answer comes when nobody waits for it any more, and so it is welcomed again."""
+    grid, asked = federation(tmp_path / "nodes", 3), list[str]()
+
+    def late(answer: Message) -> Message | None:
+        asked.append(answer.metadata.reply_to_message_id)
+        assert len(set(asked)) < 4, "it is asked again and again"
+        return answer if asked.count(asked[-1]) > 1 else None
+
+    def say(text: str) -> None:
+        if "waiting" in text:
+            grid.lost.clear()                              # the answers come now
+
+    grid.nodes[101].after = in_round(2, late)
+    with pytest.raises(DeployError, match=r"client 1 did not answer within 0.5 s; 2 of 3 clients are left, .* needs 3"):
+        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, grid, missing="stop", timeout=0.5, patience=5.0, say=say)
+    assert len(set(asked)) == 2
+
+
 def test_too_few_at_the_start(tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
     grid.nodes[100].online = grid.nodes[102].online = False
