@@ -36,7 +36,7 @@ def test_wrong_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "has 3 clients and --nodes is 4; every client is a node" in said(capsys, EXPERIMENT, "--nodes", 4)
     assert "--nodes is 'three'; expected a whole number" in said(capsys, EXPERIMENT, "--nodes", "three")
     assert "nodes is 0; expected 1 or more" in said(capsys, EXPERIMENT, "--nodes", 0)
-    assert "timeout is 0.0 s" in said(capsys, EXPERIMENT, "--nodes", 3, "--timeout", 0)
+    assert "timeout is 0.0; expected" in said(capsys, EXPERIMENT, "--nodes", 3, "--timeout", 0)
     assert "'wait'; expected one of skip, stop" in said(capsys, EXPERIMENT, "--nodes", 3, "--missing", "wait")
     assert "exists; choose another --output" in said(capsys, EXPERIMENT, "--nodes", 3, "--output", tmp_path)
     assert "is not a run" in said(capsys, "--resume", tmp_path)

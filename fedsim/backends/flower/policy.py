@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fedsim.checks import number, whole
 from fedsim.errors import ConfigError
 
 Missing = Literal["skip", "stop"]
@@ -30,15 +31,12 @@ class Policy:
     patience: float = 120.0
 
     def __post_init__(self) -> None:
-        for name, value, least in (("timeout", self.timeout, 1e-3), ("patience", self.patience, 0.0)):
-            if not (math.isfinite(value) and value >= least):
-                raise ConfigError(f"{name} is {value} s; expected a finite number of seconds, {least:g} or more")
-        if self.retries < 0:
-            raise ConfigError(f"retries is {self.retries}; expected 0 or more")
+        number("timeout", self.timeout, lambda v: v >= 1e-3, "a finite number of seconds, 0.001 or more")
+        number("patience", self.patience, lambda v: v >= 0, "a finite number of seconds, 0 or more")
+        whole("retries", self.retries, 0)
         if self.missing not in get_args(Missing):
             raise ConfigError(f"missing is {self.missing!r}; expected one of {', '.join(get_args(Missing))}")
-        if not 0 < self.minimum <= 1:
-            raise ConfigError(f"minimum is {self.minimum}; expected a share of the cohort, above 0 and at most 1")
+        number("minimum", self.minimum, lambda v: 0 < v <= 1, "a share of the cohort, above 0 and at most 1")
 
     def enough(self, cohort: int) -> int:
         """How many of a cohort a round needs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fedsim.checks import one_of
+from fedsim.checks import number, one_of, whole
 from fedsim.errors import ConfigError
 
 OnError = Literal["stop", "skip", "retry"]
@@ -39,12 +39,11 @@ class Ray:
     def __post_init__(self) -> None:
         one_of(self, "on_error", get_args(OnError))
         for name in ("actors", "threads", "object_store_memory"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"ray.{name} is {value!r}; expected a whole number, 1 or more")
-        if not self.cpus > 0:
-            raise ConfigError(f"ray.cpus is {self.cpus!r}; expected a number above 0")
-        if self.gpus is not None and not (0 <= self.gpus <= 1 or self.gpus == int(self.gpus)):
-            raise ConfigError(f"ray.gpus is {self.gpus!r}; expected a share from 0 to 1, or a whole number of GPUs")
+            if getattr(self, name) is not None:
+                whole(f"ray.{name}", getattr(self, name), 1)
+        number("ray.cpus", self.cpus, lambda v: v > 0, "a finite number above 0")
+        if self.gpus is not None:
+            expected = "a share from 0 to 1, or a whole number of GPUs"
+            number("ray.gpus", self.gpus, lambda v: 0 <= v <= 1 or (v > 1 and v.is_integer()), expected)
         if self.address is not None and self.object_store_memory is not None:
             raise ConfigError("ray.object_store_memory is given with ray.address; a cluster has its own: leave it out")

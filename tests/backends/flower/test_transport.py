@@ -163,10 +163,12 @@ def fat(answer: Message) -> Message:
 @pytest.mark.parametrize(
     ("policy", "why"),
     [
-        ({"timeout": 0.0}, "timeout is 0.0 s; expected"),
-        ({"timeout": float("nan")}, "timeout is nan s"),
-        ({"patience": -1.0}, "patience is -1.0 s"),
+        ({"timeout": 0.0}, "timeout is 0.0; expected a finite number of seconds, 0.001 or more"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"patience": -1.0}, "patience is -1.0"),
+        ({"timeout": "3"}, "timeout is '3'"),
         ({"retries": -1}, "retries is -1"),
+        ({"retries": 1.5}, "retries is 1.5; expected a whole number, 0 or more"),
         ({"missing": "wait"}, "missing is 'wait'; expected one of skip, stop"),
         ({"minimum": 0.0}, "minimum is 0.0; expected a share"),
         ({"minimum": 1.5}, "minimum is 1.5"),

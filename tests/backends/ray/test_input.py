@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -62,8 +63,13 @@ def first_round(fed: Federation, algorithm: Any = None) -> None:
     [
         ({"actors": 0}, "ray.actors is 0; expected a whole number, 1 or more"),
         ({"threads": -1}, "ray.threads is -1"),
-        ({"cpus": 0.0}, "ray.cpus is 0.0; expected a number above 0"),
+        ({"actors": True}, "ray.actors is True"),
+        ({"cpus": 0.0}, "ray.cpus is 0.0; expected a finite number above 0"),
+        ({"cpus": math.inf}, "ray.cpus is inf"),
+        ({"cpus": "2"}, "ray.cpus is '2'"),
         ({"gpus": 1.5}, "ray.gpus is 1.5; expected a share from 0 to 1, or a whole number"),
+        ({"gpus": -1}, "ray.gpus is -1"),
+        ({"gpus": math.inf}, "ray.gpus is inf"),
         ({"object_store_memory": 0}, "ray.object_store_memory is 0"),
         ({"address": "h:1", "object_store_memory": 10}, "a cluster has its own"),
         ({"on_error": "ignore"}, "on_error is 'ignore'; expected one of 'stop', 'skip', 'retry'"),
