@@ -63,6 +63,10 @@ class RoundLostError(FedsimError):
     """A round was not completed through no fault of its clients' code; it can be done again."""
 
 
+class DeviceFullError(RoundLostError):
+    """A device had too little memory for a block of clients; the backend has halved its blocks."""
+
+
 class ClientError(FedsimError):
     """A client function raised.
 

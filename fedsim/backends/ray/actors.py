@@ -18,7 +18,7 @@ from fedsim.backends.ray.store import FarRow, arrays, far_tree, to_array
 from fedsim.backends.ray.telling import Failure, Report, Task, form
 from fedsim.backends.ray.workers import Workers
 from fedsim.clients import Federation
-from fedsim.errors import ClientError, ConfigError, RoundLostError, RunError
+from fedsim.errors import ClientError, ConfigError, DeviceFullError, RunError
 from fedsim.messages import Messages
 from fedsim.tree import fetched, leaves, tree_map
 from fedsim.types import Kept
@@ -36,7 +36,6 @@ class RayActors:
         if block_size < 0:
             raise ConfigError(f"block size is {block_size}; expected 0 or more")
         self.workers, self.block_size = workers, block_size
-        self.peak = 0                                      # bytes that a device had in use at most
         self._widths: dict[str, int] = {}                  # tensors of a new memory, by client function
         self._firsts: list[tuple[Any, Any]] = []           # first memories that are in the store
 
@@ -53,7 +52,8 @@ class RayActors:
 
         Raises:
             ClientError: a client function raised.
-            RoundLostError: a worker died, or its device had too little memory; the round may be done again.
+            RoundLostError: a worker died; the round may be done again.
+            DeviceFullError: a device had too little memory; the round may be done again, with blocks half as large.
             StateLostError: memories of clients are gone; only a checkpoint has them.
         """
         w = self.workers
@@ -64,7 +64,7 @@ class RayActors:
         samples = federation.work.counts(sizes) * federation.work.batch(sizes)
         runs = split(samples[order] + 1.0, self.block_size or 1, len(w))
         width = 0 if mine is None else self._widths.get(name, len(leaves(mine.default)))
-        token, drop = next(TOKENS), w.dropped()
+        token = next(TOKENS)
         sent = put([] if down is None else arrays(down))
         new = mine is not None and not all(node in mine.rows for node in ids.tolist())
         first = self._first(mine.default) if mine is not None and new else put([])
@@ -76,13 +76,14 @@ class RayActors:
             task = Task(
                 token, nodes, round, federation.decay(round), self.block_size, name,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
-                known, width, drop,
+                known, width, w.dropped(run.worker),
             )  # fmt: skip
             refs = [ref for row in rows.values() for ref in self._refs(row)]
             calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + width * len(nodes)))
         reports: list[Report] = w.get([first for first, *_ in calls])
+        if any(report.failure is not None for report in reports):
+            w.drop(token, [run.worker for run in runs])    # some have what nobody will ask for
         self._check(reports, name, round)
-        self.peak = max(self.peak, *(report.peak for report in reports))
         memory: dict[int, Any] = {}
         for run, report, (_, *refs) in zip(runs, reports, calls, strict=True):
             nodes = ids[order[run.start : run.stop]]
@@ -128,7 +129,7 @@ class RayActors:
                 if self.block_size <= 1:
                     raise RunError(f"a device has no memory for a single client: {failure.error}; use a smaller model")
                 self.block_size //= 2
-                raise RoundLostError(f"a device is out of memory: blocks of {self.block_size} clients from here on")
+                raise DeviceFullError(f"a device is out of memory: blocks of {self.block_size} clients from here on")
         if failures:
             clients = sorted({node for failure in failures for node in failure.ids})
             raise ClientError(clients, name.rsplit(" ", 1)[0], round, failures[0].error, failures[0].traceback)

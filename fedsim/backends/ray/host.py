@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.store import Store
 from fedsim.backends.ray.workers import Workers
 from fedsim.clients import Federation
-from fedsim.errors import ClientError, ConfigError, RoundLostError, RunError
+from fedsim.errors import ClientError, ConfigError, DeviceFullError, RoundLostError, RunError
 from fedsim.evaluate import Scores
 from fedsim.experiment import Experiment
 from fedsim.host import Host
@@ -30,10 +33,14 @@ from fedsim.tree import Far
 from fedsim.tune import choose
 from fedsim.types import Algorithm, Vector
 
+T = TypeVar("T")
+
 MOST_ATTEMPTS = 3
 """Times that a round is tried before the run gives up."""
 TRIAL_STEPS = 2
-"""Local steps of the round that measures a device's memory."""
+"""Local steps of the rounds that measure a device's memory."""
+MOST_TOGETHER = 25
+"""Clients in a block on a GPU where no block size is given: what is measured and what runs are then the same."""
 CONTEXT = 600 * 2**20
 """Bytes that a process has in use on a GPU before it computes anything."""
 RESERVE = 1.2
@@ -56,6 +63,7 @@ class RayHost(Host):
         self._workers, self._given = workers, workers
         self._ray: ModuleType | None = None if workers is None else workers.ray
         self._chosen: dict[str, Any] = {}                  # what the controller writes into checkpoints
+        self._most: int | None = None                      # clients in a block for which a GPU's share was measured
 
     def __enter__(self) -> Self:
         if self._given is not None:
@@ -92,49 +100,60 @@ class RayHost(Host):
         fed, ray = prepared.federation, self._ray
         assert ray is not None, "the host is not entered"
         ids = experiment.participation.cohort(fed.seed, 1, fed.shards.n)
-        if self._workers is None:
-            self._workers = self._start(ray, experiment, fed, ids)
+        given = experiment.block_size or None
         if before is not None:
-            size = int(before.get("block_size", 0))
-        elif experiment.block_size:
-            size = experiment.block_size
-        else:
-            size = self._block_size(experiment, fed, ids, len(self._workers))
+            given = int(before.get("block_size", 0))
+        if self._workers is None:
+            self._workers = self._start(ray, experiment, fed, ids, given)
+        size = self._block_size(experiment, fed, ids, len(self._workers)) if given is None else given
+        if self._most is not None:
+            size = min(size, self._most)
         fed.backend = RayActors(self._workers, size)
         fed.memory = Store(ray)
         self._tell_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
         self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
         return self._chosen
 
-    def _start(self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray) -> Workers:
+    def _start(
+        self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, given: int | None
+    ) -> Workers:
         share = self.settings.gpus
         if share is None:
             share = 0.0
             if fed.model.device.type == "cuda":
-                share = self._measured_share(ray, experiment, fed, ids)
+                size = min(MOST_TOGETHER, len(ids)) if given is None else given
+                share, self._most = self._measured(ray, experiment, fed, ids, size)
         return Workers(ray, self.settings, share)
 
-    def _measured_share(self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray) -> float:
-        """Share of a GPU for each actor, by a trial of one block on one actor that has a whole one."""
+    def _measured(
+        self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, size: int
+    ) -> tuple[float, int]:
+        """Share of a GPU for each actor, and clients in a block that it is for, by a trial on an actor that has a whole
+        one: two rounds of the block with most work; of everybody where there is a topology, which a round of a few
+        nodes may break. The second has what the first one kept.
+        """
         one = Workers(ray, replace(self.settings, actors=1, gpus=1), 1.0)
-        size = experiment.block_size or 1
         backend = RayActors(one, size)
         trial = replace(fed, work=replace(fed.work, epochs=1, steps=TRIAL_STEPS), backend=backend)
-        some = ids[trial.work.order(fed.shards.sizes[ids])[:size]]
-        if experiment.topology is None:                    # a round of a few nodes may break a topology
+        some = ids if experiment.topology else ids[trial.work.order(fed.shards.sizes[ids])[: size or 1]]
+
+        def rounds() -> None:
+            one.get(one.call(0, "device"))                 # a trial that did not fit leaves a peak
             state = experiment.method.init(fed.model.vector(), trial.cohort(0, some))
-            experiment.method.round(state, trial.cohort(1, some))
-        total = one.facts[0].device_bytes
+            for round in (1, 2):
+                state = experiment.method.round(state, trial.cohort(round, some))
+
+        self._repeated("the trial of a GPU", trial, rounds)
+        peak, total = one.get(one.call(0, "device"))[0]
         one.close()
-        return share_of(backend.peak, total)
+        return share_of(peak, total), backend.block_size
 
     def _block_size(self, experiment: Experiment, fed: Federation, ids: np.ndarray, workers: int) -> int:
         """As measured in this process, but small enough for every worker to have a block."""
-        if experiment.method is None or fed.model.device.type == "cuda":
-            return max(1, math.ceil(len(ids) / workers))
-        chosen = choose(fed, experiment.method, ids)
-        size = int(chosen.get("block_size", 0))
-        return size and min(size, max(1, math.ceil(len(ids) / workers)))
+        size = MOST_TOGETHER
+        if fed.model.device.type != "cuda":
+            size = int(choose(fed, experiment.method, ids).get("block_size", 0))
+        return min(size, max(1, math.ceil(len(ids) / workers)))
 
     def _tell_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
         if not self.progress or self._workers is None:
@@ -151,6 +170,11 @@ class RayHost(Host):
             f" {f'blocks of {size}' if size else 'one client after the other'}"
         )
 
+    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+        """See ``Host``. Done again where it is lost."""
+        begin = super().init
+        return self._repeated("initialisation", federation, lambda: begin(algorithm, x, federation, template))
+
     def round(self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray) -> Any:
         """See ``Host``. A round that is lost is done again from the state before it; so is one in which a client's code
         raised, as the settings say.
@@ -159,23 +183,18 @@ class RayHost(Host):
             ClientError: a client's code raised.
             RunError: the round was lost again and again.
         """
-        before = {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
-        attempt, cohort = 0, ids
-        while True:
-            attempt += 1
+        before, cohort = _costs(federation), ids
+        for attempt in count(1):
+            clients = federation.cohort(round, ids)
             try:
-                new = algorithm.round(state, federation.cohort(round, ids))
-                self.skipped = np.setdiff1d(cohort, ids).tolist()
-                return new
-            except RoundLostError as lost:
-                if attempt == MOST_ATTEMPTS:
-                    raise RunError(f"round {round} was lost {attempt} times; the last time: {lost}") from lost
-                self._chosen["block_size"] = federation.backend.block_size   # type: ignore[attr-defined]
-                self.say(f"round {round} again: {lost}")
+                new = self._repeated(f"round {round}", federation, partial(algorithm.round, state, clients))
+                break
             except ClientError as error:
                 ids = self._without(error, ids, attempt)
                 self.say(f"round {round} again: {str(error).splitlines()[0]}; policy: {self.settings.on_error}")
-            federation.ledger.restore(before)
+                federation.ledger.restore(before)
+        self.skipped = np.setdiff1d(cohort, ids).tolist()
+        return new
 
     def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> Scores:
         """See ``Host``; the workers do it.
@@ -184,23 +203,46 @@ class RayHost(Host):
             RunError: workers died again and again.
         """
         assert self._workers is not None, "the host is not connected"
-        attempt = 0
+        workers = self._workers
+
+        def scores() -> Scores:
+            workers.settle(prepared.federation)
+            return score(workers, x, inputs, targets, bool(prepared.dataset.classes))
+
+        return self._repeated("evaluation", prepared.federation, scores)
+
+    def _repeated(self, what: str, federation: Federation, do: Callable[[], T]) -> T:
+        """What ``do`` returns; it is called again when workers die, and whenever a device is full: blocks of one
+        client, which cannot be halved, end that.
+
+        Raises:
+            RunError: workers died again and again.
+        """
+        before, lost = _costs(federation), 0
         while True:
-            attempt += 1
-            self._workers.settle(prepared.federation)
             try:
-                return score(self._workers, x, inputs, targets, bool(prepared.dataset.classes))
-            except RoundLostError as lost:
-                if attempt == MOST_ATTEMPTS:
-                    raise RunError(f"an evaluation was lost {attempt} times; the last time: {lost}") from lost
-                self.say(f"evaluation again: {lost}")
+                return do()
+            except RoundLostError as error:
+                if isinstance(error, DeviceFullError):
+                    self._chosen["block_size"] = federation.backend.block_size   # type: ignore[attr-defined]
+                elif (lost := lost + 1) >= MOST_ATTEMPTS:
+                    raise RunError(f"{what} was lost {lost} times; the last time: {error}") from error
+                self.say(f"{what} again: {error}")
+                federation.ledger.restore(before)
 
     def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
-        """With whom a round is done again."""
-        left = ids[~np.isin(ids, error.ids)] if self.settings.on_error == "skip" else ids
-        if self.settings.on_error == "stop" or not len(left) or attempt >= max(MOST_ATTEMPTS, len(ids)):
-            raise error
-        return left
+        """With whom a round is done again: with fewer each time, or so many times with everybody."""
+        left = ids[~np.isin(ids, error.ids)]
+        if self.settings.on_error == "skip" and 0 < len(left) < len(ids):
+            return left
+        if self.settings.on_error == "retry" and attempt < MOST_ATTEMPTS:
+            return ids
+        raise error
+
+
+def _costs(federation: Federation) -> dict[str, Tensor]:
+    """What was paid so far."""
+    return {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
 
 
 def _many(count: int, what: str) -> str:

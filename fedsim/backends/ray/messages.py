@@ -60,7 +60,8 @@ class RayMessages:
         self._owner, self._row = np.empty((2, len(order)), np.int64)   # of each client: its run, and its row there
         for number, (_, start, stop) in enumerate(runs):
             self._owner[order[start:stop]], self._row[order[start:stop]] = number, np.arange(stop - start)
-        weakref.finalize(self, pool.drop, token).atexit = False
+        self._holders = [run.worker for run in runs]
+        weakref.finalize(self, pool.drop, token, self._holders).atexit = False
 
     def _by_id(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """Values of the runs in the order of the ids."""
@@ -112,7 +113,7 @@ class RayMessages:
             rows = self._exchange(plan, token, into, step == steps - 1)
             token = into
         contraction = self._spread(token) / before if before else None
-        self._pool.drop(token)
+        self._pool.drop(token, self._holders)
         trees: list[Any] = [None] * len(self._order)
         for place, refs in zip(self._order.tolist(), rows, strict=True):
             trees[place] = far_tree(self._pool.ray, self._dense, refs, self._device)

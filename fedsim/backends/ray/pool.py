@@ -36,7 +36,7 @@ def map_unordered(
         items: its arguments.
         jobs: calls at a time.
         cpus: for each call.
-        gpus: share of a GPU, or number of them, for each call.
+        gpus: share of a GPU for each call.
         tick: called now and then while waiting.
     """
     with session(cpus=jobs * cpus) as ray:
@@ -50,7 +50,7 @@ def map_unordered(
                     item = running.pop(call)
                     try:
                         yield item, ray.get(call)
-                    except ray.exceptions.WorkerCrashedError:
+                    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                         yield item, RunError("its process died twice: killed, or out of memory")
         except KeyboardInterrupt:
             for call in running:

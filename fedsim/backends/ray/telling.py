@@ -121,7 +121,6 @@ class Report(NamedTuple):
         message: form of a message.
         dense: form of what it stands for.
         memory: form of a new memory; None where there is none.
-        peak: bytes that the device had in use at most, 0 on a CPU.
         failure: what went wrong instead.
     """
 
@@ -132,7 +131,6 @@ class Report(NamedTuple):
     message: Any
     dense: Any
     memory: Any
-    peak: int
     failure: Failure | None = None
 
 
@@ -142,12 +140,10 @@ class Facts(NamedTuple):
     Attributes:
         process: number of the process.
         resident: bytes of memory that it takes before it does anything.
-        device_bytes: memory of its GPU, 0 without.
     """
 
     process: int
     resident: int
-    device_bytes: int
 
 
 def form(t: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ from fedsim.tree import build, leaves, tree_map, unpacked
 from fedsim.types import Kept
 from fedsim.work import Shards
 
+MOST_FUNCTIONS = 64
+"""Client functions that are remembered; more come only from one that is made anew every round."""
+
 
 class Worker:
     """One process of the pool.
@@ -50,13 +53,18 @@ class Worker:
 
     def ready(self) -> Facts:
         """That it is there."""
-        total = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 0
-        return Facts(os.getpid(), resident(), total)
+        return Facts(os.getpid(), resident())
+
+    def device(self) -> tuple[int, int]:
+        """Bytes of its GPU: in use by tensors at most since this was asked last, and all that it has."""
+        total = torch.cuda.mem_get_info()[1]
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak, total
 
     def settle(self, site: bytes, x: np.ndarray, y: np.ndarray) -> None:
         """Take up a federation; the samples stay where they are in shared memory."""
-        self._held.clear()
-        self._memories.clear()
+        self.forget_all()
         self._functions.clear()
         s: Site = pickle.loads(site)
         model = Model(s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype)
@@ -64,13 +72,21 @@ class Worker:
         self._fed = Federation(model, shards, s.work, s.seed, Loop())
 
     def forget(self, *tokens: int) -> None:
-        """Drop messages that nobody needs any more."""
+        """Drop messages that nobody needs any more, and memories that nobody asked for."""
         for token in tokens:
             self._held.pop(token, None)
+            self._memories.pop(token, None)
+
+    def forget_all(self) -> None:
+        """The same for all there are."""
+        self._held.clear()
+        self._memories.clear()
 
     def learn(self, name: str, fn: bytes) -> None:
-        """Keep a client function under a name."""
+        """Keep a client function under a name; the oldest one goes where there are too many, as the driver knows."""
         self._functions[name] = pickle.loads(fn)
+        if len(self._functions) > MOST_FUNCTIONS:
+            del self._functions[next(iter(self._functions))]
 
     def run(self, task: Task, down: list[np.ndarray], first: list[np.ndarray], *rows: np.ndarray) -> Any:
         """Run the clients: a `Report`, then the tensors of their new memories, client by client.
@@ -94,7 +110,7 @@ class Worker:
             return several([report, *memories], count)
         empty = np.zeros(0, np.int64)
         failed = self._failure(raised, task, down, first, rows)
-        return several([Report(empty, empty, empty, empty, None, None, None, 0, failed)], count)
+        return several([Report(empty, empty, empty, empty, None, None, None, failed)], count)
 
     def memories(self, token: int) -> Any:
         """The tensors of new memories that `run` could not return."""
@@ -107,8 +123,6 @@ class Worker:
         fed.decay = lambda round: task.decay
         backend: Any = Blocks(task.block_size) if task.block_size else Loop()
         fn = self._functions[task.fn]
-        if fed.model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         mine = self._mine(task, first, rows)
         sent, memory = backend.each(fed, fn, task.ids, task.round, self._tree(task.down, down), mine)
         messages = sent.stacked()
@@ -124,7 +138,6 @@ class Worker:
             forms[0],
             forms[1],
             tree_map(form, of[0]) if of else None,
-            torch.cuda.max_memory_allocated() if fed.model.device.type == "cuda" else 0,
         )
         return report, [array for tree in of for array in arrays(tree)]
 
@@ -146,7 +159,7 @@ class Worker:
         return build(like, iter([to_tensor(value, leaf.dtype, device) for value, leaf in pairs]))
 
     def _failure(self, error: Exception, task: Task, down: Any, first: Any, rows: Sequence[np.ndarray]) -> Failure:
-        """Who it was: the clients of the run one by one."""
+        """Who it was: the clients of the run one by one, so that a round is done again without all of them at once."""
         fn = self._functions[task.fn]
         line, text = described(error, fn)
         if isinstance(error, torch.OutOfMemoryError):
@@ -156,13 +169,15 @@ class Worker:
         if isinstance(error, FedsimError):
             return Failure([], line, text, refused=error)
         mine, sent = self._mine(task, first, rows), self._tree(task.down, down)
+        failed: dict[int, tuple[str, str]] = {}
         for node in task.ids.tolist():
             try:
-                one = np.array([node])
-                Loop().each(self._fed, fn, one, task.round, sent, mine)
+                Loop().each(self._fed, fn, np.array([node]), task.round, sent, mine)
             except Exception as alone:
-                return Failure([node], *described(alone, fn))
-        return Failure(task.ids.tolist(), line, text)
+                failed[node] = described(alone, fn)
+        if not failed:
+            return Failure(task.ids.tolist(), line, text)
+        return Failure(list(failed), *next(iter(failed.values())))
 
     def score(
         self, x: np.ndarray, inputs: np.ndarray, targets: np.ndarray, start: int, stop: int, classification: bool

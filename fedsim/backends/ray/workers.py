@@ -7,8 +7,10 @@ import math
 import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import count
 from types import ModuleType
 from typing import Any
 
@@ -17,15 +19,13 @@ from torch import Tensor
 from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.store import to_array
 from fedsim.backends.ray.telling import Facts, Site
-from fedsim.backends.ray.worker import Worker
+from fedsim.backends.ray.worker import MOST_FUNCTIONS, Worker
 from fedsim.clients import Federation
 from fedsim.culprits import refused
 from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
 
 PATIENCE = 180.0
 """Seconds that an actor may take to start."""
-MOST_FUNCTIONS = 64
-"""Client functions that are remembered; more come only from one that is made anew every round."""
 
 
 class Workers:
@@ -41,9 +41,9 @@ class Workers:
         self.ray, self.settings, self.gpus = ray, settings, gpus
         self.threads = settings.threads or max(1, int(settings.cpus))
         self._actors: list[Any] = []
-        self._dropped: list[int] = []
-        self._names: dict[Callable[..., Any], str] = {}
-        self._taught: list[tuple[str, bytes]] = []
+        self._dropped: dict[int, list[int]] = defaultdict(list)          # by worker: messages not needed any more
+        self._taught: dict[Callable[..., Any], tuple[str, bytes]] = {}   # its name there, and what was sent
+        self._numbers = count()                            # of functions
         self._site: tuple[Any, ...] | None = None          # what identifies it
         self._settled: tuple[Any, ...] = ()                # what a worker is told of it
         self._shared: list[tuple[Tensor, Any]] = []        # samples that are in the store
@@ -128,7 +128,7 @@ class Workers:
         try:
             found: list[Any] = self.ray.get(list(refs))
             return found
-        except (wrong.RayActorError, wrong.WorkerCrashedError, wrong.NodeDiedError) as error:
+        except self._deaths as error:
             self._suspect = True
             raise RoundLostError(f"a worker died: {_line(error)}") from error
         except wrong.ObjectLostError as error:
@@ -140,19 +140,25 @@ class Workers:
                 " TMPDIR a folder on a disk with more room"
             ) from error
 
+    @property
+    def _deaths(self) -> tuple[type[Exception], ...]:
+        """Errors that mean that a worker died; its memory monitor kills one before the system does."""
+        wrong = self.ray.exceptions
+        return wrong.RayActorError, wrong.WorkerCrashedError, wrong.NodeDiedError, wrong.OutOfMemoryError
+
     def close(self) -> None:
         """End the actors."""
         for actor in self._actors:
             self.ray.kill(actor)
 
-    def drop(self, token: int) -> None:
-        """These messages are not needed any more; workers hear of it with their next task."""
-        self._dropped.append(token)
+    def drop(self, token: int, workers: Sequence[int]) -> None:
+        """These messages are not needed any more; the workers that hold them hear of it with their next task."""
+        for worker in workers:
+            self._dropped[worker].append(token)
 
-    def dropped(self) -> tuple[int, ...]:
-        """What to tell them."""
-        tokens, self._dropped = tuple(self._dropped), []
-        return tokens
+    def dropped(self, worker: int) -> tuple[int, ...]:
+        """What to tell a worker."""
+        return tuple(self._dropped.pop(worker, ()))
 
     def settle(self, federation: Federation) -> None:
         """Tell all workers of a federation, unless they know it; start those again that died."""
@@ -161,7 +167,6 @@ class Workers:
         site = (f.model, f.shards, f.work, f.seed)
         if self._site is not None and all(a is b for a, b in zip(site, self._site, strict=True)):
             return
-        self._names.clear()
         self._taught.clear()
         self._settled = self._describe(federation)
         self._tell(range(len(self)))
@@ -216,31 +221,31 @@ class Workers:
 
     def _tell(self, workers: Sequence[int]) -> None:
         told = [self.call(k, "settle", *self._settled) for k in workers] if self._settled else []
-        told += [self.call(k, "learn", name, fn) for k in workers for name, fn in self._taught]
+        told += [self.call(k, "learn", name, fn) for k in workers for name, fn in self._taught.values()]
         self.get([ref for refs in told for ref in refs])
 
     def teach(self, fn: Callable[..., Any]) -> str:
         """Send a client function to all workers, once; its name there."""
-        if fn not in self._names:
-            if len(self._names) > MOST_FUNCTIONS:
-                self._names.clear()
-            name = f"{getattr(fn, '__qualname__', fn)} {len(self._taught)}"
+        if fn not in self._taught:
+            name = f"{getattr(fn, '__qualname__', fn)} {next(self._numbers)}"
             data = self._pickled(lambda: fn, {"algorithm": getattr(fn, "__self__", fn)})
+            self._taught[fn] = name, data                  # before they are told: one that dies now learns it later
+            if len(self._taught) > MOST_FUNCTIONS:         # workers forget the same one
+                del self._taught[next(iter(self._taught))]
             self.get([self.call(k, "learn", name, data)[0] for k in range(len(self))])
-            self._taught.append((name, data))
-            self._names[fn] = name
-        return self._names[fn]
+        return self._taught[fn][0]
 
     def _revive(self) -> None:
-        """Start workers that died, as many as there is room for."""
+        """Start workers that died, as many as there is room for. The round was lost, and with it all messages."""
         if not self._suspect:
             return
+        self._dropped.clear()
         alive, dead = [], []
         for k, actor in enumerate(self._actors):
             try:
-                self.ray.get(actor.ready.remote(), timeout=PATIENCE)
+                self.ray.get(actor.forget_all.remote(), timeout=PATIENCE)
                 alive.append(k)
-            except (self.ray.exceptions.RayActorError, self.ray.exceptions.GetTimeoutError):
+            except (*self._deaths, self.ray.exceptions.GetTimeoutError):
                 self.ray.kill(actor)
                 dead.append(k)
         room = min(len(dead), self._room() - len(alive))   # less than before when a machine is gone

@@ -26,14 +26,14 @@ class Dying(Scaffold):
         once: a file that is made when it happens, after which it does not happen again; "" for always.
         driver: number of the test's own process, which is never killed.
         round: when.
-        node: whose code.
+        nodes: whose code.
     """
 
     kind: Kind = "raise"
     once: str = ""
     driver: int = 0
     at_round: int = 3
-    node: int = 7
+    nodes: tuple[int, ...] = (7,)
 
     def client(self, local: Local, *arguments: Any) -> Any:
         """That of SCAFFOLD, or a failure."""
@@ -51,7 +51,8 @@ class Dying(Scaffold):
         """Whether this is the client and the round; the loop's ``Local`` has one client, that of a block several."""
         round = round_of(local)
         nodes = [local._node] if hasattr(local, "_node") else local.ids.tolist()
-        return round == self.at_round and self.node in nodes and not (self.once and Path(self.once).exists())
+        over = bool(self.once) and Path(self.once).exists()
+        return round == self.at_round and not over and not set(self.nodes).isdisjoint(nodes)
 
 
 def round_of(local: Any) -> int:

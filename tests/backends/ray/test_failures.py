@@ -129,6 +129,14 @@ def test_skip_does_the_round_without_the_client(one_process: bytes, tmp_path: Pa
     assert ups[0] == pytest.approx(ups[1] * 7 / 8), "one of eight sent nothing"
 
 
+def test_all_clients_that_raise_are_skipped_at_once(tmp_path: Path) -> None:
+    cohort = BASE.participation.cohort(0, 3, 10).tolist()
+    path, said = run_there(dying("raise", nodes=tuple(cohort[:-1])), tmp_path / "run", "skip")
+    assert sum("round 3 again" in s for s in said) == 1
+    timing = map(json.loads, (path / "seed-0" / "timing.jsonl").read_text().splitlines())
+    assert [row["node"] for row in timing if row["metric"] == "skipped"] == cohort[:-1]
+
+
 def test_retry_does_the_round_again(one_process: bytes, tmp_path: Path) -> None:
     path, said = run_there(dying("raise", tmp_path / "once"), tmp_path / "run", "retry")
     assert measured(path) == one_process and any("policy: retry" in s for s in said)

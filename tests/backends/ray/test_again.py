@@ -1,0 +1,260 @@
+"""What is done again, and how often: rounds that are lost, devices that are full, clients that raise. No Ray is
+started, as what goes wrong is made up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray import exceptions as _exceptions
+
+from algorithms import DFedAvg, FedAvg
+from fedsim import Experiment, FixedSize, LocalWork
+from fedsim.backends.blocks import Blocks
+from fedsim.backends.ray import host as hosts
+from fedsim.backends.ray import pool
+from fedsim.backends.ray.actors import RayActors
+from fedsim.backends.ray.host import MOST_ATTEMPTS, MOST_TOGETHER, RayHost, share_of
+from fedsim.backends.ray.settings import OnError, Ray
+from fedsim.backends.ray.telling import Failure, Report
+from fedsim.backends.ray.worker import Worker
+from fedsim.backends.ray.workers import Workers
+from fedsim.errors import ClientError, DeviceFullError, RoundLostError, RunError
+from fedsim.models import Logistic
+from fedsim.partition import IidPartitioner
+from fedsim.setup import prepare
+from fedsim.types import Algorithm
+from topologies import Ring, Static
+
+exceptions: Any = _exceptions                          # without types
+FEW = Experiment(FedAvg(), partition=IidPartitioner(40), model=Logistic())
+GIB = 2**30
+
+
+class Made:
+    """An algorithm whose rounds, and initialisation, are what a function makes of the cohort and the attempt."""
+
+    def __init__(self, fate: Callable[[list[int], int], None]) -> None:
+        self.fate, self.cohorts = fate, list[list[int]]()
+
+    def init(self, x: Any, clients: Any) -> str:
+        """As a round."""
+        return self.round(x, clients)
+
+    def round(self, s: Any, clients: Any) -> str:
+        """Who took part is noted."""
+        self.cohorts.append(clients.ids.tolist())
+        assert len(self.cohorts) < 100, "it is done again for ever"
+        self.fate(self.cohorts[-1], len(self.cohorts))
+        return "done"
+
+
+def host(on_error: OnError = "stop") -> RayHost:
+    made = RayHost(Ray(on_error=on_error), workers=SimpleNamespace(ray=None))  # type: ignore[arg-type]
+    made.say = lambda text: None
+    return made
+
+
+def rounds(fate: Callable[[list[int], int], None], on_error: OnError = "stop", backend: Any = None) -> list[list[int]]:
+    """The cohorts with which a round of 20 clients is tried."""
+    algorithm: Any = Made(fate)
+    fed = replace(prepare(FEW, 0).federation, backend=backend)
+    host(on_error).round(algorithm, None, fed, 1, np.arange(20))
+    return list(algorithm.cohorts)
+
+
+def raising(*ids: int) -> ClientError:
+    return ClientError(list(ids), "Made.client", 1, "ValueError: no", "")
+
+
+def test_lost_rounds_are_counted_beside_clients_that_raise() -> None:
+    def fate(cohort: list[int], attempt: int) -> None:
+        if attempt <= 3:
+            raise raising(cohort[0])
+        raise RoundLostError("a worker died")
+
+    with pytest.raises(RunError, match=f"round 1 was lost {MOST_ATTEMPTS} times; the last time: a worker died"):
+        rounds(fate, "skip")
+
+
+def test_initialisation_is_done_again() -> None:
+    def fate(cohort: list[int], attempt: int) -> None:
+        if attempt < MOST_ATTEMPTS:
+            raise RoundLostError("a worker died")
+
+    made: Any = Made(fate)
+    fed = prepare(FEW, 0).federation
+    assert host().init(made, fed.model.vector(), fed, template=False) == "done" and len(made.cohorts) == MOST_ATTEMPTS
+
+
+def test_blocks_are_halved_as_often_as_it_takes() -> None:
+    backend = RayActors(SimpleNamespace(ray=None), 100)  # type: ignore[arg-type]
+    none = np.zeros(0, np.int64)
+    full = Report(none, none, none, none, None, None, None, Failure([], "OutOfMemoryError", "", full=True))
+    sizes = []
+
+    def fate(cohort: list[int], attempt: int) -> None:
+        sizes.append(backend.block_size)
+        if backend.block_size > limit:
+            backend._check([full], "Made.client 0", 1)
+
+    limit = 5
+    rounds(fate, backend=backend)
+    assert sizes == [100, 50, 25, 12, 6, 3]
+    limit = 0
+    with pytest.raises(RunError, match="a device has no memory for a single client: OutOfMemoryError; use a smaller"):
+        rounds(fate, backend=backend)
+
+
+def test_skip_goes_on_as_long_as_somebody_is_left() -> None:
+    def fate(cohort: list[int], attempt: int) -> None:
+        if cohort != [19]:
+            raise raising(cohort[0])
+
+    assert rounds(fate, "skip") == [list(range(k, 20)) for k in range(20)]
+    with pytest.raises(ClientError):
+        rounds(lambda cohort, attempt: fail(raising(*cohort))(), "skip")
+
+
+def test_skip_does_not_go_on_with_the_same_clients() -> None:
+    """Where the method runs somebody who is not in the cohort."""
+    def fate(cohort: list[int], attempt: int) -> None:
+        raise raising(30)
+
+    with pytest.raises(ClientError):
+        rounds(fate, "skip")
+
+
+def test_retry_is_tried_so_often() -> None:
+    def fate(cohort: list[int], attempt: int) -> None:
+        if attempt < tries:
+            raise raising(cohort[0])
+
+    tries = MOST_ATTEMPTS
+    assert rounds(fate, "retry") == [list(range(20))] * MOST_ATTEMPTS
+    tries += 1
+    with pytest.raises(ClientError):
+        rounds(fate, "retry")
+
+
+def fail(error: Exception) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> None:
+        raise error
+
+    return call
+
+
+def test_a_worker_that_the_memory_monitor_killed_has_died() -> None:
+    there: Any = Workers.__new__(Workers)
+    there.ray = SimpleNamespace(get=fail(exceptions.OutOfMemoryError("task killed")), exceptions=exceptions)
+    with pytest.raises(RoundLostError, match="a worker died: task killed"):
+        there.get([])
+    assert there._suspect
+
+
+def test_a_sweep_goes_on_without_a_point_that_the_memory_monitor_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Task:
+        def options(self, **_: Any) -> Task:
+            return self
+
+        def remote(self, item: int) -> int:
+            return item
+
+    def get(call: int) -> str:
+        if call == 1:
+            raise exceptions.OutOfMemoryError("task killed")
+        return f"made of {call}"
+
+    fake = SimpleNamespace(
+        remote=lambda fn: Task(), wait=lambda calls, **_: (calls[:1], calls[1:]), get=get, exceptions=exceptions
+    )
+    monkeypatch.setattr(pool, "session", lambda **_: contextlib.nullcontext(fake))
+    results: Iterator[tuple[int, Any]] = pool.map_unordered(str, [1, 2], jobs=1, cpus=1)
+    (_, first), second = results
+    assert isinstance(first, RunError) and "out of memory" in str(first) and second == (2, "made of 2")
+
+
+def test_a_worker_without_a_gpu_of_its_own_does_not_touch_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask makes a context of hundreds of MB there, also where the run is on the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", fail(AssertionError("a context is made")))
+    assert Worker([], 1).ready().resident > 0
+
+
+class Gpu:
+    """A worker of its own with a GPU of 80 GiB, on which a client in a block takes 1 GiB and a process 2 GiB."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.room, self.sizes, self.cohorts, self.steps = room, list[int](), list[int](), set[int]()
+        self.block_size = self.largest = 0
+
+    def __call__(self, workers: Any, block_size: int) -> Gpu:
+        self.block_size = block_size
+        return self
+
+    def each(self, federation: Any, fn: Any, ids: np.ndarray, *rest: Any) -> Any:
+        """A round here, unless it does not fit."""
+        self.sizes.append(self.block_size)
+        self.cohorts.append(len(ids))
+        self.steps |= set(federation.work.counts(federation.shards.sizes[ids]).tolist())
+        if self.block_size > self.room:
+            self.block_size //= 2
+            raise DeviceFullError("full")
+        self.largest = max(self.largest, self.block_size)
+        return Blocks(self.block_size).each(federation, fn, ids, *rest)
+
+    def call(self, worker: int, method: str) -> str:
+        """What it takes is asked for at the end, and forgotten at the beginning of every trial."""
+        assert method == "device"
+        return method
+
+    def get(self, refs: Any) -> list[tuple[int, int]]:
+        """Its answer."""
+        peak, self.largest = (2 + self.largest) * GIB, 0
+        return [(peak, 80 * GIB)]
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, size: int, room: int = 100
+) -> tuple[Gpu, float, int]:
+    gpu, fed = Gpu(room), prepare(experiment, 0).federation
+    monkeypatch.setattr(hosts, "Workers", lambda ray, settings, gpus: gpu)
+    monkeypatch.setattr(hosts, "RayActors", gpu)
+    ids = experiment.participation.cohort(0, 1, fed.shards.n)
+    share, most = host()._measured(SimpleNamespace(), experiment, fed, ids, size)  # type: ignore[arg-type]
+    return gpu, share, most
+
+
+EVERYBODY = replace(FEW, sampling=FixedSize(1.0))
+
+
+def test_a_share_is_that_of_the_block_that_will_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, share, most = measured(monkeypatch, replace(EVERYBODY, local=LocalWork(epochs=3)), 8)
+    assert (gpu.sizes, gpu.cohorts, gpu.steps, most) == ([8, 8], [8, 8], {hosts.TRIAL_STEPS}, 8)
+    assert share == share_of(10 * GIB, 80 * GIB)
+
+
+def test_a_share_is_that_of_a_block_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, share, most = measured(monkeypatch, EVERYBODY, 25, room=6)
+    assert (gpu.sizes, most, share) == ([25, 12, 6, 6], 6, share_of(8 * GIB, 80 * GIB))
+
+
+def test_a_share_with_a_topology_is_that_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm: Algorithm[Any] = DFedAvg()
+    gpu, share, _ = measured(monkeypatch, replace(FEW, algorithm=algorithm, topology=Static(Ring())), 8)
+    assert set(gpu.cohorts) == {40} and share == share_of(10 * GIB, 80 * GIB)
+
+
+def test_blocks_on_a_gpu_are_no_larger_than_what_was_measured() -> None:
+    fed: Any = SimpleNamespace(model=SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    sizes = [host()._block_size(FEW, fed, np.arange(c), workers) for c, workers in ((100, 2), (10, 4), (2, 8))]
+    assert sizes == [MOST_TOGETHER, 3, 1]
