@@ -234,7 +234,12 @@ class Experiment:
         """Whether clients run in Ray's actors."""
         free = self.device in ("auto", "cuda") and self.memory == "device"   # neither asks for one GPU or this process
         several = free and torch.cuda.device_count() > 1 and find_spec("ray") is not None
-        return self.backend == "ray" or (self.backend == "auto" and (self.ray != Ray() or several))
+        return self.asks_for_ray or (self.backend == "auto" and several)
+
+    @property
+    def asks_for_ray(self) -> bool:
+        """Whether Ray's actors were asked for, and are not just the choice where there are several GPUs."""
+        return self.backend == "ray" or (self.backend == "auto" and self.ray != Ray())
 
     @property
     def seed_list(self) -> list[int]:

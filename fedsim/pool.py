@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
 from collections.abc import Iterator
@@ -43,7 +44,8 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
 
     Args:
         sweep: what to run.
-        jobs: runs at a time; 1 stays in this process. As many as there are processors by default, if Ray is installed.
+        jobs: runs at a time; 1 stays in this process. As many as there are processors by default, if Ray is installed;
+            but 1 where experiments ask for Ray's actors themselves.
         progress: show on stderr how far it is.
 
     Raises:
@@ -64,14 +66,25 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
 
 
 def _jobs(jobs: int | None, todo: list[Point]) -> int:
-    nested = any(point.config.get("backend") == "ray" for point in todo)
+    nested = any(_asks_for_ray(point) for point in todo)
     if jobs is None:
         jobs = 1 if nested or find_spec("ray") is None else cores()
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; expected 1 or more")
-    if jobs > 1 and nested:
-        raise ConfigError(f"--jobs is {jobs} and backend is ray, which uses all processors itself: use --jobs 1")
-    return max(1, min(jobs, len(todo)))
+    several = min(jobs, len(todo))
+    if several > 1 and nested:
+        raise ConfigError(
+            f"--jobs is {jobs} and experiments ask for Ray's actors (backend ray, or a setting of ray), which use all"
+            " processors themselves: use --jobs 1, or leave these settings out"
+        )
+    return max(1, several)
+
+
+def _asks_for_ray(point: Point) -> bool:
+    try:
+        return from_config(point.config).asks_for_ray
+    except FedsimError:                                    # it fails when its turn comes, and ends no other
+        return False
 
 
 def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Iterator[tuple[Point, str | None]]:
@@ -93,11 +106,11 @@ def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Ite
 
 
 def _gpus(todo: list[Point], jobs: int) -> float:
-    """Share of a GPU, or number of them, for each run."""
-    count = torch.cuda.device_count()
-    if not count or all(point.config.get("device") == "cpu" for point in todo):
+    """Share of a GPU for each run: never several, with which it would want Ray's actors itself."""
+    if all(point.config.get("device") == "cpu" for point in todo):
         return 0
-    return count // jobs if jobs <= count else count / jobs
+    count = torch.cuda.device_count()
+    return count and 1 / math.ceil(jobs / count)
 
 
 def run_task(task: Task, progress: bool = False) -> str | None:

@@ -11,19 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedsim import controller
+from algorithms import FedAvg
+from fedsim import controller, pool
+from fedsim.backends.ray.settings import Ray
 from fedsim.cli import main
 from fedsim.cli.sweeping import values
+from fedsim.config import to_config
 from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.record import RunDirectory, open_run
 from fedsim.rounds import SeedRun
-from fedsim.sweep import grid, open_sweep
+from fedsim.sweep import Point, grid, open_sweep
 
 SMALL = [
     *("--algorithm", "FedAvg", "--partition", "IidPartitioner", "--partition.num_partitions", "3"),
@@ -206,6 +210,40 @@ def test_wrong_arguments(argv: list[str], message: str, tmp_path: Path, capsys: 
     assert main(["sweep", *SMALL, *argv, "--root", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*/seed-*"))
+
+
+def points(*experiments: Experiment) -> list[Point]:
+    return [Point(f"p{k}", to_config(experiment)) for k, experiment in enumerate(experiments)]
+
+
+@pytest.mark.parametrize("asking", [Experiment(FedAvg(), backend="ray"), Experiment(FedAvg(), ray=Ray(actors=2))])
+def test_experiments_with_actors_of_their_own_run_one_at_a_time(asking: Experiment) -> None:
+    todo = points(Experiment(FedAvg()), asking)
+    assert pool._jobs(None, todo) == 1 and pool._jobs(1, todo) == 1
+    assert pool._jobs(2, todo[1:]) == 1, "one point is left"
+    with pytest.raises(ConfigError, match=r"--jobs is 2 and experiments ask for Ray's actors .*: use --jobs 1, or"):
+        pool._jobs(2, todo)
+    assert pool._jobs(2, points(Experiment(FedAvg()), replace(asking, backend="loop"))) == 2
+
+
+def test_a_point_that_cannot_be_built_fails_alone() -> None:
+    good, bad = points(Experiment(FedAvg()), Experiment(FedAvg()))
+    assert pool._jobs(2, [good, bad._replace(config={**bad.config, "rounds": "many"})]) == 2
+
+
+def test_several_at_a_time_have_no_more_than_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several of them an experiment would start Ray within Ray."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    experiment = Experiment(FedAvg())
+    todo = points(*[experiment] * 10)
+    assert experiment.uses_ray and not experiment.asks_for_ray
+    assert pool._jobs(2, todo) == 2
+    assert [pool._gpus(todo, jobs) for jobs in (2, 4, 5, 8, 9)] == [1, 1, 1 / 2, 1 / 2, 1 / 3]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert not experiment.uses_ray, "what a job sees"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert pool._gpus(todo, 2) == 0
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
