@@ -11,6 +11,6 @@ from fedsim.partition import DirichletPartitioner
 
 skewed = DirichletPartitioner(50, alpha=0.1, min_partition_size=2)
 work = LocalWork(batch_size=16, epochs=2)
-base = Experiment(FedAvg(lr=0.3), partition=skewed, local=work, sampling=FixedSize(0.2), rounds=50, seeds=3)
+base = Experiment(FedAvg(lr=0.5), partition=skewed, local=work, sampling=FixedSize(0.2), rounds=50, seeds=3)
 runs = [run(base), run(replace(base, algorithm=FedSpeed(lr=0.3, rho=0.05)))]
 print(render(compare([r.path for r in runs])))
