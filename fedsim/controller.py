@@ -55,6 +55,8 @@ def run(
 
 def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
+    for remark in experiment.remarks:
+        host.say(remark)
     if first.unheld:
         host.say(f"no client has a sample of class {', '.join(first.unheld)}, which nobody can learn: see partition")
     manifest = {

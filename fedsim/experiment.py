@@ -226,6 +226,18 @@ class Experiment:
         return self.schedule
 
     @property
+    def remarks(self) -> list[str]:
+        """Settings that change nothing, in words."""
+        usual, said = LocalWork(), []
+        given = [n for n in ("batch_size", "epochs", "steps") if getattr(self.local, n) != getattr(usual, n)]
+        if given and getattr(self.algorithm, "gradient", "") == "full":
+            names = " and ".join(f"local.{name}" for name in given)
+            said.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and makes no use of {names}")
+        elif {"epochs", "steps"} <= set(given):
+            said.append("local.steps replaces local.epochs")
+        return said
+
+    @property
     def _is_problem(self) -> bool:
         return isinstance(self.data, Problem) or (isinstance(self.data, Data) and self.data.name in PROBLEMS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,3 +185,18 @@ def test_classes_that_nobody_has_are_named(tmp_path: Path, capsys: pytest.Captur
     assert "no client has a sample of class 4, 5, 6, 7, 8, 9" in capsys.readouterr().err
     run(Experiment(FedAvg(), rounds=1), root=tmp_path, progress=False)
     assert "no client has" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "local", "said"),
+    [
+        (DCGD(), LocalWork(epochs=3, batch_size=8), ["DCGD takes .* no use of local.batch_size and local.epochs"]),
+        (DCGD(gradient="minibatch"), LocalWork(epochs=3), []),
+        (FedAvg(), LocalWork(epochs=3, steps=2), ["local.steps replaces local.epochs"]),
+        (FedAvg(), LocalWork(steps=2), []),
+    ],
+)
+def test_settings_that_change_nothing_are_named(algorithm: Any, local: LocalWork, said: list[str]) -> None:
+    remarks = Experiment(algorithm, local=local).remarks
+    assert len(remarks) == len(said)
+    assert all(re.match(pattern, remark) for pattern, remark in zip(said, remarks, strict=True))
