@@ -82,15 +82,15 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
     rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
 
-    def place(x: Tensor) -> Tensor:
-        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
-
     inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
+
+    def place(part: _Part) -> Shards:
+        samples = Split(inputs[part.index], targets[part.index]).to(device, dtype)
+        return Shards(samples.x, samples.y, part.offsets)
+
     keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
-    shards = Shards(place(inputs[keep.index]), place(targets[keep.index]), keep.offsets)
-    own = shards
-    if experiment.evaluation.holdout:
-        own = Shards(place(inputs[withheld.index]), place(targets[withheld.index]), withheld.offsets)
+    shards = place(keep)
+    own = place(withheld) if experiment.evaluation.holdout else shards
     weights = shards.sizes if experiment.weights == "samples" else None
     federation = Federation(
         build_model(experiment, dataset, problem, seed, device, dtype),
@@ -105,9 +105,9 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         memory=MEMORIES[experiment.memory](),
     )
     _check_model(federation.model, shards)
-    test = Split(place(dataset.test.x), place(dataset.test.y))
     kind = "holdout" if experiment.evaluation.holdout else "train"
-    return Prepared(federation, test, own, kind, partition, dataset, problem, _unheld(dataset, train.y[rows]))
+    test, unheld = dataset.test.to(device, dtype), _unheld(dataset, train.y[rows])
+    return Prepared(federation, test, own, kind, partition, dataset, problem, unheld)
 
 
 def _unheld(dataset: Dataset, held: Tensor) -> list[str]:

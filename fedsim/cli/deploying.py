@@ -105,20 +105,12 @@ def _local(line: flags.CommandLine, resumed: Path | None) -> Local:
 
     known = open_run(resumed).manifest if resumed else {}
     before = known.get("deployment", {}).get("policy", {})
-    given = {key: _number(line, key, kind) for key, kind in POLICY.items() if key in line.options}
+    given: dict[str, Any] = {key: line.number(key, kind) for key, kind in POLICY.items() if key in line.options}
     if "missing" in line.options:
         given["missing"] = line.options["missing"]
     if "nodes" not in line.options and not known:
         raise ConfigError("--nodes is missing; expected the number of SuperNodes, one for every client")
-    nodes = _number(line, "nodes", int) if "nodes" in line.options else known["clients"]
+    nodes = line.number("nodes", int, known.get("clients"))
     own_data = Path(line.options["own_data"]) if "own_data" in line.options else None
-    port = _number(line, "port", int) if "port" in line.options else 8000
+    port = line.number("port", int, 8000)
     return Local(nodes, port, "insecure" in line.switches, Policy(**{**before, **given}), own_data)
-
-
-def _number(line: flags.CommandLine, key: str, kind: type) -> Any:
-    try:
-        return kind(line.options[key])
-    except ValueError:
-        word = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"--{key} is {line.options[key]!r}; expected {word}") from None

@@ -51,6 +51,20 @@ class CommandLine:
     switches: set[str] = field(default_factory=set)
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def number(self, name: str, kind: type[int] | type[float], default: Any = None) -> Any:
+        """The command's own option ``name`` as a number of that kind; ``default`` where it was not given.
+
+        Raises:
+            ConfigError: it is no such number.
+        """
+        if name not in self.options:
+            return default
+        try:
+            return kind(self.options[name])
+        except ValueError:
+            expected = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"--{name} is {self.options[name]!r}; expected {expected}") from None
+
 
 @dataclass(frozen=True)
 class Words:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,12 @@ def sweep(argv: Sequence[str]) -> int:
         return 0
     options = words.line.options
     ending = Ending(
-        _number("jobs", options, int),
+        words.line.number("jobs", int),
         "quiet" in words.line.switches,
         "json" in words.line.switches,
         options.get("scope", "server/test"),
         options.get("metric"),
-        _number("target", options, float),
+        words.line.number("target", float),
     )
     title, points = _points(words)
     output = Path(options["output"]) if "output" in options else None
@@ -146,16 +146,6 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
     for note in dict.fromkeys(notes):
         print(f"fedsim: note: {note}", file=sys.stderr)
     return titles[0] if len(set(titles)) == 1 else "experiments", points
-
-
-def _number(name: str, options: Mapping[str, str], kind: type[int] | type[float]) -> Any:
-    if name not in options:
-        return None
-    try:
-        return kind(options[name])
-    except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"--{name} is {options[name]!r}; expected {expected}") from None
 
 
 def _verdict(metric: str, choice: Choice | None) -> str:

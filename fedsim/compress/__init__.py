@@ -38,6 +38,7 @@ __all__ = [
     "COMPRESSORS",
     "QSGD",
     "Bernoulli",
+    "Blockwise",
     "Composed",
     "Identity",
     "LowPrecision",

@@ -21,8 +21,6 @@ from torch import Tensor
 from fedsim.compress.bits import PADDING, words
 
 Code: TypeAlias = Literal["gamma", "delta", "omega"]
-LIMIT = 2**32
-"""Numbers are below this."""
 STRIDE = 2**14
 """Bytes of a message in which codewords are sought at a time."""
 _INVALID = 255

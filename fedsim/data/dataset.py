@@ -25,6 +25,11 @@ class Split(NamedTuple):
     y: Tensor
     client: np.ndarray | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
+        """The samples on ``device``; floating-point inputs and targets in ``dtype``, whole numbers as they are."""
+        x, y = (part.to(device, dtype if part.is_floating_point() else part.dtype) for part in (self.x, self.y))
+        return Split(x, y, self.client)
+
 
 @dataclass(frozen=True)
 class Dataset:

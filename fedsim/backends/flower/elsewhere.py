@@ -11,7 +11,7 @@ import torch
 from fedsim.backends.flower.shard import Common
 from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
-from fedsim.data import Dataset, Split
+from fedsim.data import Dataset
 from fedsim.data.catalogue import FORMATS
 from fedsim.errors import DeployError
 from fedsim.experiment import Data, Experiment
@@ -68,8 +68,6 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
         weights=sizes if experiment.weights == "samples" else None,
         cohort_size=experiment.participation.expected(n), decay=experiment.decay, topology=experiment.topology,
     )  # fmt: skip
-    x = dataset.test.x
-    test = Split(x.to(device, dtype) if x.is_floating_point() else x.to(device), dataset.test.y.to(device))
     partition = Partition(np.arange(sizes.sum()), np.r_[0, np.cumsum(sizes)], {"name": "own data of every node"})
     kind = "holdout" if experiment.evaluation.holdout else "train"
-    return Prepared(federation, test, Elsewhere(sizes), kind, partition, dataset, None)
+    return Prepared(federation, dataset.test.to(device, dtype), Elsewhere(sizes), kind, partition, dataset, None)

@@ -158,12 +158,10 @@ def _of_own(text: str, seed: int, common: Common, settings: NodeSettings) -> _Fo
     _check_shape(dataset, common)
     dataset = _relabelled(dataset, common)
     device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
-    splits = [dataset.train, dataset.test if experiment.evaluation.holdout else dataset.train]
-    rows, own = (
-        Batch(s.x.to(device, dtype) if s.x.is_floating_point() else s.x.to(device), s.y.to(device)) for s in splits
-    )
+    train = dataset.train.to(device, dtype)
+    own = dataset.test.to(device, dtype) if experiment.evaluation.holdout else train
     model = build_model(experiment, dataset, None, seed, device, dtype)
-    return experiment, model, model.vector(), rows, own
+    return experiment, model, model.vector(), Batch(train.x, train.y), Batch(own.x, own.y)
 
 
 def _check_shape(dataset: Dataset, common: Common) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from algorithms import FedAvg
+from fedsim import Experiment
+from fedsim.backends.flower.elsewhere import of_own_data
 from fedsim.backends.flower.server_app import serve
+from fedsim.backends.flower.settings import NodeSettings
+from fedsim.backends.flower.shard import Common, place_of
+from fedsim.config import to_config
 from fedsim.errors import DeployError
+from fedsim.experiment import Data
+from fedsim.models import MLP
+from fedsim.partition import IidPartitioner
+from fedsim.setup import prepare
 from tests.backends.flower.grids import FakeGrid, Node
 from tests.backends.flower.test_parity import metrics
 
@@ -54,6 +66,21 @@ def test_a_holdout_is_what_the_nodes_held_back(data: Path, tmp_path: Path) -> No
     holdout = config(data, evaluation={"every": 1, "holdout": 0.2}, rounds=1)
     scopes = {row["scope"] for row in metrics(run(tmp_path, data, holdout))}
     assert "clients/holdout" in scopes and "clients/train" not in scopes
+
+
+def test_targets_of_regression_are_of_the_experiments_type_on_every_side(tmp_path: Path) -> None:
+    """Loaded as float32, as inputs are, and cast with them; labels of classes stay whole numbers."""
+    (tmp_path / "table.csv").write_text("a,b,target\n" + "".join(f"{i},{i % 3},{i / 7}\n" for i in range(40)))
+    data = Data("csv", options={"path": str(tmp_path), "target": "target", "regression": True})
+    experiment = Experiment(FedAvg(), data=data, partition=IidPartitioner(2), model=MLP((4,)), dtype="float64")
+    sized: list[Common] = []
+    prepared = of_own_data(experiment, 0, 2, lambda common: (sized.append(common), np.array([20, 20]))[1])
+    text = json.dumps(to_config(experiment))
+    place = place_of(text, 0, sized[0], NodeSettings(client=0, store=tmp_path / "store", data=tmp_path))
+    simulated = prepare(experiment, 0)
+    for samples in (place.federation.shards, place.own, prepared.test, simulated.federation.shards, simulated.test):
+        assert samples.x.dtype == samples.y.dtype == torch.float64
+    assert not place.classification
 
 
 def test_what_cannot_be(data: Path, tmp_path: Path) -> None:
