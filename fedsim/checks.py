@@ -78,6 +78,16 @@ def is_compressor(settings: Any, name: str = "compressor") -> Any:
     return by
 
 
+def needs_no_layers(settings: Any, name: str = "compressor") -> None:
+    """The named compressor works on any vector, and not only on the model's layers."""
+    by = is_compressor(settings, name)
+    if getattr(by, "by_layer", False):
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}, which needs the model's layers, but gets a part of the"
+            " model's vector; expected one that takes any vector, such as QSGD or TopK with scope 'global'"
+        )
+
+
 def contractive(settings: Any, name: str = "compressor") -> None:
     """The named compressor is not merely unbiased: where the difference to a memory is sent, the error must shrink."""
     by = is_compressor(settings, name)

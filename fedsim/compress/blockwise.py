@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedsim.checks import at_least_one
+from fedsim.checks import at_least_one, needs_no_layers
 from fedsim.compress.message import Reader, varint, varint_size
 from fedsim.compress.quantise import QSGD
 from fedsim.compress.sparse import Parts
@@ -53,6 +53,7 @@ class Blockwise:
 
     def __post_init__(self) -> None:
         at_least_one(self, "size")
+        needs_no_layers(self)
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: those of the whole blocks, each ``[blocks, ...]``, then those of the rest."""

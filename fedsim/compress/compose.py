@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedsim.checks import is_compressor, needs_no_layers
 from fedsim.compress.quantise import QSGD
 from fedsim.compress.sparse import Parts, Sparsifier, place
 from fedsim.compress.topk import TopK
@@ -30,6 +31,7 @@ class Scaled:
     compressor: Compressor = field(default_factory=QSGD)
 
     def __post_init__(self) -> None:
+        is_compressor(self)
         if self.compressor.omega(LONG) is None:
             raise ConfigError(
                 f"Scaled.compressor is {self.compressor}, which is not unbiased; expected an unbiased one such as QSGD,"
@@ -92,6 +94,12 @@ class Composed:
     def __post_init__(self) -> None:
         if not isinstance(self.compressor, Sparsifier):
             raise ConfigError(f"Composed.compressor is {self.compressor}; expected one that selects: TopK or RandK")
+        needs_no_layers(self, "values")
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether the sparsifier needs the model's layers."""
+        return getattr(self.compressor, "by_layer", False)
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: where the values belong, then the parts of the values' message."""

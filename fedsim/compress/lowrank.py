@@ -33,6 +33,7 @@ class _Factors(ABC):
     """A compressor whose parts are the layout, int64 ``[L, 2]``, and all numbers in a row, ``[N]``."""
 
     rank: int
+    by_layer = True
 
     @abstractmethod
     def compress(self, x: Tensor, at: Site) -> Packed:

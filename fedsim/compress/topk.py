@@ -42,6 +42,11 @@ class TopK(Sparsifier):
         if not block and self.scope not in ("global", "layer"):
             raise ConfigError(f"TopK.scope is {self.scope!r}; expected 'global', 'layer', or a block's size, 1 or more")
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether it needs the model's layers."""
+        return self.scope == "layer"
+
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: indices, int64 ``[k]``, and values ``[k]``."""
         x, d = finite(x, self), x.shape[-1]
