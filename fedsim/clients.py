@@ -246,7 +246,7 @@ class Clients:
     def _gossip(self, sent: Sent[M], steps: int, fixed: bool = False, **needs: bool) -> Kept[M]:
         fed = self._federation
         if fed.topology is None:
-            raise ConfigError("without a server a topology is needed, as --topology Static --topology.graph Ring")
+            raise ConfigError("without a server a topology is needed, such as --topology Static --topology.graph Ring")
         whole, sums = mixing_matrix(fed.topology, self.round, fed.seed, self.n), needs.get("rows", True)
         check(whole, self.round, **needs)
         w = restrict(whole, sent.ids, self.round, sums)

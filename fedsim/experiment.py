@@ -187,18 +187,19 @@ class Experiment:
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.200}; expected {example}")
         if isinstance(self.model, type) or not (isinstance(self.model, nn.Module) or hasattr(self.model, "build")):
-            raise ConfigError(f"model is {self.model!r:.200}; expected an nn.Module, or settings as MLP(hidden=(100,))")
+            raise ConfigError(f"model is {self.model!r:.200}; expected an nn.Module, or settings such as MLP((100,))")
         if not callable(self.loss) and self.loss not in LOSSES:
             raise ConfigError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES)}, or a function")
 
     def _check_topology(self) -> None:
         name = type(self.algorithm).__name__
         if has_server(self.algorithm) is False and self.topology is None:
-            raise ConfigError(f"{name} has no server: it needs a topology, as --topology Static --topology.graph Ring")
+            fix = "--topology Static --topology.graph Ring"
+            raise ConfigError(f"{name} has no server: it needs a topology, such as {fix}")
         if has_server(self.algorithm) and self.topology is not None:
             raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
         if self.topology is not None and self.weights != "uniform":
-            raise ConfigError(f"weights is {self.weights!r}; without a server all nodes count the same: use uniform")
+            raise ConfigError(f"weights is {self.weights!r}; without a server all nodes count equally: use uniform")
 
     @cached_property
     def method(self) -> Algorithm[Any]:

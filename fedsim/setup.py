@@ -81,7 +81,6 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
     rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
-
     inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
 
     def place(part: _Part) -> Shards:

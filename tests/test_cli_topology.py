@@ -96,7 +96,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--topology", "Statik"], "did you mean 'Static'?"),
         (["--topology", "Static", "--topology.graph", "Rin"], "did you mean 'Ring'?"),
-        (["--topology", "Static", "--topology.weighting", "x"], "topology.weighting is 'x'; There are: metropolis, "),
+        (["--topology", "Static", "--topology.weighting", "x"], "topology.weighting is 'x'; known: metropolis, "),
         (["--topology", "Static", "--topology.graph", "Grid", "--nodes", "13"], "n=13 is prime"),
         (["--topology", "Static", "--topology.graph", "Star", "--topology.weighting", "uniform"], "need a regular"),
         (["--topology", "RandomNeighbours"], "topology.degree is missing"),

@@ -62,7 +62,7 @@ def test_a_topology_is_needed_without_a_server_and_refused_with_one(cls: Any) ->
             Experiment(cls(), topology=topology)
     else:
         Experiment(cls(), topology=topology)
-        with pytest.raises(ConfigError, match=f"{cls.__name__} has no server: it needs a topology, as"):
+        with pytest.raises(ConfigError, match=f"{cls.__name__} has no server: it needs a topology, such as"):
             Experiment(cls())
 
 
@@ -240,9 +240,9 @@ def test_a_topology_that_does_not_fit_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--algorithm", "DFedAvg"], "DFedAvg has no server: it needs a topology, as --topology Static"),
+        (["--algorithm", "DFedAvg"], "DFedAvg has no server: it needs a topology, such as --topology Static"),
         (["--algorithm", "FedAvg", "--topology", "Static"], "FedAvg has a server and takes no topology"),
-        (["--algorithm", "DPSGD", "--topology", "Static", "--weights", "samples"], "all nodes count the same: use uni"),
+        (["--algorithm", "DPSGD", "--topology", "Static", "--weights", "samples"], "all nodes count equally: use uni"),
         (["--algorithm", "DFedSAM", "--topology", "Static", "--topology.graph", "Hypercube"], "n=6: use n=4 or n=8"),
         (["--algorithm", "Extra", "--topology", "OnePeerExponential"], "is not symmetric, which this method needs"),
         (["--algorithm", "DFedAvg", "--topology", "Static", "--topology.graph", "Star", "--topology.weighting",

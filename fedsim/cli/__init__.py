@@ -22,8 +22,8 @@ COMMANDS = {
     "sweep": ("fedsim.cli.sweeping", "sweep", "run a grid of experiments: --algorithm.lr 0.03,0.1 --local.epochs 1,2"),
     "deploy": ("fedsim.cli.deploying", "deploy", "run an experiment on real clients, through Flower"),
     "certificates": ("fedsim.cli.deploying", "certificates", "make certificates and keys for a deployment"),
-    "list": ("fedsim.cli.listing", "list_names", "what there is: algorithms, data sets, models, partitions, ..."),
-    "partition": ("fedsim.cli.partitioning", "partition", "divide a data set among clients, and show how it fell out"),
+    "list": ("fedsim.cli.listing", "list_names", "list what is available: algorithms, data sets, models, ..."),
+    "partition": ("fedsim.cli.partitioning", "partition", "divide a data set among clients, and show the result"),
     "topology": ("fedsim.cli.topology", "topology", "show who talks to whom without a server, and what it costs"),
     "compare": ("fedsim.cli.reading", "compare", "compare runs: final values, differences, cost of reaching a target"),
     "report": ("fedsim.cli.reading", "report", "write an HTML report of runs"),
@@ -61,12 +61,12 @@ def _dispatch(arguments: list[str]) -> int:
         print(importlib.metadata.version("fedsim-lab"))
         return 0
     if not arguments:
-        raise ConfigError(f"no command. {USAGE}. There are: {', '.join(COMMANDS)}")
+        raise ConfigError(f"no command given. {USAGE}. Commands: {', '.join(COMMANDS)}")
     name, *rest = arguments
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"no command {name!r}; {hint}There are: {', '.join(COMMANDS)}")
+        hint = f"did you mean {near[0]!r}? Commands" if near else "commands"
+        raise ConfigError(f"no command {name!r}; {hint}: {', '.join(COMMANDS)}")
     module, function, _ = COMMANDS[name]
     code: int = getattr(import_module(module), function)(rest)
     return code

@@ -28,12 +28,12 @@ DEPLOY = flags.Command(
     Experiment,
     {
         "nodes": "number of SuperNodes, as many as the experiment has clients",
-        "own_data": "a folder with one folder of data for each node, which each keeps to itself",
-        "port": "of the SuperLink (default: 8000); 0 for any that is free",
-        "output": "exactly this run directory; files of the federation go beside it",
+        "own_data": "a folder with one folder of data for each node, which stays on that node",
+        "port": "port of the SuperLink (default: 8000); 0 for any free one",
+        "output": "exactly this run directory; the federation's files go beside it",
         "root": "folder of new run directories (default: runs)",
         "resume": "continue the run in this directory, after a failure",
-        "host": "name of the server in what --print-commands prints",
+        "host": "name of the server, for --print-commands",
         **help_of(Policy),
     },
     {

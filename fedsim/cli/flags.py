@@ -100,7 +100,7 @@ def split(command: Command, argv: Sequence[str]) -> Words:
         else:
             flags.append((_known(command, SHORTCUTS.get(key, key)), value))
     if len(files) > 1:
-        raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings as --rounds 20")
+        raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings such as --rounds 20")
     return Words(line, load_config(Path(files[0])) if files else {}, flags)
 
 

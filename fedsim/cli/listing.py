@@ -33,8 +33,8 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
 
 def list_names(argv: Sequence[str]) -> int:
     """Print names with their one-line descriptions."""
-    parser = argparse.ArgumentParser("fedsim list", description="What there is, by the names that settings use.")
-    parser.add_argument("section", nargs="?", choices=SECTIONS, help="one of them; all by default")
+    parser = argparse.ArgumentParser("fedsim list", description="List what is available, as settings name it.")
+    parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this kind; all by default")
     parser.add_argument("--json", action="store_true", help="as JSON: section, name, description")
     arguments = parser.parse_args(argv)
     found = {name: SECTIONS[name]() for name in ([arguments.section] if arguments.section else SECTIONS)}

@@ -37,7 +37,7 @@ class Division:
 
 PARTITION = flags.Command(
     "partition",
-    "Divide a data set among clients, as an experiment with these settings does, and show how it fell out.",
+    "Divide a data set among clients, as an experiment with these settings does, and show the result.",
     Division,
     {"output": "write a picture: .png, .svg or .pdf", "save": "write the samples of each client: .npz"},
     {"json": "the numbers as JSON"},

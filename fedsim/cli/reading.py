@@ -14,11 +14,11 @@ from fedsim.report.series import AXES
 def compare(argv: Sequence[str]) -> int:
     """Print a comparison of runs; write its curves and numbers."""
     parser = _parser("compare", "Compare runs: final values, paired differences, and the cost of reaching a target.")
-    parser.add_argument("--baseline", default="first", help="run of the differences: a label, first or best")
+    parser.add_argument("--baseline", default="first", help="run that others are compared to: a label, first or best")
     parser.add_argument("--json", action="store_true", help="the comparison as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the metric: .png, .svg or .pdf")
-    parser.add_argument("--x", default="round", choices=AXES, help="what --plot draws it against")
+    parser.add_argument("--x", default="round", choices=AXES, help="horizontal axis of --plot")
     arguments = parser.parse_args(argv)
     measured = comparing.compare(
         arguments.runs, arguments.scope, arguments.metric, arguments.target, arguments.baseline
@@ -54,8 +54,8 @@ def _parser(command: str, about: str) -> argparse.ArgumentParser:
         f"fedsim {command}", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them")
-    parser.add_argument("--metric", default="accuracy", help="what was measured")
-    parser.add_argument("--scope", default="server/test", help="model and samples it was measured on")
+    parser.add_argument("--metric", default="accuracy", help="metric to compare")
+    parser.add_argument("--scope", default="server/test", help="model and samples on which it was measured")
     parser.add_argument(
         "--target", type=float, help="count costs up to this value; by default a round number near the best final one"
     )

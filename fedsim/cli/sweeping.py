@@ -24,16 +24,16 @@ from fedsim.sweep import Choice, Point, Sweep
 JOBS = "runs at a time; 1 stays in this process, more need Ray (default: one for each processor if Ray is installed)"
 SWEEP = flags.Command(
     "sweep",
-    "Run a grid of experiments, each a run of its own: give any setting a list of values, as --algorithm.lr 0.03,0.1\n"
-    "--local.epochs 1,2. Commas within brackets or quotes do not count. The same command goes on after an\n"
-    "interruption; finished points are left alone. Ends with a table of all points; the best one by its mean final\n"
-    "value is the baseline.",
+    "Run a grid of experiments, each a run of its own: give any setting a list of values, such as\n"
+    "--algorithm.lr 0.03,0.1 --local.epochs 1,2. Commas within brackets or quotes do not separate values. Repeat the\n"
+    "command after an interruption to continue; finished points are left alone. Ends with a table of all points,\n"
+    "whose baseline is the one with the best mean final value.",
     Experiment,
     {
         "output": "exactly this folder for the runs",
         "root": "folder of new sweeps (default: runs)",
         "jobs": JOBS,
-        "metric": "to choose the best point by (default: accuracy, or loss where that is not measured)",
+        "metric": "that decides which point is best (default: accuracy, or loss where that is not measured)",
         "scope": "model and samples that it is measured on (default: server/test)",
         "target": "count costs up to this value; by default a round number near the best final one",
     },
@@ -120,7 +120,7 @@ def values(text: str) -> list[str]:
             parts[-1] += character
     found = [re.sub(r"^(['\"])(.*)\1$", r"\2", part.strip()) if len(parts) > 1 else part for part in parts]
     if len(found) > 1 and not all(found):
-        raise ConfigError(f"{text!r} has an empty value; expected a list as 0.03,0.1")
+        raise ConfigError(f"{text!r} has an empty value; expected a list such as 0.03,0.1")
     if len(set(found)) < len(found):
         raise ConfigError(f"{text!r} has a value twice; expected different ones")
     return found
@@ -131,7 +131,7 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
     lists = {key: values(text) for key, text in dict(words.flags).items()}
     axes = {key: found for key, found in lists.items() if len(found) > 1}
     if not axes:
-        raise ConfigError("nothing to sweep over: give a list, as --algorithm.lr 0.03,0.1; or use `fedsim run`")
+        raise ConfigError("nothing to sweep over: give a list, such as --algorithm.lr 0.03,0.1, or use `fedsim run`")
     if "seed" in axes:
         raise ConfigError("seeds are repetitions, and none is best: give --seeds 3, and sweep over something else")
     points, notes, titles = [], list[str](), list[str]()
@@ -156,7 +156,8 @@ def _verdict(metric: str, choice: Choice | None) -> str:
     many = "1 seed" if seeds == 1 else f"{seeds} seeds"
     return (
         f"Best by final {metric} over {many}: {choice.run.run.path}: {text_of(choice.run.final)}, for"
-        f" {', '.join(costs)}.\nIt was chosen on these seeds; measure it on others, as --seed 100, before you claim it."
+        f" {', '.join(costs)}.\nIt was chosen on these seeds; measure it on others, such as --seed 100, before you"
+        " claim it."
     )
 
 

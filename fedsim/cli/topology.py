@@ -74,7 +74,7 @@ TOPOLOGY = flags.Command(
     Network,
     {
         "output": "draw the graph: .png, .svg or .pdf; nodes are coloured by the label skew of their data",
-        "run": "topology and partition of this run; the picture's colours are its nodes' last test accuracies",
+        "run": "take topology and partition from this run; nodes are coloured by their last test accuracy",
     },
     {"json": "the numbers as JSON"},
 )
@@ -158,7 +158,7 @@ def _partition(network: Network, dataset: Dataset) -> Partition:
     if network.nodes is not None:
         if not hasattr(partitioner, "num_partitions"):
             name = type(partitioner).__name__
-            raise ConfigError(f"nodes is {network.nodes}, but {name} itself decides how many there are: leave out one")
+            raise ConfigError(f"nodes is {network.nodes}, but {name} decides their number: leave out one of them")
         partitioner = replace(partitioner, num_partitions=network.nodes)
     partition: Partition = partitioner.partition(dataset.train.y.numpy(), dataset.train.client, network.seed)
     return partition

@@ -94,4 +94,5 @@ def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
     """The nearest known name, whatever its capitals, and all of them."""
     spelled = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
-    return (f"did you mean {spelled[near[0]]!r}? " if near else "") + f"There are: {', '.join(known) or 'none'}"
+    names = ", ".join(known) or "none"
+    return f"did you mean {spelled[near[0]]!r}? Known: {names}" if near else f"known: {names}"

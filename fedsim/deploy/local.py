@@ -111,7 +111,7 @@ def own_folders(local: Local) -> list[Path]:
     if local.own_data is None:
         return []
     if not local.own_data.is_dir():
-        raise DeployError(f"{local.own_data} is no folder; expected one with a folder or file for each node")
+        raise DeployError(f"{local.own_data} is not a folder; expected one with a folder or file for each node")
     found = sorted(path.absolute() for path in local.own_data.iterdir() if not path.name.startswith("."))
     if len(found) != local.nodes:
         raise DeployError(f"{local.own_data} holds {len(found)} folders or files; expected {local.nodes}, one a node")

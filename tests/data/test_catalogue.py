@@ -39,7 +39,7 @@ def test_unknown_names_suggest_the_nearest() -> None:
         load("cifar-10")
     with pytest.raises(ConfigError, match=r"'digits' has no option 'test_fractoin'; did you mean 'test_fraction'\?"):
         load("digits", test_fractoin=0.1)
-    with pytest.raises(ConfigError, match="'mnist' has no option 'seed'; There are: none"):
+    with pytest.raises(ConfigError, match="'mnist' has no option 'seed'; known: none"):
         load("mnist", seed=1)
 
 

@@ -186,7 +186,7 @@ class FlowerBackend:
             try:
                 return accept(client, answer)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RefusedError(f"sent what is no answer: {error!r:.500}") from error
+                raise RefusedError(f"sent something that is not an answer: {error!r:.500}") from error
 
         exchange = self.link.exchange(calls, round, checked)
         if calls:

@@ -50,7 +50,7 @@ def dtype_of(name: object) -> torch.dtype:
     """The type of a tensor by its name."""
     found = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(found, torch.dtype):
-        raise DeployError(f"{name!r:.40} is no type of tensors; expected one such as float32")
+        raise DeployError(f"{name!r:.40} is not a tensor type; expected one such as float32")
     return found
 
 
@@ -81,8 +81,8 @@ def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
             if part is fn.__self__:
                 return path + fn.__name__
     raise DeployError(
-        f"the client function {getattr(fn, '__qualname__', fn)!r:.80} is no method of {type(algorithm).__name__}; nodes"
-        " find what they run by name: make it one"
+        f"the client function {getattr(fn, '__qualname__', fn)!r:.80} is not a method of {type(algorithm).__name__};"
+        " nodes find what they run by name: make it one"
     )
 
 

@@ -128,7 +128,7 @@ def _text(records: RecordDict, record: str, key: str) -> str:
     found = records.get(record)
     text = found.get(key) if isinstance(found, ConfigRecord) else None
     if not isinstance(text, str) or len(text) > LARGEST_CONFIG:
-        raise RefusedError(f"a message without its record {record!r}, or with one that is no text below 1 MiB")
+        raise RefusedError(f"a message without its record {record!r}, or with one that is not text below 1 MiB")
     return text
 
 
@@ -137,19 +137,19 @@ def parsed(text: str, what: str) -> dict[str, Any]:
     try:
         values = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise RefusedError(f"the {what} is no JSON: {error}") from None
+        raise RefusedError(f"the {what} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise RefusedError(f"the {what} is a {type(values).__name__}; expected a JSON object")
     return values
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _bytes(record: object, name: str) -> bytes:
     if not isinstance(record, ArrayRecord) or list(record) != ["bytes"]:
-        raise RefusedError(f"data {name!r} is no record of one array")
+        raise RefusedError(f"data {name!r} is not a record of one array")
     found = record["bytes"]
     if found.stype != STYPE or found.dtype != "uint8" or tuple(found.shape) != (len(found.data),):
         raise RefusedError(

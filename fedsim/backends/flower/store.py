@@ -83,7 +83,7 @@ class Store:
         try:
             return load(content)["value"]
         except (SafetensorError, KeyError) as error:
-            raise DeployError(f"memory {path} is no tensor: {error}") from error
+            raise DeployError(f"memory {path} is not a tensor: {error}") from error
 
     def holds(self, name: str) -> bool:
         """Whether there is such a version."""
@@ -106,7 +106,7 @@ class Store:
 
     def _path(self, name: str) -> Path:
         if not NAME.fullmatch(name) and not SHARED.fullmatch(name):
-            raise DeployError(f"a memory is called {name!r:.80}; expected a version as 3.17.0")
+            raise DeployError(f"a memory is called {name!r:.80}; expected a version such as 3.17.0")
         return self.folder / f"{name}.safetensors"
 
 

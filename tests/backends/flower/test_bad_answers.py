@@ -64,7 +64,7 @@ def _babble(answer: Message) -> Message:
         (_fatten, "refused as oversized"),
         (_reshape, r"sent the form \['float32', \[7\]\]; expected \['tuple', \['float32', \[610\]\]"),
         (_impersonate, "answered as client 0"),
-        (_babble, "sent what is no answer: KeyError"),
+        (_babble, "sent something that is not an answer: KeyError"),
     ],
     ids=["NaN", "truncated", "oversized", "another shape", "another's name", "nonsense"],
 )

@@ -90,7 +90,7 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
         ({"memory": {"version": "../secret"}}, "a memory is called '../secret'"),
         ({"memory": {"version": "1.7.0"}}, "memory 1.7.0 is not in"),
         ({"memory": {"pickle": "x"}}, "a memory is called 'x'"),
-        ({"memory": {"zeros": ["Tensor", [3]]}}, "is no type of tensors"),
+        ({"memory": {"zeros": ["Tensor", [3]]}}, "is not a tensor type"),
         ({"memory": 3}, "a memory is said as 3"),
         ({"memory": {"initial": "shared-0"}}, "the initial model is another here"),
         ({"common": {"d": 3}}, "description of the data is malformed"),
