@@ -9,7 +9,8 @@
 
 The miners' v is the mean BEFORE this round's anchors refresh it. The paper's server stores every v_i; here each client
 keeps its own and sends the difference, so the server stores only the mean: the same bytes and the same numbers.
-Anchors: down 1 vector, up 1, one large batch; miners: down 2, up 1, two gradients a step.
+Anchors: down 1 vector, up 1, one large batch; miners: down 2, up 1, two gradients a step but in the first, where they
+cancel.
 
 Optimal p (the authors' code): the minimiser over (0, 1) of 1 / (1 - p^A) + 2 n / (A p sqrt(1 - p^A)), A clients of n a
 round.
@@ -95,7 +96,8 @@ class FedAMD:
             return y, y - eta * g, g
 
         x, v = down
-        return x - local.fold(step, (x, x, v), self.lr * local.decay)[1]
+        eta = self.lr * local.decay
+        return x - local.fold(step, (x, x - eta * v, v), eta, skip=1)[1]   # in the first step the two gradients cancel
 
 
 def optimal_p(n: int, cohort: float) -> float:

@@ -160,8 +160,8 @@ class Local(Site, Protocol):
     def sample(self, size: int) -> Batch:
         """A large batch of ``size`` samples without replacement; the whole shard where the client has no more."""
 
-    def fold(self, step: Callable[..., C], carry: C, *consts: Any) -> C:
-        """The local loop: ``carry = step(carry, batch, *consts)`` over this round's minibatches.
+    def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0) -> C:
+        """The local loop: ``carry = step(carry, batch, *consts)`` over the round's minibatches but the first ``skip``.
 
         Every tensor that ``step`` reads is an argument; a tensor captured from outside is refused.
         """

@@ -245,6 +245,23 @@ def test_memory_never_travels(backend: Any) -> None:
 
 
 @EACH_BACKEND
+@pytest.mark.parametrize("skip", [0, 1, 2, 9])
+def test_fold_leaves_out_the_first_minibatches(backend: Any, skip: int) -> None:
+    def client(local: Local, x: Tensor) -> tuple[Tensor, Tensor]:
+        def step(carry: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+            k, y = carry
+            return k + 1, y - local.grad(y, batch)
+
+        k, _ = local.fold(step, (torch.zeros((), dtype=x.dtype), x), skip=skip)
+        return k, local.steps
+
+    fed = federation(backend)
+    k, steps = fed.cohort(1).each(client, X).stacked
+    assert len(set(steps.tolist())) > 1, "clients with different numbers of steps"
+    assert k.tolist() == [max(0, n - skip) for n in steps.tolist()]
+
+
+@EACH_BACKEND
 def test_fold_carries_trees_and_hands_constants_over(backend: Any) -> None:
     """The number of steps and of samples seen, and one tensor of each client and one of all."""
 

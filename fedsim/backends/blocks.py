@@ -165,7 +165,7 @@ class _Block:
         tensors = [t for t in batch if t is not None]
         return Batch(*_Stacked.apply(lambda c, own, _: tuple(tensors), self._slot))  # type: ignore[no-untyped-call]
 
-    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any) -> Any:
+    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0) -> Any:
         """See ``fedsim.types.Local``."""
         refuse_captured_tensors(step)
         self._outside("local.fold")
@@ -175,14 +175,14 @@ class _Block:
         def run(c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
             own, tensors = own[1:], tensors[1:]            # the first is the slot
             state = [t if o else t.expand(c, *t.shape) for t, o in zip(tensors[:n_carry], own, strict=False)]
-            return self._loop(step, like, state, tensors[n_carry:], own[n_carry:])
+            return self._loop(step, like, state, tensors[n_carry:], own[n_carry:], skip)
 
         return build(carry, iter(_Stacked.apply(run, self._slot, *leaves(like))))  # type: ignore[no-untyped-call]
 
     def _loop(
-        self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool]
+        self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool], skip: int
     ) -> tuple[Tensor, ...]:
-        """All local steps of the block. Rows are sorted by steps, so the active ones come first."""
+        """All local steps of the block but the first ``skip``. Rows are sorted by steps: the active ones come first."""
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
         state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may write into it
         outer_samples = self._samples
@@ -190,7 +190,7 @@ class _Block:
         active = len(self.ids)
         self._in_fold = True
         try:
-            for k in range(int(self.counts[0])):
+            for k in range(skip, int(self.counts[0])):
                 still = int(np.searchsorted(-self.counts, -k))  # clients with more than k steps
                 if still < active:
                     done.insert(0, [t[still:] for t in state])

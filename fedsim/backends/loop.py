@@ -57,12 +57,12 @@ class LoopLocal:
         (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
         return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device))
 
-    def fold(self, step: Callable[..., C], carry: C, *consts: Any) -> C:
+    def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0) -> C:
         refuse_captured_tensors(step)
         leaves((carry, *consts))                           # tensors only, as every backend needs them
         index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
-        for k, length in enumerate(self._plan.lengths):
-            carry = step(carry, self._fed.shards.take(index[k, :length]), *consts)
+        for rows, length in zip(index[skip:], self._plan.lengths[skip:], strict=True):
+            carry = step(carry, self._fed.shards.take(rows[:length]), *consts)
         return carry
 
 

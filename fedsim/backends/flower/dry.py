@@ -41,7 +41,7 @@ class DryLocal:
         """See ``fedsim.types.Local``."""
         return self._sample
 
-    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any) -> Any:
+    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0) -> Any:
         """See ``fedsim.types.Local``."""
         return step(carry, self._sample, *consts)
 
