@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from fedsim.data import Dataset, MissingDataError, load
+
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background jobs, and so their children, ignore it
 
 
 @pytest.fixture(scope="session")
