@@ -85,7 +85,7 @@ class SeedRun:
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
         experiment, fed, method = self.experiment, self.federation, self.experiment.method
-        offset, ledger = record.offset(), _copy(fed.ledger.state())
+        offset, ledger = record.offset(), fed.ledger.snapshot()
 
         def save() -> None:  # the last completed round, whatever came after it
             costs = {f"ledger.{name}": t for name, t in ledger.items()}
@@ -106,7 +106,7 @@ class SeedRun:
                     self._evaluate(record, round, new)
                 else:
                     self.bar.update(round)
-                state, done, ledger, offset = new, round, _copy(fed.ledger.state()), record.offset()
+                state, done, ledger, offset = new, round, fed.ledger.snapshot(), record.offset()
                 if last or round % experiment.checkpoint_every == 0:
                     save()
         except StateLostError:                             # and so is what a checkpoint would hold
@@ -188,7 +188,3 @@ class SeedRun:
                 f"the checkpoint of round {loaded.round} in {self.directory.path} lacks {error}; it belongs to"
                 " another algorithm or version"
             ) from error
-
-
-def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: t.clone() for name, t in tensors.items()}

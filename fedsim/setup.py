@@ -105,7 +105,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     )
     _check_model(federation.model, shards)
     kind = "holdout" if experiment.evaluation.holdout else "train"
-    test, unheld = dataset.test.to(device, dtype), _unheld(dataset, train.y[rows])
+    test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
     return Prepared(federation, test, own, kind, partition, dataset, problem, unheld)
 
 

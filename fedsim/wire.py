@@ -207,7 +207,11 @@ class Ledger:
         """Everything to restore the ledger from, as int64 tensors."""
         return {name: torch.from_numpy(array) for name, array in vars(self).items()}
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """The same, as it is now: what is charged later does not change it."""
+        return {name: tensor.clone() for name, tensor in self.state().items()}
+
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Set the ledger to what ``state()`` gave."""
+        """Set the ledger to what ``state()`` or ``snapshot()`` gave."""
         for name in vars(self):
             setattr(self, name, state[name].numpy().copy())

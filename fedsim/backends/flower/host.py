@@ -117,7 +117,7 @@ class FlowerHost(Host):
         Raises:
             DeployError: too few are left, or the algorithm needs those that are lost.
         """
-        before = {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
+        before = federation.ledger.snapshot()
         everybody, lost, losses, self._round = ids, None, Counter[int](), round
         while True:
             try:

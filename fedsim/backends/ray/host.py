@@ -183,7 +183,7 @@ class RayHost(Host):
             ClientError: a client's code raised.
             RunError: the round was lost again and again.
         """
-        before, cohort = _costs(federation), ids
+        before, cohort = federation.ledger.snapshot(), ids
         for attempt in count(1):
             clients = federation.cohort(round, ids)
             try:
@@ -218,7 +218,7 @@ class RayHost(Host):
         Raises:
             RunError: workers died again and again.
         """
-        before, lost = _costs(federation), 0
+        before, lost = federation.ledger.snapshot(), 0
         while True:
             try:
                 return do()
@@ -238,11 +238,6 @@ class RayHost(Host):
         if self.settings.on_error == "retry" and attempt < MOST_ATTEMPTS:
             return ids
         raise error
-
-
-def _costs(federation: Federation) -> dict[str, Tensor]:
-    """What was paid so far."""
-    return {name: tensor.clone() for name, tensor in federation.ledger.state().items()}
 
 
 def _many(count: int, what: str) -> str:

@@ -1,0 +1,97 @@
+"""Runs that fail: what they keep, what they say, and what the other seeds do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from algorithms import FedAvg
+from fedsim import (
+    Evaluation,
+    Experiment,
+    checkpoint,
+    resume,
+    run,
+)
+from fedsim.compare import cells, compare
+from fedsim.errors import ConfigError, DivergenceError, RunError
+from fedsim.host import Host
+from fedsim.record import RunDirectory
+from tests.test_controller import SMALL, metrics_bytes
+
+
+def test_diverging_client_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match=r"FedAvg\.client in round \d+: client \d+.*NaN or\s+infinity"):
+        run(replace(SMALL, algorithm=FedAvg(lr=1e30)), output=tmp_path / "run", progress=False)
+    directory = RunDirectory(tmp_path / "run")
+    status = directory.manifest["status"]["0"]
+    assert status["state"] == "failed" and "DivergenceError" in status["detail"]
+    assert len(list((directory.seed_path(0) / "checkpoints").iterdir())) == 1
+
+
+def test_a_later_seed_that_cannot_be_run_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Host.prepare
+
+    def second_fails(self: Host, experiment: Experiment, seed: int) -> Any:
+        if seed == 1:
+            raise ConfigError("no such partition")
+        return prepare(self, experiment, seed)
+
+    monkeypatch.setattr(Host, "prepare", second_fails)
+    with pytest.raises(ConfigError, match="no such partition"):
+        run(replace(SMALL, rounds=3, evaluation=Evaluation(every=5), seeds=3), output=tmp_path / "run", progress=False)
+    directory = RunDirectory(tmp_path / "run")
+    states = {seed: status["state"] for seed, status in directory.manifest["status"].items()}
+    assert states == {"0": "finished", "1": "failed", "2": "waiting"}
+    monkeypatch.setattr(Host, "prepare", prepare)
+    resume(directory.path, progress=False)
+    assert {status["state"] for status in directory.manifest["status"].values()} == {"finished"}
+
+
+def test_a_round_that_cannot_be_done_loses_none_before_it(tmp_path: Path) -> None:
+    class Failing(Host):
+        def round(self, algorithm: Any, state: Any, federation: Any, round: int, ids: np.ndarray) -> Any:
+            if round == 5:
+                raise RunError("round 5 was lost 3 times")
+            return super().round(algorithm, state, federation, round, ids)
+
+    with pytest.raises(RunError, match="lost 3 times"):
+        run(replace(SMALL, checkpoint_every=50), output=tmp_path / "run", progress=False, host=Failing())
+    made = checkpoint.load_latest(tmp_path / "run" / "seed-0" / "checkpoints")
+    assert made is not None and made.round == 4
+
+
+def test_a_seed_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
+    experiment = replace(SMALL, algorithm=FedAvg(lr=1e39), rounds=3, seeds=2)
+    for begin in (lambda: run(experiment, output=tmp_path / "run", progress=False), lambda: resume(tmp_path / "run")):
+        with pytest.raises(DivergenceError):
+            begin()
+        states = [status["state"] for status in RunDirectory(tmp_path / "run").manifest["status"].values()]
+        assert states == ["failed", "failed"]
+    good = run(replace(SMALL, rounds=3, seeds=2), output=tmp_path / "good", progress=False)
+    compared = compare([good.path, tmp_path / "run"])
+    assert math.isnan(compared.runs[1].final.mean) and "diverged" in cells(compared)[1]
+
+
+def test_disk_full_keeps_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsim.rows import RowWriter
+
+    written = RowWriter.flush
+
+    def full(self: RowWriter) -> None:
+        if self.size > 3000:
+            raise RunError("no space left")
+        written(self)
+
+    monkeypatch.setattr(RowWriter, "flush", full)
+    with pytest.raises(RunError, match=r"no space left.*fedsim resume"):
+        run(SMALL, output=tmp_path / "run", progress=False)
+    monkeypatch.setattr(RowWriter, "flush", written)
+    resume(tmp_path / "run", progress=False)
+    whole = run(SMALL, output=tmp_path / "whole", progress=False)
+    assert metrics_bytes(RunDirectory(tmp_path / "run")) == metrics_bytes(whole)

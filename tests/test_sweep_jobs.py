@@ -1,0 +1,118 @@
+"""Sweeps of several runs at a time: how many, what each gets, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from algorithms import FedAvg
+from fedsim import pool
+from fedsim.backends.ray.settings import Ray
+from fedsim.cli import main
+from fedsim.config import to_config
+from fedsim.errors import ConfigError
+from fedsim.experiment import Experiment
+from fedsim.sweep import Point, open_sweep
+from tests.test_sweep import SMALL, metrics
+
+
+def points(*experiments: Experiment) -> list[Point]:
+    return [Point(f"p{k}", to_config(experiment)) for k, experiment in enumerate(experiments)]
+
+
+@pytest.mark.parametrize("asking", [Experiment(FedAvg(), backend="ray"), Experiment(FedAvg(), ray=Ray(actors=2))])
+def test_experiments_with_actors_of_their_own_run_one_at_a_time(asking: Experiment) -> None:
+    todo = points(Experiment(FedAvg()), asking)
+    assert pool._jobs(None, todo) == 1 and pool._jobs(1, todo) == 1
+    assert pool._jobs(2, todo[1:]) == 1, "one point is left"
+    with pytest.raises(ConfigError, match=r"--jobs is 2 and experiments ask for Ray's actors .*: use --jobs 1, or"):
+        pool._jobs(2, todo)
+    assert pool._jobs(2, points(Experiment(FedAvg()), replace(asking, backend="loop"))) == 2
+
+
+def test_a_point_that_cannot_be_built_fails_alone() -> None:
+    good, bad = points(Experiment(FedAvg()), Experiment(FedAvg()))
+    assert pool._jobs(2, [good, bad._replace(config={**bad.config, "rounds": "many"})]) == 2
+
+
+def test_several_at_a_time_have_no_more_than_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several of them an experiment would start Ray within Ray."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    experiment = Experiment(FedAvg())
+    todo = points(*[experiment] * 10)
+    assert experiment.uses_ray and not experiment.asks_for_ray
+    assert pool._jobs(2, todo) == 2
+    assert [pool._gpus(todo, jobs) for jobs in (2, 4, 5, 8, 9)] == [1, 1, 1 / 2, 1 / 2, 1 / 3]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert not experiment.uses_ray, "what a job sees"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert pool._gpus(todo, 2) == 0
+
+
+def command(argv: list[str]) -> list[str]:
+    return [sys.executable, "-m", "fedsim", "sweep", *SMALL, *argv]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def processes(marker: Path) -> list[str]:
+    """Processes with this path in their environment, but for two of Ray's that leave a minute after a kill."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(marker).encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return [name for name in found if name and not re.match("ray::(DashboardAgent|RuntimeEnvAgent)", name)]
+
+
+def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C leaves checkpoints and a message, kill -9 what was there; both go on to the measurements of one process.
+
+    One of the points fails, and nothing of Ray is left behind.
+    """
+    axes = ["--algorithm.lr", "1e39,0.05,0.5", "--rounds", "200", "--checkpoint_every", "20"]
+    assert main(["sweep", *SMALL, *axes, "--jobs", "1", "--output", str(tmp_path / "whole")]) == 1
+    folder, temporary = tmp_path / "sweep", tmp_path / "t"
+    temporary.mkdir()
+    argv, env = command([*axes, "--jobs", "2", "--output", str(folder)]), environment() | {"TMPDIR": str(temporary)}
+    for stop, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        before = measured(folder)
+        process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda before=before: measured(folder) > before + 3000 and open_sweep(folder).failures)
+        process.send_signal(stop)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == code, error
+        if stop == signal.SIGINT:
+            assert f"continue with: fedsim resume {folder}" in error and "Traceback" not in error
+            assert not list(Path("/tmp").glob(f"fedsim-ray-{process.pid}-*"))
+        wait_until(lambda: not processes(temporary))
+    assert "DivergenceError: FedAvg.client in round 1" in open_sweep(folder).failures["lr=1e39"]
+    assert measured(folder) < measured(tmp_path / "whole"), "it had finished before it could be stopped"
+    assert main(["resume", str(folder), "--jobs", "1", "--quiet"]) == 1
+    assert "1 of 3 points failed" in capsys.readouterr().err
+    assert metrics(folder) == metrics(tmp_path / "whole")
+
+
+def measured(folder: Path) -> int:
+    """Bytes of all measurements below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("metrics.jsonl"))
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
