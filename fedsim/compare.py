@@ -22,7 +22,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.errors import RunError
+from fedsim.errors import ConfigError
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
 
@@ -89,7 +89,8 @@ def compare(
         baseline: label of a run, ``first``, or ``best`` (by mean final value).
 
     Raises:
-        RunError: no run there, unknown metric or baseline.
+        RunError: no run there.
+        ConfigError: unknown metric or baseline.
     """
     paths = [paths] if isinstance(paths, Path | str) else paths
     runs = load_runs([Path(path) for path in paths], scope, metric)
@@ -112,7 +113,7 @@ def _baseline(runs: Sequence[RunSeries], means: Sequence[float], metric: str, ba
         return runs[0]
     near = get_close_matches(baseline, [*by_label, "first", "best"], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise RunError(f"baseline is {baseline!r}; expected first, best or one of {', '.join(by_label)}{hint}")
+    raise ConfigError(f"baseline is {baseline!r}; expected first, best or one of {', '.join(by_label)}{hint}")
 
 
 def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str, target: float | None) -> RunSummary:

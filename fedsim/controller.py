@@ -133,7 +133,7 @@ def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _run_seeds(
     experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host
 ) -> None:
-    diverged: list[DivergenceError] = []                   # which says nothing of the other seeds
+    diverged: dict[int, DivergenceError] = {}              # which says nothing of the other seeds
     with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
         for seed in todo:
             try:
@@ -149,11 +149,14 @@ def _run_seeds(
                     directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
                 if not isinstance(error, DivergenceError):
                     raise
-                diverged.append(error)
+                diverged[seed] = error
             else:
                 directory.mark(seed, "finished")
     if diverged:
-        raise diverged[0]
+        first_error = next(iter(diverged.values()))
+        if len(diverged) == 1:
+            raise first_error
+        raise DivergenceError(f"seeds {', '.join(map(str, diverged))} diverged; the first one: {first_error}")
 
 
 def _note_partition(directory: RunDirectory, seed: int, prepared: Prepared) -> None:

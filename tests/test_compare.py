@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy import stats
 
 from fedsim.compare import Comparison, compare, render, to_csv, to_json
-from fedsim.errors import RunError
+from fedsim.errors import ConfigError, RunError
 from fedsim.record import create_run
 from fedsim.report.series import find_runs
 from fedsim.report.statistics import estimate
@@ -102,7 +102,7 @@ def test_differences_use_the_common_seeds(tmp_path: Path) -> None:
 def test_baseline(tmp_path: Path) -> None:
     paths = [make_run(tmp_path, "slow", SLOW), make_run(tmp_path, "fast", FAST)]
     assert compare(paths, baseline="best").baseline == compare(paths, baseline="fast").baseline == "fast"
-    with pytest.raises(RunError, match="did you mean 'fast'"):
+    with pytest.raises(ConfigError, match="did you mean 'fast'"):
         compare(paths, baseline="fats")
 
 
@@ -157,7 +157,7 @@ def test_cost_that_was_not_recorded(tmp_path: Path) -> None:
 
 def test_unknown_metric_names_the_known_ones(tmp_path: Path) -> None:
     path = make_run(tmp_path, "a", SLOW)
-    with pytest.raises(RunError, match="no metric 'f1' in scope 'server/test'; it recorded: server/test accuracy"):
+    with pytest.raises(ConfigError, match="no metric 'f1' in scope 'server/test'; it recorded: server/test accuracy"):
         compare([path], metric="f1")
 
 

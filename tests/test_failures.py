@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 
 from algorithms import FedAvg
-from fedsim import (
-    Evaluation,
-    Experiment,
-    checkpoint,
-    resume,
-    run,
-)
+from fedsim import Evaluation, Experiment, checkpoint, resume, run
 from fedsim.compare import cells, compare
 from fedsim.errors import ConfigError, DivergenceError, RunError
 from fedsim.host import Host
@@ -69,7 +63,7 @@ def test_a_round_that_cannot_be_done_loses_none_before_it(tmp_path: Path) -> Non
 def test_a_seed_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
     experiment = replace(SMALL, algorithm=FedAvg(lr=1e39), rounds=3, seeds=2)
     for begin in (lambda: run(experiment, output=tmp_path / "run", progress=False), lambda: resume(tmp_path / "run")):
-        with pytest.raises(DivergenceError):
+        with pytest.raises(DivergenceError, match=r"^seeds 0, 1 diverged; the first one: FedAvg\.client in round 1"):
             begin()
         states = [status["state"] for status in RunDirectory(tmp_path / "run").manifest["status"].values()]
         assert states == ["failed", "failed"]

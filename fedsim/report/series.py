@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import DivergenceError, RunError
+from fedsim.errors import ConfigError, DivergenceError, RunError
 from fedsim.record import RunDirectory, open_run
 from fedsim.rows import Metrics, read_metrics
 
@@ -92,7 +92,8 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]
     """Read one metric of all runs at these paths.
 
     Raises:
-        RunError: no run there, or a run that never recorded this metric (names those that it did record).
+        RunError: no run there.
+        ConfigError: a run never recorded this metric (names those that it did record).
     """
     directories = find_runs(paths)
     configs = [run.config for run in directories]
@@ -113,7 +114,7 @@ def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, S
             break
     if not seeds:
         known = sorted({" ".join(key) for series in loaded.values() for key in series.last})
-        raise RunError(
+        raise ConfigError(
             f"{run.path} has no metric {metric!r} in scope {scope!r}; it recorded: {', '.join(known) or 'nothing yet'}"
         )
     return seeds, measured

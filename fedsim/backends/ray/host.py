@@ -43,6 +43,8 @@ MOST_TOGETHER = 25
 """Clients in a block on a GPU where no block size is given: what is measured and what runs are then the same."""
 CONTEXT = 600 * 2**20
 """Bytes that a process has in use on a GPU before it computes anything."""
+MOST_SHARED = 8
+"""Actors that may share a processor of a session of our own: beyond that they only take memory from each other."""
 RESERVE = 1.2
 """Memory is given out so many times over what was measured, as clients differ."""
 
@@ -71,6 +73,11 @@ class RayHost(Host):
         s = self.settings
         wanted = math.ceil((s.actors or 1) * s.cpus)       # more than there are is the user's wish
         gpus = (s.actors or 1) * (s.gpus or 0)
+        if s.address is None and wanted > MOST_SHARED * cores():
+            raise ConfigError(
+                f"{s.actors or 1} actors with {s.cpus:g} processors each are far more than this machine's {cores()}"
+                f" processors: leave out --ray.actors, which gives {_many(max(1, int(cores() / s.cpus)), 'actor')}"
+            )
         if s.address is None and gpus > torch.cuda.device_count():
             raise ConfigError(
                 f"{s.actors or 1} actors with {s.gpus:g} of a GPU each need {gpus:g} GPUs; this machine has"

@@ -27,6 +27,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.model import Model
 from fedsim.models.losses import cross_entropy
+from fedsim.pool import cores
 from fedsim.setup import prepare
 from fedsim.work import LocalWork, Shards
 from tests.backends.ray.shared import STORE_BYTES, workers
@@ -101,6 +102,11 @@ def test_more_gpus_than_there_are() -> None:
 def test_more_actors_than_fit() -> None:
     with pytest.raises(ConfigError, match=r"9 actors with 1 processors and 0 of a GPU each do not fit: Ray has 4"):
         Workers(workers().ray, Ray(actors=9))
+
+
+def test_far_more_actors_than_processors() -> None:
+    with pytest.raises(ConfigError, match=rf"999 actors with 1 processors each .* {cores()} processors"):
+        RayHost(Ray(actors=999)).__enter__()
 
 
 @pytest.mark.parametrize("version", ["2.54.0", "3.0.0", "2.55.0rc1"])
