@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from fedsim import checkpoint
 from fedsim.config import from_config, to_config
-from fedsim.errors import ConfigError, DivergenceError, RunError
+from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
 from fedsim.experiment import Experiment
 from fedsim.host import Host, host_of
 from fedsim.interrupt import terminate_as_interrupt
@@ -61,8 +62,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
         host.say(f"no client has a sample of class {', '.join(first.unheld)}, which nobody can learn: see partition")
     manifest = {
         "seeds": experiment.seed_list,
-        "device": str(first.federation.model.device),
-        "threads": torch.get_num_threads(),
+        **_place(first),
         "parameters": first.federation.model.d,
         "clients": first.partition.n,
         "data_hash": data_hash(first.dataset),
@@ -120,8 +120,22 @@ def resume(
                 f"{path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore the"
                 " data files"
             )
+        for remark in _moved(directory.manifest, first):
+            there.say(remark)
         _run_seeds(experiment, directory, todo, first, progress, there)
     return directory
+
+
+def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:
+    """What is not as it was when the run began, and on which its bits depend."""
+    before = {"torch": manifest["versions"]["torch"], **manifest}
+    for name, now in {"torch": torch.__version__, **_place(first)}.items():
+        if now != before[name]:
+            yield f"{name} was {before[name]} when the run began and is {now} now: the last digits may differ"
+
+
+def _place(first: Prepared) -> dict[str, Any]:
+    return {"device": str(first.federation.model.device), "threads": torch.get_num_threads()}
 
 
 def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -144,6 +158,8 @@ def _run_seeds(
             except KeyboardInterrupt:
                 directory.mark(seed, "interrupted")
                 raise KeyboardInterrupt(f"continue with: fedsim resume {directory.path}") from None
+            except BusyError:                              # its state is for the other process to say
+                raise
             except Exception as error:
                 with contextlib.suppress(RunError):        # on a full disk the first error is the one to read
                     directory.mark(seed, "failed", f"{type(error).__name__}: {error}")

@@ -38,6 +38,10 @@ class RunError(FedsimError):
     """A run directory cannot be created, written or resumed."""
 
 
+class BusyError(RunError):
+    """Another process is at it."""
+
+
 class DeployError(FedsimError):
     """A federation of real processes cannot be started, or a node of it failed."""
 

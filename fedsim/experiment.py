@@ -211,13 +211,13 @@ class Experiment:
     @property
     def participation(self) -> Sampling:
         """Who takes part in a round, with the default made explicit: a tenth, or everybody."""
-        everybody = self.topology is not None or self._is_problem
+        everybody = self.topology is not None or is_problem(self.data)
         return FixedSize(1.0) if everybody and self.sampling == FixedSize() else self.sampling
 
     @property
     def division(self) -> Partitioner:
-        """How samples are divided, with the default made explicit: a problem of theory has clients of its own."""
-        return NaturalIdPartitioner() if self._is_problem and self.partition == DIRICHLET else self.partition
+        """How samples are divided, with the default made explicit."""
+        return division(self.data, self.partition)
 
     @property
     def decay(self) -> Schedule:
@@ -237,10 +237,6 @@ class Experiment:
         elif {"epochs", "steps"} <= set(given):
             said.append("local.steps replaces local.epochs")
         return said
-
-    @property
-    def _is_problem(self) -> bool:
-        return isinstance(self.data, Problem) or (isinstance(self.data, Data) and self.data.name in PROBLEMS)
 
     @property
     def uses_ray(self) -> bool:
@@ -281,3 +277,13 @@ class Experiment:
                 f"device is {self.device!r}, but this PyTorch ({torch.__version__}) sees no GPU; use --device cpu"
             )
         return device
+
+
+def is_problem(data: Data | Dataset | Problem) -> bool:
+    """Whether this is, or names, a problem of theory."""
+    return isinstance(data, Problem) or (isinstance(data, Data) and data.name in PROBLEMS)
+
+
+def division(data: Data | Dataset | Problem, partition: Partitioner) -> Partitioner:
+    """How samples are divided, with the default made explicit: a problem of theory has clients of its own."""
+    return NaturalIdPartitioner() if is_problem(data) and partition == DIRICHLET else partition

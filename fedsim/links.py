@@ -106,6 +106,17 @@ class Links:
     public: dict[str, Memory]
     names: dict[Sent[Any], str] = field(default_factory=dict)
     means: dict[Sent[Any], Any] = field(default_factory=dict)
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def name(self, fn: Callable[..., Any]) -> str:
+        """What the memories of a client function are kept under."""
+        name: str = getattr(fn, "__name__", type(fn).__name__)
+        if self.functions.setdefault(name, fn) != fn:
+            raise ConfigError(
+                f"two client functions of a round are called {name}, and would share what is remembered of their"
+                " messages; give them different names, or leave uplink and downlink out"
+            )
+        return name
 
     def memory(self, name: str, n: int) -> Kept[Any]:
         """What the nodes remember for a client function; nothing at first."""
@@ -133,7 +144,7 @@ class Linked(Clients):
         return Linked(heads, self._links), Linked(tails, self._links)
 
     def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None, weighs: Any = None) -> Any:
-        links, name = self._links, getattr(fn, "__name__", type(fn).__name__)
+        links, name = self._links, self._links.name(fn)
         if links.settings.gossips:                         # compressed when they are mixed
             result: Any = super().each(fn, down, mine)     # type: ignore[arg-type]
             links.names[result if mine is None else result[0]] = name
@@ -198,20 +209,22 @@ class Linked(Clients):
             return super()._gossip(sent, steps, fixed, **needs)
         from scipy.sparse import eye_array
 
-        measure, fed.measure = fed.measure, False          # the mixing of differences says nothing about the models
         eye = eye_array(len(sent.ids), format="csr")
         values, _ = sent.messages.mix(eye, 1, False)       # each node's own, where it is
         x = Kept(self.n, zeros_like(values[0]), dict(zip(sent.ids.tolist(), values, strict=True)))
-        before = _spread(x) if measure else 0.0
+        before = _spread(x) if fed.measure else 0.0
+        measure, fed.measure = fed.measure, False          # the mixing of differences says nothing about the models
         known = np.zeros(len(self), np.int64)              # bytes to tell nodes which exchange it is
-        for step in range(steps):
-            mine = x.beside(links.memory(name, self.n))
-            message, held = super().each(links.settings.offer, torch.tensor(step), mine, known)
-            heard = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
-            _, new = super().each(links.settings.combine, None, held.beside(heard))
-            x = new.part(0)
-            links.remember(name, new.part(1))
-        fed.measure = measure
+        try:
+            for step in range(steps):
+                mine = x.beside(links.memory(name, self.n))
+                message, held = super().each(links.settings.offer, torch.tensor(step), mine, known)
+                heard = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
+                _, new = super().each(links.settings.combine, None, held.beside(heard))
+                x = new.part(0)
+                links.remember(name, new.part(1))
+        finally:
+            fed.measure = measure
         if measure:
             fed.contraction = _spread(x) / before if before else None
         return x

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -18,6 +19,9 @@ from fedsim.errors import ConfigError, FedsimError, RunError
 from fedsim.interrupt import terminate_as_interrupt
 from fedsim.progress import SweepProgress
 from fedsim.sweep import Point, Sweep
+
+Results: TypeAlias = Generator[tuple[Point, str | None], None, None]
+"""Points that are done, and why they failed."""
 
 
 class Task(NamedTuple):
@@ -57,9 +61,11 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
         jobs = _jobs(jobs, todo)
         with SweepProgress(sweep, len(todo), jobs, progress) as bar:
             try:
-                for point, failure in _one_by_one(sweep, todo, bar) if jobs == 1 else _pool(sweep, todo, jobs, bar):
-                    sweep.note(point, failure)
-                    bar.ended(point, failure)
+                results = _one_by_one(sweep, todo, bar) if jobs == 1 else _pool(sweep, todo, jobs, bar)
+                with contextlib.closing(results):          # which ends what is running in an orderly way
+                    for point, failure in results:
+                        sweep.note(point, failure)
+                        bar.ended(point, failure)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"continue with: fedsim resume {sweep.path}") from None
     return sweep.failures
@@ -87,13 +93,13 @@ def _asks_for_ray(point: Point) -> bool:
         return False
 
 
-def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Iterator[tuple[Point, str | None]]:
+def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Results:
     for point in todo:
         bar.begins(point)
         yield point, run_task(Task(sweep.directory(point), point.config, torch.get_num_threads()), progress=bar.shown)
 
 
-def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Iterator[tuple[Point, str | None]]:
+def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Results:
     from fedsim.backends.ray.pool import map_unordered  # the only thing here that needs Ray
 
     threads = max(1, cores() // jobs)
@@ -101,8 +107,10 @@ def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Ite
     tasks = [Task(path.resolve(), point.config, threads) for path, point in points.items()]
     by_path = {path.resolve(): point for path, point in points.items()}
     gpus = _gpus(todo, jobs)
-    for task, result in map_unordered(run_task, tasks, jobs=jobs, cpus=threads, gpus=gpus, tick=bar.update):
-        yield by_path[task.path], str(result) if isinstance(result, RunError) else result
+    results = map_unordered(run_task, tasks, jobs=jobs, cpus=threads, gpus=gpus, tick=bar.update)
+    with contextlib.closing(results):
+        for task, result in results:
+            yield by_path[task.path], str(result) if isinstance(result, RunError) else result
 
 
 def _gpus(todo: list[Point], jobs: int) -> float:

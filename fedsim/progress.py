@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -143,8 +144,8 @@ class SweepProgress:
     def _eta(self) -> str:
         """Share of the rounds that are done, and the time that the rest will take at the rate so far."""
         done, total = self.sweep.done()
-        left = (total - done) * (time.monotonic() - self._start) / max(1, done - self._before)
-        remaining = f", eta {left // 3600:.0f}:{left // 60 % 60:02.0f}:{left % 60:02.0f}" if done > self._before else ""
+        left = round((total - done) * (time.monotonic() - self._start) / max(1, done - self._before))
+        remaining = f", eta {timedelta(seconds=left)}" if done > self._before else ""
         return f"  ({100 * done // max(1, total)} % of all rounds{remaining})"
 
     def _say(self, text: str) -> None:

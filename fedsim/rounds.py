@@ -20,7 +20,7 @@ from fedsim.progress import RunProgress
 from fedsim.record import RunDirectory, SeedRecord, write_atomic
 from fedsim.rows import read_metrics
 from fedsim.setup import Prepared
-from fedsim.state import flatten, restore
+from fedsim.state import flatten, layout, restore
 from fedsim.tune import choose
 from fedsim.types import Kept
 from fedsim.wire import Ledger
@@ -63,6 +63,7 @@ class SeedRun:
         if not hasattr(state, "x"):
             name = f"{type(algorithm).__name__}.init"
             raise ConfigError(f"{name} returned a {type(state).__name__}; expected a NamedTuple with the model as x")
+        layout(state)                                      # raises where a checkpoint could not hold it
         done = 0
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
@@ -83,9 +84,9 @@ class SeedRun:
             lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
             write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
 
-    def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
+    def _rounds(self, record: SeedRecord, first: Any, done: int, backend: dict[str, Any]) -> None:
         experiment, fed, method = self.experiment, self.federation, self.experiment.method
-        offset, ledger = record.offset(), fed.ledger.snapshot()
+        state, offset, ledger = first, record.offset(), fed.ledger.snapshot()
 
         def save() -> None:  # the last completed round, whatever came after it
             costs = {f"ledger.{name}": t for name, t in ledger.items()}
@@ -100,6 +101,8 @@ class SeedRun:
                 last = round == experiment.rounds
                 due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
                 new = self.host.round(method, state, fed, round, ids)
+                if state is first:                         # before a checkpoint that could not be read back
+                    self._check_layout(first, new)
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)
                 if due:
@@ -118,6 +121,15 @@ class SeedRun:
         except (KeyboardInterrupt, Exception):             # also a bug in an algorithm: what came before it is kept
             save()
             raise
+
+    def _check_layout(self, first: Any, new: Any) -> None:
+        made, now = layout(first), layout(new)
+        if other := [field for field in made if now.get(field) != made[field]]:
+            name = f"{type(self.experiment.method).__name__}.round"
+            raise ConfigError(
+                f"{name} returned a state whose {other[0]} is made of other parts than in the first state; let init"
+                " begin with zeros of the same shapes"
+            )
 
     def _clients_due(self, round: int) -> bool:
         every = self.experiment.evaluation.clients_every
@@ -182,7 +194,13 @@ class SeedRun:
         ledger = self.federation.ledger
         try:
             ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
-            return restore(template, loaded.tensors, self.federation.memory.put)
+            state = restore(template, loaded.tensors, self.federation.memory.put)
+            if unread := loaded.tensors.keys() - flatten(state).keys() - {f"ledger.{name}" for name in ledger.state()}:
+                raise CheckpointError(
+                    f"the checkpoint of round {loaded.round} in {self.directory.path} holds {min(unread)}, which the"
+                    " algorithm's first state does not; it belongs to another algorithm or version"
+                )
+            return state
         except KeyError as error:
             raise CheckpointError(
                 f"the checkpoint of round {loaded.round} in {self.directory.path} lacks {error}; it belongs to"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedsim.errors import RunError
+from fedsim.errors import BusyError, RunError
 
 READ_BYTES = 2**24  # parsed at a time: Python objects are far larger than the columns they become
 
@@ -93,7 +93,7 @@ class RowWriter:
     """Appends rows to one file: `add` buffers, `flush` writes them and waits for the disk.
 
     Raises:
-        RunError: another process is writing the file.
+        BusyError: another process is writing the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,7 +104,7 @@ class RowWriter:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.close()
-            raise RunError(f"{path} is being written by another process; wait for it, or stop it first") from error
+            raise BusyError(f"{path} is being written by another process; wait for it, or stop it first") from error
         self.size = self._complete_bytes()
         os.ftruncate(self._fd, self.size)
 

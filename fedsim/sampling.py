@@ -4,6 +4,7 @@ cohorts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -72,8 +73,8 @@ class Bernoulli:
         number("sampling.p", self.p, _is_share, SHARE)
 
     def expected(self, n: int) -> float:
-        """See ``Sampling``."""
-        return self.p * n
+        """See ``Sampling``; rounds in which nobody came do not count."""
+        return self.p * n / -math.expm1(n * math.log1p(-self.p)) if self.p < 1 else n
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
         """See ``Sampling``."""

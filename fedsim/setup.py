@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
 from fedsim.culprits import refused
 from fedsim.data import Dataset, Split, load
+from fedsim.data.sources import data_directory
 from fedsim.dense import per_sample
 from fedsim.errors import ConfigError, ModelError
 from fedsim.experiment import Data, Experiment
@@ -125,12 +127,16 @@ def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:
     """The data set or problem that ``data`` names."""
     if not isinstance(data, Data):
         return data
-    return _load(data.name, data.data_dir, data.download, _frozen(data.options))
+    files = [Path(value) for value in data.options.values() if isinstance(value, str) and Path(value).is_file()]
+    versions = tuple(path.stat().st_mtime_ns for path in files)
+    return _load(data.name, str(data_directory(data.data_dir)), data.download, _frozen(data.options), versions)
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, data_dir: str | None, download: bool, options: tuple[tuple[str, Any], ...]) -> Dataset | Problem:
-    """Seeds of a comparison share the loaded data."""
+def _load(
+    name: str, data_dir: str, download: bool, options: tuple[tuple[str, Any], ...], versions: tuple[int, ...]
+) -> Dataset | Problem:
+    """Seeds of a comparison share the loaded data, as long as its files stay as they are."""
     if name not in PROBLEMS:
         return load(name, data_dir, download=download, **dict(options))
     settings = dict(options)

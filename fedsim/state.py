@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.errors import ConfigError
 from fedsim.tree import Far, build, leaves, tree_map, zeros_like
 from fedsim.types import Kept
 
@@ -37,6 +38,32 @@ def restore(template: Any, tensors: Mapping[str, Tensor], put: Put = lambda row:
     x = template.x
     device = leaves(x.default if isinstance(x, Kept) else x)[0].device
     return _Reader(tensors, put, device).state(template, "")
+
+
+def layout(state: Any) -> dict[str, Any]:
+    """What a state is made of, by its fields. A checkpoint is read back by the layout of the first state, so it stays.
+
+    Raises:
+        ConfigError: a field holds something that no checkpoint can.
+    """
+    found = {}
+    for field, value in zip(state._fields, state, strict=True):
+        try:
+            found[field] = _layout(value)
+        except TypeError as error:
+            name = f"{type(state).__name__}.{field}"
+            raise ConfigError(f"{name} is a {type(value).__name__}, which cannot be saved: {error}") from error
+    return found
+
+
+def _layout(value: Any) -> Any:
+    if isinstance(value, Kept):
+        return "Kept", {len(leaves(row)) for row in (value.default, *value.rows.values())}
+    if isinstance(value, Mapping):
+        return "mapping"
+    if _is_state(value):
+        return {field: _layout(part) for field, part in zip(value._fields, value, strict=True)}
+    return len(leaves(value))
 
 
 def _is_state(value: Any) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.compare import Comparison, RunSummary, compare
-from fedsim.errors import RunError
+from fedsim.errors import BusyError, RunError
 from fedsim.record import create_folder, environment, open_run, write_atomic
 from fedsim.report.statistics import Estimate, best, estimate
 from fedsim.rows import read_metrics
@@ -74,7 +74,8 @@ class Sweep:
         failures, done, total = self.failures, 0, 0
         for point in self.points:
             rounds = point.config["rounds"] * point.config["seeds"]
-            done += rounds if point.name in failures else self._rounds_done(point)
+            with contextlib.suppress(RunError):            # its run is just being removed, as it cannot be run
+                done += rounds if point.name in failures else self._rounds_done(point)
             total += rounds
         return done, total
 
@@ -107,14 +108,14 @@ class Sweep:
         """Keep other processes from running it.
 
         Raises:
-            RunError: another process does.
+            BusyError: another process does.
         """
         fd = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError:
-            raise RunError(f"{self.path} is being run by another process; wait for it, or stop it first") from None
+            raise BusyError(f"{self.path} is being run by another process; wait for it, or stop it first") from None
         finally:
             os.close(fd)
 

@@ -6,11 +6,12 @@ run and a resumed run keeps it; the cache makes a repeated run choose the same, 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import platform
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import torch
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Backend, Federation
-from fedsim.compressed import Compressed
 from fedsim.record import write_atomic
 from fedsim.types import Algorithm
 
@@ -59,11 +59,7 @@ def choose(
         return {"backend": "loop", "reason": f"convolutions of {model.d:,} parameters on a CPU"}
     cache = cache or Path(platformdirs.user_cache_dir("fedsim")) / "backends.json"
     key = _key(federation, algorithm, len(ids))
-    known = _read(cache)
-    if key not in known:
-        known = {**known, key: _measure(federation, algorithm, ids)}
-        _write(cache, known)
-    seconds = known[key]
+    seconds = _read(cache).get(key) or _keep(cache, key, _measure(federation, algorithm, ids))
     names = [name for name in seconds if name != "loop" or not blocks_only]
     fastest = min(names, key=lambda name: seconds[name] * (MARGIN if name == "loop" else 1))
     if fastest == "loop":
@@ -107,40 +103,50 @@ def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> lis
 
 def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
     """Everything that the choice depends on."""
-    model, work = federation.model, federation.work
-    layers = [type(m).__name__ for m in model.module.modules()]
-    sizes = np.percentile(federation.shards.sizes, [0, 50, 100]).tolist()
-    where = [
-        platform.node(),
-        platform.processor(),
-        torch.__version__,
-        torch.get_num_threads(),
-        str(model.device),
-        str(model.dtype),
-    ]
+    model, work, shards = federation.model, federation.work, federation.shards
+    where = [platform.node(), platform.processor(), torch.__version__, torch.get_num_threads(), str(model.device)]
     parts = [
-        layers,
+        [type(module).__name__ for module in model.module.modules()],
+        getattr(model.loss, "__qualname__", type(model.loss).__name__),
         model.shapes,
-        list(federation.shards.x.shape[1:]),
-        sizes,
+        str(model.dtype),
+        list(shards.x.shape[1:]),
+        np.percentile(shards.sizes, [0, 50, 100]).tolist(),
         work.batch_size,
+        min(TRIAL_STEPS, int(work.counts(shards.sizes).max())),
         cohort,
-        str(algorithm) if isinstance(algorithm, Compressed) else type(algorithm).__name__,
+        _kind(algorithm),
+        _kind(federation.topology),
         where,
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
+def _kind(value: Any) -> Any:
+    """What something does, with other numbers: step sizes do not change how long a step takes."""
+    if isinstance(value, float):
+        return "a number"
+    if is_dataclass(value):
+        return type(value).__name__, [_kind(getattr(value, field.name)) for field in fields(value)]
+    return value if isinstance(value, int | str | None) else type(value).__name__
+
+
 def _read(cache: Path) -> dict[str, dict[str, float]]:
     try:
         return dict(json.loads(cache.read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}  # no cache, or a broken one: measure again
 
 
-def _write(cache: Path, known: dict[str, dict[str, float]]) -> None:
+def _keep(cache: Path, key: str, seconds: dict[str, float]) -> dict[str, float]:
+    """Remember a trial, and return it; or that of another process which was first, as both then choose the same."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(cache, json.dumps(known, indent=1))
+        with cache.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)               # until it is closed
+            known = _read(cache)
+            seconds = known.setdefault(key, seconds)
+            write_atomic(cache, json.dumps(known, indent=1))
     except OSError:
         pass                                               # a read-only home costs a trial a run, whose seeds share it
+    return seconds

@@ -204,7 +204,7 @@ def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert main(argv) == 0
     assert "accuracy on server/test, and its cost to reach 0.2" in capsys.readouterr().out
-    assert main([*argv, "--metric", "f1"]) == 1
+    assert main([*argv, "--metric", "f1"]) == 2
     assert main([*argv, "--csv", str(finished / "a" / "manifest.json" / "x.csv")]) == 1
     assert "cannot write" in capsys.readouterr().err
 
@@ -229,6 +229,13 @@ def test_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = json.loads(capsys.readouterr().out)
     assert (numbers["n"], numbers["hash"]) == (9, expected.hash)
     assert numbers["sizes"]["max"] == np.max(expected.sizes)
+
+
+@pytest.mark.parametrize("command", ["partition", "topology"])
+def test_a_problem_has_clients_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--data", "least_squares", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["n" if command == "partition" else "nodes"] == 10
 
 
 def test_partition_needs_no_algorithm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.compress import Identity, LowPrecision, LowRank, PowerSGD, RandK, TopK
 from fedsim.compressed import Compressed, has_server
+from fedsim.errors import ConfigError
 from fedsim.feedback import EF14, EF21, EF21P, Choco, EControl, Plain
 from fedsim.links import Linked, Links
 from fedsim.types import Kept, Packed
@@ -224,16 +225,25 @@ def test_the_ledger_is_what_the_wire_carries(by: Any, backend: Any) -> None:
 
 def test_what_is_lost_is_sent_later() -> None:
     """The sum of all that the server read is the sum of all messages, less what is remembered; at each client."""
-    clients, links = linked(FedAvg(lr=0.3), EF14(TopK(k=1)))
+    algorithm = FedAvg(lr=0.3)
+    clients, links = linked(algorithm, EF14(TopK(k=1)))
     plain = federation(F, WORK).cohort(1, clients.ids)
     x = torch.from_numpy(X0)
     total = torch.zeros(4, F.d, dtype=torch.float64)
     for _ in range(5):
-        total += clients.each(FedAvg(lr=0.3).client, x).stacked.unpack()
+        total += clients.each(algorithm.client, x).stacked.unpack()
     e = torch.stack([links.nodes["client"][int(i)][0] for i in clients.ids])
-    message = plain.each(FedAvg(lr=0.3).client, x).stacked
+    message = plain.each(algorithm.client, x).stacked
     torch.testing.assert_close(total + e, 5 * message, rtol=0, atol=1e-13)
     assert e.abs().max() > 0.01 and set(links.nodes["client"].rows) == {0, 2, 3, 5}, "those who took part"
+
+
+def test_two_functions_of_one_name_would_share_a_memory() -> None:
+    clients, _ = linked(FedAvg(), EF14(TopK(k=1)))
+    x = torch.from_numpy(X0)
+    clients.each(FedAvg(lr=0.3).client, x)
+    with pytest.raises(ConfigError, match="two client functions of a round are called client"):
+        clients.each(FedAvg(lr=0.1).client, x)
 
 
 def test_every_vector_and_every_exchange_has_its_own_randomness() -> None:

@@ -198,7 +198,7 @@ def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_auto_backend_is_recorded_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(tmp_path / "cache"))
     experiment = replace(SMALL, backend="auto", block_size=0, rounds=3)
     first, second = (run(experiment, root=tmp_path, progress=False) for _ in range(2))
     chosen = first.manifest["backend"]["0"]

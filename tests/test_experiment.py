@@ -24,6 +24,7 @@ from fedsim.partition import IidPartitioner, PathologicalPartitioner
 from fedsim.problems import logistic_regression, zeta_least_squares
 from fedsim.rows import read_metrics
 from fedsim.schedule import Cosine
+from fedsim.setup import data_hash, resolve_data
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -200,3 +201,16 @@ def test_settings_that_change_nothing_are_named(algorithm: Any, local: LocalWork
     remarks = Experiment(algorithm, local=local).remarks
     assert len(remarks) == len(said)
     assert all(re.match(pattern, remark) for pattern, remark in zip(said, remarks, strict=True))
+
+
+def test_data_that_was_changed_is_read_again(tmp_path: Path) -> None:
+    """As in a notebook, where one process runs both; what stays as it was is shared."""
+    data = Data("npz", options={"path": str(tmp_path / "own.npz")})
+    hashes = []
+    for shift in (0, 0, 1):
+        if shift or not hashes:
+            np.savez(data.options["path"], x=X.numpy() + shift, y=Y.numpy())
+        dataset = resolve_data(data)
+        assert isinstance(dataset, Dataset)
+        hashes.append(data_hash(dataset))
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from algorithms import FedAvg
+from algorithms.fedavg import FedAvgState
 from fedsim import Evaluation, Experiment, checkpoint, resume, run
 from fedsim.compare import cells, compare
-from fedsim.errors import ConfigError, DivergenceError, RunError
+from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
 from fedsim.host import Host
 from fedsim.record import RunDirectory
 from tests.test_controller import SMALL, metrics_bytes
@@ -70,6 +71,54 @@ def test_a_seed_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
     good = run(replace(SMALL, rounds=3, seeds=2), output=tmp_path / "good", progress=False)
     compared = compare([good.path, tmp_path / "run"])
     assert math.isnan(compared.runs[1].final.mean) and "diverged" in cells(compared)[1]
+
+
+class LateState(NamedTuple):
+    x: Any
+    momentum: Any
+
+
+class Late(FedAvg):
+    """Its momentum begins as nothing, and a checkpoint that holds one could not be read back."""
+
+    def init(self, x: Any, clients: Any) -> Any:
+        return LateState(x, ())
+
+    def round(self, s: Any, clients: Any) -> Any:
+        x = super().round(FedAvgState(s.x), clients).x
+        return LateState(x, x - s.x)
+
+
+class Counting(FedAvg):
+    def init(self, x: Any, clients: Any) -> Any:
+        return LateState(x, 3)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [(Late(), r"Late\.round returned a state whose momentum"), (Counting(), r"LateState\.momentum is a int")],
+)
+def test_a_state_that_no_checkpoint_can_hold_is_told_at_once(tmp_path: Path, algorithm: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(replace(SMALL, algorithm=algorithm), output=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists(), "nothing had been measured"
+
+
+def test_a_run_in_progress_stays_so(tmp_path: Path) -> None:
+    """A second process that resumes it leaves without a trace."""
+    directory = run(replace(SMALL, rounds=3), output=tmp_path / "run", progress=False)
+    directory.mark(0, "running")
+    with directory.open_seed(0), pytest.raises(BusyError, match="written by another process"):
+        resume(directory.path, progress=False)
+    assert directory.manifest["status"]["0"]["state"] == "running"
+
+
+def test_resume_says_what_may_change_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run(replace(SMALL, rounds=3), output=tmp_path / "run", progress=False)
+    directory.mark(0, "interrupted")
+    directory.update_manifest(threads=64)
+    resume(directory.path, progress=False)
+    assert "threads was 64 when the run began and is" in capsys.readouterr().err
 
 
 def test_disk_full_keeps_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

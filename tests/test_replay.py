@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -221,6 +222,47 @@ def test_what_may_change_unseen_is_not_recognised() -> None:
     assert fingerprint(1, local) != fingerprint(True, local) != fingerprint(1.0, local)
     assert fingerprint(0.0, local) != fingerprint(-0.0, local)
     assert fingerprint(lambda: local, local) != fingerprint(lambda: None, local)
+
+
+def power(y: Tensor, k: int) -> Tensor:
+    return y * power(y, k - 1) if k else y / STRENGTHS
+
+
+STRENGTHS: Any = 2.0
+
+
+def test_functions_that_a_step_calls_are_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that calls itself; what they read may be set anew, but not be changed inside."""
+
+    def step(y: Tensor) -> Tensor:
+        return power(y, 3)
+
+    first = fingerprint(step, None)
+    assert first == fingerprint(step, None)
+    monkeypatch.setattr(sys.modules[__name__], "STRENGTHS", 3.0)
+    assert fingerprint(step, None) != first
+    monkeypatch.setattr(sys.modules[__name__], "STRENGTHS", {"a": 3.0})
+    with pytest.raises(Unreplayable, match="dict"):
+        fingerprint(step, None)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_part_of_a_minibatch_is_charged_as_such(size: int) -> None:
+    """As in the support half of MAML; the loop counts rows, blocks those that are no padding."""
+
+    def half(local: Local, x: Tensor) -> Tensor:
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            some = Batch(*(None if part is None else part[: max(1, len(batch.y) // 2)] for part in batch))
+            return y - 0.1 * local.grad(y, some)
+
+        return local.fold(step, x)
+
+    charged = []
+    for backend in (Loop(), Blocks(size)):
+        fed = federation(backend, LocalWork(4, steps=3))
+        fed.cohort(1, np.flatnonzero(SIZES >= 4)).each(half, fed.model.vector())
+        charged.append(fed.ledger.gradient_evaluations)
+    assert (charged[0] == charged[1]).all() and charged[0].max() == 6
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from algorithms import FedAvg
 from fedsim import pool
+from fedsim.backends.ray.pool import map_unordered
 from fedsim.backends.ray.settings import Ray
 from fedsim.cli import main
 from fedsim.config import to_config
@@ -76,6 +79,49 @@ def processes(marker: Path) -> list[str]:
             if str(marker).encode() in (entry / "environ").read_bytes():
                 found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return [name for name in found if name and not re.match("ray::(DashboardAgent|RuntimeEnvAgent)", name)]
+
+
+class FakeRay:
+    """Calls that end in the order in which they began."""
+
+    exceptions = SimpleNamespace(WorkerCrashedError=OSError, OutOfMemoryError=MemoryError)
+
+    def __init__(self) -> None:
+        self.cancelled: list[Any] = []
+
+    def remote(self, fn: Any) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda item: item))
+
+    def wait(self, calls: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return calls[:num_returns], calls[num_returns:]
+
+    def get(self, call: Any) -> Any:
+        return call
+
+    def cancel(self, call: Any, force: bool) -> None:
+        self.cancelled.append(call)
+
+
+def test_what_runs_is_interrupted_wherever_ctrl_c_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only while results are waited for: also while one is written down."""
+    ray = FakeRay()
+    monkeypatch.setattr("fedsim.backends.ray.pool.session", lambda **_: contextlib.nullcontext(ray))
+    results = map_unordered(str, [1, 2, 3], jobs=3, cpus=1)
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(results):
+        for item, _ in results:
+            assert item == 1
+            raise KeyboardInterrupt
+    assert ray.cancelled == [2, 3]
+
+
+def test_progress_survives_a_run_that_is_being_removed(tmp_path: Path) -> None:
+    """As one is that cannot be run with its settings."""
+    folder = tmp_path / "sweep"
+    axes = ["--algorithm.lr", "0.05,0.5", "--rounds", "2", "--jobs", "1"]
+    assert main(["sweep", *SMALL, *axes, "--output", str(folder)]) == 0
+    sweep = open_sweep(folder)
+    (sweep.directory(sweep.points[0]) / "manifest.json").unlink()
+    assert sweep.done() == (2, 4)
 
 
 def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

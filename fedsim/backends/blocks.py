@@ -221,16 +221,19 @@ class _Block:
 
     def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
         """``Model.gradients`` of the first ``len(x)`` clients, charged to them."""
-        self._charge(len(x), batch[1])
+        self._charge(len(x), *batch[1:])
         return self.fed.model.gradients(x, Batch(*batch))
 
     def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterator[tuple[int, Tensor]]:
         """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
-        self._charge(len(x), batch[1])
+        self._charge(len(x), *batch[1:])
         return self.fed.model.gradient_parts(x, Batch(*batch))
 
-    def _charge(self, c: int, targets: Tensor) -> None:
+    def _charge(self, c: int, targets: Tensor, weight: Tensor | None = None) -> None:
         _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
+        width = targets.shape[1]
+        if width != samples.max():                         # a step took a part of its minibatch
+            samples = np.full(c, width) if weight is None else (weight > 0).sum(1).cpu().numpy()
         self.fed.ledger.gradient_evaluations[self.ids[:c]] += samples[:c]
 
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ MOST_OPERATIONS = 500
 """A step of more operations than this is no algebra around a gradient."""
 
 CONSTANTS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+
+LIBRARIES = ("torch", "fedsim")
+"""Their functions do not change between rounds."""
 
 
 class Unreplayable(Exception):
@@ -156,21 +159,40 @@ def fingerprint(value: Any, local: object) -> Hashable:
     Raises:
         Unreplayable: the value is of a kind that may change unseen.
     """
-    if value is local:
-        return "local"
-    if isinstance(value, CONSTANTS):
-        return type(value), repr(value)  # repr tells 1 from True and 0.0 from -0.0
-    if isinstance(value, tuple):
-        return type(value), tuple(fingerprint(v, local) for v in value)
-    if is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return type(value), tuple(fingerprint(getattr(value, f.name), local) for f in fields(value))
-    if isinstance(value, MethodType):
-        return fingerprint((value.__func__, value.__self__), local)
-    if isinstance(value, FunctionType):
-        inside = tuple(cell.cell_contents for cell in value.__closure__ or ())
-        outside = (value.__globals__.get(name) for name in value.__code__.co_names)
-        numbers = tuple(v for v in outside if isinstance(v, CONSTANTS))
-        return value.__code__, fingerprint((inside, value.__defaults__, numbers), local)
-    if isinstance(value, (BuiltinFunctionType, type)):
-        return value
-    raise Unreplayable(f"the step captures a {type(value).__name__}")
+    return _Fingerprint(local).of(value)
+
+
+class _Fingerprint:
+    def __init__(self, local: object) -> None:
+        self.local = local
+        self._within: list[FunctionType] = []              # what is being looked into, which may call itself
+
+    def of(self, value: Any) -> Hashable:
+        if value is self.local:
+            return "local"
+        if isinstance(value, CONSTANTS):
+            return type(value), repr(value)  # repr tells 1 from True and 0.0 from -0.0
+        if isinstance(value, tuple):
+            return type(value), tuple(map(self.of, value))
+        if is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            return type(value), tuple(self.of(getattr(value, f.name)) for f in fields(value))
+        if isinstance(value, MethodType):
+            return self.of((value.__func__, value.__self__))
+        if isinstance(value, FunctionType):
+            return self._of_function(value)
+        if isinstance(value, (BuiltinFunctionType, ModuleType, type)):
+            return value
+        raise Unreplayable(f"the step captures a {type(value).__name__}")
+
+    def _of_function(self, function: FunctionType) -> Hashable:
+        if (function.__module__ or "").partition(".")[0] in LIBRARIES:
+            return function
+        if function in self._within:
+            return "itself", self._within.index(function)
+        self._within.append(function)
+        inside = tuple(cell.cell_contents for cell in function.__closure__ or ())
+        code, named = function.__code__, function.__globals__
+        outside = tuple(named[name] for name in code.co_names if name in named)
+        found = self.of((inside, function.__defaults__, outside))
+        self._within.pop()
+        return code, found

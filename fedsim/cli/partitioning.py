@@ -14,7 +14,7 @@ from fedsim.config.names import parameters
 from fedsim.data import Dataset
 from fedsim.data.catalogue import suggest
 from fedsim.errors import ConfigError
-from fedsim.experiment import Data, Experiment
+from fedsim.experiment import Data, Experiment, division
 from fedsim.partition import Partitioner, card, plot, render
 from fedsim.problems import Problem
 from fedsim.setup import resolve_data
@@ -53,11 +53,11 @@ def partition(argv: Sequence[str]) -> int:
     if "help" in line.switches:
         flags.print_help(PARTITION, settings)
         return 0
-    division = build(Division, settings)
-    source = resolve_data(division.data)
+    asked = build(Division, settings)
+    source = resolve_data(asked.data)
     dataset = source.dataset if isinstance(source, Problem) else source
     labels = dataset.train.y.numpy()
-    parts = division.partition.partition(labels, dataset.train.client, division.seed)
+    parts = division(asked.data, asked.partition).partition(labels, dataset.train.client, asked.seed)
     measured = card(parts, labels, dataset.classes)
     if "output" in line.options:
         with writing(Path(line.options["output"])):

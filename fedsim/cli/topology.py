@@ -24,7 +24,7 @@ from fedsim.config.write import written
 from fedsim.data import Dataset
 from fedsim.data.catalogue import suggest
 from fedsim.errors import ConfigError, RunError
-from fedsim.experiment import Data, Experiment
+from fedsim.experiment import Data, Experiment, division
 from fedsim.gossip import TOLERANCE, Topology, mixing_matrix
 from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
@@ -154,7 +154,7 @@ def _spread(degrees: np.ndarray) -> dict[str, float]:
 
 def _partition(network: Network, dataset: Dataset) -> Partition:
     """Samples of as many nodes as asked for."""
-    partitioner: Any = network.partition
+    partitioner: Any = division(network.data, network.partition)
     if network.nodes is not None:
         if not hasattr(partitioner, "num_partitions"):
             name = type(partitioner).__name__

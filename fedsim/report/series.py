@@ -105,8 +105,8 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]
 
 
 def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, Series], str]:
-    files = run.path.glob("seed-*/timing.jsonl")  # the last file that a starting seed creates
-    numbers = sorted(int(path.parent.name.removeprefix("seed-")) for path in files)
+    seeds_of_run = map(int, run.manifest["status"])
+    numbers = sorted(n for n in seeds_of_run if (run.seed_path(n) / "timing.jsonl").exists())   # the last file made
     for measured in (scope, SERVERLESS.get(scope, scope)):
         loaded = {seed: _load_series(run.seed_path(seed), measured, metric) for seed in numbers}
         seeds = {seed: _to_its_end(series, run, seed) for seed, series in loaded.items() if len(series.value)}

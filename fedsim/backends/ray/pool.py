@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from fedsim.backends.ray.session import session
@@ -25,11 +25,11 @@ def map_unordered(
     cpus: int,
     gpus: float = 0,
     tick: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[T, R | RunError]]:
+) -> Generator[tuple[T, R | RunError], None, None]:
     """Each item with what ``fn`` made of it, in the order in which they end.
 
     A process that dies is replaced once, and ``fn`` is called again; when that dies too the result is a ``RunError``.
-    Ctrl-C raises KeyboardInterrupt in all calls, waits for them, and is passed on.
+    Ctrl-C raises KeyboardInterrupt in all calls, waits for them, and is passed on; so does closing the generator.
 
     Args:
         fn: a function that can be imported.
@@ -52,7 +52,7 @@ def map_unordered(
                         yield item, ray.get(call)
                     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                         yield item, RunError("its process died twice: killed, or out of memory")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):         # here, or where the results are read
             for call in running:
                 ray.cancel(call, force=False)
             ray.wait(list(running), num_returns=len(running), timeout=GRACE)

@@ -1,0 +1,54 @@
+"""The cache of measured backends: what tells two cases apart, and several processes at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from algorithms import EF21, FedAMD, FedAvg
+from fedsim import LocalWork, tune
+from fedsim.compress import LowRank, TopK
+from fedsim.setup import prepare
+from fedsim.types import Algorithm
+from tests.test_controller import SMALL
+
+IDS = np.arange(4)
+
+
+def test_a_choice_is_for_what_its_time_depends_on() -> None:
+    federation = prepare(SMALL, 0).federation
+    compressed = [EF21(compressor=TopK(0.1)), EF21(compressor=LowRank(2))]
+    cases: list[Algorithm] = [FedAMD(), FedAMD(large_batch=8), *compressed, FedAvg()]
+    keys = {tune._key(federation, algorithm, 4) for algorithm in cases}
+    keys |= {tune._key(replace(federation, work=LocalWork(8, steps=1)), FedAvg(), 4)}
+    assert len(keys) == len(cases) + 1
+    assert tune._key(federation, FedAvg(lr=0.3), 4) == tune._key(federation, FedAvg(), 4), "another step size"
+
+
+def keep(cache: Path, process: int) -> None:
+    for k in range(20):
+        tune._keep(cache, f"{process}.{k}", {"loop": 1.0})
+
+
+def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
+    cache = tmp_path / "backends.json"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=keep, args=(cache, p)) for p in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert len(json.loads(cache.read_text())) == 80
+    assert tune._keep(cache, "0.0", {"loop": 2.0}) == {"loop": 1.0}, "who was first decides"
+    assert {path.name for path in tmp_path.iterdir()} == {"backends.json", "backends.lock"}
+
+
+def test_a_broken_cache_is_measured_again(tmp_path: Path) -> None:
+    federation, cache = prepare(SMALL, 0).federation, tmp_path / "backends.json"
+    for content in ("null", "{", "[1]"):
+        cache.write_text(content)
+        assert "trial_seconds" in tune.choose(federation, FedAvg(), IDS, cache=cache)
