@@ -8,10 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fedsim.data import Dataset, MissingDataError, load
 
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background jobs, and so their children, ignore it
+
+# Whether a change passes must not hang on how busy the machine is, nor on which examples were drawn this time.
+settings.register_profile("fedsim", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fedsim")
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ def test_mixing_again_is_mixing_by_the_power() -> None:
 subsets = st.sets(st.integers(0, 11), min_size=1).map(lambda s: np.array(sorted(s)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(subsets, st.integers(0, 5))
 def test_among_those_present_symmetric_doubly_stochastic_stays_so(active: np.ndarray, seed: int) -> None:
     w = metropolis(BarabasiAlbert(2).build(12, seed))
@@ -115,7 +115,7 @@ def test_among_those_present_symmetric_doubly_stochastic_stays_so(active: np.nda
     np.testing.assert_array_equal(among.toarray()[alone], np.eye(len(active))[alone], "who is alone keeps every bit")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(subsets)
 def test_among_those_present_columns_keep_their_sums(active: np.ndarray) -> None:
     """Push-sum: a node keeps what it would have sent to those who are away."""

@@ -92,7 +92,7 @@ def test_neighbouring_streams_are_not_correlated() -> None:
 CLIENT = st.tuples(st.integers(0, 10**6), st.integers(1, 40), st.integers(0, 4))     # node, size, epochs
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(CLIENT, max_size=8, unique_by=lambda c: c[0]), st.integers(0, 2**64), st.integers(0, 10**6))
 def test_shuffles_are_permutations(clients: list[tuple[int, int, int]], seed: int, round: int) -> None:
     nodes, sizes, epochs = np.array(clients, np.int64).reshape(-1, 3).T

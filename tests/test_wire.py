@@ -56,7 +56,6 @@ def bits(t: Tensor) -> bytes:
     return t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-@settings(deadline=None)
 @given(trees)
 def test_decode_gives_what_was_encoded(tree: Any) -> None:
     sent, received = flat(tree), flat(decode(encode(tree)))
@@ -65,13 +64,11 @@ def test_decode_gives_what_was_encoded(tree: Any) -> None:
         assert (a.dtype, a.shape, bits(a)) == (b.dtype, b.shape, bits(b))
 
 
-@settings(deadline=None)
 @given(trees)
 def test_nbytes_is_the_length_of_the_encoding(tree: Any) -> None:
     assert nbytes(tree) == len(encode(tree))
 
 
-@settings(deadline=None)
 @given(trees, st.integers(1, 5))
 def test_nbytes_of_a_stack_is_that_of_one_row(tree: Any, c: int) -> None:
     assert nbytes(tree_map(lambda leaf: torch.stack([leaf] * c), tree), stacked=True) == nbytes(tree)
@@ -91,7 +88,6 @@ def test_what_was_decoded_can_be_written_to_and_is_a_copy() -> None:
     assert torch.equal(decode(data), torch.zeros(3))
 
 
-@settings(deadline=None)
 @given(trees, st.data())
 def test_a_truncated_message_is_refused(tree: Any, data: st.DataObject) -> None:
     whole = encode(tree)
@@ -99,7 +95,6 @@ def test_a_truncated_message_is_refused(tree: Any, data: st.DataObject) -> None:
         decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
 
 
-@settings(deadline=None)
 @given(trees, st.binary(min_size=1, max_size=20))
 def test_an_over_long_message_is_refused(tree: Any, more: bytes) -> None:
     with pytest.raises(ValueError, match="over-long"):
@@ -115,7 +110,7 @@ def decodes_or_refuses(data: bytes) -> None:
     assert encode(received) == data
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda b: b"\x02" + b))
 def test_arbitrary_bytes(data: bytes) -> None:
     decodes_or_refuses(data)
@@ -123,7 +118,7 @@ def test_arbitrary_bytes(data: bytes) -> None:
 
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(trees, st.data())
 def test_flipped_bytes(tree: Any, data: st.DataObject) -> None:
     message = bytearray(encode(tree))
@@ -135,7 +130,7 @@ def test_flipped_bytes(tree: Any, data: st.DataObject) -> None:
 HEADERS = st.lists(st.sampled_from([0, 1, 2, 255, 2**16, 2**31, 2**32 - 1]), max_size=8)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(HEADERS, st.integers(0, 9), st.binary(max_size=16))
 def test_headers_that_claim_anything(shape: list[int], code: int, payload: bytes) -> None:
     decodes_or_refuses(struct.pack(f"<3B{len(shape)}I", 2, code, len(shape), *shape) + payload)
@@ -216,7 +211,7 @@ def test_ledger_keeps_what_travelled_over_every_link() -> None:
     assert copy.edges().tolist() == [*expected[:2], [1, 0, 12], *expected[3:]] and ledger.edges().tolist() == expected
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(1, 99)), max_size=12), max_size=6))
 def test_links_add_up_to_nodes(calls: list[list[tuple[int, int, int]]]) -> None:
     ledger, seen = Ledger(7), dict[tuple[int, int], int]()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import ConfigError, PartitionError
@@ -35,7 +35,6 @@ def owned(sizes: list[int], i: int) -> list[int]:
     return list(range(start, start + sizes[i]))
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(0, 12), st.integers(1, 4))
 def test_an_epoch_visits_each_own_sample_once_and_keeps_the_last_partial_batch(
     sizes: list[int], batch_size: int, epochs: int
@@ -52,7 +51,6 @@ def test_an_epoch_visits_each_own_sample_once_and_keeps_the_last_partial_batch(
             assert sorted(row for batch in epoch for row in batch) == owned(sizes, i)
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(0, 12), st.integers(1, 20))
 def test_steps_walk_the_sequence_of_epochs(sizes: list[int], batch_size: int, K: int) -> None:
     fixed = steps(LocalWork(batch_size, steps=K), sizes)
@@ -66,7 +64,6 @@ def test_a_batch_of_zero_or_of_more_than_there_is_is_the_whole_shard(batch_size:
     assert steps(LocalWork(batch_size, epochs=3), [9, 4]) == [[owned([9, 4], i)] * 3 for i in (0, 1)]
 
 
-@settings(deadline=None)
 @given(SIZES, st.data(), st.integers(1, 10**6), st.integers(0, 2**63))
 def test_minibatches_do_not_depend_on_who_else_takes_part(
     sizes: list[int], data: st.DataObject, round: int, seed: int
@@ -94,7 +91,6 @@ def test_batch_size_and_other_clients_sizes_do_not_change_the_order_of_samples()
     assert orders[0] == orders[1] == orders[2] != owned([17], 0)
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(1, 40), st.integers(0, 100))
 def test_a_large_batch_is_drawn_without_replacement(sizes: list[int], size: int, round: int) -> None:
     ids = np.arange(len(sizes))

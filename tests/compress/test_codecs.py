@@ -67,7 +67,7 @@ def test_lengths_of_codewords(code: Any) -> None:
 
 @pytest.mark.parametrize("code", LENGTHS)
 @given(st.lists(st.integers(1, 2**32 - 1) | st.integers(1, 40), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_codewords_are_read_back(code: Any, numbers: list[int]) -> None:
     n = np.array(numbers, np.int64)
     packed = bits.pack(*elias.codewords(n, code))
@@ -86,7 +86,7 @@ def test_codewords_across_the_stretches_that_are_read_at_a_time(code: Any, monke
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 2**64 - 1)), max_size=80), st.binary(max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_packing_against_text(words: list[tuple[int, int]], tail: bytes) -> None:
     text = "".join(format(value % 2**length, f"0{length}b") for length, value in words)
     codes = np.array([value % 2**length for length, value in words], np.uint64)
@@ -185,7 +185,7 @@ def test_sizes_of_qsgd(s: int, fixed: int) -> None:
 
 @pytest.mark.parametrize("name", COMPRESSORS)
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bytes_that_nobody_sent(name: str, data: st.DataObject) -> None:
     """A ValueError, or a message that has exactly these bytes."""
     compressor = COMPRESSORS[name]
@@ -267,7 +267,7 @@ def test_varint(n: int) -> None:
 
 @pytest.mark.parametrize("code", ("shortest", *indices.CODES))
 @given(st.sets(st.integers(0, 9999), min_size=1, max_size=50), st.integers(10_000, 100_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_size_of_a_sparse_message(code: Any, held: set[int], d: int) -> None:
     parts = torch.tensor(sorted(held)), torch.rand(len(held))
     compressor = TopK(k=len(held), code=code)
@@ -278,7 +278,7 @@ def test_size_of_a_sparse_message(code: Any, held: set[int], d: int) -> None:
 
 @pytest.mark.parametrize("code", ("shortest", *levels.CODES))
 @given(st.lists(st.integers(-300, 300) | st.just(0), min_size=1, max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_size_of_a_message_of_levels(code: Any, level: list[int]) -> None:
     parts = torch.tensor(1.5, dtype=torch.float64), torch.tensor(level, dtype=torch.int16)
     compressor = QSGD(300, code=code)

@@ -63,7 +63,7 @@ def test_vmap_in_vmap(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in COMPRESSORS if COMPRESSORS[name].alpha(D) is not None])
 @given(st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_contraction(name: str, seed: int) -> None:
     """For every vector if C is deterministic; of a random one, in expectation: the unscaled Rand-k, with equality."""
     compressor, x = COMPRESSORS[name], vector(seed, dtype=torch.float64)

@@ -18,7 +18,7 @@ def by_definition(x: np.ndarray, k: int) -> list[int]:
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_short_vectors_with_ties(numbers: list[int], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(numbers)))
     x = torch.tensor(numbers, dtype=torch.float32)

@@ -187,7 +187,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_fuzzed_bytes_load_or_are_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
     path = tmp_path / ("own.npz" if name == "npz" else "own")

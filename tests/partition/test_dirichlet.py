@@ -107,7 +107,7 @@ def test_repair_by_hand() -> None:
     assert repaired[15] == 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.data())
 def test_repair_moves_as_little_as_possible_and_takes_from_the_largest(owners: list[int], data: st.DataObject) -> None:
     n, owner = 7, np.array(owners)

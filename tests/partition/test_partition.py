@@ -109,7 +109,7 @@ def test_pickled_content_is_refused(tmp_path: Path) -> None:
         Partition.load(tmp_path / "p.npz")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_broken_bytes_never_load_as_something_else(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "p.npz"

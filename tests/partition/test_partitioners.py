@@ -119,7 +119,7 @@ def test_shards_are_in_random_order(partitioner: Any) -> None:
     assert len(np.unique(DIGITS[largest])) == 1 or ((steps < 0).any() and (steps > 0).any())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_feasible_request_covers_each_sample_once(data: st.DataObject) -> None:
     total = data.draw(st.integers(1, 120), "total")

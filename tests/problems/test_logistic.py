@@ -105,7 +105,7 @@ def test_no_minimiser_is_claimed_without_convexity() -> None:
 
 
 @either
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 10), client=st.integers(0, 19))
 def test_constants_bound_the_change_of_the_gradient(
     regularizer: Regularizer, seed: int, scale: float, client: int

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, jacrev
 
@@ -42,7 +42,6 @@ def test_default_is_the_heterogeneous_set_up_of_the_oracles() -> None:
     assert np.mean(at_optimum) > 0.1
 
 
-@settings(deadline=None)
 @given(SETTINGS)
 def test_the_minimiser_has_no_gradient_and_the_smallest_value(setting: dict[str, float]) -> None:
     problem = least_squares(**setting)  # type: ignore[arg-type]
@@ -52,7 +51,6 @@ def test_the_minimiser_has_no_gradient_and_the_smallest_value(setting: dict[str,
     assert float(problem.value(x)) == pytest.approx(problem.f_min, rel=1e-9, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(SETTINGS)
 def test_constants_are_the_extreme_curvatures(setting: dict[str, float]) -> None:
     """The Hessians by autograd, independent of the linear algebra that computed the constants."""

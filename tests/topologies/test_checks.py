@@ -21,7 +21,7 @@ def changed(i: int, j: int, value: float) -> np.ndarray:
 
 
 @given(st.integers(2, 9), st.lists(st.randoms(), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_averages_of_permutations_pass_and_a_changed_entry_does_not(n: int, randoms: list[object]) -> None:
     orders = [list(range(n))] + [random.sample(range(n), n) for random in randoms]  # type: ignore[attr-defined]
     W = np.mean([np.eye(n)[order] for order in orders], axis=0)  # Birkhoff: doubly stochastic

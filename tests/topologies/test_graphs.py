@@ -67,7 +67,7 @@ def test_every_class_is_under_test() -> None:
 
 
 @given(st.sampled_from(BUILDERS), st.integers(1, 24), st.integers(0, 2**40))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_nodes_are_0_to_n_and_linked_without_self_loops(builder: GraphBuilder, n: int, seed: int) -> None:
     graph = build(builder, n, seed)
     assert sorted(graph) == list(range(n))
@@ -228,7 +228,7 @@ def test_labels_are_taken_in_a_fixed_order() -> None:
 
 
 @given(st.permutations(range(12)), st.randoms())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_order_of_insertion_does_not_matter(order: list[int], random: object) -> None:
     club = nx.petersen_graph()
     shuffled = nx.Graph()
@@ -266,7 +266,7 @@ def test_files_that_will_not_do(tmp_path: FilePath) -> None:
 
 
 @given(st.binary(max_size=60), st.sampled_from(["a.graphml", "a.txt"]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_bytes_give_a_graph_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes, name: str
 ) -> None:

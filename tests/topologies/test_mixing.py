@@ -62,7 +62,7 @@ def strong(graph: nx.Graph, keep: list[bool]) -> nx.DiGraph:
 
 
 @given(graphs(), st.sampled_from(["metropolis", "max_degree"]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_symmetric_weights_are_doubly_stochastic_on_any_graph(graph: nx.Graph, name: str) -> None:
     W = WEIGHTINGS[name](graph)
     check(W)
@@ -74,7 +74,7 @@ def test_symmetric_weights_are_doubly_stochastic_on_any_graph(graph: nx.Graph, n
 
 
 @given(graphs())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_metropolis_and_max_degree_by_their_formulas(graph: nx.Graph) -> None:
     W, M = metropolis(graph).toarray(), max_degree(graph).toarray()
     most = max(d for _, d in graph.degree())
@@ -84,7 +84,7 @@ def test_metropolis_and_max_degree_by_their_formulas(graph: nx.Graph) -> None:
 
 
 @given(graphs(), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_weighted_keeps_the_weighted_mean_and_leads_to_it(graph: nx.Graph, data: st.DataObject) -> None:
     n = len(graph)
     sizes = np.array(data.draw(st.lists(st.integers(1, 1000), min_size=n, max_size=n)), float)
@@ -113,7 +113,7 @@ def test_sizes_are_checked(sizes: list[float], message: str) -> None:
 
 
 @given(graphs(), st.lists(st.booleans(), max_size=50))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_push_sum_finds_the_mean_on_any_directed_graph(graph: nx.Graph, keep: list[bool]) -> None:
     arrows = strong(graph, keep)
     P = column_stochastic(arrows)
@@ -174,7 +174,7 @@ def test_fastest_reaches_known_optima(builder: GraphBuilder, n: int, best: float
 
 
 @given(graphs(largest=9), st.integers(0, 2**32))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_fastest_is_not_beaten_nearby_so_nowhere(graph: nx.Graph, seed: int) -> None:
     W = fastest(graph)
     check(W)

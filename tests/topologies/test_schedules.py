@@ -59,7 +59,7 @@ def test_every_class_is_under_test() -> None:
 
 
 @given(st.sampled_from(SYMMETRIC + ASYMMETRIC), ROUNDS, SEEDS, st.integers(1, 17))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_doubly_stochastic_in_every_round(schedule: MixingSchedule, round: int, seed: int, n: int) -> None:
     try:
         W = schedule.matrix(round, seed, n)
@@ -77,7 +77,7 @@ def test_doubly_stochastic_in_every_round(schedule: MixingSchedule, round: int, 
 
 
 @given(ROUNDS, SEEDS, st.integers(2, 30), st.floats(0, 1))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_links_that_fail_leave_their_weight_at_both_ends(round: int, seed: int, n: int, probability: float) -> None:
     base = Static(Exponential())
     whole, W = (s.matrix(round, seed, n).toarray() for s in (base, LinkFailures(base, probability)))

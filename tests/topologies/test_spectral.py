@@ -144,7 +144,7 @@ def test_what_cannot_be_analysed_is_said() -> None:
     st.sampled_from([1, 2, 4, 6, 9, 16, 30]),
     st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_mixing_keeps_the_mean_and_contracts_by_lam(case: tuple[GraphBuilder, Weighting], n: int, seed: int) -> None:
     builder, weighting = case
     W = weighting(builder.build(n, 0))
