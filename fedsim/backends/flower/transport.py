@@ -109,13 +109,17 @@ class Link:
         return done
 
     def gather(self, need: Callable[[set[int]], bool], patience: float) -> bool:
-        """Wait until ``need`` says that those clients are enough which are there; False when patience has ended."""
+        """Wait until ``need`` says that those clients are enough which are there; False when patience has ended.
+
+        Whoever was asked is looked for once more, even if there is no patience or asking took longer than that.
+        """
         end = time.monotonic() + patience
         while True:
+            asked = set(self._asked)
             self.look()
             if need(set(self.nodes)):
                 return True
-            if time.monotonic() >= end:
+            if time.monotonic() >= end and self._asked.keys() <= asked:
                 return False
             time.sleep(min(LOOK_SECONDS, max(0.0, end - time.monotonic())))
 
@@ -164,7 +168,7 @@ class Link:
         waiting = {asked: by_node[node] for asked, node in pushed.items()}
         failures = {client: Failure("is not there any more", True) for client in calls.keys() - set(waiting.values())}
         end = started + self.policy.timeout
-        while waiting and time.monotonic() < end:
+        while waiting:                                     # at least once, however long the push took
             before = time.monotonic()
             found = self._pull(waiting)
             done.transport += time.monotonic() - before if found else 0.0
@@ -176,6 +180,8 @@ class Link:
                     done.seconds.append(_seconds(answer))
                 except DeployError as refused:
                     failures[client] = Failure(str(refused), message.has_error())
+            if time.monotonic() >= end:
+                break
             if waiting and not found:
                 time.sleep(POLL_SECONDS)
         for asked, client in waiting.items():

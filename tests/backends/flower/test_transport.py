@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -63,12 +65,33 @@ def test_everybody_answers(grid: Echo, said: list[str]) -> None:
     made = link(grid, said)
     assert everybody(made) and made.nodes == {0: 100, 1: 101, 2: 102}
     assert ask(made) == ({0: 0, 1: 1, 2: 2}, {})
-    assert said == ["client 0 has come", "client 1 has come", "client 2 has come"] or len(said) == 3
+    assert sorted(said) == ["client 0 has come", "client 1 has come", "client 2 has come"]
+
+
+def test_without_patience_those_who_are_there_take_part(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said)
+    assert made.gather(lambda there: len(there) == 3, 0.0)
+    assert not made.gather(lambda there: len(there) == 4, 0.0)
+
+
+def test_an_answer_is_looked_for_even_if_the_push_took_longer_than_the_timeout(
+    grid: Echo, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = grid.push_messages
+
+    def slow(messages: Iterable[Message]) -> list[str]:
+        time.sleep(0.01)
+        return push(messages)
+
+    monkeypatch.setattr(grid, "push_messages", slow)
+    made = link(grid, said, timeout=0.005)
+    assert made.gather(lambda there: len(there) == 3, 0.005)
+    assert ask(made) == ({0: 0, 1: 1, 2: 2}, {})
 
 
 def test_clients_are_known_by_what_they_say_not_by_their_node(grid: Echo, said: list[str]) -> None:
     made = link(grid, said)
-    everybody(made)
+    assert everybody(made)
     grid.nodes = {900: grid.nodes[102], 901: grid.nodes[100], 101: grid.nodes[101]}
     made.look()
     assert everybody(made) and made.nodes == {2: 900, 0: 901, 1: 101}
@@ -78,7 +101,7 @@ def test_clients_are_known_by_what_they_say_not_by_their_node(grid: Echo, said: 
 
 def test_nobody_waits_for_those_who_are_away(grid: Echo, said: list[str]) -> None:
     made = link(grid, said)
-    everybody(made)
+    assert everybody(made)
     grid.nodes[101].online = False
     assert ask(made) == ({0: 0, 2: 2}, {1: "is not connected"})
 
@@ -86,7 +109,7 @@ def test_nobody_waits_for_those_who_are_away(grid: Echo, said: list[str]) -> Non
 def test_an_error_belongs_to_the_call_that_it_answers(grid: Echo, said: list[str]) -> None:
     """Flower sends it in the name of the server."""
     made = link(grid, said, retries=0)
-    everybody(made)
+    assert everybody(made)
     grid.nodes[102].after = lambda answer: Message(Error(5, "node gone"), metadata=answer.metadata)
     assert ask(made) == ({0: 0, 1: 1}, {2: "failed (Flower's error 5): node gone"})
 
@@ -94,7 +117,7 @@ def test_an_error_belongs_to_the_call_that_it_answers(grid: Echo, said: list[str
 @pytest.mark.parametrize(("retries", "calls"), [(0, 1), (1, 2), (3, 3)])
 def test_errors_are_tried_again(grid: Echo, said: list[str], retries: int, calls: int) -> None:
     made, left = link(grid, said, retries=retries), [2]
-    everybody(made)
+    assert everybody(made)
 
     def crash(message: Message) -> None:
         if message.metadata.message_type == "train" and left[0]:
@@ -109,7 +132,7 @@ def test_errors_are_tried_again(grid: Echo, said: list[str], retries: int, calls
 
 def test_refusals_are_not_tried_again(grid: Echo, said: list[str]) -> None:
     made = link(grid, said, retries=3)
-    everybody(made)
+    assert everybody(made)
     grid.nodes[101].after = lambda answer: refusing(answer, "not me")
     assert ask(made) == ({0: 0, 2: 2}, {1: "refused: not me"})
     assert grid.nodes[101].asked.count("train") == 1
@@ -123,7 +146,7 @@ def refusing(answer: Message, why: str) -> Message:
 
 def test_a_slow_node_is_known_by_its_late_answer(grid: Echo, said: list[str]) -> None:
     made = link(grid, said)
-    everybody(made)
+    assert everybody(made)
     grid.nodes[101].after = lambda answer: None
     assert ask(made) == ({0: 0, 2: 2}, {1: "did not answer within 0.5 s"})
     assert ask(made)[1] == {1: "is not connected"}         # at once
@@ -136,7 +159,7 @@ def test_who_is_refused_is_asked_once_and_named(grid: Echo, said: list[str]) -> 
     grid.nodes[300] = Node({"partition-id": 13})
     grid.nodes[301] = Node({"partition-id": 2})
     made = link(grid, said)
-    everybody(made)
+    assert everybody(made)
     for _ in range(3):
         made.look()
     assert grid.nodes[300].asked == ["query"] and made.nodes.keys() == {0, 1, 2}
@@ -149,7 +172,7 @@ def test_who_is_refused_is_asked_once_and_named(grid: Echo, said: list[str]) -> 
 
 def test_too_large_an_answer(grid: Echo, said: list[str]) -> None:
     made = link(grid, said)
-    everybody(made)
+    assert everybody(made)
     grid.nodes[100].after = lambda answer: answer if answer.metadata.message_type == "query" else fat(answer)
     assert "refused as oversized" in ask(made)[1][0]
 
