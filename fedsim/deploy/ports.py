@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from pathlib import Path
 
 from fedsim.errors import DeployError
 
 LISTENING = "0A"
+FIRST = 20_000
+"""Below are ports of well-known services, and those of Ray's workers."""
+_given: set[int] = set()
+"""Ports that this process has handed out: they may not be bound yet."""
 
 
 def check(port: int, option: str = "--port") -> int:
@@ -19,6 +24,8 @@ def check(port: int, option: str = "--port") -> int:
     """
     if not 0 <= port <= 65535:
         raise DeployError(f"{option} is {port}; expected 1 to 65535, or 0 for any that is free")
+    if port == 0:
+        return free(1)[0]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -29,16 +36,32 @@ def check(port: int, option: str = "--port") -> int:
                 f"port {port} is in use{f' by {by}' if by else ''} ({error.strerror}); stop that, or choose another"
                 f" with {option} {port + 1}, or {option} 0 for any that is free"
             ) from error
-        return int(probe.getsockname()[1])
+    return port
 
 
 def free(count: int) -> list[int]:
-    """Different ports that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Different ports that are free now, and that the system gives to nobody who asks for any."""
+    low, high = _ephemeral()
+    fixed = [port for port in range(FIRST, 65_536) if not low <= port <= high]
+    found: list[int] = []
+    for port in random.SystemRandom().sample(fixed, len(fixed)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given:
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+                _given.add(port)
+        if len(found) == count:
+            return found
+    raise DeployError(f"{len(found)} ports of {count} are free among {FIRST} to 65535 without {low} to {high}")
+
+
+def _ephemeral() -> tuple[int, int]:
+    """First and last port of those that the system gives to whoever asks for any."""
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    except OSError:
+        return 49_152, 65_535                              # as the standard says
+    return int(low), int(high)
 
 
 def holder(port: int) -> str:

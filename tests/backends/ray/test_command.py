@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,10 +23,12 @@ from algorithms import Scaffold
 from benchmarks.ray_memory import tree
 from fedsim import Evaluation, Experiment, FixedSize
 from fedsim.backends.ray.session import PREFIX
+from fedsim.deploy.ports import free
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
 from tests.backends.ray.shared import measured, measured_here
 
+pytestmark = pytest.mark.timeout(1800)                     # on a machine that is busy with other things
 EXPERIMENT = Experiment(
     Scaffold(), partition=IidPartitioner(8), model=MLP((400,)), sampling=FixedSize(1.0), rounds=7,
     evaluation=Evaluation(every=1), backend="blocks", block_size=2,
@@ -73,6 +73,16 @@ def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def started(argv: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process, which does not outlive the test: a Ray that is left running would slow down all others."""
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Measurements of the run in this process."""
@@ -87,41 +97,30 @@ def test_ctrl_c_and_kill_leave_nothing_behind_and_go_on(one_process: bytes, tmp_
         (begin, 2, signal.SIGINT, 130),
         (fedsim("resume", str(run)), 5, signal.SIGKILL, -signal.SIGKILL),
     ):
-        process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
-        wait_until((tmp_path / str(round)).exists)
-        process.send_signal(stop)
-        _, said = process.communicate(timeout=120)
+        with started(argv, env=env, stdout=subprocess.DEVNULL) as process:
+            wait_until((tmp_path / str(round)).exists)
+            process.send_signal(stop)
+            _, said = process.communicate(timeout=240)
         assert process.returncode == code, said
         (tmp_path / f"{round}-go").touch()
         if stop == signal.SIGINT:
             lines = said.splitlines()
             assert lines[0].startswith("fedsim: ray: 2 actors on 1 machine x 4 clients a round, 1 thread"), said
             assert lines[-1] == f"fedsim: interrupted; continue with: fedsim resume {run}" and len(lines) <= 4, said
-            assert not processes(tmp_path), "nothing is left"
+            wait_until(lambda: not processes(tmp_path))
             assert not list(Path("/tmp").glob(f"{PREFIX}{process.pid}-*"))
             assert sorted(path.name for path in (run / "seed-0" / "checkpoints").iterdir()) == ["round-000001"]
     wait_until(lambda: not processes(tmp_path, besides=LINGER))
     assert b'"round": 4,' in measured(run) and b'"round": 5,' not in measured(run)
     subprocess.run(fedsim("resume", str(run), "--quiet"), env=env, capture_output=True, check=True)
     assert measured(run) == one_process
-    assert not processes(tmp_path, besides=LINGER), "nothing is left"
-
-
-def free_port() -> int:
-    """One that the system gives to nobody: a server of Ray shares one that it happens to hold already."""
-    ports = list(range(21_000, 32_000))
-    random.SystemRandom().shuffle(ports)
-    for port in ports:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
+    wait_until(lambda: not processes(tmp_path, besides=LINGER))
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
     """A head and a node as processes of their own, a processor each: the address, and the node's process."""
-    port = free_port()
+    (port,) = free(1)                                      # a server of Ray shares one that it happens to hold already
     ray = str(Path(sys.executable).parent / "ray")
     common = ["--num-cpus=1", "--object-store-memory=150000000", "--block"]
     folder = Path("/tmp") / f"ray-test-{os.getpid()}"      # a short name, for its sockets
@@ -129,15 +128,15 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
     env = environment(tmp_path) | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0"}
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        started = []
+        leaders = []
         for name, argv in (("head", head), ("node", [ray, "start", f"--address=127.0.0.1:{port}"])):
             log = stack.enter_context((tmp_path / name).open("wb"))
             process = subprocess.Popen([*argv, *common], env=env, stdout=log, stderr=log, start_new_session=True)
             stack.callback(process.wait)
             stack.callback(end, process.pid)
-            started.append(process.pid)
-            wait_until(partial(lambda log: b"runtime started" in log.read_bytes(), tmp_path / name), 60)
-        yield f"127.0.0.1:{port}", started[1]
+            leaders.append(process.pid)
+            wait_until(partial(lambda log: b"runtime started" in log.read_bytes(), tmp_path / name))
+        yield f"127.0.0.1:{port}", leaders[1]
 
 
 def end(leader: int) -> None:
@@ -154,12 +153,11 @@ def test_a_machine_of_a_cluster_is_lost(one_process: bytes, tmp_path: Path, clus
     (tmp_path / "2-go").touch()
     words = ["--ray-address", address, "--algorithm.folder", str(tmp_path), "--output", str(run)]
     env = environment(tmp_path) | TOKEN
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(fedsim("run", *WORDS, *words, "--json"), env=env, **pipes)
-    wait_until((tmp_path / "5").exists)
-    end(node)
-    (tmp_path / "5-go").touch()
-    result, said = process.communicate(timeout=300)
+    with started(fedsim("run", *WORDS, *words, "--json"), env=env, stdout=subprocess.PIPE) as process:
+        wait_until((tmp_path / "5").exists)
+        end(node)
+        (tmp_path / "5-go").touch()
+        result, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
     assert json.loads(result), "Ray says nothing on stdout"
     assert "ray: 2 actors on 2 machines x 4 clients a round" in said
@@ -170,7 +168,7 @@ def test_a_machine_of_a_cluster_is_lost(one_process: bytes, tmp_path: Path, clus
 def test_an_address_that_does_not_answer(tmp_path: Path) -> None:
     argv = fedsim("run", *WORDS, "--ray-address", "127.0.0.1:1", "--output", str(tmp_path / "run"))
     env = environment(tmp_path)
-    result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 2 and not (tmp_path / "run").exists()
     assert "the Ray cluster at 127.0.0.1:1 does not answer" in result.stderr and "Traceback" not in result.stderr
-    assert not processes(tmp_path)
+    wait_until(lambda: not processes(tmp_path))
