@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def _next(listener: socket.socket, path: Path, lock: Path, idle: float) -> socke
 def _end_with(node: int) -> None:
     """End this process when the process ``node`` has ended, whatever is being done."""
     if hasattr(os, "pidfd_open"):
-        select.select([os.pidfd_open(node)], [], [])
+        with suppress(ProcessLookupError):                 # it is gone already
+            select.select([os.pidfd_open(node)], [], [])
     else:
         while _lives(node):
             time.sleep(1)
