@@ -112,10 +112,17 @@ def own_folders(local: Local) -> list[Path]:
         return []
     if not local.own_data.is_dir():
         raise DeployError(f"{local.own_data} is not a folder; expected one with a folder or file for each node")
-    found = sorted(path.absolute() for path in local.own_data.iterdir() if not path.name.startswith("."))
+    shown = (path.absolute() for path in local.own_data.iterdir() if not path.name.startswith("."))
+    found = sorted(shown, key=natural)
     if len(found) != local.nodes:
         raise DeployError(f"{local.own_data} holds {len(found)} folders or files; expected {local.nodes}, one a node")
     return found
+
+
+def natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
+    """The key of an order of names in which node-2 comes before node-10."""
+    parts = [part for part in re.split(r"([0-9]+)", path.name) if part]
+    return [(False, int(p), "") if p[0] in "0123456789" else (True, 0, p) for p in parts], path.name
 
 
 def at_home(experiment: Experiment) -> Experiment:

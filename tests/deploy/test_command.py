@@ -116,11 +116,14 @@ def test_paths_are_made_absolute_and_named_modules_allowed(tmp_path: Path, monke
 
 
 def test_own_folders_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name in ("b", "a", ".hidden"):
+    """Numbers in them count as numbers."""
+    names = ["7", "10", "a", "b", "node-2", "node-02", "node-10"]
+    for name in (*reversed(names), ".hidden"):
         (tmp_path / "own" / name).mkdir(parents=True)
     experiment = from_config(yaml.safe_load(EXPERIMENT.read_text()))
-    nodes = node_settings(experiment, tmp_path / "run", Local(2, own_data=tmp_path / "own"))
-    assert [node.data for node in nodes] == [tmp_path / "own/a", tmp_path / "own/b"]
+    nodes = node_settings(experiment, tmp_path / "run", Local(len(names), own_data=tmp_path / "own"))
+    expected = ["7", "10", "a", "b", "node-02", "node-2", "node-10"]
+    assert [node.data for node in nodes] == [tmp_path / "own" / name for name in expected]
 
 
 def test_processes_stay_offline(tmp_path: Path) -> None:
