@@ -77,6 +77,9 @@ class Waiting(Scaffold):
         if (round := round_of(local)) in self.waits:
             here = Path(self.folder, str(round))
             here.touch()
+            end = time.monotonic() + 1200
             while not here.with_name(f"{round}-go").exists():
+                if time.monotonic() > end:
+                    raise TimeoutError(f"nobody made {round}-go")
                 time.sleep(0.02)
         return super().client(local, *arguments)
