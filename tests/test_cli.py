@@ -270,4 +270,4 @@ def test_exit_codes_of_the_process(tmp_path: Path) -> None:
 
 def fedsim_process(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fedsim", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)

@@ -48,7 +48,7 @@ def test_killed_in_mid_round_and_resumed_gives_the_same_bytes(tmp_path: Path, ki
     assert child.stdout is not None
     assert child.stdout.readline() == "now\n"
     child.send_signal(kind)
-    _, stderr = child.communicate(timeout=60)
+    _, stderr = child.communicate(timeout=240)
     assert child.returncode != 0, stderr
     cut = RunDirectory(tmp_path / "cut")
     state = cut.manifest["status"]["0"]["state"]

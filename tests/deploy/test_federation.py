@@ -85,11 +85,13 @@ def start(federation: Federation, folder: Path, name: str, **config: Any) -> str
 
 def wait(federation: Federation, run_id: str) -> dict[str, Any]:
     """Flower's description of a run that has ended."""
-    while True:
+    end = time.monotonic() + 3000
+    while time.monotonic() < end:
         run: dict[str, Any] = federation.flwr("list", "--run-id", run_id)["runs"][0]
         if run["status"].startswith("finished"):
             return run
         time.sleep(3)
+    raise AssertionError(f"run {run_id} has not ended")
 
 
 def final(path: Path, last: int = ROUNDS) -> dict[tuple[str, str], float]:
@@ -130,10 +132,13 @@ def test_a_killed_node_comes_back_with_its_memory(running: Federation, folder: P
     """It is killed in the middle of the run, and started again as a supervisor does, until Flower lets it in."""
     run_id = start(running, folder, "EF21", output=str(folder / "killed"))
     exchanges = folder / "killed/seed-0/exchanges.jsonl"
+    end = time.monotonic() + 1200
     while not exchanges.exists():
+        assert time.monotonic() < end, "nothing happened"
         time.sleep(0.2)
     running.supernodes[1].kill()
     while (run := running.flwr("list", "--run-id", run_id)["runs"][0])["status"] in ("starting", "running"):
+        assert time.monotonic() < end + 1200, run
         if running.supernodes[1].code is not None:
             running.supernodes[1].start()
         time.sleep(5)
