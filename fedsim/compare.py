@@ -1,4 +1,4 @@
-"""Compare runs: final and best values, paired differences, and the cost of reaching a target.
+"""Compare runs: final, late and best values, paired differences, and the cost of reaching a target.
 
 All numbers are means over seeds with 95 % Student-t intervals (`fedsim.report.statistics`). Differences are paired: a
 run and the baseline share data and initial model under the same seed, so what seeds have in common cancels. The cost
@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,9 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import ConfigError
+from fedsim.report.doubts import doubts
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
 
+LATE = 5
+"""Evaluations at the end whose mean is the late value: of a final one alone, the last cohort is a good part."""
 COSTS = {"round": "rounds", "megabytes": "MB", "gradient_evaluations": "grad evals"}
 
 
@@ -36,6 +39,7 @@ class RunSummary:
     Attributes:
         run: what was read.
         final: the metric at the last evaluated round.
+        late: mean over the last `LATE` evaluated rounds of each seed.
         best: the best value over the evaluated rounds of each seed.
         difference: final minus the final of the baseline, paired by seed; None for the baseline itself and where no
             seed is common.
@@ -45,6 +49,7 @@ class RunSummary:
 
     run: RunSeries
     final: Estimate
+    late: Estimate
     best: Estimate
     difference: Estimate | None
     reached: int
@@ -99,7 +104,7 @@ def compare(
     target = default_target(means, metric) if target is None else target
     reference = _baseline(runs, means, metric, baseline)
     summaries = tuple(_summary(run, final, reference, metric, target) for run, final in zip(runs, finals, strict=True))
-    return Comparison(scope, metric, target, reference.label, summaries, tuple(_warnings(runs)))
+    return Comparison(scope, metric, target, reference.label, summaries, tuple(doubts(runs)))
 
 
 def _baseline(runs: Sequence[RunSeries], means: Sequence[float], metric: str, baseline: str) -> RunSeries:
@@ -131,54 +136,12 @@ def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str,
     return RunSummary(
         run=run,
         final=final,
+        late=estimate([float(series.value[-LATE:].mean()) for series in run.seeds.values()]),
         best=estimate([best(series.value, metric) for series in run.seeds.values()]),
         difference=estimate(differences) if differences else None,
         reached=sum(row is not None for row in rows.values()),
         cost=costs,
     )
-
-
-def _warnings(runs: Sequence[RunSeries]) -> Iterator[str]:
-    """What makes these runs incomparable, in words."""
-    for run in runs:
-        for seed, status in run.manifest["status"].items():
-            if status["state"] != "finished":
-                last = _rounds(run, int(seed)) if int(seed) in run.seeds else "none"
-                yield (
-                    f"{run.label}: seed {seed} has status {status['state']} (last evaluated round: {last}); "
-                    "its last value is not a final one"
-                )
-        for seed, series in run.seeds.items():
-            if math.isnan(series.value[-1]):
-                yield f"{run.label}: seed {seed} diverged (its last value is not finite)"
-    for name in ("data_hash", "partition_hash"):
-        values = {run.label: run.manifest.get(name) for run in runs}
-        if not all(_same(value, values[runs[0].label]) for value in values.values()):
-            yield f"different {name.replace('_', ' ')}: {_listed(values)}"
-    seeds = {run.label: sorted(run.seeds) for run in runs}
-    if any(value != seeds[runs[0].label] for value in seeds.values()):
-        yield f"different seeds (differences use the common ones): {_listed(seeds)}"
-    every = {run.label: run.config.get("evaluation", {}).get("every") for run in runs}
-    if len(set(every.values())) > 1:
-        yield f"measured every so many rounds (best values and costs of the target depend on it): {_listed(every)}"
-    rounds = {run.label: sorted({_rounds(run, seed) for seed in run.seeds}) for run in runs}
-    if len({round for values in rounds.values() for round in values}) > 1:
-        yield f"different last evaluated rounds: {_listed(rounds)}"
-
-
-def _rounds(run: RunSeries, seed: int) -> int:
-    return int(run.seeds[seed].cost["round"][-1])
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Equal hashes; hashes by seed need only agree on the seeds that both have."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return all(first[key] == second[key] for key in first.keys() & second.keys())
-    return bool(first == second)
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return "; ".join(f"{label}: {value}" for label, value in values.items())
 
 
 def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
@@ -199,7 +162,7 @@ def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
 def header(comparison: Comparison) -> list[str]:
     """Column titles of `cells`."""
     difference = [f"− {comparison.baseline}"] if len(comparison.runs) > 1 else []
-    return ["run", "seeds", "final", "best", *difference, *COSTS.values()]
+    return ["run", "seeds", "final", f"last {LATE}", "best", *difference, *COSTS.values()]
 
 
 def cells(comparison: Comparison) -> list[list[str]]:
@@ -212,7 +175,7 @@ def cells(comparison: Comparison) -> list[list[str]]:
         alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
         difference = [text_of(summary.difference, alone, "+")] if len(comparison.runs) > 1 else []
         costs = [text_of(summary.cost[name], why) for name, why in zip(COSTS, missing, strict=True)]
-        values = [text_of(summary.final), text_of(summary.best), *difference, *costs]
+        values = [*map(text_of, (summary.final, summary.late, summary.best)), *difference, *costs]
         rows.append([summary.run.label, str(seeds), *values])
     return rows
 
@@ -229,6 +192,7 @@ def notes(comparison: Comparison) -> str:
     difference = f"“− {comparison.baseline}”: difference of final values, paired by seed. "
     return (
         "Mean over seeds ± 95 % Student-t interval (none for one seed). "
+        f"Last {LATE}: mean of the last {LATE} evaluations. "
         f"{difference if len(comparison.runs) > 1 else ''}Missed: seeds that never reached the target. "
         "MB: what clients send and receive, 10⁶ bytes; a message between two of them counts for both. "
         "Grad evals: gradient evaluations of all clients."
@@ -254,7 +218,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for summary in comparison.runs:
         row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}
-        estimates = {"final": summary.final, "best": summary.best, "difference": summary.difference}
+        estimates = {name: getattr(summary, name) for name in ("final", "late", "best", "difference")}
         for name, value in {**estimates, **{f"{cost}_to_target": summary.cost[cost] for cost in COSTS}}.items():
             row[f"{name}_mean"] = None if value is None or math.isnan(value.mean) else value.mean
             width = None if value is None else value.half_width
@@ -271,9 +235,10 @@ def to_json(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """`records` as CSV, with scope, metric and target in front."""
+    """`records` as CSV, with scope, metric and target in front, and the warnings at the end of every row."""
     settings = {name: getattr(comparison, name) for name in ("scope", "metric", "target")}
-    rows = [{**settings, **record} for record in records(comparison)]
+    warnings = "; ".join(comparison.warnings)
+    rows = [{**settings, **record, "warnings": warnings} for record in records(comparison)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

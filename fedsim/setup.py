@@ -78,6 +78,11 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             f"partition {experiment.division} gives the problem {dataset.name!r} other clients than its own, which its"
             " optimum and its constants are about; leave partition out, or use NaturalIdPartitioner"
         )
+    if problem is not None and (experiment.weights != "uniform" or experiment.local.weight_decay):
+        raise ConfigError(
+            f"the optimum of the problem {dataset.name!r} is that of the plain mean of its clients' objectives: leave"
+            " out weights and local.weight_decay, which give another one"
+        )
     if experiment.topology is not None:                    # what no method could use fails here, not in round 1
         check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
         check_connected(experiment.topology, seed, partition.n)

@@ -29,7 +29,8 @@ class LocalWork:
         epochs: passes over the client's own shard.
         steps: number of minibatches, the same for every client; replaces ``epochs``.
         weight_decay: coefficient of the L2 term (weight_decay / 2) ||x||^2 in every client's objective.
-        clip_norm: largest L2 norm of a minibatch gradient before weight decay is added; none by default.
+        clip_norm: largest L2 norm of a gradient, of a minibatch or a whole shard, before weight decay is added; none by
+            default.
     """
 
     batch_size: int = 32

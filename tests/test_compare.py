@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from fedsim.compare import Comparison, compare, render, to_csv, to_json
+from fedsim.compare import Comparison, cells, compare, render, to_csv, to_json
 from fedsim.errors import ConfigError, RunError
-from fedsim.record import create_run
+from fedsim.record import create_run, open_run
 from fedsim.report.series import find_runs
 from fedsim.report.statistics import estimate
 
@@ -115,6 +115,39 @@ def test_warnings_name_what_differs(tmp_path: Path) -> None:
         "different partition hash: a: p; b: q",
         "different last evaluated rounds: a: [20]; b: [10]",
     )
+
+
+def test_warnings_name_work_that_differs(tmp_path: Path) -> None:
+    """Unless the labels say it already."""
+    work = [{"batch_size": 8, "epochs": 1}, {"batch_size": 32, "epochs": 1}]
+    a, b = (make_run(tmp_path, n, SLOW, config={"local": w}) for n, w in zip("ab", work, strict=True))
+    assert compare([a, b]).warnings == ("different local.batch_size: a: 8; b: 32",)
+    c, d = (make_run(tmp_path, n, SLOW, config={"name": None, "local": w}) for n, w in zip("cd", work, strict=True))
+    assert [summary.run.label for summary in compare([c, d]).runs] == ["FedAvg, batch_size=8", "FedAvg, batch_size=32"]
+    assert not compare([c, d]).warnings
+
+
+def test_a_seed_that_diverged_before_anything_was_measured_counts(tmp_path: Path) -> None:
+    good = make_run(tmp_path, "good", SLOW)
+    bad = make_run(tmp_path, "bad", {0: FAST[0], 1: FAST[1], 2: []}, state="finished")
+    open_run(bad).mark(2, "failed", "DivergenceError: FedAvg.client in round 1")
+    compared = compare([good, bad])
+    assert math.isnan(compared.runs[1].final.mean) and compared.runs[1].final.seeds == 3
+    assert compared.runs[1].reached == 2 and compared.runs[1].cost["round"] is None
+    assert any("seed 2 diverged" in warning for warning in compared.warnings)
+    assert cells(compared)[1][2] == "diverged"
+
+
+def test_late_value_and_bits_of_papers(tmp_path: Path) -> None:
+    """The mean of the last five evaluations of each seed; what was sent before round 1 is free."""
+    path = make_run(tmp_path, "run", {0: [0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5]})
+    assert compare(path).runs[0].late.mean == pytest.approx(0.3)
+    metrics = path / "seed-0" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        row["value"] += 64 * (row["metric"] == "paper_bits")
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert compare(path).runs[0].run.seeds[0].cost["paper_bits"].tolist() == [3e4 * row for row in range(7)]
 
 
 def test_partition_hashes_by_seed_must_agree_on_common_seeds(tmp_path: Path) -> None:

@@ -153,6 +153,12 @@ def test_a_data_set_without_test_samples_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("settings", [{"weights": "samples"}, {"local": LocalWork(weight_decay=0.1)}])
+def test_a_problem_keeps_its_own_objective(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"leave out weights and local\.weight_decay"):
+        run(Experiment(FedAvg(), data=zeta_least_squares(), **settings), progress=False)
+
+
 def test_a_problem_keeps_its_own_clients(tmp_path: Path) -> None:
     base = Experiment(DCGD(compressor=Identity(), lr=0.1), data=Data("zeta_least_squares"), rounds=2, dtype="float64")
     directory = run(base, root=tmp_path, progress=False)

@@ -17,7 +17,7 @@ AXES = {
     "round": "round",
     "megabytes": "megabytes that clients send and receive (1 MB = 10⁶ bytes)",
     "megabytes_up": "megabytes sent up (1 MB = 10⁶ bytes)",
-    "paper_bits": "bits sent up as papers count them (32 a value, no indices)",
+    "paper_bits": "bits sent up as papers count them (32 a value, no indices, from round 1 on)",
     "gradient_evaluations": "gradient evaluations, all clients",
     "seconds": "host seconds",
 }
@@ -42,6 +42,10 @@ class Series:
     last: Mapping[tuple[str, str], float]
 
 
+NOTHING = Series(np.array([np.nan]), dict.fromkeys(AXES, np.zeros(1)), {})
+"""Of a seed that diverged before its first evaluation."""
+
+
 @dataclass(frozen=True)
 class RunSeries:
     """One run.
@@ -51,8 +55,8 @@ class RunSeries:
         path: its directory.
         config: the resolved experiment.
         manifest: versions, hashes, seeds and status.
-        seeds: series by seed, of the seeds that have been evaluated at least once; NaN after the last evaluation of a
-            seed that diverged.
+        seeds: series by seed, of the seeds that have been evaluated at least once or diverged; NaN after the last
+            evaluation of a seed that diverged.
         scope: that was read: without a server the average of the nodes' models stands for the server's.
     """
 
@@ -112,6 +116,9 @@ def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, S
         seeds = {seed: _to_its_end(series, run, seed) for seed, series in loaded.items() if len(series.value)}
         if seeds:
             break
+    if seeds or not any(series.last for series in loaded.values()):
+        every = map(int, run.manifest["status"])
+        seeds |= {seed: NOTHING for seed in every if seed not in seeds and _diverged(run, seed)}
     if not seeds:
         known = sorted({" ".join(key) for series in loaded.values() for key in series.last})
         raise ConfigError(
@@ -122,11 +129,15 @@ def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, S
 
 def _to_its_end(series: Series, run: RunDirectory, seed: int) -> Series:
     """With NaN as its last value, at the cost of the last evaluation, where the run says that the seed diverged."""
-    status = run.manifest["status"].get(str(seed), {})
-    if status.get("state") != "failed" or not status["detail"].startswith(DivergenceError.__name__):
+    if not _diverged(run, seed):
         return series
     cost = {name: np.append(paid, paid[-1]) for name, paid in series.cost.items()}
     return replace(series, value=np.append(series.value, np.nan), cost=cost)
+
+
+def _diverged(run: RunDirectory, seed: int) -> bool:
+    status = run.manifest["status"].get(str(seed), {})
+    return status.get("state") == "failed" and bool(status["detail"].startswith(DivergenceError.__name__))
 
 
 def _load_series(directory: Path, scope: str, metric: str) -> Series:
@@ -145,12 +156,17 @@ def _load_series(directory: Path, scope: str, metric: str) -> Series:
             "round": np.array(rounds, np.float64),
             "megabytes": (total(metrics, "total", "bytes_down") + total(metrics, "total", "bytes_up")) / 1e6,
             "megabytes_up": total(metrics, "total", "bytes_up") / 1e6,
-            "paper_bits": total(metrics, "total", "paper_bits"),
+            "paper_bits": _from_round_1(total(metrics, "total", "paper_bits"), rounds),
             "gradient_evaluations": total(metrics, "total", "gradient_evaluations"),
             "seconds": total(timing, "host", "seconds"),
         },
         last=_last_values(metrics),
     )
+
+
+def _from_round_1(bits: np.ndarray, rounds: Sequence[int]) -> np.ndarray:
+    """Papers do not count the exchange of whole vectors with which a method may begin."""
+    return bits - bits[0] if rounds and rounds[0] == 0 else bits
 
 
 def _last_values(rows: Metrics) -> dict[tuple[str, str], float]:
@@ -160,7 +176,7 @@ def _last_values(rows: Metrics) -> dict[tuple[str, str], float]:
 
 def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list[str]:
     """The first of name, algorithm, algorithm with the settings that differ, directory, that tells all runs apart."""
-    settings = [dict(_leaves(config)) for config in configs]
+    settings = [dict(flat(config)) for config in configs]
     differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
 
     keys = sorted(differing - {"algorithm.name"})
@@ -192,7 +208,8 @@ def _algorithm(config: Mapping[str, Any]) -> str:
     return str(path).rsplit(".", 1)[-1]
 
 
-def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The values of a config by their dotted names."""
     if not isinstance(value, Mapping):
         return [(prefix, value)]
-    return [leaf for key, child in value.items() for leaf in _leaves(child, f"{prefix}.{key}" if prefix else str(key))]
+    return [leaf for key, child in value.items() for leaf in flat(child, f"{prefix}.{key}" if prefix else str(key))]
