@@ -32,7 +32,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from fedsim.checks import plain_name
-from fedsim.errors import RunError
+from fedsim.errors import ConfigError, RunError
 from fedsim.rows import Metrics, RowWriter, read_metrics
 
 __all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
@@ -171,8 +171,8 @@ def create_run(
         output: exactly this directory instead.
 
     Raises:
-        ConfigError: the name is no directory name.
-        RunError: ``output`` exists, the config is not plain, or the disk refuses.
+        ConfigError: the name is no directory name, or ``output`` exists.
+        RunError: the config is not plain, or the disk refuses.
     """
     plain_name(name)
     try:
@@ -187,7 +187,7 @@ def create_run(
                 return RunDirectory(target)
     except OSError as error:
         raise RunError(f"cannot create a run in {output or root}: {error.strerror}; choose another --output") from error
-    raise RunError(f"{output} exists; a run never overwrites another. Choose another --output, or remove it first")
+    raise ConfigError(f"{output} exists; a run never overwrites another. Choose another --output, or remove it first")
 
 
 def create_folder(root: Path, name: str) -> Path:

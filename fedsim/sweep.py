@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.compare import Comparison, RunSummary, compare
-from fedsim.errors import BusyError, RunError
+from fedsim.errors import BusyError, ConfigError, RunError
 from fedsim.record import create_folder, environment, open_run, write_atomic
 from fedsim.report.statistics import Estimate, best, estimate
 from fedsim.rows import read_metrics
@@ -142,13 +142,14 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
         name: of the folder.
 
     Raises:
-        RunError: ``output`` holds something else, or the disk refuses.
+        ConfigError: ``output`` holds something else.
+        RunError: the disk refuses.
     """
     for known in [output] if output else sorted(root.glob(f"{name}*")):
         if (known / FILE).is_file() and (sweep := open_sweep(known)).points == tuple(points):
             return sweep
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunError(f"{output} exists and is not this sweep; choose another --output, or remove it first")
+        raise ConfigError(f"{output} exists and is not this sweep; choose another --output, or remove it first")
     folder = output or create_folder(root, name)
     listed = [{"name": point.name, "config": point.config} for point in points]
     _write(folder, {**environment(), "points": listed, "failures": {}})

@@ -183,8 +183,9 @@ def test_run_resume_and_their_json(tmp_path: Path, capsys: pytest.CaptureFixture
     assert 0 < accuracy["mean"] <= 1 and accuracy["half_width"] is None
     assert main(["resume", str(output), "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out) == result
-    assert main(argv) == 1, "a run is never overwritten"
+    assert main(argv) == 2, "a run is never overwritten"
     assert "exists" in capsys.readouterr().err
+    assert main([*argv, "--data", "npz", "--data.path", str(tmp_path / "none.npz")]) == 1, "nothing wrong with settings"
 
 
 def test_run_prints_a_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from fedsim import (
     resume,
     run,
 )
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner, IidPartitioner, NoiseSkew
 from fedsim.problems import least_squares
@@ -101,7 +101,7 @@ def test_the_same_cohorts_and_partition_for_every_algorithm(tmp_path: Path) -> N
 
 def test_an_existing_output_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(RunError, match="exists"):
+    with pytest.raises(ConfigError, match="exists"):
         run(SMALL, output=str(tmp_path / "mine"), progress=False)
     assert list((tmp_path / "mine").iterdir()) == []
 

@@ -84,7 +84,7 @@ def test_concurrent_creation_gives_distinct_complete_runs(tmp_path: Path) -> Non
 
 def test_explicit_output_that_exists_is_an_error(tmp_path: Path, run: RunDirectory) -> None:
     assert create_run(tmp_path, "demo", {}, {}, output=tmp_path / "new").path == tmp_path / "new"
-    with pytest.raises(RunError, match="exists; a run never overwrites"):
+    with pytest.raises(ConfigError, match="exists; a run never overwrites"):
         create_run(tmp_path, "demo", {}, {}, output=run.path)
 
 

@@ -14,7 +14,7 @@ from fedsim.config import from_config
 from fedsim.config.names import help_of
 from fedsim.config.plan import names
 from fedsim.deploy.install import flower_version
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError
 from fedsim.experiment import Experiment
 from fedsim.record import free_name, open_run
 
@@ -95,7 +95,7 @@ def _output(line: flags.CommandLine, experiment: Experiment) -> Path:
         return free_name(Path(line.options.get("root", "runs")), experiment.title)
     output = Path(line.options["output"])
     if output.exists():
-        raise RunError(f"{output} exists; choose another --output, or continue it with --resume {output}")
+        raise ConfigError(f"{output} exists; choose another --output, or continue it with --resume {output}")
     return output
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fedsim.errors import DeployError
+from fedsim.errors import ConfigError, DeployError
 
 try:
     from cryptography import x509
@@ -37,6 +38,9 @@ DAYS = 365
 """How long certificates are valid."""
 CLOCK_SKEW = timedelta(hours=1)
 """By how much a node's clock may be behind."""
+LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+NAME = re.compile(rf"(\*\.)?({LABEL}\.)*(?![0-9]+$){LABEL}")
+"""Of a host; the last part of one is no number, as that of an address is."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,24 @@ def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0
         hosts: names and addresses by which the SuperLink is reached.
 
     Raises:
-        DeployError: the folder holds some already, or cannot be written.
+        ConfigError: no node, no host or one that is none, or the folder holds certificates already.
+        DeployError: the folder cannot be written.
     """
     made = Credentials(folder, nodes)
+    if nodes < 1:
+        raise ConfigError(f"nodes is {nodes}; expected 1 or more")
+    if not hosts:
+        raise ConfigError("hosts is empty; expected names and addresses by which the SuperLink is reached")
+    names = [_host(host) for host in hosts]
     if made.ca.exists():
-        raise DeployError(f"{made.ca} exists; certificates are never overwritten. Choose another folder, or remove it")
-    if not hosts or nodes < 1:
-        raise DeployError(f"hosts are {list(hosts)} and nodes {nodes}; expected at least one of each")
+        raise ConfigError(f"{made.ca} exists; certificates are never overwritten. Choose another folder, or remove it")
     ca_key, server_key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
     ca = _authority(ca_key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_private(folder / "ca.key", _pem(ca_key))
         _write_private(made.server[1], _pem(server_key))
-        made.server[0].write_bytes(_server(server_key, hosts, ca, ca_key).public_bytes(Encoding.PEM))
+        made.server[0].write_bytes(_server(server_key, names, ca, ca_key).public_bytes(Encoding.PEM))
         for i in range(nodes):
             key = generate_private_key(SECP384R1())
             _write_private(made.node(i), key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
@@ -119,14 +127,17 @@ def _authority(key: EllipticCurvePrivateKey) -> x509.Certificate:
 
 
 def _server(
-    key: EllipticCurvePrivateKey, hosts: Sequence[str], ca: x509.Certificate, ca_key: EllipticCurvePrivateKey
+    key: EllipticCurvePrivateKey,
+    hosts: Sequence[x509.GeneralName],
+    ca: x509.Certificate,
+    ca_key: EllipticCurvePrivateKey,
 ) -> x509.Certificate:
     """The certificate of a server that is reached by ``hosts``."""
-    builder = _builder(_name(hosts[0][:64]), ca.subject, key.public_key(), ca_key)
+    builder = _builder(_name(str(hosts[0].value)[:64]), ca.subject, key.public_key(), ca_key)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(signs=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
     return builder.sign(ca_key, SHA256())
 
 
@@ -134,6 +145,9 @@ def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if len(host) > 253 or not NAME.fullmatch(host):
+            expected = "a name such as server.example.org, or an address"
+            raise ConfigError(f"{host!r} is no host; expected {expected}") from None
         return x509.DNSName(host)
 
 

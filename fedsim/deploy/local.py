@@ -13,6 +13,7 @@ import yaml
 from fedsim.backends.flower.policy import Policy
 from fedsim.backends.flower.settings import NodeSettings
 from fedsim.config import to_config
+from fedsim.deploy import ports
 from fedsim.deploy.app import write_app
 from fedsim.deploy.federation import Federation
 from fedsim.deploy.watch import watch
@@ -46,6 +47,7 @@ class Local:
     def __post_init__(self) -> None:
         if self.nodes < 1:
             raise ConfigError(f"nodes is {self.nodes}; expected 1 or more")
+        ports.within(self.port)                            # before anything starts
 
 
 def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool = True) -> RunDirectory:

@@ -7,7 +7,7 @@ import random
 import socket
 from pathlib import Path
 
-from fedsim.errors import DeployError
+from fedsim.errors import ConfigError, DeployError
 
 LISTENING = "0A"
 FIRST = 20_000
@@ -20,10 +20,10 @@ def check(port: int, option: str = "--port") -> int:
     """The port, or any free one for 0.
 
     Raises:
+        ConfigError: it is no port.
         DeployError: another process listens on it; says which, where the system tells.
     """
-    if not 0 <= port <= 65535:
-        raise DeployError(f"{option} is {port}; expected 1 to 65535, or 0 for any that is free")
+    within(port, option)
     if port == 0:
         return free(1)[0]
     with socket.socket() as probe:
@@ -37,6 +37,12 @@ def check(port: int, option: str = "--port") -> int:
                 f" with {option} {port + 1}, or {option} 0 for any that is free"
             ) from error
     return port
+
+
+def within(port: int, option: str = "--port") -> None:
+    """Raise ConfigError unless it can be the number of a port, or 0."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"{option} is {port}; expected 1 to 65535, or 0 for any that is free")
 
 
 def free(count: int) -> list[int]:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from fedsim.cli import main
 from fedsim.deploy.certificates import Credentials, make
-from fedsim.errors import DeployError
+from fedsim.errors import ConfigError, DeployError
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +76,31 @@ def test_private_files_are_the_owners(made: Credentials) -> None:
 
 
 def test_nothing_is_overwritten_and_what_lacks_is_named(made: Credentials, tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match=r"ca.crt exists; certificates are never overwritten"):
+    with pytest.raises(ConfigError, match=r"ca.crt exists; certificates are never overwritten"):
         make(made.folder, 2)
     made.check()
     with pytest.raises(DeployError, match=r"node-2.key is missing; .* fedsim certificates --output FOLDER --nodes 3"):
         Credentials(made.folder, 3).check()
-    with pytest.raises(DeployError, match="at least one of each"):
+    with pytest.raises(ConfigError, match="nodes is 0; expected 1 or more"):
         make(tmp_path, 0)
+    with pytest.raises(ConfigError, match="hosts is empty; expected names"):
+        make(tmp_path, 1, [])
     (tmp_path / "file").touch()
     with pytest.raises(DeployError, match="cannot write certificates"):
         make(tmp_path / "file", 1)
+
+
+@pytest.mark.parametrize("host", ["bad host!", "a..b", "-a", "a.org/x", "10.0.0.256", "1.2", "bücher.de", "a" * 64])
+def test_what_is_no_host_is_refused(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="is no host; expected a name such as"):
+        make(tmp_path / "c", 1, ["localhost", host])
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("host", ["::1", "a", "*.example.org", "3com.example.org", "my_server", "a-b.c-d", "a" * 63])
+def test_names_and_addresses_are_hosts(tmp_path: Path, host: str) -> None:
+    made = make(tmp_path / "c", 1, [host])
+    assert shake_hands(made, made.ca, host.replace("*", "any")) == "TLSv1.3"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,5 +108,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(command) == 0
     assert "ca.crt for every machine" in capsys.readouterr().out
     assert shake_hands(Credentials(tmp_path / "c", 1), tmp_path / "c/ca.crt", "10.0.0.1")
-    assert main(command) == 1
+    assert main(command) == 2
     assert "never overwritten" in capsys.readouterr().err

@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments/flower/experiment.yaml"
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The error of a command that fails with wrong settings, or otherwise."""
-    assert main(["deploy", *map(str, words)]) in (1, 2)
+def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 2) -> str:
+    """The error of a command that fails: with wrong settings where the code is 2."""
+    assert main(["deploy", *map(str, words)]) == code
     return capsys.readouterr().err
 
 
@@ -36,12 +36,13 @@ def test_wrong_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "has 3 clients and --nodes is 4; every client is a node" in said(capsys, EXPERIMENT, "--nodes", 4)
     assert "--nodes is 'three'; expected a whole number" in said(capsys, EXPERIMENT, "--nodes", "three")
     assert "nodes is 0; expected 1 or more" in said(capsys, EXPERIMENT, "--nodes", 0)
+    assert "--port is 99999; expected 1 to 65535" in said(capsys, EXPERIMENT, "--nodes", 3, "--port", 99999)
     assert "timeout is 0.0; expected" in said(capsys, EXPERIMENT, "--nodes", 3, "--timeout", 0)
     assert "'wait'; expected one of skip, stop" in said(capsys, EXPERIMENT, "--nodes", 3, "--missing", "wait")
     assert "exists; choose another --output" in said(capsys, EXPERIMENT, "--nodes", 3, "--output", tmp_path)
-    assert "is not a run" in said(capsys, "--resume", tmp_path)
+    assert "is not a run" in said(capsys, "--resume", tmp_path, code=1)
     assert "no option --node; did you mean" in said(capsys, EXPERIMENT, "--node", 3)
-    few = said(capsys, EXPERIMENT, "--nodes", 3, "--own-data", tmp_path, "--output", tmp_path / "run")
+    few = said(capsys, EXPERIMENT, "--nodes", 3, "--own-data", tmp_path, "--output", tmp_path / "run", code=1)
     assert f"{tmp_path} holds 0 folders or files; expected 3" in few
 
 
@@ -50,7 +51,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = held.getsockname()[1]
-        error = said(capsys, EXPERIMENT, "--nodes", 3, "--port", port, "--output", tmp_path / "run")
+        error = said(capsys, EXPERIMENT, "--nodes", 3, "--port", port, "--output", tmp_path / "run", code=1)
     assert f"port {port} is in use by " in error and f"choose another with --port {port + 1}" in error
     assert not list(tmp_path.iterdir())
 
@@ -68,7 +69,8 @@ def test_without_flower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(install.importlib.metadata, "version", version)
-    assert "Flower, which is not installed; pip install 'fedsim-lab[flower]'" in said(capsys, EXPERIMENT, "--nodes", 3)
+    error = said(capsys, EXPERIMENT, "--nodes", 3, code=1)
+    assert "Flower, which is not installed; pip install 'fedsim-lab[flower]'" in error
 
 
 def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

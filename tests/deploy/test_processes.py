@@ -15,7 +15,7 @@ import pytest
 
 from fedsim.deploy import ports
 from fedsim.deploy.processes import Process, end_leftovers, living, stop_all
-from fedsim.errors import DeployError
+from fedsim.errors import ConfigError, DeployError
 
 FAMILY = """
 import subprocess, sys, time
@@ -124,7 +124,7 @@ def test_a_port_in_use_is_told_with_its_holder() -> None:
         with pytest.raises(DeployError, match=rf"port {port} is in use by .*\(pid {os.getpid()}\).*--port {port + 1}"):
             ports.check(port)
     assert ports.check(port) == port
-    with pytest.raises(DeployError, match="--port is 70000; expected 1 to 65535"):
+    with pytest.raises(ConfigError, match="--port is 70000; expected 1 to 65535"):
         ports.check(70000)
 
 
