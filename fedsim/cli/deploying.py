@@ -14,9 +14,9 @@ from fedsim.config import from_config
 from fedsim.config.names import help_of
 from fedsim.config.plan import names
 from fedsim.deploy.install import flower_version
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunError
 from fedsim.experiment import Experiment
-from fedsim.record import free_name, open_run
+from fedsim.record import RunDirectory, free_name, open_run
 
 if TYPE_CHECKING:
     from fedsim.deploy.local import Local
@@ -53,16 +53,21 @@ def deploy(argv: Sequence[str]) -> int:
         return 0
     flower_version()                                       # before anything else: is it there?
     from fedsim.deploy.instructions import instructions
+    from fedsim.deploy.local import check, modules
     from fedsim.deploy.local import deploy as deploy_here
 
     resumed = Path(line.options["resume"]) if "resume" in line.options else None
     if resumed is not None and (line.settings or "output" in line.options):
         raise ConfigError(f"--resume takes all settings from {resumed}; leave the others out")
+    if resumed is not None and _finished(open_run(resumed)):
+        print_result(open_run(resumed), "json" in line.switches)
+        return 0
     experiment = from_config(open_run(resumed).config if resumed else line.settings)
     output, local = resumed or _output(line, experiment), _local(line, resumed)
     if "print_commands" in line.switches:
+        check(experiment, local)
         file = next((word for word in argv if word.endswith((".yaml", ".yml"))), "FILE.yaml")
-        print(instructions(file, line.options.get("host", "server.example.org"), local, output))
+        print(instructions(file, line.options.get("host", "server.example.org"), local, output, modules(experiment)))
         return 0
     directory = deploy_here(experiment, output, local, progress="quiet" not in line.switches)
     print_result(directory, "json" in line.switches)
@@ -87,6 +92,21 @@ def certificates(argv: Sequence[str]) -> int:
     print(f"{made.folder}: {made.ca.name} for every machine, server.pem and server.key for the SuperLink,")
     print(f"node-0.key ... for one node each, whose .pub are registered; keep {made.folder / 'ca.key'} to yourself")
     return 0
+
+
+def _finished(run: RunDirectory) -> bool:
+    """Whether nothing is left to do for a run.
+
+    Raises:
+        RunError: it was not deployed.
+    """
+    places = {chosen["backend"] for chosen in run.manifest.get("backend", {}).values()} - {"flower"}
+    if places:
+        raise RunError(
+            f"{run.path} was simulated (backend {', '.join(sorted(places))}), and the memories of its clients are here;"
+            f" continue with: fedsim resume {run.path}"
+        )
+    return all(status["state"] == "finished" for status in run.manifest["status"].values())
 
 
 def _output(line: flags.CommandLine, experiment: Experiment) -> Path:

@@ -15,7 +15,7 @@ from fedsim.deploy.local import Local
 FOLDER = Path("federation")
 
 
-def instructions(file: str, host: str, local: Local, output: Path) -> str:
+def instructions(file: str, host: str, local: Local, output: Path, allow: tuple[str, ...] = ()) -> str:
     """Shell commands, with comments that say on which machine.
 
     Args:
@@ -23,13 +23,19 @@ def instructions(file: str, host: str, local: Local, output: Path) -> str:
         host: name or address by which nodes reach the server.
         local: nodes, port, security and policy.
         output: run directory on the server.
+        allow: modules outside fedsim whose classes the experiment names.
     """
     credentials = None if local.insecure else Credentials(FOLDER / "certificates", local.nodes)
     offline = "export " + " ".join(f"{name}={value}" for name, value in OFFLINE.items())
     parts = [f"# On every machine: pip install 'fedsim-lab[flower]', the same version everywhere, and\n{offline}"]
     parts += ["# WITHOUT encryption and authentication."] if credentials is None else [_certificates(credentials, host)]
     parts.append(_server(credentials, local))
-    parts += [_node(credentials, i, host, local) for i in range(local.nodes)]
+    if allow:
+        parts.append(
+            f"# The experiment names classes of {', '.join(allow)}: install that on every machine. Whether a node may\n"
+            "# import it is for its operator to decide: without allow in its command, the node refuses."
+        )
+    parts += [_node(credentials, i, host, local, allow) for i in range(local.nodes)]
     parts.append(_run(file, local, output))
     return "\n\n".join(parts)
 
@@ -59,8 +65,9 @@ def _server(credentials: Credentials | None, local: Local) -> str:
     return "\n".join(lines)
 
 
-def _node(credentials: Credentials | None, i: int, host: str, local: Local) -> str:
-    settings = NodeSettings(i, Path("/var/lib/fedsim"), Path("/path/to/own/data") if local.own_data else None)
+def _node(credentials: Credentials | None, i: int, host: str, local: Local, allow: tuple[str, ...]) -> str:
+    own = Path("/path/to/own/data") if local.own_data else None
+    settings = NodeSettings(i, Path("/var/lib/fedsim"), own, allow=allow)
     here = None if credentials is None else Credentials(Path(), local.nodes)
     words = ["flower-supernode", "--superlink", f"{host}:{local.port}", *supernode_security(here, i)]
     return f"# On node {i}:\n{_line([*words, '--node-config', settings.text()])}"

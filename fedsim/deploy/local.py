@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from fedsim.backends.flower.limits import check_deployable
 from fedsim.backends.flower.policy import Policy
 from fedsim.backends.flower.settings import NodeSettings
 from fedsim.config import to_config
@@ -60,7 +61,7 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
         KeyboardInterrupt: after every process has ended.
     """
     output = output.absolute()
-    check_clients(experiment, local)
+    check(experiment, local)
     experiment = at_home(experiment)
     nodes = node_settings(experiment, output, local)
     federation = Federation(federation_folder(output), nodes, local.port, local.insecure)
@@ -79,8 +80,9 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
     return open_run(output)
 
 
-def check_clients(experiment: Experiment, local: Local) -> None:
-    """Raise ConfigError unless every client of the experiment has a node."""
+def check(experiment: Experiment, local: Local) -> None:
+    """Raise ConfigError unless the experiment can be deployed, with a node for every client."""
+    check_deployable(experiment)
     clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
         raise ConfigError(
@@ -101,7 +103,7 @@ def node_settings(experiment: Experiment, output: Path, local: Local) -> list[No
     data, own, folder = experiment.data, own_folders(local), federation_folder(output)
     assert isinstance(data, Data)
     directory = None if data.data_dir is None else Path(data.data_dir)
-    allow = tuple(sorted(modules_of(to_config(experiment))))
+    allow = modules(experiment)
     return [
         NodeSettings(i, folder / f"node-{i}" / "memory", own[i] if own else None, directory, allow)
         for i in range(local.nodes)
@@ -135,6 +137,11 @@ def at_home(experiment: Experiment) -> Experiment:
     options = {**data.options, "path": str(Path(str(path)).expanduser().absolute())} if path else data.options
     directory = None if data.data_dir is None else str(Path(data.data_dir).expanduser().absolute())
     return replace(experiment, data=replace(data, options=options, data_dir=directory))
+
+
+def modules(experiment: Experiment) -> tuple[str, ...]:
+    """Modules that a node must allow for this experiment."""
+    return tuple(sorted(modules_of(to_config(at_home(experiment)))))   # an absolute path looks like no module
 
 
 def modules_of(config: Any) -> set[str]:

@@ -20,6 +20,7 @@ from fedsim.deploy.app import DEFAULTS, write_app
 from fedsim.deploy.federation import Federation
 from fedsim.deploy.local import Local, at_home, modules_of, node_settings
 from fedsim.errors import DeployError
+from fedsim.record import State, create_run
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments/flower/experiment.yaml"
@@ -44,6 +45,38 @@ def test_wrong_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "no option --node; did you mean" in said(capsys, EXPERIMENT, "--node", 3)
     few = said(capsys, EXPERIMENT, "--nodes", 3, "--own-data", tmp_path, "--output", tmp_path / "run", code=1)
     assert f"{tmp_path} holds 0 folders or files; expected 3" in few
+
+
+def test_what_cannot_be_deployed_is_told_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [EXPERIMENT, "--nodes", 3, "--downlink", "EF21P", "--downlink.compressor", "TopK"]
+    words += ["--downlink.compressor.fraction", 0.1, "--output", tmp_path / "run"]
+    assert "downlink EF21P needs nodes that hold a public model" in said(capsys, *words)
+    assert "downlink EF21P needs nodes" in said(capsys, *words, "--print-commands")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("state", ["interrupted", "finished"])
+def test_a_simulated_run_is_not_continued(capsys: pytest.CaptureFixture[str], tmp_path: Path, state: State) -> None:
+    manifest = {"clients": 3, "seeds": [0], "backend": {"0": {"backend": "blocks"}}}
+    run = create_run(tmp_path, "x", yaml.safe_load(EXPERIMENT.read_text()), manifest, tmp_path / "run")
+    run.mark(0, state)
+    before = (run.path / "manifest.json").read_text()
+    error = said(capsys, "--resume", run.path, code=1)
+    assert "was simulated (backend blocks)" in error and f"continue with: fedsim resume {run.path}" in error
+    assert list(tmp_path.iterdir()) == [run.path] and (run.path / "manifest.json").read_text() == before
+
+
+def test_a_finished_run_is_shown_without_a_federation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.cli.deploying.print_result", lambda run, as_json: print(run.path, as_json))
+    manifest = {"clients": 3, "seeds": [0], "backend": {"0": {"backend": "flower"}}}
+    run = create_run(tmp_path, "x", yaml.safe_load(EXPERIMENT.read_text()), manifest, tmp_path / "run")
+    run.mark(0, "finished")
+    assert main(["deploy", "--resume", str(run.path), "--json"]) == 0
+    assert capsys.readouterr().out == f"{run.path} True\n" and list(tmp_path.iterdir()) == [run.path]
 
 
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -94,6 +127,20 @@ def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_p
     text = capsys.readouterr().out
     assert "WITHOUT encryption" in text and "certificates" not in text
     assert not list(tmp_path.iterdir())
+
+
+def test_nodes_are_told_which_modules_to_allow(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the experiment's classes, not the stem of a file's name."""
+    command = ["deploy", str(EXPERIMENT), "--nodes", "3", "--print-commands"]
+    assert main(command) == 0
+    assert "allow" not in capsys.readouterr().out
+    command += ["--model", "experiments.flower.own_data.hospitals.Net", "--data", "npz", "--data.path", "my.npz"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    nodes = [line for line in text.splitlines() if line.startswith("flower-supernode")]
+    settings = [NodeSettings.of(tomllib.loads(shlex.split(line)[-1].replace(" ", "\n"))) for line in nodes]
+    assert [node.allow for node in settings] == [("experiments.flower.own_data.hospitals",)] * 3
+    assert "is for its operator to decide" in text
 
 
 def test_the_app_of_the_repository_has_the_same_settings(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fedsim.backends.flower import versions
 from fedsim.backends.flower.backend import FlowerBackend, Identity
 from fedsim.backends.flower.dry import Dry
 from fedsim.backends.flower.elsewhere import common_of, of_own_data, without_samples
+from fedsim.backends.flower.limits import check_deployable
 from fedsim.backends.flower.memories import Handle
 from fedsim.backends.flower.policy import Policy
 from fedsim.backends.flower.protocol import Call
@@ -27,7 +28,6 @@ from fedsim.config import to_config
 from fedsim.errors import ClientsLostError, ConfigError, DeployError
 from fedsim.evaluate import OwnScores
 from fedsim.experiment import Experiment
-from fedsim.feedback import EF21P
 from fedsim.host import Host
 from fedsim.memory import OnDevice
 from fedsim.record import RunDirectory
@@ -66,8 +66,7 @@ class FlowerHost(Host):
         Raises:
             DeployError: too few come.
         """
-        if isinstance(experiment.downlink, EF21P):
-            raise ConfigError("downlink EF21P needs nodes that hold a public model; deployed ones do not: use Plain")
+        check_deployable(experiment)
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
             self._meet(experiment, common_of(prepared), seed)
