@@ -36,6 +36,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+def test_nobody_is_told_to_install_from_an_index() -> None:
+    """fedsim is on none."""
+    files = [*PAGES.values(), *(ROOT / "fedsim").rglob("*.py"), ROOT / "experiments/flower/pyproject.toml"]
+    for file in files:
+        assert not re.search(r"pip install ['\"]?fedsim", file.read_text()), file
+
+
 def run_here(folder: Path, command: str) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}   # one thread does not wait for others on a busy machine

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fedsim.errors import ConfigError, DeployError
+from fedsim.extras import how_to_install
 
 try:
     from cryptography import x509
@@ -32,7 +33,7 @@ try:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError as error:
-    raise DeployError("certificates need the package cryptography; pip install 'fedsim-lab[flower]'") from error
+    raise DeployError(f"certificates need the package cryptography; {how_to_install('flower')}") from error
 
 DAYS = 365
 """How long certificates are valid."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from fedsim.errors import DeployError
+from fedsim.extras import how_to_install
 
 OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -27,7 +28,7 @@ def flower_version() -> str:
     try:
         return importlib.metadata.version("flwr")
     except importlib.metadata.PackageNotFoundError:
-        raise DeployError("deployment needs Flower, which is not installed; pip install 'fedsim-lab[flower]'") from None
+        raise DeployError(f"deployment needs Flower, which is not installed; {how_to_install('flower')}") from None
 
 
 def command(name: str) -> str:

@@ -11,6 +11,7 @@ from fedsim.deploy.certificates import Credentials
 from fedsim.deploy.federation import CONNECTION, superlink_security, supernode_security
 from fedsim.deploy.install import OFFLINE
 from fedsim.deploy.local import Local
+from fedsim.extras import how_to_install
 
 FOLDER = Path("federation")
 
@@ -27,7 +28,7 @@ def instructions(file: str, host: str, local: Local, output: Path, allow: tuple[
     """
     credentials = None if local.insecure else Credentials(FOLDER / "certificates", local.nodes)
     offline = "export " + " ".join(f"{name}={value}" for name, value in OFFLINE.items())
-    parts = [f"# On every machine: pip install 'fedsim-lab[flower]', the same version everywhere, and\n{offline}"]
+    parts = [f"# On every machine: {how_to_install('flower')}, the same version everywhere, and\n{offline}"]
     parts += ["# WITHOUT encryption and authentication."] if credentials is None else [_certificates(credentials, host)]
     parts.append(_server(credentials, local))
     if allow:

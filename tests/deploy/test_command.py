@@ -103,7 +103,7 @@ def test_without_flower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
     monkeypatch.setattr(install.importlib.metadata, "version", version)
     error = said(capsys, EXPERIMENT, "--nodes", 3, code=1)
-    assert "Flower, which is not installed; pip install 'fedsim-lab[flower]'" in error
+    assert "Flower, which is not installed; pip install '.[flower]' in a checkout" in error
 
 
 def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

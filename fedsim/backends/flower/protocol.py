@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsim.errors import DeployError
+from fedsim.extras import how_to_install
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 except ImportError as error:
-    raise DeployError(f"deployment needs Flower ({error}); pip install 'fedsim-lab[flower]'") from error
+    raise DeployError(f"deployment needs Flower ({error}); {how_to_install('flower')}") from error
 
 PROTOCOL = 1
 STYPE = "fedsim.wire"

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 from fedsim.backends.flower.policy import Policy
 from fedsim.backends.flower.protocol import VERBS, Call, Encoder, RefusedError, from_records
 from fedsim.errors import DeployError
+from fedsim.extras import how_to_install
 
 try:
     from flwr.app import Message
     from flwr.serverapp import Grid
 except ImportError as error:
-    raise DeployError(f"deployment needs Flower ({error}); pip install 'fedsim-lab[flower]'") from error
+    raise DeployError(f"deployment needs Flower ({error}); {how_to_install('flower')}") from error
 
 POLL_SECONDS = 0.3
 LOOK_SECONDS = 0.2

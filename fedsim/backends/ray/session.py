@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from fedsim.errors import ConfigError
+from fedsim.extras import how_to_install
 
 OLDEST, NEWEST = (2, 55, 1), (3,)
 """Versions of Ray from the first up to, and without, the second are known to work."""
@@ -53,11 +54,11 @@ def load() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ConfigError("Ray is not installed; pip install 'fedsim-lab[ray]'") from None
+        raise ConfigError(f"Ray is not installed; {how_to_install('ray')}") from None
     version = tuple(int(part) if part.isdecimal() else -1 for part in ray.__version__.split(".")[:3])
     if not OLDEST <= version < NEWEST:
         known = f"{'.'.join(map(str, OLDEST))} or newer, below {NEWEST[0]}"
-        raise ConfigError(f"Ray {ray.__version__} is installed; expected {known}: pip install 'fedsim-lab[ray]'")
+        raise ConfigError(f"Ray {ray.__version__} is installed; expected {known}: {how_to_install('ray')}")
     return ray
 
 

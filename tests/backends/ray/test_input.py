@@ -121,7 +121,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sessions, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"pip install 'fedsim-lab\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[ray\]' in a checkout"):
         sessions.load()
 
 
