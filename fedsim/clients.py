@@ -210,7 +210,7 @@ class Clients:
 
         ``factors [n]`` multiply the nodes' weights.
         """
-        self._charge_up(sent)
+        self._charge_up(sent, "mean")
         w = self._cohort_weights(sent)
         return sent.messages.mean(w if factors is None else w * torch.from_numpy(factors[sent.ids]).to(w))
 
@@ -219,7 +219,7 @@ class Clients:
 
         The tensors of ``rows`` are ``[c, ...]`` in the order of ``ids``; compressed vectors come unpacked.
         """
-        self._charge_up(sent)
+        self._charge_up(sent, "reduce")
         return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
 
     def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False, fixed: bool = False) -> Kept[M]:
@@ -277,7 +277,9 @@ class Clients:
         heads = seeds.uniform(self._federation.seed, "role", self.round, self.ids) < p
         return tuple(Clients(self._federation, self.ids[side], self.round) for side in (heads, ~heads))  # type: ignore[return-value]
 
-    def _charge_up(self, sent: Sent[Any]) -> None:
+    def _charge_up(self, sent: Sent[Any], verb: str) -> None:
+        if not isinstance(sent, Sent):
+            raise ConfigError(f"clients.{verb} takes what clients.each sent, and not a {type(sent).__name__}")
         if sent not in self._federation.delivered:         # a message is uploaded once, however often it is read
             self._federation.delivered.add(sent)
             self._federation.ledger.up[sent.ids] += sent.messages.sizes()

@@ -236,6 +236,10 @@ class Experiment:
             said.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and makes no use of {names}")
         elif {"epochs", "steps"} <= set(given):
             said.append("local.steps replaces local.epochs")
+        if self.backend == "loop" and self.block_size:
+            said.append("block_size is for blocks: backend loop makes no use of it")
+        if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
+            said.append("sampling.size replaces sampling.fraction")
         return said
 
     @property
@@ -271,7 +275,9 @@ class Experiment:
         try:
             device = torch.device(self.device)
         except RuntimeError:
-            raise ConfigError(f'device is {self.device!r}; expected "auto", "cpu" or "cuda"') from None
+            device = torch.device("meta")
+        if device.type not in ("cpu", "cuda"):
+            raise ConfigError(f'device is {self.device!r}; expected "auto", "cpu" or "cuda"')
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 f"device is {self.device!r}, but this PyTorch ({torch.__version__}) sees no GPU; use --device cpu"

@@ -13,14 +13,15 @@ import torch
 from fedsim import checkpoint, evaluate
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
-from fedsim.errors import CheckpointError, ConfigError, FedsimError, RunError, StateLostError
+from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError
 from fedsim.experiment import Experiment
 from fedsim.host import Host
 from fedsim.progress import RunProgress
+from fedsim.purity import pure
 from fedsim.record import RunDirectory, SeedRecord, write_atomic
 from fedsim.rows import read_metrics
 from fedsim.setup import Prepared
-from fedsim.state import flatten, layout, restore
+from fedsim.state import check, flatten, restore
 from fedsim.tune import choose
 from fedsim.types import Kept
 from fedsim.wire import Ledger
@@ -59,12 +60,10 @@ class SeedRun:
         algorithm, fed = self.experiment.method, self.federation
         backend = self._backend(loaded.meta["backend"] if loaded else None)
         fed.ledger.restore(Ledger(fed.shards.n).state())
-        state = self.host.init(algorithm, x, fed, template=loaded is not None)
-        if not hasattr(state, "x"):
-            name = f"{type(algorithm).__name__}.init"
-            raise ConfigError(f"{name} returned a {type(state).__name__}; expected a NamedTuple with the model as x")
-        layout(state)                                      # raises where a checkpoint could not hold it
-        done = 0
+        name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
+        with pure(name, x):
+            state = self.host.init(algorithm, x, fed, template=loaded is not None)
+        check(name, state)
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
             record.truncate(loaded.meta["offset"], done)
@@ -84,9 +83,9 @@ class SeedRun:
             lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
             write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
 
-    def _rounds(self, record: SeedRecord, first: Any, done: int, backend: dict[str, Any]) -> None:
+    def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
         experiment, fed, method = self.experiment, self.federation, self.experiment.method
-        state, offset, ledger = first, record.offset(), fed.ledger.snapshot()
+        name, offset, ledger = type(experiment.algorithm).__name__, record.offset(), fed.ledger.snapshot()
 
         def save() -> None:  # the last completed round, whatever came after it
             costs = {f"ledger.{name}": t for name, t in ledger.items()}
@@ -100,9 +99,9 @@ class SeedRun:
                 ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
                 last = round == experiment.rounds
                 due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
-                new = self.host.round(method, state, fed, round, ids)
-                if state is first:                         # before a checkpoint that could not be read back
-                    self._check_layout(first, new)
+                with pure(f"{name}.round", state):
+                    new = self.host.round(method, state, fed, round, ids)
+                check(f"{name}.round", new, state)
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)
                 if due:
@@ -121,15 +120,6 @@ class SeedRun:
         except (KeyboardInterrupt, Exception):             # also a bug in an algorithm: what came before it is kept
             save()
             raise
-
-    def _check_layout(self, first: Any, new: Any) -> None:
-        made, now = layout(first), layout(new)
-        if other := [field for field in made if now.get(field) != made[field]]:
-            name = f"{type(self.experiment.method).__name__}.round"
-            raise ConfigError(
-                f"{name} returned a state whose {other[0]} is made of other parts than in the first state; let init"
-                " begin with zeros of the same shapes"
-            )
 
     def _clients_due(self, round: int) -> bool:
         every = self.experiment.evaluation.clients_every

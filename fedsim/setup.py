@@ -21,7 +21,7 @@ from fedsim.culprits import refused
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
 from fedsim.dense import per_sample
-from fedsim.errors import ConfigError, ModelError
+from fedsim.errors import ConfigError, ModelError, PartitionError
 from fedsim.experiment import Data, Experiment
 from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.memory import MEMORIES
@@ -73,6 +73,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     if not len(dataset.test.y):
         raise ConfigError(f"data set {dataset.name!r} has no test samples; give it some, as test_fraction does")
     partition = experiment.division.partition(train.y.numpy(), train.client, seed)
+    _check_partition(partition, len(train.y), type(experiment.division).__name__)
     if problem is not None and not _own_clients(partition, train):
         raise ConfigError(
             f"partition {experiment.division} gives the problem {dataset.name!r} other clients than its own, which its"
@@ -121,6 +122,13 @@ def _unheld(dataset: Dataset, held: Tensor) -> list[str]:
         return []
     gone = np.setdiff1d(dataset.train.y, held)
     return [dataset.label_names[k] if dataset.label_names else str(k) for k in gone]
+
+
+def _check_partition(partition: Any, samples: int, name: str) -> None:
+    if not isinstance(partition, Partition):
+        raise PartitionError(f"{name}.partition returned a {type(partition).__name__}; expected a Partition")
+    if len(partition.indices) and (last := partition.indices.max()) >= samples:
+        raise PartitionError(f"{name} gives a client sample {last}, and the data set has {samples}: 0 to {samples - 1}")
 
 
 def _own_clients(partition: Partition, train: Split) -> bool:

@@ -40,30 +40,45 @@ def restore(template: Any, tensors: Mapping[str, Tensor], put: Put = lambda row:
     return _Reader(tensors, put, device).state(template, "")
 
 
-def layout(state: Any) -> dict[str, Any]:
-    """What a state is made of, by its fields. A checkpoint is read back by the layout of the first state, so it stays.
+def check(name: str, state: Any, before: Any = None) -> None:
+    """What an algorithm returned is a state that a checkpoint can hold, and read back by the layout of another one.
+
+    Args:
+        name: of the method that returned it.
+        state: what it returned.
+        before: the state that it was made from, if any.
 
     Raises:
-        ConfigError: a field holds something that no checkpoint can.
+        ConfigError: it is not; names the field.
     """
-    found = {}
+    if not hasattr(state, "x") or not hasattr(state, "_fields"):
+        raise ConfigError(f"{name} returned a {type(state).__name__}; expected a NamedTuple with the model as x")
     for field, value in zip(state._fields, state, strict=True):
-        try:
-            found[field] = _layout(value)
-        except TypeError as error:
-            name = f"{type(state).__name__}.{field}"
-            raise ConfigError(f"{name} is a {type(value).__name__}, which cannot be saved: {error}") from error
-    return found
+        old = getattr(before, field, value)
+        if (new := _layout(f"{name} returned a state whose {field}", value)) != _layout(field, old):
+            raise ConfigError(
+                f"{name} returned a state whose {field} is made of {new}, unlike in the state before; let init begin"
+                " with zeros of the same shapes"
+            )
+        if isinstance(value, Kept) and value.rows and (lost := old.rows.keys() - value.rows.keys()):
+            raise ConfigError(
+                f"{name} returned a state whose {field} has lost the memories of {len(lost)} clients, such as"
+                f" {min(lost)}; those who took no part keep theirs with s.{field} | new"
+            )
 
 
-def _layout(value: Any) -> Any:
+def _layout(place: str, value: Any) -> Any:
     if isinstance(value, Kept):
-        return "Kept", {len(leaves(row)) for row in (value.default, *value.rows.values())}
+        some = next(iter(value.rows.values()), value.default)    # all were made in one way
+        return [f"{len(_layout(place, tree))} tensors of each client" for tree in (value.default, some)]
     if isinstance(value, Mapping):
-        return "mapping"
+        return "a mapping"                                 # whose names come and go
     if _is_state(value):
-        return {field: _layout(part) for field, part in zip(value._fields, value, strict=True)}
-    return len(leaves(value))
+        return {field: _layout(place, part) for field, part in zip(value._fields, value, strict=True)}
+    try:
+        return [(*leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else "far away" for leaf in leaves(value)]
+    except TypeError as error:
+        raise ConfigError(f"{place} cannot be saved: {error}; a number is torch.tensor(0.0)") from error
 
 
 def _is_state(value: Any) -> bool:

@@ -22,6 +22,7 @@ import torch
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Backend, Federation
+from fedsim.errors import ConfigError
 from fedsim.record import write_atomic
 from fedsim.types import Algorithm
 
@@ -61,6 +62,11 @@ def choose(
     key = _key(federation, algorithm, len(ids))
     seconds = _read(cache).get(key) or _keep(cache, key, _measure(federation, algorithm, ids))
     names = [name for name in seconds if name != "loop" or not blocks_only]
+    if not names:
+        raise ConfigError(
+            "the model, or the algorithm, cannot run for many clients at a time: write torch.where instead of `if` on a"
+            " tensor, or use --backend loop"
+        )
     fastest = min(names, key=lambda name: seconds[name] * (MARGIN if name == "loop" else 1))
     if fastest == "loop":
         return {"backend": "loop", "trial_seconds": seconds}
@@ -69,7 +75,7 @@ def choose(
 
 def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
     """Seconds of a trial round by candidate: "loop" or a block size. The better of two trials each, after one to
-    warm up; blocks that a GPU has no memory for are left out.
+    warm up; blocks that a GPU has no memory for, or that the code is not made for, are left out.
     """
     steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
     seconds: dict[str, float] = {}
@@ -84,6 +90,10 @@ def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray)
             if not seconds:
                 raise
             torch.cuda.empty_cache()
+            break
+        except RuntimeError as error:                      # `if` on a tensor, for example
+            if name == "loop" or "vmap" not in str(error):
+                raise
             break
     return seconds
 

@@ -146,6 +146,24 @@ def test_numbers_that_no_seed_controls_are_refused() -> None:
     federation().cohort(1).each(lambda local, x: x + uniform_of(local.key(), len(X)), X)
 
 
+@EACH_BACKEND
+def test_numpys_numbers_are_refused(backend: Any) -> None:
+    def client(local: Local, x: Tensor) -> Tensor:
+        return x + float(np.random.rand())                 # noqa: NPY002, what is to be refused
+
+    with pytest.raises(ConfigError, match="client draws random numbers that no seed"):
+        federation(backend).cohort(1).each(client, X)
+
+
+@EACH_BACKEND
+def test_writing_into_an_argument_is_refused(backend: Any) -> None:
+    def client(local: Local, x: Tensor) -> Tensor:
+        return x.mul_(0.5)
+
+    with pytest.raises(ConfigError, match="client writes into an argument, which others read as well"):
+        federation(backend).cohort(1).each(client, X.clone())
+
+
 def test_a_message_must_be_tensors() -> None:
     with pytest.raises(TypeError, match="a message or memory is a tensor or a tuple of them, got float"):
         federation().cohort(1).each(lambda local, x: 1.0, X)

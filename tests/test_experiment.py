@@ -18,9 +18,9 @@ from fedsim import Bernoulli, Clients, Data, Evaluation, Experiment, FixedSize, 
 from fedsim.compare import compare
 from fedsim.compress import Identity
 from fedsim.data import Dataset, Split
-from fedsim.errors import ConfigError, DataError, ModelError
+from fedsim.errors import ConfigError, DataError, ModelError, PartitionError
 from fedsim.models import MLP
-from fedsim.partition import IidPartitioner, PathologicalPartitioner
+from fedsim.partition import IidPartitioner, Partition, PathologicalPartitioner
 from fedsim.problems import logistic_regression, zeta_least_squares
 from fedsim.rows import read_metrics
 from fedsim.schedule import Cosine
@@ -220,3 +220,42 @@ def test_data_that_was_changed_is_read_again(tmp_path: Path) -> None:
         assert isinstance(dataset, Dataset)
         hashes.append(data_hash(dataset))
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A partitioner that counts samples from 1, or returns lists."""
+
+    what: Any
+
+    def partition(self, labels: Any, natural: Any, seed: int) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ([[0, 1], [2]], r"Wrong\.partition returned a list; expected a Partition"),
+        (Partition(np.arange(1, 31), np.array([0, 15, 30]), {}), r"gives a client sample 30, and the data set has 30"),
+    ],
+)
+def test_a_partitioner_of_ones_own_is_checked(what: Any, said: str) -> None:
+    with pytest.raises(PartitionError, match=said):
+        run(experiment(partition=Wrong(what)), progress=False)
+
+
+def test_targets_of_classes_are_int64() -> None:
+    with pytest.raises(DataError, match=r"targets are torch\.int32; expected int64: y\.long\(\)"):
+        Dataset("mine", Split(X, Y.int()), Split(X, Y), classes=2)
+
+
+def test_other_devices_are_refused() -> None:
+    for device in ("mps", "tpu"):
+        with pytest.raises(ConfigError, match='expected "auto", "cpu" or "cuda"'):
+            experiment(device=device)
+
+
+def test_settings_that_give_way_to_others_are_named() -> None:
+    block_size, fraction = experiment(backend="loop", block_size=2, sampling=FixedSize(0.5, 2)).remarks
+    assert block_size == "block_size is for blocks: backend loop makes no use of it"
+    assert fraction == "sampling.size replaces sampling.fraction"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from algorithms import FedAvg
 from algorithms.fedavg import FedAvgState
@@ -73,34 +74,91 @@ def test_a_seed_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
     assert math.isnan(compared.runs[1].final.mean) and "diverged" in cells(compared)[1]
 
 
-class LateState(NamedTuple):
+class MomentumState(NamedTuple):
     x: Any
-    momentum: Any
+    m: Any
 
 
-class Late(FedAvg):
+class Slips(FedAvg):
+    """What one writes by mistake; each would lose work or give numbers that no run repeats."""
+
+    def init(self, x: Any, clients: Any) -> Any:
+        return MomentumState(x, clients.keep(torch.zeros_like(x)))
+
+    def remember(self, local: Any, x: Any, m: Any) -> Any:
+        return local.grad(x), m + 1
+
+
+class Late(Slips):
     """Its momentum begins as nothing, and a checkpoint that holds one could not be read back."""
 
     def init(self, x: Any, clients: Any) -> Any:
-        return LateState(x, ())
+        return MomentumState(x, ())
 
     def round(self, s: Any, clients: Any) -> Any:
         x = super().round(FedAvgState(s.x), clients).x
-        return LateState(x, x - s.x)
+        return MomentumState(x, x - s.x)
 
 
-class Counting(FedAvg):
+class Counting(Slips):
     def init(self, x: Any, clients: Any) -> Any:
-        return LateState(x, 3)
+        return MomentumState(x, 3)
+
+
+class Forgetful(Slips):
+    def round(self, s: Any, clients: Any) -> Any:
+        sent, m = clients.each(self.remember, s.x, s.m)
+        return MomentumState(s.x - 0.1 * clients.mean(sent), m)
+
+
+class Silent(Slips):
+    def round(self, s: Any, clients: Any) -> Any:
+        clients.each(self.remember, s.x, s.m)
+
+
+class Shorter(Slips):
+    def round(self, s: Any, clients: Any) -> Any:
+        return s._replace(x=s.x[:5])
+
+
+class Wider(Slips):
+    def round(self, s: Any, clients: Any) -> Any:
+        return s._replace(x=s.x.double())
+
+
+class Noisy(Slips):
+    def round(self, s: Any, clients: Any) -> Any:
+        return s._replace(x=s.x + torch.randn_like(s.x))
+
+
+class Writing(Slips):
+    def round(self, s: Any, clients: Any) -> Any:
+        s.x.mul_(0.5)
+        return s
+
+
+class Unsent(Slips):
+    def round(self, s: Any, clients: Any) -> Any:
+        return s._replace(x=clients.mean(s.m))
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "said"),
-    [(Late(), r"Late\.round returned a state whose momentum"), (Counting(), r"LateState\.momentum is a int")],
+    ("slip", "said"),
+    [
+        (Late, r"Late\.round returned a state whose m is made of .*, unlike in the state before"),
+        (Counting, r"Counting\.init returned a state whose m cannot be saved.*int: 3.*torch\.tensor"),
+        (Forgetful, r"Forgetful\.round returned a state whose m has lost the memories of \d+ clients.* s\.m \| new"),
+        (Silent, r"Silent\.round returned a NoneType; expected a NamedTuple with the model as x"),
+        (Shorter, r"Shorter\.round returned a state whose x is made of \[\(5, "),
+        (Wider, r"Wider\.round returned a state whose x is made of .*float64"),
+        (Noisy, r"Noisy\.round draws random numbers that no seed of a run controls.*clients\.key"),
+        (Writing, r"Writing\.round writes into an argument"),
+        (Unsent, r"clients\.mean takes what clients\.each sent, and not a Kept"),
+    ],
 )
-def test_a_state_that_no_checkpoint_can_hold_is_told_at_once(tmp_path: Path, algorithm: Any, said: str) -> None:
+def test_slips_are_told_before_they_cost_anything(tmp_path: Path, slip: type[Slips], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        run(replace(SMALL, algorithm=algorithm), output=tmp_path / "run", progress=False)
+        run(replace(SMALL, algorithm=slip()), output=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists(), "nothing had been measured"
 
 

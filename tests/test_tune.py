@@ -8,10 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from torch import nn
 
 from algorithms import EF21, FedAMD, FedAvg
 from fedsim import LocalWork, tune
 from fedsim.compress import LowRank, TopK
+from fedsim.errors import ConfigError
 from fedsim.setup import prepare
 from fedsim.types import Algorithm
 from tests.test_controller import SMALL
@@ -52,3 +56,22 @@ def test_a_broken_cache_is_measured_again(tmp_path: Path) -> None:
     for content in ("null", "{", "[1]"):
         cache.write_text(content)
         assert "trial_seconds" in tune.choose(federation, FedAvg(), IDS, cache=cache)
+
+
+class Branching(nn.Module):
+    """A model that asks what its input is, which a block of clients has no one answer to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x.flatten(1))
+        return y if y.sum() > 0 else 2 * y
+
+
+def test_a_model_that_cannot_run_in_blocks_runs_in_the_loop(tmp_path: Path) -> None:
+    federation, cache = prepare(replace(SMALL, model=Branching()), 0).federation, tmp_path / "backends.json"
+    assert tune.choose(federation, FedAvg(), IDS, cache=cache)["backend"] == "loop"
+    with pytest.raises(ConfigError, match=r"cannot run for many clients at a time.*use --backend loop"):
+        tune.choose(federation, FedAvg(), IDS, cache=cache, blocks_only=True)

@@ -13,6 +13,7 @@ from fedsim import seeds
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.messages import Messages, Stacked
+from fedsim.purity import pure
 from fedsim.tree import leaves, tree_map
 from fedsim.types import Batch, Kept, Vector
 from fedsim.work import Minibatches, draw, minibatches
@@ -86,8 +87,7 @@ class Loop:
         decay = federation.factor(round)
         memory: dict[int, Any] = {}
         rows = Rows[Any](len(ids))
-        dice = torch.get_rng_state()
-        with torch.no_grad():
+        with torch.no_grad(), pure(getattr(fn, "__qualname__", str(fn)), down, mine):
             for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
                 local = LoopLocal(federation, node, round, plan, decay)
                 try:
@@ -99,11 +99,6 @@ class Loop:
                 else:
                     message, memory[node] = result
                 rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
-        if not torch.equal(dice, torch.get_rng_state()):
-            raise ConfigError(
-                f"{getattr(fn, '__qualname__', fn)} draws random numbers that no seed of a run controls; expected"
-                " fedsim.seeds.uniform_of(local.key(), d), which gives d numbers in [0, 1)"
-            )
         return Stacked(rows.stacked), memory
 
 

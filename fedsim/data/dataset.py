@@ -84,5 +84,7 @@ def _check(where: str, split: Split, classes: int) -> None:
         raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
     if classes and (y.is_floating_point() or y.is_complex()):
         raise DataError(f"{where}: targets of {classes} classes are {y.dtype}; expected int64, or classes=0 to regress")
+    if classes and y.dtype != torch.int64:
+        raise DataError(f"{where}: targets are {y.dtype}; expected int64: y.long()")
     if classes and len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(classes, 2):   # one class: a binary logit
         raise DataError(f"{where}: targets from {y.min()} to {y.max()}; expected 0 to {max(classes, 2) - 1}")

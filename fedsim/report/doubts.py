@@ -28,7 +28,8 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     for name in ("data_hash", "partition_hash"):
         values = {run.label: run.manifest.get(name) for run in runs}
         if not all(_same(value, values[runs[0].label]) for value in values.values()):
-            yield f"different {name.replace('_', ' ')}: {_listed(values)}"
+            brief = {label: _brief(value) for label, value in values.items()}
+            yield f"different {name.replace('_', ' ')}: {_listed(brief)}"
     seeds = {run.label: sorted(run.seeds) for run in runs}
     if any(value != seeds[runs[0].label] for value in seeds.values()):
         yield f"different seeds (differences use the common ones): {_listed(seeds)}"
@@ -56,6 +57,11 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return all(first[key] == second[key] for key in first.keys() & second.keys())
     return bool(first == second)
+
+
+def _brief(value: Any) -> str:
+    """The beginning of a hash; of hashes by seed, that of the first one."""
+    return str(next(iter(value.values()), None) if isinstance(value, Mapping) else value)[:12]
 
 
 def _listed(values: Mapping[str, Any]) -> str:

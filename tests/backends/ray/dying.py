@@ -55,6 +55,15 @@ class Dying(Scaffold):
         return round == self.at_round and not over and not set(self.nodes).isdisjoint(nodes)
 
 
+class Branching(Scaffold):
+    """Asks what a tensor is, to which a block of clients has no one answer."""
+
+    def client(self, local: Local, *arguments: Any) -> Any:
+        """That of SCAFFOLD, if a gradient is not zero."""
+        message, memory = super().client(local, *arguments)
+        return (message, memory) if message[0].sum() != 0 else (message, memory)
+
+
 def round_of(local: Any) -> int:
     """The round of a ``Local``, that of the loop or of a block."""
     return int(getattr(local, "_round", getattr(local, "round", 0)))

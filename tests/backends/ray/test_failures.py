@@ -18,7 +18,7 @@ from fedsim.backends.ray.settings import OnError, Ray
 from fedsim.errors import ClientError, ConfigError, DivergenceError, RunError
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
-from tests.backends.ray.dying import Dying
+from tests.backends.ray.dying import Branching, Dying
 from tests.backends.ray.shared import measured, measured_here, workers
 
 BASE = Experiment(
@@ -142,6 +142,11 @@ def test_retry_does_the_round_again(one_process: bytes, tmp_path: Path) -> None:
     assert measured(path) == one_process and any("policy: retry" in s for s in said)
     with pytest.raises(ClientError):
         run_there(dying("raise"), tmp_path / "never", "retry")
+
+
+def test_code_that_cannot_run_for_many_clients_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"(?s)Branching\.client in round 1.*torch\.where.*--backend loop"):
+        run_there(Branching(), tmp_path / "run")
 
 
 def test_a_message_that_is_not_finite_is_refused_as_in_one_process(tmp_path: Path) -> None:
