@@ -20,6 +20,9 @@ from algorithms.exact_diffusion import ExactDiffusion
 from algorithms.extra import Extra
 from algorithms.fedamd import FedAMD
 from algorithms.fedavg import FedAvg
+from algorithms.fedcm import FedCM
+from algorithms.fedopt import FedOpt
+from algorithms.fedprox import FedProx
 from algorithms.fedsam import FedSAM
 from algorithms.fedspeed import FedSpeed
 from algorithms.gradient_tracking import GradientTracking
@@ -28,7 +31,7 @@ from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
 from algorithms.theory import Theory, with_theory
 
-CENTRAL = (FedAvg, FedAMD, FedSAM, FedSpeed, Scaffold)
+CENTRAL = (FedAvg, FedAMD, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold)
 COMPRESSED = (DCGD, DIANA, EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EF21W, MARINA, ECIdeal, EControl, EF21Plus)
 GOSSIP = (
     BEER, ChocoSGD, DeepSqueeze, DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP,
@@ -64,6 +67,9 @@ __all__ = [
     "Extra",
     "FedAMD",
     "FedAvg",
+    "FedCM",
+    "FedOpt",
+    "FedProx",
     "FedSAM",
     "FedSpeed",
     "GradientTracking",

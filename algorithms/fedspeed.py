@@ -9,8 +9,12 @@
 
 h_i is the paper's prox-correction ghat_i. The two server rules are one under full participation; under partial
 participation only "all", the rule of the authors' code, converges to the minimiser, so it is the default: the server
-follows the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. With rho = 0 it is FedDyn
-with K gradient steps. Others call 1 / lambda ``lamb``.
+follows the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. Others call 1 / lambda
+``lamb``.
+
+FedSpeed(rho=0, lam=1 / alpha) is FedDyn with K gradient steps (Acar, Zhao, Matas, Mattina, Whatmough, Saligrama, ICLR
+2021, arXiv 2111.04263): h_i is its client's grad L_i, hbar its server's h, and alpha its weight, 0.01 in its authors'
+code. That code divides alpha by a client's weight where their data are unequal; here it is one for all.
 Down 1 vector, up 1 vector, two gradients a step (one where rho or alpha is 0).
 """
 
@@ -35,7 +39,7 @@ class FedSpeedState(NamedTuple):
 
 @dataclass(frozen=True)
 class FedSpeed:
-    """Prox-corrected local training with a gradient perturbation.
+    """Prox-corrected local training with a gradient perturbation; FedDyn where rho is 0 and lam 1 / its alpha.
 
     Args:
         lr: local step size eta; below lam.

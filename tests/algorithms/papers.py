@@ -6,6 +6,7 @@ the round's local step size. Each function returns the server's models after rou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,6 +38,76 @@ def fedavg(
                 m = theta * m + f.grad(i, y[i], B)
                 y[i] = y[i] - eta(t) * m
         x = x + eta_g * sum(p[i] * (y[i] - x) for i in S) / sum(p[i] for i in S)
+        history.append(x)
+    return history
+
+
+def fedprox(
+    f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, mu: float, eta_g: float = 1.0,
+    p: np.ndarray | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """Li et al. 2020, Algorithm 2, with gradient steps on h(w) = F_i(w) + (mu/2) ||w - w^t||^2 for the solver."""
+    p = np.ones(f.n) if p is None else p
+    history, w_t = [], x
+    for t, S in enumerate(cohorts, 1):
+        w = {}
+        for i in S:
+            w[i] = w_t
+            for B in batches(t, i):
+                grad_h = f.grad(i, w[i], B) + mu * w[i] - mu * w_t
+                w[i] = w[i] - eta(t) * grad_h
+        w_bar = sum(p[i] * w[i] for i in S) / sum(p[i] for i in S)
+        w_t = (1 - eta_g) * w_t + eta_g * w_bar
+        history.append(w_t)
+    return history
+
+
+def fedopt(
+    f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, optimizer: str, eta_g: float,
+    beta1: float, beta2: float, tau: float, p: np.ndarray | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """Reddi et al. 2021, Algorithm 2, one coordinate after the other."""
+    p = np.ones(f.n) if p is None else p
+    m, v = [0.0] * f.d, [tau**2] * f.d
+    history = []
+    for t, S in enumerate(cohorts, 1):
+        Delta_i = {}
+        for i in S:
+            x_i = x
+            for B in batches(t, i):
+                x_i = x_i - eta(t) * f.grad(i, x_i, B)
+            Delta_i[i] = x_i - x
+        x = x.copy()
+        for j in range(f.d):
+            Delta = sum(p[i] * Delta_i[i][j] for i in S) / sum(p[i] for i in S)
+            m[j] = beta1 * m[j] + (1 - beta1) * Delta
+            if optimizer == "adagrad":
+                v[j] += Delta**2
+            elif optimizer == "yogi":                      # up where the square is above v, down where it is below
+                v[j] += (1 - beta2) * Delta**2 * (1 if Delta**2 > v[j] else -1)
+            else:
+                v[j] = beta2 * v[j] + (1 - beta2) * Delta**2
+            x[j] += eta_g * m[j] / (math.sqrt(v[j]) + tau)
+        history.append(x)
+    return history
+
+
+def fedcm(
+    f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, alpha: float, eta_g: float = 1.0,
+    p: np.ndarray | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """Xu et al. 2021: Delta is what the round moved per local step, for K the clients' mean number of steps."""
+    p = np.ones(f.n) if p is None else p
+    Delta, history = np.zeros_like(x), []
+    for t, S in enumerate(cohorts, 1):
+        y, q = {}, {i: p[i] / sum(p[j] for j in S) for i in S}
+        for i in S:
+            y[i] = x
+            for B in batches(t, i):
+                y[i] = y[i] - eta(t) * (alpha * f.grad(i, y[i], B) + (1 - alpha) * Delta)
+        K = sum(q[i] * len(batches(t, i)) for i in S)
+        moved = sum(q[i] * (y[i] - x) for i in S)
+        x, Delta = x + eta_g * moved, moved / (-eta(t) * K)
         history.append(x)
     return history
 
@@ -125,9 +196,11 @@ def fedspeed_code(
 
 
 def feddyn(
-    f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, a: float
-) -> list[np.ndarray]:
+    f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, a: float,
+    p: np.ndarray | None = None,
+) -> list[np.ndarray]:  # fmt: skip
     """Acar et al. 2021 with K gradient steps for the argmin: g_i at the clients, h at the server."""
+    p = np.ones(f.n) / f.n if p is None else p / p.sum()
     h, g = np.zeros_like(x), [np.zeros_like(x) for _ in range(f.n)]
     history = []
     for t, S in enumerate(cohorts, 1):
@@ -137,8 +210,8 @@ def feddyn(
             for B in batches(t, i):
                 y[i] = y[i] - eta(t) * (f.grad(i, y[i], B) - g[i] + a * (y[i] - x))
             g[i] = g[i] - a * (y[i] - x)
-        h = h - a / f.n * sum(y[i] - x for i in S)
-        x = mean(list(y.values())) - h / a
+        h = h - a * sum(p[i] * (y[i] - x) for i in S)
+        x = sum(p[i] * y[i] for i in S) / sum(p[i] for i in S) - h / a
         history.append(x)
     return history
 

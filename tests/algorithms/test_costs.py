@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from algorithms import FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold
+from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
 from algorithms.fedamd import optimal_p
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.clients import Federation
 from fedsim.errors import ConfigError
-from fedsim.wire import Ledger
+from fedsim.wire import Ledger, nbytes
 from fedsim.work import LocalWork
 from tests.algorithms.quadratics import federation, heterogeneous, states
 
@@ -42,6 +43,10 @@ def costs(algorithm: Any, fed: Federation, cohort: list[int] = S) -> tuple[np.nd
 TABLE = [                          # vectors down, up; whole-shard gradients a step, and besides
     (FedAvg(), 1, 1, 1, 0),
     (FedAvg(momentum=0.9), 1, 1, 1, 0),
+    (FedProx(), 1, 1, 1, 0),
+    (FedOpt(), 1, 1, 1, 0),
+    (FedOpt(optimizer="yogi"), 1, 1, 1, 0),
+    (FedOpt(optimizer="adagrad"), 1, 1, 1, 0),
     (FedSAM(), 1, 1, 2, 0),
     (FedSAM(rho=0.0), 1, 1, 1, 0),
     (Scaffold(), 2, 2, 1, 0),
@@ -67,6 +72,19 @@ def test_a_client_of_the_cohort_pays_what_the_paper_says(
 
 
 @BACKENDS
+def test_a_client_of_fedcm_sends_a_vector_and_a_number(backend: Any) -> None:
+    """Two vectors down, in the first round as well."""
+    fed = federation(F, LocalWork(0, steps=K), backend)
+    states(FedCM(), fed, np.zeros(F.d), [S])
+    taking_part = np.isin(np.arange(F.n), S).astype(int)
+    x = torch.zeros(F.d, dtype=torch.float64)
+    assert nbytes((x, x[0])) < nbytes(x) + 20
+    np.testing.assert_array_equal(fed.ledger.up, nbytes((x, x[0])) * taking_part)
+    np.testing.assert_array_equal(vectors(fed.ledger.down), 2 * taking_part)
+    np.testing.assert_array_equal(fed.ledger.gradient_evaluations, K * M * taking_part)
+
+
+@BACKENDS
 def test_roles_pay_for_themselves(backend: Any) -> None:
     """Anchors 1 down and one large batch, miners 2 down and two minibatch gradients a step but the first."""
     fed = federation(F, LocalWork(batch_size=8, steps=K), backend)
@@ -81,7 +99,9 @@ def test_roles_pay_for_themselves(backend: Any) -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize("algorithm", [FedAvg(), FedSAM(), Scaffold(), FedSpeed(), FedAMD()])
+@pytest.mark.parametrize(
+    "algorithm", [FedAvg(), FedProx(), FedOpt(), FedCM(), FedSAM(), Scaffold(), FedSpeed(), FedAMD()]
+)
 def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, backend: Any) -> None:
     """Which all n clients send, each from its whole shard."""
     fed = federation(F, LocalWork(8), backend)
@@ -115,6 +135,20 @@ def test_fedamd_uses_it_by_default() -> None:
         (FedAvg, {"lr": float("nan")}, "FedAvg.lr is nan"),
         (FedAvg, {"server_lr": -1.0}, "FedAvg.server_lr is -1.0"),
         (FedAvg, {"momentum": 1.0}, r"FedAvg.momentum is 1.0; expected a number in \[0, 1\)"),
+        (FedProx, {"lr": 0.0}, "FedProx.lr is 0.0"),
+        (FedProx, {"mu": -0.1}, "FedProx.mu is -0.1; expected a finite number, 0 or more"),
+        (FedProx, {"mu": float("inf")}, "FedProx.mu is inf"),
+        (FedProx, {"server_lr": 0.0}, "FedProx.server_lr is 0.0"),
+        (FedOpt, {"lr": -1.0}, "FedOpt.lr is -1.0"),
+        (FedOpt, {"server_lr": 0.0}, "FedOpt.server_lr is 0.0"),
+        (FedOpt, {"optimizer": "sgd"}, "FedOpt.optimizer is 'sgd'; expected one of 'adagrad', 'adam', 'yogi'"),
+        (FedOpt, {"beta1": 1.0}, r"FedOpt.beta1 is 1.0; expected a number in \[0, 1\)"),
+        (FedOpt, {"beta2": -0.1}, "FedOpt.beta2 is -0.1"),
+        (FedOpt, {"tau": 0.0}, "FedOpt.tau is 0.0; expected a finite number above 0"),
+        (FedCM, {"lr": 0.0}, "FedCM.lr is 0.0"),
+        (FedCM, {"alpha": 0.0}, "FedCM.alpha is 0.0; expected a number above 0 and at most 1"),
+        (FedCM, {"alpha": 1.5}, "FedCM.alpha is 1.5"),
+        (FedCM, {"server_lr": float("nan")}, "FedCM.server_lr is nan"),
         (FedSAM, {"lr": 0.0}, "FedSAM.lr is 0.0"),
         (FedSAM, {"rho": -0.1}, "FedSAM.rho is -0.1"),
         (FedSAM, {"server_lr": 0.0}, "FedSAM.server_lr is 0.0"),

@@ -8,14 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms import FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold
+from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
 from algorithms.fedamd import FedAMDState
 from algorithms.fedspeed import FedSpeedState
 from algorithms.scaffold import ScaffoldState
+from fedsim.backends.blocks import Blocks
+from fedsim.backends.loop import Loop
 from fedsim.types import Kept
 from fedsim.work import LocalWork
 from tests.algorithms import papers
-from tests.algorithms.quadratics import batches_of, everybody, federation, heterogeneous, iterates, some
+from tests.algorithms.quadratics import (
+    Quadratics,
+    batches_of,
+    everybody,
+    federation,
+    heterogeneous,
+    iterates,
+    some,
+    states,
+)
 
 F = heterogeneous()
 X0 = np.random.default_rng(9).standard_normal(F.d)
@@ -36,6 +47,68 @@ def close(a: Any, b: Any, tolerance: float = 1e-14) -> None:
 @pytest.mark.parametrize("algorithm", [FedAvg(lr=0.5), Scaffold(lr=0.5), Scaffold(lr=0.5, option="I")])
 def test_one_step_with_everybody_is_gradient_descent(algorithm: Any) -> None:
     close(run(algorithm, ONE_STEP), papers.gradient_descent(F, X0, 4, 0.5))
+
+
+@pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
+@pytest.mark.parametrize("cohorts", [ALL, TWO], ids=["everybody", "2 of 10"])
+@pytest.mark.parametrize("algorithm", [FedProx(lr=0.2, mu=0.0, server_lr=0.7), FedCM(lr=0.2, alpha=1.0, server_lr=0.7)])
+def test_without_the_term_that_they_add_they_are_fedavg(
+    algorithm: Any, cohorts: list[list[int]], backend: Any
+) -> None:
+    """Bit for bit: nothing is added to the gradient but zeros."""
+    fed = federation(F, EPOCHS, backend, decay=lambda t: 0.8**t)
+    plain = iterates(FedAvg(lr=0.2, server_lr=0.7), fed, X0, cohorts)
+    np.testing.assert_array_equal(iterates(algorithm, fed, X0, cohorts), plain)
+
+
+def test_fedprox_with_one_step_is_fedavg() -> None:
+    """At y = x the proximal term has no gradient."""
+    np.testing.assert_array_equal(run(FedProx(mu=5.0), ONE_STEP, TWO), run(FedAvg(), ONE_STEP, TWO))
+    assert np.abs(run(FedProx(mu=5.0), EPOCHS, TWO) - run(FedAvg(), EPOCHS, TWO)).max() > 1e-3
+
+
+def test_the_first_round_of_fedcm_is_fedavg_with_a_shorter_step() -> None:
+    """As Delta is 0, by alpha eta; the second round is not."""
+    cm, short = (run(a, EPOCHS, TWO) for a in (FedCM(lr=0.4, alpha=0.25), FedAvg(lr=0.1)))
+    close(cm[:1], short[:1])
+    assert np.abs(cm[1] - short[1]).max() > 1e-3
+
+
+def test_fedcm_with_one_step_is_momentum_at_the_server() -> None:
+    """Then x moves along Delta <- alpha mean_S g_i + (1 - alpha) Delta, whatever eta was in the round before."""
+    fed, x, delta = federation(F, ONE_STEP, decay=lambda t: 0.7**t), X0, np.zeros(F.d)
+    for t, (S, ours) in enumerate(zip(TWO, iterates(FedCM(lr=0.5, alpha=0.3), fed, X0, TWO), strict=True), 1):
+        delta = 0.3 * np.mean([F.grad(i, x) for i in S], axis=0) + 0.7 * delta
+        x = x - 0.5 * 0.7**t * delta
+        np.testing.assert_allclose(ours, x, rtol=0, atol=1e-14)
+
+
+BY_HAND = {                        # the square of Delta is 4 and v was 1; then Delta is what half of the way to 4 is
+    "adagrad": lambda x1: (1 + 4, 1 + 4 + (2 - x1 / 2) ** 2),
+    "adam": lambda x1: (0.75 + 1, 0.75 * 1.75 + 0.25 * (2 - x1 / 2) ** 2),
+    "yogi": lambda x1: (1 + 1, 2 - 0.25 * (2 - x1 / 2) ** 2 * (-1 if (2 - x1 / 2) ** 2 > 2 else 1)),
+}
+
+
+@pytest.mark.parametrize("optimizer", BY_HAND)
+def test_the_first_two_steps_of_fedopt_by_hand(optimizer: Any) -> None:
+    """One client with f(x) = (x - 4)^2 / 2 makes one step of size 1/2 from 0: Delta = 2. Then m = 1, with tau = 1."""
+    one = Quadratics([np.ones((1, 1))], [np.array([4.0])])
+    algorithm = FedOpt(lr=0.5, server_lr=1.0, optimizer=optimizer, beta1=0.5, beta2=0.75, tau=1.0)
+    _, first, second = states(algorithm, federation(one, ONE_STEP), np.zeros(1), everybody(1, 2))
+    v1, v2 = BY_HAND[optimizer](first.x.item())
+    assert (first.m.item(), first.v.item()) == (1, v1)
+    assert first.x.item() == pytest.approx(1 / (v1**0.5 + 1), abs=1e-15)
+    m2 = 0.5 + 0.5 * (2 - first.x.item() / 2)
+    assert (second.m.item(), second.v.item()) == pytest.approx((m2, v2), abs=1e-15)
+    assert second.x.item() == pytest.approx(first.x.item() + m2 / (v2**0.5 + 1), abs=1e-15)
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "yogi"])
+def test_fedopt_is_fedavg_where_tau_outweighs_the_updates(optimizer: Any) -> None:
+    """Then sqrt(v) + tau is 2 tau for every coordinate; without momentum the server's step is server_lr / (2 tau)."""
+    adaptive = FedOpt(lr=0.2, server_lr=0.7 * 2e6, optimizer=optimizer, beta1=0.0, tau=1e6)
+    close(run(adaptive, EPOCHS, TWO), run(FedAvg(lr=0.2, server_lr=0.7), EPOCHS, TWO), 1e-10)
 
 
 @pytest.mark.parametrize("option", ["I", "II"])

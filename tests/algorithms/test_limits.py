@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
+from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSpeed, Scaffold
 from fedsim.backends.blocks import Blocks
 from fedsim.work import LocalWork
 from tests.algorithms.quadratics import everybody, federation, heterogeneous, iterates, some
@@ -104,6 +104,32 @@ def test_fedavg_ends_at_its_closed_form_fixed_point(eta: float, rounds: int) -> 
     np.testing.assert_allclose(limit(FedAvg(lr=eta), rounds), fixed, rtol=0, atol=1e-10)
     slowly = limit(FedAvg(lr=eta, server_lr=0.6), 2 * rounds)                # the server's step moves no fixed point
     np.testing.assert_allclose(slowly, fixed, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("mu", "rounds"), [(0.1, 80), (1.0, 190)])
+def test_fedprox_ends_at_its_closed_form_fixed_point(mu: float, rounds: int) -> None:
+    """Client i goes the share I - (I - eta (H_i + mu I))^K of the way to (H_i + mu I)^-1 (H_i x_i* + mu x)."""
+    eta, eye, pull = 0.5, np.eye(FEW.d), []
+    for i in range(FEW.n):
+        A = FEW.H(i) + mu * eye
+        pull.append((eye - np.linalg.matrix_power(eye - eta * A, STEPS)) @ np.linalg.solve(A, FEW.H(i)))
+    fixed = np.linalg.solve(sum(pull), sum(pull[i] @ FEW.own_minimiser(i) for i in range(FEW.n)))
+    np.testing.assert_allclose(limit(FedProx(lr=eta, mu=mu), rounds), fixed, rtol=0, atol=1e-10)
+    assert np.linalg.norm(fixed - FEW.minimiser()) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "yogi", "adagrad"])
+def test_fedopt_ends_where_fedavg_does(optimizer: Any) -> None:
+    """Where Delta is 0; tau must be large enough for server_lr / tau to be no longer a step than FedAvg can make."""
+    algorithm = FedOpt(lr=0.5, server_lr=0.5, optimizer=optimizer, beta1=0.5, tau=0.3)
+    np.testing.assert_allclose(limit(algorithm, 200), fedavg_fixed_point(0.5), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+def test_fedcm_ends_where_fedavg_with_a_shorter_step_does(alpha: float) -> None:
+    x = limit(FedCM(lr=0.5, alpha=alpha), 200)
+    np.testing.assert_allclose(x, fedavg_fixed_point(alpha * 0.5), rtol=0, atol=1e-10)
+    assert np.linalg.norm(x - fedavg_fixed_point(0.5)) > 1e-2
 
 
 def test_the_bias_of_fedavg_shrinks_with_its_step() -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from algorithms import FedAMD, FedAvg, FedSAM, FedSpeed, Scaffold
+from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.work import LocalWork
@@ -33,13 +33,33 @@ class Case(NamedTuple):
 
 
 def with_(paper: Callable[..., list[np.ndarray]], **settings: Any) -> Callable[..., list[np.ndarray]]:
-    return lambda *arguments: paper(*arguments, **settings)
+    return lambda *arguments, **more: paper(*arguments, **settings, **more)
+
+
+ADAPTIVE: dict[str, dict[str, Any]] = {                    # tau small and large beside the clients' updates
+    "adam": {"beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    "yogi": {"beta1": 0.8, "beta2": 0.7, "tau": 0.3},
+    "adagrad": {"beta1": 0.0, "beta2": 0.99, "tau": 0.05},
+}
+
+
+def fedopt(optimizer: Any) -> Case:
+    settings = ADAPTIVE[optimizer]
+    paper = with_(papers.fedopt, optimizer=optimizer, eta_g=0.3, **settings)
+    return Case(FedOpt(lr=0.2, server_lr=0.3, optimizer=optimizer, **settings), paper)
 
 
 CASES = {
     "FedAvg": Case(FedAvg(lr=0.2), papers.fedavg),
     "FedAvg server step": Case(FedAvg(lr=0.2, server_lr=1.5), with_(papers.fedavg, eta_g=1.5)),
     "FedAvg momentum": Case(FedAvg(lr=0.2, momentum=0.8), with_(papers.fedavg, theta=0.8)),
+    "FedProx": Case(FedProx(lr=0.2, mu=0.7), with_(papers.fedprox, mu=0.7)),
+    "FedProx server step": Case(FedProx(lr=0.2, mu=0.7, server_lr=1.5), with_(papers.fedprox, mu=0.7, eta_g=1.5)),
+    "FedAdam": fedopt("adam"),
+    "FedYogi": fedopt("yogi"),
+    "FedAdagrad": fedopt("adagrad"),
+    "FedCM": Case(FedCM(lr=0.2, alpha=0.3), with_(papers.fedcm, alpha=0.3)),
+    "FedCM server step": Case(FedCM(lr=0.2, alpha=0.3, server_lr=0.6), with_(papers.fedcm, alpha=0.3, eta_g=0.6)),
     "FedSAM": Case(FedSAM(lr=0.2, rho=0.3), with_(papers.fedsam, rho=0.3)),
     "FedSAM server step": Case(FedSAM(lr=0.2, rho=0.3, server_lr=0.8), with_(papers.fedsam, rho=0.3, eta_g=0.8)),
     "SCAFFOLD II": Case(Scaffold(lr=0.2, server_lr=0.8), with_(papers.scaffold, eta_g=0.8)),
@@ -110,12 +130,18 @@ def test_fedamd_in_sequence(period: int, work: str, cohorts: str) -> None:
     assert_equal(iterates(FedAMD(lr=0.2, period=period), fed, X0, S), theirs)
 
 
+WEIGHTED = ["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedAdagrad", "FedCM", "FedSpeed without ascent is FedDyn"]
+
+
 @pytest.mark.parametrize("cohorts", COHORTS)
-def test_fedavg_weighted_by_size(cohorts: str) -> None:
+@pytest.mark.parametrize("case", WEIGHTED)
+def test_weighted_by_size(case: str, cohorts: str) -> None:
+    """Clients' numbers of steps differ as well."""
     sizes = np.array([len(b) for b in F.b])
     fed = federation(F, WORKS["epochs"], weights=sizes)
-    theirs = papers.fedavg(F, X0, COHORTS[cohorts], batches_of(fed), lambda t: 0.2, p=sizes / sizes.sum())
-    assert_equal(iterates(FedAvg(lr=0.2), fed, X0, COHORTS[cohorts]), theirs)
+    algorithm, paper = CASES[case]
+    theirs = paper(F, X0, COHORTS[cohorts], batches_of(fed), lambda t: 0.2, p=sizes / sizes.sum())
+    assert_equal(iterates(algorithm, fed, X0, COHORTS[cohorts]), theirs)
 
 
 def test_transcriptions_tell_the_rules_apart() -> None:
