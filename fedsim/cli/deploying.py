@@ -32,7 +32,7 @@ DEPLOY = flags.Command(
         "port": "port of the SuperLink (default: 8000); 0 for any free one",
         "output": "exactly this run directory; the federation's files go beside it",
         "root": "folder of new run directories (default: runs)",
-        "resume": "continue the run in this directory, after a failure",
+        "resume": "continue the run in this directory, after a failure, with the options that it had",
         "host": "name of the server, for --print-commands",
         **help_of(Policy),
     },
@@ -120,8 +120,8 @@ def _output(line: flags.CommandLine, experiment: Experiment) -> Path:
 
 
 def _local(line: flags.CommandLine, resumed: Path | None) -> Local:
-    """The options of the command itself; those of the policy and the nodes as before where a run is continued."""
-    from fedsim.deploy.local import Local
+    """The options of the command itself; those that are not given are as before where a run is continued."""
+    from fedsim.deploy.local import Local, remembered
 
     known = open_run(resumed).manifest if resumed else {}
     before = known.get("deployment", {}).get("policy", {})
@@ -131,6 +131,11 @@ def _local(line: flags.CommandLine, resumed: Path | None) -> Local:
     if "nodes" not in line.options and not known:
         raise ConfigError("--nodes is missing; expected the number of SuperNodes, one for every client")
     nodes = line.number("nodes", int, known.get("clients"))
-    own_data = Path(line.options["own_data"]) if "own_data" in line.options else None
-    port = line.number("port", int, 8000)
-    return Local(nodes, port, "insecure" in line.switches, Policy(**{**before, **given}), own_data)
+    settings = remembered(resumed) if resumed else {}
+    if "own_data" in line.options:
+        settings["own_data"] = Path(line.options["own_data"])
+    if "port" in line.options:
+        settings["port"] = line.number("port", int)
+    if "insecure" in line.switches:
+        settings["insecure"] = True
+    return Local(nodes, policy=Policy(**{**before, **given}), **settings)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from fedsim.backends.flower.policy import Policy
 
 PROJECT = """\
 # What `flwr run` and `flwr build` read. The apps are in fedsim itself, which every node has installed.
@@ -38,11 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "output": "",
     "root": "runs",
     "own-data": 0,
-    "timeout": 600.0,
-    "retries": 1,
-    "missing": "skip",
-    "minimum": 0.5,
-    "patience": 120.0,
+    **asdict(Policy()),
 }
 """The run config: what ``fedsim.backends.flower.server_app`` reads."""
 

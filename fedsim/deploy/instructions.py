@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 from fedsim.backends.flower.settings import NodeSettings
@@ -75,11 +76,8 @@ def _node(credentials: Credentials | None, i: int, host: str, local: Local, allo
 
 
 def _run(file: str, local: Local, output: Path) -> str:
-    policy = local.policy
     config = {"experiment": str(Path(file).absolute()), "output": str(output.absolute())}
-    values = {**config, "own-data": local.nodes if local.own_data else 0, "timeout": policy.timeout}
-    values |= {"retries": policy.retries, "missing": policy.missing, "minimum": policy.minimum}
-    values |= {"patience": policy.patience}
+    values = {**config, "own-data": local.nodes if local.own_data else 0, **asdict(local.policy)}
     text = " ".join(f"{key}={as_toml(value)}" for key, value in values.items())
     words = ["flwr", "run", str(Path("experiments/flower")), CONNECTION, "-c", text, "--stream"]
     return (

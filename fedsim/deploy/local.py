@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,8 +22,9 @@ from fedsim.deploy.watch import watch
 from fedsim.errors import ConfigError, DeployError
 from fedsim.experiment import Data, Experiment
 from fedsim.interrupt import terminate_as_interrupt
-from fedsim.record import RunDirectory, open_run
+from fedsim.record import RunDirectory, open_run, write_atomic
 
+NOTE = "deployment.json"
 DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.[A-Za-z_]\w*")
 
 
@@ -69,6 +71,7 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
         text = yaml.safe_dump(to_config(experiment), sort_keys=False)
         config = {"experiment": text, "output": str(output), "own-data": local.nodes if local.own_data else 0}
         app = write_app(federation.folder / "app", {**config, **asdict(local.policy)})
+        remember(output, local)
         started = federation.flwr("run", str(app))
         try:
             watch(federation, str(started["run-id"]), experiment, output, progress)
@@ -96,6 +99,22 @@ def check(experiment: Experiment, local: Local) -> None:
 def federation_folder(output: Path) -> Path:
     """Where the files of a run's federation are."""
     return output.with_name(f"{output.name}.federation")
+
+
+def remember(output: Path, local: Local) -> None:
+    """Note beside a run how it was deployed, for ``remembered``; its policy is in the manifest."""
+    own_data = None if local.own_data is None else str(local.own_data.absolute())
+    note = {"port": local.port, "insecure": local.insecure, "own_data": own_data}
+    write_atomic(federation_folder(output) / NOTE, json.dumps(note) + "\n")
+
+
+def remembered(output: Path) -> dict[str, Any]:
+    """What ``remember`` noted, as arguments of ``Local``; nothing where there is no note."""
+    note = federation_folder(output.absolute()) / NOTE
+    if not note.exists():
+        return {}
+    known: dict[str, Any] = json.loads(note.read_text())
+    return {**known, "own_data": known["own_data"] and Path(known["own_data"])}
 
 
 def node_settings(experiment: Experiment, output: Path, local: Local) -> list[NodeSettings]:

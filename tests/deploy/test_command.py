@@ -6,6 +6,7 @@ import importlib.metadata
 import shlex
 import socket
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from fedsim.config import from_config
 from fedsim.deploy import install
 from fedsim.deploy.app import DEFAULTS, write_app
 from fedsim.deploy.federation import Federation
-from fedsim.deploy.local import Local, at_home, modules_of, node_settings
+from fedsim.deploy.local import Local, at_home, federation_folder, modules_of, node_settings, remember
 from fedsim.errors import DeployError
-from fedsim.record import State, create_run
+from fedsim.record import RunDirectory, State, create_run, open_run
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments/flower/experiment.yaml"
@@ -149,7 +150,35 @@ def test_the_app_of_the_repository_has_the_same_settings(tmp_path: Path) -> None
     assert app["config"] == {**DEFAULTS, "output": "x\ny"}
     own = tomllib.loads((ROOT / "experiments/flower/pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert own["config"] == DEFAULTS
-    assert {key: DEFAULTS[key] for key in vars(Policy())} == vars(Policy())
+
+
+def test_a_resumed_run_is_deployed_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given with --resume goes before."""
+    made: list[Local] = []
+
+    def deploy(experiment: object, output: Path, local: Local, progress: bool) -> RunDirectory:
+        made.append(local)
+        return open_run(output)
+
+    monkeypatch.setattr("fedsim.deploy.local.deploy", deploy)
+    monkeypatch.setattr("fedsim.cli.deploying.print_result", lambda *arguments: None)
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(EXPERIMENT.read_text())
+    run = create_run(tmp_path, "x", config, {"clients": 2, "seeds": [0]}, tmp_path / "run")
+    before = Policy(retries=7, patience=2.0)
+    run.update_manifest(deployment={"run": "0" * 32, "epoch": 1, "policy": vars(before)})
+    assert main(["deploy", "--resume", "run"]) == 0
+    assert made[-1] == Local(2, policy=before), "its federation's files are gone"
+    federation_folder(run.path).mkdir()
+    first = Local(2, 0, True, before, Path("own"))
+    remember(run.path, first)
+    assert main(["deploy", "--resume", "run"]) == 0
+    assert made[-1] == replace(first, own_data=tmp_path / "own")
+    assert main(["deploy", "--resume", "run", "--own-data", "new", "--port", "9000", "--patience", "3"]) == 0
+    assert made[-1] == Local(2, 9000, True, replace(before, patience=3.0), Path("new"))
+    remember(run.path, Local(2))
+    assert main(["deploy", "--resume", "run", "--insecure"]) == 0
+    assert made[-1] == Local(2, insecure=True, policy=before)
 
 
 def test_paths_are_made_absolute_and_named_modules_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

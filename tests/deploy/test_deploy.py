@@ -42,23 +42,27 @@ def test_the_command_resumes_after_everything_was_killed(folder: Path) -> None:
     What the killed node had stored by then may have been heard of or not.
     """
     file, output = folder / "experiment.yaml", folder / "resumed"
-    config = config_of(folder, "EF21", rounds=2, evaluation={"every": 2})
+    config = config_of(folder, "EF21", rounds=3, evaluation={"every": 3})
     file.write_text(yaml.safe_dump(config))
-    first = subprocess.Popen(
-        [*DEPLOY, str(file), "--insecure", "--nodes", "3", "--output", str(output)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while first.poll() is None and not checkpoints(output):
-        time.sleep(0.2)
-    os.kill(children(first.pid, "flower-supernode")[1], signal.SIGKILL)
-    os.kill(children(first.pid, "flower-superlink")[0], signal.SIGKILL)
-    _, said = first.communicate(timeout=300)
+    words = [*DEPLOY, str(file), "--insecure", "--nodes", "3", "--output", str(output)]
+    end = time.monotonic() + 1200
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            while first.poll() is None and not checkpoints(output):
+                assert time.monotonic() < end, "nothing happened"
+                time.sleep(0.2)
+            os.kill(children(first.pid, "flower-supernode")[1], signal.SIGKILL)
+            os.kill(children(first.pid, "flower-superlink")[0], signal.SIGKILL)
+            _, said = first.communicate(timeout=300)
+        finally:
+            first.kill()                                   # and the system ends what it started
     assert first.returncode == 1 and f"--resume {output}" in said, said
-    again = subprocess.run([*DEPLOY, "--insecure", "--resume", str(output), "--json"], capture_output=True, text=True)
+    words = [sys.executable, "-m", "fedsim", "deploy", "--quiet", "--resume", str(output), "--json"]
+    again = subprocess.run(words, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout)["final"]
     simulation = fedsim.run(from_config(config), output=folder / "sim-resumed", progress=False)
-    for (scope, metric), value in final(simulation.path, 2).items():
+    for (scope, metric), value in final(simulation.path, 3).items():
         assert result[scope][metric]["mean"] == pytest.approx(value, abs=1e-6, rel=1e-6)
 
 
