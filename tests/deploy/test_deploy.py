@@ -60,6 +60,7 @@ def test_the_command_resumes_after_everything_was_killed(folder: Path) -> None:
     words = [sys.executable, "-m", "fedsim", "deploy", "--quiet", "--resume", str(output), "--json"]
     again = subprocess.run(words, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
+    assert not list(folder.glob("resumed.federation/node-*/memory/*/*")), "the run has ended, and its memories with it"
     result = json.loads(again.stdout)["final"]
     simulation = fedsim.run(from_config(config), output=folder / "sim-resumed", progress=False)
     for (scope, metric), value in final(simulation.path, 3).items():

@@ -157,6 +157,12 @@ class FlowerBackend:
             raise ClientsLostError({handle.client: "did not give its memory"}, self._round)
         return self._fetched[handle.client, handle.name]
 
+    def forget(self) -> None:
+        """Have the clients that are there remove what they kept, as the run has ended."""
+        if self.memories.used:
+            calls = {client: Call("forget", self._values(client, self._round)) for client in self.link.nodes}
+            self.link.exchange(calls, self._round, lambda client, answer: None)
+
     def _ask(self, calls: Mapping[int, Call], round: int, read: Callable[[int, str, Call], Done]) -> list[Done]:
         """Answers of all clients, in order; those known from before in this round are not asked again."""
         if round != self._round:

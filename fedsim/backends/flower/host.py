@@ -60,6 +60,14 @@ class FlowerHost(Host):
         self._samples: dict[int, int] = {}                 # client: how many it trains on
         self._round = 0
 
+    def __exit__(self, *raised: object) -> None:
+        """See ``Host``; a run that failed goes on from what its clients keep."""
+        if not any(raised) and hasattr(self, "backend"):
+            try:
+                self.backend.forget()
+            except Exception as error:                     # the run itself has succeeded
+                self.say(f"the clients keep their memories of the run: {error!r}")
+
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
         """The federation of one seed, once enough nodes have come.
 

@@ -51,6 +51,7 @@ class Memories:
 
     def __init__(self, initial: Tensor, fetch: Callable[[Handle], Tensor]) -> None:
         self.device, self.fetch = initial.device, fetch
+        self.used = False                                  # whether any client has kept anything
         self._initial = initial
         self._alive: WeakSet[Handle] = WeakSet()
         self._has: dict[int, set[str]] = {}                # client: first memories that it was sent
@@ -66,6 +67,7 @@ class Memories:
 
     def handle(self, client: int, name: str, form: Form) -> Handle:
         """A new handle."""
+        self.used = True
         handle = Handle(self, client, name, form)
         self._alive.add(handle)
         return handle

@@ -76,7 +76,10 @@ class Node:
         Raises:
             FedsimError: it is refused.
         """
-        verbs = {"hello": self.hello, "each": self.each, "mix": self.mix, "value": self.value, "score": self.score}
+        verbs = {
+            "hello": self.hello, "each": self.each, "mix": self.mix, "value": self.value, "score": self.score,
+            "forget": self.forget,
+        }  # fmt: skip
         if call.verb != "hello" and number(call, "client") != self.client:
             raise DeployError(f"a call for client {call.values['client']} came to client {self.client}")
         most = (LARGEST_VECTORS + self.federation.shards.n) * 8 * self.federation.model.d + 2**20
@@ -158,6 +161,11 @@ class Node:
         if not isinstance(names, list):
             raise DeployError(f"read is {names!r:.40}; expected names of versions")
         return Call("value", {}, {str(k): wire.encode(self.store.read(str(name))) for k, name in enumerate(names)})
+
+    def forget(self, call: Call) -> Call:
+        """Remove this client's memory of the run, which has ended."""
+        self.store.forget()
+        return Call("forget")
 
     def score(self, call: Call) -> Call:
         """Mean loss and accuracy of a model on this client's own samples."""

@@ -27,7 +27,7 @@ except ImportError as error:
 
 PROTOCOL = 1
 STYPE = "fedsim.wire"
-VERBS = {"hello": "query", "value": "query", "each": "train", "mix": "train", "score": "evaluate"}
+VERBS = {"hello": "query", "value": "query", "forget": "query", "each": "train", "mix": "train", "score": "evaluate"}
 """What a node can be asked, and the type of Flower's message that asks it."""
 LARGEST_CONFIG = 2**20
 """Bytes of an experiment, or of a call's plain values."""

@@ -5,7 +5,8 @@
 A call of the server says which versions it reads, under which name the new ones are kept, and which are alive: those of
 the last state that it holds or has in a checkpoint. What a lost reply left behind is then simply never read, and a
 server that goes back to a checkpoint finds the versions of that checkpoint. Versions are named by the order of the
-server's calls, and a call drops only what is older than itself, so one that was delayed cannot harm a newer one.
+server's calls, and a call drops only what is older than itself, so one that was delayed cannot harm a newer one. The
+whole folder is removed when the server says that the run has ended; one that failed needs its own to go on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -85,10 +88,6 @@ class Store:
         except (SafetensorError, KeyError) as error:
             raise DeployError(f"memory {path} is not a tensor: {error}") from error
 
-    def holds(self, name: str) -> bool:
-        """Whether there is such a version."""
-        return self._path(name).is_file()
-
     def names(self) -> list[str]:
         """All versions, and shared first values, that are here."""
         return sorted(path.stem for path in self.folder.glob("*.safetensors"))
@@ -103,6 +102,12 @@ class Store:
             owner = leftover.suffixes[-2].lstrip(".") if len(leftover.suffixes) > 1 else ""
             if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
                 leftover.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove everything: the run has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):                            # other clients are still there
+            self.folder.parent.rmdir()
 
     def _path(self, name: str) -> Path:
         if not NAME.fullmatch(name) and not SHARED.fullmatch(name):

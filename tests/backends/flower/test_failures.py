@@ -67,6 +67,12 @@ def vanish(answer: Message) -> Message:
     return Message(Error(5, "node unavailable"), metadata=answer.metadata)
 
 
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients keep their memories when the run has ended."""
+    monkeypatch.setattr(Store, "forget", lambda self: None)
+
+
 def drift_of_ef21(folder: Path) -> float:
     """Relative distance of the server's g to the mean of what the clients hold as g_i, by the last checkpoint."""
     loaded = checkpoint.load_latest(folder / "deployed/seed-0/checkpoints")
@@ -99,6 +105,7 @@ def test_a_lost_answer_is_asked_for_again(algorithm: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("algorithm", [EF21, "Scaffold", "FedSpeed"], ids=["EF21", "SCAFFOLD", "FedSpeed"])
+@pytest.mark.usefixtures("kept")
 def test_a_round_goes_on_without_a_client_whose_answer_is_lost(algorithm: Any, tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
     grid.nodes[101].after = in_round(2, vanish)
@@ -126,6 +133,7 @@ def test_a_round_with_two_exchanges_is_done_again_without_asking_twice(tmp_path:
     assert len(works) == 2 * ROUNDS + 1                    # a second mixing, no second work
 
 
+@pytest.mark.usefixtures("kept")
 def test_a_restarted_node_has_its_memory(tmp_path: Path) -> None:
     """Without a key, a SuperNode comes back under another id."""
     grid = federation(tmp_path / "nodes", 3)

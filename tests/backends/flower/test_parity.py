@@ -16,6 +16,7 @@ import yaml
 import fedsim
 from algorithms import ALGORITHMS, GOSSIP
 from fedsim.backends.flower.server_app import serve
+from fedsim.backends.flower.store import Store
 from fedsim.config import from_config
 from fedsim.errors import ConfigError
 from tests.backends.flower.grids import FakeGrid, federation
@@ -118,8 +119,9 @@ def test_what_the_ledger_charges_is_what_travels(tmp_path: Path) -> None:
     assert 18 * model_bytes + score < grid.sent_bytes < 1.02 * (18 * model_bytes + score)
 
 
-def test_memories_stay_with_the_clients(tmp_path: Path) -> None:
+def test_memories_stay_with_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two versions at most: that of the last state and checkpoint, and that of the checkpoint before."""
+    monkeypatch.setattr(Store, "forget", lambda self: None)
     deploy(tmp_path, {**CONFIG, "algorithm": "Scaffold", "rounds": 6})
     stores = [sorted(path.name for path in (tmp_path / f"nodes/node-{i}").rglob("*.safetensors")) for i in range(3)]
     assert stores == [["1.4.0.safetensors", "1.5.0.safetensors", "1.6.0.safetensors"]] * 3

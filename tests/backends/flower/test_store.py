@@ -50,6 +50,16 @@ def test_runs_and_clients_are_apart(tmp_path: Path) -> None:
             other.read("1.1.0")
 
 
+def test_what_is_forgotten_is_one_client_of_one_run(tmp_path: Path) -> None:
+    stores = [Store(tmp_path, RUN, 1), Store(tmp_path, RUN, 2), Store(tmp_path, "f" * 32, 1)]
+    for store in stores:
+        store.write("1.1.0", torch.ones(1))
+    stores[0].forget(), stores[0].forget()
+    assert [store.names() for store in stores] == [[], ["1.1.0"], ["1.1.0"]]
+    stores[1].forget()
+    assert [path.name for path in tmp_path.iterdir()] == ["f" * 32]
+
+
 @pytest.mark.parametrize("at", [0, 40, -1])
 def test_a_flipped_bit_is_noticed(store: Store, at: int) -> None:
     store.write("1.1.0", torch.arange(5.0))
