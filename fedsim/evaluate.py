@@ -143,8 +143,8 @@ def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list
 
 
 def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
-    """Each node's value, their mean, their mean weighted by size, and the mean of the worst."""
-    rows: list[Row] = []
+    """How many nodes were scored, each one's value, their mean, their mean weighted by size, and that of the worst."""
+    rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
     for metric, each in (("loss", scores.loss), ("accuracy", scores.accuracy)):
         if each is None:
             continue

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fedsim import checkpoint, evaluate
+from fedsim.absence import Absence, absent, summary
 from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError
@@ -54,6 +55,8 @@ class SeedRun:
                         raise
                     self.host.say(f"{lost}; going back to the last checkpoint")
             self._write_edges()
+            if missing := absent(read_metrics(record.timing.path)):   # also of rounds before it was resumed
+                self.host.say(f"seed {self.seed}: {summary(missing, self.experiment.rounds)}")
 
     def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
         loaded = checkpoint.load_latest(record.checkpoints)
@@ -86,6 +89,7 @@ class SeedRun:
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
         experiment, fed, method = self.experiment, self.federation, self.experiment.method
         name, offset, ledger = type(experiment.algorithm).__name__, record.offset(), fed.ledger.snapshot()
+        absence = Absence(self.host.say)
 
         def save() -> None:  # the last completed round, whatever came after it
             costs = {f"ledger.{name}": t for name, t in ledger.items()}
@@ -102,6 +106,7 @@ class SeedRun:
                 with pure(f"{name}.round", state):
                     new = self.host.round(method, state, fed, round, ids)
                 check(f"{name}.round", new, state)
+                absence.note(round, ids.tolist(), self.host.skipped)
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)
                 if due:

@@ -117,6 +117,14 @@ def test_warnings_name_what_differs(tmp_path: Path) -> None:
     )
 
 
+def test_warnings_name_clients_that_were_missing(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, name, FAST) for name in ("all", "some")]
+    with open_run(paths[1]).open_seed(1) as record:
+        for round, node in ((2, 7), (3, 7), (3, 4)):
+            record.timing.add(round, "round", "skipped", 1, node)
+    assert compare(paths).warnings == ("some: seed 1 had 2 clients missing in 2 of 30 rounds: 4 (1), 7",)
+
+
 def test_warnings_name_work_that_differs(tmp_path: Path) -> None:
     """Unless the labels say it already."""
     work = [{"batch_size": 8, "epochs": 1}, {"batch_size": 32, "epochs": 1}]

@@ -71,6 +71,7 @@ def test_a_run_writes_everything_that_a_reader_needs(tmp_path: Path) -> None:
     assert set(rows.series("clients/train", "accuracy_worst10")) == {0, 4, 8, 12}
     own = rows.node[(rows.round == 12) & (rows.scope == "clients/train") & (rows.metric == "accuracy")]
     assert own.tolist() == list(range(10))                 # every client, whether it was sampled or not
+    assert rows.series("clients/train", "scored") == dict.fromkeys((0, 4, 8, 12), 10.0)
     assert list(rows.series("total", "gradient_evaluations")) == list(accuracy)
     assert metrics_bytes(directory, 0) != metrics_bytes(directory, 1)
 

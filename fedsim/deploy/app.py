@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "output": "",
     "root": "runs",
     "own-data": 0,
+    "log": "",
     **asdict(Policy()),
 }
 """The run config: what ``fedsim.backends.flower.server_app`` reads."""

@@ -18,7 +18,7 @@ from fedsim.config import to_config
 from fedsim.deploy import ports
 from fedsim.deploy.app import write_app
 from fedsim.deploy.federation import Federation
-from fedsim.deploy.watch import watch
+from fedsim.deploy.watch import Tail, watch
 from fedsim.errors import ConfigError, DeployError
 from fedsim.experiment import Data, Experiment
 from fedsim.interrupt import terminate_as_interrupt
@@ -70,11 +70,13 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
     with terminate_as_interrupt(), federation:
         text = yaml.safe_dump(to_config(experiment), sort_keys=False)
         config = {"experiment": text, "output": str(output), "own-data": local.nodes if local.own_data else 0}
+        told = Tail(federation.folder / "server.log")
+        config["log"] = str(told.path)
         app = write_app(federation.folder / "app", {**config, **asdict(local.policy)})
         remember(output, local)
         started = federation.flwr("run", str(app))
         try:
-            watch(federation, str(started["run-id"]), experiment, output, progress)
+            watch(federation, str(started["run-id"]), experiment, output, progress, told)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"continue with: fedsim deploy --resume {output}") from None
         except DeployError as error:

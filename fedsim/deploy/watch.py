@@ -9,6 +9,7 @@ from pathlib import Path
 from fedsim.deploy.federation import Federation
 from fedsim.errors import DeployError, FedsimError
 from fedsim.experiment import Experiment
+from fedsim.host import note
 from fedsim.progress import RunProgress
 from fedsim.record import open_run
 from fedsim.rows import Metrics, read_metrics
@@ -20,27 +21,54 @@ ASK_AGAIN_SECONDS = 2.0
 """The same, once the files say that it has ended."""
 
 
-def watch(federation: Federation, run_id: str, experiment: Experiment, output: Path, progress: bool) -> None:
-    """Show how a run goes on, until it has ended.
+class Tail:
+    """What is added to a file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """Whole lines that were added since they were asked for."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + end)
+        return whole.decode(errors="replace").splitlines()
+
+
+def watch(
+    federation: Federation, run_id: str, experiment: Experiment, output: Path, progress: bool, told: Tail
+) -> None:
+    """Show how a run goes on, and pass on what the server has told, until it has ended.
 
     Raises:
         DeployError: it, or the SuperLink, failed.
     """
-    asked, shown = time.monotonic(), dict[int, int]()
+    asked, shown = time.monotonic(), dict[int, tuple[int, int]]()
     with RunProgress(output.name, experiment.rounds, progress) as bar:
         while True:
             time.sleep(LOOK_SECONDS)
             federation.superlink.check()
             _show(bar, experiment, output, shown)
+            _pass_on(told)
             if time.monotonic() > asked + (ASK_AGAIN_SECONDS if _ended(output) else ASK_SECONDS):
                 run = federation.flwr("list", "--run-id", run_id)["runs"][0]
                 asked = time.monotonic()
                 if run["status"].startswith("finished"):
                     break
         _show(bar, experiment, output, shown)
+        _pass_on(told)
     if run["status"] != "finished:completed":
         why = _noted(output) or run.get("status-details", "")
         raise DeployError(f"the run is {run['status']}: {why}\nThe whole log: {federation.superlink.log}")
+
+
+def _pass_on(told: Tail) -> None:
+    for line in told.lines():
+        note(line)
 
 
 def _ended(output: Path) -> bool:
@@ -58,18 +86,22 @@ def _noted(output: Path) -> str:
     return ""
 
 
-def _show(bar: RunProgress, experiment: Experiment, output: Path, shown: dict[int, int]) -> None:
-    """The last round of every seed that has begun, and what was measured last."""
+def _show(bar: RunProgress, experiment: Experiment, output: Path, shown: dict[int, tuple[int, int]]) -> None:
+    """The last completed round of every seed that has begun, and what was measured last.
+
+    Exchanges are noted while a round goes on; that it was completed is known by its metrics or a later exchange.
+    """
     for seed in experiment.seed_list:
         with contextlib.suppress(FedsimError):             # not begun
             folder = output / f"seed-{seed}"
             metrics = read_metrics(folder / "metrics.jsonl")
             exchanges = read_metrics(folder / "exchanges.jsonl")
-            round = int(max(exchanges.round.max(initial=0), metrics.round.max(initial=0)))
+            round = int(max(exchanges.round.max(initial=1) - 1, metrics.round.max(initial=0)))
+            state = round, len(metrics.round)
             if seed not in shown:
                 bar.start(seed, round)
-            if shown.get(seed) != round:
-                shown[seed] = round
+            if shown.get(seed) != state:
+                shown[seed] = state
                 tested = ("server/test", "average/test")
                 loss, accuracy = (_last(metrics, tested, name) for name in ("loss", "accuracy"))
                 sent = [_last(metrics, ("total",), name) or 0.0 for name in ("bytes_down", "bytes_up")]

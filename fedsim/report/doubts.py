@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedsim.absence import summary
 from fedsim.report.series import RunSeries, flat
 
 WORK = ("model", "loss", "weights", "local", "sampling", "schedule", "dtype")
@@ -25,6 +26,8 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
         for seed, series in run.seeds.items():
             if math.isnan(series.value[-1]):
                 yield f"{run.label}: seed {seed} diverged (its last value is not finite)"
+            if series.absent:
+                yield f"{run.label}: seed {seed} had {summary(series.absent, max(*series.absent, _rounds(run, seed)))}"
     for name in ("data_hash", "partition_hash"):
         values = {run.label: run.manifest.get(name) for run in runs}
         if not all(_same(value, values[runs[0].label]) for value in values.values()):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedsim.absence import absent
 from fedsim.errors import ConfigError, DivergenceError, RunError
 from fedsim.record import RunDirectory, open_run
 from fedsim.rows import Metrics, read_metrics
@@ -35,11 +36,13 @@ class Series:
         value: ``[T]`` float64 the metric.
         cost: for each of `AXES` ``[T]`` float64, what had been paid since round 0; NaN where it was not recorded.
         last: the last value of every (scope, metric) that belongs to no client.
+        absent: clients that rounds were done without, by round.
     """
 
     value: np.ndarray
     cost: Mapping[str, np.ndarray]
     last: Mapping[tuple[str, str], float]
+    absent: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 NOTHING = Series(np.array([np.nan]), dict.fromkeys(AXES, np.zeros(1)), {})
@@ -161,6 +164,7 @@ def _load_series(directory: Path, scope: str, metric: str) -> Series:
             "seconds": total(timing, "host", "seconds"),
         },
         last=_last_values(metrics),
+        absent=absent(timing),
     )
 
 

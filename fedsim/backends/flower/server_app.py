@@ -6,13 +6,16 @@ Its settings are Flower's run config:
     output        run directory; one that exists is continued from its last checkpoint
     root          folder of new run directories, where there is no output
     own-data      number of nodes, where each brings its own data; 0 to divide the experiment's data set
+    log           file to which what happens is added; it is printed in any case
     timeout, retries, missing, minimum, patience    see ``fedsim.backends.flower.policy``
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from fedsim.experiment import Experiment
 from fedsim.record import RunDirectory
 
 POLICY = tuple(field.name for field in fields(Policy))
-SETTINGS = ("experiment", "output", "root", "own-data", *POLICY)
+SETTINGS = ("experiment", "output", "root", "own-data", "log", *POLICY)
 
 
 def server_app(beside: Path | None = None) -> ServerApp:
@@ -54,7 +57,8 @@ def serve(
     if unknown := sorted(set(config) - set(SETTINGS)):
         raise ConfigError(f"unknown run config {', '.join(unknown)}; known are {', '.join(SETTINGS)}")
     policy = Policy(**{key: config[key] for key in POLICY if key in config})
-    host = FlowerHost(grid, policy, int(config.get("own-data", 0)), say)
+    told = partial(_tell, Path(str(config["log"])), say) if config.get("log") else say
+    host = FlowerHost(grid, policy, int(config.get("own-data", 0)), told)
     output = Path(str(config["output"])) if config.get("output") else None
     if output is not None and (output / "manifest.json").exists():
         say(f"continuing {output}")
@@ -65,6 +69,12 @@ def serve(
     directory = fedsim.run(experiment, output=output, root=root, progress=False, host=host)
     say(f"finished: {directory.path.absolute()}")
     return directory
+
+
+def _tell(log: Path, say: Callable[[str], None], text: str) -> None:
+    say(text)
+    with contextlib.suppress(OSError), log.open("a") as file:   # no reason to end a run
+        file.write(f"{text}\n")
 
 
 def experiment_of(said: str, beside: Path | None) -> Experiment:

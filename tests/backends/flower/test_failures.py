@@ -165,13 +165,17 @@ def test_one_who_joins_late(tmp_path: Path) -> None:
 
 
 def test_one_who_never_answers(tmp_path: Path) -> None:
-    grid = federation(tmp_path / "nodes", 3)
+    grid, log = federation(tmp_path / "nodes", 3), tmp_path / "server.log"
     grid.nodes[102].after = in_round(2, lambda answer: None)
-    deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, grid, timeout=1.0)
+    deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, grid, timeout=1.0, log=str(log))
     expected = simulated(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, r2=(0, 1), r3=(0, 1), r4=(0, 1))
     got = [row for row in metrics(tmp_path / "deployed") if not row["scope"].startswith("clients/")]
     agree(got, [row for row in expected if not row["scope"].startswith("clients/")])
     assert grid.nodes[102].asked.count("train") == 2       # the timeout is waited for once, not in every round
+    told = [line for line in log.read_text().splitlines() if "missing" in line]
+    assert told == ["round 2: 1 client missing: 2", "seed 0: 1 client missing in 3 of 4 rounds: 2"]
+    rows = read_metrics(tmp_path / "deployed/seed-0/metrics.jsonl")
+    assert rows.series("clients/train", "scored") == {4: 2}
 
 
 def test_the_policy_can_be_to_stop(tmp_path: Path) -> None:
