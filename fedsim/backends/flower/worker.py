@@ -32,6 +32,8 @@ from fedsim.backends.flower.settings import NodeSettings
 from fedsim.errors import DeployError
 
 IDLE_SECONDS = 120.0
+NEW_SECONDS = 60.0
+"""How long a socket is left alone that nobody listens at: its worker may be just about to."""
 START_SECONDS = 300.0
 LOCK = "worker.lock"
 
@@ -68,7 +70,8 @@ def serve(path: Path, settings: NodeSettings, node: int, idle: float = IDLE_SECO
     """Answer calls, one after the other, while the process ``node`` lives and something is asked now and then."""
     from fedsim.backends.flower.node import answer  # imports PyTorch
 
-    threading.Thread(target=_end_with, args=(node,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(node, path), daemon=True).start()
+    remove_orphans(path.parent)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -95,14 +98,31 @@ def _next(listener: socket.socket, path: Path, lock: Path, idle: float) -> socke
     return listener.accept()[0]
 
 
-def _end_with(node: int) -> None:
-    """End this process when the process ``node`` has ended, whatever is being done."""
+def remove_orphans(folder: Path) -> None:
+    """Remove the sockets of workers that were killed, which leaves no time to do it."""
+    for path in folder.iterdir():
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:   # removed by another, or no socket of ours
+            if path.is_socket() and time.time() - path.stat().st_mtime > NEW_SECONDS:
+                probe.setblocking(False)                   # one that is busy may have no room for another connection
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
+
+
+def _end_with(node: int, path: Path) -> None:
+    """End this process, and remove its socket, when the process ``node`` has ended, whatever is being done."""
     if hasattr(os, "pidfd_open"):
         with suppress(ProcessLookupError):                 # it is gone already
             select.select([os.pidfd_open(node)], [], [])
     else:
         while _lives(node):
             time.sleep(1)
+    _end(path)
+
+
+def _end(path: Path) -> None:
+    path.unlink(missing_ok=True)
     os._exit(1)
 
 
@@ -184,4 +204,5 @@ def _receive(of: Connection) -> tuple[Call, dict[str, Any]]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)           # Ctrl-C reaches it with the SuperNode
+    signal.signal(signal.SIGTERM, lambda *_: _end(Path(sys.argv[1])))
     serve(Path(sys.argv[1]), NodeSettings.of(json.loads(sys.argv[2])), int(sys.argv[3]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,8 +127,36 @@ serve(Path(sys.argv[1]), NodeSettings.of(json.loads(sys.argv[2])), int(sys.argv[
             time.sleep(0.05)
         node.kill()
         node.wait()
-        assert bereft.wait(240) == 1
+        assert bereft.wait(240) == 1 and not (tmp_path / "s").exists()
         assert started(*words, "600").wait(240) == 1, "its node had ended before it began"
+
+
+def test_it_removes_its_socket_when_it_is_told_to_end(settings: NodeSettings, tmp_path: Path) -> None:
+    worker.ask(question(), TEXT, settings, 7)
+    (process,), (path,) = workers(tmp_path), (tmp_path / f"fedsim-{os.getuid()}").iterdir()
+    assert path.is_socket()
+    os.kill(process, signal.SIGTERM)
+    end = time.monotonic() + 240
+    while path.exists():
+        assert time.monotonic() < end, "its socket is left"
+        time.sleep(0.05)
+
+
+def test_sockets_that_nobody_listens_at_are_removed(tmp_path: Path) -> None:
+    """But for new ones, and whatever else there is."""
+    with ExitStack() as stack:
+        for name in ("listening", "full", "dead", "new"):
+            made = stack.enter_context(socket.socket(socket.AF_UNIX))
+            made.bind(str(tmp_path / name))
+            if name in ("listening", "full"):
+                made.listen(0)
+            if name == "full":
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / name))
+        (tmp_path / "file").touch()
+        for name in ("listening", "full", "dead", "file"):
+            os.utime(tmp_path / name, (0, 0))
+        worker.remove_orphans(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"listening", "full", "new", "file"}
 
 
 def test_only_processes_that_answer_one_message_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
