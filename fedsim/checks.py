@@ -9,7 +9,7 @@ from typing import Any
 
 from fedsim.errors import ConfigError
 
-_ANY_LENGTH = 2**40                                        # of a vector: the class of a compressor hangs on no length
+_ANY_LENGTH = 2**40                                        # of a vector, on which a compressor's class does not depend
 
 
 def positive(settings: Any, *names: str) -> None:

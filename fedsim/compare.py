@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, suggest
 from fedsim.report.doubts import doubts
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
@@ -116,9 +115,7 @@ def _baseline(runs: Sequence[RunSeries], means: Sequence[float], metric: str, ba
         return runs[0 if math.isnan(winner) else list(means).index(winner)]
     if baseline == "first":
         return runs[0]
-    near = get_close_matches(baseline, [*by_label, "first", "best"], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"baseline is {baseline!r}; expected first, best or one of {', '.join(by_label)}{hint}")
+    raise ConfigError(f"baseline is {baseline!r}; {suggest(baseline, [*by_label, 'first', 'best'])}")
 
 
 def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str, target: float | None) -> RunSummary:
@@ -214,7 +211,7 @@ def render(comparison: Comparison) -> Table:
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """One flat record a run: ``final_mean``, ``final_half_width``, ``final_seeds``, ...; None where is no number."""
+    """One flat record a run: ``final_mean``, ``final_half_width``, ``final_seeds``, ...; None: no number."""
     rows: list[dict[str, Any]] = []
     for summary in comparison.runs:
         row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}

@@ -147,7 +147,7 @@ def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _run_seeds(
     experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host
 ) -> None:
-    diverged: dict[int, DivergenceError] = {}              # which says nothing of the other seeds
+    diverged: dict[int, DivergenceError] = {}              # which says nothing about the other seeds
     with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
         for seed in todo:
             try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 
 
 class FedsimError(Exception):
@@ -98,3 +99,12 @@ def explained(function: str, round: int) -> Iterator[None]:
             " of torch.rand, no .item(), no writing into an argument. --backend loop runs one client at a time."
         )
         raise
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, whatever its capitals, and all of them."""
+    known = list(known)
+    spelled = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1)
+    names = ", ".join(known) or "none"
+    return f"did you mean {spelled[near[0]]!r}? Known: {names}" if near else f"known: {names}"

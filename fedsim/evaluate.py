@@ -54,7 +54,7 @@ class OwnScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each sample."""
+    """Loss and accuracy of each sample."""
 
     loss: np.ndarray  # [N] of each sample
     accuracy: np.ndarray | None  # [N], None for regression

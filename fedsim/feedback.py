@@ -2,7 +2,7 @@
 and ``Experiment.downlink``.
 
 v is a vector of a client's message in one round, C the compressor, S the cohort, w_i the clients' weights; what a
-client remembers starts at zero and stays with it, and is another one for every vector that an algorithm sends.
+client remembers starts at zero and stays with it; there is one memory for each vector that an algorithm sends.
 
     up:    Plain      send c = C(v);                                                    server: mean_S c
            EF14       send c = C(v + e);    e <- v + e - c;                             server: mean_S c

@@ -19,7 +19,7 @@ from fedsim.types import Algorithm, Kept, Vector
 
 
 def note(text: str) -> None:
-    """Tell a person of something that happened."""
+    """Tell the user about an event."""
     print(f"fedsim: {text}", file=sys.stderr)
 
 

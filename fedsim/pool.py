@@ -114,7 +114,7 @@ def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Res
 
 
 def _gpus(todo: list[Point], jobs: int) -> float:
-    """Share of a GPU for each run: never several, with which it would want Ray's actors itself."""
+    """Share of a GPU for each run: at most one GPU, as with several the run would start Ray itself."""
     if all(point.config.get("device") == "cpu" for point in todo):
         return 0
     count = torch.cuda.device_count()

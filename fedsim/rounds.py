@@ -116,7 +116,7 @@ class SeedRun:
                 state, done, ledger, offset = new, round, fed.ledger.snapshot(), record.offset()
                 if last or round % experiment.checkpoint_every == 0:
                     save()
-        except StateLostError:                             # and so is what a checkpoint would hold
+        except StateLostError:                             # the state that a checkpoint would save is lost too
             raise
         except (CheckpointError, RunError):                # it may be the disk that refuses
             with contextlib.suppress(FedsimError):

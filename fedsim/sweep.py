@@ -70,7 +70,7 @@ class Sweep:
         return self.path / point.name
 
     def done(self) -> tuple[int, int]:
-        """Rounds that are done, as far as they were evaluated, and rounds of all points and seeds; failed ones are."""
+        """Evaluated rounds so far, and all rounds of all points and seeds; a failed point counts as done."""
         failures, done, total = self.failures, 0, 0
         for point in self.points:
             rounds = point.config["rounds"] * point.config["seeds"]

@@ -145,7 +145,7 @@ def test_another_grid_gets_a_folder_of_its_own(tmp_path: Path, capsys: pytest.Ca
         argv = ["sweep", *SMALL, "--rounds", "1", "--algorithm.lr", lrs, "--jobs", "1"]
         assert main([*argv, "--root", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep-fedavg-digits", "sweep-fedavg-digits-2"]
-    assert main([*argv, "--output", str(tmp_path / "sweep-fedavg-digits")]) == 1
+    assert main([*argv, "--output", str(tmp_path / "sweep-fedavg-digits")]) == 2
     assert "is not this sweep; choose another --output" in capsys.readouterr().err
 
 

@@ -1,7 +1,7 @@
 """A recorded local step, ready to be repeated: the same algebra without the cost of ``torch.vmap``, in fewer passes.
 
 What follows the last gradient of a step mostly treats every coordinate alone. It is then done parameter by parameter,
-as soon as the model has brought forth that parameter's gradient and while it is in the processor's cache.
+as soon as the model has computed that parameter's gradient and while it is in the processor's cache.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ it is called, so that help does not wait for PyTorch.
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import os
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from fedsim.errors import ConfigError, FedsimError
+from fedsim.errors import ConfigError, FedsimError, suggest
 
 COMMANDS = {
     "run": ("fedsim.cli.running", "run", "run an experiment"),
@@ -64,9 +63,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"no command given. {USAGE}. Commands: {', '.join(COMMANDS)}")
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}? Commands" if near else "commands"
-        raise ConfigError(f"no command {name!r}; {hint}: {', '.join(COMMANDS)}")
+        raise ConfigError(f"no command {name!r}; {suggest(name, COMMANDS)}")
     module, function, _ = COMMANDS[name]
     code: int = getattr(import_module(module), function)(rest)
     return code

@@ -12,8 +12,7 @@ from fedsim.config import load_config, override
 from fedsim.config.names import parameters
 from fedsim.config.plan import plan
 from fedsim.config.read import help_text
-from fedsim.data.catalogue import suggest
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, suggest
 
 SHORTCUTS = {"data_dir": "data.data_dir", "ray_address": "ray.address"}
 

@@ -12,8 +12,7 @@ from fedsim.cli.output import console, writing
 from fedsim.config import build
 from fedsim.config.names import parameters
 from fedsim.data import Dataset
-from fedsim.data.catalogue import suggest
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, suggest
 from fedsim.experiment import Data, Experiment, division
 from fedsim.partition import Partitioner, card, plot, render
 from fedsim.problems import Problem

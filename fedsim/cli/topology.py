@@ -22,8 +22,7 @@ from fedsim.config import build, override
 from fedsim.config.names import catalogue, imported, parameters
 from fedsim.config.write import written
 from fedsim.data import Dataset
-from fedsim.data.catalogue import suggest
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.experiment import Data, Experiment, division
 from fedsim.gossip import TOLERANCE, Topology, mixing_matrix
 from fedsim.models import MLP, Architecture

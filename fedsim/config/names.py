@@ -21,8 +21,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import docstring_parser
 from torch import nn
 
-from fedsim.data.catalogue import suggest
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, suggest
 
 
 class Catalogue(NamedTuple):

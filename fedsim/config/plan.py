@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from fedsim.config.names import ImportedModel, catalogue, find, help_of, is_plain, literals, parameters, type_in_words
 from fedsim.config.write import written
-from fedsim.data.catalogue import FORMATS, NAMED, suggest
-from fedsim.errors import ConfigError
+from fedsim.data.catalogue import FORMATS, NAMED
+from fedsim.errors import ConfigError, suggest
 from fedsim.experiment import Data
 from fedsim.problems import PROBLEMS
 

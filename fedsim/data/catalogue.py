@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +17,7 @@ from fedsim.data.libsvm import a9a, libsvm, libsvm_named
 from fedsim.data.npz import npz, uci_har
 from fedsim.data.sources import Store, data_directory
 from fedsim.data.text import jsonl, shakespeare, tiny_shakespeare
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, suggest
 
 Loader = Callable[..., Dataset]
 
@@ -88,11 +87,3 @@ def load(
     if download:
         raise ConfigError(f"data set {name!r} is your own files, which cannot be downloaded; leave out download")
     return loader(**options)
-
-
-def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
-    """The nearest known name, whatever its capitals, and all of them."""
-    spelled = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), spelled, n=1)
-    names = ", ".join(known) or "none"
-    return f"did you mean {spelled[near[0]]!r}? Known: {names}" if near else f"known: {names}"

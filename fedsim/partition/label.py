@@ -6,12 +6,11 @@ Names and parameters are those of Flower Datasets (github.com/adap/flower, datas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal, get_args
 
 import numpy as np
 
-from fedsim.errors import PartitionError
+from fedsim.errors import PartitionError, suggest
 from fedsim.partition.deal import by_owner, check_count, class_labels, describe, draw, generator, slots
 from fedsim.partition.partition import Partition
 
@@ -54,8 +53,7 @@ class PathologicalPartitioner:
         check_count("num_classes_per_partition", self.num_classes_per_partition)
         modes, given = get_args(Mode), self.class_assignment_mode
         if given not in modes:
-            nearest = get_close_matches(str(given), modes, 1, cutoff=0)[0]
-            raise PartitionError(f"class_assignment_mode is one of {modes}, got {given!r}: did you mean {nearest!r}?")
+            raise PartitionError(f"class_assignment_mode is {given!r}; {suggest(str(given), modes)}")
 
     def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
         """See ``Partitioner``; no sample is used twice."""

@@ -11,7 +11,6 @@ Rows go to clients in file order, in equal runs; the last client also takes the 
 from __future__ import annotations
 
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from typing import Literal
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Split
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, suggest
 from fedsim.models.losses import logistic
 from fedsim.problems.problem import (
     TRAINING_ROWS,
@@ -69,9 +68,7 @@ def logistic_regression(
         ConfigError: a setting is out of its range, or the labels do not take exactly two values.
     """
     if regularizer not in PENALTIES:
-        near = get_close_matches(str(regularizer), PENALTIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"got regularizer={regularizer!r}; expected one of {', '.join(PENALTIES)}{hint}")
+        raise ConfigError(f"regularizer is {regularizer!r}; {suggest(str(regularizer), PENALTIES)}")
     if not 0 <= lam < np.inf or (regularizer == "l2" and lam == 0):
         raise ConfigError(f"got lam={lam}; expected a positive number (or 0 with 'nonconvex')")
     dataset = _binary_dataset(data)

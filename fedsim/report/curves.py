@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -14,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsim.compare import Comparison
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.report.series import AXES, Series
 from fedsim.report.statistics import estimate
 
@@ -62,10 +61,7 @@ def curves(comparison: Comparison, path: Path | IO[bytes], x: str = "round", for
 def draw(comparison: Comparison, x: str = "round") -> Figure:
     """The figure of `curves`."""
     if x not in AXES:
-        near = get_close_matches(x, AXES, n=1)
-        raise ConfigError(
-            f"x is {x!r}; expected one of {', '.join(AXES)}" + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        raise ConfigError(f"x is {x!r}; {suggest(x, AXES)}")
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     lines = {summary.run.label: curve_of(summary.run.seeds, x) for summary in comparison.runs}

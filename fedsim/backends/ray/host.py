@@ -136,7 +136,7 @@ class RayHost(Host):
         self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, size: int
     ) -> tuple[float, int]:
         """Share of a GPU for each actor, and clients in a block that it is for, by a trial on an actor that has a whole
-        one: two rounds of the block with most work; of everybody where there is a topology, which a round of a few
+        one: two rounds of the most expensive block; of everybody where there is a topology, which a round of a few
         nodes may break. The second has what the first one kept.
         """
         one = Workers(ray, replace(self.settings, actors=1, gpus=1), 1.0)

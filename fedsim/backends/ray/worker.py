@@ -52,7 +52,7 @@ class Worker:
         self._fed: Federation
 
     def ready(self) -> Facts:
-        """That it is there."""
+        """Confirm that the worker is up."""
         return Facts(os.getpid(), resident())
 
     def device(self) -> tuple[int, int]:
