@@ -89,6 +89,7 @@ class Link:
         self._asked: dict[str, int] = {}                   # questions to new nodes: message and node id
         self._late: dict[str, int] = {}                    # calls that timed out
         self._refused: dict[int, str] = {}                 # node id: why
+        self._failed: dict[int, str] = {}                  # client: why it did not answer when last asked
 
     def exchange(self, calls: Mapping[int, Call], round: int, accept: Accept) -> Exchange:
         """Make a call to each client, and wait for the answers, or until the policy gives up on those that lack."""
@@ -104,7 +105,10 @@ class Link:
                 break
         done.failed = {client: reason for client, reason in done.failed.items() if client not in done.answers}
         for client, reason in sorted(done.failed.items()):
-            self._say(f"round {round}: client {client} {reason}")
+            if self._failed.get(client) != reason:         # who stays away is told once, not in every round
+                self._say(f"round {round}: client {client} {reason}")
+        self._failed = {client: self._failed[client] for client in self._failed.keys() - done.answers.keys()}
+        self._failed |= done.failed
         self._encoder.forget()
         done.wall = time.monotonic() - started
         return done

@@ -103,7 +103,14 @@ def test_nobody_waits_for_those_who_are_away(grid: Echo, said: list[str]) -> Non
     made = link(grid, said)
     assert everybody(made)
     grid.nodes[101].online = False
-    assert ask(made) == ({0: 0, 2: 2}, {1: "is not connected"})
+    for _ in range(3):
+        assert ask(made) == ({0: 0, 2: 2}, {1: "is not connected"})
+    away = "round 4: client 1 is not connected"
+    assert said.count(away) == 1, "it is told once"
+    grid.nodes[101].online = True
+    assert everybody(made) and ask(made)[1] == {}
+    grid.nodes[101].online = False
+    assert ask(made)[1] == {1: "is not connected"} and said.count(away) == 2
 
 
 def test_an_error_belongs_to_the_call_that_it_answers(grid: Echo, said: list[str]) -> None:
