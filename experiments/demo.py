@@ -2,7 +2,8 @@
 
 Data: scikit-learn's 1,797 scanned digits, 50 clients, Dirichlet(0.1) label skew, 20 % of the clients a round, an MLP
 64-100-10, two local epochs with batches of 16, 100 rounds, 3 paired seeds. Step sizes are the best of {0.05, 0.1, 0.2,
-0.3, 0.5, 1} for each method by accuracy after 100 rounds on two other seeds (100 and 101); none is at an end.
+0.3, 0.5, 1} for each method by accuracy after 100 rounds on two other seeds (100 and 101), whose test
+samples are the same ones; none is at an end.
 
 Run: python -m experiments.demo (under a minute). Expected: FedSpeed has the highest accuracy and
 reaches the target in the fewest rounds and megabytes; SCAFFOLD pays twice FedAvg's bytes a round; FedAMD, whose anchors
