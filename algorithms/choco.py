@@ -7,7 +7,8 @@
 Instead of its neighbours' copies xhat_j a node keeps s_i = sum_j w_ij xhat_j, which follows from the messages as long
 as W stays the same and everybody takes part. The mean of the x_i moves by the gradients alone. CHOCO-Gossip converges
 linearly where mixing the compressed x_i themselves stalls; CHOCO-SGD, like D-PSGD, to a neighbourhood on heterogeneous
-data. The gradient is the mean over the round's minibatches. Each node sends 1 compressed vector to each neighbour.
+data. The gradient is the mean over the samples of the round's minibatches. Each node sends 1 compressed vector to each
+neighbour.
 
 In theory, with rho = 1 - |lambda_2(W)|, beta = ||I - W|| and alpha of C, the squared distance to consensus falls by
 1 - rho^2 alpha / 82 a round for gamma = rho^2 alpha / (16 rho + rho^2 + 4 beta^2 + 2 rho beta^2 - 8 rho alpha). Far

@@ -22,7 +22,7 @@ from fedsim.checks import is_compressor, one_of, positive
 from fedsim.compress import TopK
 
 Gradient = Literal["full", "minibatch"]
-"""Of the whole shard, or the mean over the round's minibatches."""
+"""Of the whole shard, or of the samples in the round's minibatches: over an epoch, the same."""
 
 
 class DCGDState(NamedTuple):
@@ -36,7 +36,7 @@ class DCGD:
     Args:
         lr: step size gamma.
         compressor: what the clients apply to their gradients.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
     """
 
     lr: float = 0.1

@@ -6,8 +6,8 @@
 
 Error feedback in gossip: what was lost is added to the next message. Models are compressed and not differences, so
 gamma must be small; in return nobody remembers neighbours, and the topology may change and nodes be away. Like D-PSGD
-it converges to a neighbourhood on heterogeneous data. The gradient is the mean over the round's minibatches. Each node
-sends 1 compressed vector to each neighbour.
+it converges to a neighbourhood on heterogeneous data. The gradient is the mean over the samples of the round's
+minibatches. Each node sends 1 compressed vector to each neighbour.
 """
 
 from __future__ import annotations

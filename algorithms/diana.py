@@ -42,7 +42,7 @@ class DIANA:
         lr: step size gamma.
         compressor: what the clients apply to the differences; unbiased.
         alpha: how fast the h_i learn, above 0; 1 / (1 + omega) by default.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
     """
 
     lr: float = 0.1

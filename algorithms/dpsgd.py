@@ -1,6 +1,6 @@
 """D-PSGD: Lian, Zhang, Zhang, Hsieh, Zhang, Liu, NeurIPS 2017 (arXiv 1705.09056), Algorithm 1.
 
-    node i:  g_i <- grad f_i(x_i; B), the mean over the round's minibatches (one with local.steps = 1)
+    node i:  g_i <- grad f_i(x_i; B), the mean over the samples of the round's minibatches
              x_i <- sum_l w_il x_l - eta g_i
 
 The gradient is taken where the node was, not where its neighbours pull it, so the exchange can run while it is
@@ -53,9 +53,9 @@ class DPSGD:
 
 
 def mean_gradient(local: Local, x: Vector) -> Vector:
-    """Mean of the gradients at ``x`` over this round's minibatches, each of which counts the same."""
+    """Mean of the gradients at ``x`` over the samples of this round's minibatches; in an epoch, the whole shard's."""
 
     def step(g: Vector, batch: Batch, x: Vector, share: Vector) -> Vector:
         return g + share * local.grad(x, batch)
 
-    return local.fold(step, torch.zeros_like(x), x, 1 / local.steps)
+    return local.fold(step, torch.zeros_like(x), x, shares=True)

@@ -61,7 +61,7 @@ class EControl:
         compressor: what the clients send through; contractive.
         eta: feedback of the error; alpha of the compressor by default.
         start: the clients' first estimates h_i: their gradients as they are, compressed, or zero.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
     """
 
     lr: float = 0.1
@@ -144,7 +144,7 @@ class ECIdeal:
         lr: step size gamma.
         compressor: what the clients send through; contractive.
         minimizer: x*; h_i = 0 when empty.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
     """
 
     lr: float = 0.1

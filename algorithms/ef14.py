@@ -43,7 +43,7 @@ class EF14:
     Args:
         lr: step size gamma.
         compressor: what the clients apply to step and error; contractive.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
     """
 
     lr: float = 0.1

@@ -83,7 +83,7 @@ class EF21:
         lr: step size gamma.
         compressor: what the clients apply to the change of their gradients; contractive.
         start: the clients' first estimates: their gradients as they are, compressed, or zero.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch", EF21-SGD).
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch", EF21-SGD).
         momentum: heavy-ball coefficient eta of the server (EF21-HB).
         prox: proximal operator of a regulariser that the server knows, ``prox(x, gamma)``, such as L1 (EF21-Prox).
     """

@@ -110,9 +110,9 @@ class EF21PAGE:
 
 
 def mean_difference(local: Local, x: Vector, y: Vector) -> Vector:
-    """Mean over this round's minibatches of the gradients at ``x`` minus those at ``y``, on the same samples."""
+    """Mean of the gradients at ``x`` minus those at ``y`` over the samples of this round's minibatches."""
 
     def step(total: Vector, batch: Batch, x: Vector, y: Vector, share: Vector) -> Vector:
         return total + share * (local.grad(x, batch) - local.grad(y, batch))
 
-    return local.fold(step, torch.zeros_like(x), x, y, 1 / local.steps)
+    return local.fold(step, torch.zeros_like(x), x, y, shares=True)

@@ -41,7 +41,7 @@ class EF21Plus:
     Args:
         lr: step size gamma.
         compressor: what the clients apply to gradients and to their changes; contractive.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
     """
 
     lr: float = 0.1

@@ -47,7 +47,7 @@ class EF21W:
     Args:
         lr: step size gamma.
         compressor: what the clients apply to the change of their scaled gradients; contractive.
-        gradient: of the whole shard ("full"), or the mean over the round's minibatches ("minibatch").
+        gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
         smoothness: L_i of each client; only their proportions count. All equal when empty, which is EF21.
     """
 

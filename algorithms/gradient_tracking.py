@@ -4,8 +4,8 @@
              y_i <- sum_l w_il y_l + g_i+ - g_i,    g_i+ <- grad f_i(x_i; B) at the new x_i,    y_i = g_i at first
 
 The tracker's mean is the gradients' mean in every round, so with exact gradients all nodes reach the exact minimiser
-with a constant step. Gradients are means over the round's minibatches. Each node sends 2 vectors to each neighbour, in
-one message.
+with a constant step. Gradients are means over the samples of the round's minibatches. Each node sends 2 vectors to each
+neighbour, in one message.
 """
 
 from __future__ import annotations

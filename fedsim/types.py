@@ -160,10 +160,12 @@ class Local(Site, Protocol):
     def sample(self, size: int) -> Batch:
         """A large batch of ``size`` samples without replacement; the whole shard where the client has no more."""
 
-    def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0) -> C:
+    def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
         """The local loop: ``carry = step(carry, batch, *consts)`` over the round's minibatches but the first ``skip``.
 
-        Every tensor that ``step`` reads is an argument; a tensor captured from outside is refused.
+        Every tensor that ``step`` reads is an argument; a tensor captured from outside is refused. With ``shares``, its
+        last argument is the share of the round's samples that are in ``batch``, 0-dim: the weight of this minibatch in
+        a mean over samples, as the last one of an epoch may be smaller.
         """
 
 

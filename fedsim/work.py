@@ -128,6 +128,12 @@ class Minibatches:
     index: np.ndarray
     lengths: np.ndarray
 
+    @property
+    def shares(self) -> np.ndarray:
+        """The share of each step in the round's samples, ``[K_i]``."""
+        shares: np.ndarray = self.lengths / self.lengths.sum()
+        return shares
+
 
 def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.ndarray) -> list[Minibatches]:
     """The minibatches of clients ``ids`` in one round."""

@@ -166,24 +166,30 @@ class _Block:
         tensors = [t for t in batch if t is not None]
         return Batch(*_Stacked.apply(lambda c, own, _: tuple(tensors), self._slot))  # type: ignore[no-untyped-call]
 
-    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0) -> Any:
+    def fold(
+        self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
+    ) -> Any:
         """See ``fedsim.types.Local``."""
         refuse_captured_tensors(step)
         self._outside("local.fold")
         n_carry = len(leaves(carry))
-        like = (carry, *consts)
+        like = (carry, *consts, *[self._slot] * shares)
 
         def run(c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
             own, tensors = own[1:], tensors[1:]            # the first is the slot
             state = [t if o else t.expand(c, *t.shape) for t, o in zip(tensors[:n_carry], own, strict=False)]
-            return self._loop(step, like, state, tensors[n_carry:], own[n_carry:], skip)
+            return self._loop(step, like, state, tensors[n_carry:], own[n_carry:], skip, shares)
 
-        return build(carry, iter(_Stacked.apply(run, self._slot, *leaves(like))))  # type: ignore[no-untyped-call]
+        given = leaves((carry, *consts))
+        return build(carry, iter(_Stacked.apply(run, self._slot, *given)))  # type: ignore[no-untyped-call]
 
     def _loop(
-        self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool], skip: int
-    ) -> tuple[Tensor, ...]:
+        self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool],
+        skip: int, shares: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """All local steps of the block but the first ``skip``. Rows are sorted by steps: the active ones come first."""
+        weights = self._lengths / self._lengths.sum(1, keepdims=True)
+        share = torch.from_numpy(np.ascontiguousarray(weights.T)).to(self.fed.model.device, self.fed.model.dtype)
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
         state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may write into it
         outer_samples = self._samples
@@ -199,7 +205,8 @@ class _Block:
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
                 self._samples = self._lengths[:active, k]
-                state = step(self._batch(k, active), state, consts, own)
+                last = [share[k, :active]] if shares else []
+                state = step(self._batch(k, active), state, consts + last, own + [True] * shares)
         finally:
             self._in_fold, self._samples = False, outer_samples
         return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True))

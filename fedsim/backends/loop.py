@@ -58,12 +58,14 @@ class LoopLocal:
         (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
         return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device))
 
-    def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0) -> C:
+    def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
         refuse_captured_tensors(step)
         leaves((carry, *consts))                           # tensors only, as every backend needs them
         index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
-        for rows, length in zip(index[skip:], self._plan.lengths[skip:], strict=True):
-            carry = step(carry, self._fed.shards.take(rows[:length]), *consts)
+        weights = torch.from_numpy(self._plan.shares).to(self._fed.model.device, self._fed.model.dtype)
+        for k in range(skip, len(index)):
+            batch = self._fed.shards.take(index[k, : self._plan.lengths[k]])
+            carry = step(carry, batch, *consts, *[weights[k]] * shares)
         return carry
 
 

@@ -34,8 +34,8 @@ def top_k(k: int) -> C:
 
 
 def gradient(f: Quadratics, batches: Batches, t: int, i: int, x: np.ndarray) -> np.ndarray:
-    """Of the whole shard, or the mean over the round's minibatches."""
-    return f.grad(i, x) if batches is None else sum(f.grad(i, x, B) for B in batches(t, i)) / len(batches(t, i))
+    """Of the whole shard, or of all samples in the round's minibatches."""
+    return f.grad(i, x, slice(None) if batches is None else np.concatenate(batches(t, i)))
 
 
 def dcgd(f: Quadratics, x: np.ndarray, S: Cohorts, batches: Batches, gamma: StepSize, C: C) -> History:

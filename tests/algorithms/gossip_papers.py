@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.algorithms.papers import Batches, StepSize, mean
+from tests.algorithms.papers import Batches, StepSize
 from tests.algorithms.quadratics import Quadratics
 
 Mixing = Callable[[int], np.ndarray]
@@ -65,8 +65,8 @@ def dfedsam(
 
 
 def gradients(f: Quadratics, x: list[np.ndarray], batches: Batches, t: int) -> list[np.ndarray]:
-    """Every node's mean gradient over its minibatches of round t."""
-    return [mean([f.grad(i, x[i], B) for B in batches(t, i)]) for i in range(f.n)]
+    """Every node's mean gradient over the samples of its minibatches of round t."""
+    return [f.grad(i, x[i], np.concatenate(batches(t, i))) for i in range(f.n)]
 
 
 def dpsgd(

@@ -41,9 +41,11 @@ class DryLocal:
         """See ``fedsim.types.Local``."""
         return self._sample
 
-    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0) -> Any:
+    def fold(
+        self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
+    ) -> Any:
         """See ``fedsim.types.Local``."""
-        return step(carry, self._sample, *consts)
+        return step(carry, self._sample, *consts, *[self.steps] * shares)
 
 
 @torch.no_grad()
