@@ -6,13 +6,18 @@
     tails, client i of the cohort S:  send C(grad f_i(x) - grad f_i(x'));   server:  g <- g + mean_S
 
 - MARINA: everybody is in S.   PP-MARINA: a random S; all clients only when the coin shows heads.
-- VR-MARINA (gradient = "minibatch"): with tails both gradients are means over the same minibatches of the round.
+- VR-MARINA (gradient = "minibatch"): with tails both gradients are means over the same samples, those of the round's
+  minibatches.
 
 C is unbiased; g is not, and yet it is exact on any clients. p = 1 / (1 + omega) by default, |S| / n of that with a part
-of the clients: then a dense round costs no more than the compressed ones between. Clients keep nothing, so that any
-cohort will do: with heads, down 1 vector and up 1; with tails, down 2 (x and x'), up 1 compressed vector.
+of the clients: then a dense round costs no more than the compressed ones between. VR-MARINA's must be given: the
+smaller of this and b / (b + m), for minibatches of b samples a round among a client's m.
 
-Step sizes in theory (nonconvex, L~ the quadratic mean of the L_i):
+A client keeps grad f_i(x), or x for minibatches, until the next round. Down 1 vector, up 1 compressed vector, or 1 with
+heads; one gradient, or two of minibatches. Of PP-MARINA's cohort those who were away in the round before are first sent
+x' as well: down 2 vectors, one gradient more. (The paper's server sends g to all n clients in every round instead.)
+
+Step sizes in theory, for full gradients (nonconvex, L~ the quadratic mean of the L_i):
     everybody      gamma = 1 / (L~ (1 + sqrt((1 - p) omega / (p n))))
     r clients      gamma = 1 / (L~ (1 + sqrt((1 - p) (1 + omega) / (p r))))
 """
@@ -23,11 +28,14 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from algorithms import theory
 from algorithms.dcgd import Gradient
 from algorithms.ef21_page import mean_difference
 from algorithms.theory import Task, Theory
-from fedsim import Clients, Compressor, Local, Packed, Vector
+from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import one_of, positive, share, unbiased
 from fedsim.compress import RandK
 from fedsim.errors import ConfigError
@@ -36,6 +44,8 @@ from fedsim.errors import ConfigError
 class MARINAState(NamedTuple):
     x: Vector  # [d] server model
     g: Vector  # [d] estimate of the gradient at x
+    mine: Kept[Vector]  # [n, d] grad f_i(x), or x for minibatches, of the last round in which each client took part
+    last: Tensor  # [n] that round
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class MARINA:
     Args:
         lr: step size gamma.
         compressor: what the clients apply to the differences; unbiased.
-        p: probability of a dense round, above 0; 1 / (1 + omega) times the share of clients in a round by default.
+        p: probability of a dense round, above 0; with "full" 1 / (1 + omega) times the share of clients in a round
+            by default.
         gradient: differences on the whole shard ("full"), or on the round's minibatches ("minibatch", VR-MARINA).
     """
 
@@ -60,32 +71,50 @@ class MARINA:
         unbiased(self)
         if self.p is not None:
             share(self, "p")
+        elif self.gradient == "minibatch":
+            raise ConfigError(
+                'MARINA.p is None, but has no default with gradient "minibatch"; expected a probability, such as'
+                " min(1 / (1 + omega), b / (b + m)) for minibatches of b samples a round among a client's m"
+            )
 
     def init(self, x: Vector, clients: Clients) -> MARINAState:
-        return MARINAState(x, clients.mean(clients.each(self.dense, x)))
+        sent, mine = clients.each(self.dense, x, clients.keep(torch.zeros_like(x)))
+        return MARINAState(x, clients.mean(sent), mine, torch.zeros(clients.n, dtype=torch.int64, device=x.device))
 
     def round(self, s: MARINAState, clients: Clients) -> MARINAState:
         x = s.x - self.lr * clients.decay * s.g
         if clients.toss(self.probability(len(x), clients.cohort_size / clients.n)):
             everybody = clients.population
-            return MARINAState(x, everybody.mean(everybody.each(self.dense, x)))
-        return MARINAState(x, s.g + clients.mean(clients.each(self.difference, (x, s.x))))
+            sent, mine = everybody.each(self.dense, x, s.mine)
+            return MARINAState(x, everybody.mean(sent), s.mine | mine, torch.full_like(s.last, clients.round))
+        before, ids = s.mine, torch.from_numpy(clients.ids).to(x.device)
+        if away := clients.only((s.last[ids] < clients.round - 1).cpu().numpy()):
+            before = before | away.each(self.catch_up, s.x, before)[1]
+        changes, mine = clients.each(self.difference, x, before)
+        last = s.last.index_fill(0, ids, clients.round)
+        return MARINAState(x, s.g + clients.mean(changes), s.mine | mine, last)
 
     def probability(self, d: int, share: float) -> float:
         """p, for vectors of ``d`` coordinates and this share of the clients in a round."""
         return share / (1 + theory.omega_of(self.compressor, d)) if self.p is None else self.p
 
-    def dense(self, local: Local, x: Vector) -> Vector:
-        return local.grad(x)
+    def dense(self, local: Local, x: Vector, _: Vector) -> tuple[Vector, Vector]:
+        g = local.grad(x)
+        return g, g if self.gradient == "full" else x
 
-    def difference(self, local: Local, down: tuple[Vector, Vector]) -> Packed:
-        x, before = down
-        full = self.gradient == "full"
-        change = local.grad(x) - local.grad(before) if full else mean_difference(local, x, before)
-        return self.compressor.compress(change, local)
+    def catch_up(self, local: Local, x: Vector, _: Vector) -> tuple[Vector, Vector]:
+        mine = local.grad(x) if self.gradient == "full" else x
+        return mine.sum(), mine                            # of this message the server reads nothing
+
+    def difference(self, local: Local, x: Vector, mine: Vector) -> tuple[Packed, Vector]:
+        if self.gradient == "full":
+            g = local.grad(x)
+            return self.compressor.compress(g - mine, local), g
+        return self.compressor.compress(mean_difference(local, x, mine), local), x
 
     def theory(self, task: Task, participation: float = 1.0) -> Theory:
         """Step size for full gradients, with the share of clients that take part in a round."""
+        theory.refuse_minibatches(self)
         if not 0 < participation <= 1:
             raise ConfigError(f"participation is {participation}; expected a share above 0 and at most 1")
         c = theory.constants_of(task)

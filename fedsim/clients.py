@@ -40,14 +40,9 @@ class Backend(Protocol):
     """How a client function reaches the nodes."""
 
     def each(
-        self,
-        federation: Federation,
-        fn: Callable[..., Any],
-        ids: np.ndarray,
-        round: int,
-        down: Any,
+        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any,
         mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:
+    ) -> tuple[Messages[Any], dict[int, Any]]:  # fmt: skip
         """Run ``fn`` on every node: the messages in the order of ``ids``, and each node's new memory."""
 
 
@@ -275,7 +270,11 @@ class Clients:
         if not 0 <= p <= 1:
             raise ConfigError(f"clients.split({p}): expected a probability in [0, 1]")
         heads = seeds.uniform(self._federation.seed, "role", self.round, self.ids) < p
-        return tuple(Clients(self._federation, self.ids[side], self.round) for side in (heads, ~heads))  # type: ignore[return-value]
+        return self.only(heads), self.only(~heads)
+
+    def only(self, chosen: np.ndarray) -> Clients:
+        """Those of the cohort for whom ``chosen [c]``, in the order of ``ids``, is true."""
+        return Clients(self._federation, self.ids[chosen], self.round)
 
     def _charge_up(self, sent: Sent[Any], verb: str) -> None:
         if not isinstance(sent, Sent):

@@ -139,9 +139,8 @@ class Linked(Clients):
     def population(self) -> Clients:
         return Linked(super().population, self._links)
 
-    def split(self, p: float) -> tuple[Clients, Clients]:
-        heads, tails = super().split(p)
-        return Linked(heads, self._links), Linked(tails, self._links)
+    def only(self, chosen: np.ndarray) -> Clients:
+        return Linked(super().only(chosen), self._links)
 
     def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None, weighs: Any = None) -> Any:
         links, name = self._links, self._links.name(fn)

@@ -70,6 +70,7 @@ def test_biased_compressors_are_refused_where_they_must_not_be(cls: Any) -> None
         (EControl, {"eta": -0.1}, "EControl.eta is -0.1"),
         (DIANA, {"alpha": 0.0}, "DIANA.alpha is 0.0"),
         (MARINA, {"p": 1.5}, "MARINA.p is 1.5"),
+        (MARINA, {"gradient": "minibatch"}, r'MARINA.p is None, .*"minibatch"; .* min\(1 / \(1 \+ omega\), b / \(b'),
     ],
 )
 def test_settings_out_of_range(cls: Any, settings: dict[str, Any], message: str) -> None:
