@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from algorithms.dpsgd import mean_gradient
-from algorithms.theory import Task, Theory, constants_of, omega_of
+from algorithms.theory import Task, Theory, constants_of, omega_of, refuse_minibatches
 from fedsim import Clients, Compressor, Local, Packed, Vector
 from fedsim.checks import is_compressor, one_of, positive
 from fedsim.compress import TopK
@@ -59,7 +59,8 @@ class DCGD:
         return self.compressor.compress(gradient_of(local, x, self.gradient), local)
 
     def theory(self, task: Task) -> Theory:
-        """Step size for convex f; that of gradient descent, 1 / L, with the identity."""
+        """Step size for convex f, with everybody in every round; that of gradient descent, 1 / L, with the identity."""
+        refuse_minibatches(self)
         c = constants_of(task)
         omega = omega_of(self.compressor, c.d)
         gamma = 1 / (c.L + 2 * omega * c.L_max / c.n)

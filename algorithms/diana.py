@@ -75,7 +75,8 @@ class DIANA:
         return 1 / (1 + theory.omega_of(self.compressor, d)) if self.alpha is None else self.alpha
 
     def theory(self, task: Task) -> Theory:
-        """Step sizes for full gradients and the default alpha."""
+        """Step sizes for full gradients and the default alpha, with everybody in every round."""
+        theory.refuse_minibatches(self)
         c = theory.constants_of(task)
         omega = theory.omega_of(self.compressor, c.d)
         nonconvex = 1 / (10 * c.L * math.sqrt(1 + omega / c.n) * (2 + omega))

@@ -112,11 +112,12 @@ class EControl:
         return eta
 
     def theory(self, task: Task) -> Theory:
-        """The step size; see the module.
+        """The step size, with everybody in every round; see the module.
 
         Raises:
-            ConfigError: none is proved for so large an eta.
+            ConfigError: none is proved for so large an eta, or for minibatches.
         """
+        theory.refuse_minibatches(self)
         c = theory.constants_of(task)
         alpha, eta = theory.alpha_of(self.compressor, c.d), self.feedback(c.d)
         q = math.sqrt(1 - alpha)

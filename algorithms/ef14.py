@@ -68,7 +68,8 @@ class EF14:
         return v_i, p - v_i.unpack()
 
     def theory(self, task: Task) -> Theory:
-        """The step size down to the floor; see the module."""
+        """The step size down to the floor, with everybody in every round; see the module."""
+        theory.refuse_minibatches(self)
         c = theory.constants_of(task)
         alpha = theory.alpha_of(self.compressor, c.d)
         xi = theory.xi(alpha)

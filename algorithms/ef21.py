@@ -134,6 +134,7 @@ class EF21:
         Raises:
             ConfigError: no step size is known for these settings together.
         """
+        theory.refuse_minibatches(self)
         plain = ef21_theory(self.compressor, task, participation)
         if self.momentum == 0:
             return plain

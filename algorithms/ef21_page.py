@@ -90,7 +90,7 @@ class EF21PAGE:
         return c_i, (v, g_i, x)
 
     def theory(self, task: Task, tau: int = 0) -> Theory:
-        """The step size, for ``tau`` samples of each client in a round of tails; see the module.
+        """The step size, with everybody in every round and ``tau`` samples of each in tails; see the module.
 
         Raises:
             ConfigError: tails are possible, and ``tau`` or the smoothness of single samples is not known.

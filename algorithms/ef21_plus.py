@@ -1,4 +1,4 @@
-"""EF21+: Richtarik, Sokolov, Fatkhullin, NeurIPS 2021 (arXiv 2106.05203), Algorithm 2.
+"""EF21+: Richtarik, Sokolov, Fatkhullin, NeurIPS 2021 (arXiv 2106.05203).
 
     before round 1:  g_i <- grad f_i(x);   g <- sum_i p_i g_i
     server:    x <- x - gamma g
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from algorithms.dcgd import Gradient, gradient_of
 from algorithms.ef21 import ef21_theory
-from algorithms.theory import Task, Theory
+from algorithms.theory import Task, Theory, refuse_minibatches
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, one_of, positive
 from fedsim.compress import TopK
@@ -85,5 +85,6 @@ class EF21Plus:
         return (replaces, Packed(self.compressor, parts, c.d)), torch.where(replaces, alone, moved)
 
     def theory(self, task: Task) -> Theory:
-        """Step sizes of EF21."""
+        """Step sizes of EF21, with everybody in every round."""
+        refuse_minibatches(self)
         return ef21_theory(self.compressor, task)

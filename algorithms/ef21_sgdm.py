@@ -92,7 +92,7 @@ class EF21SGDM:
         return c_i, (*momenta, g_i)
 
     def theory(self, task: Task) -> Theory:
-        """The step size; see the module."""
+        """The step size, with everybody in every round; see the module."""
         c = theory.constants_of(task)
         alpha = theory.alpha_of(self.compressor, c.d)
         xi, lag = theory.xi(alpha), self.momenta * (1 - self.eta) / self.eta

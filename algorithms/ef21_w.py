@@ -24,7 +24,7 @@ from torch import Tensor
 
 from algorithms.dcgd import Gradient, gradient_of
 from algorithms.ef21 import ef21_theory, follow
-from algorithms.theory import Task, Theory
+from algorithms.theory import Task, Theory, refuse_minibatches
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, one_of, positive
 from fedsim.compress import TopK
@@ -93,6 +93,7 @@ class EF21W:
 
     def theory(self, task: Task, participation: float = 1.0) -> Theory:
         """Step sizes of EF21 with the arithmetic mean of the L_i, which ``smoothness`` must be proportional to."""
+        refuse_minibatches(self)
         theory = ef21_theory(self.compressor, task, participation)
         gammas = {name.removesuffix(" AM"): g for name, g in theory.gamma.items() if name.endswith(" AM")}
         return Theory(gammas, theory.constants)

@@ -12,6 +12,9 @@ Then gamma = 1 / (L + Gamma) gives  sum_t ||grad f(x^t)||^2 <= 2 (f(x^0) - inf f
 since gamma^2 Gamma^2 + gamma L <= 1. So Gamma is the gain of a method, from steps to errors; gains of parts in a row
 multiply, side by side they add up. An estimate that follows a vector by contractive messages, g <- g + C(v - g), has
 the gain xi from changes of v to v - g.
+
+Step sizes are those of full gradients, but for EF21SGDM and EF21PAGE, and of rounds in which everybody takes part, but
+where ``theory`` takes ``participation``.
 """
 
 from __future__ import annotations
@@ -78,6 +81,19 @@ def constants_of(task: Task) -> Constants:
             " expected a problem of fedsim.problems, or fedsim.problems.Constants(L, L_i, d)"
         )
     return constants
+
+
+def refuse_minibatches(algorithm: Any) -> None:
+    """For theory of full gradients.
+
+    Raises:
+        ConfigError: ``algorithm.gradient`` is "minibatch".
+    """
+    if algorithm.gradient == "minibatch":
+        raise ConfigError(
+            f'no step size of {type(algorithm).__name__} is proved for gradient = "minibatch"; set gradient to "full",'
+            " or lr by hand (EF21SGDM and EF21PAGE have step sizes for minibatches)"
+        )
 
 
 def alpha_of(compressor: Compressor, d: int) -> float:

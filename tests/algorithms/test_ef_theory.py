@@ -217,6 +217,17 @@ def test_unbiased_methods() -> None:
     assert some.gamma["nonconvex"] == pytest.approx(1 / (C.L_QM * (1 + math.sqrt(0.9 * 5 / (0.1 * 2)))))
 
 
+@pytest.mark.parametrize("cls", [DCGD, DIANA, EF14, EF21, EF21Plus, EF21W, EControl, MARINA])
+def test_theory_of_full_gradients_says_nothing_of_minibatches(cls: Any) -> None:
+    by = RandK(k=2) if cls in (DCGD, DIANA, MARINA) else TOP1
+    settings = {"eta": 0.0} if cls is EControl else {"p": 0.2} if cls is MARINA else {}
+    assert cls(compressor=by, **settings).theory(C).gamma
+    algorithm = cls(compressor=by, gradient="minibatch", **settings)
+    for ask in (algorithm.theory, lambda task: with_theory(algorithm, task)):
+        with pytest.raises(ConfigError, match=rf'no step size of {cls.__name__} is proved for gradient = "minibatch"'):
+            ask(C)
+
+
 def test_an_algorithm_with_a_step_size_of_its_theory() -> None:
     P = least_squares(5, 8)
     algorithm = EF21(compressor=TOP1, start="zero")
