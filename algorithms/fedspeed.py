@@ -10,7 +10,7 @@
 h_i is the paper's prox-correction ghat_i. The two server rules are one under full participation; under partial
 participation only "all", the rule of the authors' code, converges to the minimiser, so it is the default: the server
 follows the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. Others call 1 / lambda
-``lamb``.
+``lamb``. Weight decay is a part of f_i here, so it is in g1 as well; the authors' code leaves it out there.
 
 FedSpeed(rho=0, lam=1 / alpha) is FedDyn with K gradient steps (Acar, Zhao, Matas, Mattina, Whatmough, Saligrama, ICLR
 2021, arXiv 2111.04263): h_i is its client's grad L_i, hbar its server's h, and alpha its weight, 0.01 in its authors'

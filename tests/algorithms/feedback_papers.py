@@ -80,7 +80,7 @@ def ef21(
 
 
 def ef21_plus(f: Quadratics, x: np.ndarray, S: Cohorts, batches: Batches, gamma: StepSize, C: C) -> History:
-    """Richtarik et al. 2021, Algorithm 2."""
+    """Richtarik et al. 2021."""
     g, history = np.array([gradient(f, batches, 0, i, x) for i in range(f.n)]), []
     for t, cohort in enumerate(S, 1):
         x = x - gamma(t) * g.mean(0)
