@@ -20,6 +20,7 @@ where ``theory`` takes ``participation``.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -58,6 +59,10 @@ def with_theory(algorithm: A, task: Task, factor: float = 1.0, regime: str = "",
     theory = getattr(algorithm, "theory", None)
     if theory is None:
         raise ConfigError(f"no step size in theory is known to {name}; set its lr, for instance to that of EF21")
+    known = list(inspect.signature(theory).parameters)[1:]
+    if unknown := options.keys() - set(known):
+        takes = f"it takes {', '.join(known)}" if known else "it takes none, as everybody is in every round"
+        raise ConfigError(f"the theory of {name} knows no {', '.join(sorted(unknown))}; {takes}")
     gammas = theory(task, **options).gamma
     regime = regime or next(iter(gammas))
     if regime not in gammas:

@@ -237,6 +237,13 @@ def test_an_algorithm_with_a_step_size_of_its_theory() -> None:
     assert with_theory(DCGD(compressor=Identity()), P).lr == pytest.approx(1 / P.smoothness)
 
 
+def test_theory_that_knows_no_partial_participation() -> None:
+    with pytest.raises(ConfigError, match=r"EF14 knows no participation; it takes none, as everybody is in"):
+        with_theory(EF14(compressor=TOP1), C, participation=0.5)
+    with pytest.raises(ConfigError, match=r"EF21 knows no tau; it takes participation"):
+        with_theory(EF21(compressor=TOP1), C, tau=3)
+
+
 def test_theory_of_a_task_that_nobody_knows() -> None:
     algorithm: Any = EF21(compressor=TOP1)
     with pytest.raises(ConfigError, match=r"theory was asked of str 'digits', whose smoothness constants L and L_i"):
