@@ -49,7 +49,8 @@ class FedCM:
 
     def round(self, s: FedCMState, clients: Clients) -> FedCMState:
         dx, steps = clients.mean(clients.each(self.client, (s.x, s.delta)))
-        return FedCMState(s.x + self.server_lr * dx, -dx / (self.lr * clients.decay * steps))
+        eta = self.lr * clients.decay                      # 0 at the end of some schedules, where nothing moves
+        return FedCMState(s.x + self.server_lr * dx, torch.where(eta > 0, -dx / (eta * steps), s.delta))
 
     def client(self, local: Local, down: tuple[Vector, Vector]) -> tuple[Vector, Tensor]:
         def step(y: Vector, batch: Batch, pull: Vector, eta: Vector) -> Vector:

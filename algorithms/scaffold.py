@@ -58,5 +58,8 @@ class Scaffold:
         x, c = down
         eta = self.lr * local.decay
         y = local.fold(step, x, eta, c - c_i)
-        new = local.grad(x) if self.option == "I" else c_i - c + (x - y) / (local.steps * eta)
+        if self.option == "I":
+            new = local.grad(x)
+        else:                                              # eta is 0 at the end of some schedules, where nothing moves
+            new = torch.where(eta > 0, c_i - c + (x - y) / (local.steps * eta), c_i)
         return (y - x, new - c_i), new

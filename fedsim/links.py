@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -106,12 +107,16 @@ class Links:
     public: dict[str, Memory]
     names: dict[Sent[Any], str] = field(default_factory=dict)
     means: dict[Sent[Any], Any] = field(default_factory=dict)
-    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    functions: dict[str, tuple[Any, Any]] = field(default_factory=dict)   # whose, and their code
 
     def name(self, fn: Callable[..., Any]) -> str:
         """What the memories of a client function are kept under."""
+        while isinstance(fn, partial):
+            fn = fn.func
         name: str = getattr(fn, "__name__", type(fn).__name__)
-        if self.functions.setdefault(name, fn) != fn:
+        owner, code = getattr(fn, "__self__", None), getattr(fn, "__code__", fn)
+        known_owner, known_code = self.functions.setdefault(name, (owner, code))
+        if owner is not known_owner or code != known_code:
             raise ConfigError(
                 f"two client functions of a round are called {name}, and would share what is remembered of their"
                 " messages; give them different names, or leave uplink and downlink out"

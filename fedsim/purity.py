@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.types import Kept, Packed
+from fedsim.types import Packed
 
 MT19937_BYTES = 4 * 624 + 4
 """Of the state of NumPy's global generator: its words, and the position among them."""
@@ -24,13 +24,14 @@ def pure(name: str, *arguments: Any) -> Iterator[None]:
 
     Args:
         name: of the code.
-        arguments: what it was given: tensors, tuples, mappings and ``Kept`` of them. Anything else is not looked at.
+        arguments: what it was given: tensors, and tuples and mappings of them. Nothing else is looked at, so as not to
+            go through everybody's memories in every round.
 
     Raises:
         ConfigError: it wrote into an argument, or drew from a global generator of PyTorch or NumPy.
     """
     dice = _dice()
-    versions = [(t, t._version) for t in _tensors(arguments)]
+    versions = [(t, t._version) for t in _tensors(arguments) if not t.is_inference()]
     yield
     if any(t._version != version for t, version in versions):
         raise ConfigError(
@@ -39,8 +40,8 @@ def pure(name: str, *arguments: Any) -> Iterator[None]:
         )
     if _dice() != dice:
         raise ConfigError(
-            f"{name} draws random numbers that no seed of a run controls; expected"
-            " fedsim.seeds.uniform_of(local.key(), d), at the server of clients.key(), which gives d numbers in [0, 1)"
+            f"{name} draws from, or seeds, the global generator of PyTorch or NumPy, which no seed of a run controls;"
+            " expected fedsim.seeds.uniform_of(local.key(), d), at the server of clients.key(), for d numbers in [0, 1)"
         )
 
 
@@ -49,8 +50,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, Packed):
         yield from value.parts
-    elif isinstance(value, Kept):
-        yield from _tensors((value.default, *value.rows.values()))
     elif isinstance(value, tuple):
         for part in value:
             yield from _tensors(part)

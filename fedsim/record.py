@@ -280,7 +280,7 @@ def _git_state() -> dict[str, Any] | None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file by ``text``: after a crash it holds the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")   # of this writer alone
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")        # of this process alone
     temporary.write_text(text)
     sync(temporary)
     temporary.replace(path)

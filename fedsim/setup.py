@@ -79,7 +79,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             f"partition {experiment.division} gives the problem {dataset.name!r} other clients than its own, which its"
             " optimum and its constants are about; leave partition out, or use NaturalIdPartitioner"
         )
-    if problem is not None and (experiment.weights != "uniform" or experiment.local.weight_decay):
+    unequal = experiment.weights == "samples" and len(set(partition.sizes)) > 1
+    if problem is not None and problem.f_min is not None and (unequal or experiment.local.weight_decay):
         raise ConfigError(
             f"the optimum of the problem {dataset.name!r} is that of the plain mean of its clients' objectives: leave"
             " out weights and local.weight_decay, which give another one"
@@ -140,16 +141,23 @@ def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:
     """The data set or problem that ``data`` names."""
     if not isinstance(data, Data):
         return data
-    files = [Path(value) for value in data.options.values() if isinstance(value, str) and Path(value).is_file()]
-    versions = tuple(path.stat().st_mtime_ns for path in files)
+    versions = tuple(map(_changed, data.options.values()))
     return _load(data.name, str(data_directory(data.data_dir)), data.download, _frozen(data.options), versions)
+
+
+def _changed(value: Any) -> int:
+    """When the file that an option names was changed; 0 for other options."""
+    try:
+        return Path(value).stat().st_mtime_ns
+    except (OSError, TypeError, ValueError):
+        return 0
 
 
 @lru_cache(maxsize=2)
 def _load(
     name: str, data_dir: str, download: bool, options: tuple[tuple[str, Any], ...], versions: tuple[int, ...]
 ) -> Dataset | Problem:
-    """Seeds of a comparison share the loaded data, as long as its files stay as they are."""
+    """Seeds of a comparison share the loaded data, as long as the files that its options name stay as they are."""
     if name not in PROBLEMS:
         return load(name, data_dir, download=download, **dict(options))
     settings = dict(options)

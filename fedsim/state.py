@@ -54,29 +54,43 @@ def check(name: str, state: Any, before: Any = None) -> None:
     if not hasattr(state, "x") or not hasattr(state, "_fields"):
         raise ConfigError(f"{name} returned a {type(state).__name__}; expected a NamedTuple with the model as x")
     for field, value in zip(state._fields, state, strict=True):
-        old = getattr(before, field, value)
-        if (new := _layout(f"{name} returned a state whose {field}", value)) != _layout(field, old):
-            raise ConfigError(
-                f"{name} returned a state whose {field} is made of {new}, unlike in the state before; let init begin"
-                " with zeros of the same shapes"
-            )
-        if isinstance(value, Kept) and value.rows and (lost := old.rows.keys() - value.rows.keys()):
-            raise ConfigError(
-                f"{name} returned a state whose {field} has lost the memories of {len(lost)} clients, such as"
-                f" {min(lost)}; those who took no part keep theirs with s.{field} | new"
-            )
+        _check(f"{name} returned a state whose {field}", value, getattr(before, field, value))
+    if isinstance(state.x, Tensor) and before is not None:
+        new, old = ((list(x.shape), x.dtype) for x in (state.x, before.x))
+        if new != old:
+            raise ConfigError(f"{name} returned a state whose x is {new[0]} of {new[1]}; expected {old[0]} of {old[1]}")
 
 
-def _layout(place: str, value: Any) -> Any:
+def _check(place: str, value: Any, old: Any) -> None:
+    if (new := _layout(place, value)) != (made := _layout(place, old)):
+        raise ConfigError(f"{place} is made of {new}, and before of {made}; let init begin with zeros in each place")
+    if isinstance(value, Kept) and value.rows and (lost := old.rows.keys() - value.rows.keys()):
+        raise ConfigError(
+            f"{place} has lost the memories of {len(lost)} clients, such as {min(lost)}; those who took no part keep"
+            " theirs with s.m | new"
+        )
+    if _is_state(value):
+        for part, of_old in zip(value, old, strict=True):
+            _check(place, part, of_old)
+
+
+def _layout(place: str, value: Any) -> str:
     if isinstance(value, Kept):
         some = next(iter(value.rows.values()), value.default)    # all were made in one way
-        return [f"{len(_layout(place, tree))} tensors of each client" for tree in (value.default, some)]
+        return f"{_layout(place, value.default)} by default and {_layout(place, some)} of each client"
     if isinstance(value, Mapping):
+        for key, part in value.items():
+            if not isinstance(part, Kept | tuple) or _is_state(part) or "." in key:
+                raise ConfigError(
+                    f"{place} holds a {type(part).__name__} named {key}; expected tuples of tensors, or Kept, by names"
+                    " without a dot"
+                )
+            _layout(place, part)
         return "a mapping"                                 # whose names come and go
     if _is_state(value):
-        return {field: _layout(place, part) for field, part in zip(value._fields, value, strict=True)}
+        return ", ".join(value._fields)
     try:
-        return [(*leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else "far away" for leaf in leaves(value)]
+        return f"{len(leaves(value))} tensors"
     except TypeError as error:
         raise ConfigError(f"{place} cannot be saved: {error}; a number is torch.tensor(0.0)") from error
 

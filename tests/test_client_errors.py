@@ -141,7 +141,7 @@ def test_code_that_cannot_run_for_many_clients_is_explained(client: Any) -> None
 
 
 def test_numbers_that_no_seed_controls_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"with_noise draws random numbers that no seed.*uniform_of\(local\.key\(\)"):
+    with pytest.raises(ConfigError, match=r"with_noise draws from, or seeds, the global .*uniform_of\(local\.key\(\)"):
         federation().cohort(1).each(with_noise, X)
     federation().cohort(1).each(lambda local, x: x + uniform_of(local.key(), len(X)), X)
 
@@ -151,7 +151,7 @@ def test_numpys_numbers_are_refused(backend: Any) -> None:
     def client(local: Local, x: Tensor) -> Tensor:
         return x + float(np.random.rand())                 # noqa: NPY002, what is to be refused
 
-    with pytest.raises(ConfigError, match="client draws random numbers that no seed"):
+    with pytest.raises(ConfigError, match="client draws from, or seeds, the global generator"):
         federation(backend).cohort(1).each(client, X)
 
 

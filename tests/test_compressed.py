@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,9 @@ def test_two_functions_of_one_name_would_share_a_memory() -> None:
     clients.each(FedAvg(lr=0.3).client, x)
     with pytest.raises(ConfigError, match="two client functions of a round are called client"):
         clients.each(FedAvg(lr=0.1).client, x)
+    clients, _ = linked(FedAvg(), EF14(TopK(k=1)))
+    for scale in (1.0, 2.0):                               # the same function, made twice
+        clients.each(partial(lambda local, x, scale: scale * x, scale=scale), x)
 
 
 def test_every_vector_and_every_exchange_has_its_own_randomness() -> None:

@@ -155,8 +155,9 @@ def test_a_data_set_without_test_samples_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{"weights": "samples"}, {"local": LocalWork(weight_decay=0.1)}])
 def test_a_problem_keeps_its_own_objective(settings: dict[str, Any]) -> None:
+    unequal = logistic_regression(MINE, n=20)
     with pytest.raises(ConfigError, match=r"leave out weights and local\.weight_decay"):
-        run(Experiment(FedAvg(), data=zeta_least_squares(), **settings), progress=False)
+        run(Experiment(FedAvg(), data=unequal, **settings), progress=False)
 
 
 def test_a_problem_keeps_its_own_clients(tmp_path: Path) -> None:

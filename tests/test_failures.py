@@ -15,7 +15,9 @@ from algorithms import FedAvg
 from algorithms.fedavg import FedAvgState
 from fedsim import Evaluation, Experiment, checkpoint, resume, run
 from fedsim.compare import cells, compare
+from fedsim.compress import TopK
 from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
+from fedsim.feedback import EF14
 from fedsim.host import Host
 from fedsim.record import RunDirectory
 from tests.test_controller import SMALL, metrics_bytes
@@ -105,6 +107,11 @@ class Counting(Slips):
         return MomentumState(x, 3)
 
 
+class Naming(Slips):
+    def init(self, x: Any, clients: Any) -> Any:
+        return MomentumState(x, {"m": x})
+
+
 class Forgetful(Slips):
     def round(self, s: Any, clients: Any) -> Any:
         sent, m = clients.each(self.remember, s.x, s.m)
@@ -145,13 +152,14 @@ class Unsent(Slips):
 @pytest.mark.parametrize(
     ("slip", "said"),
     [
-        (Late, r"Late\.round returned a state whose m is made of .*, unlike in the state before"),
+        (Late, r"Late\.round returned a state whose m is made of 1 tensors, and before of 0 tensors"),
         (Counting, r"Counting\.init returned a state whose m cannot be saved.*int: 3.*torch\.tensor"),
+        (Naming, r"Naming\.init returned a state whose m holds a Tensor named m; expected tuples of tensors, or Kept"),
         (Forgetful, r"Forgetful\.round returned a state whose m has lost the memories of \d+ clients.* s\.m \| new"),
         (Silent, r"Silent\.round returned a NoneType; expected a NamedTuple with the model as x"),
-        (Shorter, r"Shorter\.round returned a state whose x is made of \[\(5, "),
-        (Wider, r"Wider\.round returned a state whose x is made of .*float64"),
-        (Noisy, r"Noisy\.round draws random numbers that no seed of a run controls.*clients\.key"),
+        (Shorter, r"Shorter\.round returned a state whose x is \[5\] of torch\.float32; expected \[1210\]"),
+        (Wider, r"Wider\.round returned a state whose x is .* of torch\.float64"),
+        (Noisy, r"Noisy\.round draws from, or seeds, the global generator.*clients\.key"),
         (Writing, r"Writing\.round writes into an argument"),
         (Unsent, r"clients\.mean takes what clients\.each sent, and not a Kept"),
     ],
@@ -160,6 +168,12 @@ def test_slips_are_told_before_they_cost_anything(tmp_path: Path, slip: type[Sli
     with pytest.raises(ConfigError, match=said):
         run(replace(SMALL, algorithm=slip()), output=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists(), "nothing had been measured"
+
+
+def test_memories_are_lost_in_no_disguise(tmp_path: Path) -> None:
+    """Also where links keep the algorithm's state within their own."""
+    with pytest.raises(ConfigError, match=r"Forgetful\.round returned a state whose inner has lost the memories"):
+        run(replace(SMALL, algorithm=Forgetful(), uplink=EF14(TopK(0.1))), output=tmp_path / "run", progress=False)
 
 
 def test_a_run_in_progress_stays_so(tmp_path: Path) -> None:

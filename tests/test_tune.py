@@ -40,12 +40,13 @@ def keep(cache: Path, process: int) -> None:
 
 def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     cache = tmp_path / "backends.json"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=keep, args=(cache, p)) for p in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
+        assert process.exitcode == 0
     assert len(json.loads(cache.read_text())) == 80
     assert tune._keep(cache, "0.0", {"loop": 2.0}) == {"loop": 1.0}, "who was first decides"
     assert {path.name for path in tmp_path.iterdir()} == {"backends.json", "backends.lock"}

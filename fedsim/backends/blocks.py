@@ -57,7 +57,7 @@ class Blocks:
         order = federation.work.order(federation.shards.sizes[ids]).tolist()
         memory: dict[int, Any] = {}
         rows = Rows[Any](len(ids))
-        with torch.no_grad(), pure(getattr(fn, "__qualname__", str(fn)), down, mine):
+        with torch.no_grad(), pure(getattr(fn, "__qualname__", str(fn)), down):
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
                 block = _Block(federation, ids[chosen], round, [plans[i] for i in chosen])
@@ -188,8 +188,8 @@ class _Block:
         skip: int, shares: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """All local steps of the block but the first ``skip``. Rows are sorted by steps: the active ones come first."""
-        weights = self._lengths / self._lengths.sum(1, keepdims=True)
-        share = torch.from_numpy(np.ascontiguousarray(weights.T)).to(self.fed.model.device, self.fed.model.dtype)
+        weights = np.ascontiguousarray((self._lengths / self._lengths.sum(1, keepdims=True)).T) if shares else None
+        share = None if weights is None else torch.from_numpy(weights).to(self.fed.model.device, self.fed.model.dtype)
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
         state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may write into it
         outer_samples = self._samples
@@ -205,7 +205,7 @@ class _Block:
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
                 self._samples = self._lengths[:active, k]
-                last = [share[k, :active]] if shares else []
+                last = [] if share is None else [share[k, :active]]
                 state = step(self._batch(k, active), state, consts + last, own + [True] * shares)
         finally:
             self._in_fold, self._samples = False, outer_samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -62,10 +63,11 @@ class LoopLocal:
         refuse_captured_tensors(step)
         leaves((carry, *consts))                           # tensors only, as every backend needs them
         index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
-        weights = torch.from_numpy(self._plan.shares).to(self._fed.model.device, self._fed.model.dtype)
+        model = self._fed.model
+        weights = torch.from_numpy(self._plan.shares).to(model.device, model.dtype) if shares else None
         for k in range(skip, len(index)):
             batch = self._fed.shards.take(index[k, : self._plan.lengths[k]])
-            carry = step(carry, batch, *consts, *[weights[k]] * shares)
+            carry = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
         return carry
 
 
@@ -73,6 +75,7 @@ CHUNK = 512
 """Samples in one pass of a whole-shard gradient; bounds its memory."""
 
 
+@dataclass(frozen=True)
 class Loop:
     """One client after the other: the reference meaning of every backend, and the fastest for convolutions on a CPU."""
 
@@ -89,7 +92,8 @@ class Loop:
         decay = federation.factor(round)
         memory: dict[int, Any] = {}
         rows = Rows[Any](len(ids))
-        with torch.no_grad(), pure(getattr(fn, "__qualname__", str(fn)), down, mine):
+        own = [] if mine is None else [mine.rows[node] for node in ids.tolist() if node in mine.rows]
+        with torch.no_grad(), pure(getattr(fn, "__qualname__", str(fn)), down, *own):
             for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
                 local = LoopLocal(federation, node, round, plan, decay)
                 try:

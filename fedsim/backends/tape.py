@@ -6,11 +6,14 @@ zero; ``fedsim.backends.replay`` then repeats what was noted. A step that a reco
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from functools import lru_cache
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -180,7 +183,7 @@ class _Fingerprint:
             return self.of((value.__func__, value.__self__))
         if isinstance(value, FunctionType):
             return self._of_function(value)
-        if isinstance(value, (BuiltinFunctionType, ModuleType, type)):
+        if isinstance(value, (BuiltinFunctionType, ModuleType, np.ufunc, type)):
             return value
         raise Unreplayable(f"the step captures a {type(value).__name__}")
 
@@ -192,7 +195,13 @@ class _Fingerprint:
         self._within.append(function)
         inside = tuple(cell.cell_contents for cell in function.__closure__ or ())
         code, named = function.__code__, function.__globals__
-        outside = tuple(named[name] for name in code.co_names if name in named)
+        outside = tuple(named[name] for name in _globals(code) if name in named)
         found = self.of((inside, function.__defaults__, outside))
         self._within.pop()
         return code, found
+
+
+@lru_cache(maxsize=256)
+def _globals(code: CodeType) -> tuple[str, ...]:
+    """Names that code looks up outside; ``co_names`` has those of attributes as well."""
+    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))

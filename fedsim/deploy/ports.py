@@ -46,11 +46,12 @@ def within(port: int, option: str = "--port") -> None:
 
 
 def free(count: int) -> list[int]:
-    """Different ports that are free now, and that the system gives to nobody who asks for any."""
+    """Different ports that are free now; if there are enough, such that the system gives to nobody who asks for any."""
     low, high = _ephemeral()
-    fixed = [port for port in range(FIRST, 65_536) if not low <= port <= high]
+    ports = list(range(FIRST, 65_536))
+    random.SystemRandom().shuffle(ports)
     found: list[int] = []
-    for port in random.SystemRandom().sample(fixed, len(fixed)):
+    for port in sorted(ports, key=lambda port: low <= port <= high):
         with socket.socket() as probe, contextlib.suppress(OSError):
             if port not in _given:
                 probe.bind(("127.0.0.1", port))
@@ -58,7 +59,7 @@ def free(count: int) -> list[int]:
                 _given.add(port)
         if len(found) == count:
             return found
-    raise DeployError(f"{len(found)} ports of {count} are free among {FIRST} to 65535 without {low} to {high}")
+    raise DeployError(f"{len(found)} ports of {count} are free among {FIRST} to 65535")
 
 
 def _ephemeral() -> tuple[int, int]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,9 @@ from fedsim.types import Batch, Kept, Vector
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+FORGETTING = 30.0
+"""Seconds that clients have to remove what they kept: the run has ended, and is not held up."""
 
 
 class Identity(NamedTuple):
@@ -161,6 +165,7 @@ class FlowerBackend:
         """Have the clients that are there remove what they kept, as the run has ended."""
         if self.memories.used:
             calls = {client: Call("forget", self._values(client, self._round)) for client in self.link.nodes}
+            self.link.policy = replace(self.link.policy, timeout=min(self.link.policy.timeout, FORGETTING), retries=0)
             self.link.exchange(calls, self._round, lambda client, answer: None)
 
     def _ask(self, calls: Mapping[int, Call], round: int, read: Callable[[int, str, Call], Done]) -> list[Done]:
