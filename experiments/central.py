@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
+from experiments.pages import markdown
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
 from fedsim.compare import cells, compare, header, render
@@ -112,8 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         comparison = compare([r.path for r in runs])
         rows = [[*header(comparison), "chosen"]]
         rows += [[*row, described(*which)] for row, which in zip(cells(comparison), chosen.items(), strict=True)]
-        rows.insert(1, ["---"] * len(rows[0]))
-        (folder / "table.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in rows))
+        (folder / "table.md").write_text(markdown(rows))
         console().print(render(comparison))
         curves(comparison, folder / "accuracy.png", x="megabytes")
     except FedsimError as error:

@@ -26,6 +26,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from algorithms import FedAvg, FedSpeed
+from experiments.pages import markdown
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
 from fedsim.compare import Comparison, compare, text_of
@@ -92,12 +93,6 @@ def table(comparison: Comparison, target: float) -> list[list[str]]:
             f"missed by {missed} of {len(reached)}" if missed else text_of(estimate(to_target)),
         ])  # fmt: skip
     return rows
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """The table for a page."""
-    lines = ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
-    return "\n".join(lines) + "\n"
 
 
 def picture(comparison: Comparison, path: Path) -> None:

@@ -34,6 +34,7 @@ from rich.progress import track
 from rich.table import Table
 
 from algorithms import DPSGD, DFedAvg, DFedSAM, FedAvg, FedSAM
+from experiments.pages import markdown
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
 from fedsim.compare import text_of
@@ -149,12 +150,6 @@ def table(rows: list[list[str]], seeds: int) -> Table:
     return shown
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """The results for a document."""
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def picture(results: list[tuple[Job, RunSeries]], path: Path) -> None:
     """Accuracy against megabytes, a panel for each graph: of the average model, and at the end of the nodes' own.
 
@@ -213,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = list(zip(todo, [load_runs([path], "server/test", "accuracy")[0] for path in paths], strict=True))
         rows = [cells(job, series) for job, series in results]
         console().print(table(rows, base.seeds))
-        write_atomic(folder / "table.md", markdown(rows))
+        write_atomic(folder / "table.md", markdown([HEADER, *rows]))
         picture(results, folder / "accuracy-per-megabyte.png")
     except FedsimError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.allocator import keep_freed_memory
-from fedsim.errors import ConfigError, DivergenceError, explained
+from fedsim.errors import ConfigError, DivergenceError, explained, title
 from fedsim.gossip import Topology, check, check_fixed, contraction_bound, mixing_matrix, restrict
 from fedsim.memory import Memory, OnDevice
 from fedsim.messages import Messages
@@ -187,7 +187,7 @@ class Clients:
             raise ConfigError(f"clients.each in round {self.round}: the cohort is empty; test `if clients:` first")
         if down is not None:
             fed.ledger.down[self.ids] += nbytes(down) if weighs is None else weighs
-        name = getattr(fn, "__qualname__", str(fn))
+        name = title(fn)
         with explained(name, self.round):
             messages, memory = fed.backend.each(fed, fn, self.ids, self.round, down, mine)
         self._check_finite(messages, name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 
 class FedsimError(Exception):
@@ -83,6 +84,11 @@ class ClientError(FedsimError):
         which = f"client {ids[0]}" if len(ids) == 1 else f"one of the clients {', '.join(map(str, ids[:10]))}"
         super().__init__(f"{function} in round {round}: {which} raised {error}\n{traceback.rstrip()}")
         self.ids = ids
+
+
+def title(fn: Callable[..., Any]) -> str:
+    """How messages name a function."""
+    return getattr(fn, "__qualname__", str(fn))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.clients import Clients
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, title
 from fedsim.feedback import Gossip, Memory, Uplink
 from fedsim.gossip import spread
 from fedsim.tree import Packed, build, leaves, unpacked, zeros_like
@@ -87,7 +87,7 @@ class Upload:
     keeps: bool
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "__qualname__", getattr(self.fn, "__qualname__", str(self.fn)))   # for errors
+        object.__setattr__(self, "__qualname__", title(self.fn))   # for errors
 
     def __call__(self, local: Local, down: Any, mine: tuple[Any, Memory]) -> tuple[Any, tuple[Any, Memory]]:
         own, memory = mine

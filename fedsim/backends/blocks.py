@@ -21,7 +21,7 @@ from fedsim.backends.loop import CHUNK, Rows, refuse_captured_tensors
 from fedsim.backends.step import LocalStep
 from fedsim.backends.tape import Tape
 from fedsim.clients import Federation
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, title
 from fedsim.messages import Messages, Stacked
 from fedsim.purity import pure
 from fedsim.tree import build, leaves, tree_map
@@ -57,7 +57,7 @@ class Blocks:
         order = federation.work.order(federation.shards.sizes[ids]).tolist()
         memory: dict[int, Any] = {}
         rows = Rows[Any](len(ids))
-        with torch.no_grad(), pure(getattr(fn, "__qualname__", str(fn)), down):
+        with torch.no_grad(), pure(title(fn), down):
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
                 block = _Block(federation, ids[chosen], round, [plans[i] for i in chosen])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.clients import Federation
-from fedsim.errors import ConfigError, DivergenceError
+from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.messages import Messages, Stacked
 from fedsim.purity import pure
 from fedsim.tree import leaves, tree_map
@@ -93,7 +93,7 @@ class Loop:
         memory: dict[int, Any] = {}
         rows = Rows[Any](len(ids))
         own = [] if mine is None else [mine.rows[node] for node in ids.tolist() if node in mine.rows]
-        with torch.no_grad(), pure(getattr(fn, "__qualname__", str(fn)), down, *own):
+        with torch.no_grad(), pure(title(fn), down, *own):
             for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
                 local = LoopLocal(federation, node, round, plan, decay)
                 try:

@@ -22,7 +22,7 @@ from fedsim.backends.loop import Loop
 from fedsim.backends.ray.store import arrays, lent_tree, shared, sums_on_host, to_array, to_tensor
 from fedsim.backends.ray.telling import Exchange, Facts, Failure, Report, Site, Task, described, form
 from fedsim.clients import Federation
-from fedsim.errors import FedsimError, explained
+from fedsim.errors import FedsimError, explained, title
 from fedsim.evaluate import Scores, score
 from fedsim.gossip import mix_rows, squared_distances
 from fedsim.messages import Stacked, partial_means
@@ -124,7 +124,7 @@ class Worker:
         backend: Any = Blocks(task.block_size) if task.block_size else Loop()
         fn = self._functions[task.fn]
         mine = self._mine(task, first, rows)
-        with explained(getattr(fn, "__qualname__", str(fn)), task.round):
+        with explained(title(fn), task.round):
             sent, memory = backend.each(fed, fn, task.ids, task.round, self._tree(task.down, down), mine)
         messages = sent.stacked()
         self._held[task.token] = messages
