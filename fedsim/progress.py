@@ -42,7 +42,7 @@ class RunProgress:
         self._console = Console(file=sys.stderr, quiet=not shown)
         self._live = shown and self._console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"), console=self._console, disable=not self._live,
         )  # fmt: skip
@@ -84,9 +84,8 @@ class RunProgress:
         last = round == self.rounds
         if self.shown and not self._live and (last or time.monotonic() - self._printed > QUIET_SECONDS):
             self._printed = time.monotonic()
-            self._console.print(
-                f"{self.title} seed {self._seed}: round {round}/{self.rounds}  {rate}  {self._metrics}", highlight=False
-            )
+            line = f"{self.title} seed {self._seed}: round {round}/{self.rounds}  {rate}  {self._metrics}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class SweepProgress:
@@ -104,7 +103,7 @@ class SweepProgress:
         self._console = Console(file=sys.stderr, quiet=not shown)
         live = shown and jobs > 1 and self._console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %"),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %"),
             TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=self._console, disable=not live,
         )  # fmt: skip
         self._task: TaskID | None = None
