@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from fedsim.errors import many
 from fedsim.rows import Metrics
 
 NAMED = 10
@@ -24,7 +25,7 @@ class Absence:
             return
         now = (self.missing - set(cohort)) | set(skipped)
         if now != self.missing:
-            self.say(f"round {round}: {_many(now)} missing{_listed(map(str, sorted(now)))}")
+            self.say(f"round {round}: {many(len(now), 'client')} missing{_listed(map(str, sorted(now)))}")
         self.missing = now
 
 
@@ -42,11 +43,7 @@ def summary(by_round: Mapping[int, Collection[int]], rounds: int) -> str:
     times = Counter(client for clients in by_round.values() for client in clients)
     some = len(by_round)
     names = (f"{client}{'' if count == some else f' ({count})'}" for client, count in sorted(times.items()))
-    return f"{_many(times)} missing in {some} of {rounds} rounds{_listed(names)}"
-
-
-def _many(clients: Collection[int]) -> str:
-    return f"{len(clients) or 'no'} client{'' if len(clients) == 1 else 's'}"
+    return f"{many(len(times), 'client')} missing in {some} of {rounds} rounds{_listed(names)}"
 
 
 def _listed(names: Iterable[str]) -> str:

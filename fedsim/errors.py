@@ -86,6 +86,11 @@ class ClientError(FedsimError):
         self.ids = ids
 
 
+def many(count: int, what: str) -> str:
+    """A count with its noun: ``1 client``, ``2 clients``, ``no clients``."""
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+
+
 def title(fn: Callable[..., Any]) -> str:
     """How messages name a function."""
     return getattr(fn, "__qualname__", str(fn))

@@ -58,7 +58,7 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
     """
     with sweep.lock(), terminate_as_interrupt():
         todo = [point for point in sweep.points if sweep.state(point) != "finished"]
-        jobs = _jobs(jobs, todo)
+        jobs = jobs_of(jobs, todo)
         with SweepProgress(sweep, len(todo), jobs, progress) as bar:
             try:
                 results = _one_by_one(sweep, todo, bar) if jobs == 1 else _pool(sweep, todo, jobs, bar)
@@ -71,7 +71,8 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
     return sweep.failures
 
 
-def _jobs(jobs: int | None, todo: list[Point]) -> int:
+def jobs_of(jobs: int | None, todo: list[Point]) -> int:
+    """Runs at a time, for those that are asked for: see `run_sweep`."""
     nested = any(_asks_for_ray(point) for point in todo)
     if jobs is None:
         jobs = 1 if nested or find_spec("ray") is None else cores()

@@ -103,8 +103,9 @@ class SweepProgress:
         self._console = Console(file=sys.stderr, quiet=not shown)
         live = shown and jobs > 1 and self._console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=self._console, disable=not live,
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+            console=self._console, disable=not live,
         )  # fmt: skip
         self._task: TaskID | None = None
         self._ended, self._before, self._start, self._printed = 0, 0, time.monotonic(), time.monotonic()

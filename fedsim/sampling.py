@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -61,7 +60,8 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Every client decides for itself; a round in which nobody came is drawn again.
+    """Every client decides for itself; where nobody would come, the cohort is drawn from those that are not empty:
+    first who comes first, by inversion, then who of those behind.
 
     Args:
         p: probability that a client takes part.
@@ -78,11 +78,13 @@ class Bernoulli:
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
         """See ``Sampling``."""
-        for attempt in count():
-            chosen = np.flatnonzero(seeds.uniform(seed, "cohort", round, np.arange(n), attempt) < self.p)
-            if len(chosen):
-                return chosen
-        raise AssertionError
+        chosen = np.flatnonzero(seeds.uniform(seed, "cohort", round, np.arange(n), 0) < self.p)
+        if len(chosen):
+            return chosen
+        u = seeds.uniform(seed, "cohort", round, np.arange(n), 1)
+        nobody = n * math.log1p(-self.p)                   # logarithm of the probability
+        first = min(n - 1, int(math.log1p(u[0] * math.expm1(nobody)) / math.log1p(-self.p)))
+        return np.append(first, first + 1 + np.flatnonzero(u[first + 1 :] < self.p))
 
 
 def _is_share(value: float) -> bool:

@@ -36,16 +36,16 @@ def points(*experiments: Experiment) -> list[Point]:
 @pytest.mark.parametrize("asking", [Experiment(FedAvg(), backend="ray"), Experiment(FedAvg(), ray=Ray(actors=2))])
 def test_experiments_with_actors_of_their_own_run_one_at_a_time(asking: Experiment) -> None:
     todo = points(Experiment(FedAvg()), asking)
-    assert pool._jobs(None, todo) == 1 and pool._jobs(1, todo) == 1
-    assert pool._jobs(2, todo[1:]) == 1, "one point is left"
+    assert pool.jobs_of(None, todo) == 1 and pool.jobs_of(1, todo) == 1
+    assert pool.jobs_of(2, todo[1:]) == 1, "one point is left"
     with pytest.raises(ConfigError, match=r"--jobs is 2 and experiments ask for Ray's actors .*: use --jobs 1, or"):
-        pool._jobs(2, todo)
-    assert pool._jobs(2, points(Experiment(FedAvg()), replace(asking, backend="loop"))) == 2
+        pool.jobs_of(2, todo)
+    assert pool.jobs_of(2, points(Experiment(FedAvg()), replace(asking, backend="loop"))) == 2
 
 
 def test_a_point_that_cannot_be_built_fails_alone() -> None:
     good, bad = points(Experiment(FedAvg()), Experiment(FedAvg()))
-    assert pool._jobs(2, [good, bad._replace(config={**bad.config, "rounds": "many"})]) == 2
+    assert pool.jobs_of(2, [good, bad._replace(config={**bad.config, "rounds": "many"})]) == 2
 
 
 def test_several_at_a_time_have_no_more_than_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_several_at_a_time_have_no_more_than_one_gpu(monkeypatch: pytest.MonkeyP
     experiment = Experiment(FedAvg())
     todo = points(*[experiment] * 10)
     assert experiment.uses_ray and not experiment.asks_for_ray
-    assert pool._jobs(2, todo) == 2
+    assert pool.jobs_of(2, todo) == 2
     assert [pool._gpus(todo, jobs) for jobs in (2, 4, 5, 8, 9)] == [1, 1, 1 / 2, 1 / 2, 1 / 3]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert not experiment.uses_ray, "what a job sees"

@@ -17,7 +17,7 @@ from fedsim.cli.output import console
 from fedsim.compare import COSTS, records, render, text_of
 from fedsim.config import from_config, to_config
 from fedsim.config.plan import names
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 from fedsim.experiment import Experiment
 from fedsim.sweep import Choice, Point, Sweep
 
@@ -70,6 +70,9 @@ def sweep(argv: Sequence[str]) -> int:
         words.line.number("target", float),
     )
     title, points = _points(words)
+    from fedsim.pool import jobs_of  # here, as PyTorch takes its time, and wrong settings are found without it
+
+    jobs_of(ending.jobs, points)                           # wrong ones are refused before there is a folder
     output = Path(options["output"]) if "output" in options else None
     root = Path(options.get("root", "runs"))
     return finish(sweeps.start(points, output=output, root=root, name=f"sweep-{title}"), ending)
@@ -77,7 +80,7 @@ def sweep(argv: Sequence[str]) -> int:
 
 def finish(begun: Sweep, ending: Ending) -> int:
     """Run what is left of a sweep, and print what came of it."""
-    from fedsim.pool import run_sweep  # here, as PyTorch takes its time, and wrong settings are found without it
+    from fedsim.pool import run_sweep
 
     failures = run_sweep(begun, ending.jobs, progress=not ending.quiet)
     comparison = sweeps.compare_points(begun, ending.scope, ending.metric, ending.target)
@@ -152,10 +155,9 @@ def _verdict(metric: str, choice: Choice | None) -> str:
     if choice is None:
         return "No best point: all diverged."
     costs = [f"{text_of(choice.cost[name])} {unit}" for name, unit in {**COSTS, "seconds": "host seconds"}.items()]
-    seeds = len(choice.run.run.seeds)
-    many = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    seeds = many(len(choice.run.run.seeds), "seed")
     return (
-        f"Best by final {metric} over {many}: {choice.run.run.path}: {text_of(choice.run.final)}, for"
+        f"Best by final {metric} over {seeds}: {choice.run.run.path}: {text_of(choice.run.final)}, for"
         f" {', '.join(costs)}.\nIt was chosen on these seeds; measure it on others, such as --seed 100, before you"
         " claim it."
     )

@@ -23,7 +23,7 @@ from fedsim.config.names import catalogue, imported, parameters
 from fedsim.config.write import written
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, suggest
-from fedsim.experiment import Data, Experiment, division
+from fedsim.experiment import Data, Experiment, division, is_problem
 from fedsim.gossip import TOLERANCE, Topology, mixing_matrix
 from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
@@ -94,7 +94,8 @@ def topology(argv: Sequence[str]) -> int:
     network = build(Network, settings)
     source = resolve_data(network.data)
     dataset = source.dataset if isinstance(source, Problem) else source
-    parts = _partition(network, dataset) if network.nodes is None or "output" in line.options else None
+    divided = network.nodes is None or "output" in line.options or is_problem(network.data)
+    parts = _partition(network, dataset) if divided else None
     n = network.nodes or (parts.n if parts else 0)
     w = mixing_matrix(network.topology, network.round, network.seed, n)
     measured = measure(w, _parameters(network, source, dataset))

@@ -115,8 +115,11 @@ def remembered(output: Path) -> dict[str, Any]:
     note = federation_folder(output.absolute()) / NOTE
     if not note.exists():
         return {}
-    known: dict[str, Any] = json.loads(note.read_text())
-    return {**known, "own_data": known["own_data"] and Path(known["own_data"])}
+    try:
+        known: dict[str, Any] = json.loads(note.read_text())
+        return {**known, "own_data": known["own_data"] and Path(known["own_data"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeployError(f"{note} is damaged ({error!r}); remove it, and give --port and --own-data again") from None
 
 
 def node_settings(experiment: Experiment, output: Path, local: Local) -> list[NodeSettings]:

@@ -19,7 +19,7 @@ from fedsim.config import from_config
 from fedsim.deploy import install
 from fedsim.deploy.app import DEFAULTS, write_app
 from fedsim.deploy.federation import Federation
-from fedsim.deploy.local import Local, at_home, federation_folder, modules_of, node_settings, remember
+from fedsim.deploy.local import NOTE, Local, at_home, federation_folder, modules_of, node_settings, remember
 from fedsim.errors import DeployError
 from fedsim.record import RunDirectory, State, create_run, open_run
 
@@ -152,7 +152,9 @@ def test_the_app_of_the_repository_has_the_same_settings(tmp_path: Path) -> None
     assert own["config"] == DEFAULTS
 
 
-def test_a_resumed_run_is_deployed_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_deployed_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What is given with --resume goes before."""
     made: list[Local] = []
 
@@ -179,6 +181,9 @@ def test_a_resumed_run_is_deployed_as_before(tmp_path: Path, monkeypatch: pytest
     remember(run.path, Local(2))
     assert main(["deploy", "--resume", "run", "--insecure"]) == 0
     assert made[-1] == Local(2, insecure=True, policy=before)
+    for damaged in ("{", "[]", "{}"):
+        (federation_folder(run.path) / NOTE).write_text(damaged)
+        assert "deployment.json is damaged" in said(capsys, "--resume", "run", code=1)
 
 
 def test_paths_are_made_absolute_and_named_modules_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from fedsim.backends.ray.settings import Ray
 from fedsim.backends.ray.store import Store
 from fedsim.backends.ray.workers import Workers
 from fedsim.clients import Federation
-from fedsim.errors import ClientError, ConfigError, DeviceFullError, RoundLostError, RunError
+from fedsim.errors import ClientError, ConfigError, DeviceFullError, RoundLostError, RunError, many
 from fedsim.evaluate import Scores
 from fedsim.experiment import Experiment
 from fedsim.host import Host
@@ -76,7 +76,7 @@ class RayHost(Host):
         if s.address is None and wanted > MOST_SHARED * cores():
             raise ConfigError(
                 f"{s.actors or 1} actors with {s.cpus:g} processors each are far more than this machine's {cores()}"
-                f" processors: leave out --ray.actors, which gives {_many(max(1, int(cores() / s.cpus)), 'actor')}"
+                f" processors: leave out --ray.actors, which gives {many(max(1, int(cores() / s.cpus)), 'actor')}"
             )
         if s.address is None and gpus > torch.cuda.device_count():
             raise ConfigError(
@@ -172,8 +172,8 @@ class RayHost(Host):
         machines = sum(node["Alive"] for node in workers.ray.nodes())
         gpu = f", {workers.gpus:g} of a GPU" if workers.gpus else ""
         self.say(
-            f"ray: {_many(len(workers), 'actor')} on {_many(machines, 'machine')} x {_many(each, 'client')} a round,"
-            f" {_many(workers.threads, 'thread')}{gpu} and about {memory / 2**30:.1f} GiB each;"
+            f"ray: {many(len(workers), 'actor')} on {many(machines, 'machine')} x {many(each, 'client')} a round,"
+            f" {many(workers.threads, 'thread')}{gpu} and about {memory / 2**30:.1f} GiB each;"
             f" {f'blocks of {size}' if size else 'one client after the other'}"
         )
 
@@ -245,10 +245,6 @@ class RayHost(Host):
         if self.settings.on_error == "retry" and attempt < MOST_ATTEMPTS:
             return ids
         raise error
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def share_of(peak: int, total: int) -> float:
