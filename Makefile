@@ -15,7 +15,7 @@ demo: .venv/.ready
 
 # Tests start hundreds of processes, each of which would compile the package anew without its bytecode.
 test: check
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/.ready
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's backgroun
 # Whether a change passes must not hang on how busy the machine is, nor on which examples were drawn this time.
 settings.register_profile("fedsim", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fedsim")
+
+
+LONGEST = [
+    Path(__file__).parent / name
+    for name in (
+        "test_readme.py", "deploy/test_deploy.py", "deploy/test_federation.py", "backends/ray/test_command.py",
+        "test_sweep_jobs.py",
+    )
+]  # fmt: skip
+"""They start processes and take minutes: the last of them would keep one worker busy while the other has nothing."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first, then as they were."""
+    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
