@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +15,7 @@ from fedsim.clients import Clients
 from fedsim.errors import ConfigError, title
 from fedsim.feedback import Gossip, Memory, Uplink
 from fedsim.gossip import spread
-from fedsim.tree import Packed, build, leaves, unpacked, zeros_like
+from fedsim.tree import Packed, build, leaves, rebuilt, unpacked, zeros_like
 from fedsim.types import Kept, Local, Sent, Site, Vector
 from fedsim.wire import nbytes
 
@@ -36,7 +36,7 @@ def each_vector(
     _refuse_packed(tree)
     d = sum(shape.numel() for shape in at.shapes)
     parts = leaves(tree)
-    long = [leaf.is_floating_point() and leaf.shape == (d,) for leaf in parts]
+    long = [is_vector(leaf, d) for leaf in parts]
     size = len(memory) // max(1, sum(long))
     out: list[Any] = []
     new: list[Tensor] = []
@@ -49,6 +49,30 @@ def each_vector(
         out.append(result)
         new += own
     return build(tree, iter(out)), tuple(new)
+
+
+def is_vector(leaf: Tensor, d: int) -> bool:
+    """Whether a tensor of a message is one that links compress: of the length ``d`` of the model."""
+    return leaf.is_floating_point() and leaf.shape == (d,)
+
+
+def moved(copies: Sequence[Tensor], message: Any) -> Any:
+    """What clients read of a message to their public copies: each copy, plus the difference that is in its place.
+
+    Raises:
+        ConfigError: not as many copies as compressed vectors.
+    """
+    left = iter(copies)
+
+    def read(branch: Any) -> Any:
+        if isinstance(branch, Packed):
+            return next(left) + branch.unpack()
+        return rebuilt(branch, [read(part) for part in branch]) if isinstance(branch, tuple) else branch
+
+    try:
+        return read(message)
+    except StopIteration:
+        raise ConfigError(f"a message moves more public copies than the {len(copies)} here") from None
 
 
 def _refuse_packed(tree: Any) -> None:
@@ -171,6 +195,9 @@ class Linked(Clients):
         message, copies = each_vector(by.broadcast, down, tuple(memory), self)
         if not copies:
             return message, None
+        publish = getattr(self._federation.backend, "publish", None)
+        if publish is not None:                            # clients are elsewhere, and hold their copies themselves
+            publish(name, message, nbytes(down))
         behind = (behind + nbytes(message)).clamp(max=nbytes(down))
         weighs = behind[self.ids].cpu().numpy()
         behind[self.ids] = 0

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from fedsim.backends.flower.limits import check_deployable
 from fedsim.backends.flower.policy import Policy
 from fedsim.backends.flower.settings import NodeSettings
 from fedsim.config import to_config
@@ -87,7 +86,6 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
 
 def check(experiment: Experiment, local: Local) -> None:
     """Raise ConfigError unless the experiment can be deployed, with a node for every client."""
-    check_deployable(experiment)
     clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
         raise ConfigError(

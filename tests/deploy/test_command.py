@@ -48,16 +48,6 @@ def test_wrong_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert f"{tmp_path} holds 0 folders or files; expected 3" in few
 
 
-def test_what_cannot_be_deployed_is_told_before_anything_starts(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    words = [EXPERIMENT, "--nodes", 3, "--downlink", "EF21P", "--downlink.compressor", "TopK"]
-    words += ["--downlink.compressor.fraction", 0.1, "--output", tmp_path / "run"]
-    assert "downlink EF21P needs nodes that hold a public model" in said(capsys, *words)
-    assert "downlink EF21P needs nodes" in said(capsys, *words, "--print-commands")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("state", ["interrupted", "finished"])
 def test_a_simulated_run_is_not_continued(capsys: pytest.CaptureFixture[str], tmp_path: Path, state: State) -> None:
     manifest = {"clients": 3, "seeds": [0], "backend": {"0": {"backend": "blocks"}}}

@@ -17,14 +17,16 @@ import numpy as np
 from torch import Tensor
 
 from fedsim import wire
+from fedsim.backends.flower.copies import Copies
 from fedsim.backends.flower.dry import outcome
-from fedsim.backends.flower.forms import check_finite, compressors_of, form_of, name_of
+from fedsim.backends.flower.forms import Form, check_finite, compressors_of, form_of, name_of
 from fedsim.backends.flower.memories import Handle, Memories
 from fedsim.backends.flower.protocol import Call, RefusedError
 from fedsim.backends.flower.relay import Done, Relayed, neighbours
 from fedsim.backends.flower.transport import Exchange, Link
 from fedsim.clients import Federation
 from fedsim.errors import ClientsLostError
+from fedsim.links import is_vector
 from fedsim.messages import Messages
 from fedsim.tree import Far, build, leaves, unpacked
 from fedsim.types import Batch, Kept, Vector
@@ -71,12 +73,19 @@ class FlowerBackend:
         self.model, self.device = federation.model, federation.model.device
         self.compressors = compressors_of(algorithm)
         self.memories = Memories(federation.model.vector(), self.fetch)
+        self.copies = Copies(self.memories)
         self.note: Callable[[int, str, Exchange], None] = lambda round, verb, exchange: None
         self.sample = sample
         self._count = 0                                    # calls of this server
         self._round = -1
+        self._public: tuple[str, Form] | None = None       # whose copies the next call moves, and by which message
         self._answered: dict[tuple[int, str], Done] = {}   # in this round: client and what it was asked
         self._fetched: dict[tuple[int, str], Tensor] = {}
+
+    def publish(self, name: str, message: Any, whole: int) -> None:
+        """The next call's ``down``, of ``whole`` bytes, can be made from public copies and this message to them."""
+        self._public = name, form_of(message, self.compressors)
+        self.copies.publish(name, wire.encode(message, self.compressors), whole)
 
     def each(
         self,
@@ -104,7 +113,16 @@ class FlowerBackend:
             shipped: dict[str, bytes] = {}
             spec = None if mine is None else self.memories.said(kept, client, shipped)
             calls[client] = Call("each", {**values, "memory": spec}, {**data, **shipped})
-        done = self._ask(calls, round, lambda i, write, answer: self._read(i, write, answer, message, memory))
+        public, self._public = self._public, None
+        vectors = [form_of(leaf) for leaf in leaves(down) if is_vector(leaf, self.model.d)] if public else []
+
+        def read(client: int, write: str, answer: Call) -> Done:
+            found = self._read(client, write, answer, message, memory)
+            if public is not None:
+                self.copies.arrived(public[0], client, write, vectors)
+            return found
+
+        done = self._ask(calls, round, read, public)
         federation.ledger.gradient_evaluations[ids] += [each.evaluations for each in done]
         kept_now = {} if mine is None else {i: each.memory for i, each in zip(ids.tolist(), done, strict=True)}
         return Relayed(self, ids, round, done), kept_now
@@ -168,7 +186,13 @@ class FlowerBackend:
             self.link.policy = replace(self.link.policy, timeout=min(self.link.policy.timeout, FORGETTING), retries=0)
             self.link.exchange(calls, self._round, lambda client, answer: None)
 
-    def _ask(self, calls: Mapping[int, Call], round: int, read: Callable[[int, str, Call], Done]) -> list[Done]:
+    def _ask(
+        self,
+        calls: Mapping[int, Call],
+        round: int,
+        read: Callable[[int, str, Call], Done],
+        public: tuple[str, Form] | None = None,
+    ) -> list[Done]:
         """Answers of all clients, in order; those known from before in this round are not asked again."""
         if round != self._round:
             self._round = round
@@ -177,11 +201,14 @@ class FlowerBackend:
         self._count += 1
         keys = {client: (client, _digest(call)) for client, call in calls.items()}
         write = f"{self.identity.epoch}.{self._count}"
-        todo = {
-            client: Call(call.verb, {**call.values, **self._values(client, round), "write": write}, call.data)
-            for client, call in calls.items()
-            if keys[client] not in self._answered
-        }
+        todo = {}
+        for client in (client for client in calls if keys[client] not in self._answered):
+            verb, values, data = calls[client].verb, dict(calls[client].values), dict(calls[client].data)
+            if public is not None:
+                held, news = self.copies.said(public[0], client, data.pop("down"))
+                values["public"] = {"held": held, "form": public[1]}
+                data |= news
+            todo[client] = Call(verb, {**values, **self._values(client, round), "write": write}, data)
         got = self._exchange(todo, round, lambda client, answer: read(client, write, answer))
         for client, done in got.answers.items():
             self._answered[keys[client]] = done

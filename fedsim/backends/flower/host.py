@@ -17,7 +17,6 @@ from fedsim.backends.flower import versions
 from fedsim.backends.flower.backend import FlowerBackend, Identity
 from fedsim.backends.flower.dry import Dry
 from fedsim.backends.flower.elsewhere import common_of, of_own_data, without_samples
-from fedsim.backends.flower.limits import check_deployable
 from fedsim.backends.flower.memories import Handle
 from fedsim.backends.flower.policy import Policy
 from fedsim.backends.flower.protocol import Call
@@ -74,7 +73,6 @@ class FlowerHost(Host):
         Raises:
             DeployError: too few come.
         """
-        check_deployable(experiment)
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
             self._meet(experiment, common_of(prepared), seed)
@@ -125,6 +123,7 @@ class FlowerHost(Host):
             DeployError: too few are left, or the algorithm needs those that are lost.
         """
         before = federation.ledger.snapshot()
+        copies = self.backend.copies.states()
         everybody, lost, losses, self._round = ids, None, Counter[int](), round
         while True:
             try:
@@ -133,6 +132,7 @@ class FlowerHost(Host):
                 return new
             except ClientsLostError as error:
                 federation.ledger.restore(before)
+                self.backend.copies.rewind(copies)
                 lost = error
                 ids = self._without(ids, lost, len(everybody), losses)
             except ConfigError as error:

@@ -27,10 +27,11 @@ from fedsim.backends.flower.protocol import Call
 from fedsim.backends.flower.settings import NodeSettings
 from fedsim.backends.flower.shard import Common, Place, place_of
 from fedsim.backends.flower.store import Store, fingerprint
-from fedsim.backends.flower.versions import LARGEST_VECTORS, MESSAGE, versions
+from fedsim.backends.flower.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
 from fedsim.errors import DeployError, FedsimError
 from fedsim.evaluate import score
 from fedsim.gossip import mix_rows
+from fedsim.links import is_vector, moved
 from fedsim.tree import leaves, tree_map, unpacked
 from fedsim.types import Kept
 
@@ -100,7 +101,7 @@ class Node:
         values, fed = call.values, self.federation
         fn = function_of(self.place.experiment.method, values.get("function"))
         clock = time.perf_counter()
-        down = self._received(call.data["down"], values.get("form"), "down") if "down" in call.data else None
+        down = self._down(call)
         clock = self._spent("encode", clock)
         mine = None
         if (spec := values.get("memory")) is not None:
@@ -122,6 +123,9 @@ class Node:
         if mine is not None:
             check_finite(kept[self.client], what.format("new memory"))
             form = self._keep(call, kept[self.client])
+        if "public" in values:
+            for k, leaf in enumerate(leaf for leaf in leaves(down) if is_vector(leaf, fed.model.d)):
+                self.store.write(f"{values['write']}.{COPY + k}", leaf)
         if values.get("keep"):
             self._keep_message(call, data)
         self._spent("memory", clock)
@@ -185,6 +189,22 @@ class Node:
             raise DeployError(f"the {whose} message has the form {found!s:.200}; expected {form!s:.200}")
         check_finite(tree, f"the {whose} message")
         return tree_map(lambda t: t.to(self.federation.model.device), tree)
+
+    def _down(self, call: Call) -> Any:
+        """What the server sends down: as it is, or made from the public copies here and the messages to them since."""
+        values, data, model = call.values, call.data, self.federation.model
+        if "public" not in values or "down" in data:
+            return self._received(data["down"], values.get("form"), "down") if "down" in data else None
+        match values["public"]:
+            case {"held": [*names], "form": form} if "news-0" in data:
+                copies = [self.store.read(str(name)).to(model.device) for name in names]
+            case said:
+                raise DeployError(f"public copies are said as {said!r:.80}; expected versions, form and messages")
+        for k in range(len(data)):
+            if f"news-{k}" in data:
+                down = moved(copies, self._received(data[f"news-{k}"], form, "down"))
+                copies = [leaf for leaf in leaves(down) if is_vector(leaf, model.d)]
+        return down
 
     def _memory(self, spec: Any, call: Call) -> Any:
         """The memory that a call says, leaf by leaf."""

@@ -9,6 +9,8 @@ from fedsim.errors import DeployError
 
 MESSAGE = 255
 """Number, among the leaves of a call, of the message that was sent: the node keeps it where it is to be mixed."""
+COPY = 256
+"""The same of the public copies from which a node made what it was sent, and more for each that follows."""
 LARGEST_VECTORS = 64
 """A message may hold as much as so many models in float64; a call that mixes, one more for every client."""
 PACKAGES = {"fedsim": "fedsim-lab", "flwr": "flwr", "torch": "torch"}

@@ -18,7 +18,6 @@ from algorithms import ALGORITHMS, GOSSIP
 from fedsim.backends.flower.server_app import serve
 from fedsim.backends.flower.store import Store
 from fedsim.config import from_config
-from fedsim.errors import ConfigError
 from tests.backends.flower.grids import FakeGrid, federation
 
 CONFIG: dict[str, Any] = {
@@ -35,6 +34,7 @@ CONFIG: dict[str, Any] = {
 RING = {"name": "Static", "graph": "Ring"}
 TOP = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.05}}
 LOW = {"name": "Plain", "compressor": "LowPrecision"}
+EF21P = {"name": "EF21P", "compressor": {"name": "TopK", "fraction": 0.1}}
 EF14 = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.1}}
 OTHERS: dict[str, dict[str, Any]] = {
     "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
@@ -46,6 +46,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "uplink EF21, downlink": {"algorithm": "FedAvg", "uplink": {"name": "EF21"}, "downlink": {"name": "Plain"}},
     "uplink EControl": {"algorithm": "FedAMD", "uplink": {"name": "EControl"}},
     "uplink Choco": {"algorithm": "DFedAvg", "topology": RING, "uplink": {"name": "Choco"}},
+    "a public copy": {"algorithm": "FedAvg", "uplink": TOP, "downlink": EF21P, "sampling": {"size": 2}, "rounds": 5},
+    "public copies": {"algorithm": "Scaffold", "downlink": EF21P, "sampling": {"size": 2}, "rounds": 4},
+    "several public copies": {"algorithm": "FedAMD", "downlink": EF21P, "rounds": 3},
     "partial cohorts": {"algorithm": "Scaffold", "sampling": {"size": 2}, "rounds": 4},
     "gossip of some": {"algorithm": "DFedAvg", "topology": RING, "sampling": {"size": 2}, "rounds": 4},
     "weights by samples": {"algorithm": "FedSpeed", "weights": "samples"},
@@ -98,11 +101,6 @@ def test_the_same_metrics_as_the_simulation(case: str, tmp_path: Path) -> None:
     for seed in range(config.get("seeds", 1)):
         agree(metrics(deployed.path, seed), metrics(simulated.path, seed))
     assert len(metrics(deployed.path)) > 8 * config["rounds"]
-
-
-def test_clients_that_should_remember_the_servers_copy_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"downlink EF21P needs nodes that hold a public model.* use Plain"):
-        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "downlink": "EF21P"})
 
 
 def test_what_the_ledger_charges_is_what_travels(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The public copies of EF21-P, which clients hold themselves: in which state each is, and which messages it missed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from fedsim.backends.flower.forms import Form
+from fedsim.backends.flower.memories import Handle, Memories
+from fedsim.backends.flower.versions import COPY
+
+
+class Step(NamedTuple):
+    """A message to all copies, and the state that it leads to: SHA-256 of this and all earlier messages."""
+
+    state: str
+    data: bytes
+
+
+class Copies:
+    """States of the copies, by client function and client.
+
+    A client that lacks messages gets these, or the whole copy where that is shorter or they are not known any more, as
+    after a restart of the server.
+    """
+
+    def __init__(self, memories: Memories) -> None:
+        self._memories = memories
+        self._steps: dict[str, list[Step]] = {}
+        self._held: dict[tuple[str, int], tuple[str, list[Handle]]] = {}
+
+    def publish(self, name: str, data: bytes, whole: int) -> None:
+        """A message to the copies of a client function; no client is sent ``whole`` bytes of messages or more."""
+        steps = self._steps.setdefault(name, [])
+        before = steps[-1].state if steps else ""
+        steps.append(Step(hashlib.sha256(before.encode() + data).hexdigest(), data))
+        while sum(len(step.data) for step in steps[1:]) >= whole:
+            del steps[0]
+
+    def states(self) -> dict[str, str]:
+        """For ``rewind``: the last state of each."""
+        return {name: steps[-1].state for name, steps in self._steps.items()}
+
+    def rewind(self, states: Mapping[str, str]) -> None:
+        """Go back, as a round is done again."""
+        for name, steps in self._steps.items():
+            while steps and steps[-1].state != states.get(name):
+                steps.pop()
+
+    def said(self, name: str, client: int, whole: bytes) -> tuple[list[str], dict[str, bytes]]:
+        """What a call says of a client's copy: its versions, and the messages since; or none, and the whole copy."""
+        state, handles = self._held.get((name, client), ("", []))
+        steps = self._steps[name]
+        known = next((k for k, step in enumerate(steps) if step.state == state), len(steps))
+        news = [step.data for step in steps[known + 1 :]]
+        if not news or sum(map(len, news)) >= len(whole):
+            return [], {"down": whole}
+        return [handle.name for handle in handles], {f"news-{k}": data for k, data in enumerate(news)}
+
+    def arrived(self, name: str, client: int, write: str, forms: list[Form]) -> None:
+        """A client has the last state, in versions that it wrote during that call."""
+        handles = [self._memories.handle(client, f"{write}.{COPY + k}", form) for k, form in enumerate(forms)]
+        self._held[name, client] = self._steps[name][-1].state, handles
+
