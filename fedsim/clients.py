@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.allocator import keep_freed_memory
 from fedsim.errors import ConfigError, DivergenceError, explained, title
-from fedsim.gossip import Topology, check, check_fixed, contraction_bound, mixing_matrix, restrict
+from fedsim.gossip import Topology, alike, check, check_fixed, contraction_bound, mixing_matrix, restrict, weigh
 from fedsim.memory import Memory, OnDevice
 from fedsim.messages import Messages
 from fedsim.model import Model
@@ -76,7 +76,7 @@ class Federation:
     ledger: Ledger = field(init=False)
     p: np.ndarray = field(init=False)
     delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once
-    measure: bool = field(init=False, default=True)        # the contraction of the consensus distance by mixing
+    measure: bool = field(init=False)                      # the contraction of the consensus distance by mixing
     contraction: float | None = field(init=False, default=None)   # as last measured
     contraction_bound: float | None = field(init=False, default=None)
     _bound: tuple[csr_array, float | None] | None = field(init=False, default=None, repr=False)
@@ -87,6 +87,7 @@ class Federation:
         if weights.shape != (n,) or not (np.isfinite(weights).all() and (weights > 0).all()):
             raise ConfigError(f"weights are {self.weights!r:.80}; expected a finite number above 0 for each of {n}")
         self.p = weights / weights.sum()
+        self.measure = alike(self.p)                       # else what contracts is not the plain mean's distance
         self.cohort_size = self.cohort_size or float(n)
         self.ledger = Ledger(n)
         if self.model.device.type == "cpu":
@@ -221,7 +222,7 @@ class Clients:
         """Gossip: each node sends its message to its neighbours and holds ``sum_j w_ij m_j``; ``steps`` times.
 
         W is the round's mixing matrix among the cohort; nodes that are away neither speak nor hear. Every directed
-        edge is charged once a step.
+        edge is charged once a step. Where the p_i differ, W is made one that they weigh (`fedsim.gossip.weigh`).
 
         Args:
             sent: a message of every node of the cohort.
@@ -247,6 +248,7 @@ class Clients:
         w = restrict(whole, sent.ids, self.round, sums)
         if fixed:
             check_fixed(w, fed.topology, self.round, fed.seed, self.n)
+        w = weigh(w, fed.p[sent.ids], self.round, sums)
         edges = w.tocoo()
         links = edges.row != edges.col
         to, by = edges.row[links], edges.col[links]
@@ -292,8 +294,7 @@ class Clients:
         bad = self.ids[~messages.finite()]
         if len(bad):
             raise DivergenceError(
-                f"{name} in round {self.round}: client"
-                f" {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''} sent NaN or"
-                f" infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set local.clip_norm, or look"
-                " at these clients' data."
+                f"{name} in round {self.round}: client {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''}"
+                f" sent NaN or infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set"
+                " local.clip_norm, or look at these clients' data."
             )

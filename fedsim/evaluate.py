@@ -103,14 +103,18 @@ def gossip(
     own model; of the nodes ``ids``.
 
     "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" what
-    the last mixing left of it, and "nodes contraction_bound" what it can leave at most: lambda^Q.
+    the last mixing left of it, and "nodes contraction_bound" what it can leave at most: lambda^Q. Average and distance
+    are weighted as the nodes are in the objective; the other two there are only where all count equally.
     """
-    average = torch.zeros_like(x[ids[0]])
-    for i in ids:                                          # one at a time: they may live elsewhere
-        average += x[i] / len(ids)
+    p = prepared.federation.p[list(ids)]
+    weights, average = p / p.max(), torch.zeros_like(x[ids[0]])
+    total = float(weights.sum())                           # the number of nodes, where all are alike
+    for i, weight in zip(ids, weights.tolist(), strict=True):   # one at a time: they may live elsewhere
+        average += x[i] * weight / total
     of_average = server(prepared, score, average, round)
     rows = [row._replace(scope=row.scope.replace("server", "average")) for row in of_average]
-    distance = sum(float((x[i] - average).square().sum()) for i in ids) / len(ids)
+    squares = [float((x[i] - average).square().sum()) for i in ids]
+    distance = float(weights @ squares) / total
     rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
     for name in ("contraction", "contraction_bound"):
         value = getattr(prepared.federation, name)

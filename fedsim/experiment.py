@@ -198,8 +198,6 @@ class Experiment:
             raise ConfigError(f"{name} has no server: it needs a topology, such as {fix}")
         if has_server(self.algorithm) and self.topology is not None:
             raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
-        if self.topology is not None and self.weights != "uniform":
-            raise ConfigError(f"weights is {self.weights!r}; without a server all nodes count equally: use uniform")
 
     @cached_property
     def method(self) -> Algorithm[Any]:

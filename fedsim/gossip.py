@@ -153,6 +153,43 @@ def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = Tru
         )
 
 
+def alike(p: np.ndarray) -> bool:
+    """Whether all nodes count equally."""
+    return bool((p == p[0]).all())
+
+
+def weigh(w: csr_array, p: np.ndarray, round: int, rows: bool = True) -> csr_array:
+    """W for nodes that count differently: ``w_ij min(1, p_j / p_i)``, and a node keeps the rest (Hastings 1970).
+
+    Then ``p_i w_ij = p_j w_ji``: mixing preserves the mean weighted by ``p``, and leads to it. In the inner product
+    weighted by ``p``, W is symmetric, so that methods that need a symmetric W reach the minimiser of ``sum_i p_i f_i``.
+
+    Args:
+        w: symmetric mixing matrix ``[c, c]`` of the round.
+        p: ``[c]`` weights of the nodes; where they are equal, W stays as it is.
+        round: for the message.
+        rows: whether the method needs rows that sum to 1; those that do without find the plain mean.
+
+    Raises:
+        ConfigError: W is not symmetric, or rows need not sum to 1.
+    """
+    if alike(p):
+        return w
+    if not rows:
+        raise ConfigError("push-sum finds the plain mean of all nodes, without weights: set weights to uniform")
+    from scipy.sparse import csr_array, diags_array
+
+    if abs(w - w.T).max() > TOLERANCE:
+        raise ConfigError(
+            f"weights of nodes need a symmetric mixing matrix, which that of round {round} is not: use an undirected"
+            " graph, or weights uniform"
+        )
+    links = w.tocoo()
+    said = links.data * np.minimum(1, p[links.col] / p[links.row])
+    kept = np.bincount(links.row, links.data - said, minlength=len(p))
+    return csr_array(csr_array((said, (links.row, links.col)), w.shape) + diags_array(kept))
+
+
 def _repair(w: csr_array) -> str:
     """How to get weights that sum to 1."""
     links = w != 0

@@ -16,6 +16,7 @@ from fedsim.backends.blocks import Blocks
 from fedsim.backends.loop import Loop
 from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError
 from fedsim.experiment import Experiment
+from fedsim.gossip import alike
 from fedsim.host import Host
 from fedsim.progress import RunProgress
 from fedsim.purity import pure
@@ -102,7 +103,8 @@ class SeedRun:
             for round in range(done + 1, experiment.rounds + 1):
                 ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
                 last = round == experiment.rounds
-                due = fed.measure = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
+                due = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
+                fed.measure = due and alike(fed.p)
                 with pure(f"{name}.round", state):
                     new = self.host.round(method, state, fed, round, ids)
                 check(f"{name}.round", new, state)

@@ -242,7 +242,6 @@ def test_a_topology_that_does_not_fit_leaves_nothing_behind(
     [
         (["--algorithm", "DFedAvg"], "DFedAvg has no server: it needs a topology, such as --topology Static"),
         (["--algorithm", "FedAvg", "--topology", "Static"], "FedAvg has a server and takes no topology"),
-        (["--algorithm", "DPSGD", "--topology", "Static", "--weights", "samples"], "all nodes count equally: use uni"),
         (["--algorithm", "DFedSAM", "--topology", "Static", "--topology.graph", "Hypercube"], "n=6: use n=4 or n=8"),
         (["--algorithm", "Extra", "--topology", "OnePeerExponential"], "is not symmetric, which this method needs"),
         (["--algorithm", "DFedAvg", "--topology", "Static", "--topology.graph", "Star", "--topology.weighting",

@@ -26,7 +26,6 @@ from topologies.mixing import (
     metropolis,
     uniform,
     uniform_directed,
-    weighted,
 )
 from topologies.random_graphs import BarabasiAlbert, ErdosRenyi, RandomRegular, WattsStrogatz
 from topologies.schedules import (
@@ -78,5 +77,4 @@ __all__ = [
     "spectral",
     "uniform",
     "uniform_directed",
-    "weighted",
 ]

@@ -2,13 +2,12 @@
 
 W[i, j] > 0 off the diagonal means that j speaks to i, so in a directed graph it stands for the edge j -> i.
 Sources: Xiao and Boyd, Systems & Control Letters 53 (2004) for Metropolis and maximum-degree weights; Boyd, Diaconis
-and Xiao, SIAM Review 46 (2004) for the fastest; Kempe, Dobra and Gehrke, FOCS 2003 for push-sum; Hastings, Biometrika
-57 (1970) for weights with a given stationary distribution.
+and Xiao, SIAM Review 46 (2004) for the fastest; Kempe, Dobra and Gehrke, FOCS 2003 for push-sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -30,7 +29,10 @@ def fill_diagonal(links: csr_array) -> csr_array:
 
 def metropolis(graph: Graph) -> csr_array:
     """``1 / (1 + max(deg_i, deg_j))`` on every link: symmetric, needs to know only the neighbours' degrees."""
-    return weighted(graph, np.ones(len(graph)))
+    links = adjacency(graph).tocoo()
+    i, j = links.row, links.col
+    offer = 1 / (1 + np.bincount(i, minlength=len(graph)))
+    return fill_diagonal(csr_array((np.minimum(offer[i], offer[j]), (i, j)), links.shape))
 
 
 def max_degree(graph: Graph) -> csr_array:
@@ -71,32 +73,6 @@ def column_stochastic(graph: Graph) -> csr_array:
     """
     spoken = adjacency(graph, directed=True)
     return csr_array((spoken + eye_array(len(graph))).T @ diags_array(1 / (1 + spoken.sum(axis=1))))
-
-
-def weighted(graph: Graph, sizes: Sequence[float] | np.ndarray) -> csr_array:
-    """Metropolis-Hastings weights whose stationary distribution is proportional to the nodes' data sizes.
-
-    ``W[i, j] = min(1 / (1 + deg_i), sizes_j / sizes_i / (1 + deg_j))``: rows sum to 1, columns need not. W is
-    reversible (``sizes_i W[i, j] = sizes_j W[j, i]``), so mixing preserves the mean weighted by ``sizes``, and repeated
-    mixing brings every node to it. Equal sizes give `metropolis`.
-
-    Args:
-        graph: undirected, connected.
-        sizes: ``[n]`` numbers above 0, of samples for example, node i at position i.
-
-    Raises:
-        TopologyError: a size is missing, or not above 0.
-    """
-    links = adjacency(graph).tocoo()
-    size = np.asarray(sizes, float)
-    if size.shape != (len(graph),):
-        raise TopologyError(f"sizes has shape {list(size.shape)}; expected [{len(graph)}], one for each node")
-    if not (np.isfinite(size) & (size > 0)).all():
-        i = int(np.argmin(np.isfinite(size) & (size > 0)))
-        raise TopologyError(f"sizes[{i}] is {size[i]:g}; expected a finite number above 0 (leave out empty nodes)")
-    i, j = links.row, links.col
-    offer = 1 / (1 + np.bincount(i, minlength=len(size)))
-    return fill_diagonal(csr_array((np.minimum(offer[i], size[j] / size[i] * offer[j]), (i, j)), links.shape))
 
 
 def fastest(graph: Graph) -> csr_array:

@@ -25,9 +25,11 @@ SIX = heterogeneous(n=6, d=4)
 EXCHANGES = (1, 2, 4)
 
 
-def limit(algorithm: Any, f: Quadratics, topology: Topology, steps: int, most: int = 400) -> np.ndarray:
+def limit(
+    algorithm: Any, f: Quadratics, topology: Topology, steps: int, most: int = 400, **settings: Any
+) -> np.ndarray:
     """The nodes' models ``[n, d]`` when they no longer move."""
-    fed = gossiping(f, LocalWork(0, steps=steps), topology, Blocks(f.n))
+    fed = gossiping(f, LocalWork(0, steps=steps), topology, Blocks(f.n), **settings)
     state = algorithm.init(torch.zeros(f.d, dtype=torch.float64), fed.cohort(0))
     x = rows(state.x)
     for t in range(1, most + 1):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from topologies import Ring, TopologyError, check, column_stochastic, lazy, metropolis, uniform_directed, weighted
+from fedsim.gossip import weigh
+from topologies import Ring, TopologyError, check, column_stochastic, lazy, metropolis, uniform_directed
 
 RING = metropolis(Ring().build(6, 0)).toarray()
 
@@ -60,7 +61,7 @@ def test_the_repairs_repair() -> None:
     check(uniform_directed(arrows), symmetric=False)
     arrows.add_edge(0, 2)
     check(column_stochastic(arrows), symmetric=False, sums="columns")
-    check(weighted(nx.path_graph(3), [1, 2, 3]), symmetric=False, sums="rows")
+    check(weigh(metropolis(nx.path_graph(3)), np.array([1, 2, 3]), 1), symmetric=False, sums="rows")
 
 
 def test_float32_is_precise_enough_only_if_told() -> None:

@@ -30,7 +30,6 @@ from topologies import (
     spectral,
     uniform,
     uniform_directed,
-    weighted,
 )
 from topologies.graphs import GraphBuilder
 from topologies.mixing import WeightingName
@@ -81,35 +80,6 @@ def test_metropolis_and_max_degree_by_their_formulas(graph: nx.Graph) -> None:
     for i, j in graph.edges():
         assert W[i, j] == W[j, i] == pytest.approx(1 / (1 + max(graph.degree(i), graph.degree(j))), rel=1e-14)
         assert M[i, j] == M[j, i] == pytest.approx(1 / (1 + most), rel=1e-14)
-
-
-@given(graphs(), st.data())
-@settings(max_examples=60)
-def test_weighted_keeps_the_weighted_mean_and_leads_to_it(graph: nx.Graph, data: st.DataObject) -> None:
-    n = len(graph)
-    sizes = np.array(data.draw(st.lists(st.integers(1, 1000), min_size=n, max_size=n)), float)
-    z = np.array(data.draw(st.lists(st.floats(-1, 1), min_size=n, max_size=n)))
-    W = weighted(graph, sizes)
-    check(W, symmetric=False, sums="rows")
-    flow = sizes[:, None] * W.toarray()
-    assert np.allclose(flow, flow.T, atol=1e-9)
-    mean = sizes @ z / sizes.sum()
-    assert sizes @ (W @ z) / sizes.sum() == pytest.approx(mean, abs=1e-12)
-    assert np.allclose(np.linalg.matrix_power(W.toarray(), 2**30) @ z, mean, atol=1e-6)
-
-
-def test_equal_sizes_are_metropolis() -> None:
-    graph = nx.karate_club_graph()
-    assert abs(weighted(graph, np.full(34, 7)) - metropolis(graph)).max() < 1e-15
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [([1, 2], r"shape \[2\]; expected \[3\]"), ([1, 0, 2], r"\[1\] is 0"), ([1, 2, math.inf], r"\[2\] is inf")],
-)
-def test_sizes_are_checked(sizes: list[float], message: str) -> None:
-    with pytest.raises(TopologyError, match=message):
-        weighted(nx.path_graph(3), sizes)
 
 
 @given(graphs(), st.lists(st.booleans(), max_size=50))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from fedsim.gossip import weigh
 from topologies import (
     BarabasiAlbert,
     Complete,
@@ -35,7 +36,6 @@ from topologies import (
     metropolis,
     spectral,
     uniform_directed,
-    weighted,
 )
 from topologies.graphs import GraphBuilder
 
@@ -121,7 +121,7 @@ def test_directed_circulant_by_fourier(n: int) -> None:
 def test_reversible_weights_have_the_spectrum_of_their_symmetric_form() -> None:
     graph = nx.karate_club_graph()
     root = np.sqrt(np.arange(1, 35))
-    W = weighted(graph, root**2)
+    W = weigh(metropolis(graph), root**2, 1)
     values = np.linalg.eigvalsh(root[:, None] * W.toarray() / root)
     assert spectral(W)[2:] == pytest.approx((values[-2], values[0]), abs=1e-10)
 

@@ -52,6 +52,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "partial cohorts": {"algorithm": "Scaffold", "sampling": {"size": 2}, "rounds": 4},
     "gossip of some": {"algorithm": "DFedAvg", "topology": RING, "sampling": {"size": 2}, "rounds": 4},
     "weights by samples": {"algorithm": "FedSpeed", "weights": "samples"},
+    "gossip, weights by samples": {"algorithm": "DFedSAM", "topology": RING, "weights": "samples"},
     "two seeds": {"algorithm": "FedSpeed", "seeds": 2, "rounds": 2},
     "a holdout": {"algorithm": "FedAvg", "evaluation": {"every": 1, "clients_every": 1, "holdout": 0.2}},
     "float64": {"algorithm": "FedAMD", "dtype": "float64"},
