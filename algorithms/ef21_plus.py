@@ -55,7 +55,12 @@ class EF21Plus:
 
     def init(self, x: Vector, clients: Clients) -> EF21PlusState:
         sent, g_i = clients.each(self.begin, x, clients.keep(torch.zeros_like(x)))
-        g, copies = clients.reduce(sent, lambda rows, weights: (weights @ rows, rows))
+        ids = torch.from_numpy(clients.ids).to(x.device)   # of some only, where it is tried out how fast this is
+
+        def receive(rows: Vector, weights: Tensor) -> tuple[Vector, Tensor]:
+            return weights @ rows, rows.new_zeros(clients.n, len(x)).index_copy(0, ids, rows)
+
+        g, copies = clients.reduce(sent, receive)
         return EF21PlusState(x, g, copies, g_i)
 
     def round(self, s: EF21PlusState, clients: Clients) -> EF21PlusState:

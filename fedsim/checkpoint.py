@@ -13,6 +13,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from fedsim.errors import CheckpointError
 from fedsim.record import sync, write_atomic
 
 FORMAT = 1
+REPLACED = "-replaced.tmp"
+"""What the name of a checkpoint ends with while a new one of its round takes its place."""
 SHARD_BYTES = 256 * 2**20
 
 Source = Tensor | Callable[[], Tensor]
@@ -89,6 +92,8 @@ def save(
         path = _move_into_place(temporary, directory / _name(round))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            _remove_leftovers(directory)
         raise CheckpointError(
             f"cannot write the checkpoint of round {round} in {directory}: {error}; earlier ones are untouched. "
             "If the disk is full, free some space; then resume the run"
@@ -201,8 +206,8 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
 
 def _move_into_place(temporary: Path, final: Path) -> Path:
     sync(temporary)
-    if final.exists():  # the same round again, after this one was rejected as corrupt
-        final.rename(final.with_name(f"{final.name}-replaced.tmp"))
+    if final.exists():                                     # the same round again
+        final.rename(final.with_name(f"{final.name}{REPLACED}"))
     temporary.rename(final)
     sync(final.parent)
     return final
@@ -221,6 +226,10 @@ def _except_newest(directory: Path, round: int, keep: int) -> list[Path]:
 
 
 def _remove_leftovers(directory: Path) -> None:
+    for path in directory.glob(f"round-*{REPLACED}"):      # its successor did not come into its place
+        final = path.with_name(path.name.removesuffix(REPLACED))
+        if not final.exists():
+            path.rename(final)
     for path in directory.glob("round-*.tmp"):
         shutil.rmtree(path)
 

@@ -149,7 +149,8 @@ class _Reader:
     def _unknown(self, name: str) -> Any:
         if f"{name}.ids" not in self.tensors:
             return self._tensors(name)
-        like = self._tensors(f"{name}.{int(self.tensors[f'{name}.ids'][0])}")
+        first = self._tensors(f"{name}.{int(self.tensors[f'{name}.ids'][0])}")
+        like = tree_map(self.put, first)                   # what is saved may be a name, and not of the value's form
         return self.kept(int(self.tensors[f"{name}.n"]), zeros_like(like), name)
 
     def _tensors(self, name: str) -> tuple[Tensor, ...]:

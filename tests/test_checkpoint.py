@@ -276,3 +276,23 @@ def test_kill_while_saving_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
     result = loaded(tmp_path)  # a warning would be an error here
     assert result.round in (saved[-1], saved[-1] + 1)
     assert all(torch.equal(result.tensors[str(i)], torch.full((1000,), float(result.round))) for i in range(20))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=str)
+def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """A kill, or a disk that refuses, between the two renames."""
+    save(tmp_path, 50, {"x": torch.ones(2)}, {"which": "old"})
+    rename, renames = Path.rename, list[str]()
+
+    def fail(path: Path, target: Path) -> Path:
+        renames.append(path.name)
+        if len(renames) == 2:
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises((KeyboardInterrupt, CheckpointError)):
+        save(tmp_path, 50, {"x": torch.zeros(2)}, {"which": "new"})
+    assert loaded(tmp_path).meta == {"which": "old"} and names(tmp_path) == ["round-000050"]

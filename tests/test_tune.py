@@ -6,13 +6,14 @@ import json
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from algorithms import EF21, FedAMD, FedAvg
+from algorithms import ALGORITHMS, EF21, EF21BC, GOSSIP, FedAMD, FedAvg
 from fedsim import LocalWork, tune
 from fedsim.compress import LowRank, TopK
 from fedsim.errors import ConfigError
@@ -31,6 +32,17 @@ def test_a_choice_is_for_what_its_time_depends_on() -> None:
     keys |= {tune._key(replace(federation, work=LocalWork(8, steps=1)), FedAvg(), 4)}
     assert len(keys) == len(cases) + 1
     assert tune._key(federation, FedAvg(lr=0.3), 4) == tune._key(federation, FedAvg(), 4), "another step size"
+
+
+WITH_SOME = [cls for cls in ALGORITHMS if cls not in GOSSIP and cls is not EF21BC]
+
+
+@pytest.mark.parametrize("cls", WITH_SOME, ids=lambda cls: cls.__name__)
+def test_every_algorithm_can_be_tried_with_some_of_the_clients(cls: Any, tmp_path: Path) -> None:
+    """A trial begins with those of the first round alone; here the last ones."""
+    federation = prepare(SMALL, 0).federation
+    ids = np.arange(federation.shards.n)[-4:]
+    assert "trial_seconds" in tune.choose(federation, cls(), ids, cache=tmp_path / "backends.json")
 
 
 def keep(cache: Path, process: int) -> None:

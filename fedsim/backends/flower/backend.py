@@ -21,9 +21,9 @@ from fedsim.backends.flower.copies import Copies
 from fedsim.backends.flower.dry import outcome
 from fedsim.backends.flower.forms import Form, check_finite, compressors_of, form_of, name_of
 from fedsim.backends.flower.memories import Handle, Memories
-from fedsim.backends.flower.protocol import Call, RefusedError
+from fedsim.backends.flower.protocol import Call, RefusedError, is_count
 from fedsim.backends.flower.relay import Done, Relayed, neighbours
-from fedsim.backends.flower.transport import Exchange, Link
+from fedsim.backends.flower.transport import REFUSED, Exchange, Link
 from fedsim.clients import Federation
 from fedsim.errors import ClientsLostError
 from fedsim.links import is_vector
@@ -213,6 +213,9 @@ class FlowerBackend:
         for client, done in got.answers.items():
             self._answered[keys[client]] = done
             self.memories.arrived(client, calls[client].data.keys() - {"down"})
+        for client, why in got.failed.items():
+            if public is not None and why.startswith(REFUSED):
+                self.copies.forget(public[0], client)
         if got.failed:
             raise ClientsLostError(got.failed, round)
         return [self._answered[key] for key in keys.values()]
@@ -280,7 +283,7 @@ def _expect(found: object, form: object) -> None:
 def _read_score(client: int, answer: Call) -> tuple[float, float | None, int]:
     loss, accuracy, samples = (answer.values[key] for key in ("loss", "accuracy", "samples"))
     numbers = [loss] if accuracy is None else [loss, accuracy]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) or not isinstance(samples, int):
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) or not is_count(samples):
         raise RefusedError(f"scores {loss!r:.40}, {accuracy!r:.40} on {samples!r:.40} samples; expected numbers")
     return float(loss), None if accuracy is None else float(accuracy), samples
 

@@ -38,15 +38,13 @@ class Copies:
         while sum(len(step.data) for step in steps[1:]) >= whole:
             del steps[0]
 
-    def states(self) -> dict[str, str]:
-        """For ``rewind``: the last state of each."""
-        return {name: steps[-1].state for name, steps in self._steps.items()}
+    def snapshot(self) -> dict[str, list[Step]]:
+        """For ``restore``: the messages so far."""
+        return {name: list(steps) for name, steps in self._steps.items()}
 
-    def rewind(self, states: Mapping[str, str]) -> None:
+    def restore(self, snapshot: Mapping[str, list[Step]]) -> None:
         """Go back, as a round is done again."""
-        for name, steps in self._steps.items():
-            while steps and steps[-1].state != states.get(name):
-                steps.pop()
+        self._steps = {name: list(steps) for name, steps in snapshot.items()}
 
     def said(self, name: str, client: int, whole: bytes) -> tuple[list[str], dict[str, bytes]]:
         """What a call says of a client's copy: its versions, and the messages since; or none, and the whole copy."""
@@ -58,8 +56,11 @@ class Copies:
             return [], {"down": whole}
         return [handle.name for handle in handles], {f"news-{k}": data for k, data in enumerate(news)}
 
+    def forget(self, name: str, client: int) -> None:
+        """A client may have lost its copy: it is sent the whole one next."""
+        self._held.pop((name, client), None)
+
     def arrived(self, name: str, client: int, write: str, forms: list[Form]) -> None:
         """A client has the last state, in versions that it wrote during that call."""
         handles = [self._memories.handle(client, f"{write}.{COPY + k}", form) for k, form in enumerate(forms)]
         self._held[name, client] = self._steps[name][-1].state, handles
-

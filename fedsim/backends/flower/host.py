@@ -19,7 +19,7 @@ from fedsim.backends.flower.dry import Dry
 from fedsim.backends.flower.elsewhere import common_of, of_own_data, without_samples
 from fedsim.backends.flower.memories import Handle
 from fedsim.backends.flower.policy import Policy
-from fedsim.backends.flower.protocol import Call
+from fedsim.backends.flower.protocol import Call, is_count
 from fedsim.backends.flower.shard import Common
 from fedsim.backends.flower.transport import Exchange, Link
 from fedsim.clients import Federation
@@ -123,7 +123,7 @@ class FlowerHost(Host):
             DeployError: too few are left, or the algorithm needs those that are lost.
         """
         before = federation.ledger.snapshot()
-        copies = self.backend.copies.states()
+        copies = self.backend.copies.snapshot()
         everybody, lost, losses, self._round = ids, None, Counter[int](), round
         while True:
             try:
@@ -132,7 +132,7 @@ class FlowerHost(Host):
                 return new
             except ClientsLostError as error:
                 federation.ledger.restore(before)
-                self.backend.copies.rewind(copies)
+                self.backend.copies.restore(copies)
                 lost = error
                 ids = self._without(ids, lost, len(everybody), losses)
             except ConfigError as error:
@@ -187,7 +187,7 @@ class FlowerHost(Host):
     def _greet(self, answer: Call) -> int:
         """Which client a new node is; refuses one that cannot take part."""
         client, samples = answer.values.get("client"), answer.values.get("samples")
-        if not isinstance(client, int) or not 0 <= client < self.common.n or not isinstance(samples, int):
+        if not isinstance(client, int) or not 0 <= client < self.common.n or not is_count(samples):
             raise DeployError(f"it says it is client {client!r:.40} with {samples!r:.40} samples")
         if warning := versions.check(answer.values.get("versions"), versions.versions()):
             self.say(f"client {client}: {warning}")

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from fedsim.errors import DeployError
 from fedsim.extras import how_to_install
@@ -31,6 +31,8 @@ VERBS = {"hello": "query", "value": "query", "forget": "query", "each": "train",
 """What a node can be asked, and the type of Flower's message that asks it."""
 LARGEST_CONFIG = 2**20
 """Bytes of an experiment, or of a call's plain values."""
+DIGITS = 20
+"""Of a whole number; 2**64 has so many."""
 DATA_NAME = re.compile(r"[a-z0-9_-]{1,80}")
 
 
@@ -136,12 +138,23 @@ def _text(records: RecordDict, record: str, key: str) -> str:
 def parsed(text: str, what: str) -> dict[str, Any]:
     """A JSON object that arrived; RefusedError for anything else."""
     try:
-        values = json.loads(text, parse_constant=_no_constant)
+        values = json.loads(text, parse_constant=_no_constant, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise RefusedError(f"the {what} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise RefusedError(f"the {what} is a {type(values).__name__}; expected a JSON object")
     return values
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether this is a number of samples: 1 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _no_constant(name: str) -> None:

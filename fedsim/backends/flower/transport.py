@@ -7,6 +7,7 @@ answer. Errors belong to the call that they answer (``reply_to_message_id``): Fl
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,8 +30,18 @@ LOOK_SECONDS = 0.2
 LIFETIME = 4.0
 """A message lives for so many timeouts: a node that was slow is known by its late answer, which is not used."""
 
+REFUSED = "refused: "
+"""How the reason begins where a node itself has refused a call."""
+
 Accept = Callable[[int, Call], Any]
 """Makes what is wanted of a client's answer; raises DeployError to refuse it."""
+
+
+class Refusal(NamedTuple):
+    """Why a node may not take part, and the client that it says it is where another node is that one already."""
+
+    reason: str
+    twin: int | None
 
 
 class Failure(NamedTuple):
@@ -88,7 +99,7 @@ class Link:
         self._encoder = Encoder(experiment)
         self._asked: dict[str, int] = {}                   # questions to new nodes: message and node id
         self._late: dict[str, int] = {}                    # calls that timed out
-        self._refused: dict[int, str] = {}                 # node id: why
+        self._refused: dict[int, Refusal] = {}             # by node id
         self._failed: dict[int, str] = {}                  # client: why it did not answer when last asked
 
     def exchange(self, calls: Mapping[int, Call], round: int, accept: Accept) -> Exchange:
@@ -131,14 +142,14 @@ class Link:
     @property
     def refusals(self) -> list[str]:
         """Why nodes that are there were refused."""
-        return list(self._refused.values())
+        return [refusal.reason for refusal in self._refused.values()]
 
     def look(self) -> None:
         """See who is there; ask those who are new, and read what they said."""
         online = set(self._grid.get_node_ids())
         for client in [client for client, node in self.nodes.items() if node not in online]:
             self._say(f"client {client} has gone")
-            del self.nodes[client]
+            self._leave(client)
         self._refused = {node: why for node, why in self._refused.items() if node in online}
         for waiting in (self._asked, self._late):
             for asked in [asked for asked, node in waiting.items() if node not in online]:
@@ -152,17 +163,24 @@ class Link:
             self._asked |= self._push(dict.fromkeys(new, self._hello), 0)
 
     def _welcome(self, node: int, message: Message) -> None:
+        twin = None
         try:
             answer = self._answer(message, "hello")
             client = self._greet(answer)
             if client in self.nodes:
+                twin = client
                 raise RefusedError(f"says it is client {client}, which another node is: give each its own partition-id")
         except DeployError as refused:
-            self._refused[node] = str(refused)
+            self._refused[node] = Refusal(str(refused), twin)
             self._say(f"node {node} is refused: {refused}")
             return
         self.nodes[client] = node
         self._say(f"client {client} has come")
+
+    def _leave(self, client: int) -> int:
+        """Forget which node a client was; one that was refused for being the same, after a restart, is asked again."""
+        self._refused = {node: refusal for node, refusal in self._refused.items() if refusal.twin != client}
+        return self.nodes.pop(client)
 
     def _attempt(self, calls: Mapping[int, Call], round: int, accept: Accept, done: Exchange) -> dict[int, Failure]:
         """Call clients that are connected, once; answers go into ``done``."""
@@ -190,7 +208,7 @@ class Link:
             if waiting and not found:
                 time.sleep(POLL_SECONDS)
         for asked, client in waiting.items():
-            self._late[asked] = self.nodes.pop(client)
+            self._late[asked] = self._leave(client)
             failures[client] = Failure(f"did not answer within {self.policy.timeout:g} s", False)
         return failures
 
@@ -200,7 +218,7 @@ class Link:
             raise RefusedError(f"failed (Flower's error {message.error.code}): {message.error.reason or 'no reason'}")
         answer = from_records(message.content, self.largest)
         if answer.verb == "refused":
-            raise RefusedError(f"refused: {answer.values.get('error', 'no reason given')!s:.500}")
+            raise RefusedError(f"{REFUSED}{answer.values.get('error', 'no reason given')!s:.500}")
         if answer.verb != verb:
             raise RefusedError(f"answered {answer.verb!r} when asked {verb!r}")
         return answer
@@ -225,4 +243,4 @@ class Link:
 def _seconds(answer: Call) -> dict[str, float]:
     said = answer.values.get("seconds")
     numbers = said.items() if isinstance(said, dict) else ()
-    return {str(what): float(seconds) for what, seconds in numbers if isinstance(seconds, int | float)}
+    return {str(what): float(s) for what, s in numbers if isinstance(s, int | float) and 0 <= s < math.inf}

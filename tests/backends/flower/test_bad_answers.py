@@ -56,6 +56,13 @@ def _babble(answer: Message) -> Message:
     return answer
 
 
+def _boast(answer: Message) -> Message:
+    """An integer that no float can hold."""
+    record = answer.content["call"]
+    record["json"] = str(record["json"]).replace('"seconds": {', f'"seconds": {{"x": {10**400}, ')
+    return answer
+
+
 @pytest.mark.parametrize(
     ("tamper", "why"),
     [
@@ -65,8 +72,9 @@ def _babble(answer: Message) -> Message:
         (_reshape, r"sent the form \['float32', \[7\]\]; expected \['tuple', \['float32', \[610\]\]"),
         (_impersonate, "answered as client 0"),
         (_babble, "sent something that is not an answer: KeyError"),
+        (_boast, "the call is not JSON: a whole number of 401 digits"),
     ],
-    ids=["NaN", "truncated", "oversized", "another shape", "another's name", "nonsense"],
+    ids=["NaN", "truncated", "oversized", "another shape", "another's name", "nonsense", "a huge number"],
 )
 def test_a_bad_answer_is_refused_and_the_federation_goes_on(
     tamper: Callable[[Message], Message], why: str, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,10 @@ from tests.backends.flower.test_parity import CONFIG, EF21P, agree, deploy, metr
 
 LINKED: dict[str, Any] = {**CONFIG, "algorithm": "FedAvg", "downlink": EF21P, "rounds": 6, "evaluation": {"every": 1}}
 VECTOR = ["float32", [10]]
+
+
+def accuracies(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["value"] for row in rows if row["scope"] == "server/test"]
 
 
 def charged(rows: list[dict[str, Any]]) -> int:
@@ -84,6 +89,35 @@ def test_a_restarted_node_has_its_copy(tmp_path: Path) -> None:
     agree(metrics(deploy(tmp_path, LINKED, grid).path), simulated(tmp_path, LINKED, r3=(0, 2)))
 
 
+def test_a_node_that_lost_its_copy_is_sent_the_whole(tmp_path: Path) -> None:
+    grid, done = federation(tmp_path / "nodes", 3), list[int]()
+
+    def empty(message: Message) -> None:
+        if trains(message) == 3 and not done:
+            done.append(3)
+            shutil.rmtree(tmp_path / "nodes/node-1")
+
+    grid.nodes[101].before = empty
+    deployed = metrics(deploy(tmp_path, LINKED, grid).path)
+    assert accuracies(deployed) == accuracies(simulated(tmp_path, LINKED, r3=(0, 2)))
+
+
+def test_messages_of_a_round_that_lost_all_miners_are_taken_back(tmp_path: Path) -> None:
+    """Done again, the round does not call their function."""
+    config = {**LINKED, "algorithm": {"name": "FedAMD", "p": 0.6}, "seed": 1, "rounds": 3}
+    grid, lost = federation(tmp_path / "nodes", 3), list[int]()
+
+    def die(message: Message) -> None:
+        if trains(message) == 1 and "miner" in str(from_records(message.content, 2**30).values.get("function")):
+            lost.append(1)
+            raise ConnectionError("lost")
+
+    for node in grid.nodes.values():
+        node.before = die
+    deploy(tmp_path, config, grid, retries=0, minimum=0.3)
+    assert lost
+
+
 def test_a_server_that_died_sends_whole_copies_once_more(tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
 
@@ -114,15 +148,15 @@ def test_a_round_that_is_done_again() -> None:
     assert sends(0) == sends(1) == [whole]
     for client in (0, 1):
         copies.arrived("f", client, f"1.{client}", [VECTOR])
-    before = copies.states()
+    before = copies.snapshot()
     copies.publish("f", b"one", 40)
     assert sends(0) == [b"one"] and copies.said("f", 0, whole)[0] == ["1.0.256"]
     copies.arrived("f", 0, "1.2", [VECTOR])
-    copies.rewind(before)
+    copies.restore(before)
     copies.publish("f", b"one", 40)
     copies.publish("f", b"two", 40)
     assert sends(0) == [b"two"] and sends(1) == [b"one", b"two"]
-    copies.rewind(before)
+    copies.restore(before)
     copies.publish("f", b"other", 40)
     assert sends(0) == [whole] and sends(1) == [b"other"]
 

@@ -25,7 +25,7 @@ from fedsim.config import from_config
 from fedsim.errors import DeployError, RunError
 from fedsim.rows import read_metrics
 from tests.backends.flower.grids import FakeGrid, Node, federation
-from tests.backends.flower.test_parity import CONFIG, RING, agree, deploy, metrics
+from tests.backends.flower.test_parity import CONFIG, EF14, RING, agree, deploy, metrics
 
 ROUNDS = 4
 CONFIG = {**CONFIG, "rounds": ROUNDS, "evaluation": {"every": 1}}
@@ -150,6 +150,25 @@ def test_a_restarted_node_has_its_memory(tmp_path: Path) -> None:
     assert drift_of_ef21(tmp_path) < 1e-6
 
 
+def test_a_restarted_node_is_welcome_once_the_old_one_has_gone(tmp_path: Path) -> None:
+    """Flower takes a node that was killed for connected until its next heartbeat is due."""
+    grid = federation(tmp_path / "nodes", 3)
+
+    def go_on(message: Message) -> None:
+        if trains(message) == 2:
+            grid.nodes[777] = Node(grid.nodes[101].config)
+        grid.nodes[101].online = trains(message) < 3
+
+    def die(message: Message) -> None:
+        if trains(message) >= 2:
+            raise ConnectionError("killed")
+
+    grid.nodes[100].before, grid.nodes[101].before = go_on, die
+    deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "rounds": 6}, grid)
+    assert grid.nodes[777].asked.count("train") >= 3
+    assert grid.nodes[777].asked.count("query") == 2       # it was refused once
+
+
 def test_one_who_joins_late(tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
     grid.nodes[102].online = False
@@ -226,10 +245,18 @@ def test_an_algorithm_that_needs_everybody(algorithm: str, why: str, tmp_path: P
         deploy(tmp_path, config, grid, retries=0)
 
 
-@pytest.mark.parametrize("algorithm", [EF21, "FedAMD", "DFedSAM"], ids=["EF21", "FedAMD", "DFedSAM"])
-def test_a_server_that_died_goes_on_from_its_checkpoint(algorithm: Any, tmp_path: Path) -> None:
+DIED: dict[str, dict[str, Any]] = {
+    "EF21": {"algorithm": EF21},
+    "FedAMD": {"algorithm": "FedAMD"},
+    "DFedSAM": {"algorithm": "DFedSAM", "topology": RING},
+    "memories of a link, which one client never made": {"algorithm": "FedAvg", "uplink": EF14, "sampling": {"size": 1}},
+}
+
+
+@pytest.mark.parametrize("case", DIED)
+def test_a_server_that_died_goes_on_from_its_checkpoint(case: str, tmp_path: Path) -> None:
     """It dies when the clients have stored what it never heard."""
-    config = {**CONFIG, "algorithm": algorithm, **({"topology": RING} if algorithm == "DFedSAM" else {})}
+    config = {**CONFIG, **DIED[case]}
     grid = federation(tmp_path / "nodes", 3)
 
     class Killed(BaseException):
@@ -238,14 +265,16 @@ def test_a_server_that_died_goes_on_from_its_checkpoint(algorithm: Any, tmp_path
     def kill(answer: Message) -> Message:
         raise Killed
 
-    grid.nodes[102].after = in_round(3, kill)
+    for node in grid.nodes.values():
+        node.after = in_round(3, kill)
     with pytest.raises(Killed):
         deploy(tmp_path, config, grid)
     with pytest.raises(RunError, match=r"was deployed, and its clients hold their own memories; .* --resume"):
         fedsim.resume(tmp_path / "deployed", progress=False)
     grid = FakeGrid({500 + i: Node(node.config) for i, node in enumerate(grid.nodes.values())})
     deploy(tmp_path, config, grid)
-    agree(metrics(tmp_path / "deployed"), simulated(tmp_path, config))
+    expected = fedsim.run(from_config(config), output=tmp_path / "simulated", progress=False)
+    agree(metrics(tmp_path / "deployed"), metrics(expected.path))
     assert json.loads((tmp_path / "deployed/manifest.json").read_text())["deployment"]["epoch"] == 2
     assert not [kind for kind in grid.nodes[500].asked if kind == "evaluate"][1:]   # no second initialisation
 
