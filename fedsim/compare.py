@@ -38,7 +38,7 @@ class RunSummary:
     Attributes:
         run: what was read.
         final: the metric at the last evaluated round.
-        late: mean over the last `LATE` evaluated rounds of each seed.
+        late: mean over the last `LATE` evaluated rounds of each seed, without round 0; None where there are fewer.
         best: the best value over the evaluated rounds of each seed.
         difference: final minus the final of the baseline, paired by seed; None for the baseline itself and where no
             seed is common.
@@ -48,7 +48,7 @@ class RunSummary:
 
     run: RunSeries
     final: Estimate
-    late: Estimate
+    late: Estimate | None
     best: Estimate
     difference: Estimate | None
     reached: int
@@ -130,10 +130,11 @@ def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str,
         paid = [run.seeds[seed].cost[name][row] for seed, row in rows.items() if row is not None]
         complete = len(paid) == len(rows) and not any(map(math.isnan, paid))
         costs[name] = estimate(paid) if complete else None
+    trained = [series.value[series.cost["round"] > 0] for series in run.seeds.values()]
     return RunSummary(
         run=run,
         final=final,
-        late=estimate([float(series.value[-LATE:].mean()) for series in run.seeds.values()]),
+        late=estimate([v[-LATE:].mean() for v in trained]) if all(len(v) >= LATE for v in trained) else None,
         best=estimate([best(series.value, metric) for series in run.seeds.values()]),
         difference=estimate(differences) if differences else None,
         reached=sum(row is not None for row in rows.values()),
@@ -189,7 +190,7 @@ def notes(comparison: Comparison) -> str:
     difference = f"“− {comparison.baseline}”: difference of final values, paired by seed. "
     return (
         "Mean over seeds ± 95 % Student-t interval (none for one seed). "
-        f"Last {LATE}: mean of the last {LATE} evaluations. "
+        f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0). "
         f"{difference if len(comparison.runs) > 1 else ''}Missed: seeds that never reached the target. "
         "MB: what clients send and receive, 10⁶ bytes; a message between two of them counts for both. "
         "Grad evals: gradient evaluations of all clients."

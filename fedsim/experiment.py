@@ -115,7 +115,7 @@ class Experiment:
         device: "cpu", "cuda", or the best there is.
         memory: where the clients' memories live between rounds: on the "device", the "host", or the "disk" (a temporary
             file).
-        dtype: floating-point type of model and inputs; float64 for theory.
+        dtype: floating-point type of model and inputs; float64 for theory. (Files of samples are read in float32.)
         checkpoint_every: rounds between checkpoints; the last round always has one.
         name: name of the run directory; made from algorithm and data when empty.
     """

@@ -21,7 +21,7 @@ from fedsim.culprits import refused
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
 from fedsim.dense import per_sample
-from fedsim.errors import ConfigError, ModelError, PartitionError
+from fedsim.errors import ConfigError, DataError, ModelError, PartitionError
 from fedsim.experiment import Data, Experiment
 from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.memory import MEMORIES
@@ -250,10 +250,13 @@ def _check_model(model: Model, shards: Shards) -> None:
         raise
     except Exception as error:
         target = f"{y.item():g}" if y.numel() == 1 else f"{list(y.shape[1:])}"
+        tokens = "" if x.is_floating_point() else (
+            ". These inputs are whole numbers, which are tokens of a text; give features as x.astype('float32')"
+        )
         raise ModelError(
             f"{type(model.module).__name__} with its loss cannot take an input of shape {list(x.shape[1:])} with the"
             f" target {target} ({type(error).__name__}: {error}); expected a model that takes inputs [B,"
-            f" {str(list(x.shape[1:]))[1:]} and has an output for each class"
+            f" {str(list(x.shape[1:]))[1:]} and has an output for each class{tokens}"
         ) from error
 
 
@@ -271,6 +274,12 @@ def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tenso
     name = experiment.loss
     if name == "auto":
         name = "cross_entropy" if dataset.classes else "squared"
+    if name == "cross_entropy" and dataset.classes == 1:
+        (label,) = dataset.label_names or ("the same",)
+        raise DataError(
+            f"all labels are {label}: there is nothing to learn; expected two classes or more. If another column holds"
+            " them, name it with --data.target; for numbers to be predicted set --data.regression true"
+        )
     return getattr(losses, name)  # type: ignore[no-any-return]
 
 

@@ -24,6 +24,7 @@ from fedsim.backends.loop import Loop
 from fedsim.clients import Backend, Federation
 from fedsim.errors import ConfigError
 from fedsim.record import write_atomic
+from fedsim.state import check
 from fedsim.types import Algorithm
 
 CANDIDATES = (5, 10, 25, 50, 100)
@@ -102,6 +103,7 @@ def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> lis
     """Seconds of three rounds."""
     x, times = trial.model.vector(), []
     state = algorithm.init(x, trial.cohort(0, ids))
+    check(f"{type(algorithm).__name__}.init", state)
     for round in (1, 2, 3):
         start = time.perf_counter()
         algorithm.round(state, trial.cohort(round, ids))

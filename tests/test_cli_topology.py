@@ -12,10 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.sparse import csr_array
 
+from algorithms import DFedAvg
+from fedsim import Experiment, run
 from fedsim.cli import main
 from fedsim.cli.topology import measure
+from fedsim.data import load
+from fedsim.gossip import weigh
+from fedsim.partition import DirichletPartitioner
 from fedsim.report.graph import _edges, draw_graph, positions
-from topologies import Exponential, GraphBuilder, Ring, Star, Static, Torus
+from topologies import Exponential, GraphBuilder, Ring, Star, Static, Torus, metropolis
 from topologies import Path as Line
 
 D = 100
@@ -79,6 +84,20 @@ def test_command_line_like_an_experiments(capsys: pytest.CaptureFixture[str], tm
     failing = ["--topology", "LinkFailures", "--topology.probability", "0.5", "--topology.base", "Static"]
     rounds = [numbers(capsys, *failing, "--nodes", "20", "--round", str(r))["directed_edges"] for r in (1, 2, 3)]
     assert len(set(rounds)) > 1 and max(rounds) < 40, "links of the ring fail, others in every round"
+
+
+def test_nodes_that_count_by_their_samples(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """W is that of a run with these weights: its second eigenvalue, by a dense solver."""
+    few = ["--partition.num_partitions", "6", "--partition.alpha", "0.1"]
+    found = numbers(capsys, *few, "--weights", "samples")
+    sizes = DirichletPartitioner(6, alpha=0.1).partition(load("digits").train.y.numpy(), None, 0).sizes
+    w = weigh(metropolis(Ring().build(6, 0)), sizes.astype(float), 1)
+    assert found["lambda"] == pytest.approx(sorted(abs(np.linalg.eigvals(w.toarray())))[-2], abs=1e-9)
+    assert not found["doubly_stochastic"] and numbers(capsys, *few)["lambda"] == pytest.approx(2 / 3)
+    partition = DirichletPartitioner(6, alpha=0.1)
+    experiment = Experiment(DFedAvg(), topology=Static(), partition=partition, weights="samples", rounds=1)
+    run(experiment, output=tmp_path / "run", progress=False)
+    assert numbers(capsys, "--run", str(tmp_path / "run"))["lambda"] == found["lambda"]
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:

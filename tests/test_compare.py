@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scipy import stats
 from fedsim.compare import Comparison, cells, compare, render, to_csv, to_json
 from fedsim.errors import ConfigError, RunError
 from fedsim.record import create_run, open_run
+from fedsim.report.doubts import doubts
 from fedsim.report.series import find_runs
 from fedsim.report.statistics import estimate
 
@@ -125,6 +127,23 @@ def test_warnings_name_clients_that_were_missing(tmp_path: Path) -> None:
     assert compare(paths).warnings == ("some: seed 1 had 2 clients missing in 2 of 30 rounds: 4 (1), 7",)
 
 
+def test_warnings_name_data_model_and_evaluation_that_differ(tmp_path: Path) -> None:
+    one = {"skew": None, "evaluation": {"holdout": 0.0, "every": 5, "clients_every": 0}}
+    two = {"skew": {"name": "NoiseSkew"}, "evaluation": {"holdout": 0.2, "every": 5, "clients_every": 2}}
+    paths = [
+        make_run(tmp_path, name, SLOW, config=config, parameters=parameters)
+        for name, config, parameters in (("a", one, 38), ("b", two, 578))
+    ]
+    compared = compare(paths)
+    assert compared.warnings == (
+        "different evaluation.holdout: a: 0.0; b: 0.2",
+        "different parameters: a: 38; b: 578",
+        "different skew.name: a: None; b: NoiseSkew",
+    )
+    of_clients = [replace(summary.run, scope="clients/holdout") for summary in compared.runs]
+    assert next(doubts(of_clients)).startswith("measured every so many rounds"), "by clients_every"
+
+
 def test_warnings_name_work_that_differs(tmp_path: Path) -> None:
     """Unless the labels say it already."""
     work = [{"batch_size": 8, "epochs": 1}, {"batch_size": 32, "epochs": 1}]
@@ -149,7 +168,10 @@ def test_a_seed_that_diverged_before_anything_was_measured_counts(tmp_path: Path
 def test_late_value_and_bits_of_papers(tmp_path: Path) -> None:
     """The mean of the last five evaluations of each seed; what was sent before round 1 is free."""
     path = make_run(tmp_path, "run", {0: [0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5]})
-    assert compare(path).runs[0].late.mean == pytest.approx(0.3)
+    late = compare(path).runs[0].late
+    assert late is not None and late.mean == pytest.approx(0.3)
+    few = compare(make_run(tmp_path, "few", {0: [0.0, 0.1, 0.2, 0.3, 0.4]}))
+    assert few.runs[0].late is None and cells(few)[0][3] == "-", "four evaluations, and that before round 1"
     metrics = path / "seed-0" / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     for row in rows:

@@ -228,6 +228,10 @@ def test_override() -> None:
     }
     assert [note.split(";")[1] for note in notes] == [" dropped its rho=0.1", " dropped its hidden=[3]"]
     assert below["rounds"] == 3, "the arguments stay as they are"
+    nameless, told = {"sampling": {"size": 1}}, list[str]()
+    assert override(nameless, {"sampling": "Bernoulli"}, told) == {"sampling": {"name": "Bernoulli"}}
+    assert told == ["sampling is Bernoulli; dropped the file's size=1"]
+    assert override(nameless, {"sampling": "FixedSize"}, told)["sampling"] == {"name": "FixedSize", "size": 1}
     assert override({"model": "MLP"}, {"model": {"hidden": "[2]"}}, notes)["model"] == {"name": "MLP", "hidden": "[2]"}
 
 
@@ -238,6 +242,11 @@ def test_load_config(tmp_path: Path) -> None:
     for text, message in (("- a", r"holds \['a'\]; expected settings"), ("a: [", "is not YAML"), ("", "holds None")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
+            load_config(path)
+    twice = {"local": "local: {epochs: 2}\nlocal: {}\n", "epochs": "local:\n  epochs: 1\n  epochs: 2\n"}
+    for key, text in twice.items():
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"'{key}' is there twice"):
             load_config(path)
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match="is not YAML"):

@@ -108,6 +108,20 @@ def test_a_model_that_does_not_fit_the_data_leaves_no_run(model: nn.Module, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_inputs_that_are_whole_numbers_are_tokens(tmp_path: Path) -> None:
+    train, test = (split._replace(x=split.x.long()) for split in (MINE.train, MINE.test))
+    data = replace(MINE, train=train, test=test)
+    with pytest.raises(ModelError, match=r"These inputs are whole numbers, .* x\.astype\('float32'\)"):
+        run(experiment(data=data, model=nn.Linear(6, 2)), root=tmp_path, progress=False)
+
+
+def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
+    alike = [split._replace(y=torch.zeros_like(split.y)) for split in (MINE.train, MINE.test)]
+    with pytest.raises(DataError, match=r"all labels are .*--data\.target"):
+        run(experiment(data=Dataset("mine", *alike, classes=1), model=nn.Linear(6, 1)), root=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 class Bare:
     """An algorithm whose state is a bare tensor."""
 
@@ -118,9 +132,10 @@ class Bare:
         return s
 
 
-def test_a_state_without_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["auto", "loop"])
+def test_a_state_without_a_model(backend: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Bare\.init returned a Tensor; expected a NamedTuple with the model as x"):
-        run(experiment(algorithm=Bare()), root=tmp_path, progress=False)
+        run(experiment(algorithm=Bare(), backend=backend), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
 

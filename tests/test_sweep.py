@@ -157,7 +157,7 @@ def test_a_failed_point_is_named_and_the_others_run(tmp_path: Path, capsys: pyte
     assert "num_partitions=3,lr=1e39 failed: DivergenceError: FedAvg.client" in captured.err
     assert captured.err.count(" failed: PartitionError: ") == 2
     assert "3 of 4 points failed; to try them again: fedsim resume" in captured.err
-    assert "Best by final accuracy over 1 seed" in captured.out
+    assert "Best by final accuracy over 1 seed" in captured.out and "others, such as --seed 1, before" in captured.out
     sweep = open_sweep(tmp_path / "sweep")
     assert sorted(map(sweep.state, sweep.points)) == ["failed", "failed", "failed", "finished"]
     assert sum(path.is_dir() for path in sweep.path.iterdir()) == 2

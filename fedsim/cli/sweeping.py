@@ -155,11 +155,10 @@ def _verdict(metric: str, choice: Choice | None) -> str:
     if choice is None:
         return "No best point: all diverged."
     costs = [f"{text_of(choice.cost[name])} {unit}" for name, unit in {**COSTS, "seconds": "host seconds"}.items()]
-    seeds = many(len(choice.run.run.seeds), "seed")
+    run, final = choice.run.run, text_of(choice.run.final)
     return (
-        f"Best by final {metric} over {seeds}: {choice.run.run.path}: {text_of(choice.run.final)}, for"
-        f" {', '.join(costs)}.\nIt was chosen on these seeds; measure it on others, such as --seed 100, before you"
-        " claim it."
+        f"Best by final {metric} over {many(len(run.seeds), 'seed')}: {run.path}: {final}, for {', '.join(costs)}.\n"
+        f"It was chosen on these seeds; measure it on others, such as --seed {max(run.seeds) + 1}, before you claim it."
     )
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from fedsim.config.write import written
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.experiment import Data, Experiment, division, is_problem
-from fedsim.gossip import TOLERANCE, Topology, mixing_matrix
+from fedsim.gossip import TOLERANCE, Topology, mixing_matrix, weigh
 from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
 from fedsim.problems import Problem
@@ -50,6 +50,7 @@ class Network:
         model: the network whose parameters are sent.
         data: the data set; its samples decide the model's size, and its labels colour the picture.
         partition: how samples are divided among nodes, which the picture shows.
+        weights: how nodes count: all equal, or by their number of samples, which changes W.
     """
 
     topology: Topology = field(default_factory=lambda: catalogue("topology")["Static"]())
@@ -59,6 +60,7 @@ class Network:
     model: Architecture | nn.Module = field(default_factory=MLP)
     data: Data | Dataset | Problem = field(default_factory=Data)
     partition: Partitioner = field(default_factory=lambda: parameters(Experiment)["partition"].default)
+    weights: Literal["uniform", "samples"] = "uniform"
 
     def __post_init__(self) -> None:
         for name, least in (("nodes", 1), ("round", 0), ("seed", 0)):
@@ -94,10 +96,13 @@ def topology(argv: Sequence[str]) -> int:
     network = build(Network, settings)
     source = resolve_data(network.data)
     dataset = source.dataset if isinstance(source, Problem) else source
-    divided = network.nodes is None or "output" in line.options or is_problem(network.data)
+    counts = network.weights == "samples"
+    divided = network.nodes is None or "output" in line.options or is_problem(network.data) or counts
     parts = _partition(network, dataset) if divided else None
     n = network.nodes or (parts.n if parts else 0)
     w = mixing_matrix(network.topology, network.round, network.seed, n)
+    if counts and parts:
+        w = weigh(w, parts.sizes.astype(float), network.round)
     measured = measure(w, _parameters(network, source, dataset))
     if run is not None:
         measured["bytes_over_links"] = _over_links(run, network.seed)

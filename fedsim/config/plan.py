@@ -190,7 +190,7 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
             raise ConfigError(f"{at} is {old!r}; expected a name, or name and fields")
         if "name" in upper and "python" in lower:
             lower = {}
-        elif "name" in upper and upper["name"] != lower.get("name", upper["name"]):
+        elif "name" in upper and upper["name"] != lower.get("name"):
             lower = _common(key, at, lower, upper["name"], notes)
         result[key] = override(lower, upper, notes, at)
     return result
@@ -198,9 +198,11 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
 
 def _common(kind: str, place: str, fields: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
     """The fields of another component that this one has too, with the same type."""
-    old, new = (_known(kind, _target(kind, which, place)[1:]) for which in (fields["name"], name))
+    new = _known(kind, _target(kind, name, place)[1:])
+    old = _known(kind, _target(kind, fields["name"], place)[1:]) if "name" in fields else new   # the default's
     kept = {k: v for k, v in fields.items() if k in old and k in new and old[k].annotation == new[k].annotation}
     dropped = [f"{key}={value}" for key, value in fields.items() if key != "name" and key not in kept]
     if dropped:
-        notes.append(f"{place} is {name}, not {fields['name']} as in the file; dropped its {', '.join(dropped)}")
+        other = f", not {fields['name']} as in the file; dropped its" if "name" in fields else "; dropped the file's"
+        notes.append(f"{place} is {name}{other} {', '.join(dropped)}")
     return kept

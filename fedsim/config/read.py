@@ -19,6 +19,18 @@ from fedsim.experiment import Experiment
 T = TypeVar("T")
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise ConfigError(f"{key!r} is there twice below line {line}; expected each setting once")
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings.
 
@@ -26,7 +38,7 @@ def load_config(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no mapping.
     """
     try:
-        config = yaml.safe_load(Path(path).read_text())
+        config = yaml.load(Path(path).read_text(), _OnceLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; expected a YAML file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -99,7 +99,7 @@ def read_tables(
             raise DataError(f"{path}: features {table.columns}; expected {expected}, as in {paths[0].name}")
     labels = numbers_or_strings([label for table in tables for label in table.labels])
     targets = encode_targets(labels, paths[0].parent, regression)
-    owner = np.repeat([path.name.partition(".")[0] for path in paths], [len(table.labels) for table in tables])
+    owner = np.repeat([path.stem for path in paths], [len(table.labels) for table in tables])
     test = holdout((np.zeros(len(owner)) if regression else targets.y, owner), test_fraction, seed, paths[0].parent)
     client, names = number_clients(owner, test)
     x = fill_in(np.concatenate([table.x for table in tables]), test, standardize)

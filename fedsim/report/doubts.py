@@ -9,7 +9,7 @@ from typing import Any
 from fedsim.absence import summary
 from fedsim.report.series import RunSeries, flat
 
-WORK = ("model", "loss", "weights", "local", "sampling", "schedule", "dtype")
+WORK = ("model", "loss", "weights", "skew", "local", "sampling", "schedule", "dtype")
 """Settings that a comparison of algorithms has in common, beside data, seeds and rounds."""
 
 
@@ -36,13 +36,17 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     seeds = {run.label: sorted(run.seeds) for run in runs}
     if any(value != seeds[runs[0].label] for value in seeds.values()):
         yield f"different seeds (differences use the common ones): {_listed(seeds)}"
-    every = {run.label: run.config.get("evaluation", {}).get("every") for run in runs}
+    often = "clients_every" if any(run.scope.startswith(("clients/", "nodes/")) for run in runs) else "every"
+    every = {run.label: run.config.get("evaluation", {}).get(often) for run in runs}
     if len(set(every.values())) > 1:
         yield f"measured every so many rounds (best values and costs of the target depend on it): {_listed(every)}"
     rounds = {run.label: sorted({_rounds(run, seed) for seed in run.seeds}) for run in runs}
     if len({round for values in rounds.values() for round in values}) > 1:
         yield f"different last evaluated rounds: {_listed(rounds)}"
     settings = {run.label: {key: run.config.get(key) for key in WORK} for run in runs}
+    for run in runs:
+        settings[run.label]["evaluation"] = {"holdout": run.config.get("evaluation", {}).get("holdout")}
+        settings[run.label]["parameters"] = run.manifest.get("parameters")
     leaves = {label: dict(flat(config)) for label, config in settings.items()}
     for key in sorted(set().union(*leaves.values())):
         values = {label: leaves[label].get(key) for label in leaves}

@@ -145,6 +145,12 @@ def test_csv_target_column(tmp_path: Path) -> None:
         load("csv", path=tmp_path, target="value")
 
 
+def test_clients_are_named_as_their_files_but_for_the_csv(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"site.{i}.csv").write_text("a,b\n" + "1,0\n2,1\n" * 5)
+    assert load("csv", path=tmp_path).client_names == ("site.0", "site.1", "site.2")
+
+
 def test_csv_regression(tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("a,b\n" + "".join(f"{i},{i / 4}\n" for i in range(10)))
     data = load("csv", path=tmp_path, regression=True)
