@@ -248,6 +248,8 @@ def test_load_config(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ConfigError, match=f"'{key}' is there twice"):
             load_config(path)
+    path.write_text("base: &base {lr: 1}\nalgorithm: {<<: *base, name: FedAvg, lr: 2}\n")
+    assert load_config(path)["algorithm"] == {"name": "FedAvg", "lr": 2}, "what is merged may be replaced"
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(path)

@@ -22,13 +22,14 @@ T = TypeVar("T")
 class _OnceLoader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise ConfigError(f"{key!r} is there twice below line {line}; expected each setting once")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1 and key.value != "<<":   # which merges other mappings
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{key.value!r} is there twice, the first time in line {line}; expected it once")
+        return node
 
 
 def load_config(path: Path) -> dict[str, Any]:
