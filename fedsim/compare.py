@@ -191,7 +191,8 @@ def notes(comparison: Comparison) -> str:
     return (
         "Mean over seeds ± 95 % Student-t interval (none for one seed). "
         f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0). "
-        f"{difference if len(comparison.runs) > 1 else ''}Missed: seeds that never reached the target. "
+        f"{difference if len(comparison.runs) > 1 else ''}Costs: up to the first evaluation that reaches the target. "
+        "Missed: seeds that never reached it. "
         "MB: what clients send and receive, 10⁶ bytes; a message between two of them counts for both. "
         "Grad evals: gradient evaluations of all clients."
     )
