@@ -12,7 +12,7 @@ Control", ICLR 2024 (arXiv 2311.05645).
 eta is how strongly the error is fed back: 0 gives EF21. The paper proves its rates with eta = alpha / 400 and tunes it
 in practice; on quadratics with Top-k it converged up to 2 alpha and diverged from 4 alpha on. Exact on any clients,
 also with ``start`` compressed or zero. EC-Ideal with h_i = 0 is EF14. Down 1 vector, up 1 compressed vector; in round
-0, up 1 vector if dense, and of EC-Ideal down and up 1 vector.
+0 the same, the latter as it is if dense and for EC-Ideal, or nothing if zero.
 
 Step size of EControl in theory, with q = sqrt(1 - alpha) and while eta < 2 (1 - q) / (1 + q), about alpha / 2:
     gamma = 1 / (L + L~ 2 q / (2 (1 - q) - eta (1 + q))),

@@ -11,7 +11,8 @@ Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021
 - EF21-HB: eta > 0.   EF21-Prox: r given.   EF21-SGD: minibatch gradients; their noise is not averaged away.
 
 ``start`` says how the g_i begin: dense (the authors' code), compressed (their paper), or zero (for which any method of
-this kind converges, a step later). Down 1 vector, up 1 compressed vector; in round 0, up 1 vector if dense.
+this kind converges, a step later). Down 1 vector, up 1 compressed vector; in round 0 the same, the
+latter as it is if dense, or nothing if zero.
 
 Step sizes in theory (alpha of C; theta, beta, xi of alpha: ``algorithms.theory``), with L~ the quadratic mean L_QM of
 the L_i, or, as Richtarik, Gasanov, Burlachenko prove ("Error Feedback Reloaded", ICLR 2024, arXiv 2402.10774), their

@@ -9,7 +9,7 @@ Zhang, Richtarik, ICML 2021 (arXiv 2008.10898).
     server:    g <- g + sum_S p_i c_i
 
 B is the round's minibatches; of tau samples among a client's m, p = tau / (tau + m) balances the costs. p = 1 is EF21.
-Everybody derives the coin from the seed. Down 1 vector, up 1 compressed vector; in round 0, up 1 vector.
+Everybody derives the coin from the seed. Down 1 vector, up 1 compressed vector; in round 0, 1 vector both ways.
 
 Step size in theory, with l_i^2 ||x - y||^2 bounding the mean over client i's samples of the squared change of their
 gradients, and l the quadratic mean of the l_i:

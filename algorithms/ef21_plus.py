@@ -8,7 +8,7 @@
 
 A message b replaces g_i, so the server must know what it replaces: it keeps all n of them, [n, d], which is the price
 of this method; the other members of the family keep their mean alone. The theory is that of EF21, for a deterministic
-C. Down 1 vector, up 1 compressed vector and 1 bit; in round 0, up 1 vector.
+C. Down 1 vector, up 1 compressed vector and 1 bit; in round 0, 1 vector both ways.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
     server:    g <- g + sum_S p_i c_i
 
 The momentum averages a client's noise before it is compressed, which EF21-SGD (eta = 1) does not. B is the round's
-minibatches. Down 1 vector, up 1 compressed vector; in round 0, up 1 vector.
+minibatches. Down 1 vector, up 1 compressed vector; in round 0, 1 vector both ways.
 
 Step size in theory, m being the number of momenta:
     gamma = 1 / (L + m L (1 - eta) / eta + L~ xi),

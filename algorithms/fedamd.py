@@ -43,7 +43,7 @@ class FedAMD:
         lr: local step size eta of the miners.
         server_lr: server step size eta_s.
         p: probability of being an anchor: a number in [0, 1], or "optimal" for the best constant.
-        period: if 1 or more, replaces p by the sequence in which all are anchors in every such round, and all miners
+        period: if 2 or more, replaces p by the sequence in which all are anchors in every such round, and all miners
             otherwise.
         large_batch: samples in an anchor's gradient; 0 for the client's whole shard.
     """

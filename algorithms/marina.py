@@ -16,6 +16,7 @@ smaller of this and b / (b + m), for minibatches of b samples a round among a cl
 A client keeps grad f_i(x), or x for minibatches, until the next round. Down 1 vector, up 1 compressed vector, or 1 with
 heads; one gradient, or two of minibatches. Of PP-MARINA's cohort those who were away in the round before are first sent
 x' as well: down 2 vectors, one gradient more. (The paper's server sends g to all n clients in every round instead.)
+In round 0, 1 vector both ways.
 
 Step sizes in theory, for full gradients (nonconvex, L~ the quadratic mean of the L_i):
     everybody      gamma = 1 / (L~ (1 + sqrt((1 - p) omega / (p n))))

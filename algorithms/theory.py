@@ -59,7 +59,9 @@ def with_theory(algorithm: A, task: Task, factor: float = 1.0, regime: str = "",
     theory = getattr(algorithm, "theory", None)
     if theory is None:
         raise ConfigError(f"no step size in theory is known to {name}; set its lr, for instance to that of EF21")
-    known = list(inspect.signature(theory).parameters)[1:]
+    first, *known = inspect.signature(theory).parameters
+    if first != "task":
+        raise ConfigError(f"the theory of {name} is of no lr: call its theory({', '.join([first, *known])}) yourself")
     if unknown := options.keys() - set(known):
         takes = f"it takes {', '.join(known)}" if known else "it takes none, as everybody is in every round"
         raise ConfigError(f"the theory of {name} knows no {', '.join(sorted(unknown))}; {takes}")

@@ -123,7 +123,7 @@ def gossip(
         scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in ids]
         losses = np.array([s.loss.mean() for s in scores])
         hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
-        each = OwnScores(ids, losses, np.array(hits) if hits else None, np.ones(len(ids)))
+        each = OwnScores(ids, losses, np.array(hits) if hits else None, weights)
         rows += _by_node("nodes/test", each, settings)
     return rows
 
@@ -147,7 +147,9 @@ def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list
 
 
 def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
-    """How many nodes were scored, each one's value, their mean, their mean weighted by size, and that of the worst."""
+    """How many nodes were scored, each one's value, their mean, their mean weighted by size (of nodes without a server,
+    as they count), and that of the worst.
+    """
     rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
     for metric, each in (("loss", scores.loss), ("accuracy", scores.accuracy)):
         if each is None:

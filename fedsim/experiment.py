@@ -64,7 +64,7 @@ class Evaluation:
     """When and what to measure. The last round is always measured.
 
     Args:
-        every: rounds between evaluations of the server's model on the test set.
+        every: rounds between evaluations of the server's model on the test set; it is also evaluated with the clients.
         clients_every: rounds between evaluations on every single client's samples; 0 for the last round only, null for
             none.
         worst: share of clients in the "worst" mean.
@@ -90,7 +90,7 @@ class Experiment:
     """One algorithm on one federation.
 
     Args:
-        algorithm: what is run; ``fedsim list`` names them all.
+        algorithm: what is run, required; ``fedsim list`` names them all.
         data: the data set (from Python also a ``Dataset`` or a ``Problem``).
         partition: how samples are divided among clients; a ``Problem`` has clients of its own.
         skew: distortion of each client's inputs; none by default.

@@ -32,7 +32,8 @@ class FixedSize:
     """A cohort of fixed size, drawn uniformly without replacement.
 
     Args:
-        fraction: share of all clients, rounded to at least one; by default 0.1, and in an experiment without server 1.
+        fraction: share of all clients, rounded to at least one; by default 0.1; 1 without a server, and for
+            a problem of theory.
         size: number of clients; replaces ``fraction``.
     """
 

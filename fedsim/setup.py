@@ -168,7 +168,7 @@ def _load(
     try:
         return PROBLEMS[name](**settings)
     except TypeError as error:
-        raise ConfigError(f"data {name!r}: {error}; see `fedsim list` for its options") from None
+        raise ConfigError(f"data {name!r}: {error}; see `fedsim run --data {name} --help` for its options") from None
 
 
 def data_hash(dataset: Dataset) -> str:

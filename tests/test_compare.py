@@ -140,8 +140,11 @@ def test_warnings_name_data_model_and_evaluation_that_differ(tmp_path: Path) -> 
         "different parameters: a: 38; b: 578",
         "different skew.name: a: None; b: NoiseSkew",
     )
-    of_clients = [replace(summary.run, scope="clients/holdout") for summary in compared.runs]
-    assert next(doubts(of_clients)).startswith("measured every so many rounds"), "by clients_every"
+    often = make_run(tmp_path, "often", {seed: [v for v in values for _ in range(2)] for seed, values in SLOW.items()})
+    run = compare([often]).runs[0].run
+    halved = {seed: replace(s, cost={**s.cost, "round": s.cost["round"] / 2}) for seed, s in run.seeds.items()}
+    (told,) = (text for text in doubts([compared.runs[0].run, replace(run, seeds=halved)]) if "measured" in text)
+    assert told.endswith("up to 30 (costs, last and best values depend on it): a: 4 times; often: 7 times")
 
 
 def test_warnings_name_work_that_differs(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ DEPLOY = flags.Command(
         "root": "folder of new run directories (default: runs)",
         "resume": "continue the run in this directory, after a failure, with the options that it had",
         "host": "name of the server, for --print-commands",
-        **help_of(Policy),
+        **{key: f"{text} (default: {getattr(Policy, key)})" for key, text in help_of(Policy).items()},
     },
     {
         "insecure": "without TLS and authentication of the nodes",

@@ -139,7 +139,7 @@ def help_text(whole: Plan) -> str:
 def _heading(part: Plan) -> str:
     if not part.name:
         return part.about or summary(part.make)
-    others = ", ".join(name for name in _all_names(part.place) if name != part.name)
+    others = ", ".join(name for name in _all_names(part.place.rpartition(".")[2]) if name != part.name)
     return f"--{part.place} NAME: {part.about} Now {part.name}: {summary(part.sources[-1])} Others: {others}."
 
 

@@ -50,7 +50,15 @@ def cifar10(store: Store) -> Dataset:
 
 
 def cifar_binary(path: str | Path, *, label_bytes: int = 1, mean: Constants = MEAN, std: Constants = STD) -> Dataset:
-    """A folder with ``test*.bin`` and other ``*.bin`` to train on; ``label_bytes=2`` reads CIFAR-100's fine labels."""
+    """A folder with ``test*.bin`` and other ``*.bin`` to train on.
+
+    Args:
+        path: the folder.
+        label_bytes: bytes before each picture, of which the last is its label: 1 as in CIFAR-10; 2 for the fine labels
+            of CIFAR-100.
+        mean: of the pixels, which lie in [0, 1], of each channel or of all; it is subtracted.
+        std: their standard deviation, by which they are then divided.
+    """
     if label_bytes not in (1, 2):
         raise ConfigError(f"label_bytes is {label_bytes}; expected 1 (CIFAR-10) or 2 (CIFAR-100)")
     folder = Path(path).expanduser()

@@ -116,9 +116,15 @@ def csv_folder(
     seed: int = 0,
 ) -> Dataset:
     """A folder with one ``*.csv`` per natural client; features float32 ``[N, d]``, missing ones (empty, ?, NA) become
-    the training mean. The label is column ``target``, by default the last.
+    the training mean.
 
-    A fraction of each class of each client is held out; features are standardized by the training samples.
+    Args:
+        path: the folder.
+        target: name of the column that holds the labels; the last one by default.
+        regression: whether targets are real numbers to be predicted, and no classes.
+        standardize: shift and scale each feature to mean 0 and variance 1 over the training samples.
+        test_fraction: share of each class of each client that is held out for testing.
+        seed: of the choice of test samples, whatever the run's seed is.
     """
     folder = Path(path).expanduser()
     if not (paths := sorted(folder.glob("*.csv"))):

@@ -16,7 +16,12 @@ from fedsim.data.splits import divide, holdout
 
 
 def digits(store: Store, *, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """1,797 images ``[1, 8, 8]`` with pixels in [0, 1]; the stratified split depends on the options alone."""
+    """1,797 images ``[1, 8, 8]`` with pixels in [0, 1].
+
+    Args:
+        test_fraction: share of each class that is held out for testing.
+        seed: of the choice of test samples, whatever the run's seed is.
+    """
     pixels, labels = digits_of_scikit_learn()
     x = (pixels / 16).astype(np.float32).reshape(-1, 1, 8, 8)
     y = labels.astype(np.int64)

@@ -145,7 +145,13 @@ def fashion_mnist(store: Store) -> Dataset:
 
 
 def idx(path: str | Path, *, mean: Constants = 0.0, std: Constants = 1.0) -> Dataset:
-    """A folder with ``{train,t10k}-{images-idx3,labels-idx1}-ubyte`` and perhaps ``{train,t10k}-writers-idx1-int``."""
+    """A folder with ``{train,t10k}-{images-idx3,labels-idx1}-ubyte`` and perhaps ``{train,t10k}-writers-idx1-int``.
+
+    Args:
+        path: the folder.
+        mean: of the pixels, which lie in [0, 1], of each channel or of all; it is subtracted.
+        std: their standard deviation, by which they are then divided.
+    """
     folder = Path(path).expanduser()
     files = own_files(folder, [kind.format(part) for part in PARTS for kind in (IMAGES, LABELS)])
     train, test = (read_part(files, part, None, mean, std) for part in PARTS)

@@ -56,9 +56,16 @@ def libsvm(
 ) -> Dataset:
     """A LIBSVM text file as dense float32 ``[N, d]``; labels are numbered in sorted order (-1, +1 become 0, 1).
 
-    Without ``test_path`` a fraction of each class is held out; with fraction 0 all samples, in the order of the file,
-    are training samples and test samples, as problems of theory want it. ``n_features`` defaults to the highest index
-    found. ``standardize`` shifts and scales each feature to mean 0 and variance 1 over the training samples.
+    Args:
+        path: the file.
+        test_path: another file with the test samples.
+        n_features: number of features d; by default the highest index found.
+        zero_based: whether indices begin with 0 instead of 1.
+        regression: whether targets are real numbers to be predicted, and no classes.
+        standardize: shift and scale each feature to mean 0 and variance 1 over the training samples.
+        test_fraction: share of each class that is held out where there is no ``test_path``; with 0 all samples, in the
+            order of the file, are training samples and test samples, as problems of theory want it.
+        seed: of the choice of test samples, whatever the run's seed is.
     """
     paths = [Path(p).expanduser() for p in (path, test_path) if p is not None]
     parts = [read_libsvm(p, n_features, zero_based) for p in paths]

@@ -111,8 +111,11 @@ def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) 
     """Arrays ``x`` ``[N, ...]``, ``y`` ``[N]`` (integers or strings: classes; reals: regression), and perhaps
     ``client`` ``[N]``, ``label_names``, and either ``test_clients`` or ``x_test``, ``y_test``, ``client_test``.
 
-    If the file names no test samples, or ``test_fraction`` is given in spite of ``test_clients``, that fraction
-    (default 0.2) of each class of each client is held out.
+    Args:
+        path: the file.
+        test_fraction: share of each class of each client that is held out for testing, instead of the clients that
+            ``test_clients`` names; 0.2 where the file names no test samples.
+        seed: of the choice of test samples, whatever the run's seed is.
     """
     path = Path(path).expanduser()
     arrays = read_npz(path)

@@ -102,8 +102,11 @@ def sequences(
 def jsonl(path: str | Path, *, sequence_length: int = 80, test_fraction: float = 0.2, min_chars: int = 0) -> Dataset:
     """Lines ``{"client": ..., "text": ...}``: x and y int64 ``[N, T]``, y the characters that follow those of x.
 
-    Clients with fewer than ``min_chars`` characters, or too few for one window, are left out. The last
-    ``test_fraction`` of each client's windows is the test split.
+    Args:
+        path: the file.
+        sequence_length: characters T of a window.
+        test_fraction: share of each client's windows, the last ones, that is for testing.
+        min_chars: clients with fewer characters, or too few for one window, are left out.
     """
     path = Path(path).expanduser()
     return sequences(read_jsonl(path), path, sequence_length, test_fraction, min_chars)

@@ -36,13 +36,14 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     seeds = {run.label: sorted(run.seeds) for run in runs}
     if any(value != seeds[runs[0].label] for value in seeds.values()):
         yield f"different seeds (differences use the common ones): {_listed(seeds)}"
-    often = "clients_every" if any(run.scope.startswith(("clients/", "nodes/")) for run in runs) else "every"
-    every = {run.label: run.config.get("evaluation", {}).get(often) for run in runs}
-    if len(set(every.values())) > 1:
-        yield f"measured every so many rounds (best values and costs of the target depend on it): {_listed(every)}"
     rounds = {run.label: sorted({_rounds(run, seed) for seed in run.seeds}) for run in runs}
     if len({round for values in rounds.values() for round in values}) > 1:
         yield f"different last evaluated rounds: {_listed(rounds)}"
+    last = min(round for values in rounds.values() for round in values)
+    measured = {run.label: _measured(run, last) for run in runs}
+    if len(set(map(frozenset, measured.values()))) > 1:
+        times = {label: f"{len(found)} times" for label, found in measured.items()}
+        yield f"measured in different rounds up to {last} (costs, last and best values depend on it): {_listed(times)}"
     settings = {run.label: {key: run.config.get(key) for key in WORK} for run in runs}
     for run in runs:
         settings[run.label]["evaluation"] = {"holdout": run.config.get("evaluation", {}).get("holdout")}
@@ -53,6 +54,11 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
         told = all(f"{key.rsplit('.', 1)[-1]}={value}" in label for label, value in values.items())
         if len(set(map(str, values.values()))) > 1 and not told:
             yield f"different {key}: {_listed(values)}"
+
+
+def _measured(run: RunSeries, last: int) -> set[int]:
+    """Evaluated rounds of all seeds up to one."""
+    return {int(round) for series in run.seeds.values() for round in series.cost["round"] if round <= last}
 
 
 def _rounds(run: RunSeries, seed: int) -> int:

@@ -20,6 +20,7 @@ from algorithms import (
     EF21W,
     L1,
     MARINA,
+    ChocoSGD,
     EControl,
     EF21Plus,
     FedAvg,
@@ -250,6 +251,8 @@ def test_theory_of_a_task_that_nobody_knows() -> None:
         with_theory(algorithm, "digits")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"EF21 has no step size for the regime 'PL' here; it has .*mu > 0"):
         with_theory(algorithm, Constants(1.0, (1.0,), 10), regime="PL")
+    with pytest.raises(ConfigError, match=r"theory of ChocoSGD is of no lr: call its theory\(W, d\) yourself"):
+        with_theory(ChocoSGD(), least_squares())
     with pytest.raises(ConfigError, match="no step size in theory is known to FedAvg"):
         with_theory(FedAvg(), C)
     with pytest.raises(ConfigError, match="participation is 0; expected a share above 0 and at most 1"):
