@@ -16,7 +16,7 @@ from fedsim.backends.flower.memories import Memories
 from fedsim.backends.flower.protocol import from_records
 from fedsim.config import from_config
 from tests.backends.flower.grids import FakeGrid, Node, federation
-from tests.backends.flower.test_failures import in_round, simulated, trains, vanish
+from tests.backends.flower.test_failures import in_round, restart, simulated, trains, vanish
 from tests.backends.flower.test_parity import CONFIG, EF21P, agree, deploy, metrics
 
 LINKED: dict[str, Any] = {**CONFIG, "algorithm": "FedAvg", "downlink": EF21P, "rounds": 6, "evaluation": {"every": 1}}
@@ -78,14 +78,7 @@ def test_who_was_lost_gets_what_it_missed(tmp_path: Path) -> None:
 
 def test_a_restarted_node_has_its_copy(tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
-
-    def die(message: Message) -> None:
-        if trains(message) == 3:
-            grid.nodes[101].online = False
-            grid.nodes[777] = Node(grid.nodes[101].config)
-            raise ConnectionError("killed")
-
-    grid.nodes[101].before = die
+    restart(grid, 3)
     agree(metrics(deploy(tmp_path, LINKED, grid).path), simulated(tmp_path, LINKED, r3=(0, 2)))
 
 

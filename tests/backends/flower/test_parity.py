@@ -18,6 +18,7 @@ from algorithms import ALGORITHMS, GOSSIP
 from fedsim.backends.flower.server_app import serve
 from fedsim.backends.flower.store import Store
 from fedsim.config import from_config
+from fedsim.rows import read_metrics
 from tests.backends.flower.grids import FakeGrid, federation
 
 CONFIG: dict[str, Any] = {
@@ -126,3 +127,11 @@ def test_memories_stay_with_the_clients(tmp_path: Path, monkeypatch: pytest.Monk
     assert stores == [["1.4.0.safetensors", "1.5.0.safetensors", "1.6.0.safetensors"]] * 3
     held = [path.read_bytes() for path in (tmp_path / "deployed").rglob("shard-*.safetensors")]
     assert held and all(b"fedsim memory " in data and len(data) < 20_000 for data in held)
+
+
+def test_exchanges_are_timed(tmp_path: Path) -> None:
+    deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "rounds": 4})
+    rows = read_metrics(tmp_path / "deployed/seed-0/exchanges.jsonl")
+    assert set(rows.metric) == {"load", "compute", "encode", "memory", "transport", "flower", "wall", "failed"}
+    assert sorted(rows.series("exchange/each", "wall")) == [1, 2, 3, 4]
+    assert all(value > 0 for value in rows.series("exchange/each", "compute").values())
