@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fedsim.allocator import keep_freed_memory
 from fedsim.compress import QSGD, LowPrecision, Sign, TopK, bits, indices
 from fedsim.compress.selection import largest
-from fedsim.types import Compressor
+from fedsim.engine.machine import keep_freed_memory
+from fedsim.values import Compressor
 
 D = 11_181_642
 
@@ -40,7 +40,7 @@ class Here:
     shapes: tuple[torch.Size, ...] = ()
 
     def key(self, tag: int = 0) -> Tensor:
-        """See ``fedsim.types.Site``."""
+        """See ``fedsim.values.Site``."""
         return torch.tensor(tag)
 
 

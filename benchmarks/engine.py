@@ -22,9 +22,10 @@ import torch
 import algorithms
 from benchmarks.plain import fedavg_round
 from benchmarks.work import CIFAR, Work
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.clients import Backend
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Backend
+from fedsim.engine.loop import Loop
 from fedsim.models import MLP, CifarLeNet, LeNet5, Logistic, McMahanCNN, ResNet18
 
 CASES: dict[str, tuple[Work, tuple[int, ...]]] = {
@@ -46,12 +47,12 @@ def candidates(work: Work, sizes: tuple[int, ...], algorithm: Any) -> dict[str, 
     contenders: dict[str, Callable[[], object]] = {
         "plain": fedavg_round(work.module(), work.shards, ids, work.batch_size, rho=rho)
     }
-    state = algorithm.init(fed.model.vector(), fed.cohort(0, ids))
+    state = algorithm.init(fed.model.vector(), cohort(fed, 0, ids))
 
     def round(backend: Backend) -> Callable[[], object]:
         def run() -> object:
             fed.backend = backend
-            return algorithm.round(state, fed.cohort(1, ids))
+            return algorithm.round(state, cohort(fed, 1, ids))
 
         return run
 

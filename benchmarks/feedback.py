@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from algorithms import DCGD, EF14, EF21, EControl, EF21Plus
-from fedsim.backends.blocks import Blocks
-from fedsim.clients import Federation
+from fedsim.clients import cohort
 from fedsim.compress import Identity, TopK
 from fedsim.data import load
-from fedsim.model import Model
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.model import Model
 from fedsim.problems import logistic_regression
-from fedsim.work import LocalWork, Shards
 
 
 def federation(data: str) -> Federation:
@@ -52,12 +53,12 @@ def main() -> None:
         "EF21+": EF21Plus(0.1, top),
         "EControl": EControl(0.1, top),
     }
-    states = {name: method.init(fed.model.vector(), fed.cohort(0)) for name, method in methods.items()}
+    states = {name: method.init(fed.model.vector(), cohort(fed, 0)) for name, method in methods.items()}
     best = dict.fromkeys(methods, float("inf"))
     for round in range(1, arguments.rounds + 1):
         for name, method in methods.items():
             start = time.process_time()
-            states[name] = method.round(states[name], fed.cohort(round))
+            states[name] = method.round(states[name], cohort(fed, round))
             best[name] = min(best[name], time.process_time() - start)
     for name, seconds in best.items():
         print(f"{name:18} {seconds * 1e3:6.1f} ms   {seconds / best['gradient descent']:.2f}")

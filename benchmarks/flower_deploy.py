@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedsim.backends.flower.settings import NodeSettings
-from fedsim.deploy.app import write_app
-from fedsim.deploy.federation import HOST, Federation
-from fedsim.deploy.processes import Process
-from fedsim.rows import read_metrics
+from fedsim.backends.flower.deploy.app import write_app
+from fedsim.backends.flower.deploy.federation import HOST, Federation
+from fedsim.backends.flower.deploy.processes import Process
+from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.record.metrics import read_metrics
 
 NODES = 3
 PARTS = ("compute", "encode", "memory", "load", "transport", "flower", "wall")

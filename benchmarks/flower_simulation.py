@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from algorithms import FedAvg
 from benchmarks.work import Work
-from fedsim.backends.ray.actors import RayActors
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.session import session
-from fedsim.backends.ray.settings import Ray
-from fedsim.backends.ray.workers import Workers
+from fedsim.clients import cohort
+from fedsim.experiment.execution import Ray
 from fedsim.models import MLP, Logistic
 
 LR = 0.1
@@ -42,7 +43,7 @@ CASES = {
 """A round's work, and the size of our blocks."""
 
 
-def cohort(work: Work, round: int) -> np.ndarray:
+def chosen(work: Work, round: int) -> np.ndarray:
     """Who takes part in a round."""
     return np.sort(np.random.default_rng(round).choice(work.clients, work.cohort, replace=False))
 
@@ -54,10 +55,10 @@ def ours(name: str, rounds: int) -> tuple[list[float], Tensor]:
     with session(cpus=2, gpus=0, object_store_bytes=500_000_000) as ray:
         fed, algorithm = work.federation(), FedAvg(lr=LR)
         fed.backend = RayActors(Workers(ray, Ray(actors=2)), block_size)
-        state = algorithm.init(fed.model.vector(), fed.cohort(0))
+        state = algorithm.init(fed.model.vector(), cohort(fed, 0))
         for round in range(1, rounds + 1):
             start = time.perf_counter()
-            state = algorithm.round(state, fed.cohort(round, cohort(work, round)))
+            state = algorithm.round(state, cohort(fed, round, chosen(work, round)))
             seconds.append(time.perf_counter() - start)
     return seconds, state.x
 
@@ -110,7 +111,7 @@ def flowers(name: str, rounds: int) -> tuple[list[float], Tensor]:
                     RecordDict({"model": model, "who": ConfigRecord({"client": int(client)})}),
                     message_type="train", dst_node_id=nodes[client], group_id=str(round),
                 )
-                for client in cohort(work, round)
+                for client in chosen(work, round)
             ]  # fmt: skip
             replies = []
             for reply in grid.send_and_receive(messages):

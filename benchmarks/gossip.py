@@ -1,13 +1,13 @@
 """How fast gossip is: one exchange of many models on a sparse graph, and a whole round of DFedSAM with many nodes.
 
-1. Mixing: one step ``X <- W X`` of ``fedsim.gossip.mix_rows`` on a torus (4 neighbours each), against its floor: five
-   rows read and one written for every row, at the speed at which memory is copied in the same run (a copy reads one
-   and writes one, so the floor is three copies). All into memory that has been in use; that the first touch of new
-   memory costs extra is shown apart.
+1. Mixing: one step ``X <- W X`` of ``mix_rows`` on a torus (4 neighbours each), against its floor: five rows read and
+   one written for every row, at the speed at which memory is copied in the same run (a copy reads one and writes one,
+   so the floor is three copies). All into memory that has been in use; what the first touch of new memory costs is
+   shown apart.
 2. Round: DFedSAM on logistic regression, one local epoch with batches of 32, on a torus; the seconds of its two halves,
    local steps and exchange, and the seconds that processors were busy with it.
-3. Stored: one exchange of ``fedsim.outofcore.mix_stored`` in a file of 2 GB, with 256 MiB to work with, and by how much
-   the process grew; once with all columns of a node next to each other, once in chunks of columns.
+3. Stored: one exchange of ``mix_stored`` in a file of 2 GB, with 256 MiB to work with, and by how much the
+   process grew; once with all columns of a node next to each other, once in chunks of columns.
 
 Times are the best of several repeats. Run: python -m benchmarks.gossip (5 GB of memory, about a minute), with
 FEDSIM_DATA leading to FashionMNIST, or --synthetic; on a small machine add --nodes 1000. On a machine that others use
@@ -33,16 +33,17 @@ from rich.table import Table
 
 from algorithms import DFedSAM
 from fedsim import Experiment, LocalWork
-from fedsim.allocator import keep_freed_memory
-from fedsim.backends.blocks import Blocks
+from fedsim.clients import cohort
+from fedsim.controller.prepare import prepare
 from fedsim.data import Dataset, Split
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.machine import keep_freed_memory
 from fedsim.errors import FedsimError
-from fedsim.experiment import Data
-from fedsim.gossip import mix_rows
+from fedsim.experiment.experiment import Data
+from fedsim.messages.mixing import mix_rows
+from fedsim.messages.outofcore import mix_stored
 from fedsim.models import Logistic
-from fedsim.outofcore import mix_stored
 from fedsim.partition import IidPartitioner
-from fedsim.setup import prepare
 from topologies import Static, Torus
 
 TOPOLOGY = Static(Torus())
@@ -104,10 +105,10 @@ def round_of_dfedsam(nodes: int, data: Data | Dataset, repeats: int) -> dict[str
     )
     federation = prepare(experiment, 0).federation
     federation.backend = Blocks(25)
-    state = algorithm.init(federation.model.vector(), federation.cohort(0))
+    state = algorithm.init(federation.model.vector(), cohort(federation, 0))
     times = []
     for number in range(repeats + 1):
-        clients = federation.cohort(number + 1)
+        clients = cohort(federation, number + 1)
         begin, busy = time.perf_counter(), time.process_time()
         sent, _ = clients.each(algorithm.client, None, state.x)        # the body of DFedSAM.round, clocked
         middle = time.perf_counter()

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from algorithms import Scaffold
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.clients import Backend, Federation
-from fedsim.model import Model
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
 from fedsim.models import LeNet5
 from fedsim.models.losses import cross_entropy
-from fedsim.work import LocalWork, Shards
 
 GIB = 2**20
 """In the units of ``ru_maxrss`` on Linux, kibibytes."""
@@ -43,9 +44,9 @@ def main() -> None:
     model = Model(LeNet5().build((1, 28, 28), 10), cross_entropy)
     fed = Federation(model, Shards(x, y, np.arange(n + 1) * 2), LocalWork(2), 0, backend)
     algorithm, start = Scaffold(), time.perf_counter()
-    state = algorithm.init(model.vector(), fed.cohort(0))
+    state = algorithm.init(model.vector(), cohort(fed, 0))
     for round, ids in enumerate(np.array_split(np.arange(n), max(1, n // arguments.cohort)), 1):
-        state = algorithm.round(state, fed.cohort(round, ids))
+        state = algorithm.round(state, cohort(fed, round, ids))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
     kept = len(state.c_i.rows) * model.d * 4 / 2**30
     print(

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 import algorithms
-from fedsim.controller import run
+from fedsim.api import run
 from fedsim.data import Dataset, Split
-from fedsim.experiment import Evaluation, Experiment
-from fedsim.model import Model
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.model import Model
+from fedsim.experiment.experiment import Evaluation, Experiment
+from fedsim.experiment.sampling import FixedSize
 from fedsim.models import LeNet5
 from fedsim.partition import IidPartitioner
-from fedsim.sampling import FixedSize
-from fedsim.work import LocalWork
 
 
 class Stopwatch:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.work import Shards
+from fedsim.engine.local_work import Shards
 
 
 def fedavg_round(

@@ -27,14 +27,15 @@ import torch
 
 from algorithms import FedAvg
 from benchmarks.work import Work
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.backends.ray.actors import RayActors
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.session import session
-from fedsim.backends.ray.settings import Ray
-from fedsim.backends.ray.workers import Workers
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.loop import Loop
+from fedsim.experiment.execution import Ray
 from fedsim.models import LeNet5, McMahanCNN
-from fedsim.rows import read_metrics
+from fedsim.record.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def measure(case: Case, ray: Any, seconds: float) -> dict[str, float]:
         "one process": Blocks(case.block_size) if case.block_size else Loop(),
         "actors": RayActors(workers, case.block_size),
     }
-    state = algorithm.init(fed.model.vector(), fed.cohort(0))
+    state = algorithm.init(fed.model.vector(), cohort(fed, 0))
     best = dict.fromkeys(contenders, float("inf"))
     end, turns = time.perf_counter() + seconds, 0
     while turns < 3 or time.perf_counter() < end:
@@ -68,7 +69,7 @@ def measure(case: Case, ray: Any, seconds: float) -> dict[str, float]:
             fed.backend = backend
             for _ in range(2):                             # after the other's turn: its own caches again
                 start = time.perf_counter()
-                algorithm.round(state, fed.cohort(1, case.work.ids))
+                algorithm.round(state, cohort(fed, 1, case.work.ids))
                 best[name] = min(best[name], time.perf_counter() - start)
         turns += 1
     workers.close()

@@ -24,19 +24,20 @@ import numpy as np
 import torch
 
 from algorithms import Scaffold
-from fedsim import checkpoint
-from fedsim.backends.loop import Loop
-from fedsim.backends.ray.actors import RayActors
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.session import session
-from fedsim.backends.ray.settings import Ray
-from fedsim.backends.ray.store import Store
-from fedsim.backends.ray.workers import Workers
-from fedsim.clients import Federation
-from fedsim.model import Model
+from fedsim.clients import cohort
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
+from fedsim.experiment.execution import Ray
 from fedsim.models import ResNet18
 from fedsim.models.losses import cross_entropy
-from fedsim.state import flatten
-from fedsim.work import LocalWork, Shards
+from fedsim.record import checkpoint
+from fedsim.record.state import flatten
 
 GIB = 2**30
 
@@ -117,9 +118,9 @@ def main() -> None:
         fed = Federation(model, Shards(x, y, np.arange(n + 1) * 2), LocalWork(2), 0, Loop())
         fed.backend, fed.memory = RayActors(Workers(ray, Ray(actors=arguments.actors)), 0), Store(ray)
         algorithm = Scaffold()
-        state = algorithm.init(model.vector(), fed.cohort(0))
+        state = algorithm.init(model.vector(), cohort(fed, 0))
         for round, ids in enumerate([*cohorts, *cohorts[:2]], 1):
-            state = algorithm.round(state, fed.cohort(round, ids))
+            state = algorithm.round(state, cohort(fed, round, ids))
             print(f"round {round}: peak {watch.peak / GIB:.2f} GiB", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder), round, flatten(state), {})

@@ -23,17 +23,19 @@ import numpy as np
 import torch
 
 from benchmarks.work import Work
-from fedsim.backends.loop import Loop
-from fedsim.backends.ray.actors import RayActors
-from fedsim.backends.ray.host import RayHost
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.ray_backend import RayActors
+from fedsim.backends.ray.ray_host import RayHost
 from fedsim.backends.ray.session import session
-from fedsim.backends.ray.settings import Ray
-from fedsim.backends.ray.store import Store
-from fedsim.backends.ray.workers import Workers
-from fedsim.clients import Backend, Clients
-from fedsim.memory import Memory, OnDevice
+from fedsim.clients import Clients, cohort
+from fedsim.engine.federation import Backend
+from fedsim.engine.loop import Loop
+from fedsim.engine.memory import Memory, OnDevice
+from fedsim.experiment.execution import Ray
 from fedsim.models import Logistic
-from fedsim.types import Kept, Local, Vector
+from fedsim.types import Kept, Local
+from fedsim.values import Vector
 
 RESNET18 = 11_181_642
 
@@ -80,7 +82,7 @@ def main() -> None:
             for place, (backend, memory) in places.items():
                 fed, ids = work.federation(), work.ids
                 fed.backend, fed.memory = backend, memory
-                state, took = algorithm.init(fed.model.vector(), fed.cohort(0)), []
+                state, took = algorithm.init(fed.model.vector(), cohort(fed, 0)), []
                 for round in range(1, arguments.repeats + 2):
                     start = time.perf_counter()
                     state = host.round(algorithm, state, fed, round, ids)
@@ -89,7 +91,7 @@ def main() -> None:
                 del state
         fed = Work(Logistic(), 100, 20, 2).federation()
         fed.backend, fed.memory, algorithm, took = *places["actors"], Keeping(1), []
-        state = algorithm.init(fed.model.vector(), fed.cohort(0))
+        state = algorithm.init(fed.model.vector(), cohort(fed, 0))
         for round in range(1, arguments.losses + 1):
             state = host.round(algorithm, state, fed, round, np.arange(20))
             process = workers.get([actor.ready.remote() for actor in workers._actors])[0].process

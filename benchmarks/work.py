@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.backends.loop import Loop
-from fedsim.clients import Federation
-from fedsim.model import Model
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
 from fedsim.models import Architecture
 from fedsim.models.losses import cross_entropy
-from fedsim.work import LocalWork, Shards
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 

@@ -27,11 +27,11 @@ from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed,
 from experiments.pages import markdown
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
-from fedsim.compare import cells, compare, header, render
 from fedsim.errors import DivergenceError, FedsimError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
-from fedsim.record import create_folder
+from fedsim.record.files import create_folder
+from fedsim.report.compare import cells, compare, header, render
 from fedsim.report.curves import curves
 
 STEPS = (0.03, 0.1, 0.3, 1.0)

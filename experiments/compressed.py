@@ -29,13 +29,13 @@ from algorithms import FedAvg, FedSpeed
 from experiments.pages import markdown
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
-from fedsim.compare import Comparison, compare, text_of
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
 from fedsim.feedback import EF14, EF21, EF21P, EControl, Plain
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
-from fedsim.record import create_folder
+from fedsim.record.files import create_folder
+from fedsim.report.compare import Comparison, compare, text_of
 from fedsim.report.curves import PALETTE, curve_of
 from fedsim.report.series import AXES
 from fedsim.report.statistics import estimate, first_reached

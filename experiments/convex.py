@@ -19,8 +19,8 @@ from fedsim import Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.errors import DivergenceError
 from fedsim.partition import NaturalIdPartitioner
 from fedsim.problems import Problem
-from fedsim.record import open_run
-from fedsim.rows import read_metrics
+from fedsim.record.directory import open_run
+from fedsim.record.metrics import read_metrics
 
 
 def starting_at(problem: Problem, x: np.ndarray) -> Problem:

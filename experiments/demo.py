@@ -22,11 +22,11 @@ import torch
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
 from fedsim import Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
-from fedsim.compare import compare, render
 from fedsim.errors import FedsimError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
-from fedsim.record import create_folder
+from fedsim.record.files import create_folder
+from fedsim.report.compare import compare, render
 from fedsim.report.curves import curves
 from fedsim.report.html import write_report
 

@@ -26,7 +26,7 @@ from fedsim.cli.output import console
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
 from fedsim.problems import Problem, zeta_least_squares
-from fedsim.record import create_folder
+from fedsim.record.files import create_folder
 
 ZETAS = (0.0, 1.0, 10.0, 100.0)
 

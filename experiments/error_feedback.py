@@ -33,7 +33,7 @@ from fedsim.compress import Identity, TopK
 from fedsim.data import load
 from fedsim.errors import FedsimError
 from fedsim.problems import Problem, logistic_regression
-from fedsim.record import create_folder
+from fedsim.record.files import create_folder
 from fedsim.report.curves import PALETTE
 
 FACTORS = (16, 64, 256, 1024)

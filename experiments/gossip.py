@@ -37,11 +37,11 @@ from algorithms import DPSGD, DFedAvg, DFedSAM, FedAvg, FedSAM
 from experiments.pages import markdown
 from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
-from fedsim.compare import text_of
 from fedsim.errors import FedsimError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
-from fedsim.record import create_folder, write_atomic
+from fedsim.record.files import create_folder, write_atomic
+from fedsim.report.compare import text_of
 from fedsim.report.curves import PALETTE, curve_of
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import estimate

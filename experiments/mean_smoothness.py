@@ -30,7 +30,7 @@ from fedsim.cli.output import console
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
 from fedsim.problems import Problem, quadratic_from
-from fedsim.record import create_folder
+from fedsim.record.files import create_folder
 from fedsim.report.curves import PALETTE
 
 SPREADS: dict[str, tuple[np.ndarray, int]] = {

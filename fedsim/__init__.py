@@ -7,35 +7,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedsim.algorithm import Algorithm as Algorithm
+    from fedsim.api import resume as resume
+    from fedsim.api import run as run
     from fedsim.clients import Clients as Clients
-    from fedsim.controller import resume as resume
-    from fedsim.controller import run as run
-    from fedsim.experiment import Data as Data
-    from fedsim.experiment import Evaluation as Evaluation
-    from fedsim.experiment import Experiment as Experiment
-    from fedsim.sampling import Bernoulli as Bernoulli
-    from fedsim.sampling import FixedSize as FixedSize
-    from fedsim.types import Algorithm as Algorithm
+    from fedsim.engine.local_work import LocalWork as LocalWork
+    from fedsim.experiment.execution import Ray as Ray
+    from fedsim.experiment.experiment import Data as Data
+    from fedsim.experiment.experiment import Evaluation as Evaluation
+    from fedsim.experiment.experiment import Experiment as Experiment
+    from fedsim.experiment.sampling import Bernoulli as Bernoulli
+    from fedsim.experiment.sampling import FixedSize as FixedSize
+    from fedsim.record.metrics import read_metrics as read_metrics
+    from fedsim.report.compare import compare as compare
+    from fedsim.report.curves import curves as curves
     from fedsim.types import Batch as Batch
-    from fedsim.types import Compressor as Compressor
     from fedsim.types import Kept as Kept
     from fedsim.types import Local as Local
-    from fedsim.types import Packed as Packed
     from fedsim.types import Rule as Rule
     from fedsim.types import Sent as Sent
-    from fedsim.types import Site as Site
-    from fedsim.types import Vector as Vector
-    from fedsim.work import LocalWork as LocalWork
+    from fedsim.values import Compressor as Compressor
+    from fedsim.values import Packed as Packed
+    from fedsim.values import Site as Site
+    from fedsim.values import Vector as Vector
 
 _HOME = {
+    "fedsim.algorithm": ["Algorithm"],
+    "fedsim.api": ["resume", "run"],
     "fedsim.clients": ["Clients"],
-    "fedsim.controller": ["resume", "run"],
-    "fedsim.experiment": ["Data", "Evaluation", "Experiment"],
-    "fedsim.sampling": ["Bernoulli", "FixedSize"],
-    "fedsim.types": [
-        "Algorithm", "Batch", "Compressor", "Kept", "Local", "Packed", "Rule", "Sent", "Site", "Vector",
-    ],
-    "fedsim.work": ["LocalWork"],
+    "fedsim.engine.local_work": ["LocalWork"],
+    "fedsim.experiment.execution": ["Ray"],
+    "fedsim.experiment.experiment": ["Data", "Evaluation", "Experiment"],
+    "fedsim.experiment.sampling": ["Bernoulli", "FixedSize"],
+    "fedsim.record.metrics": ["read_metrics"],
+    "fedsim.report.compare": ["compare"],
+    "fedsim.report.curves": ["curves"],
+    "fedsim.types": ["Batch", "Kept", "Local", "Rule", "Sent"],
+    "fedsim.values": ["Compressor", "Packed", "Site", "Vector"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

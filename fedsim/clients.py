@@ -1,34 +1,29 @@
 """``Clients``: the nodes of one round, and the only thing that can run code on a node or move a byte.
 
 Every verb charges the ledger for what it moves, so an algorithm cannot communicate without paying. How code reaches the
-nodes is a backend's matter; ``fedsim.backends.loop`` runs one client after the other and is the meaning of all others.
+nodes is a backend's matter; ``fedsim.engine.loop`` runs one client after the other and is the meaning of all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.allocator import keep_freed_memory
+from fedsim.engine.federation import Federation
 from fedsim.errors import ConfigError, DivergenceError, explained, title
-from fedsim.gossip import Topology, alike, check, check_fixed, contraction_bound, mixing_matrix, restrict, weigh
-from fedsim.memory import Memory, OnDevice
-from fedsim.messages import Messages
-from fedsim.model import Model
-from fedsim.tree import Far, tree_map, unpacked, zeros_like
-from fedsim.types import Kept, Packed, Sent, Vector
-from fedsim.wire import Ledger, nbytes
-from fedsim.work import LocalWork, Shards
+from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
+from fedsim.messages.wire import nbytes
+from fedsim.tree import tree_map, unpacked, zeros_like
+from fedsim.types import Kept, Messages, Sent
+from fedsim.values import Far, Packed, Vector
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
+    pass
 
 M = TypeVar("M")
 K = TypeVar("K")
@@ -36,80 +31,17 @@ V = TypeVar("V")
 C = TypeVar("C")
 
 
-class Backend(Protocol):
-    """How a client function reaches the nodes."""
+def cohort(federation: Federation, round: int, ids: np.ndarray | None = None) -> Clients:
+    """The clients ``ids`` (everybody by default) in round ``round``; round 0 is initialisation.
 
-    def each(
-        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:  # fmt: skip
-        """Run ``fn`` on every node: the messages in the order of ``ids``, and each node's new memory."""
-
-
-@dataclass
-class Federation:
-    """What stays the same from round to round.
-
-    Args:
-        model: the model and its objective.
-        shards: every client's samples.
-        work: the local work of a round.
-        seed: root of all randomness.
-        backend: how client code runs.
-        weights: ``[n]`` weights p_i of the clients in the objective sum_i p_i f_i; uniform by default.
-        cohort_size: expected number of clients in a round; everybody by default.
-        topology: who talks to whom, for methods without a server.
-        memory: where clients' memories live between rounds.
-        decay: round number to learning-rate factor.
+    Raises:
+        ConfigError: ``ids`` repeats a client, or names one that does not exist.
     """
-
-    model: Model
-    shards: Shards
-    work: LocalWork
-    seed: int
-    backend: Backend
-    weights: np.ndarray | None = None
-    cohort_size: float = 0.0
-    decay: Callable[[int], float] = lambda round: 1.0
-    topology: Topology | None = None
-    memory: Memory = field(default_factory=OnDevice)
-    ledger: Ledger = field(init=False)
-    p: np.ndarray = field(init=False)
-    delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once
-    measure: bool = field(init=False)                      # the contraction of the consensus distance by mixing
-    contraction: float | None = field(init=False, default=None)   # as last measured
-    contraction_bound: float | None = field(init=False, default=None)
-    _bound: tuple[csr_array, float | None] | None = field(init=False, default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        n = self.shards.n
-        weights = np.ones(n) if self.weights is None else np.asarray(self.weights, np.float64)
-        if weights.shape != (n,) or not (np.isfinite(weights).all() and (weights > 0).all()):
-            raise ConfigError(f"weights are {self.weights!r:.80}; expected a finite number above 0 for each of {n}")
-        self.p = weights / weights.sum()
-        self.measure = alike(self.p)                       # else what contracts is not the plain mean's distance
-        self.cohort_size = self.cohort_size or float(n)
-        self.ledger = Ledger(n)
-        if self.model.device.type == "cpu":
-            keep_freed_memory()
-
-    def cohort(self, round: int, ids: np.ndarray | None = None) -> Clients:
-        """The clients ``ids`` (everybody by default) in round ``round``; round 0 is initialisation."""
-        n = self.shards.n
-        chosen = np.arange(n) if ids is None else np.unique(ids)
-        if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
-            raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected different client numbers below {n}")
-        return Clients(self, chosen, round)
-
-    def bound(self, w: csr_array) -> float | None:
-        """What one exchange by W leaves of the consensus distance at most; computed once where W does not change."""
-        if self._bound is None or self._bound[0] is not w:
-            self._bound = w, contraction_bound(w)
-        return self._bound[1]
-
-    def factor(self, round: int) -> Tensor:
-        """The learning-rate factor of a round as a 0-dim tensor."""
-        return torch.tensor(self.decay(round), dtype=self.model.dtype, device=self.model.device)
+    n = federation.shards.n
+    chosen = np.arange(n) if ids is None else np.unique(ids)
+    if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
+        raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected different client numbers below {n}")
+    return Clients(federation, chosen, round)
 
 
 class Clients:
@@ -144,7 +76,7 @@ class Clients:
         return tuple(self._federation.model.shapes)
 
     def key(self, tag: int = 0) -> Tensor:
-        """The server's randomness in this round, for what it compresses; see ``fedsim.types.Site``."""
+        """The server's randomness in this round, for what it compresses; see ``fedsim.values.Site``."""
         keys = seeds.key(self._federation.seed, f"server {tag}", self.round, np.zeros(1, np.int64))
         return keys[0].to(self._federation.model.device)
 
@@ -160,7 +92,7 @@ class Clients:
     @property
     def population(self) -> Clients:
         """Everybody, in the same round."""
-        return self._federation.cohort(self.round)
+        return cohort(self._federation, self.round)
 
     def keep(self, value: V) -> Kept[V]:
         """``value`` as the first memory of every node; agreed upon beforehand, so it costs nothing."""

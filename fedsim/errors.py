@@ -119,3 +119,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
     names = ", ".join(known) or "none"
     return f"did you mean {spelled[near[0]]!r}? Known: {names}" if near else f"known: {names}"
+
+
+def how_to_install(extra: str) -> str:
+    """What to type; fedsim is installed from its checkout, not from a package index."""
+    return f"pip install '.[{extra}]' in a checkout of fedsim"

@@ -12,19 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.reduction import weighted_sum
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-CHUNK_BYTES = 4 * 2**20
-"""Bytes of the stack that are mixed at a time."""
-FEW = 5
-"""Mean number of weights in a row of W up to which fetching neighbours' rows again costs less than copying columns."""
 DENSE_NODES = 64
 """Up to here all singular values of W are computed."""
 TOLERANCE = 1e-8
@@ -51,35 +44,6 @@ def mixing_matrix(topology: Topology, round: int, seed: int, n: int) -> csr_arra
     if w.shape != (n, n):
         raise ConfigError(f"topology: the mixing matrix of round {round} is {list(w.shape)}; expected [{n}, {n}]")
     return w if w.has_sorted_indices else w.sorted_indices()
-
-
-def mix_rows(w: csr_array, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """``W x`` for a stack ``x [n, ...]``, in the stack's own type and on its device.
-
-    Args:
-        w: mixing matrix ``[n, n]``, or some of its rows.
-        x: the stack; stays as it is.
-        out: contiguous memory for the result; new memory by default, whose first touch can cost more than the mixing.
-    """
-    n, flat = w.shape[0], x.reshape(len(x), -1)
-    out = x.new_empty(n, *x.shape[1:]) if out is None else out
-    mixed = out.view(n, -1)
-    rows, columns = (CHUNK_BYTES // (length * flat.element_size()) for length in reversed(flat.shape))
-    if w.nnz <= FEW * n and rows >= 8:
-        for start in range(0, n, rows):
-            mixed[start : start + rows] = _weighted_sums(w[start : start + rows], flat)
-    else:
-        columns = max(16, columns)
-        for start in range(0, flat.shape[1], columns):
-            mixed[:, start : start + columns] = _weighted_sums(w, flat[:, start : start + columns])
-    return out
-
-
-def _weighted_sums(w: csr_array, x: Tensor) -> Tensor:
-    """``W x`` of a matrix ``W [m, n]`` with few entries and ``x [n, c]``."""
-    index, offsets = (torch.from_numpy(a.astype(np.int64)).to(x.device) for a in (w.indices, w.indptr[:-1]))
-    weights = torch.from_numpy(w.data).to(x)
-    return torch.nn.functional.embedding_bag(index, x, offsets, mode="sum", per_sample_weights=weights)
 
 
 def restrict(w: csr_array, active: np.ndarray, round: int, rows: bool = True) -> csr_array:
@@ -253,24 +217,3 @@ def check_fixed(w: csr_array, topology: Topology, round: int, seed: int, n: int)
             f"the mixing matrix of round {round} is not that of round 1, but nodes remember what each neighbour has"
             " sent: use a Static topology, or DeepSqueeze"
         )
-
-
-def spread(x: Tensor, order: Tensor | None = None) -> float:
-    """Root mean square distance of the rows of ``x [n, ...]`` to their mean: the consensus distance.
-
-    ``order [n]`` is that of execution, in which the mean is summed.
-    """
-    center = weighted_sum(x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device), order)
-    return root_mean(squared_distances(x, center))
-
-
-def squared_distances(x: Tensor, center: Tensor) -> Tensor:
-    """Squared distances of the rows of ``x [n, ...]`` to ``center``, ``[n]``; each a sum of its own, so that its bits
-    do not depend on the rows beside it.
-    """
-    return torch.stack([(row - center).square().sum() for row in x])
-
-
-def root_mean(squares: Tensor) -> float:
-    """Square root of the mean of ``squares [n]``."""
-    return float(squares.mean().sqrt())

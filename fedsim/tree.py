@@ -2,57 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fedsim.values import Far, Packed
+
 if TYPE_CHECKING:
-    from fedsim.types import Compressor
-
-
-class Packed:
-    """A compressed vector: what its message holds, and the compressor that can read it.
-
-    Attributes:
-        by: the compressor.
-        parts: tensors of the message; with ``[c]`` in front in a stack of clients.
-        d: length of the vector.
-    """
-
-    __slots__ = ("by", "d", "parts")
-
-    def __init__(self, by: Compressor, parts: tuple[Tensor, ...], d: int) -> None:
-        self.by, self.parts, self.d = by, parts, d
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the vector; float32 where the message holds no number of its type."""
-        return next((part.dtype for part in self.parts if part.is_floating_point()), torch.float32)
-
-    def unpack(self) -> Tensor:
-        """The vector that a receiver reads, ``[d]``, or ``[c, d]`` of a stack."""
-        return self.by.unpack(self.parts, self.d)
-
-    def __repr__(self) -> str:
-        return f"Packed({self.by}, d={self.d})"
-
-
-class Far(ABC):
-    """A tensor of a node's memory that lives where a backend has put it. It never changes."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @abstractmethod
-    def fetch(self) -> Tensor:
-        """Bring it here."""
-
-    def saved(self) -> Tensor:
-        """What a checkpoint holds of it: its value, or what the federation's ``Memory`` knows it by."""
-        return self.fetch()
+    pass
 
 
 def leaves(tree: Any) -> list[Any]:

@@ -12,18 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fedsim.tree import Packed as Packed
 from fedsim.tree import fetched
+from fedsim.values import Packed as Packed
+from fedsim.values import Site, Vector
 
 if TYPE_CHECKING:
-    from fedsim.clients import Clients
-    from fedsim.messages import Messages
-
-Vector: TypeAlias = Tensor
-"""A model, a gradient or a correction as one flat tensor ``[d]``."""
+    from scipy.sparse import csr_array
 
 Rule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """An aggregation rule: rows ``[c, d]`` and weights ``[c]`` that sum to 1, to one vector ``[d]``."""
@@ -97,48 +93,6 @@ class Sent(Generic[T]):
         return f"Sent(from {len(self.ids)} nodes)"
 
 
-class Site(Protocol):
-    """Where a vector is compressed: a client in a round, or the server."""
-
-    @property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """Shapes of the model's parameters, in the order in which the vector holds them."""
-
-    def key(self, tag: int = 0) -> Tensor:
-        """64 random bits, int64 0-dim, for ``fedsim.seeds.uniform_of``: a function of (seed, round, node, tag)."""
-
-
-class Compressor(Protocol):
-    """A frozen dataclass that turns vectors into shorter messages; ``fedsim.compress`` lists them.
-
-    Methods other than ``encode`` and ``decode`` take one vector or a stack of them, ``[..., d]``.
-    """
-
-    def compress(self, x: Vector, at: Site) -> Packed:
-        """The message for ``x [d]``."""
-
-    def unpack(self, parts: tuple[Tensor, ...], d: int) -> Vector:
-        """The vector ``[..., d]`` that a receiver of ``parts`` reads: bit for bit that of ``decode(encode(parts))``."""
-
-    def nbytes(self, parts: tuple[Tensor, ...], d: int) -> Tensor:
-        """Bytes of ``encode`` for each vector, int64 ``[...]``, without building them."""
-
-    def encode(self, parts: tuple[Tensor, ...], d: int) -> bytes:
-        """The bytes of one vector's message."""
-
-    def decode(self, data: bytes, d: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The parts that ``encode`` wrote; ValueError for anything else."""
-
-    def paper_bits(self, parts: tuple[Tensor, ...], d: int) -> Tensor:
-        """Bits as papers count them, int64 ``[...]``: 32 for each value that is sent, none for its index."""
-
-    def alpha(self, d: int) -> float | None:
-        """Largest a with E||C(x) - x||^2 <= (1 - a)||x||^2 for all x; None where C is not contractive."""
-
-    def omega(self, d: int) -> float | None:
-        """Smallest w with E||C(x) - x||^2 <= w||x||^2 for all x; None where C is biased."""
-
-
 class Local(Site, Protocol):
     """What one client has at hand in one round. Its randomness is a function of (seed, round, node) alone."""
 
@@ -169,16 +123,28 @@ class Local(Site, Protocol):
         """
 
 
-StateT = TypeVar("StateT")
+M_co = TypeVar("M_co", covariant=True)
 
 
-class Algorithm(Protocol[StateT]):
-    """A frozen dataclass of hyper-parameters. Its state is a NamedTuple of tensors and ``Kept``, whose ``x`` is the
-    model.
-    """
+class Messages(Protocol[M_co]):
+    """The messages of a cohort of ``c`` nodes, in the order of its ids, wherever they are."""
 
-    def init(self, x: Vector, clients: Clients) -> StateT:
-        """State before round 1, from the initial model ``[d]``; ``clients`` is everybody."""
+    def sizes(self) -> np.ndarray:
+        """Bytes of each, int64 ``[c]``."""
 
-    def round(self, s: StateT, clients: Clients) -> StateT:
-        """State after one round with the cohort ``clients``; must not change ``s``."""
+    def paper_bits(self) -> np.ndarray:
+        """Bits of each as papers count them, int64 ``[c]``; see ``fedsim.messages.wire.paper_bits``."""
+
+    def finite(self) -> np.ndarray:
+        """Which hold neither NaN nor infinity, bool ``[c]``."""
+
+    def stacked(self) -> M_co:
+        """All of them here, every tensor ``[c, ...]``."""
+
+    def mean(self, w: Tensor) -> M_co:
+        """Their sum with weights ``w [c]``, as a tree over the order of execution; compressed vectors come unpacked."""
+
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+        """What each node holds after ``steps`` exchanges by W ``[c, c]``, and with ``measure`` the contraction of the
+        consensus distance of the first tensor.
+        """

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.backends.blocks import Blocks
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.seeds import uniform_of
 from fedsim.types import Batch, Local
@@ -18,7 +19,7 @@ from tests.test_clients import EACH_BACKEND, X, federation, gradient, known_grad
 
 @EACH_BACKEND
 def test_an_empty_cohort_is_an_error_that_says_what_to_do(backend: Any) -> None:
-    clients = federation(backend).cohort(6, np.array([], np.int64))
+    clients = cohort(federation(backend), 6, np.array([], np.int64))
     with pytest.raises(ConfigError, match="round 6: the cohort is empty; test `if clients:` first"):
         clients.each(gradient, X)
 
@@ -34,21 +35,21 @@ def spoiled(value: float) -> Any:
 @EACH_BACKEND
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_message_that_is_no_number_names_client_and_round(value: float, backend: Any) -> None:
-    clients = federation(backend).cohort(12, np.array([0, 2, 4]))
+    clients = cohort(federation(backend), 12, np.array([0, 2, 4]))
     expected = r"in round 12: client 2 sent NaN or infinity \(1 of 3 clients\).*learning rate"
     with pytest.raises(DivergenceError, match=expected):
         clients.each(spoiled(value), X)
 
 
 def test_large_numbers_that_overflow_only_in_a_sum_are_fine() -> None:
-    clients = federation().cohort(1)
+    clients = cohort(federation(), 1)
     sent = clients.each(lambda local, x: torch.full((4,), 3e38) + 0 * local.steps.float(), X)
     assert torch.isfinite(sent.stacked).all() and not torch.isfinite(sent.stacked.sum())
 
 
 def test_a_number_that_is_none_names_client_and_round() -> None:
     with pytest.raises(DivergenceError, match="round 1: client 0"):
-        federation().cohort(1).each(lambda local, x: local.steps / 0, X)
+        cohort(federation(), 1).each(lambda local, x: local.steps / 0, X)
 
 
 @EACH_BACKEND
@@ -62,7 +63,7 @@ def test_a_captured_tensor_is_refused_by_name(backend: Any) -> None:
         return local.fold(step, x)
 
     with pytest.raises(ConfigError, match=r"captures the tensor 'shift'.*local.fold\(step, carry, ..., shift\)"):
-        federation(backend).cohort(1).each(client, X)
+        cohort(federation(backend), 1).each(client, X)
 
 
 def captured_in_a_tuple(local: Local, x: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def captured_as_a_default(local: Local, x: Tensor) -> Tensor:
 @EACH_BACKEND
 def test_tensors_captured_on_other_ways_are_refused(backend: Any, client: Any) -> None:
     with pytest.raises(ConfigError, match="captures"):
-        federation(backend).cohort(1).each(client, X)
+        cohort(federation(backend), 1).each(client, X)
 
 
 def reads(what: str) -> Any:
@@ -121,7 +122,7 @@ def reads(what: str) -> Any:
 @pytest.mark.parametrize("what", ["local.steps", "local.decay", "local.sample", "local.fold", "whole shard"])
 def test_in_blocks_a_step_reads_nothing_but_its_arguments(what: str) -> None:
     with pytest.raises(ConfigError, match=f"{what}.*inside a step of local.fold; read it before and pass it on"):
-        federation(Blocks(3)).cohort(1).each(reads(what), X)
+        cohort(federation(Blocks(3)), 1).each(reads(what), X)
 
 
 def with_if(local: Local, x: Tensor) -> Tensor:
@@ -135,15 +136,15 @@ def with_noise(local: Local, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("client", [with_if, with_noise])
 def test_code_that_cannot_run_for_many_clients_is_explained(client: Any) -> None:
     with pytest.raises(RuntimeError) as caught:
-        federation(Blocks(3)).cohort(4).each(client, X)
+        cohort(federation(Blocks(3)), 4).each(client, X)
     (note,) = caught.value.__notes__
     assert f"raised by {client.__name__} in round 4" in note and "torch.where" in note and "--backend loop" in note
 
 
 def test_numbers_that_no_seed_controls_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"with_noise draws from, or seeds, the global .*uniform_of\(local\.key\(\)"):
-        federation().cohort(1).each(with_noise, X)
-    federation().cohort(1).each(lambda local, x: x + uniform_of(local.key(), len(X)), X)
+        cohort(federation(), 1).each(with_noise, X)
+    cohort(federation(), 1).each(lambda local, x: x + uniform_of(local.key(), len(X)), X)
 
 
 @EACH_BACKEND
@@ -152,7 +153,7 @@ def test_numpys_numbers_are_refused(backend: Any) -> None:
         return x + float(np.random.rand())                 # noqa: NPY002, what is to be refused
 
     with pytest.raises(ConfigError, match="client draws from, or seeds, the global generator"):
-        federation(backend).cohort(1).each(client, X)
+        cohort(federation(backend), 1).each(client, X)
 
 
 @EACH_BACKEND
@@ -161,12 +162,12 @@ def test_writing_into_an_argument_is_refused(backend: Any) -> None:
         return x.mul_(0.5)
 
     with pytest.raises(ConfigError, match="client writes into an argument, which others read as well"):
-        federation(backend).cohort(1).each(client, X.clone())
+        cohort(federation(backend), 1).each(client, X.clone())
 
 
 def test_a_message_must_be_tensors() -> None:
     with pytest.raises(TypeError, match="a message or memory is a tensor or a tuple of them, got float"):
-        federation().cohort(1).each(lambda local, x: 1.0, X)
+        cohort(federation(), 1).each(lambda local, x: 1.0, X)
 
 
 @pytest.mark.parametrize("weights", [np.zeros(5), np.ones(4), np.array([1, -1, 1, 1, 1.0]), np.full(5, np.nan)])

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.clients import Federation
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
-from fedsim.model import Model
+from fedsim.messages.wire import nbytes
 from fedsim.models.losses import squared
 from fedsim.types import Batch, Kept, Local, Sent
-from fedsim.wire import nbytes
-from fedsim.work import LocalWork, Shards
 
 SIZES = np.array([3, 9, 5, 1, 7])
 D = 2
@@ -55,7 +56,7 @@ def count(local: Local, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 @EACH_BACKEND
 def test_messages_come_from_the_cohort_in_the_order_of_ids(backend: Any) -> None:
-    sent = federation(backend).cohort(1, np.array([4, 0, 3])).each(gradient, X)
+    sent = cohort(federation(backend), 1, np.array([4, 0, 3])).each(gradient, X)
     assert sent.ids.tolist() == [0, 3, 4]
     torch.testing.assert_close(sent.stacked, torch.stack([known_gradient(i) for i in (0, 3, 4)]), rtol=0, atol=1e-14)
 
@@ -69,19 +70,19 @@ def test_a_message_does_not_depend_on_who_else_takes_part(backend: Any) -> None:
         return local.fold(step, x) + local.sample(2).x.sum(0)
 
     fed = federation(backend)
-    everybody = fed.cohort(3).each(walk, X).stacked
+    everybody = cohort(fed, 3).each(walk, X).stacked
     for ids in ([2], [1, 4], [0, 1, 3]):
-        some = fed.cohort(3, np.array(ids)).each(walk, X).stacked
+        some = cohort(fed, 3, np.array(ids)).each(walk, X).stacked
         torch.testing.assert_close(some, everybody[ids], rtol=0, atol=1e-14)
 
 
 @EACH_BACKEND
 def test_memory_is_each_clients_own(backend: Any) -> None:
     fed = federation(backend)
-    seen: Kept[Tensor] = fed.cohort(0).keep(torch.zeros(D, dtype=torch.float64))
+    seen: Kept[Tensor] = cohort(fed, 0).keep(torch.zeros(D, dtype=torch.float64))
     for t, ids in enumerate(([0, 1], [1, 3], [1]), 1):
         before = dict(seen.rows)
-        sent, new = fed.cohort(t, np.array(ids)).each(count, X, seen)
+        sent, new = cohort(fed, t, np.array(ids)).each(count, X, seen)
         assert set(new.rows) == set(ids) and dict(seen.rows) == before
         torch.testing.assert_close(sent.stacked, torch.stack([X + seen[i] for i in ids]))
         seen = seen | new
@@ -92,8 +93,8 @@ def test_memory_is_each_clients_own(backend: Any) -> None:
 @EACH_BACKEND
 def test_steps_and_decay(backend: Any) -> None:
     fed = federation(backend, LocalWork(4, epochs=2), decay=lambda t: 0.5**t)
-    assert fed.cohort(1).each(number_of_steps, X).stacked.tolist() == [2, 6, 4, 2, 4]
-    assert fed.cohort(3).each(lambda local, x: local.decay * x, X).stacked[2].tolist() == (0.125 * X).tolist()
+    assert cohort(fed, 1).each(number_of_steps, X).stacked.tolist() == [2, 6, 4, 2, 4]
+    assert cohort(fed, 3).each(lambda local, x: local.decay * x, X).stacked[2].tolist() == (0.125 * X).tolist()
 
 
 @EACH_BACKEND
@@ -103,7 +104,7 @@ def test_a_large_batch(backend: Any) -> None:
         ones = torch.ones_like(batch.y) if batch.weight is None else batch.weight
         return torch.stack([ones.sum(), (batch.x[..., 0] * ones).sum()])
 
-    got = federation(backend).cohort(1).each(size, X).stacked
+    got = cohort(federation(backend), 1).each(size, X).stacked
     m = np.minimum(SIZES, 4)
     assert got.tolist() == [[m[i], m[i] * i] for i in range(5)]
 
@@ -111,7 +112,7 @@ def test_a_large_batch(backend: Any) -> None:
 @EACH_BACKEND
 def test_gradients_on_a_large_batch_and_on_the_whole_shard_are_charged(backend: Any) -> None:
     fed = federation(backend)
-    fed.cohort(1, np.array([0, 1, 4])).each(lambda local, x: local.grad(x, local.sample(4)) + local.grad(x), X)
+    cohort(fed, 1, np.array([0, 1, 4])).each(lambda local, x: local.grad(x, local.sample(4)) + local.grad(x), X)
     assert fed.ledger.gradient_evaluations.tolist() == [3 + 3, 4 + 9, 0, 0, 4 + 7]
 
 
@@ -134,17 +135,17 @@ def large_batch_in_every_step(local: Local, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("backend", [Loop(), Blocks(2)], ids=["loop", "blocks"])
 def test_the_batch_that_is_charged_is_the_one_that_was_used(fn: Any, expected: list[int], backend: Any) -> None:
     fed = federation(backend)
-    fed.cohort(1).each(fn, X)
+    cohort(fed, 1).each(fn, X)
     assert fed.ledger.gradient_evaluations.tolist() == expected
 
 
 def test_mean_is_weighted_by_p_over_the_cohort() -> None:
     fed = federation(weights=SIZES)
-    clients = fed.cohort(1, np.array([0, 1, 4]))
+    clients = cohort(fed, 1, np.array([0, 1, 4]))
     g = torch.stack([known_gradient(i) for i in (0, 1, 4)])
     expected = torch.tensor([3, 9, 7], dtype=torch.float64) @ g / 19
     torch.testing.assert_close(clients.mean(clients.each(gradient, X)), expected, rtol=0, atol=1e-14)
-    uniform = federation().cohort(1, np.array([0, 1, 4]))
+    uniform = cohort(federation(), 1, np.array([0, 1, 4]))
     torch.testing.assert_close(uniform.mean(uniform.each(gradient, X)), g.mean(0), rtol=0, atol=1e-14)
 
 
@@ -152,14 +153,14 @@ def test_mean_goes_into_trees_and_keeps_types_and_shapes() -> None:
     def message(local: Local, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return x.float(), (local.steps, torch.ones(2, 3, dtype=torch.float64) * local.steps)
 
-    clients = federation().cohort(1, np.array([1, 4]))
+    clients = cohort(federation(), 1, np.array([1, 4]))
     a, (b, c) = clients.mean(clients.each(message, X))
     assert (a.dtype, b.shape, c.shape) == (torch.float32, (), (2, 3))
     assert float(b) == (3 + 2) / 2 == float(c[1, 2])
 
 
 def test_reduce_gives_the_rule_rows_and_weights_that_sum_to_one() -> None:
-    clients = federation(weights=SIZES).cohort(1, np.array([0, 3]))
+    clients = cohort(federation(weights=SIZES), 1, np.array([0, 3]))
     sent = clients.each(gradient, X)
 
     def rule(rows: Tensor, weights: Tensor) -> Tensor:
@@ -171,30 +172,30 @@ def test_reduce_gives_the_rule_rows_and_weights_that_sum_to_one() -> None:
 
 def test_fraction_population_and_sizes() -> None:
     fed = federation(weights=SIZES, cohort_size=2)
-    clients = fed.cohort(4, np.array([1, 3]))
+    clients = cohort(fed, 4, np.array([1, 3]))
     assert clients.fraction == pytest.approx(10 / 25)
     assert (len(clients), clients.n, clients.cohort_size, clients.round) == (2, 5, 2, 4)
     assert clients.population.ids.tolist() == list(range(5)) and clients.population.round == 4
-    assert federation().cohort(1, np.array([2])).fraction == pytest.approx(1 / 5)
-    assert federation().cohort(1).cohort_size == 5
+    assert cohort(federation(), 1, np.array([2])).fraction == pytest.approx(1 / 5)
+    assert cohort(federation(), 1).cohort_size == 5
 
 
 def test_split_deals_every_client_one_role_by_its_own_coin() -> None:
     fed = federation()
     tosses = np.zeros((200, 5))
     for t in range(200):
-        heads, tails = fed.cohort(t).split(0.3)
+        heads, tails = cohort(fed, t).split(0.3)
         assert sorted([*heads.ids, *tails.ids]) == [0, 1, 2, 3, 4]
         assert heads.round == tails.round == t
         tosses[t, heads.ids] = 1
-        alone = fed.cohort(t, np.array([2])).split(0.3)[0]
+        alone = cohort(fed, t, np.array([2])).split(0.3)[0]
         assert len(alone) == tosses[t, 2], "a coin depends on the company"
     assert abs(tosses.mean() - 0.3) < 5 * (0.3 * 0.7 / 1000) ** 0.5            # five standard deviations
     assert np.abs(np.corrcoef(tosses.T) - np.eye(5)).max() < 5 / 200**0.5
 
 
 def test_split_at_the_ends_and_outside() -> None:
-    clients = federation().cohort(1)
+    clients = cohort(federation(), 1)
     assert len(clients.split(0.0)[0]) == 0 and len(clients.split(1.0)[1]) == 0
     assert not clients.split(0.0)[0] and clients.split(1.0)[0]
     for p in (-0.1, 1.5, float("nan")):
@@ -204,7 +205,7 @@ def test_split_at_the_ends_and_outside() -> None:
 
 def test_down_and_up_are_charged_to_those_who_took_part() -> None:
     fed = federation()
-    clients = fed.cohort(1, np.array([1, 4]))
+    clients = cohort(fed, 1, np.array([1, 4]))
     down = (X, X)
     sent = clients.each(lambda local, d: d[0].float(), down)
     assert fed.ledger.down.tolist() == [0, nbytes(down), 0, 0, nbytes(down)]
@@ -216,7 +217,7 @@ def test_down_and_up_are_charged_to_those_who_took_part() -> None:
 
 def test_an_upload_is_charged_once_however_often_it_is_read() -> None:
     fed = federation()
-    clients = fed.cohort(1, np.array([1, 4]))
+    clients = cohort(fed, 1, np.array([1, 4]))
     sent = clients.each(gradient, X)
     clients.mean(sent)
     clients.mean(sent)
@@ -228,7 +229,7 @@ def test_an_upload_is_charged_once_however_often_it_is_read() -> None:
 
 def test_an_upload_is_charged_once_whoever_reads_it() -> None:
     fed = federation()
-    clients = fed.cohort(1)
+    clients = cohort(fed, 1)
     sent = clients.each(gradient, X)
     clients.mean(sent)
     clients.population.mean(sent)
@@ -238,7 +239,7 @@ def test_an_upload_is_charged_once_whoever_reads_it() -> None:
 @EACH_BACKEND
 def test_memory_never_travels(backend: Any) -> None:
     fed = federation(backend)
-    clients = fed.cohort(1)
+    clients = cohort(fed, 1)
     big = clients.keep(torch.zeros(1000, dtype=torch.float64))
     clients.mean(clients.each(lambda local, x, m: (x + m.sum(), m + 1), X, big)[0])
     assert fed.ledger.down.tolist() == fed.ledger.up.tolist() == [nbytes(X)] * 5
@@ -256,7 +257,7 @@ def test_fold_leaves_out_the_first_minibatches(backend: Any, skip: int) -> None:
         return k, local.steps
 
     fed = federation(backend)
-    k, steps = fed.cohort(1).each(client, X).stacked
+    k, steps = cohort(fed, 1).each(client, X).stacked
     assert len(set(steps.tolist())) > 1, "clients with different numbers of steps"
     assert k.tolist() == [max(0, n - skip) for n in steps.tolist()]
 
@@ -273,7 +274,7 @@ def test_fold_carries_trees_and_hands_constants_over(backend: Any) -> None:
         k, y = local.fold(step, (torch.zeros((), dtype=x.dtype), torch.zeros_like(x)), local.grad(x), x)
         return torch.cat([k.reshape(1), y])
 
-    got = federation(backend).cohort(1).each(client, X).stacked
+    got = cohort(federation(backend), 1).each(client, X).stacked
     steps = -(-SIZES // np.minimum(SIZES, 4))
     for i in range(5):
         torch.testing.assert_close(got[i, 1:], float(steps[i]) * known_gradient(i) * X, rtol=0, atol=1e-13)
@@ -283,7 +284,7 @@ def test_fold_carries_trees_and_hands_constants_over(backend: Any) -> None:
 def test_sent_and_kept_are_inert() -> None:
     """They hold data and nothing that could run code or move a byte."""
     fed = federation()
-    clients = fed.cohort(1)
+    clients = cohort(fed, 1)
     sent, kept = clients.each(count, X, clients.keep(torch.zeros(D, dtype=torch.float64)))
     assert set(Sent.__slots__) == {"__weakref__", "ids", "messages"} and set(Kept.__slots__) == {"default", "n", "rows"}
     for value in (sent, kept):
@@ -295,5 +296,5 @@ def test_sent_and_kept_are_inert() -> None:
 
 def test_gradients_are_not_recorded() -> None:
     """A client's code runs without autograd, or memory would grow with the rounds."""
-    sent = federation().cohort(1).each(lambda local, x: local.grad(x) * x.clone().requires_grad_(), X)
+    sent = cohort(federation(), 1).each(lambda local, x: local.grad(x) * x.clone().requires_grad_(), X)
     assert not sent.stacked.requires_grad

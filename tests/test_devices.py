@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from algorithms import DFedSAM, FedSpeed, Scaffold
-from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run, tune
+from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run
 from fedsim.compress import TopK
 from fedsim.compress.selection import _by_sorting, _by_threshold
+from fedsim.controller import choose as choosing
+from fedsim.controller.prepare import prepare
 from fedsim.data import Dataset, Split
 from fedsim.errors import ConfigError
 from fedsim.feedback import EF21
 from fedsim.models import MLP, CharLSTM, LeNet5
 from fedsim.partition import IidPartitioner
-from fedsim.record import RunDirectory
-from fedsim.setup import prepare
+from fedsim.record.directory import RunDirectory
 from topologies import Ring, Static
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -80,7 +81,7 @@ def test_blocks_are_the_loop(model: Any, device: str, tmp_path: Path) -> None:
 
 
 def series_of(directory: RunDirectory) -> np.ndarray:
-    from fedsim.rows import read_metrics
+    from fedsim.record.metrics import read_metrics
 
     return np.array(list(read_metrics(directory.seed_path(0) / "metrics.jsonl").series("server/test", "loss").values()))
 
@@ -110,20 +111,20 @@ def test_the_largest_by_a_threshold_are_those_by_sorting(spoil: Any, device: str
 
 
 def test_blocks_for_which_there_is_no_memory_are_not_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    times = tune._times
+    times = choosing._times
 
     def of_a_small_gpu(trial: Any, *arguments: Any) -> list[float]:
         if getattr(trial.backend, "size", 0) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return times(trial, *arguments)
 
-    monkeypatch.setattr(tune, "_times", of_a_small_gpu)
+    monkeypatch.setattr(choosing, "_times", of_a_small_gpu)
     prepared = prepare(replace(SMALL, partition=IidPartitioner(40)), 0)
-    chosen = tune.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "cache")
+    chosen = choosing.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "cache")
     assert set(chosen["trial_seconds"]) == {"loop", "5"}
-    monkeypatch.setattr(tune, "_times", lambda *_: of_a_small_gpu(replace(prepared.federation, backend=Big())))
+    monkeypatch.setattr(choosing, "_times", lambda *_: of_a_small_gpu(replace(prepared.federation, backend=Big())))
     with pytest.raises(torch.OutOfMemoryError):
-        tune.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "other")
+        choosing.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "other")
 
 
 class Big:

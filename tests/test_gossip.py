@@ -10,19 +10,13 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
+from fedsim.clients import cohort
 from fedsim.errors import ConfigError
-from fedsim.gossip import (
-    DENSE_NODES,
-    check,
-    check_connected,
-    contraction_bound,
-    mixing_matrix,
-    restrict,
-    spread,
-)
-from fedsim.messages import Stacked
+from fedsim.gossip import DENSE_NODES, check, check_connected, contraction_bound, mixing_matrix, restrict
+from fedsim.messages.mixing import spread
+from fedsim.messages.stacked import Stacked
+from fedsim.messages.wire import nbytes
 from fedsim.types import Sent
-from fedsim.wire import nbytes
 from tests.test_clients import federation
 from topologies import (
     BarabasiAlbert,
@@ -143,7 +137,7 @@ def test_round_and_seed_reach_the_topology() -> None:
             return metropolis(Ring().build(n, 0))
 
     fed = federation(topology=Asked())
-    fed.cohort(4).mix(Sent(np.arange(5), Stacked(torch.zeros(5, 2, dtype=DOUBLE))))
+    cohort(fed, 4).mix(Sent(np.arange(5), Stacked(torch.zeros(5, 2, dtype=DOUBLE))))
 
 
 Z = torch.randn(5, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
@@ -152,7 +146,7 @@ Z = torch.randn(5, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
 def test_mix_goes_into_trees_and_reads_the_consensus_of_the_first() -> None:
     fed = federation(topology=Static(Ring()))
     tree, before = (Z, (Z[:, :1].float(), Z.reshape(5, 3, 1))), Z.clone()
-    mixed = fed.cohort(1).mix(Sent(np.arange(5), Stacked(tree)), 2)
+    mixed = cohort(fed, 1).mix(Sent(np.arange(5), Stacked(tree)), 2)
     assert torch.equal(Z, before), "a message may be read again"
     W = np.linalg.matrix_power(Static(Ring()).matrix(1, 0, 5).toarray(), 2)
     for i in range(5):
@@ -200,7 +194,7 @@ EVERYBODY, FOUR = np.arange(5), np.array([0, 1, 2, 4])
 def test_no_exchange_leaves_more_than_the_bound(topology: Static, active: np.ndarray) -> None:
     fed = federation(topology=topology)
     for steps in (1, 3):
-        fed.cohort(1, active).mix(Sent(active, Stacked(Z[active])), steps)
+        cohort(fed, 1, active).mix(Sent(active, Stacked(Z[active])), steps)
         assert fed.contraction is not None and fed.contraction_bound is not None
         assert 0 < fed.contraction <= fed.contraction_bound * (1 + 1e-12) < 1
     w = restrict(topology.matrix(1, 0, 5), active, 1)
@@ -210,39 +204,39 @@ def test_no_exchange_leaves_more_than_the_bound(topology: Static, active: np.nda
 def test_push_sum_has_no_bound() -> None:
     """What it spreads are sums, which need not come closer."""
     fed = federation(topology=Static(Star(), "column_stochastic"))
-    fed.cohort(1).push(Sent(np.arange(5), Stacked(Z)))
+    cohort(fed, 1).push(Sent(np.arange(5), Stacked(Z)))
     assert fed.contraction_bound is None and fed.contraction is not None
 
 
 def test_the_consensus_distance() -> None:
     assert spread(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0]])) == 2.5
     fed = federation(topology=Static(Ring()))
-    fed.cohort(1).mix(Sent(np.arange(5), Stacked(torch.ones(5, 3))))
+    cohort(fed, 1).mix(Sent(np.arange(5), Stacked(torch.ones(5, 3))))
     assert fed.contraction is None, "nothing to contract"
 
 
 @pytest.mark.parametrize("verb", ["mix", "push"])
 def test_without_a_topology(verb: str) -> None:
-    clients = federation().cohort(1)
+    clients = cohort(federation(), 1)
     with pytest.raises(ConfigError, match=r"server.* a topology.* --topology Static --topology.graph Ring"):
         getattr(clients, verb)(Sent(np.arange(5), Stacked(Z)))
 
 
 def test_those_who_are_away_hear_and_hold_nothing() -> None:
     fed = federation(topology=Static(Ring()))
-    mixed = fed.cohort(1).mix(Sent(np.array([0, 1, 3]), Stacked(Z[[0, 1, 3]])))
+    mixed = cohort(fed, 1).mix(Sent(np.array([0, 1, 3]), Stacked(Z[[0, 1, 3]])))
     assert set(mixed.rows) == {0, 1, 3}
     assert torch.equal(mixed[3], Z[3]) and not torch.equal(mixed[0], Z[0])
     assert fed.ledger.up.tolist() == fed.ledger.down.tolist() == [nbytes(Z[0]), nbytes(Z[0]), 0, 0, 0]
 
 
 def test_numbers_can_be_mixed() -> None:
-    mixed = federation(topology=Static(Ring())).cohort(1).mix(Sent(np.arange(5), Stacked(Z[:, 0])))
+    mixed = cohort(federation(topology=Static(Ring())), 1).mix(Sent(np.arange(5), Stacked(Z[:, 0])))
     expected = [float(Z[[i - 1, i, (i + 1) % 5], 0].mean()) for i in range(5)]
     assert [float(mixed[i]) for i in range(5)] == pytest.approx(expected, abs=1e-15)
 
 
 def test_a_row_does_not_keep_the_stack_of_its_round_alive() -> None:
     """Or n nodes that take part now and then keep up to n stacks."""
-    mixed = federation(topology=Static(Ring())).cohort(1).mix(Sent(np.array([0, 1, 3]), Stacked(Z[[0, 1, 3]])))
+    mixed = cohort(federation(topology=Static(Ring())), 1).mix(Sent(np.array([0, 1, 3]), Stacked(Z[[0, 1, 3]])))
     assert mixed[0].untyped_storage().nbytes() == mixed[0].numel() * mixed[0].element_size()

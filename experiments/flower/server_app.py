@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from fedsim.backends.flower.server_app import server_app
+from fedsim.backends.flower.server.server_app import server_app
 
 app = server_app(Path(__file__).parent)

@@ -16,16 +16,16 @@ from pathlib import Path
 from fedsim.errors import ConfigError, FedsimError, suggest
 
 COMMANDS = {
-    "run": ("fedsim.cli.running", "run", "run an experiment"),
-    "resume": ("fedsim.cli.running", "resume", "continue an interrupted run or sweep"),
-    "sweep": ("fedsim.cli.sweeping", "sweep", "run a grid of experiments: --algorithm.lr 0.03,0.1 --local.epochs 1,2"),
-    "deploy": ("fedsim.cli.deploying", "deploy", "run an experiment on real clients, through Flower"),
-    "certificates": ("fedsim.cli.deploying", "certificates", "make certificates and keys for a deployment"),
+    "run": ("fedsim.cli.run", "run", "run an experiment"),
+    "resume": ("fedsim.cli.run", "resume", "continue an interrupted run or sweep"),
+    "sweep": ("fedsim.cli.sweep", "sweep", "run a grid of experiments: --algorithm.lr 0.03,0.1 --local.epochs 1,2"),
+    "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment on real clients, through Flower"),
+    "certificates": ("fedsim.cli.deploy", "certificates", "make certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "list what is available: algorithms, data sets, models, ..."),
-    "partition": ("fedsim.cli.partitioning", "partition", "divide a data set among clients, and show the result"),
+    "partition": ("fedsim.cli.partition", "partition", "divide a data set among clients, and show the result"),
     "topology": ("fedsim.cli.topology", "topology", "show who talks to whom without a server, and what it costs"),
-    "compare": ("fedsim.cli.reading", "compare", "compare runs: final values, differences, cost of reaching a target"),
-    "report": ("fedsim.cli.reading", "report", "write an HTML report of runs"),
+    "compare": ("fedsim.cli.compare", "compare", "compare runs: final values, differences, cost of reaching a target"),
+    "report": ("fedsim.cli.compare", "report", "write an HTML report of runs"),
 }
 USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import load_config, override
-from fedsim.config.names import parameters
-from fedsim.config.plan import plan
-from fedsim.config.read import help_text
 from fedsim.errors import ConfigError, suggest
+from fedsim.experiment.config import load_config, override
+from fedsim.experiment.config.names import parameters
+from fedsim.experiment.config.plan import plan
+from fedsim.experiment.config.read import help_text
 
 SHORTCUTS = {"data_dir": "data.data_dir", "ray_address": "ray.address"}
 

@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 
-from fedsim.config.names import catalogue, summary
 from fedsim.data import available
+from fedsim.experiment.config.names import catalogue, summary
 from fedsim.problems import PROBLEMS
 
 

@@ -18,21 +18,21 @@ from torch import nn
 
 from fedsim.cli import flags
 from fedsim.cli.output import console, writing
-from fedsim.config import build, override
-from fedsim.config.names import catalogue, imported, parameters
-from fedsim.config.write import written
+from fedsim.controller.prepare import resolve_data
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, suggest
-from fedsim.experiment import Data, Experiment, division, is_problem
+from fedsim.experiment.config import build, override
+from fedsim.experiment.config.names import catalogue, imported, parameters
+from fedsim.experiment.config.write import written
+from fedsim.experiment.experiment import Data, Experiment, division, is_problem
 from fedsim.gossip import TOLERANCE, Topology, mixing_matrix, weigh
+from fedsim.messages.wire import nbytes
 from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
 from fedsim.problems import Problem
-from fedsim.record import RunDirectory, open_run
-from fedsim.report.graph import draw_graph
-from fedsim.rows import read_metrics
-from fedsim.setup import resolve_data
-from fedsim.wire import nbytes
+from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.metrics import read_metrics
+from fedsim.report.topology_picture import draw_graph
 
 DIAMETER_NODES = 2000
 """Up to here all distances are computed."""

@@ -14,7 +14,7 @@ from fedsim.compress.lowrank import LowRank, PowerSGD
 from fedsim.compress.quantise import QSGD, NaturalDithering, Sign
 from fedsim.compress.randk import RandK
 from fedsim.compress.topk import TopK
-from fedsim.types import Compressor
+from fedsim.values import Compressor
 
 COMPRESSORS: tuple[type[Compressor], ...] = (
     Identity,

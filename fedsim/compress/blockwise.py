@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fedsim.checks import at_least_one, needs_no_layers
-from fedsim.compress.message import Reader, varint, varint_size
 from fedsim.compress.quantise import QSGD
+from fedsim.compress.reader import Reader, varint, varint_size
 from fedsim.compress.sparse import Parts
 from fedsim.seeds import uniform_of
-from fedsim.types import Compressor, Packed, Site
+from fedsim.values import Compressor, Packed, Site
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Block:
         return ()
 
     def key(self, tag: int = 0) -> Tensor:
-        """See ``fedsim.types.Site``; ``[..., blocks]``, or ``[...]`` of one."""
+        """See ``fedsim.values.Site``; ``[..., blocks]``, or ``[...]`` of one."""
         keys = (uniform_of(self.at.key(tag), self.stop or self.first + 1) * 2.0**53).long()
         return keys[..., self.first] if self.stop is None else keys[..., self.first :]
 
@@ -74,13 +74,13 @@ class Blockwise:
         return parts[: count if blocks else 0], parts[count if blocks else 0 :]
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         whole, rest = self._split(parts, d)
         out = [self.compressor.unpack(whole, self.size).flatten(-2)] if whole else []
         return torch.cat([*out, self.compressor.unpack(rest, d % self.size)] if rest else out, -1)
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         sizes = [s + varint_size(s) for s in self._of_each(self.compressor.nbytes, parts, d)]
         return torch.cat(sizes, -1).sum(-1)
 
@@ -91,7 +91,7 @@ class Blockwise:
         return [*out, what(rest, d % self.size).unsqueeze(-1)] if rest else out
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         whole, rest = self._split(parts, d)
         rows = zip(*whole, strict=True) if whole else ()
         messages = [self.compressor.encode(row, self.size) for row in rows]
@@ -100,7 +100,7 @@ class Blockwise:
         return b"".join(varint(len(message)) + message for message in messages)
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         reader, (blocks, rest) = Reader(data), divmod(d, self.size)
         rows = []
         for i in range(blocks + (rest > 0)):

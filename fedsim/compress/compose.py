@@ -12,7 +12,7 @@ from fedsim.compress.quantise import QSGD
 from fedsim.compress.sparse import Parts, Sparsifier, place
 from fedsim.compress.topk import TopK
 from fedsim.errors import ConfigError
-from fedsim.types import Compressor, Packed, Site
+from fedsim.values import Compressor, Packed, Site
 
 LONG = 2**31
 """A length of vector that any compressor takes, to ask for its class."""
@@ -43,19 +43,19 @@ class Scaled:
         return Packed(self, self.compressor.compress(x, at).parts, x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return self.compressor.unpack(parts, d) * self.alpha(d)
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return self.compressor.nbytes(parts, d)
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return self.compressor.encode(parts, d)
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return self.compressor.decode(data, d, dtype)
 
     def paper_bits(self, parts: Parts, d: int) -> Tensor:
@@ -107,20 +107,20 @@ class Composed:
         return Packed(self, (where, *self.values.compress(values, at).parts), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         where, k = parts[0], self._k(parts, d)
         return place(self._sparsifier.locate(where, d), self.values.unpack(parts[1:], k), d)
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return self._sparsifier.overhead(parts[0], d) + self.values.nbytes(parts[1:], self._k(parts, d))
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return self._sparsifier.wrap(parts[0], d, self.values.encode(parts[1:], self._k(parts, d)))
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         where, k, tail = self._sparsifier.unwrap(data, d)
         return (where, *self.values.decode(tail, k, dtype))
 

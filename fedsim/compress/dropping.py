@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fedsim.checks import in_range, one_of, positive, share
 from fedsim.compress import indices
-from fedsim.compress.message import Reader, expect_size, float_bytes, floats
-from fedsim.compress.rows import finite
+from fedsim.compress.reader import Reader, expect_size, float_bytes, floats
 from fedsim.compress.sparse import Code, Parts, place, read_sparse, sparse_bytes, sparse_size
+from fedsim.compress.stacks import finite
 from fedsim.seeds import uniform_of
-from fedsim.types import Packed, Site
+from fedsim.values import Packed, Site
 
 _DRAW = 104                                                # the tag of the coin
 
@@ -50,22 +50,22 @@ class Threshold:
         return Packed(self, (torch.where((size >= least) & (size > 0), x, x - x),), x.shape[-1])   # NaN - NaN is NaN
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return parts[0]
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         held = parts[0] != 0
         k = held.sum(-1)
         return sparse_size(indices.sizes_of_held(held), k, self.code) + k * parts[0].element_size()
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         index = parts[0].nonzero()[:, 0]
         return sparse_bytes(index, d, self.code, float_bytes(parts[0][index]))
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         index, tail = read_sparse(data, d)
         expect_size(tail, len(index) * dtype.itemsize)
         values = floats(tail, dtype)
@@ -109,19 +109,19 @@ class Bernoulli:
         return Packed(self, (sent.clone(), torch.where(sent.unsqueeze(-1), x / self.p, x - x)), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return parts[1]
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return 1 + parts[0].long() * (d * parts[1].element_size())
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return b"\1" + float_bytes(parts[1]) if bool(parts[0]) else b"\0"
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         reader = Reader(data)
         sent = reader.byte("whether values follow", 2)
         expect_size(rest := reader.rest(), sent * d * dtype.itemsize)

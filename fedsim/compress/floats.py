@@ -12,10 +12,10 @@ from torch import Tensor
 from fedsim.checks import one_of
 from fedsim.compress import bits
 from fedsim.compress.levels import constant
-from fedsim.compress.message import expect_padding, expect_size, float_bytes, floats
-from fedsim.compress.rows import finite
+from fedsim.compress.reader import expect_padding, expect_size, float_bytes, floats
+from fedsim.compress.stacks import finite
 from fedsim.seeds import uniform_of
-from fedsim.types import Packed, Site
+from fedsim.values import Packed, Site
 
 Parts = tuple[Tensor, ...]
 _DRAW = 103                                                # the tag of the randomness of rounding
@@ -35,19 +35,19 @@ class Identity:
         return Packed(self, (finite(x, self),), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return parts[0]
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return constant(parts[0][..., 0], d * parts[0].element_size())
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return float_bytes(parts[0])
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         expect_size(data, d * dtype.itemsize)
         return (floats(data, dtype),)
 
@@ -116,16 +116,16 @@ class LowPrecision:
         return Packed(self, (scale, (x / scale.unsqueeze(-1)).to(kind.dtype).to(kind.held)), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         scale, values = parts
         return values.to(scale.dtype) * scale.unsqueeze(-1)
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return constant(parts[0], parts[0].element_size() + d * _FORMATS[self.format].dtype.itemsize)
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         scale, values = parts
         if not torch.isfinite(values).all():
             raise ValueError("a compressed vector holds NaN or infinity, which is not sent")
@@ -134,7 +134,7 @@ class LowPrecision:
         return float_bytes(scale) + words.cpu().numpy().astype(f">i{dtype.itemsize}").tobytes()
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         kind = _FORMATS[self.format]
         size = kind.dtype.itemsize
         expect_size(data, dtype.itemsize + d * size)
@@ -183,22 +183,22 @@ class Natural:
         return Packed(self, (torch.where(up, low + (1 << mantissa), low).view(x.dtype),), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return parts[0]
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return constant(parts[0][..., 0], -(-d * (1 + _LAYOUT[parts[0].dtype][2]) // 8))
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         integer, mantissa, exponent = _LAYOUT[parts[0].dtype]
         float_bytes(parts[0])                              # refuses NaN and infinity
         word = parts[0].contiguous().view(integer).cpu().numpy()
         return bits.pack_fixed((word >> mantissa) & (2 ** (exponent + 1) - 1), exponent + 1).data.tobytes()
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         if dtype not in _LAYOUT:
             raise ValueError(f"a compressed vector of {dtype}; expected float32 or float64")
         _, mantissa, exponent = _LAYOUT[dtype]

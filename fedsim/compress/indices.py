@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.compress import bits, elias
 from fedsim.compress.bits import Bits
-from fedsim.compress.rows import on_stacks
+from fedsim.compress.stacks import on_stacks
 
 IndexCode: TypeAlias = Literal["packed", "bitmap", "gamma", "delta", "omega"]
 CODES: tuple[IndexCode, ...] = get_args(IndexCode)

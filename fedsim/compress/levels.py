@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fedsim.compress import bits, elias, indices
-from fedsim.compress.message import Reader, expect_padding, float_bytes, floats, varint, varint_size
-from fedsim.compress.rows import on_stacks
+from fedsim.compress.reader import Reader, expect_padding, float_bytes, floats, varint, varint_size
+from fedsim.compress.stacks import on_stacks
 
 LevelCode: TypeAlias = Literal["fixed", "elias"]
 CODES: tuple[LevelCode, ...] = ("fixed", "elias")

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from fedsim.checks import at_least_one
-from fedsim.compress.message import Reader, float_bytes, floats, varint, varint_size
-from fedsim.compress.rows import finite, on_stacks
+from fedsim.compress.reader import Reader, float_bytes, floats, varint, varint_size
+from fedsim.compress.stacks import finite, on_stacks
 from fedsim.errors import ConfigError
 from fedsim.seeds import uniform_of
-from fedsim.types import Packed, Site
+from fedsim.values import Packed, Site
 
 Parts = tuple[Tensor, ...]
 Layout = list[tuple[int, int]]
@@ -37,7 +37,7 @@ class _Factors(ABC):
 
     @abstractmethod
     def compress(self, x: Tensor, at: Site) -> Packed:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
 
     @abstractmethod
     def factors(self, m: Tensor, *guess: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class _Factors(ABC):
         return Packed(self, on_stacks(run, *given), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
 
         def run(where: Tensor, numbers: Tensor) -> tuple[Tensor]:
             out = []
@@ -112,18 +112,18 @@ class _Factors(ABC):
             yield first.reshape(*first.shape[:-1], m, self.rank), second.reshape(*second.shape[:-1], n, self.rank)
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         where, numbers = parts
         layers = len(varint(where.shape[-2]))
         return varint_size(where).sum((-2, -1)) + layers + numbers.shape[-1] * numbers.element_size()
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         sizes = parts[0].flatten().tolist()
         return varint(len(parts[0])) + b"".join(map(varint, sizes)) + float_bytes(parts[1])
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         reader = Reader(data)
         layers = reader.varint("number of layers", len(data) // 2)
         layout = [(reader.varint("rows of a layer", d), reader.varint("columns", d)) for _ in range(layers)]
@@ -164,7 +164,7 @@ class LowRank(_Factors):
         at_least_one(self, "rank")
 
     def compress(self, x: Tensor, at: Site) -> Packed:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return self.pack(x, self.layout(x.shape[-1], at))
 
     def factors(self, m: Tensor, *guess: Tensor) -> tuple[Tensor, Tensor]:

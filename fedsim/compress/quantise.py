@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fedsim.checks import one_of
 from fedsim.compress import levels
-from fedsim.compress.message import expect_padding, expect_size, float_bytes, floats
-from fedsim.compress.rows import finite
+from fedsim.compress.reader import expect_padding, expect_size, float_bytes, floats
+from fedsim.compress.stacks import finite
 from fedsim.errors import ConfigError
 from fedsim.seeds import uniform_of
-from fedsim.types import Packed, Site
+from fedsim.values import Packed, Site
 
 Parts = tuple[Tensor, ...]
 Norm: TypeAlias = Literal["l2", "linf"]
@@ -38,20 +38,20 @@ class Sign:
         return Packed(self, (x.abs().mean(-1), x < 0), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         scale, negative = parts
         return torch.where(negative, -scale.unsqueeze(-1), scale.unsqueeze(-1))
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return levels.constant(parts[0], parts[0].element_size() + -(-d // 8))
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return float_bytes(parts[0]) + levels.pack_bits(parts[1])
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         expect_size(data, dtype.itemsize + -(-d // 8))
         expect_padding(data[dtype.itemsize :], d)
         scale = floats(data[: dtype.itemsize], dtype)[0]
@@ -102,15 +102,15 @@ class _Dithering:
         one_of(self, "code", ("shortest", *levels.CODES))
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return levels.size(parts, self.s, self.code)
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return levels.write(parts, self.s, self.code)
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         return levels.read(data, d, self.s, dtype)
 
     def paper_bits(self, parts: Parts, d: int) -> Tensor:
@@ -154,7 +154,7 @@ class QSGD(_Dithering):
         return Packed(self, (norm, level), d)
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         norm, level = parts
         return level.to(norm.dtype) / self.s * norm.unsqueeze(-1)
 
@@ -196,7 +196,7 @@ class NaturalDithering(_Dithering):
         return Packed(self, (norm, level), d)
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         norm, level = parts
         powers = torch.tensor([0.0] + [2.0 ** (i - self.s) for i in range(1, self.s + 1)], device=norm.device)
         share = powers.to(norm.dtype)[level.long().abs()]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.compress.message import Reader
-from fedsim.compress.rows import finite
+from fedsim.compress.reader import Reader
 from fedsim.compress.selection import largest
 from fedsim.compress.sparse import Code, Sparsifier, check_count, count, index_size, read_sparse, sparse_bytes
+from fedsim.compress.stacks import finite
 from fedsim.seeds import uniform_of
-from fedsim.types import Packed, Site
+from fedsim.values import Packed, Site
 
 _DRAW = 101                                                # the tag of the randomness
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.compress.rows import on_stacks
+from fedsim.compress.stacks import on_stacks
 
 LONG = 2**13
 """Vectors of this length are worth a sample; shorter ones are sorted, which works below ``torch.vmap`` as it is."""

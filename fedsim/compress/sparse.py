@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.checks import one_of, share
 from fedsim.compress import bits, indices
 from fedsim.compress.indices import CODES, IndexCode
-from fedsim.compress.message import Reader, expect_size, float_bytes, floats, varint, varint_size
+from fedsim.compress.reader import Reader, expect_size, float_bytes, floats, varint, varint_size
 from fedsim.errors import ConfigError
 
 Parts = tuple[Tensor, ...]
@@ -51,22 +51,22 @@ class Sparsifier(ABC):
         """Where values belong, their number, and their bytes; ValueError for what `wrap` does not write."""
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         where, values = parts
         return place(self.locate(where, d), values, d)
 
     def nbytes(self, parts: Parts, d: int) -> Tensor:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         where, values = parts
         return self.overhead(where, d) + values.shape[-1] * values.element_size()
 
     def encode(self, parts: Parts, d: int) -> bytes:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         where, values = parts
         return self.wrap(where, d, float_bytes(values))
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
-        """See ``fedsim.types.Compressor``."""
+        """See ``fedsim.values.Compressor``."""
         where, k, tail = self.unwrap(data, d)
         expect_size(tail, k * dtype.itemsize)
         return where, floats(tail, dtype)

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.compress.rows import finite
 from fedsim.compress.selection import largest
 from fedsim.compress.sparse import Code, Sparsifier, check_count, count, index_size, read_sparse, sparse_bytes
+from fedsim.compress.stacks import finite
 from fedsim.errors import ConfigError
-from fedsim.types import Packed, Site
+from fedsim.values import Packed, Site
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The model zoo: frozen settings whose ``build(input_shape, classes)`` makes a network without BatchNorm or Dropout."""
 
 from fedsim.models.convolutional import CifarLeNet, LeNet5, McMahanCNN
-from fedsim.models.dense import MLP, Logistic
+from fedsim.models.linear import MLP, Logistic
 from fedsim.models.recurrent import CharLSTM
 from fedsim.models.resnet import ResNet18
 from fedsim.models.shapes import Architecture

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedsim.models.dense import linear_layers
+from fedsim.models.linear import linear_layers
 from fedsim.models.shapes import image_shape, output_width
 
 

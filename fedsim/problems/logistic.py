@@ -21,14 +21,7 @@ from torch import Tensor
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import ConfigError, suggest
 from fedsim.models.losses import logistic
-from fedsim.problems.problem import (
-    TRAINING_ROWS,
-    Problem,
-    largest_eigenvalue,
-    linear_module,
-    owners,
-    row_weights,
-)
+from fedsim.problems.problem import TRAINING_ROWS, Problem, largest_eigenvalue, linear_module, owners, row_weights
 
 
 def l2(x: Tensor, lam: float) -> Tensor:

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedsim.compare import Comparison
 from fedsim.errors import ConfigError, RunError, suggest
+from fedsim.report.compare import Comparison
 from fedsim.report.series import AXES, Series
 from fedsim.report.statistics import estimate
 

@@ -12,9 +12,9 @@ from string import Template
 
 import yaml
 
-from fedsim.compare import Comparison, cells, compare, header, notes, text_of, title
 from fedsim.errors import RunError
-from fedsim.record import write_atomic
+from fedsim.record.files import write_atomic
+from fedsim.report.compare import Comparison, cells, compare, header, notes, text_of, title
 from fedsim.report.curves import curves
 from fedsim.report.series import AXES, RunSeries
 from fedsim.report.statistics import best, estimate

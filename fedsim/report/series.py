@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.absence import absent
 from fedsim.errors import ConfigError, DivergenceError, RunError
-from fedsim.record import RunDirectory, open_run
-from fedsim.rows import Metrics, read_metrics
+from fedsim.record.absences import absent
+from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.metrics import Metrics, read_metrics
 
 AXES = {
     "round": "round",

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsim.backends.blocks import Blocks
-from fedsim.clients import Federation
-from fedsim.model import Model
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.model import Model
 from fedsim.problems import Problem, quadratic_from
-from fedsim.work import LocalWork, Shards
 
 BEZNOSIKOV = quadratic_from(
     np.array([2 * np.outer(v, v) + np.eye(3) / 2 for v in ([-3, 2, 2], [2, -3, 2], [2, 2, -3])]), np.zeros((3, 3))
@@ -33,17 +34,17 @@ def federation_of(problem: Problem, backend: Any = None, work: LocalWork = GRADI
 def trajectory(algorithm: Any, problem: Problem, x0: Any, rounds: int, fed: Federation | None = None) -> list[Any]:
     """The states after initialisation and after each round, with everybody."""
     fed = fed or federation_of(problem)
-    states = [algorithm.init(torch.as_tensor(x0, dtype=torch.float64), fed.cohort(0))]
+    states = [algorithm.init(torch.as_tensor(x0, dtype=torch.float64), cohort(fed, 0))]
     for t in range(1, rounds + 1):
-        states.append(algorithm.round(states[-1], fed.cohort(t)))
+        states.append(algorithm.round(states[-1], cohort(fed, t)))
     return states
 
 
 def last(algorithm: Any, problem: Problem, x0: Any, rounds: int) -> np.ndarray:
     """The model after so many rounds with everybody."""
     fed = federation_of(problem)
-    state = algorithm.init(torch.as_tensor(x0, dtype=torch.float64), fed.cohort(0))
+    state = algorithm.init(torch.as_tensor(x0, dtype=torch.float64), cohort(fed, 0))
     for t in range(1, rounds + 1):
-        state = algorithm.round(state, fed.cohort(t))
+        state = algorithm.round(state, cohort(fed, t))
     x: np.ndarray = state.x.numpy()
     return x

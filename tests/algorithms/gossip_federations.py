@@ -9,10 +9,10 @@ import networkx as nx
 import numpy as np
 import torch
 
-from fedsim.clients import Federation
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork
 from fedsim.gossip import Topology
 from fedsim.types import Kept
-from fedsim.work import LocalWork
 from tests.algorithms.quadratics import Quadratics, everybody, federation, states
 from topologies import Complete, Exponential, GraphBuilder, Grid, OnePeerExponential, Ring, Static, Torus
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.backends.loop import Loop
-from fedsim.clients import Backend, Federation
-from fedsim.model import Model
-from fedsim.work import LocalWork, Shards, minibatches
+from fedsim.clients import cohort
+from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.local_work import LocalWork, Shards, minibatches
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
 
 SEED = 3
 
@@ -100,9 +101,9 @@ def batches_of(fed: Federation) -> Callable[[int, int], list[np.ndarray]]:
 
 def states(algorithm: Any, fed: Federation, x0: np.ndarray, cohorts: Sequence[Sequence[int]]) -> list[Any]:
     """The state after initialisation and after each round."""
-    all_states = [algorithm.init(torch.from_numpy(x0), fed.cohort(0))]
+    all_states = [algorithm.init(torch.from_numpy(x0), cohort(fed, 0))]
     for t, S in enumerate(cohorts, 1):
-        all_states.append(algorithm.round(all_states[-1], fed.cohort(t, np.array(S))))
+        all_states.append(algorithm.round(all_states[-1], cohort(fed, t, np.array(S))))
     return all_states
 
 

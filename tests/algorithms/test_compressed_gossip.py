@@ -10,11 +10,12 @@ import torch
 
 from algorithms import BEER, DPSGD, ChocoSGD, DeepSqueeze, DFedAvg
 from algorithms.choco import ChocoState
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
+from fedsim.clients import cohort
 from fedsim.compress import Identity, TopK
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
-from fedsim.work import LocalWork
 from tests.algorithms import compressed_gossip_papers as papers
 from tests.algorithms.gossip_federations import TOPOLOGIES, consensus, gossiping, kept, mixing, models, rows
 from tests.algorithms.quadratics import heterogeneous, some, states
@@ -59,7 +60,7 @@ def gossip(gamma: float, rounds: int) -> list[np.ndarray]:
     zero = kept(np.zeros_like(SPREAD))
     state, path = ChocoState(kept(SPREAD), zero, zero), [SPREAD]
     for t in range(1, rounds + 1):
-        state = algorithm.round(state, fed.cohort(t))
+        state = algorithm.round(state, cohort(fed, t))
         path.append(rows(state.x))
     return path
 
@@ -103,9 +104,9 @@ BEST = SMALL.minimiser()
 def test_beer_is_exact_where_others_stall() -> None:
     fed = gossiping(SMALL, ONE_STEP, RING, Blocks(4))
     algorithm = BEER(lr=0.5, gamma=0.7, compressor=TOP)
-    state = algorithm.init(torch.zeros(4, dtype=torch.float64), fed.cohort(0))
+    state = algorithm.init(torch.zeros(4, dtype=torch.float64), cohort(fed, 0))
     for t in range(1, 201):
-        state = algorithm.round(state, fed.cohort(t))
+        state = algorithm.round(state, cohort(fed, t))
         if t % 40 == 0:
             x, v = rows(state.x), rows(state.own.part(2))
             np.testing.assert_allclose(v.mean(0), papers.gradients(SMALL, x).mean(0), rtol=0, atol=5e-15)
@@ -126,7 +127,7 @@ def test_deep_squeeze_allows_absent_nodes_and_changing_links() -> None:
         values = np.random.default_rng(1).standard_normal((6, F.d))
         state = first._replace(x=kept(values))
         for t, ids in enumerate(cohorts, 1):
-            state = algorithm.round(state, fed.cohort(t, np.array(ids)))
+            state = algorithm.round(state, cohort(fed, t, np.array(ids)))
         np.testing.assert_allclose(rows(state.x).mean(0), values.mean(0), rtol=0, atol=1e-14)
         assert not np.allclose(rows(state.x), values)
 

@@ -10,12 +10,14 @@ import torch
 
 from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
 from algorithms.fedamd import optimal_p
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.clients import Federation
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
-from fedsim.wire import Ledger, nbytes
-from fedsim.work import LocalWork
+from fedsim.messages.ledger import Ledger
+from fedsim.messages.wire import nbytes
 from tests.algorithms.quadratics import federation, heterogeneous, states
 
 F = heterogeneous()
@@ -32,11 +34,11 @@ def vectors(charged: np.ndarray) -> np.ndarray:
     return count
 
 
-def costs(algorithm: Any, fed: Federation, cohort: list[int] = S) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def costs(algorithm: Any, fed: Federation, ids: list[int] = S) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vectors down, vectors up and gradient evaluations of each node in round 1."""
     (before,) = states(algorithm, fed, np.zeros(F.d), [])
     fed.ledger = Ledger(F.n)
-    algorithm.round(before, fed.cohort(1, np.array(cohort)))
+    algorithm.round(before, cohort(fed, 1, np.array(ids)))
     return vectors(fed.ledger.down), vectors(fed.ledger.up), fed.ledger.gradient_evaluations
 
 
@@ -89,7 +91,7 @@ def test_roles_pay_for_themselves(backend: Any) -> None:
     """Anchors 1 down and one large batch, miners 2 down and two minibatch gradients a step but the first."""
     fed = federation(F, LocalWork(batch_size=8, steps=K), backend)
     everybody = list(range(F.n))
-    anchors, miners = (half.ids for half in fed.cohort(1).split(0.5))
+    anchors, miners = (half.ids for half in cohort(fed, 1).split(0.5))
     assert len(anchors) and len(miners)
     down, up, evaluations = costs(FedAMD(p=0.5, large_batch=25), fed, everybody)
     np.testing.assert_array_equal(down, 2 - np.isin(everybody, anchors))
@@ -125,7 +127,7 @@ def test_the_optimal_anchor_probability(n: int, cohort: int, p: float) -> None:
 def test_fedamd_uses_it_by_default() -> None:
     fed = federation(F, LocalWork(8))
     fed.cohort_size = 4
-    assert FedAMD().probability(fed.cohort(1, np.array([3]))) == optimal_p(10, 4)
+    assert FedAMD().probability(cohort(fed, 1, np.array([3]))) == optimal_p(10, 4)
 
 
 @pytest.mark.parametrize(

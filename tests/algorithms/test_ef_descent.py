@@ -12,8 +12,8 @@ from torch import Tensor
 
 from algorithms import EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EControl, with_theory
 from fedsim.compress import TopK
+from fedsim.engine.local_work import LocalWork
 from fedsim.problems import Problem, least_squares, quadratic_from
-from fedsim.work import LocalWork
 from tests.algorithms.convex import federation_of, trajectory
 
 X0 = np.zeros(20)

@@ -15,7 +15,7 @@ from algorithms.theory import xi
 from fedsim.compress import RandK, TopK
 from fedsim.errors import DivergenceError
 from fedsim.problems import Problem, least_squares, zeta_least_squares
-from fedsim.types import Packed, Site
+from fedsim.values import Packed, Site
 from tests.algorithms.convex import federation_of, last, trajectory
 
 P = least_squares(10, 20, condition=4.0)

@@ -22,11 +22,11 @@ from algorithms import (
     EControl,
     EF21Plus,
 )
-from fedsim.backends.loop import Loop
 from fedsim.compress import QSGD, Natural, RandK, Scaled, TopK
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
 from fedsim.problems import least_squares
-from fedsim.work import LocalWork
 from tests.algorithms.convex import federation_of, trajectory
 from tests.algorithms.quadratics import federation, heterogeneous, states
 

@@ -26,10 +26,10 @@ from algorithms import (
     EF21Plus,
 )
 from fedsim import seeds
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
 from fedsim.compress import RandK, TopK
-from fedsim.work import LocalWork
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from tests.algorithms import feedback_papers as papers
 from tests.algorithms.quadratics import SEED, batches_of, everybody, federation, heterogeneous, iterates, some
 

@@ -19,13 +19,14 @@ from algorithms import (
     Extra,
     GradientTracking,
 )
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.clients import Federation
+from fedsim.clients import cohort
 from fedsim.compress import QSGD, TopK
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
-from fedsim.wire import Ledger
-from fedsim.work import LocalWork
+from fedsim.messages.ledger import Ledger
 from tests.algorithms.gossip_federations import LOPSIDED, PUSH, TOPOLOGIES, gossiping
 from tests.algorithms.quadratics import heterogeneous, states
 from topologies import OnePeerExponential, Ring, Static
@@ -43,7 +44,7 @@ def costs(algorithm: Any, fed: Federation, S: list[int] = ALL) -> Ledger:
     """The ledger of round 1 alone."""
     (first,) = states(algorithm, fed, np.zeros(F.d), [])
     fed.ledger = Ledger(F.n)
-    algorithm.round(first, fed.cohort(1, np.array(S)))
+    algorithm.round(first, cohort(fed, 1, np.array(S)))
     return fed.ledger
 
 

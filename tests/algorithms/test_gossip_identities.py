@@ -12,13 +12,14 @@ from scipy.sparse import csr_array
 from algorithms import DPSGD, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, FedAvg, FedSAM, GradientTracking
 from algorithms.dfedavg import DFedAvgState
 from algorithms.sgp import SGPState
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
 from fedsim.gossip import Topology
-from fedsim.messages import Stacked
+from fedsim.messages.stacked import Stacked
 from fedsim.types import Sent
-from fedsim.work import LocalWork
 from tests.algorithms import papers
 from tests.algorithms.gossip_federations import (
     GRAPHS,
@@ -133,7 +134,7 @@ def test_mixing_keeps_the_mean_and_contracts_by_the_spectral_gap(graph: str, Q: 
     n = 16
     fed = gossiping(heterogeneous(n=n, d=3), ONE_STEP, Static(GRAPHS[graph]))
     z = np.random.default_rng(2).standard_normal((n, 4))
-    mixed = rows(fed.cohort(1).mix(Sent(np.arange(n), Stacked(torch.from_numpy(z))), Q))
+    mixed = rows(cohort(fed, 1).mix(Sent(np.arange(n), Stacked(torch.from_numpy(z))), Q))
     np.testing.assert_allclose(mixed.mean(0), z.mean(0), rtol=0, atol=1e-14)
     lam = spectral(fed.topology.matrix(1, 0, n)).lam  # type: ignore[union-attr]
     assert consensus(mixed) <= lam**Q * consensus(z) + 1e-14
@@ -164,7 +165,7 @@ def test_push_sum_keeps_mass_and_averages_on_a_directed_graph(S: list[int]) -> N
     fed = gossiping(F, ONE_STEP, PUSH)
     s = SGPState(kept(z), kept(np.ones(6)))
     for t in range(1, 120):
-        s = SGP(lr=STILL).round(s, fed.cohort(t, np.array(S)))
+        s = SGP(lr=STILL).round(s, cohort(fed, t, np.array(S)))
         np.testing.assert_allclose(rows(s.w).sum(), 6, rtol=0, atol=1e-13)
         np.testing.assert_allclose(rows(s.w) @ rows(s.x), z.sum(0), rtol=0, atol=1e-13)
     assert np.ptp(rows(s.w)) > 0.1
@@ -178,7 +179,7 @@ def test_one_peer_at_a_time_averages_exactly_in_log2_n_rounds(first: int) -> Non
     fed = gossiping(heterogeneous(n=16, d=3), ONE_STEP, OnePeerExponential())
     s, distances = DFedAvgState(kept(z)), []
     for t in range(first, first + 4):
-        s = DFedAvg(lr=STILL).round(s, fed.cohort(t))
+        s = DFedAvg(lr=STILL).round(s, cohort(fed, t))
         distances.append(consensus(rows(s.x)))
     assert distances[2] > 1e-2 and distances[3] < 1e-15
     np.testing.assert_allclose(rows(s.x), np.tile(z.mean(0), (16, 1)), rtol=0, atol=1e-15)
@@ -207,12 +208,12 @@ def test_nodes_that_are_away_keep_all_they_have_and_the_others_go_on_among_thems
     S = [0, 1, 3, 4]
     fed = gossiping(F, WHOLE, topology, backend)
     *_, before = states(algorithm, fed, X0, [list(range(6))] * 2)
-    after = algorithm.round(before, fed.cohort(3, np.array(S)))
+    after = algorithm.round(before, cohort(fed, 3, np.array(S)))
     for old, new in zip(before, after, strict=True):
         assert all(torch.equal(old[i], new[i]) for i in (2, 5))
         assert not any(torch.equal(old[i], new[i]) for i in S)
     alone = gossiping(F, WHOLE, Fixed(among(mixing(topology, 3, 6), S)), backend)
-    expected = algorithm.round(before, alone.cohort(3))
+    expected = algorithm.round(before, cohort(alone, 3))
     for new, same in zip(after, expected, strict=True):
         np.testing.assert_allclose(rows(new)[S], rows(same)[S], rtol=0, atol=1e-14)
 
@@ -222,7 +223,7 @@ def test_nodes_that_are_away_keep_all_they_have_and_the_others_go_on_among_thems
 def test_the_mean_is_kept_whoever_is_away(topology: str, S: list[int]) -> None:
     z = np.random.default_rng(2).standard_normal((6, F.d))
     fed = gossiping(F, ONE_STEP, TOPOLOGIES[topology])
-    after = rows(DFedAvg(lr=STILL, gossip_steps=2).round(DFedAvgState(kept(z)), fed.cohort(1, np.array(S))).x)
+    after = rows(DFedAvg(lr=STILL, gossip_steps=2).round(DFedAvgState(kept(z)), cohort(fed, 1, np.array(S))).x)
     np.testing.assert_allclose(after.mean(0), z.mean(0), rtol=0, atol=1e-15)
     W = np.linalg.matrix_power(among(mixing(TOPOLOGIES[topology], 1, 6), S), 2)
     np.testing.assert_allclose(after, W @ z, rtol=0, atol=1e-14)

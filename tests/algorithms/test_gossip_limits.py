@@ -12,9 +12,10 @@ import torch
 from scipy.linalg import block_diag
 
 from algorithms import DPSGD, SGP, DFedAvg, ExactDiffusion, Extra, FedAvg, GradientTracking
-from fedsim.backends.blocks import Blocks
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
 from fedsim.gossip import Topology
-from fedsim.work import LocalWork
 from tests.algorithms.gossip_federations import GRAPHS, PUSH, consensus, gossiping, mixing, rows
 from tests.algorithms.quadratics import Quadratics, everybody, federation, heterogeneous, iterates
 from topologies import Exponential, Ring, Static
@@ -30,10 +31,10 @@ def limit(
 ) -> np.ndarray:
     """The nodes' models ``[n, d]`` when they no longer move."""
     fed = gossiping(f, LocalWork(0, steps=steps), topology, Blocks(f.n), **settings)
-    state = algorithm.init(torch.zeros(f.d, dtype=torch.float64), fed.cohort(0))
+    state = algorithm.init(torch.zeros(f.d, dtype=torch.float64), cohort(fed, 0))
     x = rows(state.x)
     for t in range(1, most + 1):
-        state = algorithm.round(state, fed.cohort(t))
+        state = algorithm.round(state, cohort(fed, t))
         before, x = x, rows(state.x)
         if np.abs(x - before).max() < 1e-13:
             return x

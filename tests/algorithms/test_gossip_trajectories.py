@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from algorithms import DPSGD, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, GradientTracking
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.work import LocalWork
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from tests.algorithms import gossip_papers as papers
 from tests.algorithms.gossip_federations import PUSH, TOPOLOGIES, gossiping, mixing, models
 from tests.algorithms.quadratics import batches_of, heterogeneous

@@ -12,10 +12,11 @@ from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed,
 from algorithms.fedamd import FedAMDState
 from algorithms.fedspeed import FedSpeedState
 from algorithms.scaffold import ScaffoldState
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from fedsim.types import Kept
-from fedsim.work import LocalWork
 from tests.algorithms import papers
 from tests.algorithms.quadratics import (
     Quadratics,
@@ -176,7 +177,7 @@ def test_miners_of_one_step_all_send_the_same_update() -> None:
     """eta times the mean cache, whatever their data: their two gradients cancel up to the rounding of v - g + g."""
     fed = federation(F, LocalWork(8, steps=1))
     v = torch.linspace(-1, 1, F.d, dtype=torch.float64)
-    sent = fed.cohort(1).each(FedAMD(lr=0.25).miner, (torch.from_numpy(X0), v))
+    sent = cohort(fed, 1).each(FedAMD(lr=0.25).miner, (torch.from_numpy(X0), v))
     np.testing.assert_allclose(sent.stacked, np.tile(0.25 * v, (F.n, 1)), rtol=0, atol=1e-15)
 
 
@@ -223,7 +224,7 @@ AT_THE_OPTIMUM: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("algorithm", "state"), AT_THE_OPTIMUM, ids=[str(a) for a, _ in AT_THE_OPTIMUM])
 def test_the_optimum_with_exact_duals_stays(algorithm: Any, state: Any, S: list[int]) -> None:
     """Whoever takes part, and the duals stay as well."""
-    after = algorithm.round(state, federation(F, WHOLE).cohort(1, np.array(S)))
+    after = algorithm.round(state, cohort(federation(F, WHOLE), 1, np.array(S)))
     for before, now in zip(state, after, strict=True):
         for i in range(F.n):
             a, b = (part[i] if isinstance(part, Kept) else part for part in (before, now))
@@ -240,7 +241,7 @@ def test_the_papers_server_rule_leaves_the_optimum_by_a_known_step(S: list[int])
     """x* - lambda mean_S grad f_i(x*), which is not zero unless everybody takes part."""
     lam = 2.0
     algorithm = FedSpeed(lam=lam, rho=0.0, dual_avg="active")
-    after = algorithm.round(FedSpeedState(X_STAR, EXACT, ZERO), federation(F, WHOLE).cohort(1, np.array(S)))
+    after = algorithm.round(FedSpeedState(X_STAR, EXACT, ZERO), cohort(federation(F, WHOLE), 1, np.array(S)))
     predicted = X_STAR - lam * torch.stack([DUALS[i] for i in S]).mean(0)
     np.testing.assert_allclose(after.x, predicted, rtol=0, atol=1e-12)
     assert (predicted - X_STAR).abs().max() > 1e-2

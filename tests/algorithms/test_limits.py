@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSpeed, Scaffold
-from fedsim.backends.blocks import Blocks
-from fedsim.work import LocalWork
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
 from tests.algorithms.quadratics import everybody, federation, heterogeneous, iterates, some
 
 F = heterogeneous()

@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from algorithms import FedAvg
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.clients import Federation
-from fedsim.model import Model
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards, minibatches
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
 from fedsim.models.losses import cross_entropy
-from fedsim.work import LocalWork, Shards, minibatches
 
 OFFSETS = np.array([0, 13, 20, 41])
 
@@ -43,7 +44,7 @@ def test_fedavg_is_torch_sgd_at_every_client(
     work = LocalWork(batch_size=5, epochs=3, weight_decay=weight_decay, clip_norm=clip_norm)
     fed = Federation(Model(network(), cross_entropy, dtype=torch.float64), Shards(x, y, OFFSETS), work, 7, backend)
     start = fed.model.vector()
-    ours = start + fed.cohort(1).each(FedAvg(lr=0.3, momentum=momentum).client, start).stacked
+    ours = start + cohort(fed, 1).each(FedAvg(lr=0.3, momentum=momentum).client, start).stacked
     clipped = 0
     for i, plan in enumerate(minibatches(work, fed.shards, 7, 1, np.arange(3))):
         net = network()
@@ -69,8 +70,8 @@ def test_the_buffer_starts_at_zero_in_every_round(backend: Any) -> None:
         model = Model(network(), cross_entropy, dtype=torch.float64)
         fed = Federation(model, Shards(x, y, OFFSETS), LocalWork(0), 7, backend)
         algorithm = FedAvg(lr=0.3, momentum=momentum)
-        state = algorithm.init(fed.model.vector(), fed.cohort(0))
+        state = algorithm.init(fed.model.vector(), cohort(fed, 0))
         for t in (1, 2, 3):
-            state = algorithm.round(state, fed.cohort(t))
+            state = algorithm.round(state, cohort(fed, t))
         models.append(state.x)
     torch.testing.assert_close(models[0], models[1], rtol=0, atol=1e-15)

@@ -10,30 +10,32 @@ import torch
 
 from algorithms import MARINA
 from algorithms.marina import MARINAState
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.clients import Federation
+from fedsim.clients import cohort
 from fedsim.compress import RandK
-from fedsim.types import Packed
-from fedsim.wire import Ledger, nbytes
-from fedsim.work import LocalWork
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
+from fedsim.messages.ledger import Ledger
+from fedsim.messages.wire import nbytes
+from fedsim.values import Packed
 from tests.algorithms.quadratics import everybody, federation, heterogeneous
 
 F = heterogeneous(n=6, d=8)
 M = np.array([len(b) for b in F.b])
 X = torch.linspace(-1, 2, F.d, dtype=torch.float64)
 RAND = RandK(k=2)
-WHOLE, COMPRESSED = nbytes(X), nbytes(RAND.compress(X, federation(F, LocalWork()).cohort(0)))
+WHOLE, COMPRESSED = nbytes(X), nbytes(RAND.compress(X, cohort(federation(F, LocalWork()), 0)))
 EACH_BACKEND = pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
 NEVER, ALWAYS = 1e-12, 1.0
 
 
 def charged(algorithm: Any, fed: Federation, cohorts: list[list[int]]) -> list[Ledger]:
     """What every round costs, from round 0 on."""
-    ledgers, state = [fed.ledger], algorithm.init(X, fed.cohort(0))
+    ledgers, state = [fed.ledger], algorithm.init(X, cohort(fed, 0))
     for t, S in enumerate(cohorts, 1):
         fed.ledger = Ledger(F.n)
-        state = algorithm.round(state, fed.cohort(t, np.array(S)))
+        state = algorithm.round(state, cohort(fed, t, np.array(S)))
         ledgers.append(fed.ledger)
     return ledgers
 
@@ -72,9 +74,9 @@ def test_who_was_away_is_sent_the_model_of_the_round_before_as_well(gradient: An
 
 
 def states(fed: Federation, algorithm: MARINA, cohorts: list[list[int]]) -> list[MARINAState]:
-    found = [algorithm.init(X, fed.cohort(0))]
+    found = [algorithm.init(X, cohort(fed, 0))]
     for t, S in enumerate(cohorts, 1):
-        found.append(algorithm.round(found[-1], fed.cohort(t, np.array(S))))
+        found.append(algorithm.round(found[-1], cohort(fed, t, np.array(S))))
     return found
 
 
@@ -85,13 +87,13 @@ def test_differences_are_to_the_model_of_the_round_before(backend: Any) -> None:
     fed = federation(F, LocalWork(3), backend)
     found, tossed = states(fed, MARINA(0.2, RAND, 0.3), cohorts), []
     for t, (S, before, now) in enumerate(zip(cohorts, found[:-1], found[1:], strict=True), 1):
-        heads = fed.cohort(t).toss(0.3)
+        heads = cohort(fed, t).toss(0.3)
         tossed.append(heads)
         g = {i: torch.from_numpy(F.grad(i, now.x.numpy())) for i in range(F.n)}
         assert all((now.mine[i] - g[i]).abs().max() < 1e-13 for i in (g if heads else S))
         assert all(torch.equal(now.mine[i], before.mine[i]) for i in g if not heads and i not in S)
         if not heads:
-            change = fed.cohort(t, np.array(S)).each(compressed_change, (now.x, before.x)).stacked.unpack().mean(0)
+            change = cohort(fed, t, np.array(S)).each(compressed_change, (now.x, before.x)).stacked.unpack().mean(0)
             assert (now.g - before.g - change).abs().max() < 1e-13
     assert {*tossed} == {True, False}
 

@@ -14,13 +14,14 @@ from algorithms import DCGD, EF21PAGE, GradientTracking
 from algorithms.dpsgd import mean_gradient
 from algorithms.ef21_page import mean_difference
 from fedsim import Batch, Local
-from fedsim.backends import step
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.flower.dry import outcome
-from fedsim.backends.loop import Loop
-from fedsim.clients import Backend
+from fedsim.backends.flower.server.dry_run import outcome
+from fedsim.clients import cohort
 from fedsim.compress import Identity
-from fedsim.work import LocalWork
+from fedsim.engine import step
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Backend
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from tests.algorithms.gossip_federations import gossiping, rows
 from tests.algorithms.quadratics import Quadratics, batches_of, everybody, federation, heterogeneous, iterates, states
 from topologies import Ring, Static
@@ -43,9 +44,9 @@ def test_means_are_over_samples(work: LocalWork, backend: Backend) -> None:
     fed = federation(F, work, backend)
     visited = [np.concatenate(batches_of(fed)(1, i)) for i in range(F.n)]
     at_x, at_y = (np.array([F.grad(i, at.numpy(), visited[i]) for i in range(F.n)]) for at in (X, Y))
-    got = fed.cohort(1).each(mean_gradient, X).stacked
+    got = cohort(fed, 1).each(mean_gradient, X).stacked
     np.testing.assert_allclose(got, at_x, rtol=0, atol=1e-14)
-    change = fed.cohort(1).each(lambda local, x: mean_difference(local, x, x * 0 + Y), X).stacked
+    change = cohort(fed, 1).each(lambda local, x: mean_difference(local, x, x * 0 + Y), X).stacked
     np.testing.assert_allclose(change, at_x - at_y, rtol=0, atol=1e-14)
     assert fed.ledger.gradient_evaluations.tolist() == [3 * len(B) for B in visited]
 
@@ -79,7 +80,7 @@ def test_the_variance_of_pages_differences_is_what_its_theory_claims(steps: int)
     exact, errors = f.grad(0, X.numpy()) - f.grad(0, Y.numpy()), []
     fed = federation(f, LocalWork(32, steps=steps))
     for t in range(1, 101):
-        change = fed.cohort(t).each(lambda local, x: mean_difference(local, x, x * 0 + Y), X).stacked[0]
+        change = cohort(fed, t).each(lambda local, x: mean_difference(local, x, x * 0 + Y), X).stacked[0]
         errors.append(np.square(change.numpy() - exact).sum())
     assert np.mean(errors) <= squares.mean() / tau
     assert steps == 1 or max(errors) < 1e-28
@@ -103,7 +104,7 @@ def test_shares_sum_to_one_over_a_round(skip: int, backend: Backend) -> None:
         zero = torch.zeros((), dtype=x.dtype)
         return torch.stack(local.fold(step, (zero, zero), zero + 1, skip=skip, shares=True))
 
-    got = federation(F, LocalWork(3), backend).cohort(1).each(client, X).stacked
+    got = cohort(federation(F, LocalWork(3), backend), 1).each(client, X).stacked
     for (total, last), m in zip(got.tolist(), SIZES, strict=True):
         assert total == pytest.approx(1 - 3 * skip / m) and last == pytest.approx((m % 3 or 3) / m)
 
@@ -115,7 +116,7 @@ def test_the_weights_do_not_keep_a_step_from_being_recorded(monkeypatch: pytest.
     monkeypatch.setattr(step.LocalStep, "_vmapped", lambda self, *a: vmapped.append(self) or as_written(self, *a))
     fed = federation(F, LocalWork(3, epochs=4), Blocks(6))
     for t in (1, 2, 3):
-        fed.cohort(t).each(mean_gradient, X)
+        cohort(fed, t).each(mean_gradient, X)
     programs = [program for met in step.PROGRAMS[fed.model].values() for program in met.values()]
     assert programs and all(programs) and len(vmapped) == len(programs), "once for each form of arguments"
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.work import LocalWork
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.local_work import LocalWork
+from fedsim.engine.loop import Loop
 from tests.algorithms import papers
 from tests.algorithms.quadratics import batches_of, everybody, federation, heterogeneous, iterates, some
 
@@ -112,7 +113,7 @@ def test_models_are_the_papers(case: str, work: str, cohorts: str, backend: Any)
 def test_fedamd_with_coins(work: str, cohorts: str, backend: Any) -> None:
     fed = federation(F, WORKS[work], backend, decayed)
     S = COHORTS[cohorts]
-    coins = [fed.cohort(t, np.array(ids)).split(0.5)[0].ids.tolist() for t, ids in enumerate(S, 1)]
+    coins = [cohort(fed, t, np.array(ids)).split(0.5)[0].ids.tolist() for t, ids in enumerate(S, 1)]
     assert any(coins) and any(set(ids) - set(heads) for ids, heads in zip(S, coins, strict=True))
     theirs = papers.fedamd(F, X0, S, coins, batches_of(fed), lambda t: 0.2 * decayed(t), eta_s=0.7)
     assert_equal(iterates(FedAMD(lr=0.2, server_lr=0.7, p=0.5), fed, X0, S), theirs)

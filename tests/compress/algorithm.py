@@ -30,11 +30,11 @@ class CompressedGradient:
     both: bool = False
 
     def init(self, x: Vector, clients: Clients) -> CompressedState:
-        """See ``fedsim.types.Algorithm``."""
+        """See ``fedsim.algorithm.Algorithm``."""
         return CompressedState(x)
 
     def round(self, s: CompressedState, clients: Clients) -> CompressedState:
-        """See ``fedsim.types.Algorithm``."""
+        """See ``fedsim.algorithm.Algorithm``."""
         if self.both:
             sent = clients.each(self.read, self.compressor.compress(s.x, clients))
         else:

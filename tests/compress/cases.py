@@ -41,7 +41,7 @@ class At:
     shapes: tuple[torch.Size, ...] = SHAPES
 
     def key(self, tag: int = 0) -> Tensor:
-        """See ``fedsim.types.Site``."""
+        """See ``fedsim.values.Site``."""
         if isinstance(self.number, Tensor):                # below vmap
             return self.number * 1_000_003 + tag * 7_919
         bits = seeds.bits(self.number, f"test {tag}", 0, 0)

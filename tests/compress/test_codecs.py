@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.compress import QSGD, RandK, TopK, bits, elias, indices, levels
-from fedsim.compress.message import Reader, varint, varint_size
+from fedsim.compress.reader import Reader, varint, varint_size
 from tests.compress.cases import COMPRESSORS, SHAPES, At, D, vector
 
 GOLDEN = {  # x[1] = 1.5, x[4] = -2, x[9] = 0.25 of d = 10; bits and bytes without the header

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.clients import cohort
 from fedsim.compress import RandK, TopK
 from fedsim.errors import DivergenceError
-from fedsim.wire import encode
+from fedsim.messages.wire import encode
 from tests.compress.algorithm import CompressedGradient
 from tests.compress.cases import COMPRESSORS
 from tests.contract.cases import BACKENDS, federation, initial, rounds
@@ -33,7 +34,7 @@ def test_backends_agree(name: str, both: bool) -> None:
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_every_client_pays_for_the_bytes_of_its_own_message(name: str) -> None:
     fed = federation(backend="blocks of 4", dtype=torch.float32)
-    algorithm, clients = CompressedGradient(compressor=COMPRESSORS[name]), fed.cohort(1)
+    algorithm, clients = CompressedGradient(compressor=COMPRESSORS[name]), cohort(fed, 1)
     x = initial(fed)
     sent = clients.each(algorithm.client, x)
     clients.mean(sent)
@@ -48,7 +49,7 @@ def test_draws_differ_between_clients_and_rounds_and_repeat(backend: str) -> Non
     """With a gradient of ones, what is sent shows the subset that was drawn."""
 
     def drawn(round: int) -> list[tuple[int, ...]]:
-        sent = federation(backend=backend).cohort(round).each(
+        sent = cohort(federation(backend=backend), round).each(
             lambda local, x: RandK(k=5).compress(torch.ones_like(x), local), torch.ones(100).double()
         )
         return [tuple(row.nonzero().ravel().tolist()) for row in sent.stacked.unpack()]
@@ -61,4 +62,4 @@ def test_a_client_that_diverges_is_named() -> None:
     fed.shards.x[int(fed.shards.offsets[2])] = np.inf
     algorithm = CompressedGradient(compressor=TopK(k=1))
     with pytest.raises(DivergenceError, match=r"client 2 sent NaN or infinity \(1 of 6 clients\)"):
-        algorithm.round(algorithm.init(initial(fed), fed.cohort(0)), fed.cohort(1))
+        algorithm.round(algorithm.init(initial(fed), cohort(fed, 0)), cohort(fed, 1))

@@ -45,16 +45,17 @@ from algorithms import (
     GradientTracking,
     Scaffold,
 )
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.loop import Loop
-from fedsim.backends.ray.actors import RayActors
-from fedsim.clients import Federation
+from fedsim.algorithm import has_server
+from fedsim.backends.ray.ray_backend import RayActors
+from fedsim.clients import cohort
 from fedsim.compress import RandK, TopK
-from fedsim.compressed import has_server
-from fedsim.model import Model
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Kept
-from fedsim.work import LocalWork, Shards
 from tests.backends.ray.shared import workers
 from tests.contract.linked import DRAWING, EVERYBODY, LINKED
 from topologies import Static
@@ -239,10 +240,10 @@ def rounds(
     """The states of a run, from initialisation, or from ``state`` before round ``first``."""
     cohorts = cohorts or cohorts_of(algorithm)
     if state is None:
-        state = algorithm.init(initial(fed), fed.cohort(0))
+        state = algorithm.init(initial(fed), cohort(fed, 0))
         yield state
     for round, ids in enumerate(cohorts[first - 1 :], first):
-        state = algorithm.round(state, fed.cohort(round, np.array(ids)))
+        state = algorithm.round(state, cohort(fed, round, np.array(ids)))
         yield state
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from algorithms import DFedAvg, DFedSAM, FedAMD, FedAvg, FedCM, FedSpeed, Scaffold
 from fedsim.compress import QSGD, LowPrecision, Natural, PowerSGD, RandK, Scaled, TopK
-from fedsim.compressed import Compressed
 from fedsim.feedback import EF14, EF21, EF21P, Choco, EControl, Plain
+from fedsim.feedback.compressed import Compressed
 
 LINKED: dict[str, Any] = {
     "FedAvg, EF21 and EF21-P": Compressed(FedAvg(momentum=0.5), EF21(TopK(0.2)), EF21P(TopK(0.4))),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.backends.ray.store import FarRow, Store
+from fedsim.backends.ray.object_store import FarRow, Store
 from fedsim.tree import leaves
 from fedsim.types import Kept
 from tests.backends.ray.shared import workers

@@ -101,7 +101,7 @@ def test_import_is_light() -> None:
 def test_a_run_with_a_server_imports_nothing_slow(tmp_path: Path) -> None:
     program = """if True:
         import sys
-        import fedsim.backends.ray.worker, fedsim.cli
+        import fedsim.backends.ray.actor, fedsim.cli
         code = fedsim.cli.main(["run", "--algorithm", "FedAvg", "--rounds", "1", "--quiet", "--json"])
         print(code, [m for m in ("sklearn", "scipy.sparse", "scipy.stats", "networkx") if m in sys.modules])
     """

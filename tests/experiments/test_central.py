@@ -9,9 +9,9 @@ import pytest
 from matplotlib.image import imread
 
 from experiments.central import GRIDS, HELD, described, main
-from fedsim.compare import compare
-from fedsim.config import from_config
-from fedsim.record import open_run
+from fedsim.experiment.config import from_config
+from fedsim.record.directory import open_run
+from fedsim.report.compare import compare
 
 METHODS = ("FedAvg", "FedAMD")
 

@@ -16,12 +16,12 @@ from sklearn.datasets import load_digits, load_svmlight_file
 from torch import Tensor
 from torch.func import grad, jacrev
 
+from fedsim.controller.prepare import resolve_data
 from fedsim.data import load
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import ConfigError
-from fedsim.experiment import Data
+from fedsim.experiment.experiment import Data
 from fedsim.problems import Problem, logistic_regression
-from fedsim.setup import resolve_data
 
 Regularizer = Literal["l2", "nonconvex"]
 DIGITS = load_digits()

@@ -23,8 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedsim.errors import ConfigError
-from fedsim.extras import how_to_install
+from fedsim.errors import ConfigError, how_to_install
 
 OLDEST, NEWEST = (2, 55, 1), (3,)
 """Versions of Ray from the first up to, and without, the second are known to work."""

@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsim.backends.flower.client_app import client_app
+from fedsim.backends.flower.node.client_app import client_app
 
 Tamper = Callable[[Message], Message | None]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from flwr.app import Message
 
-from fedsim import wire
-from fedsim.backends.flower.protocol import array, from_records, to_records
+from fedsim.backends.flower.protocol.calls import array, from_records, to_records
 from fedsim.errors import DeployError
+from fedsim.messages import wire
 from tests.backends.flower.grids import federation
 from tests.backends.flower.test_failures import CONFIG, in_round, simulated
 from tests.backends.flower.test_parity import agree, deploy, metrics

@@ -11,10 +11,10 @@ import torch
 from flwr.app import Message
 
 import fedsim
-from fedsim.backends.flower.copies import Copies
-from fedsim.backends.flower.memories import Memories
-from fedsim.backends.flower.protocol import from_records
-from fedsim.config import from_config
+from fedsim.backends.flower.protocol.calls import from_records
+from fedsim.backends.flower.server.copies import Copies
+from fedsim.backends.flower.server.memories import Memories
+from fedsim.experiment.config import from_config
 from tests.backends.flower.grids import FakeGrid, Node, federation
 from tests.backends.flower.test_failures import in_round, restart, simulated, trains, vanish
 from tests.backends.flower.test_parity import CONFIG, EF21P, agree, deploy, metrics

@@ -18,12 +18,12 @@ from flwr.app import Error, Message
 from torch import Tensor
 
 import fedsim
-from fedsim import checkpoint
-from fedsim.backends.flower.protocol import from_records
-from fedsim.backends.flower.store import Store
-from fedsim.config import from_config
+from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.protocol.calls import from_records
 from fedsim.errors import DeployError, RunError
-from fedsim.rows import read_metrics
+from fedsim.experiment.config import from_config
+from fedsim.record import checkpoint
+from fedsim.record.metrics import read_metrics
 from tests.backends.flower.grids import FakeGrid, Node, federation
 from tests.backends.flower.test_parity import CONFIG, EF14, RING, agree, deploy, metrics
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from fedsim.backends.flower.protocol import from_records
+from fedsim.backends.flower.protocol.calls import from_records
 from fedsim.errors import DeployError
 from tests.backends.flower.grids import federation
 from tests.backends.flower.test_failures import CONFIG, EF21, in_round, simulated, vanish

@@ -12,14 +12,15 @@ import pytest
 import torch
 from flwr.common.config import parse_config_args
 
-from fedsim import wire
-from fedsim.backends.flower.node import answer
-from fedsim.backends.flower.protocol import Call
-from fedsim.backends.flower.settings import NodeSettings
-from fedsim.backends.flower.store import Store, fingerprint
-from fedsim.config import from_config, to_config
+from fedsim.backends.flower.node.answer import answer
+from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.protocol.calls import Call
+from fedsim.backends.flower.protocol.forms import fingerprint
+from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.controller.prepare import prepare
 from fedsim.errors import DeployError
-from fedsim.setup import prepare
+from fedsim.experiment.config import from_config, to_config
+from fedsim.messages import wire
 
 RUN = "a" * 32
 CONFIG = {

@@ -15,16 +15,17 @@ import yaml
 
 from algorithms import FedAvg
 from fedsim import Experiment
-from fedsim.backends.flower.elsewhere import of_own_data
-from fedsim.backends.flower.server_app import serve
-from fedsim.backends.flower.settings import NodeSettings
-from fedsim.backends.flower.shard import Common, place_of
-from fedsim.config import to_config
+from fedsim.backends.flower.node.data import place_of
+from fedsim.backends.flower.protocol.common import Common
+from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.backends.flower.server.remote_data import of_own_data
+from fedsim.backends.flower.server.server_app import serve
+from fedsim.controller.prepare import prepare
 from fedsim.errors import DeployError
-from fedsim.experiment import Data
+from fedsim.experiment.config import to_config
+from fedsim.experiment.experiment import Data
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
-from fedsim.setup import prepare
 from tests.backends.flower.grids import FakeGrid, Node
 from tests.backends.flower.test_parity import metrics
 

@@ -15,10 +15,10 @@ import yaml
 
 import fedsim
 from algorithms import ALGORITHMS, GOSSIP
-from fedsim.backends.flower.server_app import serve
-from fedsim.backends.flower.store import Store
-from fedsim.config import from_config
-from fedsim.rows import read_metrics
+from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.server.server_app import serve
+from fedsim.experiment.config import from_config
+from fedsim.record.metrics import read_metrics
 from tests.backends.flower.grids import FakeGrid, federation
 
 CONFIG: dict[str, Any] = {

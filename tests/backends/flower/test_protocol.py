@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim import wire
-from fedsim.backends.flower.protocol import Call, Encoder, RefusedError, experiment_of, from_records, to_records
+from fedsim.backends.flower.protocol.calls import Call, Encoder, RefusedError, experiment_of, from_records, to_records
+from fedsim.messages import wire
 
 CALL = Call("each", {"round": 3, "alive": ["1.2.0"], "memory": None}, {"down": b"abc", "shared-0": b""})
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim.backends.flower.store import Store, fingerprint
+from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.protocol.forms import fingerprint
 from fedsim.errors import DeployError
 
 RUN = "0123456789abcdef" * 2

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from flwr.app import Error, Message
 
-from fedsim.backends.flower.policy import Policy
-from fedsim.backends.flower.protocol import Call, from_records, to_records
-from fedsim.backends.flower.transport import Link
+from fedsim.backends.flower.protocol.calls import Call, from_records, to_records
+from fedsim.backends.flower.protocol.policy import Policy
+from fedsim.backends.flower.server.transport import Link
 from fedsim.errors import ConfigError, DeployError
 from tests.backends.flower.grids import FakeGrid, Node
 

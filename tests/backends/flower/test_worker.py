@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim import wire
-from fedsim.backends.flower import worker
-from fedsim.backends.flower.client_app import answers_once
-from fedsim.backends.flower.node import answer
-from fedsim.backends.flower.protocol import Call
-from fedsim.backends.flower.settings import NodeSettings
+from fedsim.backends.flower.node import worker
+from fedsim.backends.flower.node.answer import answer
+from fedsim.backends.flower.node.client_app import answers_once
+from fedsim.backends.flower.protocol.calls import Call
+from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.messages import wire
 from tests.backends.flower.test_node import TEXT, question
 
 # A worker outlives the process that starts it, on purpose.
@@ -60,7 +60,7 @@ def workers(folder: Path) -> list[int]:
             words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"fedsim.backends.flower.worker" in words and str(folder).encode() in b" ".join(words):
+        if b"fedsim.backends.flower.node.worker" in words and str(folder).encode() in b" ".join(words):
             found.append(int(process.name))
     return found
 
@@ -105,9 +105,9 @@ def test_it_ends_when_nothing_is_asked_and_with_its_node(settings: NodeSettings,
     code = """
 import json, sys
 from pathlib import Path
-from fedsim.backends.flower.protocol import Call
-from fedsim.backends.flower.settings import NodeSettings
-from fedsim.backends.flower.worker import serve
+from fedsim.backends.flower.protocol.calls import Call
+from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.backends.flower.node.worker import serve
 serve(Path(sys.argv[1]), NodeSettings.of(json.loads(sys.argv[2])), int(sys.argv[3]), float(sys.argv[4]))
 """
     settings.store.mkdir()

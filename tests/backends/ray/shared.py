@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from fedsim import Experiment, run
+from fedsim.backends.ray.actors import Workers
 from fedsim.backends.ray.session import session
-from fedsim.backends.ray.settings import Ray
-from fedsim.backends.ray.workers import Workers
+from fedsim.experiment.execution import Ray
 
 STORE_BYTES = 200_000_000
 

@@ -16,20 +16,20 @@ from ray import exceptions as _exceptions
 
 from algorithms import DFedAvg, FedAvg
 from fedsim import Experiment, FixedSize, LocalWork
-from fedsim.backends.blocks import Blocks
-from fedsim.backends.ray import host as hosts
-from fedsim.backends.ray import pool
-from fedsim.backends.ray.actors import RayActors
-from fedsim.backends.ray.host import MOST_ATTEMPTS, MOST_TOGETHER, RayHost, share_of
-from fedsim.backends.ray.settings import OnError, Ray
-from fedsim.backends.ray.telling import Failure, Report
-from fedsim.backends.ray.worker import Worker
-from fedsim.backends.ray.workers import Workers
+from fedsim.algorithm import Algorithm
+from fedsim.backends.ray import ray_host as hosts
+from fedsim.backends.ray import tasks as pool
+from fedsim.backends.ray.actor import Worker
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.protocol import Failure, Report
+from fedsim.backends.ray.ray_backend import RayActors
+from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, MOST_TOGETHER, RayHost, share_of
+from fedsim.controller.prepare import prepare
+from fedsim.engine.blocks import Blocks
 from fedsim.errors import ClientError, DeviceFullError, RoundLostError, RunError
+from fedsim.experiment.execution import OnError, Ray
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
-from fedsim.setup import prepare
-from fedsim.types import Algorithm
 from topologies import Ring, Static
 
 exceptions: Any = _exceptions                          # without types

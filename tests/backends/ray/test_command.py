@@ -22,8 +22,8 @@ import pytest
 from algorithms import Scaffold
 from benchmarks.ray_memory import tree
 from fedsim import Evaluation, Experiment, FixedSize
+from fedsim.backends.flower.deploy.ports import free
 from fedsim.backends.ray.session import PREFIX
-from fedsim.deploy.ports import free
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
 from tests.backends.ray.shared import measured, measured_here

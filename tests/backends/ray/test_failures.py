@@ -13,9 +13,9 @@ import pytest
 
 from algorithms import Scaffold
 from fedsim import Evaluation, Experiment, FixedSize, run
-from fedsim.backends.ray.host import MOST_ATTEMPTS, RayHost, share_of
-from fedsim.backends.ray.settings import OnError, Ray
+from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, RayHost, share_of
 from fedsim.errors import ClientError, ConfigError, DivergenceError, RunError
+from fedsim.experiment.execution import OnError, Ray
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
 from tests.backends.ray.dying import Branching, Dying

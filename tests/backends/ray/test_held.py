@@ -8,14 +8,15 @@ import numpy as np
 
 from algorithms import FedAvg
 from fedsim import Experiment, FixedSize, Local
-from fedsim.backends.ray.actors import RayActors
-from fedsim.backends.ray.store import Store
-from fedsim.backends.ray.worker import MOST_FUNCTIONS
-from fedsim.clients import Federation
+from fedsim.backends.ray.actor import MOST_FUNCTIONS
+from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.ray_backend import RayActors
+from fedsim.clients import cohort
+from fedsim.controller.prepare import prepare
+from fedsim.engine.federation import Federation
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
-from fedsim.setup import prepare
-from fedsim.types import Vector
+from fedsim.values import Vector
 from tests.backends.ray.dying import Dying
 from tests.backends.ray.shared import workers
 
@@ -44,18 +45,18 @@ def test_a_worker_without_work_is_told_what_to_drop_when_it_has_some() -> None:
     x = fed.model.vector()
     for round in range(1, 25):
         everybody = round % 4 == 0
-        clients = fed.cohort(round, None if everybody else np.arange(3))
+        clients = cohort(fed, round, None if everybody else np.arange(3))
         clients.mean(clients.each(gradient, x))
         assert max(held()) <= 1, round
 
 
 def test_messages_of_a_round_in_which_a_client_raised_are_dropped() -> None:
     fed, algorithm = federation(), Dying(at_round=2, nodes=(0,), driver=-1)
-    state = algorithm.init(fed.model.vector(), fed.cohort(0))
+    state = algorithm.init(fed.model.vector(), cohort(fed, 0))
     for _ in range(3):
         for round in (2, 1):
             try:
-                state = algorithm.round(state, fed.cohort(round))
+                state = algorithm.round(state, cohort(fed, round))
             except Exception as error:
                 assert "client 0 raised ValueError" in str(error)
     assert max(held()) <= 1
@@ -74,7 +75,7 @@ class Numbered:
 
 def test_functions_that_are_made_anew_are_forgotten() -> None:
     fed = federation()
-    clients, x = fed.cohort(1, np.arange(2)), fed.model.vector()
+    clients, x = cohort(fed, 1, np.arange(2)), fed.model.vector()
     first = clients.mean(clients.each(Numbered(1).client, x))
     for number in range(2, MOST_FUNCTIONS + 10):
         fed.backend.workers.teach(Numbered(number).client)  # type: ignore[attr-defined]

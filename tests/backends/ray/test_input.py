@@ -16,20 +16,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from algorithms import FedAvg
-from fedsim.backends.loop import Loop
 from fedsim.backends.ray import session as sessions
-from fedsim.backends.ray.actors import RayActors, split
-from fedsim.backends.ray.host import RayHost
-from fedsim.backends.ray.settings import Ray
-from fedsim.backends.ray.workers import Workers
-from fedsim.clients import Federation
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.ray_backend import RayActors, split
+from fedsim.backends.ray.ray_host import RayHost
+from fedsim.clients import cohort
+from fedsim.controller.prepare import prepare
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import LocalWork, Shards
+from fedsim.engine.loop import Loop
+from fedsim.engine.machine import cores
+from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
-from fedsim.experiment import Experiment
-from fedsim.model import Model
+from fedsim.experiment.execution import Ray
+from fedsim.experiment.experiment import Experiment
 from fedsim.models.losses import cross_entropy
-from fedsim.pool import cores
-from fedsim.setup import prepare
-from fedsim.work import LocalWork, Shards
 from tests.backends.ray.shared import STORE_BYTES, workers
 
 
@@ -56,7 +57,7 @@ def federation(module: nn.Module, loss: Any = cross_entropy, samples: int = 4) -
 def first_round(fed: Federation, algorithm: Any = None) -> None:
     algorithm = algorithm or FedAvg()
     fed.backend = RayActors(workers(), 1)
-    algorithm.round(algorithm.init(fed.model.vector(), fed.cohort(0)), fed.cohort(1))
+    algorithm.round(algorithm.init(fed.model.vector(), cohort(fed, 0)), cohort(fed, 1))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""The Flower app of a run: a folder with a ``pyproject.toml`` that names fedsim's own ServerApp and ClientApp."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedsim.backends.flower.protocol.policy import Policy
+
+PROJECT = """\
+# What `flwr run` and `flwr build` read. The apps are in fedsim itself, which every node has installed.
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "fedsim-app"
+version = "1.0.0"
+description = "A fedsim experiment on Flower"
+license = "Apache-2.0"
+dependencies = ["flwr>=1.41,<1.43"]
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "fedsim"
+
+[tool.flwr.app.components]
+serverapp = "fedsim.backends.flower.server.server_app:app"
+clientapp = "fedsim.backends.flower.node.client_app:app"
+
+[tool.flwr.app.config]
+{config}
+"""
+DEFAULTS: dict[str, Any] = {
+    "experiment": "experiment.yaml",
+    "output": "",
+    "root": "runs",
+    "own-data": 0,
+    "log": "",
+    **asdict(Policy()),
+}
+"""The run config: what ``fedsim.backends.flower.server.server_app`` reads."""
+
+
+def write_app(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Write the app's folder, with ``config`` over the defaults of its run config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{key} = {as_toml(value)}" for key, value in {**DEFAULTS, **config}.items()]
+    (folder / "pyproject.toml").write_text(PROJECT.format(config="\n".join(lines)))
+    return folder
+
+
+def as_toml(value: Any) -> str:
+    """A number or a text in TOML, whose strings are JSON's as long as they are ASCII."""
+    return json.dumps(value)

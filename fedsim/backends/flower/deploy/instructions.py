@@ -1,0 +1,90 @@
+"""What to type to deploy an experiment on real machines, step by step."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+from fedsim.backends.flower.deploy.app import as_toml
+from fedsim.backends.flower.deploy.certificates import Credentials
+from fedsim.backends.flower.deploy.federation import CONNECTION, superlink_security, supernode_security
+from fedsim.backends.flower.deploy.install import OFFLINE
+from fedsim.backends.flower.deploy.local import Local
+from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.errors import how_to_install
+
+FOLDER = Path("federation")
+
+
+def instructions(file: str, host: str, local: Local, output: Path, allow: tuple[str, ...] = ()) -> str:
+    """Shell commands, with comments that say on which machine.
+
+    Args:
+        file: of the experiment.
+        host: name or address by which nodes reach the server.
+        local: nodes, port, security and policy.
+        output: run directory on the server.
+        allow: modules outside fedsim whose classes the experiment names.
+    """
+    credentials = None if local.insecure else Credentials(FOLDER / "certificates", local.nodes)
+    offline = "export " + " ".join(f"{name}={value}" for name, value in OFFLINE.items())
+    parts = [f"# On every machine: {how_to_install('flower')}, the same version everywhere, and\n{offline}"]
+    parts += ["# WITHOUT encryption and authentication."] if credentials is None else [_certificates(credentials, host)]
+    parts.append(_server(credentials, local))
+    if allow:
+        parts.append(
+            f"# The experiment names classes of {', '.join(allow)}: install that on every machine. Whether a node may\n"
+            "# import it is for its operator to decide: without allow in its command, the node refuses."
+        )
+    parts += [_node(credentials, i, host, local, allow) for i in range(local.nodes)]
+    parts.append(_run(file, local, output))
+    return "\n\n".join(parts)
+
+
+def _certificates(credentials: Credentials, host: str) -> str:
+    hosts = host if host in ("localhost", "127.0.0.1") else f"{host},localhost,127.0.0.1"
+    words = ["fedsim", "certificates", "--output", str(credentials.folder), "--nodes", str(credentials.nodes)]
+    words += ["--hosts", hosts]
+    copy = f"# copy {credentials.ca.name} to every node, and to each its own key: node-0.key to node 0, ..."
+    return f"# On the server, once:\n{_line(words)}\n{copy}"
+
+
+def _server(credentials: Credentials | None, local: Local) -> str:
+    address = f'address = "127.0.0.1:{local.port}"'
+    trust = f'root-certificates = "{credentials.ca.absolute()}"' if credentials else "insecure = true"
+    config = f'[superlink.{CONNECTION}]\\n{address}\\n{trust}\\n'
+    start = ["flower-superlink", "--host", "0.0.0.0", "--port", str(local.port), *superlink_security(credentials)]
+    lines = [
+        "# On the server, in a terminal of its own; whoever reaches this port and is not kept out can start runs:",
+        _line(start),
+        "# and in another one:",
+        f"export FLWR_HOME=$PWD/{FOLDER}/client && mkdir -p $FLWR_HOME && printf '{config}' > $FLWR_HOME/config.toml",
+    ]
+    if credentials is not None:
+        keys = [str(credentials.node(i).with_suffix(".pub")) for i in range(local.nodes)]
+        lines += [_line(["flwr", "supernode", "register", key, CONNECTION]) for key in keys]
+    return "\n".join(lines)
+
+
+def _node(credentials: Credentials | None, i: int, host: str, local: Local, allow: tuple[str, ...]) -> str:
+    own = Path("/path/to/own/data") if local.own_data else None
+    settings = NodeSettings(i, Path("/var/lib/fedsim"), own, allow=allow)
+    here = None if credentials is None else Credentials(Path(), local.nodes)
+    words = ["flower-supernode", "--superlink", f"{host}:{local.port}", *supernode_security(here, i)]
+    return f"# On node {i}:\n{_line([*words, '--node-config', settings.text()])}"
+
+
+def _run(file: str, local: Local, output: Path) -> str:
+    config = {"experiment": str(Path(file).absolute()), "output": str(output.absolute())}
+    values = {**config, "own-data": local.nodes if local.own_data else 0, **asdict(local.policy)}
+    text = " ".join(f"{key}={as_toml(value)}" for key, value in values.items())
+    words = ["flwr", "run", str(Path("experiments/flower")), CONNECTION, "-c", text, "--stream"]
+    return (
+        f"# On the server, when the nodes are up (the app is in fedsim's repository):\n{_line(words)}\n"
+        f"# flwr run ends with 0 even if the run failed; ask:\nflwr list {CONNECTION}"
+    )
+
+
+def _line(words: list[str]) -> str:
+    return shlex.join(words)

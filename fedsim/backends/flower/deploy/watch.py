@@ -1,0 +1,113 @@
+"""A run on a federation, watched from outside: by the files that it writes, and by what Flower says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from fedsim.backends.flower.deploy.federation import Federation
+from fedsim.controller.host import note
+from fedsim.controller.progress import RunProgress
+from fedsim.errors import DeployError, FedsimError
+from fedsim.experiment.experiment import Experiment
+from fedsim.record.directory import open_run
+from fedsim.record.metrics import Metrics, read_metrics
+
+LOOK_SECONDS = 0.5
+ASK_SECONDS = 20.0
+"""Between questions to Flower how the run stands; the run's files tell sooner."""
+ASK_AGAIN_SECONDS = 2.0
+"""The same, once the files say that it has ended."""
+
+
+class Tail:
+    """What is added to a file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """Whole lines that were added since they were asked for."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + end)
+        return whole.decode(errors="replace").splitlines()
+
+
+def watch(
+    federation: Federation, run_id: str, experiment: Experiment, output: Path, progress: bool, told: Tail
+) -> None:
+    """Show how a run goes on, and pass on what the server has told, until it has ended.
+
+    Raises:
+        DeployError: it, or the SuperLink, failed.
+    """
+    asked, shown = time.monotonic(), dict[int, tuple[int, int]]()
+    with RunProgress(output.name, experiment.rounds, progress) as bar:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            federation.superlink.check()
+            _show(bar, experiment, output, shown)
+            _pass_on(told)
+            if time.monotonic() > asked + (ASK_AGAIN_SECONDS if _ended(output) else ASK_SECONDS):
+                run = federation.flwr("list", "--run-id", run_id)["runs"][0]
+                asked = time.monotonic()
+                if run["status"].startswith("finished"):
+                    break
+        _show(bar, experiment, output, shown)
+        _pass_on(told)
+    if run["status"] != "finished:completed":
+        why = _noted(output) or run.get("status-details", "")
+        raise DeployError(f"the run is {run['status']}: {why}\nThe whole log: {federation.superlink.log}")
+
+
+def _pass_on(told: Tail) -> None:
+    for line in told.lines():
+        note(line)
+
+
+def _ended(output: Path) -> bool:
+    """Whether the run's own record says that nothing more will come."""
+    with contextlib.suppress(FedsimError, OSError):
+        states = {seed["state"] for seed in open_run(output).manifest["status"].values()}
+        return "running" not in states and states != {"waiting"}
+    return False
+
+
+def _noted(output: Path) -> str:
+    """Why a run failed, as it noted itself."""
+    with contextlib.suppress(FedsimError, OSError):
+        return next((seed["detail"] for seed in open_run(output).manifest["status"].values() if seed["detail"]), "")
+    return ""
+
+
+def _show(bar: RunProgress, experiment: Experiment, output: Path, shown: dict[int, tuple[int, int]]) -> None:
+    """The last completed round of every seed that has begun, and what was measured last.
+
+    Exchanges are noted while a round goes on; that it was completed is known by its metrics or a later exchange.
+    """
+    for seed in experiment.seed_list:
+        with contextlib.suppress(FedsimError):             # not begun
+            folder = output / f"seed-{seed}"
+            metrics = read_metrics(folder / "metrics.jsonl")
+            exchanges = read_metrics(folder / "exchanges.jsonl")
+            round = int(max(exchanges.round.max(initial=1) - 1, metrics.round.max(initial=0)))
+            state = round, len(metrics.round)
+            if seed not in shown:
+                bar.start(seed, round)
+            if shown.get(seed) != state:
+                shown[seed] = state
+                tested = ("server/test", "average/test")
+                loss, accuracy = (_last(metrics, tested, name) for name in ("loss", "accuracy"))
+                sent = [_last(metrics, ("total",), name) or 0.0 for name in ("bytes_down", "bytes_up")]
+                bar.update(round, accuracy, loss, sum(sent) / 1e6)
+
+
+def _last(metrics: Metrics, scopes: tuple[str, ...], metric: str) -> float | None:
+    values = [value for scope in scopes for value in metrics.series(scope, metric).values()]
+    return values[-1] if values else None

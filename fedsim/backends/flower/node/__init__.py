@@ -1,0 +1,1 @@
+"""A node of a deployment: one client, with its own data and its own memory."""

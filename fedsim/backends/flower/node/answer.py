@@ -1,0 +1,259 @@
+"""A node's half: it answers calls with its own data and its own memory, as one client of the federation.
+
+A memory that a call reads is said leaf by leaf: a version in the node's store; "zeros"; the "initial" model,
+which the node derives from the seed as the server does; or a first value that was sent once and is kept by its hash.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from fedsim.backends.flower.node.data import Place, place_of
+from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.protocol.calls import Call
+from fedsim.backends.flower.protocol.common import Common
+from fedsim.backends.flower.protocol.forms import (
+    arguments,
+    check_finite,
+    compressors_of,
+    dtype_of,
+    fingerprint,
+    form_of,
+    function_of,
+)
+from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.backends.flower.protocol.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
+from fedsim.controller.evaluate import score
+from fedsim.errors import DeployError, FedsimError
+from fedsim.feedback.linked import is_vector, moved
+from fedsim.messages import wire
+from fedsim.messages.mixing import mix_rows
+from fedsim.tree import leaves, tree_map, unpacked
+from fedsim.types import Kept
+
+
+def answer(call: Call, text: str, settings: NodeSettings) -> Call:
+    """The answer to a call that came with the experiment ``text``; the verb "refused" tells why there is none."""
+    try:
+        started = time.perf_counter()
+        common, seed = Common.of(call.values.get("common")), number(call, "seed")
+        store = Store(settings.store, str(call.values.get("run")), settings.client)
+        place = place_of(text, seed, common, settings)
+        return Node(place, store, settings.client).answer(call, time.perf_counter() - started)
+    except (FedsimError, ValueError) as error:             # ValueError: what decoders say of malformed bytes
+        return Call("refused", {"error": str(error)})
+
+
+def number(call: Call, key: str) -> int:
+    """A whole number among a call's values."""
+    value = call.values.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DeployError(f"{key} is {value!r:.40}; expected a whole number, 0 or more")
+    return value
+
+
+class Node:
+    """A client at work.
+
+    Args:
+        place: its data, and what is run.
+        store: its memory.
+        client: its number.
+    """
+
+    def __init__(self, place: Place, store: Store, client: int) -> None:
+        self.place, self.store, self.client = place, store, client
+        self.federation = place.federation
+        self.compressors = compressors_of(place.experiment.method)
+        self.initial = place.initial
+
+    def answer(self, call: Call, load: float = 0.0) -> Call:
+        """The answer to a call.
+
+        Raises:
+            FedsimError: it is refused.
+        """
+        verbs = {
+            "hello": self.hello, "each": self.each, "mix": self.mix, "value": self.value, "score": self.score,
+            "forget": self.forget,
+        }  # fmt: skip
+        if call.verb != "hello" and number(call, "client") != self.client:
+            raise DeployError(f"a call for client {call.values['client']} came to client {self.client}")
+        most = (LARGEST_VECTORS + self.federation.shards.n) * 8 * self.federation.model.d + 2**20
+        if call.nbytes() > most:
+            raise DeployError(f"a call with {call.nbytes():,} bytes of messages; refused as oversized above {most:,}")
+        self.seconds = {"load": load, "compute": 0.0, "encode": 0.0, "memory": 0.0}
+        with torch.no_grad():
+            made = verbs[call.verb](call)
+        return Call(call.verb, {**made.values, "client": self.client, "seconds": self.seconds}, made.data)
+
+    def hello(self, call: Call) -> Call:
+        """Who this is, and with which data."""
+        rows = self.federation.shards.rows(self.client)
+        return Call("hello", {"samples": len(rows.x), "own": len(self.place.own.x), "versions": versions()})
+
+    def each(self, call: Call) -> Call:
+        """Run a client function."""
+        values, fed = call.values, self.federation
+        fn = function_of(self.place.experiment.method, values.get("function"))
+        clock = time.perf_counter()
+        down = self._down(call)
+        clock = self._spent("encode", clock)
+        mine = None
+        if (spec := values.get("memory")) is not None:
+            down, memory = arguments(fn, down, self._memory(spec, call))
+            mine = Kept(fed.shards.n, memory, {self.client: memory})
+        else:
+            (down,) = arguments(fn, down)
+        self.store.drop(values.get("alive", ()), self._now(call))
+        clock = self._spent("memory", clock)
+        before = fed.ledger.gradient_evaluations[self.client]
+        sent, kept = fed.backend.each(fed, fn, np.array([self.client]), number(call, "round"), down, mine)
+        message = tree_map(lambda t: t[0], sent.stacked())
+        clock = self._spent("compute", clock)
+        what = f"in round {values['round']} the {{}} of client {self.client}"
+        check_finite(message, what.format("message"))
+        data = wire.encode(message, self.compressors)
+        clock = self._spent("encode", clock)
+        form = None
+        if mine is not None:
+            check_finite(kept[self.client], what.format("new memory"))
+            form = self._keep(call, kept[self.client])
+        if "public" in values:
+            for k, leaf in enumerate(leaf for leaf in leaves(down) if is_vector(leaf, fed.model.d)):
+                self.store.write(f"{values['write']}.{COPY + k}", leaf)
+        if values.get("keep"):
+            self._keep_message(call, data)
+        self._spent("memory", clock)
+        evaluations = int(fed.ledger.gradient_evaluations[self.client] - before)
+        return Call("each", {"memory": form, "evaluations": evaluations}, {"message": data})
+
+    def mix(self, call: Call) -> Call:
+        """One gossip step: the weighted sum of neighbours' messages and the own one, in the order of their numbers."""
+        values, clock = call.values, time.perf_counter()
+        own = self.store.read(str(values.get("own"))).numpy().tobytes()
+        weights, at = values.get("weights"), number(call, "position")
+        if not isinstance(weights, list) or at >= len(weights) or len(call.data) != len(weights) - 1:
+            raise DeployError(f"{len(call.data)} messages to mix with the weights {weights!r:.80}; expected one each")
+        clock = self._spent("memory", clock)
+        form = form_of(wire.decode(own, self.compressors, self.federation.model.d), self.compressors)
+        order = [call.data[str(k)] for k in range(len(call.data))]
+        order.insert(at, own)
+        trees = [unpacked(self._received(data, form, "neighbour's")) for data in order]
+        clock = self._spent("encode", clock)
+        w = csr_array((np.array(weights, np.float64), np.arange(len(weights)), _only_row(at, len(weights))))
+        mixed = tree_map(lambda *rows: mix_rows(w, torch.stack(rows))[at], *trees)
+        check_finite(mixed, f"in round {values.get('round')} the mixed value of client {self.client}")
+        self.store.drop(values.get("alive", ()), self._now(call))
+        clock = self._spent("compute", clock)
+        if values.get("last"):
+            kept = self._keep(call, mixed)
+            self._spent("memory", clock)
+            return Call("mix", {"memory": kept})
+        data = wire.encode(mixed)
+        self._keep_message(call, data)
+        self._spent("memory", clock)
+        return Call("mix", {"memory": None}, {"message": data})
+
+    def value(self, call: Call) -> Call:
+        """Memories, brought to the server: its evaluation of the nodes' models asks for them."""
+        names = call.values.get("read")
+        if not isinstance(names, list):
+            raise DeployError(f"read is {names!r:.40}; expected names of versions")
+        return Call("value", {}, {str(k): wire.encode(self.store.read(str(name))) for k, name in enumerate(names)})
+
+    def forget(self, call: Call) -> Call:
+        """Remove this client's memory of the run, which has ended."""
+        self.store.forget()
+        return Call("forget")
+
+    def score(self, call: Call) -> Call:
+        """Mean loss and accuracy of a model on this client's own samples."""
+        d = self.federation.model.d
+        dtype = str(self.federation.model.dtype).removeprefix("torch.")
+        x, own = self._received(call.data["x"], [dtype, [d]], "down"), self.place.own
+        clock = time.perf_counter()
+        scores = score(self.federation.model, x, own.x, own.y, self.place.classification)
+        self._spent("compute", clock)
+        hits = None if scores.accuracy is None else float(scores.accuracy.mean())
+        return Call("score", {"loss": float(scores.loss.mean()), "accuracy": hits, "samples": len(own.x)})
+
+    def _received(self, data: bytes, form: Any, whose: str) -> Any:
+        """The tree in a message, which must have the form that was said and hold finite numbers."""
+        tree = wire.decode(data, self.compressors, self.federation.model.d)
+        if (found := form_of(tree, self.compressors)) != form:
+            raise DeployError(f"the {whose} message has the form {found!s:.200}; expected {form!s:.200}")
+        check_finite(tree, f"the {whose} message")
+        return tree_map(lambda t: t.to(self.federation.model.device), tree)
+
+    def _down(self, call: Call) -> Any:
+        """What the server sends down: as it is, or made from the public copies here and the messages to them since."""
+        values, data, model = call.values, call.data, self.federation.model
+        if "public" not in values or "down" in data:
+            return self._received(data["down"], values.get("form"), "down") if "down" in data else None
+        match values["public"]:
+            case {"held": [*names], "form": form} if "news-0" in data:
+                copies = [self.store.read(str(name)).to(model.device) for name in names]
+            case said:
+                raise DeployError(f"public copies are said as {said!r:.80}; expected versions, form and messages")
+        for k in range(len(data)):
+            if f"news-{k}" in data:
+                down = moved(copies, self._received(data[f"news-{k}"], form, "down"))
+                copies = [leaf for leaf in leaves(down) if is_vector(leaf, model.d)]
+        return down
+
+    def _memory(self, spec: Any, call: Call) -> Any:
+        """The memory that a call says, leaf by leaf."""
+        if isinstance(spec, list):
+            return tuple(self._memory(branch, call) for branch in spec)
+        if not isinstance(spec, dict) or len(spec) != 1:
+            raise DeployError(f"a memory is said as {spec!r:.80}; expected one of version, zeros, initial, shared")
+        ((kind, what),) = spec.items()
+        return self._leaf(kind, what, call).to(self.federation.model.device)
+
+    def _leaf(self, kind: str, what: Any, call: Call) -> Tensor:
+        if kind == "version":
+            return self.store.read(str(what))
+        if kind == "zeros":
+            return torch.zeros(what[1], dtype=dtype_of(what[0]))
+        if kind == "initial":
+            if fingerprint(self.initial) != what:
+                raise DeployError("the initial model is another here than at the server; install the same PyTorch")
+            return self.initial
+        if kind == "shared" and str(what) in call.data:
+            value = wire.decode(call.data[what])
+            if fingerprint(value) != what:
+                raise DeployError(f"a first memory does not have the checksum {what}")
+            self.store.write(what, value)
+        return self.store.read(str(what))
+
+    def _keep(self, call: Call, memory: Any) -> Any:
+        """Write a new memory; its form."""
+        for k, leaf in enumerate(leaves(memory)):
+            self.store.write(f"{call.values['write']}.{k}", leaf)
+        return form_of(memory)
+
+    def _keep_message(self, call: Call, data: bytes) -> None:
+        self.store.write(f"{call.values['write']}.{MESSAGE}", torch.frombuffer(bytearray(data), dtype=torch.uint8))
+
+    def _now(self, call: Call) -> tuple[int, int]:
+        epoch, _, count = str(call.values.get("write")).partition(".")
+        if not (epoch.isdecimal() and count.isdecimal()):
+            raise DeployError(f"write is {call.values.get('write')!r:.40}; expected epoch and number of the call")
+        return int(epoch), int(count)
+
+    def _spent(self, what: str, since: float) -> float:
+        now = time.perf_counter()
+        self.seconds[what] += now - since
+        return now
+
+
+def _only_row(at: int, k: int) -> np.ndarray:
+    """Row pointers of a ``[k, k]`` matrix of which only one row holds anything."""
+    return np.where(np.arange(k + 1) > at, k, 0)

@@ -1,0 +1,1 @@
+"""What the server and the nodes of a deployment agree on: calls, forms of messages, versions, settings."""

@@ -1,0 +1,172 @@
+"""What travels through Flower: calls of the server and answers of the nodes, and how they are checked on arrival.
+
+A call is a verb, plain values as JSON, and messages as bytes (``fedsim.messages.wire``). In Flower's terms:
+
+    records["experiment"]     ConfigRecord {"json": the experiment}                          the same for all: sent once
+    records["call"]           ConfigRecord {"json": {"protocol": 1, "verb": "each", ...}}
+    records["data.NAME"]      ArrayRecord {"bytes": Array of the message NAME}               the same bytes: sent once
+
+Nothing that arrives is run or unpickled: a verb and a client function are names that the receiver looks up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+from fedsim.errors import DeployError, how_to_install
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+except ImportError as error:
+    raise DeployError(f"deployment needs Flower ({error}); {how_to_install('flower')}") from error
+
+PROTOCOL = 1
+STYPE = "fedsim.wire"
+VERBS = {"hello": "query", "value": "query", "forget": "query", "each": "train", "mix": "train", "score": "evaluate"}
+"""What a node can be asked, and the type of Flower's message that asks it."""
+LARGEST_CONFIG = 2**20
+"""Bytes of an experiment, or of a call's plain values."""
+DIGITS = 20
+"""Of a whole number; 2**64 has so many."""
+DATA_NAME = re.compile(r"[a-z0-9_-]{1,80}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A question to a node, or its answer.
+
+    Attributes:
+        verb: what is asked; an answer has the verb of its question, or "refused".
+        values: plain values.
+        data: messages as bytes, by name.
+    """
+
+    verb: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, bytes] = field(default_factory=dict)
+
+    def nbytes(self) -> int:
+        """Bytes of its messages."""
+        return sum(map(len, self.data.values()))
+
+
+class RefusedError(DeployError):
+    """Something that arrived is not what it should be."""
+
+
+class Encoder:
+    """Turns calls into Flower's records; what many calls share becomes one record, which Flower then sends once."""
+
+    def __init__(self, experiment: str) -> None:
+        self._experiment = ConfigRecord({"json": experiment})
+        self._arrays: dict[bytes, ArrayRecord] = {}
+
+    def records(self, call: Call) -> RecordDict:
+        """The records of a call, experiment included."""
+        return to_records(call, self._array, self._experiment)
+
+    def _array(self, data: bytes) -> ArrayRecord:
+        if data not in self._arrays:
+            self._arrays[data] = array(data)
+        return self._arrays[data]
+
+    def forget(self) -> None:
+        """Release the messages of the last exchange."""
+        self._arrays.clear()
+
+
+def array(data: bytes) -> ArrayRecord:
+    """Bytes as they are: no header, no second encoding."""
+    return ArrayRecord({"bytes": Array("uint8", (len(data),), STYPE, data)})
+
+
+def to_records(call: Call, make: Any = array, experiment: ConfigRecord | None = None) -> RecordDict:
+    """The records of a call or an answer."""
+    text = json.dumps({**call.values, "protocol": PROTOCOL, "verb": call.verb}, allow_nan=False)
+    records = RecordDict({"call": ConfigRecord({"json": text})})
+    if experiment is not None:
+        records["experiment"] = experiment
+    for name, data in call.data.items():
+        records[f"data.{name}"] = make(data)
+    return records
+
+
+def from_records(records: RecordDict, largest: int) -> Call:
+    """The call or the answer that arrived; at most ``largest`` bytes of messages.
+
+    Raises:
+        RefusedError: it is malformed, of another protocol, or too large.
+    """
+    values = parsed(_text(records, "call", "json"), "call")
+    if values.pop("protocol", None) != PROTOCOL:
+        raise RefusedError(f"a message of another protocol than {PROTOCOL}; install the same fedsim on both ends")
+    verb = values.pop("verb", None)
+    if verb not in {*VERBS, "refused"}:
+        raise RefusedError(f"the verb is {verb!r:.80}; known are {', '.join(VERBS)}")
+    data, total = {}, 0
+    for key in records:
+        kind, _, name = key.partition(".")
+        if key in ("call", "experiment"):
+            continue
+        if kind != "data" or not DATA_NAME.fullmatch(name):
+            raise RefusedError(f"a message holds a record {key!r:.80}; expected call, experiment and data.NAME")
+        data[name] = _bytes(records[key], name)
+        total += len(data[name])
+        if total > largest:
+            raise RefusedError(f"a message of more than {largest:,} bytes ({total:,} so far); refused as oversized")
+    return Call(verb, values, data)
+
+
+def experiment_of(records: RecordDict) -> str:
+    """The experiment of a call, as JSON."""
+    return _text(records, "experiment", "json")
+
+
+def _text(records: RecordDict, record: str, key: str) -> str:
+    found = records.get(record)
+    text = found.get(key) if isinstance(found, ConfigRecord) else None
+    if not isinstance(text, str) or len(text) > LARGEST_CONFIG:
+        raise RefusedError(f"a message without its record {record!r}, or with one that is not text below 1 MiB")
+    return text
+
+
+def parsed(text: str, what: str) -> dict[str, Any]:
+    """A JSON object that arrived; RefusedError for anything else."""
+    try:
+        values = json.loads(text, parse_constant=_no_constant, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"the {what} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise RefusedError(f"the {what} is a {type(values).__name__}; expected a JSON object")
+    return values
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether this is a number of samples: 1 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bytes(record: object, name: str) -> bytes:
+    if not isinstance(record, ArrayRecord) or list(record) != ["bytes"]:
+        raise RefusedError(f"data {name!r} is not a record of one array")
+    found = record["bytes"]
+    if found.stype != STYPE or found.dtype != "uint8" or tuple(found.shape) != (len(found.data),):
+        raise RefusedError(
+            f"data {name!r} is {found.dtype}{list(found.shape)} of kind {found.stype!r:.40} in {len(found.data)} bytes;"
+            f" expected uint8 of kind {STYPE!r}"
+        )
+    return found.data

@@ -1,0 +1,153 @@
+"""What a message or a memory looks like, without its values: for both ends to agree on, and to check what arrives.
+
+A form is JSON: ``["float32", [650]]`` of a tensor, ``["packed", 0, "float32", 650]`` of a vector compressed by the
+algorithm's compressor number 0, ``["tuple", form, ...]`` of a tuple.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from types import FunctionType, MethodType
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import DeployError
+from fedsim.feedback.compressed import Compressed
+from fedsim.feedback.linked import Upload
+from fedsim.feedback.mechanisms import Uplink
+from fedsim.tree import leaves
+from fedsim.types import Local
+from fedsim.values import Compressor, Packed
+
+Form = list[Any]
+UPLOAD, KEEPS = ", compressed", " with memory"
+"""What the names of client functions end with whose messages a link compresses."""
+
+
+def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
+    """The form of a tree, whose tensors may be elsewhere."""
+    if isinstance(tree, Packed):
+        return ["packed", compressors.index(tree.by), _name(tree.dtype), tree.d]
+    if isinstance(tree, tuple):
+        return ["tuple", *(form_of(branch, compressors) for branch in tree)]
+    return [_name(tree.dtype), list(tree.shape)]
+
+
+def check_finite(tree: Any, what: str) -> None:
+    """Raise DeployError when a tensor holds NaN or infinity."""
+    for leaf in leaves(tree):
+        if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            raise DeployError(f"{what} holds NaN or infinity; lower the learning rate, or look at this client's data")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: object) -> torch.dtype:
+    """The type of a tensor by its name."""
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype):
+        raise DeployError(f"{name!r:.40} is not a tensor type; expected one such as float32")
+    return found
+
+
+def compressors_of(algorithm: object) -> list[Compressor]:
+    """The compressors among an algorithm's settings, in the order of its fields: the same on both ends."""
+    verbs = ("compress", "unpack", "encode", "decode")
+    return [part for _, part in _parts(algorithm, "") if all(hasattr(part, verb) for verb in verbs)]
+
+
+def _parts(owner: object, path: str) -> Iterator[tuple[str, Any]]:
+    """An algorithm and the dataclasses among its settings, by their path."""
+    if is_dataclass(owner) and not isinstance(owner, type):
+        yield path, owner
+        for field in fields(owner):
+            yield from _parts(getattr(owner, field.name), f"{path}{field.name}.")
+
+
+def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
+    """The name by which a node finds a client function: ``client``, or ``algorithm.client with memory, compressed``.
+
+    Raises:
+        DeployError: it is no method of the algorithm or of one of its settings.
+    """
+    if isinstance(fn, Upload):
+        return name_of(algorithm, fn.fn) + (KEEPS if fn.keeps else "") + UPLOAD
+    if isinstance(fn, MethodType):
+        for path, part in _parts(algorithm, ""):
+            if part is fn.__self__:
+                return path + fn.__name__
+    raise DeployError(
+        f"the client function {getattr(fn, '__qualname__', fn)!r:.80} is not a method of {type(algorithm).__name__};"
+        " nodes find what they run by name: make it one"
+    )
+
+
+def function_of(algorithm: object, name: object) -> Callable[..., Any]:
+    """The client function of that name; the opposite of `name_of`.
+
+    Raises:
+        DeployError: there is no such method whose first argument is a ``Local``.
+    """
+    if isinstance(name, str) and name.endswith(UPLOAD) and isinstance(algorithm, Compressed):
+        inner = name.removesuffix(UPLOAD)
+        uplink = cast("Uplink | None", algorithm.uplink)
+        return Upload(function_of(algorithm, inner.removesuffix(KEEPS)), uplink, inner.endswith(KEEPS))
+    path, _, method = str(name).rpartition(".")
+    owner = dict(_parts(algorithm, "")).get(f"{path}." if path else "")
+    known = [key for key, value in vars(type(owner)).items() if _runs_at_client(value)]
+    if method not in known:
+        raise DeployError(
+            f"{type(algorithm).__name__} has no client function {name!r:.80}; it has {', '.join(known) or 'none'}"
+        )
+    found: Callable[..., Any] = getattr(owner, method)
+    return found
+
+
+def _runs_at_client(value: object) -> bool:
+    if not isinstance(value, FunctionType) or value.__name__.startswith("_"):
+        return False
+    return next(iter(_hints(value).values()), None) is Local
+
+
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Types of a function's arguments, in order."""
+    try:
+        hints = get_type_hints(fn)
+    except (NameError, TypeError):
+        return {}
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+def arguments(fn: Callable[..., Any], *trees: Any) -> list[Any]:
+    """What follows ``local`` in a client function's arguments, with plain tuples made the NamedTuples it expects."""
+    if isinstance(fn, Upload) and len(trees) == 2:         # the second: (the algorithm's memory, the link's)
+        down, own = arguments(fn.fn, trees[0], trees[1][0])
+        return [down, (own, trees[1][1])]
+    hints = [*_hints(fn).values()][1:]
+    return [named(tree, hint) for tree, hint in zip(trees, [*hints, *[None] * len(trees)], strict=False)]
+
+
+def named(tree: Any, hint: Any) -> Any:
+    """A tree of plain tuples with the NamedTuples that its type says; what does not fit stays as it is."""
+    if not isinstance(tree, tuple) or isinstance(tree, Tensor):
+        return tree
+    if get_origin(hint) is tuple and len(get_args(hint)) == len(tree):
+        return tuple(named(branch, part) for branch, part in zip(tree, get_args(hint), strict=True))
+    if isinstance(hint, type) and issubclass(hint, tuple) and len(getattr(hint, "_fields", ())) == len(tree):
+        parts = get_type_hints(hint)
+        return hint(*(named(branch, parts.get(key)) for branch, key in zip(tree, hint._fields, strict=True)))  # type: ignore[attr-defined]
+    return tree
+
+
+def fingerprint(value: Tensor) -> str:
+    """The name of a first value that is shared."""
+    raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    head = json.dumps([str(value.dtype), list(value.shape)]).encode()
+    return f"shared-{hashlib.sha256(head + raw).hexdigest()}"

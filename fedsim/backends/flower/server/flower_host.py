@@ -1,0 +1,247 @@
+"""The controller's host whose clients are behind Flower: it waits for nodes, and repeats a round without lost ones."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fedsim.algorithm import Algorithm
+from fedsim.backends.flower.protocol import versions
+from fedsim.backends.flower.protocol.calls import Call, is_count
+from fedsim.backends.flower.protocol.common import Common
+from fedsim.backends.flower.protocol.policy import Policy
+from fedsim.backends.flower.server.dry_run import Dry
+from fedsim.backends.flower.server.flower_backend import FlowerBackend, Identity
+from fedsim.backends.flower.server.memories import Handle
+from fedsim.backends.flower.server.remote_data import common_of, of_own_data, without_samples
+from fedsim.backends.flower.server.transport import Exchange, Link
+from fedsim.clients import cohort
+from fedsim.controller.evaluate import OwnScores
+from fedsim.controller.host import Host
+from fedsim.controller.prepare import Prepared
+from fedsim.engine.federation import Federation
+from fedsim.engine.memory import OnDevice
+from fedsim.errors import ClientsLostError, ConfigError, DeployError
+from fedsim.experiment.config import to_config
+from fedsim.experiment.experiment import Experiment
+from fedsim.record.directory import RunDirectory
+from fedsim.record.metrics import RowWriter
+from fedsim.tree import leaves
+from fedsim.types import Batch, Kept
+from fedsim.values import Vector
+
+CHECKPOINTS = 2
+"""So many are kept on disk; what they refer to must stay with the clients."""
+NO_RUN = "0" * 32
+SECONDS = ("load", "compute", "encode", "memory")
+"""Where a client's time goes: starting and reading its data, working, encoding and decoding, its disk."""
+
+
+class FlowerHost(Host):
+    """Clients behind Flower.
+
+    Args:
+        grid: Flower's side of it.
+        policy: what happens when a node does not answer.
+        nodes: how many nodes bring their own data; 0 where the experiment's partition divides a data set among them.
+        say: where events of interest to a person go.
+    """
+
+    def __init__(self, grid: Grid, policy: Policy, nodes: int = 0, say: Callable[[str], None] = print) -> None:
+        super().__init__()
+        self.grid, self.policy, self.nodes, self.say = grid, policy, nodes, say
+        self._pinned: deque[list[Handle]] = deque(maxlen=CHECKPOINTS)
+        self._samples: dict[int, int] = {}                 # client: how many it trains on
+        self._round = 0
+
+    def __exit__(self, *raised: object) -> None:
+        """See ``Host``; a run that failed goes on from what its clients keep."""
+        if not any(raised) and hasattr(self, "backend"):
+            try:
+                self.backend.forget()
+            except Exception as error:                     # the run itself has succeeded
+                self.say(f"the clients keep their memories of the run: {error!r}")
+
+    def prepare(self, experiment: Experiment, seed: int) -> Prepared:
+        """The federation of one seed, once enough nodes have come.
+
+        Raises:
+            DeployError: too few come.
+        """
+        if not self.nodes:
+            prepared = super().prepare(experiment, seed)
+            self._meet(experiment, common_of(prepared), seed)
+            return without_samples(prepared)
+
+        def sizes(common: Common) -> np.ndarray:
+            self._meet(experiment, common, seed)
+            return np.array([self._samples[client] for client in range(common.n)])
+
+        return of_own_data(experiment, seed, self.nodes, sizes)
+
+    def connect(
+        self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """See ``Host``."""
+        fed = prepared.federation
+        known = directory.manifest.get("deployment", {})
+        token, epoch = known.get("run", uuid.uuid4().hex), known.get("epoch", 0) + 1
+        directory.update_manifest(deployment={"run": token, "epoch": epoch, "policy": asdict(self.policy)})
+        identity = Identity(token, epoch, fed.seed, asdict(self.common))
+        sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
+        gossip = experiment.topology is not None
+        self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)
+        fed.backend, fed.memory = self.backend, self.backend.memories
+        self._pinned.clear()
+        path = directory.seed_path(fed.seed) / "exchanges.jsonl"
+        self.backend.note = lambda round, verb, exchange: _note(path, round, verb, exchange)
+        return {"backend": "flower", "reason": "deployed"}
+
+    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+        """See ``Host``; initialisation needs everybody, and a template nobody."""
+        if template:
+            backend, memory = federation.backend, federation.memory
+            federation.backend, federation.memory = Dry(self.backend.sample), OnDevice()
+            try:
+                return algorithm.init(x, cohort(federation, 0))
+            finally:
+                federation.backend, federation.memory = backend, memory
+        try:
+            return algorithm.init(x, cohort(federation, 0))
+        except ClientsLostError as lost:
+            raise DeployError(f"{type(algorithm).__name__} begins with a message of every client; {lost}") from lost
+
+    def round(self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray) -> Any:
+        """See ``Host``. A round that loses clients is done again without them, as long as the policy allows it.
+
+        Raises:
+            DeployError: too few are left, or the algorithm needs those that are lost.
+        """
+        before = federation.ledger.snapshot()
+        copies = self.backend.copies.snapshot()
+        everybody, lost, losses, self._round = ids, None, Counter[int](), round
+        while True:
+            try:
+                new = algorithm.round(state, cohort(federation, round, ids))
+                self.skipped = np.setdiff1d(everybody, ids).tolist()
+                return new
+            except ClientsLostError as error:
+                federation.ledger.restore(before)
+                self.backend.copies.restore(copies)
+                lost = error
+                ids = self._without(ids, lost, len(everybody), losses)
+            except ConfigError as error:
+                if lost is None:
+                    raise
+                raise DeployError(f"{lost}; without {'it' if len(lost.reasons) == 1 else 'them'}: {error}") from error
+
+    def saved(self, state: Any) -> None:
+        """See ``Host``: what checkpoints refer to stays with the clients."""
+        self._pinned.append(list(_handles(state)))
+
+    def present(self, x: Kept[Vector]) -> Sequence[int]:
+        """See ``Host``."""
+        handles = [row for row in x.rows.values() if isinstance(row, Handle)]
+        here = set(self.backend.bring(handles, self._round))
+        elsewhere = {handle.client for handle in handles} - here
+        if not (found := [i for i in range(x.n) if i not in elsewhere]):
+            raise DeployError(f"after round {self._round} no client gave its model; see the log of the SuperLink")
+        return found
+
+    def own_scores(self, prepared: Prepared, x: Vector) -> OwnScores:
+        """See ``Host``: the clients score the model themselves."""
+        n = prepared.federation.shards.n
+        scores = self.backend.scores(x, range(n), self._round)
+        if not scores:
+            raise DeployError(f"after round {self._round} no client scored the model; see the log of the SuperLink")
+        nodes = sorted(scores)
+        loss, samples = (np.array([scores[i][k] for i in nodes]) for k in (0, 2))
+        hits = [scores[i][1] for i in nodes]
+        return OwnScores(nodes, loss, None if None in hits else np.array(hits, np.float64), samples)
+
+    def _meet(self, experiment: Experiment, common: Common, seed: int) -> None:
+        """Wait for the nodes of a new seed."""
+        self.common, self._samples = common, {}
+        hello = Call("hello", {"run": NO_RUN, "seed": seed, "common": asdict(common)})
+        text = as_text(experiment)
+        largest = versions.LARGEST_VECTORS * 8 * common.d + 2**20
+        self.link = Link(self.grid, text, hello, self.policy, largest, self._greet, self.say)
+        patience, n = self.policy.patience, common.n
+        if self.link.gather(lambda there: len(there) == n, patience):
+            return
+        there, enough = sorted(self.link.nodes), n if self.nodes else self.policy.enough(n)
+        missing = ", ".join(str(i) for i in range(n) if i not in self.link.nodes)
+        if len(there) < enough:
+            why = "".join(f"; a node was refused: {reason}" for reason in self.link.refusals)
+            raise DeployError(
+                f"{len(there)} of {n} clients came within {patience:g} s, and {enough} are needed; missing: {missing}"
+                f"{why}. Start their SuperNodes, or wait longer with --patience"
+            )
+        self.say(f"beginning without client {missing}")
+
+    def _greet(self, answer: Call) -> int:
+        """Which client a new node is; refuses one that cannot take part."""
+        client, samples = answer.values.get("client"), answer.values.get("samples")
+        if not isinstance(client, int) or not 0 <= client < self.common.n or not is_count(samples):
+            raise DeployError(f"it says it is client {client!r:.40} with {samples!r:.40} samples")
+        if warning := versions.check(answer.values.get("versions"), versions.versions()):
+            self.say(f"client {client}: {warning}")
+        self._samples[client] = samples
+        return client
+
+    def _without(self, ids: np.ndarray, lost: ClientsLostError, cohort: int, losses: Counter[int]) -> np.ndarray:
+        """With whom a round is done again: those who are left, and if these are too few, those who come back.
+
+        ``losses`` counts how often the round lost each client. Twice is enough: one that is too slow comes back late
+        every time.
+        """
+        gone = set(lost.reasons)
+        losses.update(gone)
+        unable = gone & set(self.link.nodes)               # those answered, and could not do it
+        left, enough = set(ids.tolist()) - gone, self.policy.enough(cohort)
+        back = {client for client in gone - unable if losses[client] == 1}
+        if len(left) < enough and self.policy.patience and len(left | back) >= enough:
+            self.say(f"round {lost.round}: waiting {self.policy.patience:g} s for clients to come back")
+            self.link.gather(lambda there: len(left | (back & there)) >= enough, self.policy.patience)
+            left |= back & set(self.link.nodes)
+        if len(left) < enough:
+            raise DeployError(f"{lost}; {len(left)} of {cohort} clients are left, and the policy needs {enough}")
+        return np.array(sorted(left))
+
+
+def _handles(state: Any) -> Iterator[Handle]:
+    """Every memory that a state refers to."""
+    if isinstance(state, Kept):
+        for row in state.rows.values():
+            yield from (leaf for leaf in leaves(row) if isinstance(leaf, Handle))
+    elif isinstance(state, tuple | Mapping):
+        for part in state.values() if isinstance(state, Mapping) else state:
+            yield from _handles(part)
+
+
+def as_text(experiment: Experiment) -> str:
+    """The experiment as it travels."""
+    return json.dumps(to_config(experiment), sort_keys=True)
+
+
+def _note(path: Path, round: int, verb: str, exchange: Exchange) -> None:
+    """Where the seconds of an exchange went: at the slowest client, in handing messages over, and in Flower."""
+    slowest = max((sum(seconds.values()) for seconds in exchange.seconds), default=0.0)
+    values = {what: max(seconds.get(what, 0.0) for seconds in exchange.seconds) for what in SECONDS if exchange.seconds}
+    values |= {"transport": exchange.transport, "wall": exchange.wall, "failed": float(len(exchange.failed))}
+    values["flower"] = max(0.0, exchange.wall - exchange.transport - slowest)
+    rows = RowWriter(path)
+    try:
+        for what, value in values.items():
+            rows.add(round, f"exchange/{verb}", what, value)
+        rows.flush()
+    finally:
+        rows.close()

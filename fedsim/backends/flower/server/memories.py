@@ -1,0 +1,116 @@
+"""What the server knows of its clients' memories: handles by name, while the values stay with the clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from fedsim.backends.flower.protocol.forms import Form, dtype_of, fingerprint, form_of
+from fedsim.backends.flower.protocol.versions import MESSAGE
+from fedsim.errors import DeployError
+from fedsim.messages import wire
+from fedsim.values import Far, Packed
+
+SAVED = "fedsim memory "
+
+
+class Handle(Far):
+    """A tensor on a client's disk; as long as the server holds the handle, the client keeps the version."""
+
+    def __init__(self, memories: Memories, client: int, name: str, form: Form) -> None:
+        self._memories, self.client, self.name = memories, client, name
+        self.shape, self.dtype, self.device = torch.Size(form[1]), dtype_of(form[0]), memories.device
+
+    def fetch(self) -> Tensor:
+        """See ``Far``."""
+        return self._memories.fetch(self)
+
+    def saved(self) -> Tensor:
+        """See ``Far``: a checkpoint holds the name, and the value stays where it is."""
+        text = SAVED + json.dumps([self.client, self.name, form_of(self)])
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def __repr__(self) -> str:
+        return f"Handle(client {self.client}, {self.name}, {list(self.shape)})"
+
+
+class Memories:
+    """A ``fedsim.engine.memory.Memory`` whose values are with the clients.
+
+    Args:
+        initial: the initial model ``[d]``, which clients derive themselves.
+        fetch: brings the value of a handle here.
+    """
+
+    def __init__(self, initial: Tensor, fetch: Callable[[Handle], Tensor]) -> None:
+        self.device, self.fetch = initial.device, fetch
+        self.used = False                                  # whether any client has kept anything
+        self._initial = initial
+        self._alive: WeakSet[Handle] = WeakSet()
+        self._has: dict[int, set[str]] = {}                # client: first memories that it was sent
+
+    def put(self, value: Tensor | Far) -> Tensor | Far:
+        """See ``Memory``: values are with their clients already; a checkpoint holds names."""
+        if isinstance(value, Far):
+            return value
+        text = bytes(value.cpu().numpy()).decode(errors="replace") if value.dtype == torch.uint8 else ""
+        if not text.startswith(SAVED):
+            raise DeployError("the checkpoint holds memories themselves: it was not made by a deployment")
+        return self.handle(*json.loads(text.removeprefix(SAVED)))
+
+    def handle(self, client: int, name: str, form: Form) -> Handle:
+        """A new handle."""
+        self.used = True
+        handle = Handle(self, client, name, form)
+        self._alive.add(handle)
+        return handle
+
+    def handles(self, client: int, write: str, form: Form) -> Any:
+        """Handles of the memory of that form that a client wrote in one call."""
+        numbers = count()
+
+        def tree(form: Form) -> Any:
+            if form[0] == "tuple":
+                return tuple(tree(branch) for branch in form[1:])
+            return self.handle(client, f"{write}.{next(numbers)}", form)
+
+        return tree(form)
+
+    def message(self, client: int, write: str, size: int) -> Handle:
+        """Handle of the message that a client sent and kept."""
+        return self.handle(client, f"{write}.{MESSAGE}", ["uint8", [size]])
+
+    def beside(self, handle: Handle) -> list[Handle]:
+        """The handles of all clients that the same call made, this one among them."""
+        return [other for other in self._alive if other.name == handle.name]
+
+    def alive(self, client: int) -> list[str]:
+        """Names of the versions that a client must keep."""
+        return sorted({handle.name for handle in self._alive if handle.client == client})
+
+    def said(self, tree: Any, client: int, shipped: dict[str, bytes]) -> Any:
+        """A memory as a call says it; what the client cannot know goes into ``shipped``, once."""
+        if isinstance(tree, Packed):
+            raise DeployError("a client keeps a compressed vector; it must keep the vector itself: packed.unpack()")
+        if isinstance(tree, tuple):
+            return [self.said(branch, client, shipped) for branch in tree]
+        if isinstance(tree, Handle):
+            return {"version": tree.name}
+        if not bool(tree.any()):
+            return {"zeros": form_of(tree)}
+        name = fingerprint(tree)
+        if tree.shape == self._initial.shape and torch.equal(tree, self._initial):
+            return {"initial": name}
+        if name not in self._has.get(client, ()):
+            shipped[name] = wire.encode(tree)
+        return {"shared": name}
+
+    def arrived(self, client: int, shipped: set[str]) -> None:
+        """Note which first memories a client has now."""
+        self._has.setdefault(client, set()).update(shipped)

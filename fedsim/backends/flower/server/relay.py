@@ -1,0 +1,98 @@
+"""Messages that came through Flower, and gossip by way of the server, as Flower's nodes cannot speak to each other: it
+passes messages on, and keeps none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.backends.flower.server.memories import Handle
+from fedsim.messages import wire
+from fedsim.messages.stacked import Stacked, refuse_packed
+from fedsim.tree import leaves, tree_map, unpacked
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+
+class Done(NamedTuple):
+    """What a client did in one call.
+
+    Attributes:
+        data: its message as bytes; empty when it sent none.
+        tree: the message.
+        memory: handles of what it keeps, or None.
+        message: handle of the message, where the client keeps it to be mixed.
+        evaluations: per-sample gradients.
+    """
+
+    data: bytes
+    tree: Any
+    memory: Any
+    message: Handle | None
+    evaluations: int
+
+
+Relay: TypeAlias = "Callable[[np.ndarray, int, csr_array, list[Done], bool], list[Done]]"
+
+
+class Relayed:
+    """``Messages`` that are here as bytes.
+
+    Args:
+        relay: passes messages on for one exchange: clients, round, W, what each did, and whether it is the last.
+        ids: ``[c]`` clients.
+        round: in which they were sent.
+        done: what each client did.
+    """
+
+    def __init__(self, relay: Relay, ids: np.ndarray, round: int, done: list[Done]) -> None:
+        self._relay, self._ids, self._round, self._done = relay, ids, round, done
+
+    def sizes(self) -> np.ndarray:
+        """See ``Messages``."""
+        return np.array([len(done.data) for done in self._done], np.int64)
+
+    def paper_bits(self) -> np.ndarray:
+        """See ``Messages``."""
+        return np.array([wire.paper_bits(done.tree) for done in self._done], np.int64)
+
+    def finite(self) -> np.ndarray:
+        """See ``Messages``: others were refused on arrival."""
+        return np.ones(len(self._done), bool)
+
+    def stacked(self) -> Any:
+        """See ``Messages``; compressed vectors of different lengths come unpacked."""
+        trees = [done.tree for done in self._done]
+        shapes = {tuple(leaf.shape for leaf in leaves(tree)) for tree in trees}
+        return tree_map(lambda *rows: torch.stack(rows), *(trees if len(shapes) == 1 else map(unpacked, trees)))
+
+    def mean(self, w: Tensor) -> Any:
+        """See ``Messages``."""
+        return Stacked(self._dense()).mean(w)
+
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+        """See ``Messages``: every client gets its neighbours' messages, and keeps the weighted sum."""
+        refuse_packed(self._done[0].tree, steps)           # all have its form
+        contraction = Stacked(leaves(self._dense())[0]).mix(w, steps, True)[1] if measure else None   # in passing
+        now = self._done
+        for step in range(1, steps + 1):
+            now = self._relay(self._ids, self._round, w, now, step == steps)
+        return [done.memory for done in now], contraction
+
+    def _dense(self) -> Any:
+        return tree_map(lambda *rows: torch.stack(rows), *(unpacked(done.tree) for done in self._done))
+
+
+def neighbours(w: csr_array, i: int) -> tuple[list[int], list[float], int]:
+    """Whom row ``i`` of W hears from in the order of their numbers, itself included; the weights; and its own place."""
+    row = slice(w.indptr[i], w.indptr[i + 1])
+    weights = dict(zip(w.indices[row].tolist(), w.data[row].tolist(), strict=True))
+    weights.setdefault(i, 0.0)
+    order = sorted(weights)
+    return order, [weights[j] for j in order], order.index(i)

@@ -1,0 +1,170 @@
+"""The Ray backend: runs of clients on actors, which keep messages where they were computed and memories in the store.
+
+Blocks are composed as in one process, from the cohort and the block size; consecutive blocks go to one worker, so that
+a worker can sum whole subtrees of a mean. The bits therefore do not depend on the number of workers, nor on which of
+them died: a round is a function of the state before it, all of which lives in the object store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.object_store import FarRow, arrays, far_tree, to_array
+from fedsim.backends.ray.protocol import Failure, Report, Task, form
+from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run
+from fedsim.controller.evaluate import CHUNK, Scores
+from fedsim.engine.federation import Federation
+from fedsim.errors import ClientError, ConfigError, DeviceFullError, RunError
+from fedsim.tree import fetched, leaves, tree_map
+from fedsim.types import Kept, Messages
+from fedsim.values import Far, Vector
+
+
+class RayActors:
+    """Backend whose clients run in the actors of a session.
+
+    Args:
+        workers: of the session.
+        block_size: clients in a block; 0 for one after the other. Halved when a device has too little memory.
+    """
+
+    def __init__(self, workers: Workers, block_size: int = 25) -> None:
+        if block_size < 0:
+            raise ConfigError(f"block size is {block_size}; expected 0 or more")
+        self.workers, self.block_size = workers, block_size
+        self._widths: dict[str, int] = {}                  # tensors of a new memory, by client function
+        self._firsts: list[tuple[Any, Any]] = []           # first memories that are in the store
+
+    def each(
+        self,
+        federation: Federation,
+        fn: Callable[..., Any],
+        ids: np.ndarray,
+        round: int,
+        down: Any,
+        mine: Kept[Any] | None,
+    ) -> tuple[Messages[Any], dict[int, Any]]:
+        """See ``fedsim.engine.federation.Backend``.
+
+        Raises:
+            ClientError: a client function raised.
+            RoundLostError: a worker died; the round may be done again.
+            DeviceFullError: a device had too little memory; the round may be done again, with blocks half as large.
+            StateLostError: memories of clients are gone; only a checkpoint has them.
+        """
+        w = self.workers
+        w.settle(federation)
+        name, put = w.teach(fn), w.ray.put
+        sizes = federation.shards.sizes[ids]
+        order = federation.work.order(sizes) if self.block_size else np.arange(len(ids))
+        samples = federation.work.counts(sizes) * federation.work.batch(sizes)
+        runs = split(samples[order] + 1.0, self.block_size or 1, len(w))
+        width = 0 if mine is None else self._widths.get(name, len(leaves(mine.default)))
+        token = next(TOKENS)
+        sent = put([] if down is None else arrays(down))
+        new = mine is not None and not all(node in mine.rows for node in ids.tolist())
+        first = self._first(mine.default) if mine is not None and new else put([])
+        calls = []
+        for run in runs:
+            nodes = ids[order[run.start : run.stop]]
+            rows = {} if mine is None else {node: mine.rows[node] for node in nodes.tolist() if node in mine.rows}
+            known = np.isin(nodes, list(rows))
+            task = Task(
+                token, nodes, round, federation.decay(round), self.block_size, name,
+                None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
+                known, width, w.dropped(run.worker),
+            )  # fmt: skip
+            refs = [ref for row in rows.values() for ref in self._refs(row)]
+            calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + width * len(nodes)))
+        reports: list[Report] = w.get([first for first, *_ in calls])
+        if any(report.failure is not None for report in reports):
+            w.drop(token, [run.worker for run in runs])    # some have what nobody will ask for
+        self._check(reports, name, round)
+        memory: dict[int, Any] = {}
+        for run, report, (_, *refs) in zip(runs, reports, calls, strict=True):
+            nodes = ids[order[run.start : run.stop]]
+            federation.ledger.gradient_evaluations[nodes] += report.gradients
+            if mine is not None:
+                memory |= self._memories(run, report, nodes, refs, name, token, federation)
+        device = federation.model.device
+        return RayMessages(w, runs, order, reports, token, device), {n: memory[n] for n in ids.tolist() if n in memory}
+
+    def _memories(
+        self, run: Run, report: Report, nodes: np.ndarray, refs: list[Any], name: str, token: int, fed: Federation
+    ) -> dict[int, Any]:
+        width = len(leaves(report.memory))
+        if width * len(nodes) != len(refs):                # a memory of other form than the one before
+            self._widths[name] = width
+            refs = self.workers.call(run.worker, "memories", token, results=width * len(nodes))
+        rows = [refs[k : k + width] for k in range(0, len(refs), width)]
+        ray, device = self.workers.ray, fed.model.device
+        return {n: far_tree(ray, report.memory, row, device) for n, row in zip(nodes.tolist(), rows, strict=True)}
+
+    def _first(self, default: Any) -> Any:
+        """Reference to the memory of clients that have none yet."""
+        for known, ref in self._firsts:
+            if known is default:
+                return ref
+        ref = self.workers.ray.put(arrays(fetched(default)))
+        self._firsts = [*self._firsts[-3:], (default, ref)]
+        return ref
+
+    def _refs(self, row: Any) -> list[Any]:
+        """References to the tensors of a client's memory, which goes to the store unless it is there."""
+        put = self.workers.ray.put
+        return [leaf.ref if isinstance(leaf, FarRow) else put(to_array(fetched(leaf))) for leaf in leaves(row)]
+
+    def _check(self, reports: Sequence[Report], name: str, round: int) -> None:
+        """Raise what went wrong in the runs."""
+        failures: list[Failure] = [report.failure for report in reports if report.failure is not None]
+        for failure in failures:
+            if failure.refused is not None:
+                raise failure.refused
+        for failure in failures:
+            if failure.full:
+                if self.block_size <= 1:
+                    raise RunError(f"a device has no memory for a single client: {failure.error}; use a smaller model")
+                self.block_size //= 2
+                raise DeviceFullError(f"a device is out of memory: blocks of {self.block_size} clients from here on")
+        if failures:
+            clients = sorted({node for failure in failures for node in failure.ids})
+            raise ClientError(clients, name.rsplit(" ", 1)[0], round, failures[0].error, failures[0].traceback)
+
+
+def split(costs: np.ndarray, size: int, workers: int) -> list[Run]:
+    """Consecutive runs of whole blocks of about equal cost, at most one for each worker.
+
+    Args:
+        costs: of the clients in the order of execution.
+        size: clients in a block.
+        workers: how many there are.
+    """
+    edges = np.r_[np.arange(0, len(costs), size), len(costs)]
+    paid = np.r_[0.0, np.cumsum(costs)][edges]
+    shares = paid[-1] * np.arange(1, workers) / workers
+    cuts = np.abs(paid[:, None] - shares).argmin(0) if workers > 1 else np.zeros(0, np.int64)
+    bounds = np.unique(np.r_[0, edges[cuts], len(costs)])
+    return [Run(k, int(a), int(b)) for k, (a, b) in enumerate(pairwise(bounds))]
+
+
+def score(workers: Workers, x: Vector | Far, inputs: Tensor, targets: Tensor, classification: bool) -> Scores:
+    """Loss and accuracy of a model on each sample; the workers know the federation.
+
+    Raises:
+        RoundLostError: a worker died.
+        StateLostError: ``x`` went with the machine that held it.
+    """
+    ray = workers.ray
+    model = x.ref if isinstance(x, FarRow) else ray.put(to_array(fetched(x)))
+    samples = workers.share(inputs, targets)
+    runs = split(np.ones(len(inputs)), CHUNK, len(workers))
+    calls = [workers.call(run.worker, "score", model, *samples, run.start, run.stop, classification) for run in runs]
+    parts: list[Scores] = workers.get([first for first, *_ in calls])
+    hits = [part.accuracy for part in parts if part.accuracy is not None]
+    return Scores(np.concatenate([part.loss for part in parts]), np.concatenate(hits) if hits else None)

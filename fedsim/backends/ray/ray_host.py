@@ -1,0 +1,262 @@
+"""The controller's host whose clients are in Ray's actors: session, plan, and rounds that are done again."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from types import ModuleType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.algorithm import Algorithm
+from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.ray_backend import RayActors, score
+from fedsim.backends.ray.session import session
+from fedsim.clients import cohort
+from fedsim.controller.choose import choose
+from fedsim.controller.evaluate import Scores
+from fedsim.controller.host import Host
+from fedsim.controller.prepare import Prepared
+from fedsim.engine.federation import Federation
+from fedsim.engine.machine import cores
+from fedsim.errors import ClientError, ConfigError, DeviceFullError, RoundLostError, RunError, many
+from fedsim.experiment.execution import Ray
+from fedsim.experiment.experiment import Experiment
+from fedsim.record.directory import RunDirectory
+from fedsim.values import Far, Vector
+
+T = TypeVar("T")
+
+MOST_ATTEMPTS = 3
+"""Times that a round is tried before the run gives up."""
+TRIAL_STEPS = 2
+"""Local steps of the rounds that measure a device's memory."""
+MOST_TOGETHER = 25
+"""Clients in a block on a GPU where no block size is given: what is measured and what runs are then the same."""
+CONTEXT = 600 * 2**20
+"""Bytes that a process has in use on a GPU before it computes anything."""
+MOST_SHARED = 8
+"""Actors that may share a processor of a session of our own: beyond that they only take memory from each other."""
+RESERVE = 1.2
+"""Memory is given out so many times over what was measured, as clients differ."""
+
+
+class RayHost(Host):
+    """Clients in Ray's actors.
+
+    Args:
+        settings: how many actors, and what each gets.
+        progress: tell a person the plan.
+        workers: of a session that is there already and stays; by default one is made, and ended with the run.
+    """
+
+    def __init__(self, settings: Ray, progress: bool = True, workers: Workers | None = None) -> None:
+        super().__init__()
+        self.settings, self.progress = settings, progress
+        self._stack = contextlib.ExitStack()
+        self._workers, self._given = workers, workers
+        self._ray: ModuleType | None = None if workers is None else workers.ray
+        self._chosen: dict[str, Any] = {}                  # what the controller writes into checkpoints
+        self._most: int | None = None                      # clients in a block for which a GPU's share was measured
+
+    def __enter__(self) -> Self:
+        if self._given is not None:
+            return self
+        s = self.settings
+        wanted = math.ceil((s.actors or 1) * s.cpus)       # more than there are is the user's wish
+        gpus = (s.actors or 1) * (s.gpus or 0)
+        if s.address is None and wanted > MOST_SHARED * cores():
+            raise ConfigError(
+                f"{s.actors or 1} actors with {s.cpus:g} processors each are far more than this machine's {cores()}"
+                f" processors: leave out --ray.actors, which gives {many(max(1, int(cores() / s.cpus)), 'actor')}"
+            )
+        if s.address is None and gpus > torch.cuda.device_count():
+            raise ConfigError(
+                f"{s.actors or 1} actors with {s.gpus:g} of a GPU each need {gpus:g} GPUs; this machine has"
+                f" {torch.cuda.device_count()}: lower --ray.actors or --ray.gpus"
+            )
+        self._ray = self._stack.enter_context(
+            session(
+                address=s.address,
+                cpus=max(cores(), wanted),
+                gpus=torch.cuda.device_count(),
+                object_store_bytes=s.object_store_memory,
+                log_to_driver=s.log_to_driver,
+            )
+        )
+        if s.gpus is not None or not torch.cuda.is_available():
+            self._workers = Workers(self._ray, s, s.gpus or 0.0)   # they come up while data and model are prepared
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers = self._given
+        self._stack.close()
+
+    def connect(
+        self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """See ``Host``."""
+        fed, ray = prepared.federation, self._ray
+        assert ray is not None, "the host is not entered"
+        ids = experiment.participation.cohort(fed.seed, 1, fed.shards.n)
+        given = experiment.block_size or None
+        if before is not None:
+            given = int(before.get("block_size", 0))
+        if self._workers is None:
+            self._workers = self._start(ray, experiment, fed, ids, given)
+        size = self._block_size(experiment, fed, ids, len(self._workers)) if given is None else given
+        if self._most is not None:
+            size = min(size, self._most)
+        fed.backend = RayActors(self._workers, size)
+        fed.memory = Store(ray)
+        self._tell_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
+        self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
+        return self._chosen
+
+    def _start(
+        self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, given: int | None
+    ) -> Workers:
+        share = self.settings.gpus
+        if share is None:
+            share = 0.0
+            if fed.model.device.type == "cuda":
+                size = min(MOST_TOGETHER, len(ids)) if given is None else given
+                share, self._most = self._measured(ray, experiment, fed, ids, size)
+        return Workers(ray, self.settings, share)
+
+    def _measured(
+        self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, size: int
+    ) -> tuple[float, int]:
+        """Share of a GPU for each actor, and clients in a block that it is for, by a trial on an actor that has a whole
+        one: two rounds of the most expensive block; of everybody where there is a topology, which a round of a few
+        nodes may break. The second has what the first one kept.
+        """
+        one = Workers(ray, replace(self.settings, actors=1, gpus=1), 1.0)
+        backend = RayActors(one, size)
+        trial = replace(fed, work=replace(fed.work, epochs=1, steps=TRIAL_STEPS), backend=backend)
+        some = ids if experiment.topology else ids[trial.work.order(fed.shards.sizes[ids])[: size or 1]]
+
+        def rounds() -> None:
+            one.get(one.call(0, "device"))                 # a trial that did not fit leaves a peak
+            state = experiment.method.init(fed.model.vector(), cohort(trial, 0, some))
+            for round in (1, 2):
+                state = experiment.method.round(state, cohort(trial, round, some))
+
+        self._repeated("the trial of a GPU", trial, rounds)
+        peak, total = one.get(one.call(0, "device"))[0]
+        one.close()
+        return share_of(peak, total), backend.block_size
+
+    def _block_size(self, experiment: Experiment, fed: Federation, ids: np.ndarray, workers: int) -> int:
+        """As measured in this process, but small enough for every worker to have a block."""
+        size = MOST_TOGETHER
+        if fed.model.device.type != "cuda":
+            size = int(choose(fed, experiment.method, ids).get("block_size", 0))
+        return min(size, max(1, math.ceil(len(ids) / workers)))
+
+    def _tell_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
+        if not self.progress or self._workers is None:
+            return
+        workers = self._workers
+        vector = fed.model.d * fed.model.dtype.itemsize
+        each = math.ceil(cohort / len(workers))
+        memory = resident + vector * (each + 4 * max(1, size))
+        machines = sum(node["Alive"] for node in workers.ray.nodes())
+        gpu = f", {workers.gpus:g} of a GPU" if workers.gpus else ""
+        self.say(
+            f"ray: {many(len(workers), 'actor')} on {many(machines, 'machine')} x {many(each, 'client')} a round,"
+            f" {many(workers.threads, 'thread')}{gpu} and about {memory / 2**30:.1f} GiB each;"
+            f" {f'blocks of {size}' if size else 'one client after the other'}"
+        )
+
+    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+        """See ``Host``. Done again where it is lost."""
+        begin = super().init
+        return self._repeated("initialisation", federation, lambda: begin(algorithm, x, federation, template))
+
+    def round(self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray) -> Any:
+        """See ``Host``. A round that is lost is done again from the state before it; so is one in which a client's code
+        raised, as the settings say.
+
+        Raises:
+            ClientError: a client's code raised.
+            RunError: the round was lost again and again.
+        """
+        before, chosen = federation.ledger.snapshot(), ids
+        for attempt in count(1):
+            clients = cohort(federation, round, ids)
+            try:
+                new = self._repeated(f"round {round}", federation, partial(algorithm.round, state, clients))
+                break
+            except ClientError as error:
+                ids = self._without(error, ids, attempt)
+                self.say(f"round {round} again: {str(error).splitlines()[0]}; policy: {self.settings.on_error}")
+                federation.ledger.restore(before)
+        self.skipped = np.setdiff1d(chosen, ids).tolist()
+        return new
+
+    def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> Scores:
+        """See ``Host``; the workers do it.
+
+        Raises:
+            RunError: workers died again and again.
+        """
+        assert self._workers is not None, "the host is not connected"
+        workers = self._workers
+
+        def scores() -> Scores:
+            workers.settle(prepared.federation)
+            return score(workers, x, inputs, targets, bool(prepared.dataset.classes))
+
+        return self._repeated("evaluation", prepared.federation, scores)
+
+    def _repeated(self, what: str, federation: Federation, do: Callable[[], T]) -> T:
+        """What ``do`` returns; it is called again when workers die, and whenever a device is full: blocks of one
+        client, which cannot be halved, end that.
+
+        Raises:
+            RunError: workers died again and again.
+        """
+        before, lost = federation.ledger.snapshot(), 0
+        while True:
+            try:
+                return do()
+            except RoundLostError as error:
+                if isinstance(error, DeviceFullError):
+                    self._chosen["block_size"] = federation.backend.block_size   # type: ignore[attr-defined]
+                elif (lost := lost + 1) >= MOST_ATTEMPTS:
+                    raise RunError(f"{what} was lost {lost} times; the last time: {error}") from error
+                self.say(f"{what} again: {error}")
+                federation.ledger.restore(before)
+
+    def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
+        """With whom a round is done again: with fewer each time, or so many times with everybody."""
+        left = ids[~np.isin(ids, error.ids)]
+        if self.settings.on_error == "skip" and 0 < len(left) < len(ids):
+            return left
+        if self.settings.on_error == "retry" and attempt < MOST_ATTEMPTS:
+            return ids
+        raise error
+
+
+def share_of(peak: int, total: int) -> float:
+    """Share of a GPU with ``total`` bytes for processes that need ``peak`` bytes for their tensors.
+
+    Raises:
+        ConfigError: one process needs more than there is.
+    """
+    needed = RESERVE * peak + CONTEXT
+    if needed > total:
+        raise ConfigError(
+            f"a block of clients needs {needed / 2**30:.1f} GiB on a GPU that has {total / 2**30:.1f} GiB; lower"
+            " --block_size or --local.batch_size"
+        )
+    return 1 / math.floor(total / needed)

@@ -1,0 +1,142 @@
+"""``fedsim deploy`` and ``fedsim certificates``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim.backends.flower.deploy.install import flower_version
+from fedsim.backends.flower.protocol.policy import Policy
+from fedsim.cli import flags
+from fedsim.cli.run import print_result
+from fedsim.errors import ConfigError, RunError
+from fedsim.experiment.config import from_config
+from fedsim.experiment.config.names import help_of
+from fedsim.experiment.config.plan import names
+from fedsim.experiment.experiment import Experiment
+from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.files import free_name
+
+if TYPE_CHECKING:
+    from fedsim.backends.flower.deploy.local import Local
+
+POLICY = {"timeout": float, "retries": int, "minimum": float, "patience": float}
+DEPLOY = flags.Command(
+    "deploy",
+    "Run an experiment with real processes: a Flower SuperLink and one SuperNode for every client, on this machine.",
+    Experiment,
+    {
+        "nodes": "number of SuperNodes, as many as the experiment has clients",
+        "own_data": "a folder with one folder of data for each node, which stays on that node",
+        "port": "port of the SuperLink (default: 8000); 0 for any free one",
+        "output": "exactly this run directory; the federation's files go beside it",
+        "root": "folder of new run directories (default: runs)",
+        "resume": "continue the run in this directory, after a failure, with the options that it had",
+        "host": "name of the server, for --print-commands",
+        **{key: f"{text} (default: {getattr(Policy, key)})" for key, text in help_of(Policy).items()},
+    },
+    {
+        "insecure": "without TLS and authentication of the nodes",
+        "print_commands": "print what to type on real machines, and do not run",
+        "quiet": "no progress on stderr",
+        "json": "the result as one line of JSON",
+    },
+)
+
+
+def deploy(argv: Sequence[str]) -> int:
+    """Deploy the experiment of a command line, and print what it measured last."""
+    line = flags.read(DEPLOY, argv)
+    if "help" in line.switches:
+        flags.print_help(DEPLOY, {"algorithm": names("algorithm")[0], **line.settings})
+        return 0
+    flower_version()                                       # before anything else: is it there?
+    from fedsim.backends.flower.deploy.instructions import instructions
+    from fedsim.backends.flower.deploy.local import check, modules
+    from fedsim.backends.flower.deploy.local import deploy as deploy_here
+
+    resumed = Path(line.options["resume"]) if "resume" in line.options else None
+    if resumed is not None and (line.settings or "output" in line.options):
+        raise ConfigError(f"--resume takes all settings from {resumed}; leave the others out")
+    if resumed is not None and _finished(open_run(resumed)):
+        print_result(open_run(resumed), "json" in line.switches)
+        return 0
+    experiment = from_config(open_run(resumed).config if resumed else line.settings)
+    output, local = resumed or _output(line, experiment), _local(line, resumed)
+    if "print_commands" in line.switches:
+        check(experiment, local)
+        file = next((word for word in argv if word.endswith((".yaml", ".yml"))), "FILE.yaml")
+        print(instructions(file, line.options.get("host", "server.example.org"), local, output, modules(experiment)))
+        return 0
+    directory = deploy_here(experiment, output, local, progress="quiet" not in line.switches)
+    print_result(directory, "json" in line.switches)
+    return 0
+
+
+def certificates(argv: Sequence[str]) -> int:
+    """Make certificates for the SuperLink and keys for the nodes."""
+    parser = argparse.ArgumentParser(
+        "fedsim certificates",
+        description="Make an authority, a certificate for the SuperLink, and a key for every SuperNode.",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where; made when missing")
+    parser.add_argument("--nodes", type=int, required=True, help="number of SuperNodes")
+    here = "localhost,127.0.0.1"
+    parser.add_argument("--hosts", default=here, help=f"names and addresses of the SuperLink (default: {here})")
+    arguments = parser.parse_args(argv)
+    from fedsim.backends.flower.deploy.certificates import make
+
+    hosts = [host.strip() for host in arguments.hosts.split(",") if host.strip()]
+    made = make(arguments.output, arguments.nodes, hosts)
+    print(f"{made.folder}: {made.ca.name} for every machine, server.pem and server.key for the SuperLink,")
+    print(f"node-0.key ... for one node each, whose .pub are registered; keep {made.folder / 'ca.key'} to yourself")
+    return 0
+
+
+def _finished(run: RunDirectory) -> bool:
+    """Whether nothing is left to do for a run.
+
+    Raises:
+        RunError: it was not deployed.
+    """
+    places = {chosen["backend"] for chosen in run.manifest.get("backend", {}).values()} - {"flower"}
+    if places:
+        raise RunError(
+            f"{run.path} was simulated (backend {', '.join(sorted(places))}), and the memories of its clients are here;"
+            f" continue with: fedsim resume {run.path}"
+        )
+    return all(status["state"] == "finished" for status in run.manifest["status"].values())
+
+
+def _output(line: flags.CommandLine, experiment: Experiment) -> Path:
+    """A run directory that does not exist."""
+    if "output" not in line.options:
+        return free_name(Path(line.options.get("root", "runs")), experiment.title)
+    output = Path(line.options["output"])
+    if output.exists():
+        raise ConfigError(f"{output} exists; choose another --output, or continue it with --resume {output}")
+    return output
+
+
+def _local(line: flags.CommandLine, resumed: Path | None) -> Local:
+    """The options of the command itself; those that are not given are as before where a run is continued."""
+    from fedsim.backends.flower.deploy.local import Local, remembered
+
+    known = open_run(resumed).manifest if resumed else {}
+    before = known.get("deployment", {}).get("policy", {})
+    given: dict[str, Any] = {key: line.number(key, kind) for key, kind in POLICY.items() if key in line.options}
+    if "missing" in line.options:
+        given["missing"] = line.options["missing"]
+    if "nodes" not in line.options and not known:
+        raise ConfigError("--nodes is missing; expected the number of SuperNodes, one for every client")
+    nodes = line.number("nodes", int, known.get("clients"))
+    settings = remembered(resumed) if resumed else {}
+    if "own_data" in line.options:
+        settings["own_data"] = Path(line.options["own_data"])
+    if "port" in line.options:
+        settings["port"] = line.number("port", int)
+    if "insecure" in line.switches:
+        settings["insecure"] = True
+    return Local(nodes, policy=Policy(**{**before, **given}), **settings)

@@ -1,0 +1,71 @@
+"""``fedsim partition``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedsim.cli import flags
+from fedsim.cli.output import console, writing
+from fedsim.controller.prepare import resolve_data
+from fedsim.data import Dataset
+from fedsim.errors import ConfigError, suggest
+from fedsim.experiment.config import build
+from fedsim.experiment.config.names import parameters
+from fedsim.experiment.experiment import Data, Experiment, division
+from fedsim.partition import Partitioner, card, plot, render
+from fedsim.problems import Problem
+
+
+@dataclass(frozen=True)
+class Division:
+    """A data set divided among clients, as in an experiment.
+
+    Args:
+        data: the data set.
+        partition: how samples are divided among clients.
+        seed: of the random draws.
+    """
+
+    data: Data | Dataset = field(default_factory=Data)
+    partition: Partitioner = field(default_factory=lambda: parameters(Experiment)["partition"].default)
+    seed: int = 0
+
+
+PARTITION = flags.Command(
+    "partition",
+    "Divide a data set among clients, as an experiment with these settings does, and show the result.",
+    Division,
+    {"output": "write a picture: .png, .svg or .pdf", "save": "write the samples of each client: .npz"},
+    {"json": "the numbers as JSON"},
+)
+
+
+def partition(argv: Sequence[str]) -> int:
+    """Partition the data set of a command line; print the heterogeneity card."""
+    line = flags.read(PARTITION, argv)
+    for key in line.settings.keys() - parameters(Experiment).keys():
+        raise ConfigError(f"unknown setting {key}: {suggest(key, list(parameters(Experiment)))}")
+    settings = {key: value for key, value in line.settings.items() if key in parameters(Division)}
+    if "help" in line.switches:
+        flags.print_help(PARTITION, settings)
+        return 0
+    asked = build(Division, settings)
+    source = resolve_data(asked.data)
+    dataset = source.dataset if isinstance(source, Problem) else source
+    labels = dataset.train.y.numpy()
+    parts = division(asked.data, asked.partition).partition(labels, dataset.train.client, asked.seed)
+    measured = card(parts, labels, dataset.classes)
+    if "output" in line.options:
+        with writing(Path(line.options["output"])):
+            plot(parts, labels, dataset.classes, line.options["output"])
+    if "save" in line.options:
+        with writing(Path(line.options["save"])):
+            parts.save(line.options["save"])
+    if "json" in line.switches:
+        print(json.dumps(measured.to_dict()))
+    else:
+        console().print(render(measured))
+    return 0

@@ -1,0 +1,102 @@
+"""``fedsim run`` and ``fedsim resume``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.box import SIMPLE
+from rich.table import Table
+
+import fedsim
+from fedsim.cli import flags
+from fedsim.cli.output import console
+from fedsim.cli.sweep import JOBS, Ending, finish
+from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.config.plan import names
+from fedsim.experiment.experiment import Experiment
+from fedsim.record.directory import RunDirectory
+from fedsim.report.compare import text_of
+from fedsim.report.series import RunSeries, load_runs
+from fedsim.report.statistics import Estimate, estimate
+from fedsim.sweeps.grid import is_sweep, open_sweep
+
+RUN = flags.Command(
+    "run",
+    "Run an experiment in a new run directory. Flags override the file, which overrides the defaults.",
+    Experiment,
+    {
+        "output": "exactly this run directory, which must not exist",
+        "root": "folder of new run directories (default: runs)",
+    },
+    {
+        "print_config": "print all settings as YAML, which can serve as FILE.yaml, and do not run",
+        "quiet": "no progress on stderr",
+        "json": "the result as one line of JSON",
+    },
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the experiment of a command line; print where it is and what it measured last."""
+    line = flags.read(RUN, argv)
+    if "help" in line.switches:
+        flags.print_help(RUN, {"algorithm": names("algorithm")[0], **line.settings})
+        return 0
+    experiment = from_config(line.settings)
+    if "print_config" in line.switches:
+        print(yaml.safe_dump(to_config(experiment), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    root = Path(line.options.get("root", "runs"))
+    output = Path(line.options["output"]) if "output" in line.options else None
+    directory = fedsim.run(experiment, output=output, root=root, progress="quiet" not in line.switches)
+    print_result(directory, "json" in line.switches)
+    return 0
+
+
+def resume(argv: Sequence[str]) -> int:
+    """Continue a run or a sweep; print the same as `run` or `fedsim sweep`."""
+    parser = argparse.ArgumentParser("fedsim resume", description="Continue what was interrupted from its checkpoints.")
+    parser.add_argument("run", type=Path, metavar="DIR", help="run directory, or folder of a sweep")
+    parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
+    parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
+    parser.add_argument("--jobs", type=int, metavar="JOBS", help=f"of a sweep: {JOBS}")
+    arguments = parser.parse_args(argv)
+    if is_sweep(arguments.run):
+        return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
+    directory = fedsim.resume(arguments.run, progress=not arguments.quiet)
+    print_result(directory, arguments.json)
+    return 0
+
+
+def print_result(directory: RunDirectory, as_json: bool) -> None:
+    """Print where a run is and what it measured last."""
+    (series,) = load_runs([directory.path], "server/test", "loss")
+    final = {key: estimate(values) for key, values in _last_values(series).items()}
+    if as_json:
+        result: dict[str, Any] = {"run": str(directory.path), "seeds": list(series.seeds), "final": {}}
+        for (scope, metric), value in final.items():
+            result["final"].setdefault(scope, {})[metric] = _plain(value)
+        print(json.dumps(result, allow_nan=False))
+        return
+    table = Table("metric", "", box=SIMPLE, title=str(directory.path), title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    for key, value in final.items():
+        table.add_row(" ".join(key), text_of(value))
+    console().print(table)
+
+
+def _last_values(series: RunSeries) -> dict[tuple[str, str], list[float]]:
+    """Last values of all seeds, by scope and metric."""
+    keys = dict.fromkeys(key for seed in series.seeds.values() for key in seed.last)
+    return {key: [seed.last[key] for seed in series.seeds.values() if key in seed.last] for key in keys}
+
+
+def _plain(value: Estimate) -> dict[str, float | None]:
+    numbers = {"mean": value.mean, "half_width": value.half_width}
+    return {name: None if number is None or math.isnan(number) else number for name, number in numbers.items()}

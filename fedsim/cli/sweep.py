@@ -1,0 +1,168 @@
+"""``fedsim sweep``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.cli import flags
+from fedsim.cli.output import console
+from fedsim.errors import ConfigError, many
+from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.config.plan import names
+from fedsim.experiment.experiment import Experiment
+from fedsim.report.compare import COSTS, records, render, text_of
+from fedsim.sweeps import grid as sweeps
+from fedsim.sweeps.grid import Choice, Point, Sweep
+
+JOBS = "runs at a time; 1 stays in this process, more need Ray (default: one for each processor if Ray is installed)"
+SWEEP = flags.Command(
+    "sweep",
+    "Run a grid of experiments, each a run of its own: give any setting a list of values, such as\n"
+    "--algorithm.lr 0.03,0.1 --local.epochs 1,2. Commas within brackets or quotes do not separate values. Repeat the\n"
+    "command after an interruption to continue; finished points are left alone. Ends with a table of all points,\n"
+    "whose baseline is the one with the best mean final value.",
+    Experiment,
+    {
+        "output": "exactly this folder for the runs",
+        "root": "folder of new sweeps (default: runs)",
+        "jobs": JOBS,
+        "metric": "that decides which point is best (default: accuracy, or loss where that is not measured)",
+        "scope": "model and samples that it is measured on (default: server/test)",
+        "target": "count costs up to this value; by default a round number near the best final one",
+    },
+    {"quiet": "no progress on stderr", "json": "the result as JSON"},
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How to run a sweep, and what to print at its end; the fields are options of the command."""
+
+    jobs: int | None = None
+    quiet: bool = False
+    json: bool = False
+    scope: str = "server/test"
+    metric: str | None = None
+    target: float | None = None
+
+
+def sweep(argv: Sequence[str]) -> int:
+    """Run the grid of a command line, or what is left of it; exit code 1 when a point failed."""
+    words = flags.split(SWEEP, argv)
+    if "help" in words.line.switches:
+        first = [(key, values(text)[0]) for key, text in words.flags]
+        flags.print_help(SWEEP, {"algorithm": names("algorithm")[0], **flags.settle(words.file, first, [])})
+        return 0
+    options = words.line.options
+    ending = Ending(
+        words.line.number("jobs", int),
+        "quiet" in words.line.switches,
+        "json" in words.line.switches,
+        options.get("scope", "server/test"),
+        options.get("metric"),
+        words.line.number("target", float),
+    )
+    title, points = _points(words)
+    from fedsim.sweeps.jobs import jobs_of  # here, as PyTorch takes its time, and wrong settings are found without it
+
+    jobs_of(ending.jobs, points)                           # wrong ones are refused before there is a folder
+    output = Path(options["output"]) if "output" in options else None
+    root = Path(options.get("root", "runs"))
+    return finish(sweeps.start(points, output=output, root=root, name=f"sweep-{title}"), ending)
+
+
+def finish(begun: Sweep, ending: Ending) -> int:
+    """Run what is left of a sweep, and print what came of it."""
+    from fedsim.sweeps.jobs import run_sweep
+
+    failures = run_sweep(begun, ending.jobs, progress=not ending.quiet)
+    comparison = sweeps.compare_points(begun, ending.scope, ending.metric, ending.target)
+    choice = None if comparison is None else sweeps.choose(comparison)
+    if ending.json:
+        best = None if choice is None else _record(choice)
+        runs = [] if comparison is None else records(comparison)
+        print(json.dumps({"sweep": str(begun.path), "best": best, "failed": failures, "runs": runs}, allow_nan=False))
+    elif comparison is not None:
+        console().print(render(comparison))
+        console().print(_verdict(comparison.metric, choice), highlight=False, markup=False, soft_wrap=True)
+    for name, reason in failures.items():
+        print(f"fedsim: {name} failed: {reason}", file=sys.stderr)
+    if failures:
+        print(
+            f"fedsim: {len(failures)} of {len(begun.points)} points failed; to try them again:"
+            f" fedsim resume {begun.path}",
+            file=sys.stderr,
+        )
+    return 1 if failures else 0
+
+
+def values(text: str) -> list[str]:
+    """The values of a comma list; commas within brackets, braces or quotes do not count.
+
+    Raises:
+        ConfigError: a value is missing, or is there twice.
+    """
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{(") - (character in "]})")
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    found = [re.sub(r"^(['\"])(.*)\1$", r"\2", part.strip()) if len(parts) > 1 else part for part in parts]
+    if len(found) > 1 and not all(found):
+        raise ConfigError(f"{text!r} has an empty value; expected a list such as 0.03,0.1")
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{text!r} has a value twice; expected different ones")
+    return found
+
+
+def _points(words: flags.Words) -> tuple[str, list[Point]]:
+    """Title of the sweep and its points; every experiment is built, so that wrong settings are found at once."""
+    lists = {key: values(text) for key, text in dict(words.flags).items()}
+    axes = {key: found for key, found in lists.items() if len(found) > 1}
+    if not axes:
+        raise ConfigError("nothing to sweep over: give a list, such as --algorithm.lr 0.03,0.1, or use `fedsim run`")
+    if "seed" in axes:
+        raise ConfigError("seeds are repetitions, and none is best: give --seeds 3, and sweep over something else")
+    points, notes, titles = [], list[str](), list[str]()
+    for name, chosen in sweeps.grid(axes):
+        alone = [(key, chosen.get(key, found[0])) for key, found in lists.items()]
+        try:
+            experiment = from_config(flags.settle(words.file, alone, notes))
+        except ConfigError as error:
+            raise ConfigError(f"point {name}: {error}") from None
+        points.append(Point(name, to_config(experiment)))
+        titles.append(experiment.title)
+    for note in dict.fromkeys(notes):
+        print(f"fedsim: note: {note}", file=sys.stderr)
+    return titles[0] if len(set(titles)) == 1 else "experiments", points
+
+
+def _verdict(metric: str, choice: Choice | None) -> str:
+    if choice is None:
+        return "No best point: all diverged."
+    costs = [f"{text_of(choice.cost[name])} {unit}" for name, unit in {**COSTS, "seconds": "host seconds"}.items()]
+    run, final = choice.run.run, text_of(choice.run.final)
+    return (
+        f"Best by final {metric} over {many(len(run.seeds), 'seed')}: {run.path}: {final}, for {', '.join(costs)}.\n"
+        f"It was chosen on these seeds; measure it on others, such as --seed {max(run.seeds) + 1}, before you claim it."
+    )
+
+
+def _record(choice: Choice) -> dict[str, Any]:
+    mean = choice.run.final.mean
+    costs = {name: None if math.isnan(cost.mean) else cost.mean for name, cost in choice.cost.items()}
+    return {"run": choice.run.run.label, "path": str(choice.run.run.path), "final": mean, "cost": costs}

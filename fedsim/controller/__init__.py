@@ -1,0 +1,1 @@
+"""The central controller: an experiment from its first round to its last."""

@@ -1,0 +1,165 @@
+"""Which backend is fastest here: a short trial of the first round's work, remembered for the next run on this machine.
+
+The choice changes rounding (a block's matrix products may sum in another order), never meaning. It is recorded in the
+run and a resumed run keeps it; the cache makes a repeated run choose the same, so that it repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import platform
+import time
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import torch
+
+from fedsim.algorithm import Algorithm
+from fedsim.clients import cohort
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.loop import Loop
+from fedsim.errors import ConfigError
+from fedsim.record.files import write_atomic
+from fedsim.record.state import check
+
+CANDIDATES = (5, 10, 25, 50, 100)
+"""Block sizes that are tried."""
+TRIAL_STEPS = 4
+"""Local steps of a trial: enough to see the cost of a step."""
+MARGIN = 0.9
+"""Blocks must take less than this share of the loop's time to be chosen."""
+LARGE = 1_000_000
+"""Convolutional models with more parameters than this run in the loop on a CPU: the processor is busy with one
+client already.
+"""
+
+
+def choose(
+    federation: Federation,
+    algorithm: Algorithm[Any],
+    ids: np.ndarray,
+    *,
+    blocks_only: bool = False,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Record of the fastest backend for this federation: {"backend": "loop" or "blocks", "block_size": ..., and why}.
+
+    Args:
+        federation: left as it is; trials run on a copy.
+        algorithm: what will run.
+        ids: cohort of the first round.
+        blocks_only: leave out the loop.
+        cache: file of earlier choices; the user's cache by default.
+    """
+    model = federation.model
+    if not blocks_only and model.convolutional and model.device.type == "cpu" and model.d > LARGE:
+        return {"backend": "loop", "reason": f"convolutions of {model.d:,} parameters on a CPU"}
+    cache = cache or Path(platformdirs.user_cache_dir("fedsim")) / "backends.json"
+    key = _key(federation, algorithm, len(ids))
+    seconds = _read(cache).get(key) or _keep(cache, key, _measure(federation, algorithm, ids))
+    names = [name for name in seconds if name != "loop" or not blocks_only]
+    if not names:
+        raise ConfigError(
+            "the model, or the algorithm, cannot run for many clients at a time: write torch.where instead of `if` on a"
+            " tensor, or use --backend loop"
+        )
+    fastest = min(names, key=lambda name: seconds[name] * (MARGIN if name == "loop" else 1))
+    if fastest == "loop":
+        return {"backend": "loop", "trial_seconds": seconds}
+    return {"backend": "blocks", "block_size": int(fastest), "trial_seconds": seconds}
+
+
+def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
+    """Seconds of a trial round by candidate: "loop" or a block size. The better of two trials each, after one to
+    warm up; blocks that a GPU has no memory for, or that the code is not made for, are left out.
+    """
+    steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
+    seconds: dict[str, float] = {}
+    sizes = [size for size in CANDIDATES if size < len(ids)] + [len(ids)]
+    candidates: dict[str, Backend] = {"loop": Loop()}
+    candidates |= {str(size): Blocks(size) for size in sizes if size <= CANDIDATES[-1]}
+    for name, backend in candidates.items():
+        trial = replace(federation, work=replace(federation.work, steps=steps), backend=backend)
+        try:
+            seconds[name] = float(f"{min(_times(trial, algorithm, ids)[1:]):.6f}")
+        except torch.OutOfMemoryError:                     # larger blocks will not fit either
+            if not seconds:
+                raise
+            torch.cuda.empty_cache()
+            break
+        except RuntimeError as error:                      # `if` on a tensor, for example
+            if name == "loop" or "vmap" not in str(error):
+                raise
+            break
+    return seconds
+
+
+def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> list[float]:
+    """Seconds of three rounds."""
+    x, times = trial.model.vector(), []
+    state = algorithm.init(x, cohort(trial, 0, ids))
+    check(f"{type(algorithm).__name__}.init", state)
+    for round in (1, 2, 3):
+        start = time.perf_counter()
+        algorithm.round(state, cohort(trial, round, ids))
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
+    """Everything that the choice depends on."""
+    model, work, shards = federation.model, federation.work, federation.shards
+    where = [platform.node(), platform.processor(), torch.__version__, torch.get_num_threads(), str(model.device)]
+    parts = [
+        [type(module).__name__ for module in model.module.modules()],
+        getattr(model.loss, "__qualname__", type(model.loss).__name__),
+        model.shapes,
+        str(model.dtype),
+        list(shards.x.shape[1:]),
+        np.percentile(shards.sizes, [0, 50, 100]).tolist(),
+        work.batch_size,
+        min(TRIAL_STEPS, int(work.counts(shards.sizes).max())),
+        cohort,
+        _kind(algorithm),
+        _kind(federation.topology),
+        where,
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _kind(value: Any) -> Any:
+    """What something does, with other numbers: step sizes do not change how long a step takes."""
+    if isinstance(value, float):
+        return "a number"
+    if is_dataclass(value):
+        return type(value).__name__, [_kind(getattr(value, field.name)) for field in fields(value)]
+    return value if isinstance(value, int | str | None) else type(value).__name__
+
+
+def _read(cache: Path) -> dict[str, dict[str, float]]:
+    try:
+        return dict(json.loads(cache.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}  # no cache, or a broken one: measure again
+
+
+def _keep(cache: Path, key: str, seconds: dict[str, float]) -> dict[str, float]:
+    """Remember a trial, and return it; or that of another process which was first, as both then choose the same."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with cache.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)               # until it is closed
+            known = _read(cache)
+            seconds = known.setdefault(key, seconds)
+            write_atomic(cache, json.dumps(known, indent=1))
+    except OSError:
+        pass                                               # a read-only home costs a trial a run, whose seeds share it
+    return seconds

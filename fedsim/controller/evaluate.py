@@ -1,0 +1,185 @@
+"""What is measured: the server's model on the test set and on every client, and what it has cost so far.
+
+Each metric row names the model and the samples in its scope: "server/test" is the server's model on the test set,
+"clients/train" (or "clients/holdout") the same model on each client's own samples, for ALL clients, and "total" the
+cumulative cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+from fedsim.engine.model import Model
+from fedsim.errors import DivergenceError
+from fedsim.models.losses import correct
+from fedsim.types import Kept
+from fedsim.values import Vector
+
+if TYPE_CHECKING:
+    from fedsim.controller.prepare import Prepared
+    from fedsim.experiment.experiment import Evaluation
+
+CHUNK = 2048
+"""Samples whose outputs are held at a time."""
+
+
+class Row(NamedTuple):
+    """One metric value; ``node`` is None unless it belongs to one client."""
+
+    scope: str
+    node: int | None
+    metric: str
+    value: float
+
+
+class OwnScores(NamedTuple):
+    """A model on clients' own samples.
+
+    Attributes:
+        nodes: ``[k]`` which clients.
+        loss: ``[k]`` mean loss of each.
+        accuracy: ``[k]``, None for regression.
+        samples: ``[k]`` number of samples.
+    """
+
+    nodes: Sequence[int]
+    loss: np.ndarray
+    accuracy: np.ndarray | None
+    samples: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Loss and accuracy of each sample."""
+
+    loss: np.ndarray  # [N] of each sample
+    accuracy: np.ndarray | None  # [N], None for regression
+
+
+Scorer: TypeAlias = "Callable[[Prepared, Any, torch.Tensor, torch.Tensor], Scores]"
+"""Scores of a model, a vector ``[d]`` or a ``Far`` one, on samples: see ``fedsim.controller.host.Host.score``."""
+
+
+def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row]:
+    """Accuracy and loss of the server's model on the test set; for a problem of theory also the distance to its
+    minimiser.
+
+    Raises:
+        DivergenceError: the loss is NaN or infinite.
+    """
+    scores = score(prepared, x, prepared.test.x, prepared.test.y)
+    loss = float(scores.loss.mean())
+    if not np.isfinite(loss):
+        raise DivergenceError(f"the server's model has test loss {loss} after round {round}; lower the learning rate")
+    rows = [Row("server/test", None, "loss", loss)]
+    if scores.accuracy is not None:
+        rows.append(Row("server/test", None, "accuracy", float(scores.accuracy.mean())))
+    problem = prepared.problem
+    if problem is not None:
+        z = x.detach().cpu().double()
+        rows.append(Row("server/problem", None, "objective", float(problem.value(z))))
+        rows.append(Row("server/problem", None, "gradient_norm", float(problem.gradient(z).norm())))
+        if problem.f_min is not None:
+            rows.append(Row("server/problem", None, "suboptimality", float(problem.value(z)) - problem.f_min))
+        if problem.minimizer is not None:
+            rows.append(Row("server/problem", None, "distance", float((z - problem.minimizer).norm())))
+    return rows
+
+
+def gossip(
+    prepared: Prepared,
+    score: Scorer,
+    x: Kept[Vector],
+    round: int,
+    settings: Evaluation,
+    nodes: bool,
+    ids: Sequence[int],
+) -> list[Row]:
+    """The average of the nodes' models on the test set, and how far they are apart; with ``nodes`` also each node's
+    own model; of the nodes ``ids``.
+
+    "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" what
+    the last mixing left of it, and "nodes contraction_bound" what it can leave at most: lambda^Q. Average and distance
+    are weighted as the nodes are in the objective; the other two there are only where all count equally.
+    """
+    p = prepared.federation.p[list(ids)]
+    weights, average = p / p.max(), torch.zeros_like(x[ids[0]])
+    total = float(weights.sum())                           # the number of nodes, where all are alike
+    for i, weight in zip(ids, weights.tolist(), strict=True):   # one at a time: they may live elsewhere
+        average += x[i] * weight / total
+    of_average = server(prepared, score, average, round)
+    rows = [row._replace(scope=row.scope.replace("server", "average")) for row in of_average]
+    squares = [float((x[i] - average).square().sum()) for i in ids]
+    distance = float(weights @ squares) / total
+    rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
+    for name in ("contraction", "contraction_bound"):
+        value = getattr(prepared.federation, name)
+        rows += [] if value is None else [Row("nodes", None, name, value)]
+    if nodes:
+        scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in ids]
+        losses = np.array([s.loss.mean() for s in scores])
+        hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
+        each = OwnScores(ids, losses, np.array(hits) if hits else None, weights)
+        rows += _by_node("nodes/test", each, settings)
+    return rows
+
+
+def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
+    """The model ``x`` on every client's own samples."""
+    own = prepared.own
+    scores = score(prepared, x, own.x, own.y)
+
+    def of_each(values: np.ndarray) -> np.ndarray:
+        each: np.ndarray = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
+        return each
+
+    accuracies = None if scores.accuracy is None else of_each(scores.accuracy)
+    return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes)
+
+
+def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
+    """The server's model on clients' own samples: each one's value, mean, weighted mean and mean of the worst."""
+    return _by_node(f"clients/{prepared.own_kind}", scores, settings)
+
+
+def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
+    """How many nodes were scored, each one's value, their mean, their mean weighted by size (of nodes without a server,
+    as they count), and that of the worst.
+    """
+    rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
+    for metric, each in (("loss", scores.loss), ("accuracy", scores.accuracy)):
+        if each is None:
+            continue
+        rows += [Row(scope, node, metric, float(value)) for node, value in zip(scores.nodes, each, strict=True)]
+        count = max(1, round(settings.worst * len(each)))
+        ordered = np.sort(each) if metric == "accuracy" else np.sort(each)[::-1]
+        rows.append(Row(scope, None, f"{metric}_mean", float(each.mean())))
+        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=scores.samples))))
+        rows.append(Row(scope, None, f"{metric}_worst{settings.worst * 100:g}", float(ordered[:count].mean())))
+    return rows
+
+
+def cost(prepared: Prepared, nodes: bool) -> list[Row]:
+    """Cumulative bytes and gradient evaluations, their totals first; with ``nodes`` also each node's own."""
+    ledger = prepared.federation.ledger
+    rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
+    for name, each in ledger.by_node().items() if nodes else ():
+        rows += [Row("total", node, name, float(value)) for node, value in enumerate(each)]
+    return rows
+
+
+@torch.no_grad()
+def score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, classification: bool) -> Scores:
+    """Loss and accuracy of the model ``x`` on each sample."""
+    losses, hits = [], []
+    for part, y in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
+        outputs = model.outputs(x, part)                   # not for all at once: text has a vocabulary of outputs each
+        losses.append(model.loss(outputs, y).double())
+        if classification:
+            hits.append(correct(outputs, y).double())
+    return Scores(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)

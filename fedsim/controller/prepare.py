@@ -1,0 +1,287 @@
+"""From an experiment and a seed to a federation: load, partition, distort, withhold, build the model. Deterministic."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim import seeds
+from fedsim.data import Dataset, Split, load
+from fedsim.data.sources import data_directory
+from fedsim.engine.federation import Federation
+from fedsim.engine.linear_stack import per_sample
+from fedsim.engine.local_work import Shards
+from fedsim.engine.loop import Loop
+from fedsim.engine.memory import MEMORIES
+from fedsim.engine.model import Model
+from fedsim.engine.unpicklable import refused
+from fedsim.errors import ConfigError, DataError, ModelError, PartitionError
+from fedsim.experiment.experiment import Data, Experiment
+from fedsim.gossip import check, check_connected, mixing_matrix
+from fedsim.models import losses
+from fedsim.partition import NaturalIdPartitioner, Partition
+from fedsim.problems import PROBLEMS, Problem
+
+UNDIVIDED = ("mushrooms", "w8a", "phishing", "german_scale", "australian")
+"""LIBSVM sets published without a test split."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One seed of an experiment, ready to run.
+
+    Attributes:
+        federation: model, shards, weights, seed.
+        test: the test samples on the device.
+        own: every client's samples to evaluate it on, sorted by client; what it trains on, or what was withheld.
+        own_kind: "train" or "holdout".
+        partition: the partition in use.
+        dataset: the data set.
+        problem: the problem, when the data is one.
+        unheld: classes of which no client has a sample.
+    """
+
+    federation: Federation
+    test: Split
+    own: Shards
+    own_kind: str
+    partition: Partition
+    dataset: Dataset
+    problem: Problem | None
+    unheld: Sequence[str] = ()
+
+
+def prepare(experiment: Experiment, seed: int) -> Prepared:
+    """Build the federation of one seed, with the loop backend and the cohort size of the experiment.
+
+    Raises:
+        FedsimError: data missing or corrupt, partition infeasible, or the model does not fit the data.
+    """
+    source = resolve_data(experiment.data)
+    problem = source if isinstance(source, Problem) else None
+    dataset = source.dataset if isinstance(source, Problem) else source
+    train = dataset.train
+    if not len(dataset.test.y):
+        raise ConfigError(f"data set {dataset.name!r} has no test samples; give it some, as test_fraction does")
+    partition = experiment.division.partition(train.y.numpy(), train.client, seed)
+    _check_partition(partition, len(train.y), type(experiment.division).__name__)
+    if problem is not None and not _own_clients(partition, train):
+        raise ConfigError(
+            f"partition {experiment.division} gives the problem {dataset.name!r} other clients than its own, which its"
+            " optimum and its constants are about; leave partition out, or use NaturalIdPartitioner"
+        )
+    unequal = experiment.weights == "samples" and len(set(partition.sizes)) > 1
+    if problem is not None and problem.f_min is not None and (unequal or experiment.local.weight_decay):
+        raise ConfigError(
+            f"the optimum of the problem {dataset.name!r} is that of the plain mean of its clients' objectives: leave"
+            " out weights and local.weight_decay, which give another one"
+        )
+    if experiment.topology is not None:                    # what no method could use fails here, not in round 1
+        check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
+        check_connected(experiment.topology, seed, partition.n)
+    device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
+    rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
+    inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
+
+    def place(part: _Part) -> Shards:
+        samples = Split(inputs[part.index], targets[part.index]).to(device, dtype)
+        return Shards(samples.x, samples.y, part.offsets)
+
+    keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
+    shards = place(keep)
+    own = place(withheld) if experiment.evaluation.holdout else shards
+    weights = shards.sizes if experiment.weights == "samples" else None
+    federation = Federation(
+        build_model(experiment, dataset, problem, seed, device, dtype),
+        shards,
+        experiment.local,
+        seed,
+        Loop(),
+        weights=weights,
+        cohort_size=experiment.participation.expected(partition.n),
+        decay=experiment.decay,
+        topology=experiment.topology,
+        memory=MEMORIES[experiment.memory](),
+    )
+    _check_model(federation.model, shards)
+    kind = "holdout" if experiment.evaluation.holdout else "train"
+    test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
+    return Prepared(federation, test, own, kind, partition, dataset, problem, unheld)
+
+
+def _unheld(dataset: Dataset, held: Tensor) -> list[str]:
+    if not dataset.classes or held.dim() != 1:
+        return []
+    gone = np.setdiff1d(dataset.train.y, held)
+    return [dataset.label_names[k] if dataset.label_names else str(k) for k in gone]
+
+
+def _check_partition(partition: Any, samples: int, name: str) -> None:
+    if not isinstance(partition, Partition):
+        raise PartitionError(f"{name}.partition returned a {type(partition).__name__}; expected a Partition")
+    if len(partition.indices) and (last := partition.indices.max()) >= samples:
+        raise PartitionError(f"{name} gives a client sample {last}, and the data set has {samples}: 0 to {samples - 1}")
+
+
+def _own_clients(partition: Partition, train: Split) -> bool:
+    own = NaturalIdPartitioner().partition(train.y.numpy(), train.client, 0)
+    return partition.hash == own.hash
+
+
+def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:
+    """The data set or problem that ``data`` names."""
+    if not isinstance(data, Data):
+        return data
+    versions = tuple(map(_changed, data.options.values()))
+    return _load(data.name, str(data_directory(data.data_dir)), data.download, _frozen(data.options), versions)
+
+
+def _changed(value: Any) -> int:
+    """When the file that an option names was changed; 0 for other options."""
+    try:
+        return Path(value).stat().st_mtime_ns
+    except (OSError, TypeError, ValueError):
+        return 0
+
+
+@lru_cache(maxsize=2)
+def _load(
+    name: str, data_dir: str, download: bool, options: tuple[tuple[str, Any], ...], versions: tuple[int, ...]
+) -> Dataset | Problem:
+    """Seeds of a comparison share the loaded data, as long as the files that its options name stay as they are."""
+    if name not in PROBLEMS:
+        return load(name, data_dir, download=download, **dict(options))
+    settings = dict(options)
+    if name == "logistic_regression":
+        source = settings.pop("data", "a9a")
+        whole: dict[str, Any] = {"test_fraction": 0.0} if source in UNDIVIDED else {}   # theory speaks of all rows
+        settings["data"] = load(source, data_dir, download=download, **whole)
+    try:
+        return PROBLEMS[name](**settings)
+    except TypeError as error:
+        raise ConfigError(f"data {name!r}: {error}; see `fedsim run --data {name} --help` for its options") from None
+
+
+def data_hash(dataset: Dataset) -> str:
+    """SHA-256 of the samples of a data set."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.test):
+        for tensor in (split.x, split.y):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Part:
+    index: Tensor
+    offsets: np.ndarray
+
+
+def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
+    """Rows (of the data sorted by client) that are trained on, and those withheld; at least one of each client's is
+    trained on.
+    """
+    sizes = partition.sizes
+    held = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
+    orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))
+    withheld = [
+        np.sort(order[0, :h]) + start for order, h, start in zip(orders, held, partition.offsets[:-1], strict=True)
+    ]
+    mask = np.ones(len(partition.indices), bool)
+    mask[np.concatenate(withheld)] = False
+    parts = []
+    for rows, counts in ((np.flatnonzero(mask), sizes - held), (np.concatenate(withheld), held)):
+        parts.append(_Part(torch.from_numpy(rows), np.r_[0, np.cumsum(counts)]))
+    if share and not held.all():
+        raise ConfigError(
+            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {partition.n} clients with"
+            " nothing withheld"
+            f" (the smallest has {sizes.min()} samples); give every client more samples, or use holdout 0"
+        )
+    return parts[0], parts[1]
+
+
+def _distorted(experiment: Experiment, inputs: Tensor, partition: Partition, seed: int) -> Tensor:
+    """Training inputs sorted by client, as each client sees them."""
+    if experiment.skew is None:
+        return inputs
+    bounds = zip(partition.offsets[:-1], partition.offsets[1:], strict=True)
+    return torch.cat([experiment.skew.apply(inputs[a:b], i, partition.n, seed) for i, (a, b) in enumerate(bounds)])
+
+
+def build_model(
+    experiment: Experiment,
+    dataset: Dataset,
+    problem: Problem | None,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Model:
+    """The model of an experiment, with the initial values that follow from the seed."""
+    if problem is not None:
+        return Model(copy.deepcopy(problem.module), problem.loss, problem.penalty, device=device, dtype=dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seeds.bits(seed, "model", 0, 0)) >> 1)
+        if isinstance(experiment.model, nn.Module):
+            module = _copied(experiment.model)             # with the user's own initial values, which stay as they are
+        else:
+            module = experiment.model.build(dataset.input_shape, dataset.classes)
+    return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
+
+
+def _check_model(model: Model, shards: Shards) -> None:
+    """Model and loss can take the samples: tried on one of the largest target, which needs all the outputs."""
+    row = int(shards.y.reshape(len(shards.y), -1).amax(1).argmax())
+    x, y = shards.x[row : row + 1], shards.y[row : row + 1]
+    try:
+        with torch.no_grad():
+            per_sample(model.loss(model.outputs(model.vector(), x), y), 1)
+    except ModelError:
+        raise
+    except Exception as error:
+        target = f"{y.item():g}" if y.numel() == 1 else f"{list(y.shape[1:])}"
+        tokens = "" if x.is_floating_point() else (
+            ". These inputs are whole numbers, which are tokens of a text; give features as x.astype('float32')"
+        )
+        raise ModelError(
+            f"{type(model.module).__name__} with its loss cannot take an input of shape {list(x.shape[1:])} with the"
+            f" target {target} ({type(error).__name__}: {error}); expected a model that takes inputs [B,"
+            f" {str(list(x.shape[1:]))[1:]} and has an output for each class{tokens}"
+        ) from error
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise refused(error, "be copied", {"model": module}, copy.deepcopy) from error
+
+
+def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tensor], Tensor]:
+    """The per-sample loss of an experiment."""
+    if callable(experiment.loss):
+        return experiment.loss
+    name = experiment.loss
+    if name == "auto":
+        name = "cross_entropy" if dataset.classes else "squared"
+    if name == "cross_entropy" and dataset.classes == 1:
+        (label,) = dataset.label_names or ("the same",)
+        raise DataError(
+            f"all labels are {label}: there is nothing to learn; expected two classes or more. If another column holds"
+            " them, name it with --data.target; for numbers to be predicted set --data.regression true"
+        )
+    return getattr(losses, name)  # type: ignore[no-any-return]
+
+
+def _frozen(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in options.items()))

@@ -1,0 +1,207 @@
+"""The rounds of one seed: sample a cohort, run a round, evaluate, record, checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import torch
+
+from fedsim.controller import evaluate
+from fedsim.controller.choose import choose
+from fedsim.controller.host import Host
+from fedsim.controller.prepare import Prepared
+from fedsim.controller.progress import RunProgress
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.loop import Loop
+from fedsim.engine.purity import pure
+from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError
+from fedsim.experiment.experiment import Experiment
+from fedsim.gossip import alike
+from fedsim.messages.ledger import Ledger
+from fedsim.record import checkpoint
+from fedsim.record.absences import Absence, absent, summary
+from fedsim.record.directory import RunDirectory, SeedRecord
+from fedsim.record.files import write_atomic
+from fedsim.record.metrics import read_metrics
+from fedsim.record.state import check, flatten, restore
+from fedsim.types import Kept
+
+MOST_RETURNS = 10
+"""Times that a run goes back to a checkpoint because machines died, before it gives up."""
+
+
+class SeedRun:
+    """One seed of a run in progress."""
+
+    def __init__(
+        self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress,
+        host: Host,
+    ) -> None:  # fmt: skip
+        self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
+        self.federation, self.host = prepared.federation, host
+        self._start = 0.0                                  # of the clock that counts the seconds of rounds
+
+    def run(self) -> None:
+        """From the latest checkpoint, or from the beginning, to the last round."""
+        x = self.federation.model.vector()                 # the initial model, before anything trains it
+        with self.directory.open_seed(self.seed) as record:
+            for attempt in count(1):
+                try:
+                    self._run(record, x)
+                    break
+                except StateLostError as lost:
+                    if attempt == MOST_RETURNS:
+                        raise
+                    self.host.say(f"{lost}; going back to the last checkpoint")
+            self._write_edges()
+            if missing := absent(read_metrics(record.timing.path)):   # also of rounds before it was resumed
+                self.host.say(f"seed {self.seed}: {summary(missing, self.experiment.rounds)}")
+
+    def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
+        loaded = checkpoint.load_latest(record.checkpoints)
+        algorithm, fed = self.experiment.method, self.federation
+        backend = self._backend(loaded.meta["backend"] if loaded else None)
+        fed.ledger.restore(Ledger(fed.shards.n).state())
+        name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
+        with pure(name, x):
+            state = self.host.init(algorithm, x, fed, template=loaded is not None)
+        check(name, state)
+        if loaded:
+            state, done = self._restore(state, loaded), loaded.round
+            record.truncate(loaded.meta["offset"], done)
+        else:
+            record.truncate(0, -1)
+        before = read_metrics(record.timing.path).series("host", "seconds")
+        self._start = time.perf_counter() - max(before.values(), default=0.0)
+        self.bar.start(self.seed, done)
+        if loaded is None:                                 # a checkpoint of round 0 has its measurements
+            self._evaluate(record, 0, state)
+        self._rounds(record, state, done, backend)
+
+    def _write_edges(self) -> None:
+        """What travelled over every link, for methods in which nodes speak to each other."""
+        edges = self.federation.ledger.edges()
+        if len(edges):
+            lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
+            write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
+
+    def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
+        experiment, fed, method = self.experiment, self.federation, self.experiment.method
+        name, offset, ledger = type(experiment.algorithm).__name__, record.offset(), fed.ledger.snapshot()
+        absence = Absence(self.host.say)
+
+        def save() -> None:  # the last completed round, whatever came after it
+            costs = {f"ledger.{name}": t for name, t in ledger.items()}
+            meta = {"offset": offset, "backend": backend}
+            with self._clock_stopped():
+                checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, meta)
+                self.host.saved(state)
+
+        try:
+            for round in range(done + 1, experiment.rounds + 1):
+                ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
+                last = round == experiment.rounds
+                due = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
+                fed.measure = due and alike(fed.p)
+                with pure(f"{name}.round", state):
+                    new = self.host.round(method, state, fed, round, ids)
+                check(f"{name}.round", new, state)
+                absence.note(round, ids.tolist(), self.host.skipped)
+                for node in self.host.skipped:
+                    record.timing.add(round, "round", "skipped", 1, node)
+                if due:
+                    self._evaluate(record, round, new)
+                else:
+                    self.bar.update(round)
+                state, done, ledger, offset = new, round, fed.ledger.snapshot(), record.offset()
+                if last or round % experiment.checkpoint_every == 0:
+                    save()
+        except StateLostError:                             # the state that a checkpoint would save is lost too
+            raise
+        except (CheckpointError, RunError):                # it may be the disk that refuses
+            with contextlib.suppress(FedsimError):
+                save()
+            raise
+        except (KeyboardInterrupt, Exception):             # also a bug in an algorithm: what came before it is kept
+            save()
+            raise
+
+    def _clients_due(self, round: int) -> bool:
+        every = self.experiment.evaluation.clients_every
+        return every is not None and (round == self.experiment.rounds or bool(every and round % every == 0))
+
+    @contextlib.contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """For what is not the algorithm's cost."""
+        begun = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begun
+
+    def _evaluate(self, record: SeedRecord, round: int, state: Any) -> None:
+        record.timing.add(round, "host", "seconds", time.perf_counter() - self._start)
+        with self._clock_stopped():
+            self._measure(record, round, state)
+
+    def _measure(self, record: SeedRecord, round: int, state: Any) -> None:
+        settings, due = self.experiment.evaluation, self._clients_due(round)
+        if isinstance(state.x, Kept):
+            there = self.host.present(state.x)
+            rows = evaluate.gossip(self.prepared, self.host.score, state.x, round, settings, due, there)
+        else:
+            rows = evaluate.server(self.prepared, self.host.score, state.x, round)
+            if due:
+                rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
+        costs = evaluate.cost(self.prepared, due)
+        for row in rows + costs:
+            record.metrics.add(round, row.scope, row.metric, row.value, row.node)
+        values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
+        self.bar.update(round, values.get("accuracy"), values["loss"], sum(row.value for row in costs[:2]) / 1e6)
+
+    def _backend(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
+        """Set the federation's backend: that of the host, or one of this process. All seeds have that of the first."""
+        known = self.directory.manifest["backend"]
+        chosen = chosen or next(iter(known.values()), None)
+        chosen = self.host.connect(self.experiment, self.prepared, self.directory, chosen) or self._here(chosen)
+        self.directory.update_manifest(backend={**known, str(self.seed): chosen})
+        return chosen
+
+    def _here(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
+        """Set a backend of this process: as a checkpoint says, as asked for, or as measured."""
+        fed, experiment = self.federation, self.experiment
+        if chosen is None:
+            ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
+            if experiment.backend == "loop":
+                chosen = {"backend": "loop", "reason": "asked for"}
+            elif experiment.backend == "blocks" and experiment.block_size:
+                chosen = {"backend": "blocks", "block_size": experiment.block_size, "reason": "asked for"}
+            else:
+                chosen = choose(fed, experiment.method, ids, blocks_only=experiment.backend == "blocks")
+        if chosen["backend"] == "flower":
+            raise RunError(
+                f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"
+                f" deploy --resume {self.directory.path}"
+            )
+        size = chosen.get("block_size", 0)                 # 0: one after the other
+        fed.backend = Blocks(size) if size else Loop()
+        return chosen
+
+    def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
+        ledger = self.federation.ledger
+        try:
+            ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
+            state = restore(template, loaded.tensors, self.federation.memory.put)
+            if unread := loaded.tensors.keys() - flatten(state).keys() - {f"ledger.{name}" for name in ledger.state()}:
+                raise CheckpointError(
+                    f"the checkpoint of round {loaded.round} in {self.directory.path} holds {min(unread)}, which the"
+                    " algorithm's first state does not; it belongs to another algorithm or version"
+                )
+            return state
+        except KeyError as error:
+            raise CheckpointError(
+                f"the checkpoint of round {loaded.round} in {self.directory.path} lacks {error}; it belongs to"
+                " another algorithm or version"
+            ) from error

@@ -1,0 +1,156 @@
+"""New runs, and runs that go on after an interruption; `fedsim.controller.rounds` has the rounds of one seed.
+
+A run continues bit for bit: everything random is a function of (seed, round, node), a checkpoint holds the algorithm's
+state, the ledger and the length of the metrics file, and resuming cuts the metrics back to that length before it goes
+on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from fedsim.controller.host import Host
+from fedsim.controller.interrupt import terminate_as_interrupt
+from fedsim.controller.prepare import Prepared, data_hash
+from fedsim.controller.progress import RunProgress
+from fedsim.controller.rounds import SeedRun
+from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
+from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.experiment import Experiment
+from fedsim.record import checkpoint
+from fedsim.record.directory import RunDirectory, create_run, open_run
+
+HostOf: TypeAlias = Callable[[Experiment], Host]
+"""Chooses where the clients of an experiment are."""
+
+
+def run(
+    experiment: Experiment, host_of: HostOf, *, output: Path | None, root: Path, progress: bool
+) -> RunDirectory:
+    """Run an experiment with all its seeds in a new run directory; see ``fedsim.run``."""
+    with host_of(experiment) as host:
+        return _run_new(experiment, output, root, progress, host)
+
+
+def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
+    first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
+    for remark in experiment.remarks:
+        host.say(remark)
+    if first.unheld:
+        host.say(f"no client has a sample of class {', '.join(first.unheld)}, which nobody can learn: see partition")
+    manifest = {
+        "seeds": experiment.seed_list,
+        **_place(first),
+        "parameters": first.federation.model.d,
+        "clients": first.partition.n,
+        "data_hash": data_hash(first.dataset),
+        "data_notes": first.dataset.notes,
+        "partition_hash": {str(experiment.seed): first.partition.hash},
+        "backend": {},
+    }
+    directory = create_run(root, experiment.title, to_config(experiment), manifest, output)
+    try:
+        _run_seeds(experiment, directory, experiment.seed_list, first, progress, host)
+    except ConfigError:
+        if not _measured(directory, experiment):           # no resume would help
+            shutil.rmtree(directory.path)
+        raise
+    return directory
+
+
+def _measured(directory: RunDirectory, experiment: Experiment) -> bool:
+    """Whether the first seed, the only one begun unless it was finished, has measured a round."""
+    if directory.manifest["status"][str(experiment.seed)]["state"] == "finished":
+        return True
+    made = checkpoint.load_latest(directory.seed_path(experiment.seed) / "checkpoints")
+    return made is not None and made.round >= experiment.evaluation.every
+
+
+def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool) -> RunDirectory:
+    """Continue a run that was interrupted or failed; see ``fedsim.resume``."""
+    directory = open_run(path)
+    todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
+    if not todo:
+        return directory
+    if experiment is None:
+        experiment = from_config(directory.config)
+    elif other := _differing(directory.config, to_config(experiment)):
+        raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
+    with host_of(experiment) as there:
+        first = there.prepare(experiment, todo[0])
+        found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
+        if found != expected:
+            raise RunError(
+                f"{path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore the"
+                " data files"
+            )
+        for remark in _moved(directory.manifest, first):
+            there.say(remark)
+        _run_seeds(experiment, directory, todo, first, progress, there)
+    return directory
+
+
+def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:
+    """What is not as it was when the run began, and on which its bits depend."""
+    before = {"torch": manifest["versions"]["torch"], **manifest}
+    for name, now in {"torch": torch.__version__, **_place(first)}.items():
+        if now != before[name]:
+            yield f"{name} was {before[name]} when the run began and is {now} now: the last digits may differ"
+
+
+def _place(first: Prepared) -> dict[str, Any]:
+    return {"device": str(first.federation.model.device), "threads": torch.get_num_threads()}
+
+
+def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Settings that have another value, of those that results depend on."""
+    free = {"name", "ray", "memory", "checkpoint_every", "data"}   # the data has a hash of its own
+    return [key for key in config | other if key not in free and config.get(key) != other.get(key)]
+
+
+def _run_seeds(
+    experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host
+) -> None:
+    diverged: dict[int, DivergenceError] = {}              # which says nothing about the other seeds
+    with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
+        for seed in todo:
+            try:
+                prepared = first if seed == todo[0] else host.prepare(experiment, seed)
+                _note_partition(directory, seed, prepared)
+                directory.mark(seed, "running")
+                SeedRun(experiment, directory, seed, prepared, bar, host).run()
+            except KeyboardInterrupt:
+                directory.mark(seed, "interrupted")
+                raise KeyboardInterrupt(f"continue with: fedsim resume {directory.path}") from None
+            except BusyError:                              # its state is for the other process to say
+                raise
+            except Exception as error:
+                with contextlib.suppress(RunError):        # on a full disk the first error is the one to read
+                    directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
+                if not isinstance(error, DivergenceError):
+                    raise
+                diverged[seed] = error
+            else:
+                directory.mark(seed, "finished")
+    if diverged:
+        first_error = next(iter(diverged.values()))
+        if len(diverged) == 1:
+            raise first_error
+        raise DivergenceError(f"seeds {', '.join(map(str, diverged))} diverged; the first one: {first_error}")
+
+
+def _note_partition(directory: RunDirectory, seed: int, prepared: Prepared) -> None:
+    hashes = dict(directory.manifest["partition_hash"])
+    if hashes.setdefault(str(seed), prepared.partition.hash) != prepared.partition.hash:
+        raise RunError(
+            f"seed {seed} of {directory.path} was partitioned with hash {hashes[str(seed)][:12]}, now it is"
+            f" {prepared.partition.hash[:12]};"
+            " run it with the versions that manifest.json names"
+        )
+    directory.update_manifest(partition_hash=hashes)

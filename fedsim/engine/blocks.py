@@ -1,0 +1,291 @@
+"""Blocks of clients in one call: the client function under ``torch.vmap``, its local loop on plain stacked tensors.
+
+``local.fold``, ``local.grad`` and ``local.sample`` step out of the transform through an operation with its own batching
+rule, so that the loop over minibatches and the gradient see tensors ``[c, ...]`` and can use batched matrix products.
+Clients are sorted by their number of steps; those that have finished drop out of the block, so unequal clients cost
+nothing extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import Minibatches, draw, minibatches
+from fedsim.engine.loop import CHUNK, Rows, refuse_captured_tensors
+from fedsim.engine.purity import pure
+from fedsim.engine.step import LocalStep
+from fedsim.engine.tape import Tape
+from fedsim.errors import ConfigError, title
+from fedsim.messages.stacked import Stacked
+from fedsim.tree import build, leaves, tree_map
+from fedsim.types import Batch, Kept, Messages
+from fedsim.values import Vector
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Backend that runs ``size`` clients at a time as one stack of tensors.
+
+    Args:
+        size: clients in a block; about as many as keep their models in the processor's cache.
+    """
+
+    size: int = 25
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"block size is {self.size}; expected 1 or more")
+
+    def each(
+        self,
+        federation: Federation,
+        fn: Callable[..., Any],
+        ids: np.ndarray,
+        round: int,
+        down: Any,
+        mine: Kept[Any] | None,
+    ) -> tuple[Messages[Any], dict[int, Any]]:
+        """See ``fedsim.engine.federation.Backend``."""
+        plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
+        order = federation.work.order(federation.shards.sizes[ids]).tolist()
+        memory: dict[int, Any] = {}
+        rows = Rows[Any](len(ids))
+        with torch.no_grad(), pure(title(fn), down):
+            for start in range(0, len(order), self.size):
+                chosen = order[start : start + self.size]
+                block = _Block(federation, ids[chosen], round, [plans[i] for i in chosen])
+                messages, memories = block.run(fn, down, mine)
+                rows.put(messages, chosen)
+                if mine is not None:
+                    for i, node in enumerate(ids[chosen].tolist()):
+                        # a copy each: a row would keep its whole block alive
+                        memory[node] = tree_map(lambda t, i=i: t[i].clone(), memories)
+        positions = np.array(order)
+        return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), memory
+
+
+class _Stacked(torch.autograd.Function):
+    """``run`` on the stacked tensors below ``torch.vmap``: its batching rule is the whole operation."""
+
+    @staticmethod
+    def forward(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("no argument belongs to a client: local.grad and local.fold need one inside clients.each")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
+        moved = [t if d in (None, 0) else t.movedim(d, 0) for t, d in zip(tensors, in_dims[1:], strict=True)]
+        out = run(info.batch_size, [d is not None for d in in_dims[1:]], moved)
+        return out, (0,) * len(out)
+
+
+class _Block:
+    """A block of clients in one round, and their ``Local``: the same object serves all, its tensors being stacked."""
+
+    def __init__(self, federation: Federation, ids: np.ndarray, round: int, plans: list[Minibatches]) -> None:
+        self.fed, self.ids, self.round = federation, ids, round
+        self.counts = np.array([len(plan.lengths) for plan in plans])
+        self._index, self._lengths = _padded(plans, federation.model.device)
+        self._widths = self._lengths.max(0)
+        self.tape: Tape | None = None  # while a step is being recorded
+        self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
+        self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
+        self._in_fold = False
+        self._slot: Tensor | None = None                   # marks "one for each client" under vmap
+        self._steps: Tensor | None = None
+
+    def run(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None) -> tuple[Any, Any]:
+        """Messages and memories of the block, stacked."""
+        model = self.fed.model
+        slots = torch.arange(len(self.ids), device=model.device)
+        steps = torch.from_numpy(self.counts).to(model.device, model.dtype)
+        shape: list[Any] = []                              # the result's tree, seen while it is computed
+
+        def one(slot: Tensor, steps: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
+            self._slot, self._steps = slot, steps
+            result = fn(self, down) if mine is None else fn(self, down, build(mine.default, iter(own)))
+            shape.append(result)
+            return tuple(leaves(result))
+
+        own: list[Tensor] = []
+        if mine is not None:
+            own = leaves(tree_map(lambda *rows: torch.stack(rows), *(mine[i] for i in self.ids.tolist())))
+        stacked = torch.vmap(one)(slots, steps, *own)
+        out = build(shape[0], iter(stacked))
+        return (out, None) if mine is None else out
+
+    @property
+    def steps(self) -> Tensor:
+        """Number of local steps."""
+        self._outside("local.steps")
+        assert self._steps is not None
+        return self._steps
+
+    @property
+    def decay(self) -> Tensor:
+        """See ``fedsim.values.Site``."""
+        self._outside("local.decay")
+        return self.fed.factor(self.round)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """See ``fedsim.values.Site``."""
+        return tuple(self.fed.model.shapes)
+
+    def key(self, tag: int = 0) -> Tensor:
+        """See ``fedsim.values.Site``."""
+        self._outside("local.key")
+        keys = seeds.key(self.fed.seed, f"client {tag}", self.round, self.ids).to(self.fed.model.device)
+        (key,) = _Stacked.apply(lambda c, own, _: (keys,), self._slot)  # type: ignore[no-untyped-call]
+        return key  # type: ignore[no-any-return]
+
+    def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
+        """See ``fedsim.types.Local``."""
+        if batch is None:
+            self._outside("local.grad(x) on the whole shard")
+            (g,) = _Stacked.apply(self._whole, x, self._slot)  # type: ignore[no-untyped-call]
+        else:
+            (g,) = _Stacked.apply(self._minibatch, x, *[t for t in batch if t is not None])  # type: ignore[no-untyped-call]
+        return self.fed.work.regularise(g, x)
+
+    def sample(self, size: int) -> Batch:
+        """See ``fedsim.types.Local``."""
+        self._outside("local.sample")
+        sizes = np.minimum(size, self.fed.shards.sizes[self.ids])
+        batch = self._take(*_stack(draw(self.fed.shards, self.fed.seed, self.round, self.ids, size), sizes))
+        self._drawn[batch.y.data_ptr()] = batch.y, sizes
+        tensors = [t for t in batch if t is not None]
+        return Batch(*_Stacked.apply(lambda c, own, _: tuple(tensors), self._slot))  # type: ignore[no-untyped-call]
+
+    def fold(
+        self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
+    ) -> Any:
+        """See ``fedsim.types.Local``."""
+        refuse_captured_tensors(step)
+        self._outside("local.fold")
+        n_carry = len(leaves(carry))
+        like = (carry, *consts, *[self._slot] * shares)
+
+        def run(c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+            own, tensors = own[1:], tensors[1:]            # the first is the slot
+            state = [t if o else t.expand(c, *t.shape) for t, o in zip(tensors[:n_carry], own, strict=False)]
+            return self._loop(step, like, state, tensors[n_carry:], own[n_carry:], skip, shares)
+
+        given = leaves((carry, *consts))
+        return build(carry, iter(_Stacked.apply(run, self._slot, *given)))  # type: ignore[no-untyped-call]
+
+    def _loop(
+        self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool],
+        skip: int, shares: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """All local steps of the block but the first ``skip``. Rows are sorted by steps: the active ones come first."""
+        weights = np.ascontiguousarray((self._lengths / self._lengths.sum(1, keepdims=True)).T) if shares else None
+        share = None if weights is None else torch.from_numpy(weights).to(self.fed.model.device, self.fed.model.dtype)
+        step = LocalStep(step, like, self.fed.model, self.fed.work, self)
+        state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may write into it
+        outer_samples = self._samples
+        done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
+        active = len(self.ids)
+        self._in_fold = True
+        try:
+            for k in range(skip, int(self.counts[0])):
+                still = int(np.searchsorted(-self.counts, -k))  # clients with more than k steps
+                if still < active:
+                    done.insert(0, [t[still:] for t in state])
+                    state = [t[:still] for t in state]
+                    consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
+                    active = still
+                self._samples = self._lengths[:active, k]
+                last = [] if share is None else [share[k, :active]]
+                state = step(self._batch(k, active), state, consts + last, own + [True] * shares)
+        finally:
+            self._in_fold, self._samples = False, outer_samples
+        return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True))
+
+    def _batch(self, k: int, active: int) -> Batch:
+        width = int(self._widths[k])
+        weight = None if (self._samples == width).all() else np.arange(width) < self._samples[:, None]
+        return self._take(self._index[:active, k, :width], weight)
+
+    def _take(self, index: np.ndarray | Tensor, weight: np.ndarray | None) -> Batch:
+        model = self.fed.model
+        w = None if weight is None else torch.from_numpy(weight).to(model.device, model.dtype)
+        return self.fed.shards.take(torch.as_tensor(index, device=model.device), w)
+
+    def _minibatch(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        x, *batch = (t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True))
+        if self.tape is not None:
+            return (self.tape.gradient(x, batch),)
+        return (self.gradients(x, *batch),)
+
+    def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
+        """``Model.gradients`` of the first ``len(x)`` clients, charged to them."""
+        self._charge(len(x), *batch[1:])
+        return self.fed.model.gradients(x, Batch(*batch))
+
+    def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
+        self._charge(len(x), *batch[1:])
+        return self.fed.model.gradient_parts(x, Batch(*batch))
+
+    def _charge(self, c: int, targets: Tensor, weight: Tensor | None = None) -> None:
+        _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
+        width = targets.shape[1]
+        if width != samples.max():                         # a step took a part of its minibatch
+            samples = np.full(c, width) if weight is None else (weight > 0).sum(1).cpu().numpy()
+        self.fed.ledger.gradient_evaluations[self.ids[:c]] += samples[:c]
+
+    def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        x = tensors[0] if own[0] else tensors[0].expand(c, -1)
+        shards, sizes = self.fed.shards, self.fed.shards.sizes[self.ids]
+        g = torch.zeros_like(x)
+        for start in range(0, int(sizes.max()), CHUNK):
+            here = np.clip(sizes - start, 0, CHUNK)
+            some = np.flatnonzero(here)                    # clients that have samples left
+            some = some[np.argsort(self.ids[some])]        # as they lie in memory
+            first = shards.offsets[self.ids[some]] + start
+            batch = shards.runs(first, here[some])
+            if batch is None:
+                runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
+                batch = self._take(*_stack(runs, here[some]))
+            share = torch.from_numpy(here[some] / sizes[some]).to(x).unsqueeze(1)
+            g[some] += self.fed.model.gradients(x[some], batch) * share
+        self.fed.ledger.gradient_evaluations[self.ids] += sizes
+        return (g,)
+
+    def _outside(self, what: str) -> None:
+        if self._in_fold:
+            raise ConfigError(
+                f"{what} was read inside a step of local.fold; read it before and pass it on:"
+                " local.fold(step, carry, value)"
+            )
+
+
+def _stack(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows of unequal length as one ``[c, B]``, padded with each row's first entry; which are real, if any is not."""
+    width = int(lengths.max())
+    if lengths.min() == width:
+        return np.stack(rows), None
+    index = np.stack([np.r_[row, np.full(width - len(row), row[0])] for row in rows])
+    return index, np.arange(width) < lengths[:, None]
+
+
+def _padded(plans: list[Minibatches], device: torch.device) -> tuple[Tensor, np.ndarray]:
+    """Sample rows of all clients and steps, ``[c, K, B]``, padded with rows of the same client; lengths ``[c, K]``."""
+    steps, width = max(len(plan.lengths) for plan in plans), max(plan.index.shape[1] for plan in plans)
+    index, lengths = np.empty((len(plans), steps, width), np.int64), np.zeros((len(plans), steps), np.int64)
+    for i, plan in enumerate(plans):
+        k, b = plan.index.shape
+        index[i, :k, :b], index[i, :k, b:] = plan.index, plan.index[:, :1]
+        lengths[i, :k] = plan.lengths
+    return torch.from_numpy(index).to(device), lengths

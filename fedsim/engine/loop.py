@@ -1,0 +1,158 @@
+"""The loop backend: one client after the other. It is the meaning that every other backend is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import Minibatches, draw, minibatches
+from fedsim.engine.purity import pure
+from fedsim.errors import ConfigError, DivergenceError, title
+from fedsim.messages.stacked import Stacked
+from fedsim.tree import leaves, tree_map
+from fedsim.types import Batch, Kept, Messages
+from fedsim.values import Vector
+
+M = TypeVar("M")
+C = TypeVar("C")
+
+
+class LoopLocal:
+    """``Local`` for one client."""
+
+    def __init__(self, federation: Federation, node: int, round: int, plan: Minibatches, decay: Tensor) -> None:
+        self._fed, self._node, self._round, self._plan, self.decay = federation, node, round, plan, decay
+
+    @property
+    def steps(self) -> Tensor:
+        return torch.tensor(float(len(self._plan.lengths)), dtype=self._fed.model.dtype, device=self._fed.model.device)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return tuple(self._fed.model.shapes)
+
+    def key(self, tag: int = 0) -> Tensor:
+        keys = seeds.key(self._fed.seed, f"client {tag}", self._round, np.array([self._node]))
+        return keys[0].to(self._fed.model.device)
+
+    def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
+        fed = self._fed
+        if batch is None:
+            rows = fed.shards.rows(self._node)
+            g = torch.zeros_like(x)
+            for start in range(0, len(rows.x), CHUNK):
+                part = Batch(rows.x[start : start + CHUNK], rows.y[start : start + CHUNK])
+                g += fed.model.gradient(x, part) * (len(part.x) / len(rows.x))
+            batch = rows
+        else:
+            g = fed.model.gradient(x, batch)
+        fed.ledger.gradient_evaluations[self._node] += len(batch.x)
+        return fed.work.regularise(g, x)
+
+    def sample(self, size: int) -> Batch:
+        (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
+        return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device))
+
+    def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
+        refuse_captured_tensors(step)
+        leaves((carry, *consts))                           # tensors only, as every backend needs them
+        index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
+        model = self._fed.model
+        weights = torch.from_numpy(self._plan.shares).to(model.device, model.dtype) if shares else None
+        for k in range(skip, len(index)):
+            batch = self._fed.shards.take(index[k, : self._plan.lengths[k]])
+            carry = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
+        return carry
+
+
+CHUNK = 512
+"""Samples in one pass of a whole-shard gradient; bounds its memory."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One client after the other: the reference meaning of every backend, and the fastest for convolutions on a CPU."""
+
+    def each(
+        self,
+        federation: Federation,
+        fn: Callable[..., Any],
+        ids: np.ndarray,
+        round: int,
+        down: Any,
+        mine: Kept[Any] | None,
+    ) -> tuple[Messages[Any], dict[int, Any]]:
+        plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
+        decay = federation.factor(round)
+        memory: dict[int, Any] = {}
+        rows = Rows[Any](len(ids))
+        own = [] if mine is None else [mine.rows[node] for node in ids.tolist() if node in mine.rows]
+        with torch.no_grad(), pure(title(fn), down, *own):
+            for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
+                local = LoopLocal(federation, node, round, plan, decay)
+                try:
+                    result = fn(local, down) if mine is None else fn(local, down, mine[node])
+                except DivergenceError as error:           # of a compressor, which knows of no clients
+                    raise DivergenceError(f"client {node} in round {round}: {error}") from error
+                if mine is None:
+                    message = result
+                else:
+                    message, memory[node] = result
+                rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
+        return Stacked(rows.stacked), memory
+
+
+class Rows(Generic[M]):
+    """The messages of a cohort, collected block by block into one stack ``[c, ...]`` a tensor."""
+
+    def __init__(self, c: int) -> None:
+        self.c = c
+        self.stacked: Any = None
+
+    def put(self, block: M, positions: list[int]) -> None:
+        """Write the rows of ``block`` (tensors ``[b, ...]``) at ``positions``."""
+        run = range(positions[0], positions[0] + len(positions))
+        where = slice(run.start, run.stop) if positions == list(run) else positions  # a slice is faster
+        if len(positions) == self.c and isinstance(where, slice):
+            self.stacked = tree_map(Tensor.contiguous, block)
+            return
+        if self.stacked is None:
+            self.stacked = tree_map(lambda t: t.new_empty(self.c, *t.shape[1:]), block)
+        for to, rows in zip(leaves(self.stacked), leaves(block), strict=True):
+            to[where] = rows
+
+
+def refuse_captured_tensors(step: Callable[..., Any]) -> None:
+    """Raise ConfigError when ``step`` reads a tensor from outside: in a block it would be another client's."""
+    for name in _captured(step):
+        raise ConfigError(
+            f"the step function given to local.fold captures the tensor {name!r}; pass it as an argument instead:"
+            f" local.fold(step, carry, ..., {name})"
+        )
+
+
+def _captured(step: Any) -> Iterator[str]:
+    """Names by which a function, or a function that it calls, holds tensors in its closure or defaults."""
+    code = getattr(step, "__code__", None)
+    if code is None:
+        return
+    held = [(name, cell.cell_contents) for name, cell in zip(code.co_freevars, step.__closure__ or (), strict=True)]
+    held += [(f"default of {step.__name__}", value) for value in step.__defaults__ or ()]
+    for name, value in held:
+        if _holds_tensor(value):
+            yield name
+        elif value is not step:
+            yield from _captured(value)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_holds_tensor(v) for v in value)
+    return isinstance(value, Tensor)

@@ -1,0 +1,197 @@
+"""An nn.Module seen as a function of one flat vector: its loss, its gradient for one client or a stack, its evaluation.
+
+Parameter trees exist only in this file. One client at a time runs plain autograd on views of the vector; a stack of
+clients runs either matrix products written out by hand (``linear_stack``) or ``torch.vmap`` of the module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.engine.linear_stack import DenseStack, per_sample
+from fedsim.errors import ModelError
+from fedsim.types import Batch
+from fedsim.values import Vector
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Per-sample loss: outputs ``[B, ...]`` and targets ``[B, ...]`` to ``[B]``."""
+
+
+class Model:
+    """A module, its per-sample loss and an optional penalty, as functions of the flat parameter vector ``[d]``.
+
+    Args:
+        module: any ``nn.Module`` without BatchNorm and Dropout.
+        loss: ``(outputs [B, ...], targets [B, ...]) -> [B]``; one number for each sample, not their mean.
+        penalty: differentiable function of the vector, added to every client's objective.
+        device: where it runs.
+        dtype: floating-point type of parameters and inputs.
+
+    Raises:
+        ModelError: the module mixes samples of a batch or draws random numbers of its own.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        penalty: Callable[[Vector], Tensor] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        _refuse_unsafe_layers(module)
+        self.module = module.to(device=device, dtype=dtype)
+        self.loss, self.penalty, self.device, self.dtype = loss, penalty, torch.device(device), dtype
+        if self.device.type == "cuda":
+            _compute_the_same_again()
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones never travel
+        if not named:
+            raise ModelError(f"{type(module).__name__} has no parameters to train; expected some with requires_grad")
+        self.names, self.parameters = list(named), list(named.values())
+        self.shapes = [p.shape for p in self.parameters]
+        self.sizes = [p.numel() for p in self.parameters]
+        self.d = sum(self.sizes)
+        self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+        self.dense = DenseStack.of(module, loss) if len(named) == len(list(module.parameters())) else None
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
+        self._channels_last = self.convolutional and self.device.type == "cpu"
+
+    def vector(self) -> Vector:
+        """A copy of the module's present parameters ``[d]``."""
+        return torch.cat([p.detach().reshape(-1) for p in self.parameters])
+
+    def load(self, x: Vector) -> nn.Module:
+        """The module with its parameters set to views of ``x``."""
+        if self.parameters[0].data_ptr() != x.data_ptr():   # equal while a step updates x in place
+            views = x.detach().split_with_sizes(self.sizes)
+            for p, view, shape in zip(self.parameters, views, self.shapes, strict=True):
+                p.data = view.view(shape)
+        return self.module
+
+    def gradient(self, x: Vector, batch: Batch) -> Vector:
+        """Gradient ``[d]`` of the mean loss (plus penalty) of one client's batch."""
+        return torch.cat(self._one_client(x, batch))
+
+    def _one_client(self, x: Vector, batch: Batch) -> list[Tensor]:
+        self.load(x)
+        with torch.enable_grad():
+            losses = per_sample(self.loss(self.module(self._input(batch.x)), batch.y), len(batch.y))
+            grads = torch.autograd.grad(_mean(losses, batch.weight), self.parameters, materialize_grads=True)
+        flat = [g.reshape(-1) for g in grads]
+        if self.penalty is None:
+            return flat
+        extra = torch.func.grad(self.penalty)(x).split_with_sizes(self.sizes)
+        return [g + p for g, p in zip(flat, extra, strict=True)]
+
+    def gradients(self, xs: Tensor, batch: Batch) -> Tensor:
+        """Gradients ``[c, d]`` of ``c`` clients at ``xs [c, d]``, each on its row of ``batch`` (``[c, B, ...]``)."""
+        if len(xs) == 1 and self.dense is None:
+            return torch.cat(self._one_client(xs[0], _row(batch, 0))).unsqueeze(0)
+        return torch.cat([part for _, part in sorted(self.gradient_parts(xs, batch), key=itemgetter(0))], 1)
+
+    def gradient_parts(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+        """The same in parts ``[c, d_p]``, each with its offset in the vector, in any order.
+
+        A part has memory of its own, and the columns of ``xs`` that it belongs to are not read after it was given out.
+        """
+        if self.dense is not None and self.dense.takes(batch.x):
+            extra = None if self.penalty is None else torch.vmap(torch.func.grad(self.penalty))(xs)
+            for offset, part in self.dense.gradients(xs, batch):
+                yield offset, part if extra is None else part.add_(extra[:, offset : offset + part.shape[1]])
+        elif len(xs) == 1 or self._recurrent:              # as in the loop; also, grouped convolutions are slower
+            each = [self._one_client(x, _row(batch, i)) for i, x in enumerate(xs)]
+            stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
+            yield from zip(self.offsets, _owned(stacked), strict=True)
+        else:
+            yield from zip(self.offsets, _owned(self._stacked(xs, batch)), strict=True)
+
+    def _stacked(self, xs: Tensor, batch: Batch) -> list[Tensor]:
+        """Gradients of every parameter, ``[c, d_p]`` each, from ``torch.vmap`` of the module."""
+        with torch.enable_grad():
+            columns = zip(xs.split_with_sizes(self.sizes, 1), self.shapes, strict=True)
+            parts = [p.reshape(-1, *s).detach().requires_grad_() for p, s in columns]
+            mean = torch.vmap(self._functional_loss, in_dims=(0, 0, 0, None if batch.weight is None else 0))
+            total = mean(parts, batch.x, batch.y, batch.weight).sum()
+            grads = torch.autograd.grad(total, parts, materialize_grads=True)
+        flat = [g.reshape(len(xs), -1) for g in grads]
+        if self.penalty is None:
+            return flat
+        extra = torch.vmap(torch.func.grad(self.penalty))(xs).split_with_sizes(self.sizes, 1)
+        return [g + p for g, p in zip(flat, extra, strict=True)]
+
+    @torch.no_grad()
+    def outputs(self, x: Vector, inputs: Tensor, batch_size: int = 256) -> Tensor:
+        """The module's outputs at ``x`` for all ``inputs [N, ...]``, computed ``batch_size`` samples at a time."""
+        module = self.load(x)
+        modes = [(layer, layer.training) for layer in module.modules()]
+        module.eval()
+        try:
+            return torch.cat([module(self._input(part)) for part in torch.split(inputs, batch_size)])
+        finally:
+            for layer, training in modes:
+                layer.training = training
+
+    def _functional_loss(self, parts: list[Tensor], x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
+        out = torch.func.functional_call(self.module, dict(zip(self.names, parts, strict=True)), (x,))
+        return _mean(per_sample(self.loss(out, y), len(y)), weight)
+
+    def _input(self, x: Tensor) -> Tensor:
+        """Images in channels-last layout, where oneDNN's convolutions and PyTorch's pooling are fastest on a CPU."""
+        if not self._channels_last or x.dim() != 4:
+            return x
+        if x.shape[1] == 1:                                # one channel has both layouts: say which
+            return x.contiguous().as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def _compute_the_same_again() -> None:
+    """Have a GPU give the same bits every time, and float32 where that was asked for, at the price of some speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False                # the default for convolutions: 10 bits instead of 23
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False   # type: ignore[attr-defined]
+
+
+def _row(batch: Batch, i: int) -> Batch:
+    return Batch(batch.x[i], batch.y[i], None if batch.weight is None else batch.weight[i])
+
+
+def _owned(parts: Iterable[Tensor]) -> list[Tensor]:
+    """Parts with memory of their own, which autograd does not promise: the gradients of ``a + b`` are one tensor."""
+    own: dict[int, Tensor] = {}
+    for part in parts:
+        shared = part.data_ptr() in own or not part.is_contiguous()
+        part = part.clone(memory_format=torch.contiguous_format) if shared else part
+        own[part.data_ptr()] = part
+    return list(own.values())
+
+
+def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+
+def _refuse_unsafe_layers(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        kind = type(layer).__name__
+        batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        if layer.training and (batch_norm or getattr(layer, "track_running_stats", False)):
+            raise ModelError(
+                f"layer {name!r} is {kind} in training mode: its statistics mix samples and are no parameters, so they"
+                " would be neither averaged nor charged. Use nn.GroupNorm (or put the layer in eval mode with frozen"
+                " statistics)."
+            )
+        setting = "p" if isinstance(layer, nn.modules.dropout._DropoutNd) else "dropout"
+        chance = getattr(layer, setting, 0.0)
+        if isinstance(layer, nn.RReLU) or (isinstance(chance, float) and chance > 0):
+            raise ModelError(
+                f"layer {name!r} is {kind}({setting}={chance}), which draws random numbers that no seed of a run"
+                f" controls. Remove it or set {setting}=0."
+            )

@@ -1,0 +1,207 @@
+"""A recording of a local step: the operations on stacked tensors that ``torch.vmap`` turns its algebra into.
+
+A step is ordinary tensor algebra around calls of ``local.grad``. It is run once under a ``Tape``, with gradients of
+zero; ``fedsim.engine.replay`` then repeats what was noted. A step that a recording cannot repeat is refused.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MOST_OPERATIONS = 500
+"""A step of more operations than this is no algebra around a gradient."""
+
+CONSTANTS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+
+LIBRARIES = ("torch", "fedsim")
+"""Their functions do not change between rounds."""
+
+
+class Unreplayable(Exception):
+    """The step does something that a recording cannot repeat; it has to run as written."""
+
+
+class Slot(int):
+    """A tensor of a recording, by its number."""
+
+
+@dataclass
+class Op:
+    """One operation; a call of the model's gradient where ``fn`` is None. It may write its result over a tensor."""
+
+    fn: Callable[..., Any] | None
+    args: list[Any]  # tensors as slots, lists of tensors as lists of slots
+    kwargs: dict[str, Any]
+    out: list[Slot]
+    over: Slot | None = None
+
+    def reads(self) -> list[Slot]:
+        """Slots of its arguments."""
+        return [a for arg in self.args for a in (arg if isinstance(arg, list) else [arg]) if isinstance(a, Slot)]
+
+
+@dataclass
+class Recording:
+    """A step as a list of operations.
+
+    Attributes:
+        ops: in order; each slot is written once.
+        tensors: what every slot held while recording; of use for its shape, type and storage.
+        inputs: the first slots: samples, carry, constants of the step.
+        carry: those of them that the step replaces.
+        results: slots of the new carry.
+    """
+
+    ops: list[Op]
+    tensors: list[Tensor]
+    inputs: int
+    carry: range
+    results: list[Slot]
+
+    def alike(self, a: Slot, b: Slot) -> bool:
+        """Whether two slots have the same shape and type."""
+        return (self.tensors[a].shape, self.tensors[a].dtype) == (self.tensors[b].shape, self.tensors[b].dtype)
+
+    def storage(self, slot: int) -> int:
+        """Address of the memory that a slot is a view of."""
+        return address(self.tensors[slot])
+
+    def made(self) -> set[Slot]:
+        """Slots that an operation writes."""
+        return {slot for op in self.ops for slot in op.out}
+
+
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation on tensors, in order."""
+
+    def __init__(self, samples: Sequence[Tensor], carry: Sequence[Tensor], consts: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._ops: list[Op] = []
+        self._tensors: list[Tensor] = []  # by slot; kept alive, so that no two have the same id or address
+        self._slots: dict[int, Slot] = {}
+        self._addresses: set[int] = set()
+        self._paused = False
+        self._samples, self._carry = len(samples), range(len(samples), len(samples) + len(carry))
+        for t in (*samples, *carry, *consts):
+            self._new(t)
+        self._inputs = len(self._tensors)
+
+    def recording(self, results: Sequence[Tensor]) -> Recording:
+        """What was noted, for a step that gave ``results``.
+
+        Raises:
+            Unreplayable: it computes with the samples, whose number changes from batch to batch.
+        """
+        if any(op.fn is not None and slot < self._samples for op in self._ops for slot in op.reads()):
+            raise Unreplayable("the step computes with the samples themselves")
+        return Recording(self._ops, self._tensors, self._inputs, self._carry, [self._slot(t) for t in results])
+
+    def gradient(self, x: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        """Note a call of the model's gradient; its value here is zero."""
+        self._paused = True
+        g = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        self._paused = False
+        self._ops.append(Op(None, [self._slot(t) for t in (x, *batch)], {}, [self._new(g)]))
+        return g
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, for which this is of no interest, in 1.5 s
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self._paused:
+            return out
+        results = list(out) if isinstance(out, (tuple, list)) else [out]
+        if func._schema.is_mutable or not all(isinstance(t, Tensor) for t in results):
+            raise Unreplayable(f"{func} writes into a tensor, or returns something else")
+        if any(isinstance(v, Tensor) for v in kwargs.values()) or len(self._ops) == MOST_OPERATIONS:
+            raise Unreplayable(f"{func} has a tensor as a keyword, or is one operation too many")
+        self._ops.append(Op(func, [self._noted(a) for a in args], kwargs, [self._new(t) for t in results]))
+        return out
+
+    def _noted(self, arg: Any) -> Any:
+        if isinstance(arg, (list, tuple)):
+            return [self._noted(a) for a in arg]
+        return self._slot(arg) if isinstance(arg, Tensor) else arg
+
+    def _slot(self, t: Tensor) -> Slot:
+        """The slot of a tensor; one that neither is an input nor was computed is a constant."""
+        if id(t) in self._slots:
+            return self._slots[id(t)]
+        if address(t) in self._addresses:
+            raise Unreplayable("a view that no recorded operation made")
+        return self._new(t)
+
+    def _new(self, t: Tensor) -> Slot:
+        slot = self._slots[id(t)] = Slot(len(self._tensors))
+        self._tensors.append(t)
+        self._addresses.add(address(t))
+        return slot
+
+
+def address(t: Tensor) -> int:
+    """Address of the memory that a tensor is a view of."""
+    return t.untyped_storage().data_ptr()
+
+
+def fingerprint(value: Any, local: object) -> Hashable:
+    """A key that is equal only for values with which a step does the same; ``local`` stands for itself.
+
+    Raises:
+        Unreplayable: the value is of a kind that may change unseen.
+    """
+    return _Fingerprint(local).of(value)
+
+
+class _Fingerprint:
+    def __init__(self, local: object) -> None:
+        self.local = local
+        self._within: list[FunctionType] = []              # what is being looked into, which may call itself
+
+    def of(self, value: Any) -> Hashable:
+        if value is self.local:
+            return "local"
+        if isinstance(value, CONSTANTS):
+            return type(value), repr(value)  # repr tells 1 from True and 0.0 from -0.0
+        if isinstance(value, tuple):
+            return type(value), tuple(map(self.of, value))
+        if is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            return type(value), tuple(self.of(getattr(value, f.name)) for f in fields(value))
+        if isinstance(value, MethodType):
+            return self.of((value.__func__, value.__self__))
+        if isinstance(value, FunctionType):
+            return self._of_function(value)
+        if isinstance(value, (BuiltinFunctionType, ModuleType, np.ufunc, type)):
+            return value
+        raise Unreplayable(f"the step captures a {type(value).__name__}")
+
+    def _of_function(self, function: FunctionType) -> Hashable:
+        if (function.__module__ or "").partition(".")[0] in LIBRARIES:
+            return function
+        if function in self._within:
+            return "itself", self._within.index(function)
+        self._within.append(function)
+        inside = tuple(cell.cell_contents for cell in function.__closure__ or ())
+        code, named = function.__code__, function.__globals__
+        outside = tuple(named[name] for name in _globals(code) if name in named)
+        found = self.of((inside, function.__defaults__, outside))
+        self._within.pop()
+        return code, found
+
+
+@lru_cache(maxsize=256)
+def _globals(code: CodeType) -> tuple[str, ...]:
+    """Names that code looks up outside; ``co_names`` has those of attributes as well."""
+    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))

@@ -1,0 +1,1 @@
+"""What determines a result, and how it is executed; ``config`` has its YAML form."""

@@ -1,0 +1,232 @@
+"""Components by name: what can stand for the algorithm, the partition, the model ... of an experiment.
+
+A name is that of a class in the catalogue of its kind, or the dotted name ``my.module.Class`` of the user's own. The
+catalogues are looked up when asked for, as `fedsim` does not depend on `algorithms`.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from torch import nn
+
+from fedsim.errors import ConfigError, suggest
+
+
+class Catalogue(NamedTuple):
+    """Where the classes of one kind are listed, and the method that every one of them has."""
+
+    module: str
+    attribute: str
+    method: str
+
+
+CATALOGUES = {
+    "algorithm": Catalogue("algorithms", "ALGORITHMS", "round"),
+    "partition": Catalogue("fedsim.partition", "PARTITIONERS", "partition"),
+    "skew": Catalogue("fedsim.partition", "SKEWS", "apply"),
+    "model": Catalogue("fedsim.models", "MODELS", "build"),
+    "sampling": Catalogue("fedsim.experiment.sampling", "SAMPLINGS", "cohort"),
+    "schedule": Catalogue("fedsim.experiment.schedule", "SCHEDULES", "__call__"),
+    "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
+    "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
+    "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
+    "uplink": Catalogue("fedsim.feedback", "UPLINKS", "__init__"),
+    "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast"),
+    "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
+    "graph": Catalogue("topologies", "GRAPHS", "build"),
+    "base": Catalogue("topologies", "SCHEDULES", "matrix"),
+}
+SCALARS = (int, float, str, bool, Path, types.NoneType)
+CONTAINERS = (Union, types.UnionType, list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping)
+
+
+_allowed: ContextVar[Sequence[str] | None] = ContextVar("allowed modules", default=None)
+
+
+@contextlib.contextmanager
+def only_from(modules: Sequence[str]) -> Iterator[None]:
+    """While this lasts, dotted names are imported from these modules alone: for settings that a stranger sent."""
+    token = _allowed.set(modules)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A network that a class or function of the user's makes: an ``Architecture``, so that its weights follow the seed.
+
+    Attributes:
+        name: dotted name of an ``nn.Module`` class or of a function that returns a module.
+        options: its arguments; ``input_shape`` and ``classes`` are added if it takes them.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """See ``Architecture.build``."""
+        make = imported(self.name, "model")
+        data = {"input_shape": input_shape, "classes": classes}
+        module = make(**self.options, **{name: data[name] for name in data.keys() & parameters(make).keys()})
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"model {self.name} made a {type(module).__name__}; expected a torch.nn.Module")
+        return module
+
+
+def catalogue(kind: str) -> dict[str, type]:
+    """The classes of one kind by name; empty for a kind without catalogue."""
+    if kind not in CATALOGUES:
+        return {}
+    module, attribute, _ = CATALOGUES[kind]
+    return {cls.__name__: cls for cls in getattr(importlib.import_module(module), attribute)}
+
+
+def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable[..., Any]:
+    """The class, or function, that a config calls ``name`` at ``place``; ``also`` is what else the error may propose.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind.
+    """
+    known = catalogue(kind)
+    if name in known:
+        return known[name]
+    if "." not in name:
+        raise ConfigError(f"{place} is {name!r}; {suggest(name, [*known, *also, 'my.module.Class (your own)'])}")
+    target: Callable[..., Any] = imported(name, place)
+    makes_module = kind == "model" and (not isinstance(target, type) or issubclass(target, nn.Module))
+    if kind in CATALOGUES and not makes_module and not hasattr(target, CATALOGUES[kind].method):
+        raise ConfigError(
+            f"{place} is {name!r}, which has no {CATALOGUES[kind].method}(); expected a class that can serve as {kind}"
+        )
+    return target
+
+
+def imported(name: str, place: str) -> Any:
+    """The class or function with this dotted name.
+
+    Raises:
+        ConfigError: there is none. An error inside the imported module passes through.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{place} is {name!r}; expected a dotted name such as my.module.Class")
+    allowed = _allowed.get()
+    if allowed is not None and not any(f"{module_name}.".startswith(f"{module}.") for module in allowed):
+        raise ConfigError(
+            f"{place} is {name!r}, which this node does not import for others; its operator can allow it with"
+            f" --node-config '... allow=\"{module_name}\"'"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(
+            f"{place} is {name!r}, but there is no module {error.name!r}; check the name and PYTHONPATH"
+        ) from None
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"{place} is {name!r}, but {module_name} has no such class or function; {suggest(attribute, names)}"
+        )
+    return found
+
+
+def name_of(target: Any) -> str | None:
+    """What `find` finds this class or function by; None where it cannot be imported, as in a script or a lambda."""
+    module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
+    package = module.partition(".")[0]
+    for kind, listed in CATALOGUES.items():
+        if listed.module.partition(".")[0] == package and catalogue(kind).get(name) is target:
+            return str(name)
+    if module == "__main__" or not name.isidentifier():
+        return None
+    return f"{module}.{name}" if getattr(importlib.import_module(module), name, None) is target else None
+
+
+@cache
+def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named parameters of a class or function, with defaults and resolved types (``Any`` where there is none)."""
+    constructed = isinstance(make, type) and not is_dataclass(make)
+    hinted = inspect.getattr_static(make, "__init__") if constructed else getattr(make, "func", make)
+    try:
+        hints = get_type_hints(hinted)
+    except NameError:  # a type that is imported for type checkers only
+        hints = {}
+    made = (
+        {f.name: f.default_factory() for f in fields(make) if f.default_factory is not MISSING}
+        if is_dataclass(make)
+        else {}
+    )
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any), default=made.get(name, parameter.default))
+        for name, parameter in inspect.signature(make).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def is_plain(hint: Any) -> bool:
+    """Whether values of this type are numbers, texts and lists of them, and not components."""
+    if get_origin(hint) in CONTAINERS:
+        return all(is_plain(argument) for argument in get_args(hint) if argument is not ...)
+    return hint is Any or hint in SCALARS or hint in CONTAINERS or get_origin(hint) is Literal
+
+
+def literals(hint: Any) -> list[str]:
+    """The texts that a type allows by ``Literal``."""
+    choices = [get_args(kind) for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+    return [str(choice) for group in choices for choice in group]
+
+
+def type_in_words(hint: Any) -> str:
+    """A type for people: ``float | None`` is "a number or null"."""
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Path: "a path",
+        types.NoneType: "null",
+    }
+    if hint in words:
+        return words[hint]
+    arguments = [argument for argument in get_args(hint) if argument is not ...]
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(argument) for argument in arguments)
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(type_in_words, arguments))
+    if get_origin(hint) in CONTAINERS:
+        return f"a list [...], each {type_in_words(arguments[0])}"
+    return str(hint)
+
+
+def summary(target: Any) -> str:
+    """The first line of a docstring, without markup."""
+    return plain((inspect.getdoc(target) or "").partition("\n")[0])
+
+
+@cache
+def help_of(make: Any) -> dict[str, str]:
+    """The docstring's text for each parameter, without markup."""
+    parsed = docstring_parser.parse(inspect.getdoc(make) or "")
+    return {entry.arg_name: plain(" ".join((entry.description or "").split())) for entry in parsed.params}
+
+
+def plain(text: str) -> str:
+    """Docstring text for a terminal."""
+    return text.replace("``", "")

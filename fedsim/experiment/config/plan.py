@@ -1,0 +1,217 @@
+"""What is to be made of a mapping of settings: every name found, every key known, but no value parsed yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import NoneType
+from typing import Any, get_args
+
+from fedsim.data.catalogue import FORMATS, NAMED
+from fedsim.errors import ConfigError, suggest
+from fedsim.experiment.config.names import (
+    ImportedModel,
+    catalogue,
+    find,
+    help_of,
+    is_plain,
+    literals,
+    parameters,
+    type_in_words,
+)
+from fedsim.experiment.config.write import written
+from fedsim.experiment.experiment import Data
+from fedsim.problems import PROBLEMS
+
+REQUIRED = inspect.Parameter.empty
+LOADERS = {**{name: loader for name, (_, loader) in (NAMED | FORMATS).items()}, **PROBLEMS}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One component that is to be made.
+
+    Attributes:
+        place: where in the config, such as ``algorithm`` or ``algorithm.compressor``; empty for the whole.
+        name: as the config calls it; empty where there is no choice.
+        about: what it is for.
+        make: called with ``fields`` and ``parts``.
+        sources: the classes and functions whose parameters it has.
+        known: these parameters.
+        fields: the plain values that were given, not yet parsed.
+        parts: its own components; a value that is no plan is used as it is.
+    """
+
+    place: str
+    name: str
+    about: str
+    make: Callable[..., Any]
+    sources: tuple[Callable[..., Any], ...]
+    known: Mapping[str, inspect.Parameter]
+    fields: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+    def at(self, key: str) -> str:
+        """Place of one of its parameters."""
+        return f"{self.place}.{key}" if self.place else key
+
+    def walk(self) -> Iterator[Plan]:
+        """Itself, then the plans below it."""
+        yield self
+        for part in self.parts.values():
+            if isinstance(part, Plan):
+                yield from part.walk()
+
+    def expected(self, key: str) -> str:
+        """Type and meaning of one of its parameters, in words."""
+        about = next((help_of(source)[key] for source in self.sources if key in help_of(source)), "")
+        hint = self.known[key].annotation
+        kind = type_in_words(hint) if is_plain(hint) else f"a name ({', '.join(names(key)) or 'my.module.Class'})"
+        return f"expected {kind}{about and ': '}{about}"
+
+
+def plan(cls: Callable[..., Any], config: Mapping[str, Any]) -> Plan:
+    """The plan of ``cls``, a dataclass of settings and components.
+
+    Raises:
+        ConfigError: an unknown name or key, or a null where there cannot be one.
+    """
+    return _filled(Plan("", "", "", cls, (cls,), parameters(cls)), config)
+
+
+def _filled(plan: Plan, config: Mapping[str, Any]) -> Plan:
+    """The plan with the given values, and with its components."""
+    for key, value in config.items():
+        _check(plan, str(key), value)
+    for key, parameter in plan.known.items():
+        given = config.get(key, REQUIRED)
+        if is_plain(parameter.annotation):
+            if given is not REQUIRED:
+                plan.fields[key] = given
+        elif (value := _over_default(parameter, given)) is not REQUIRED:
+            plan.parts[key] = _part(plan, key, parameter.annotation, value)
+    return plan
+
+
+def _check(plan: Plan, key: str, value: Any) -> None:
+    if key not in plan.known:
+        raise ConfigError(f"unknown setting {plan.at(key)}: {suggest(key, list(plan.known))}")
+    if isinstance(value, Mapping) and "python" in value:
+        raise ConfigError(
+            f"{plan.at(key)} was made in Python ({value['python']}), which a config file cannot hold; "
+            "resume from Python with fedsim.resume(path, experiment)"
+        )
+    if value is None and not _optional(plan.known[key].annotation):
+        raise ConfigError(f"{plan.at(key)} is null; {plan.expected(key)}")
+
+
+def _optional(hint: Any) -> bool:
+    return hint is Any or NoneType in get_args(hint)
+
+
+def _over_default(parameter: inspect.Parameter, given: Any) -> Any:
+    """What is given, with what it leaves out from the default, if that is the same component."""
+    default = parameter.default
+    below = default if default is REQUIRED else written(default, parameter.annotation)
+    if not isinstance(below, Mapping):
+        return below if given is REQUIRED else given
+    if given is REQUIRED:
+        return REQUIRED if "python" in below else below
+    above = {"name": given} if isinstance(given, str) else given
+    same = isinstance(above, Mapping) and above.get("name", below.get("name")) == below.get("name")
+    return {**below, **above} if same else given
+
+
+def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
+    """The component at ``key``: a plan, or the value itself where nothing is to be made."""
+    place, about = owner.at(key), help_of(owner.sources[0]).get(key, "")
+    if value is None or (value == "null" and _optional(hint)):
+        return None
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):  # can be but one class, so it has no name
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(parameters(hint))}")
+        return _filled(Plan(place, "", about, hint, (hint,), parameters(hint)), value)
+    value = {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        example = next(iter(names(key)), "my.module.Class")
+        raise ConfigError(f"{place} is {value!r}; expected a name, or name and fields, as {{name: {example}, ...}}")
+    name, fields = value["name"], {k: v for k, v in value.items() if k != "name"}
+    if name in literals(hint) and not fields:
+        return name
+    make, *sources = _target(key, name, place, literals(hint))
+    if not sources and not fields:
+        return make
+    return _filled(Plan(place, name, about, make, tuple(sources), _known(key, sources)), fields)
+
+
+def names(kind: str) -> list[str]:
+    """The names that a component of this kind can have, besides dotted ones."""
+    return list(LOADERS if kind == "data" else catalogue(kind))
+
+
+def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Callable[..., Any], ...]:
+    """What makes the component, then those whose parameters it has; alone, a function that IS the component."""
+    if kind == "data":
+        if name not in LOADERS:
+            raise ConfigError(f"{place} is {name!r}; {suggest(name, LOADERS)}")
+        return partial(_data, name), Data, LOADERS[name]
+    target = find(kind, name, place, also)
+    if kind == "model" and not hasattr(target, "build"):
+        return partial(_imported_model, name), target
+    return (target, target) if isinstance(target, type) else (target,)
+
+
+def _known(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
+    """The parameters that a config may set."""
+    hidden = {"data": {"name", "options", "store"}, "model": {"input_shape", "classes"}}.get(kind, set())
+    known = {key: value for source in sources for key, value in parameters(source).items() if key not in hidden}
+    if kind == "data":  # a problem takes the data set that it is made of by name
+        named = {key: value.replace(annotation=str, default=None) for key, value in known.items()}
+        known = {key: value if is_plain(value.annotation) else named[key] for key, value in known.items()}
+    return known
+
+
+def _data(name: str, data_dir: str | None = None, download: bool = False, **options: Any) -> Data:
+    return Data(name, data_dir, download, options)
+
+
+def _imported_model(name: str, **options: Any) -> ImportedModel:
+    return ImportedModel(name, options)
+
+
+def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str], place: str = "") -> dict[str, Any]:
+    """The values of ``above`` over those of ``below``, such as flags over a file.
+
+    Where they name different components, the fields that mean the same to both stay; ``notes`` tells which do not.
+    """
+    result = dict(below)
+    for key, value in above.items():
+        old, at = below.get(key), f"{place}.{key}" if place else key
+        component = isinstance(value, Mapping) or (isinstance(value, str) and names(key))
+        if old is None or not component:
+            result[key] = value
+            continue
+        lower, upper = ({"name": part} if isinstance(part, str) else part for part in (old, value))
+        if not isinstance(lower, Mapping):
+            raise ConfigError(f"{at} is {old!r}; expected a name, or name and fields")
+        if "name" in upper and "python" in lower:
+            lower = {}
+        elif "name" in upper and upper["name"] != lower.get("name"):
+            lower = _common(key, at, lower, upper["name"], notes)
+        result[key] = override(lower, upper, notes, at)
+    return result
+
+
+def _common(kind: str, place: str, fields: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
+    """The fields of another component that this one has too, with the same type."""
+    new = _known(kind, _target(kind, name, place)[1:])
+    old = _known(kind, _target(kind, fields["name"], place)[1:]) if "name" in fields else new   # the default's
+    kept = {k: v for k, v in fields.items() if k in old and k in new and old[k].annotation == new[k].annotation}
+    dropped = [f"{key}={value}" for key, value in fields.items() if key != "name" and key not in kept]
+    if dropped:
+        other = f", not {fields['name']} as in the file; dropped its" if "name" in fields else "; dropped the file's"
+        notes.append(f"{place} is {name}{other} {', '.join(dropped)}")
+    return kept

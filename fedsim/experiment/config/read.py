@@ -1,0 +1,152 @@
+"""From a mapping of settings to the objects: jsonargparse parses the values by the types of the classes themselves."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from fedsim.errors import ConfigError
+from fedsim.experiment.config.names import help_of, is_plain, literals, parameters, plain, summary
+from fedsim.experiment.config.plan import REQUIRED, Plan, names, plan
+from fedsim.experiment.experiment import Experiment
+
+T = TypeVar("T")
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1 and key.value != "<<":   # which merges other mappings
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{key.value!r} is there twice, the first time in line {line}; expected it once")
+        return node
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
+    try:
+        config = yaml.load(Path(path).read_text(), _OnceLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; expected a YAML file of settings") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} holds {config!r:.60}; expected settings, such as 'algorithm: FedAvg'")
+    return config
+
+
+def from_config(config: Mapping[str, Any]) -> Experiment:
+    """The experiment that a mapping describes.
+
+    Raises:
+        ConfigError: a name or key is unknown, or a value of the wrong type or out of range; says where, and the fix.
+    """
+    return build(Experiment, config)
+
+
+def build(cls: type[T], config: Mapping[str, Any]) -> T:
+    """Make ``cls``, a dataclass of settings and components, from a mapping.
+
+    Raises:
+        ConfigError: see `from_config`.
+    """
+    whole = plan(cls, config)
+    for part in whole.walk():
+        for key, parameter in part.known.items():
+            if parameter.default is REQUIRED and key not in part.fields | part.parts:
+                raise ConfigError(f"{part.at(key)} is missing; {part.expected(key)}")
+    given = {part.at(key): value for part in whole.walk() for key, value in part.fields.items()}
+    try:
+        values = _parser(whole, helpful=False).parse_object(given)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_wrong_type(whole, str(error))) from None
+    made: T = _make(whole, values)
+    return made
+
+
+def _wrong_type(whole: Plan, message: str) -> str:
+    """Our own words for jsonargparse's message, which begins with the key."""
+    found = re.match(r'Parser key "([^"]+)"', message)
+    for part in whole.walk():
+        for key, value in part.fields.items():
+            if found and part.at(key) == found[1]:
+                return f"{found[1]} is {value!r}; {part.expected(key)}"
+    return " ".join(message.split())
+
+
+def _make(plan: Plan, values: Namespace) -> Any:
+    fields = {key: values[plan.at(key)] for key in plan.fields}
+    parts = {key: _make(part, values) if isinstance(part, Plan) else part for key, part in plan.parts.items()}
+    try:
+        return plan.make(**fields, **parts)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{plan.place or plan.make.__name__}: {error}") from error
+
+
+def _parser(whole: Plan, helpful: bool) -> ArgumentParser:
+    """A parser whose groups are the components, and whose arguments are their fields; ``helpful`` with the names of all
+    that could be there instead, for which every catalogue is imported.
+    """
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    for part in whole.walk():
+        group = parser.add_argument_group(part.place or "experiment", _heading(part) if helpful else None)
+        for source in part.sources:
+            _add(group, part, source)
+        for key, value in part.parts.items():
+            if not isinstance(value, Plan):
+                about = _choices(part, key) if helpful else None
+                group.add_argument(f"--{part.at(key)}", metavar="NAME", help=about, default=value)
+    return parser
+
+
+def _add(group: Any, part: Plan, source: Callable[..., Any]) -> None:
+    """Add the plain parameters of one source."""
+    make = getattr(source, "func", source)  # of a partial, which jsonargparse does not read
+    usual = {key for key, parameter in parameters(make).items() if is_plain(parameter.annotation)}
+    hidden = parameters(make).keys() - (usual & part.known.keys())
+    for key in hidden & part.known.keys():
+        if is_plain(part.known[key].annotation):
+            group.add_argument(f"--{part.at(key)}", type=str, help="a name")
+    add = group.add_class_arguments if isinstance(make, type) else group.add_function_arguments
+    add(make, part.place or None, as_group=False, skip=hidden)
+
+
+def help_text(whole: Plan) -> str:
+    """Every setting of the plan, with the values that the plan has as defaults."""
+    parser = _parser(whole, helpful=True)
+    parser.set_defaults({p.at(key): value for p in whole.walk() for key, value in p.fields.items()})
+    text = parser.format_help().partition("\n\n")[2]
+    text = re.sub(r", --\S+\+ \S+", "", text)  # the "--list+ ITEM" of jsonargparse, which we have not
+    return plain(re.sub(r"\(required,\s+(type:\s[^()]*default:\s)", r"(\1", text))  # not required: a value is there
+
+
+def _heading(part: Plan) -> str:
+    if not part.name:
+        return part.about or summary(part.make)
+    others = ", ".join(name for name in _all_names(part.place.rpartition(".")[2]) if name != part.name)
+    return f"--{part.place} NAME: {part.about} Now {part.name}: {summary(part.sources[-1])} Others: {others}."
+
+
+def _choices(part: Plan, key: str) -> str:
+    choices = [*map(str, literals(part.known[key].annotation)), *_all_names(key)]
+    return f"{help_of(part.sources[0]).get(key, '')} One of: {', '.join(choices)}."
+
+
+def _all_names(kind: str) -> list[str]:
+    return names(kind) + ([] if kind == "data" else ["your own, as my.module.Class"])

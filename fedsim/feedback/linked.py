@@ -1,0 +1,266 @@
+"""The clients that an algorithm sees while its messages are compressed: the same verbs, and what they remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.clients import Clients
+from fedsim.errors import ConfigError, title
+from fedsim.feedback.mechanisms import Gossip, Memory, Uplink
+from fedsim.messages.mixing import spread
+from fedsim.messages.wire import nbytes
+from fedsim.tree import build, leaves, rebuilt, unpacked, zeros_like
+from fedsim.types import Kept, Local, Sent
+from fedsim.values import Packed, Site, Vector
+
+if TYPE_CHECKING:
+    from fedsim.feedback.compressed import Compressed
+
+
+def each_vector(
+    fn: Callable[[Vector, Memory, Site], tuple[Any, Memory]],
+    tree: Any,
+    memory: Memory,
+    at: Site,
+    other: Callable[[Tensor], Tensor] = lambda leaf: leaf,
+) -> tuple[Any, Memory]:
+    """``fn(vector, its memory, at)`` in the place of every vector of the model's length, ``other`` of the rest; and the
+    new memories, one after the other.
+    """
+    _refuse_packed(tree)
+    d = sum(shape.numel() for shape in at.shapes)
+    parts = leaves(tree)
+    long = [is_vector(leaf, d) for leaf in parts]
+    size = len(memory) // max(1, sum(long))
+    out: list[Any] = []
+    new: list[Tensor] = []
+    for leaf, is_long in zip(parts, long, strict=True):
+        if not is_long:
+            out.append(other(leaf))
+            continue
+        start = len(new)
+        result, own = fn(leaf, memory[start : start + size], Draw(at, len(out)))
+        out.append(result)
+        new += own
+    return build(tree, iter(out)), tuple(new)
+
+
+def is_vector(leaf: Tensor, d: int) -> bool:
+    """Whether a tensor of a message is one that links compress: of the length ``d`` of the model."""
+    return leaf.is_floating_point() and leaf.shape == (d,)
+
+
+def moved(copies: Sequence[Tensor], message: Any) -> Any:
+    """What clients read of a message to their public copies: each copy, plus the difference that is in its place.
+
+    Raises:
+        ConfigError: not as many copies as compressed vectors.
+    """
+    left = iter(copies)
+
+    def read(branch: Any) -> Any:
+        if isinstance(branch, Packed):
+            return next(left) + branch.unpack()
+        return rebuilt(branch, [read(part) for part in branch]) if isinstance(branch, tuple) else branch
+
+    try:
+        return read(message)
+    except StopIteration:
+        raise ConfigError(f"a message moves more public copies than the {len(copies)} here") from None
+
+
+def _refuse_packed(tree: Any) -> None:
+    if isinstance(tree, Packed):
+        raise ConfigError(f"the algorithm compresses its messages by itself ({tree.by}); leave uplink and downlink out")
+    for branch in tree if isinstance(tree, tuple) else ():
+        _refuse_packed(branch)
+
+
+class Draw:
+    """A site with other randomness for the k-th tensor of a message, and for each exchange of a round."""
+
+    def __init__(self, at: Site, k: int, step: Tensor | int = 0) -> None:
+        self._at, self._k, self._step = at, k, step
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return self._at.shapes
+
+    def key(self, tag: int = 0) -> Tensor:
+        return self._at.key(tag + 1000 * self._k) + self._step
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A client function with what it reads unpacked, and what it sends compressed.
+
+    Args:
+        fn: the algorithm's.
+        by: how messages are compressed; they are not where it is None.
+        keeps: whether ``fn`` has a memory.
+    """
+
+    fn: Callable[..., Any]
+    by: Uplink | None
+    keeps: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__qualname__", title(self.fn))   # for errors
+
+    def __call__(self, local: Local, down: Any, mine: tuple[Any, Memory]) -> tuple[Any, tuple[Any, Memory]]:
+        own, memory = mine
+        message, own = self.fn(local, unpacked(down), own) if self.keeps else (self.fn(local, unpacked(down)), ())
+        if self.by is not None:
+            message, memory = each_vector(self.by.send, message, memory, local)
+        return message, (own, memory)
+
+
+@dataclass
+class Links:
+    """What is compressed in one round, with the memories as they are by now."""
+
+    settings: Compressed
+    nodes: dict[str, Kept[Memory]]
+    server: dict[str, Memory]
+    public: dict[str, Memory]
+    names: dict[Sent[Any], str] = field(default_factory=dict)
+    means: dict[Sent[Any], Any] = field(default_factory=dict)
+    functions: dict[str, tuple[Any, Any]] = field(default_factory=dict)   # whose, and their code
+
+    def name(self, fn: Callable[..., Any]) -> str:
+        """What the memories of a client function are kept under."""
+        while isinstance(fn, partial):
+            fn = fn.func
+        name: str = getattr(fn, "__name__", type(fn).__name__)
+        owner, code = getattr(fn, "__self__", None), getattr(fn, "__code__", fn)
+        known_owner, known_code = self.functions.setdefault(name, (owner, code))
+        if owner is not known_owner or code != known_code:
+            raise ConfigError(
+                f"two client functions of a round are called {name}, and would share what is remembered of their"
+                " messages; give them different names, or leave uplink and downlink out"
+            )
+        return name
+
+    def memory(self, name: str, n: int) -> Kept[Any]:
+        """What the nodes remember for a client function; nothing at first."""
+        return self.nodes.get(name, Kept(n, ()))
+
+    def remember(self, name: str, memory: Kept[Memory]) -> None:
+        """Replace what those of ``memory`` remember for a client function."""
+        if leaves(memory.default):
+            self.nodes[name] = self.nodes[name] | memory if name in self.nodes else memory
+
+
+class Linked(Clients):
+    """Clients to and from whom messages are compressed."""
+
+    def __init__(self, clients: Clients, links: Links) -> None:
+        super().__init__(clients._federation, clients.ids, clients.round)
+        self._links = links
+
+    @property
+    def population(self) -> Clients:
+        return Linked(super().population, self._links)
+
+    def only(self, chosen: np.ndarray) -> Clients:
+        return Linked(super().only(chosen), self._links)
+
+    def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None, weighs: Any = None) -> Any:
+        links, name = self._links, self._links.name(fn)
+        if links.settings.gossips:                         # compressed when they are mixed
+            result: Any = super().each(fn, down, mine)     # type: ignore[arg-type]
+            links.names[result if mine is None else result[0]] = name
+            return result
+        by = cast("Uplink | None", links.settings.uplink)
+        down, weighs = self._broadcast(name, down)
+        memory = links.memory(name, self.n)
+        both = (Kept(self.n, ()) if mine is None else mine).beside(memory)
+        sent, new = super().each(Upload(fn, by, mine is not None), down, both, weighs)
+        links.names[sent] = name
+        links.remember(name, new.part(1))
+        return sent if mine is None else (sent, new.part(0))
+
+    def _broadcast(self, name: str, down: Any) -> tuple[Any, np.ndarray | None]:
+        """What clients read instead of ``down``, and the bytes that each of the cohort is sent for it."""
+        by, public = self._links.settings.downlink, self._links.public
+        if by is None or down is None:
+            return down, None
+        *memory, behind = public.get(name, (torch.full((self.n,), nbytes(down)),))
+        message, copies = each_vector(by.broadcast, down, tuple(memory), self)
+        if not copies:
+            return message, None
+        publish = getattr(self._federation.backend, "publish", None)
+        if publish is not None:                            # clients are elsewhere, and hold their copies themselves
+            publish(name, message, nbytes(down))
+        behind = (behind + nbytes(message)).clamp(max=nbytes(down))
+        weighs = behind[self.ids].cpu().numpy()
+        behind[self.ids] = 0
+        public[name] = (*copies, behind)
+        held = iter(copies)
+        return each_vector(lambda x, _, at: (next(held), ()), down, (), self)[0], weighs
+
+    def mean(self, sent: Sent[Any], factors: np.ndarray | None = None) -> Any:
+        links = self._links
+        by, name = cast("Uplink | None", links.settings.uplink), links.names[sent]
+        if by is None:
+            return super().mean(sent, factors)
+        if factors is not None:
+            raise ConfigError(
+                f"uplink {type(by).__name__} gives the server the mean of messages with the clients' own weights, but"
+                " this algorithm multiplies these by factors; leave the uplink out"
+            )
+        if sent not in links.means:                        # or what the server remembers would move twice
+            fraction = float(self._federation.p[sent.ids].sum())
+            links.means[sent], memory = each_vector(
+                lambda v, own, _: by.receive(v, own, fraction), super().mean(sent), links.server.get(name, ()), self
+            )
+            if memory:
+                links.server[name] = memory
+        return links.means[sent]
+
+    def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], Any]) -> Any:
+        by = cast("Uplink | None", self._links.settings.uplink)
+        if by is not None and not by.individual:
+            raise ConfigError(
+                f"uplink {type(by).__name__} gives the server the mean of all messages and not each of them, which this"
+                " algorithm needs; use EF14 or Plain"
+            )
+        return super().reduce(sent, rule)
+
+    def _gossip(self, sent: Sent[Any], steps: int, fixed: bool = False, **needs: bool) -> Kept[Any]:
+        links, fed = self._links, self._federation
+        by, name = links.settings.uplink, links.names[sent]
+        if by is None:
+            return super()._gossip(sent, steps, fixed, **needs)
+        from scipy.sparse import eye_array
+
+        eye = eye_array(len(sent.ids), format="csr")
+        values, _ = sent.messages.mix(eye, 1, False)       # each node's own, where it is
+        x = Kept(self.n, zeros_like(values[0]), dict(zip(sent.ids.tolist(), values, strict=True)))
+        before = _spread(x) if fed.measure else 0.0
+        measure, fed.measure = fed.measure, False          # the mixing of differences says nothing about the models
+        known = np.zeros(len(self), np.int64)              # bytes to tell nodes which exchange it is
+        try:
+            for step in range(steps):
+                mine = x.beside(links.memory(name, self.n))
+                message, held = super().each(links.settings.offer, torch.tensor(step), mine, known)
+                heard = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
+                _, new = super().each(links.settings.combine, None, held.beside(heard))
+                x = new.part(0)
+                links.remember(name, new.part(1))
+        finally:
+            fed.measure = measure
+        if measure:
+            fed.contraction = _spread(x) / before if before else None
+        return x
+
+
+def _spread(x: Kept[Any]) -> float:
+    return spread(torch.stack([leaves(x[i])[0] for i in x.rows]))

@@ -1,0 +1,1 @@
+"""Messages under way: their bytes, their sums, and their mixing among neighbours."""

@@ -1,0 +1,160 @@
+"""What a message weighs: the byte format in which messages travel, and the ledger that charges them.
+
+A message is a version (1 byte) and a tree. A tree is, told apart by its first byte:
+
+    a tensor               dtype code (1), number of axes (1), the length of each axis (4, little-endian), the values
+    TUPLE                  number of branches (1), the branches
+    PACKED                 dtype code of the vector (1), which compressor (1), length of the vector (4), number of
+                           bytes (4), the bytes of the compressor's own codec
+
+Both ends know the compressors, which are settings of the algorithm; nothing in a message names code.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.values import Compressor, Packed
+
+VERSION = 2
+TUPLE, PACKED = 254, 255
+DEEPEST = 16
+"""Tuples within tuples that a message may hold."""
+_DTYPES = {
+    torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3,
+    torch.int64: 4, torch.int32: 5, torch.int16: 6, torch.int8: 7, torch.uint8: 8, torch.bool: 9,
+}  # fmt: skip
+_CODES = {code: dtype for dtype, code in _DTYPES.items()}
+_PACKED_HEADER = struct.Struct("<BBII")
+
+
+def nbytes(tree: Any, stacked: bool = False) -> Any:
+    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of every row of a tree of ``[c, ...]``
+    tensors: one number where all rows weigh the same, else int64 ``[c]``.
+    """
+    return 1 + _nbytes(tree, stacked)
+
+
+def _nbytes(tree: Any, stacked: bool) -> Any:
+    if isinstance(tree, Packed):
+        size = tree.by.nbytes(tree.parts, tree.d)
+        return 1 + _PACKED_HEADER.size + (size.cpu().numpy() if stacked else int(size))
+    if isinstance(tree, tuple):
+        return 2 + sum(_nbytes(branch, stacked) for branch in tree)
+    shape = tree.shape[1:] if stacked else tree.shape
+    return 2 + 4 * len(shape) + int(np.prod(shape)) * tree.element_size()
+
+
+def paper_bits(tree: Any, stacked: bool = False) -> Any:
+    """Bits as papers count them, no headers and no indices: 32 for a floating-point number; one number, or ``[c]`` as
+    in ``nbytes``.
+    """
+    if isinstance(tree, Packed):
+        bits = tree.by.paper_bits(tree.parts, tree.d)
+        return bits.cpu().numpy() if stacked else int(bits)
+    if isinstance(tree, tuple):
+        return sum(paper_bits(branch, stacked) for branch in tree)
+    width = 32 if tree.is_floating_point() else 1 if tree.dtype == torch.bool else 8 * tree.element_size()
+    return width * int(np.prod(tree.shape[1:] if stacked else tree.shape))
+
+
+def encode(tree: Any, compressors: Sequence[Compressor] = ()) -> bytes:
+    """The bytes of a message; ``compressors`` are those whose messages it may hold, in an order both ends agree on."""
+    parts = [bytes([VERSION])]
+    _write(tree, compressors, parts)
+    return b"".join(parts)
+
+
+def _write(tree: Any, compressors: Sequence[Compressor], parts: list[bytes]) -> None:
+    if isinstance(tree, Packed):
+        data = tree.by.encode(tree.parts, tree.d)
+        header = _PACKED_HEADER.pack(_DTYPES[tree.dtype], compressors.index(tree.by), tree.d, len(data))
+        parts += [bytes([PACKED]), header, data]
+    elif isinstance(tree, tuple):
+        if len(tree) > 255:
+            raise ValueError(f"a message of {len(tree)} tensors; expected 255 at most: stack those of one shape")
+        parts.append(bytes([TUPLE, len(tree)]))
+        for branch in tree:
+            _write(branch, compressors, parts)
+    else:
+        parts.append(struct.pack(f"<BB{tree.dim()}I", _DTYPES[tree.dtype], tree.dim(), *tree.shape))
+        parts.append(tree.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def decode(data: bytes, compressors: Sequence[Compressor] = (), longest: int = 0) -> Any:
+    """The tree of a message, NamedTuples as tuples. Never trusts its input: anything malformed is a ValueError.
+
+    Args:
+        data: the bytes.
+        compressors: as they were given to ``encode``.
+        longest: length of the longest vector that a compressed one may stand for; bounds what a few bytes can cost.
+    """
+    if not data or data[0] != VERSION:
+        raise ValueError(f"expected a message of version {VERSION}, got {data[:2]!r} ({len(data)} bytes)")
+    tree, at = _read(data, 1, compressors, longest, 0)
+    if at != len(data):
+        raise ValueError(f"over-long message: {len(data) - at} bytes after the last tensor")
+    return tree
+
+
+def _read(data: bytes, at: int, compressors: Sequence[Compressor], longest: int, depth: int) -> tuple[Any, int]:
+    if data[at : at + 1] == bytes([PACKED]):
+        return _read_packed(data, at + 1, compressors, longest)
+    if data[at : at + 1] == bytes([TUPLE]):
+        if at + 1 == len(data) or depth == DEEPEST:
+            raise ValueError(f"at byte {at}: a tuple without its length, or more than {DEEPEST} within each other")
+        branches, count, at = [], data[at + 1], at + 2
+        for _ in range(count):
+            branch, at = _read(data, at, compressors, longest, depth + 1)
+            branches.append(branch)
+        return tuple(branches), at
+    dtype, shape, at = _header(data, at)
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if at + size > len(data):
+        raise ValueError(f"truncated message: a tensor of shape {shape} needs {size} bytes, {len(data) - at} are left")
+    return _tensor(data[at : at + size], dtype, shape), at + size
+
+
+def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor], longest: int) -> tuple[Packed, int]:
+    if at + _PACKED_HEADER.size > len(data):
+        raise ValueError(f"truncated message: no whole header of a compressed vector at byte {at} of {len(data)}")
+    code, which, d, size = _PACKED_HEADER.unpack_from(data, at)
+    at += _PACKED_HEADER.size
+    if code not in _CODES or not _CODES[code].is_floating_point or which >= len(compressors):
+        raise ValueError(
+            f"a compressed vector of dtype code {code} by compressor {which}; expected a floating-point type, and one"
+            f" of {len(compressors)} compressors"
+        )
+    if d > longest:
+        raise ValueError(f"a compressed vector of length {d}; expected {longest} at most")
+    if at + size > len(data):
+        raise ValueError(f"truncated message: a compressed vector needs {size} bytes, {len(data) - at} are left")
+    by = compressors[which]
+    return Packed(by, by.decode(data[at : at + size], d, _CODES[code]), d), at + size
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if dtype == torch.bool and max(data, default=0) > 1:
+        raise ValueError(f"a bool tensor holds the byte {max(data)}; expected 0 or 1")
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    try:
+        return raw.view(dtype).reshape(shape)
+    except RuntimeError as error:                          # an empty tensor with axes whose product overflows
+        raise ValueError(f"no tensor can have the shape {shape}: {error}") from None
+
+
+def _header(data: bytes, at: int) -> tuple[torch.dtype, tuple[int, ...], int]:
+    try:
+        code, axes = struct.unpack_from("<BB", data, at)
+        shape = struct.unpack_from(f"<{axes}I", data, at + 2)
+    except struct.error:
+        raise ValueError(f"truncated message: no whole tensor header at byte {at} of {len(data)}") from None
+    if code not in _CODES:
+        raise ValueError(f"unknown dtype code {code} at byte {at}; known are 0 to {max(_CODES)}")
+    return _CODES[code], shape, at + 2 + 4 * axes

@@ -1,0 +1,52 @@
+"""Clients that rounds were done without: told to a person as it happens, and counted from the record afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from fedsim.errors import many
+from fedsim.record.metrics import Metrics
+
+NAMED = 10
+"""So many clients are named at most."""
+
+
+class Absence:
+    """Tells a person whenever other clients are missing than before. Who is not asked stays what it was."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.missing: set[int] = set()
+
+    def note(self, round: int, cohort: Iterable[int], skipped: Collection[int]) -> None:
+        """A round was done with a cohort, but for the clients ``skipped``."""
+        if not skipped and not self.missing:
+            return
+        now = (self.missing - set(cohort)) | set(skipped)
+        if now != self.missing:
+            self.say(f"round {round}: {many(len(now), 'client')} missing{_listed(map(str, sorted(now)))}")
+        self.missing = now
+
+
+def absent(timing: Metrics) -> dict[int, list[int]]:
+    """The clients that each round was done without, by round, where there are any."""
+    found: dict[int, list[int]] = {}
+    rows = timing.metric == "skipped"
+    for round, node in zip(timing.round[rows].tolist(), timing.node[rows].tolist(), strict=True):
+        found.setdefault(round, []).append(node)
+    return found
+
+
+def summary(by_round: Mapping[int, Collection[int]], rounds: int) -> str:
+    """What ``absent`` found in so many rounds, in one line."""
+    times = Counter(client for clients in by_round.values() for client in clients)
+    some = len(by_round)
+    names = (f"{client}{'' if count == some else f' ({count})'}" for client, count in sorted(times.items()))
+    return f"{many(len(times), 'client')} missing in {some} of {rounds} rounds{_listed(names)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    named = list(names)
+    more = [f"and {len(named) - NAMED} more"] if len(named) > NAMED else []
+    return f": {', '.join(named[:NAMED] + more)}" if named else " any more"

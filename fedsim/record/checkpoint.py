@@ -1,0 +1,255 @@
+"""Checkpoints: named tensors and JSON, atomic, checksummed, without pickle, the same bytes for the same content.
+
+    round-000120/shard-00000.safetensors     tensors, at most 256 MiB a file (a larger tensor has a file of its own)
+    round-000120/manifest.json               {"content": {format, round, shards: [sha256, ...], meta}, "sha256": ...}
+
+Tensors may be given as functions: state of 10,000 clients is then read, written and forgotten shard by shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedsim.errors import CheckpointError
+from fedsim.record.files import sync, write_atomic
+
+FORMAT = 1
+REPLACED = "-replaced.tmp"
+"""What the name of a checkpoint ends with while a new one of its round takes its place."""
+SHARD_BYTES = 256 * 2**20
+
+Source = Tensor | Callable[[], Tensor]
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was skipped because it is corrupt."""
+
+
+class Loaded(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        round: the round after which it was made.
+        tensors: reads a tensor from disk each time it is asked for.
+        meta: what `save` was given.
+    """
+
+    round: int
+    tensors: Mapping[str, Tensor]
+    meta: dict[str, Any]
+
+
+def save(
+    directory: Path,
+    round: int,
+    tensors: Mapping[str, Source],
+    meta: Mapping[str, Any],
+    *,
+    keep: int = 2,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write ``directory/round-000120``, then delete all but the newest ``keep`` checkpoints up to this round.
+
+    Later rounds are deleted too: they were rejected when the run went back to an earlier one. Only the process that
+    runs the seed may call this.
+
+    Args:
+        directory: made when missing.
+        round: the round that has been completed.
+        tensors: a tensor or a function that returns it, by name; all types, shapes and devices.
+        meta: JSON values, with lists for tuples and strings for keys.
+        keep: checkpoints to keep, at least 1.
+        shard_bytes: size of a file; memory in use is at most about twice that, or three times the largest tensor.
+
+    Raises:
+        CheckpointError: ``meta`` would not survive JSON, or the disk refuses; earlier checkpoints are then untouched.
+    """
+    if keep < 1 or round < 0:
+        raise CheckpointError(f"round is {round} and keep is {keep}; expected round >= 0 and keep >= 1")
+    _check_meta(meta)
+    temporary = directory / f"{_name(round)}.tmp"
+    _remove_leftovers(directory)
+    try:
+        temporary.mkdir(parents=True)
+        shards = [
+            _write_shard(temporary / _shard_name(index), shard)
+            for index, shard in enumerate(_shards(tensors, shard_bytes))
+        ]
+        content = {"format": FORMAT, "round": round, "shards": shards, "meta": meta}
+        write_atomic(temporary / "manifest.json", _json({"content": content, "sha256": _digest(content)}))
+        path = _move_into_place(temporary, directory / _name(round))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            _remove_leftovers(directory)
+        raise CheckpointError(
+            f"cannot write the checkpoint of round {round} in {directory}: {error}; earlier ones are untouched. "
+            "If the disk is full, free some space; then resume the run"
+        ) from error
+    for old in _except_newest(directory, round, keep):
+        shutil.rmtree(old)
+    _remove_leftovers(directory)
+    return path
+
+
+def load_latest(directory: Path) -> Loaded | None:
+    """Read the newest valid checkpoint; a corrupt one is named in a `CheckpointWarning` and skipped.
+
+    Only the process that runs the seed may call this: it removes what a killed `save` left behind.
+
+    Returns:
+        None when there is no checkpoint.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all are corrupt.
+    """
+    _remove_leftovers(directory)
+    tried = []
+    for round, path in sorted(_checkpoints(directory).items(), reverse=True):
+        try:
+            return _load(path, round)
+        except (CheckpointError, OSError, SafetensorError) as error:
+            tried.append(f"{path.name}: {error}")
+            warnings.warn(f"skipping the corrupt checkpoint {path}: {error}", CheckpointWarning, stacklevel=2)
+    if tried:
+        raise CheckpointError(
+            f"no valid checkpoint in {directory} ({'; '.join(tried)}); restore one, or remove the folder to start again"
+        )
+    return None
+
+
+class _LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, read from memory-mapped shards."""
+
+    def __init__(self, shards: list[Path]) -> None:
+        files = [safe_open(path, framework="pt") for path in shards]
+        self._files = {name: file for file in files for name in _names(file)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        # A copy: the map starts at any byte, and sums of unaligned memory may round differently.
+        tensor: Tensor = self._files[name].get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor.clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _names(file: safe_open) -> list[str]:
+    names: list[str] = file.keys()  # type: ignore[no-untyped-call]
+    return names
+
+
+def _shards(tensors: Mapping[str, Source], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, source in tensors.items():
+        tensor = source if isinstance(source, Tensor) else source()
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        # A copy: rows of one tensor share its storage, which safetensors refuses.
+        shard[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        size += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _write_shard(path: Path, shard: dict[str, Tensor]) -> str:
+    save_file(shard, path)
+    sync(path)
+    return _file_digest(path)
+
+
+def _load(path: Path, round: int) -> Loaded:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        content = manifest["content"]
+        intact = manifest["sha256"] == _digest(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("manifest.json is corrupt") from error
+    if not intact:
+        raise CheckpointError("manifest.json does not match its checksum")
+    if content["format"] != FORMAT or content["round"] != round:
+        raise CheckpointError(
+            f"it is round {content['round']} in format {content['format']}; expected round {round} in format {FORMAT}"
+        )
+    shards = [path / _shard_name(index) for index in range(len(content["shards"]))]
+    for shard, digest in zip(shards, content["shards"], strict=True):
+        if _file_digest(shard) != digest:
+            raise CheckpointError(f"{shard.name} does not match its checksum")
+    return Loaded(round, _LazyTensors(shards), content["meta"])
+
+
+def _check_meta(meta: Mapping[str, Any]) -> None:
+    try:
+        restored = json.loads(json.dumps(meta, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"meta cannot be written as JSON: {error}; give it finite plain values") from error
+    if restored != meta:
+        raise CheckpointError(f"meta {meta} would come back as {restored}; use lists for tuples, strings for keys")
+
+
+def _move_into_place(temporary: Path, final: Path) -> Path:
+    sync(temporary)
+    if final.exists():                                     # the same round again
+        final.rename(final.with_name(f"{final.name}{REPLACED}"))
+    temporary.rename(final)
+    sync(final.parent)
+    return final
+
+
+def _checkpoints(directory: Path) -> dict[int, Path]:
+    paths = directory.glob("round-*") if directory.is_dir() else ()
+    numbers = {path: path.name.removeprefix("round-") for path in paths}
+    return {int(number): path for path, number in numbers.items() if number.isdecimal()}
+
+
+def _except_newest(directory: Path, round: int, keep: int) -> list[Path]:
+    checkpoints = _checkpoints(directory)
+    kept = sorted((number for number in checkpoints if number <= round), reverse=True)[:keep]
+    return [path for number, path in checkpoints.items() if number not in kept]
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for path in directory.glob(f"round-*{REPLACED}"):      # its successor did not come into its place
+        final = path.with_name(path.name.removesuffix(REPLACED))
+        if not final.exists():
+            path.rename(final)
+    for path in directory.glob("round-*.tmp"):
+        shutil.rmtree(path)
+
+
+def _name(round: int) -> str:
+    return f"round-{round:06d}"
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_json(value).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,256 @@
+"""A run directory: the resolved config, the manifest and the metrics of every seed of one experiment.
+
+    NAME/config.yaml                 the experiment, as plain YAML
+    NAME/manifest.json               versions, git commit, platform, hashes, seeds, status of every seed
+    NAME/seed-0/metrics.jsonl        what the algorithm did: equal bytes for a repeated or resumed run
+    NAME/seed-0/timing.jsonl         what differs from machine to machine: host seconds, clients that were skipped
+    NAME/seed-0/edges.csv            bytes over every directed link, where there is no server; when finished
+    NAME/seed-0/checkpoints/         see `fedsim.record.checkpoint`
+
+POSIX only: advisory locks keep a second process out of a seed that is being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+from fedsim.checks import plain_name
+from fedsim.errors import ConfigError, RunError
+from fedsim.record.files import _names, sync, write_atomic
+from fedsim.record.metrics import Metrics, RowWriter, read_metrics
+
+__all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
+
+State = Literal["waiting", "running", "finished", "failed", "interrupted"]
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+
+
+class SeedRecord:
+    """The files of one seed, open for writing. A context manager: leaving it without an error flushes.
+
+    Write the rows of a round before its checkpoint, and store `offset` in the checkpoint: a resumed run calls
+    `truncate` with it, and goes on to write the bytes that an uninterrupted run writes.
+
+    Attributes:
+        metrics: what the algorithm did.
+        timing: what differs from machine to machine.
+        checkpoints: directory for `fedsim.record.checkpoint`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = directory
+        self.checkpoints = directory / "checkpoints"
+        self.metrics = RowWriter(directory / "metrics.jsonl")
+        self.timing = RowWriter(directory / "timing.jsonl")
+
+    def flush(self) -> None:
+        """Write both files to disk; call it once a round.
+
+        Raises:
+            RunError: the disk refused; says up to which round all is safe, and how to go on.
+        """
+        try:
+            self.metrics.flush()
+            self.timing.flush()
+        except RunError as error:
+            raise RunError(f"{error}. Free some space, then: fedsim resume {self.directory.parent}") from error
+
+    def offset(self) -> int:
+        """Flush, and return the bytes of ``metrics.jsonl``."""
+        self.flush()
+        return self.metrics.size
+
+    def truncate(self, offset: int, round: int) -> None:
+        """Go back to the checkpoint of ``round`` that was made at ``offset``; ``(0, -1)`` empties the record.
+
+        Raises:
+            RunError: the metrics were changed since.
+        """
+        self.metrics.truncate(offset)
+        self.timing.truncate_after(round)  # its size differs from machine to machine, and a checkpoint must not
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.metrics.close()
+            self.timing.close()
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One experiment on disk.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved experiment."""
+        config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
+        return config
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Versions, hashes, seeds and status, as last written."""
+        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+        return manifest
+
+    def seed_path(self, seed: int) -> Path:
+        """Directory of one seed."""
+        return self.path / f"seed-{seed}"
+
+    def open_seed(self, seed: int) -> SeedRecord:
+        """Open the files of one seed for appending.
+
+        Raises:
+            BusyError: another process is writing them.
+        """
+        return SeedRecord(self.seed_path(seed))
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Replace entries of the manifest, atomically."""
+        with self._edit_manifest() as manifest:
+            manifest.update(entries)
+
+    def mark(self, seed: int, state: State, detail: str = "") -> None:
+        """Set the status of one seed; ``detail`` is e.g. the error that it failed with."""
+        with self._edit_manifest() as manifest:
+            manifest["status"][str(seed)] = {"state": state, "detail": detail}
+
+    @contextlib.contextmanager
+    def _edit_manifest(self) -> Iterator[dict[str, Any]]:
+        """Locked, as seeds may run in processes of their own, and each updates the one manifest."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                manifest = self.manifest
+                yield manifest
+                write_atomic(self.path / "manifest.json", _json(manifest))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise RunError(f"cannot update {self.path / 'manifest.json'}: {error.strerror}; it is unchanged") from error
+
+
+def create_run(
+    root: Path, name: str, config: Mapping[str, Any], manifest: Mapping[str, Any], output: Path | None = None
+) -> RunDirectory:
+    """Create ``root/name``, or ``name-2``, ``name-3``, ... when it exists; it appears with its files, or not at all.
+
+    Args:
+        root: folder of runs, made when missing.
+        name: name of the experiment, one path component.
+        config: the resolved experiment; plain YAML values only.
+        manifest: seeds, device, backend, ``data_hash``, ``partition_hash``; `environment` is added to it.
+        output: exactly this directory instead.
+
+    Raises:
+        ConfigError: the name is no directory name, or ``output`` exists.
+        RunError: the config is not plain, or the disk refuses.
+    """
+    plain_name(name)
+    try:
+        config_text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        raise RunError(f"the config holds a value that YAML cannot: {error}; convert it to a plain value") from error
+    status = {str(seed): {"state": "waiting", "detail": ""} for seed in manifest.get("seeds", ())}
+    files = {"config.yaml": config_text, "manifest.json": _json({**environment(), **manifest, "status": status})}
+    try:
+        for target in _names(root, name) if output is None else (output,):
+            if _create(target, files):
+                return RunDirectory(target)
+    except OSError as error:
+        raise RunError(f"cannot create a run in {output or root}: {error.strerror}; choose another --output") from error
+    raise ConfigError(f"{output} exists; a run never overwrites another. Choose another --output, or remove it first")
+
+
+def _create(target: Path, files: Mapping[str, str]) -> bool:
+    """Make the directory with its files in one rename, which fails when another process was first."""
+    if target.exists():
+        return False
+    temporary = target.parent / f".{target.name}-{uuid.uuid4().hex}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        for name, text in files.items():
+            write_atomic(temporary / name, text)
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary)
+        if error.errno in TAKEN:
+            return False
+        raise
+    sync(target.parent)
+    return True
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Open an existing run.
+
+    Raises:
+        RunError: the path is not a run directory.
+    """
+    for name in ("config.yaml", "manifest.json"):
+        if not (path / name).is_file():
+            raise RunError(f"{path} is not a run: {name} is missing; expected a directory made by `fedsim run`")
+    return RunDirectory(path)
+
+
+def environment() -> dict[str, Any]:
+    """Time, versions, platform and git state of this process, as the manifest keeps them."""
+    packages = {"torch": "torch", "numpy": "numpy", "fedsim": "fedsim-lab"}
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(distribution) for name, distribution in packages.items()},
+        },
+        "platform": platform.platform(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether a tracked file differs from it; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        # without optional locks: looking must not get into the way of a commit made at the same time
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": git("status", "--porcelain", "--untracked-files=no") != "",
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,81 @@
+"""Reasons why runs may not be comparable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedsim.record.absences import summary
+from fedsim.report.series import RunSeries, flat
+
+WORK = ("model", "loss", "weights", "skew", "local", "sampling", "schedule", "dtype")
+"""Settings that a comparison of algorithms has in common, beside data, seeds and rounds."""
+
+
+def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
+    """What makes these runs incomparable, in words."""
+    for run in runs:
+        for seed, status in run.manifest["status"].items():
+            if status["state"] != "finished":
+                last = _rounds(run, int(seed)) if int(seed) in run.seeds else "none"
+                yield (
+                    f"{run.label}: seed {seed} has status {status['state']} (last evaluated round: {last}); "
+                    "its last value is not a final one"
+                )
+        for seed, series in run.seeds.items():
+            if math.isnan(series.value[-1]):
+                yield f"{run.label}: seed {seed} diverged (its last value is not finite)"
+            if series.absent:
+                yield f"{run.label}: seed {seed} had {summary(series.absent, max(*series.absent, _rounds(run, seed)))}"
+    for name in ("data_hash", "partition_hash"):
+        values = {run.label: run.manifest.get(name) for run in runs}
+        if not all(_same(value, values[runs[0].label]) for value in values.values()):
+            brief = {label: _brief(value) for label, value in values.items()}
+            yield f"different {name.replace('_', ' ')}: {_listed(brief)}"
+    seeds = {run.label: sorted(run.seeds) for run in runs}
+    if any(value != seeds[runs[0].label] for value in seeds.values()):
+        yield f"different seeds (differences use the common ones): {_listed(seeds)}"
+    rounds = {run.label: sorted({_rounds(run, seed) for seed in run.seeds}) for run in runs}
+    if len({round for values in rounds.values() for round in values}) > 1:
+        yield f"different last evaluated rounds: {_listed(rounds)}"
+    last = min(round for values in rounds.values() for round in values)
+    measured = {run.label: _measured(run, last) for run in runs}
+    if len(set(map(frozenset, measured.values()))) > 1:
+        times = {label: f"{len(found)} times" for label, found in measured.items()}
+        yield f"measured in different rounds up to {last} (costs, last and best values depend on it): {_listed(times)}"
+    settings = {run.label: {key: run.config.get(key) for key in WORK} for run in runs}
+    for run in runs:
+        settings[run.label]["evaluation"] = {"holdout": run.config.get("evaluation", {}).get("holdout")}
+        settings[run.label]["parameters"] = run.manifest.get("parameters")
+    leaves = {label: dict(flat(config)) for label, config in settings.items()}
+    for key in sorted(set().union(*leaves.values())):
+        values = {label: leaves[label].get(key) for label in leaves}
+        told = all(f"{key.rsplit('.', 1)[-1]}={value}" in label for label, value in values.items())
+        if len(set(map(str, values.values()))) > 1 and not told:
+            yield f"different {key}: {_listed(values)}"
+
+
+def _measured(run: RunSeries, last: int) -> set[int]:
+    """Evaluated rounds of all seeds up to one."""
+    return {int(round) for series in run.seeds.values() for round in series.cost["round"] if round <= last}
+
+
+def _rounds(run: RunSeries, seed: int) -> int:
+    return int(run.seeds[seed].cost["round"][-1])
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Equal hashes; hashes by seed need only agree on the seeds that both have."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return all(first[key] == second[key] for key in first.keys() & second.keys())
+    return bool(first == second)
+
+
+def _brief(value: Any) -> str:
+    """The beginning of a hash; of hashes by seed, that of the first one."""
+    return str(next(iter(value.values()), None) if isinstance(value, Mapping) else value)[:12]
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{label}: {value}" for label, value in values.items())

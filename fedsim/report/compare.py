@@ -1,0 +1,245 @@
+"""Compare runs: final, late and best values, paired differences, and the cost of reaching a target.
+
+All numbers are means over seeds with 95 % Student-t intervals (`fedsim.report.statistics`). Differences are paired: a
+run and the baseline share data and initial model under the same seed, so what seeds have in common cancels. The cost
+of a target is counted to the first evaluated round that reaches it; a run with a seed that never does gets no mean, as
+that would be the mean of its lucky seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.errors import ConfigError, suggest
+from fedsim.report.comparable import doubts
+from fedsim.report.series import RunSeries, load_runs
+from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
+
+LATE = 5
+"""Evaluations at the end whose mean is the late value: of a final one alone, the last cohort is a good part."""
+COSTS = {"round": "rounds", "megabytes": "MB", "gradient_evaluations": "grad evals"}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run over its seeds.
+
+    Attributes:
+        run: what was read.
+        final: the metric at the last evaluated round.
+        late: mean over the last `LATE` evaluated rounds of each seed, without round 0; None where there are fewer.
+        best: the best value over the evaluated rounds of each seed.
+        difference: final minus the final of the baseline, paired by seed; None for the baseline itself and where no
+            seed is common.
+        reached: number of seeds that reached the target.
+        cost: cost at the target by name (`COSTS`); None unless all seeds reached it and recorded that cost.
+    """
+
+    run: RunSeries
+    final: Estimate
+    late: Estimate | None
+    best: Estimate
+    difference: Estimate | None
+    reached: int
+    cost: Mapping[str, Estimate | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs under one metric.
+
+    Attributes:
+        scope: what was measured, e.g. ``server/test``.
+        metric: e.g. ``accuracy``.
+        target: value that costs are counted to; None when every run diverged.
+        baseline: label of the run that differences refer to.
+        runs: in the order of the arguments.
+        warnings: reasons why the numbers may not be comparable.
+    """
+
+    scope: str
+    metric: str
+    target: float | None
+    baseline: str
+    runs: tuple[RunSummary, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(
+    paths: Path | str | Sequence[Path | str],
+    scope: str = "server/test",
+    metric: str = "accuracy",
+    target: float | None = None,
+    baseline: str = "first",
+) -> Comparison:
+    """Compare all runs at these paths.
+
+    Args:
+        paths: runs, or folders that contain runs.
+        scope: which model on which data.
+        metric: name in the metrics file.
+        target: count costs up to this value; by default a round number about 5 % short of the best mean final value.
+        baseline: label of a run, ``first``, or ``best`` (by mean final value).
+
+    Raises:
+        RunError: no run there.
+        ConfigError: unknown metric or baseline.
+    """
+    paths = [paths] if isinstance(paths, Path | str) else paths
+    runs = load_runs([Path(path) for path in paths], scope, metric)
+    finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
+    means = [final.mean for final in finals]
+    target = default_target(means, metric) if target is None else target
+    reference = _baseline(runs, means, metric, baseline)
+    summaries = tuple(_summary(run, final, reference, metric, target) for run, final in zip(runs, finals, strict=True))
+    return Comparison(scope, metric, target, reference.label, summaries, tuple(doubts(runs)))
+
+
+def _baseline(runs: Sequence[RunSeries], means: Sequence[float], metric: str, baseline: str) -> RunSeries:
+    by_label = {run.label: run for run in runs}
+    if baseline in by_label:
+        return by_label[baseline]
+    if baseline == "best":
+        winner = best(means, metric)
+        return runs[0 if math.isnan(winner) else list(means).index(winner)]
+    if baseline == "first":
+        return runs[0]
+    raise ConfigError(f"baseline is {baseline!r}; {suggest(baseline, [*by_label, 'first', 'best'])}")
+
+
+def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str, target: float | None) -> RunSummary:
+    common = [seed for seed in run.seeds if seed in reference.seeds and run is not reference]
+    differences = [run.seeds[seed].value[-1] - reference.seeds[seed].value[-1] for seed in common]
+    rows = {
+        seed: None if target is None else first_reached(series.value, target, metric)
+        for seed, series in run.seeds.items()
+    }
+    costs: dict[str, Estimate | None] = {}
+    for name in COSTS:
+        paid = [run.seeds[seed].cost[name][row] for seed, row in rows.items() if row is not None]
+        complete = len(paid) == len(rows) and not any(map(math.isnan, paid))
+        costs[name] = estimate(paid) if complete else None
+    trained = [series.value[series.cost["round"] > 0] for series in run.seeds.values()]
+    return RunSummary(
+        run=run,
+        final=final,
+        late=estimate([v[-LATE:].mean() for v in trained]) if all(len(v) >= LATE for v in trained) else None,
+        best=estimate([best(series.value, metric) for series in run.seeds.values()]),
+        difference=estimate(differences) if differences else None,
+        reached=sum(row is not None for row in rows.values()),
+        cost=costs,
+    )
+
+
+def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
+    """An estimate for people: mean ± half width, or the mean and a note that one seed has no interval."""
+    if value is None:
+        return missing
+    if math.isnan(value.mean):
+        return "diverged"
+    size = abs(value.mean)
+    tiny = 0 < max(size, value.half_width or 0) < 0.001    # as gaps to an optimum become
+    form = ".2e" if tiny else ",.0f" if size >= 1000 else ",.1f" if size >= 10 else ",.3f"
+    mean = f"{value.mean:{sign}{form}}"
+    if value.half_width is None:
+        return f"{mean} (1 seed)"
+    return f"{mean} ±\N{NO-BREAK SPACE}{value.half_width:{form}}"
+
+
+def header(comparison: Comparison) -> list[str]:
+    """Column titles of `cells`."""
+    difference = [f"− {comparison.baseline}"] if len(comparison.runs) > 1 else []
+    return ["run", "seeds", "final", f"last {LATE}", "best", *difference, *COSTS.values()]
+
+
+def cells(comparison: Comparison) -> list[list[str]]:
+    """The comparison as text, one row a run."""
+    rows = []
+    for summary in comparison.runs:
+        seeds = len(summary.run.seeds)
+        short = f"missed by {seeds - summary.reached} of {seeds}"
+        missing = ["not recorded"] * len(COSTS) if summary.reached == seeds else [short, *["–"] * (len(COSTS) - 1)]
+        alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
+        difference = [text_of(summary.difference, alone, "+")] if len(comparison.runs) > 1 else []
+        costs = [text_of(summary.cost[name], why) for name, why in zip(COSTS, missing, strict=True)]
+        values = [*map(text_of, (summary.final, summary.late, summary.best)), *difference, *costs]
+        rows.append([summary.run.label, str(seeds), *values])
+    return rows
+
+
+def title(comparison: Comparison) -> str:
+    """What was measured."""
+    scopes = " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
+    target = "" if comparison.target is None else f", and its cost to reach {comparison.target:g}"
+    return f"{comparison.metric} on {scopes}{target}"
+
+
+def notes(comparison: Comparison) -> str:
+    """What the numbers of `cells` are."""
+    difference = f"“− {comparison.baseline}”: difference of final values, paired by seed. "
+    return (
+        "Mean over seeds ± 95 % Student-t interval (none for one seed). "
+        f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0). "
+        f"{difference if len(comparison.runs) > 1 else ''}Costs: up to the first evaluation that reaches the target. "
+        "Missed: seeds that never reached it. "
+        "MB: what clients send and receive, 10⁶ bytes; a message between two of them counts for both. "
+        "Grad evals: gradient evaluations of all clients."
+    )
+
+
+def render(comparison: Comparison) -> Table:
+    """The comparison as a table for the terminal, with its warnings below."""
+    caption = Text(notes(comparison), style="dim")
+    for warning in comparison.warnings:
+        caption.append(f"\nwarning: {warning}", style="bold yellow not dim")
+    heading = Text(title(comparison), style="italic")
+    table = Table(title=heading, caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in header(comparison):
+        table.add_column(Text(name), justify="left" if name == "run" else "right", overflow="fold")
+    for row in cells(comparison):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """One flat record a run: ``final_mean``, ``final_half_width``, ``final_seeds``, ...; None: no number."""
+    rows: list[dict[str, Any]] = []
+    for summary in comparison.runs:
+        row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}
+        estimates = {name: getattr(summary, name) for name in ("final", "late", "best", "difference")}
+        for name, value in {**estimates, **{f"{cost}_to_target": summary.cost[cost] for cost in COSTS}}.items():
+            row[f"{name}_mean"] = None if value is None or math.isnan(value.mean) else value.mean
+            width = None if value is None else value.half_width
+            row[f"{name}_half_width"] = None if width is None or math.isnan(width) else width
+            row[f"{name}_seeds"] = 0 if value is None else value.seeds
+        rows.append(row)
+    return rows
+
+
+def to_json(comparison: Comparison) -> str:
+    """The comparison as strict JSON: its settings, its warnings, and `records` under ``runs``."""
+    settings = {name: getattr(comparison, name) for name in ("scope", "metric", "target", "baseline", "warnings")}
+    return json.dumps({**settings, "runs": records(comparison)}, indent=2, allow_nan=False)
+
+
+def to_csv(comparison: Comparison) -> str:
+    """`records` as CSV, with scope, metric and target in front, and the warnings at the end of every row."""
+    settings = {name: getattr(comparison, name) for name in ("scope", "metric", "target")}
+    warnings = "; ".join(comparison.warnings)
+    rows = [{**settings, **record, "warnings": warnings} for record in records(comparison)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""Grids of runs: their points, and running several at a time."""

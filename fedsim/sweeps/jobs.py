@@ -1,0 +1,132 @@
+"""Running the points of a sweep: one after the other in this process, or several at a time, each in its own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import traceback
+from collections.abc import Generator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from fedsim import api
+from fedsim.controller.interrupt import terminate_as_interrupt
+from fedsim.engine.machine import cores
+from fedsim.errors import ConfigError, FedsimError, RunError
+from fedsim.experiment.config import from_config
+from fedsim.sweeps.grid import Point, Sweep
+from fedsim.sweeps.sweep_progress import SweepProgress
+
+Results: TypeAlias = Generator[tuple[Point, str | None], None, None]
+"""Points that are done, and why they failed."""
+
+
+class Task(NamedTuple):
+    """What a process needs to run a point.
+
+    Attributes:
+        path: its run directory.
+        config: the resolved experiment.
+        threads: for PyTorch.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    threads: int
+
+
+def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -> dict[str, str]:
+    """Run what is left of a sweep; returns why points failed, by their names.
+
+    Args:
+        sweep: what to run.
+        jobs: runs at a time; 1 stays in this process. As many as there are processors by default, if Ray is installed;
+            but 1 where experiments ask for Ray's actors themselves.
+        progress: show on stderr how far it is.
+
+    Raises:
+        ConfigError: several at a time, each of which wants Ray's actors itself; or Ray is not installed.
+        KeyboardInterrupt: after checkpoints of all that was running.
+    """
+    with sweep.lock(), terminate_as_interrupt():
+        todo = [point for point in sweep.points if sweep.state(point) != "finished"]
+        jobs = jobs_of(jobs, todo)
+        with SweepProgress(sweep, len(todo), jobs, progress) as bar:
+            try:
+                results = _one_by_one(sweep, todo, bar) if jobs == 1 else _pool(sweep, todo, jobs, bar)
+                with contextlib.closing(results):          # which ends what is running in an orderly way
+                    for point, failure in results:
+                        sweep.note(point, failure)
+                        bar.ended(point, failure)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"continue with: fedsim resume {sweep.path}") from None
+    return sweep.failures
+
+
+def jobs_of(jobs: int | None, todo: list[Point]) -> int:
+    """Runs at a time, for those that are asked for: see `run_sweep`."""
+    nested = any(_asks_for_ray(point) for point in todo)
+    if jobs is None:
+        jobs = 1 if nested or find_spec("ray") is None else cores()
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}; expected 1 or more")
+    several = min(jobs, len(todo))
+    if several > 1 and nested:
+        raise ConfigError(
+            f"--jobs is {jobs} and experiments ask for Ray's actors (backend ray, or a setting of ray), which use all"
+            " processors themselves: use --jobs 1, or leave these settings out"
+        )
+    return max(1, several)
+
+
+def _asks_for_ray(point: Point) -> bool:
+    try:
+        return from_config(point.config).asks_for_ray
+    except FedsimError:                                    # it fails when its turn comes, and ends no other
+        return False
+
+
+def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Results:
+    for point in todo:
+        bar.begins(point)
+        yield point, run_task(Task(sweep.directory(point), point.config, torch.get_num_threads()), progress=bar.shown)
+
+
+def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Results:
+    from fedsim.backends.ray.tasks import map_unordered  # the only thing here that needs Ray
+
+    threads = max(1, cores() // jobs)
+    points = {sweep.directory(point): point for point in todo}
+    tasks = [Task(path.resolve(), point.config, threads) for path, point in points.items()]
+    by_path = {path.resolve(): point for path, point in points.items()}
+    gpus = _gpus(todo, jobs)
+    results = map_unordered(run_task, tasks, jobs=jobs, cpus=threads, gpus=gpus, tick=bar.update)
+    with contextlib.closing(results):
+        for task, result in results:
+            yield by_path[task.path], str(result) if isinstance(result, RunError) else result
+
+
+def _gpus(todo: list[Point], jobs: int) -> float:
+    """Share of a GPU for each run: at most one GPU, as with several the run would start Ray itself."""
+    if all(point.config.get("device") == "cpu" for point in todo):
+        return 0
+    count = torch.cuda.device_count()
+    return count and 1 / math.ceil(jobs / count)
+
+
+def run_task(task: Task, progress: bool = False) -> str | None:
+    """Run a point, or go on with it; returns why it failed."""
+    torch.set_num_threads(task.threads)
+    try:
+        if task.path.is_dir():
+            api.resume(task.path, progress=progress)
+        else:
+            api.run(from_config(task.config), output=task.path, progress=progress)
+    except FedsimError as error:
+        return f"{type(error).__name__}: {error}"
+    except Exception:                                      # a bug in one point's code does not end the others
+        return traceback.format_exc().rstrip()
+    return None

@@ -1,0 +1,80 @@
+"""How far a sweep is: a bar of its points."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedsim.controller.progress import QUIET_SECONDS
+from fedsim.sweeps.grid import Point, Sweep
+
+
+class SweepProgress:
+    """Progress of a sweep on stderr: a bar over the rounds of all points, and a line for every point that ends.
+
+    Args:
+        sweep: what is run.
+        todo: number of points that have not finished yet.
+        jobs: runs at a time; a single one has a bar of its own (`RunProgress`).
+        shown: False for silence.
+    """
+
+    def __init__(self, sweep: Sweep, todo: int, jobs: int, shown: bool = True) -> None:
+        self.sweep, self.todo, self.jobs, self.shown = sweep, todo, jobs, shown
+        self._console = Console(file=sys.stderr, quiet=not shown)
+        live = shown and jobs > 1 and self._console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+            console=self._console, disable=not live,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+        self._ended, self._before, self._start, self._printed = 0, 0, time.monotonic(), time.monotonic()
+
+    def __enter__(self) -> Self:
+        count, before = len(self.sweep.points), len(self.sweep.points) - self.todo
+        self._say(f"{self.sweep.path}: {count} points, {before} finished, {self.jobs} at a time")
+        self._before, total = self.sweep.done()
+        self._task = self._bar.add_task(self.sweep.path.name, total=total, completed=self._before)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begins(self, point: Point) -> None:
+        """A point begins, when there is but one at a time."""
+        self._say(f"[{self._ended + 1}/{self.todo}] {point.name}{self._eta()}")
+
+    def ended(self, point: Point, failure: str | None) -> None:
+        """A point has finished or failed."""
+        self._ended += 1
+        how = f"failed: {failure.splitlines()[-1]}" if failure else "finished"
+        self._say(f"[{self._ended}/{self.todo}] {point.name} {how}{self._eta()}")
+        self.update()
+
+    def update(self) -> None:
+        """Look how far the runs are."""
+        if self._task is not None and self.shown:
+            self._bar.update(self._task, completed=self.sweep.done()[0])
+            if self._bar.disable and time.monotonic() - self._printed > QUIET_SECONDS:
+                self._say(f"{self.sweep.path.name}: {self._ended}/{self.todo} points{self._eta()}")
+
+    def _eta(self) -> str:
+        """Share of the rounds that are done, and the time that the rest will take at the rate so far."""
+        done, total = self.sweep.done()
+        left = round((total - done) * (time.monotonic() - self._start) / max(1, done - self._before))
+        remaining = f", eta {timedelta(seconds=left)}" if done > self._before else ""
+        return f"  ({100 * done // max(1, total)} % of all rounds{remaining})"
+
+    def _say(self, text: str) -> None:
+        self._printed = time.monotonic()
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

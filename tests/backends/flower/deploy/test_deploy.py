@@ -1,0 +1,85 @@
+"""``fedsim deploy`` with real processes: everything killed and resumed; own data on every node."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fedsim
+from fedsim.backends.flower.deploy import processes
+from fedsim.experiment.config import from_config
+from tests.backends.flower.deploy.test_federation import config_of, final, folder
+
+__all__ = ["folder"]
+pytestmark = pytest.mark.timeout(1800)                     # on a machine that is busy with other things
+ROOT = Path(__file__).parents[4]
+DEPLOY = [sys.executable, "-m", "fedsim", "deploy", "--port", "0", "--quiet", "--patience", "1800"]
+
+
+def children(parent: int, program: str = "") -> list[int]:
+    """Processes whose parent this is, and whose command names the program."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            of = int(stat.read_text().rpartition(")")[2].split()[1])
+            if of == parent and program in (stat.parent / "cmdline").read_text():
+                found.append(int(stat.parent.name))
+    return found
+
+
+def test_the_command_resumes_after_everything_was_killed(folder: Path) -> None:
+    """``fedsim deploy``: SIGKILL to a SuperNode and the SuperLink, exit code 1; ``--resume`` makes up for all of it.
+
+    What the killed node had stored by then may have been heard of or not.
+    """
+    file, output = folder / "experiment.yaml", folder / "resumed"
+    config = config_of(folder, "EF21", rounds=3, evaluation={"every": 3})
+    file.write_text(yaml.safe_dump(config))
+    words = [*DEPLOY, str(file), "--insecure", "--nodes", "3", "--output", str(output)]
+    end = time.monotonic() + 1200
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            while first.poll() is None and not checkpoints(output):
+                assert time.monotonic() < end, "nothing happened"
+                time.sleep(0.2)
+            os.kill(children(first.pid, "flower-supernode")[1], signal.SIGKILL)
+            os.kill(children(first.pid, "flower-superlink")[0], signal.SIGKILL)
+            _, said = first.communicate(timeout=300)
+        finally:
+            first.kill()                                   # and the system ends what it started
+    assert first.returncode == 1 and f"--resume {output}" in said, said
+    words = [sys.executable, "-m", "fedsim", "deploy", "--quiet", "--resume", str(output), "--json"]
+    again = subprocess.run(words, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert not list(folder.glob("resumed.federation/node-*/memory/*/*")), "the run has ended, and its memories with it"
+    result = json.loads(again.stdout)["final"]
+    simulation = fedsim.run(from_config(config), output=folder / "sim-resumed", progress=False)
+    for (scope, metric), value in final(simulation.path, 3).items():
+        assert result[scope][metric]["mean"] == pytest.approx(value, abs=1e-6, rel=1e-6)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Checkpoints of completed rounds."""
+    return list(output.glob("seed-0/checkpoints/round-00000[1-9]"))
+
+
+def test_every_node_has_its_own_data(tmp_path: Path) -> None:
+    """The example of the documentation, with TLS and keys; nothing is left running."""
+    module = [sys.executable, "-m", "experiments.flower.own_data.hospitals", str(tmp_path / "data")]
+    subprocess.run(module, check=True, cwd=ROOT)
+    words = ["experiments/flower/own_data/hospitals.yaml", "--nodes", "3", "--own-data", str(tmp_path / "data/nodes")]
+    words += ["--data.path", str(tmp_path / "data/server"), "--rounds", "2", "--output", str(tmp_path / "run")]
+    done = subprocess.run([*DEPLOY, *words, "--json"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)["final"]
+    assert result["server/test"]["loss"]["mean"] < 0.69 and result["total"]["bytes_up"]["mean"] > 0
+    assert not [mark for mark in processes.marked().values() if str(tmp_path) in mark]

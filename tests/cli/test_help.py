@@ -1,0 +1,64 @@
+"""What the command line explains: help, and the list of names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from algorithms import ALGORITHMS
+from fedsim.cli import COMMANDS, main
+from fedsim.experiment.experiment import Experiment
+
+EXAMPLE = Path(__file__).parents[2] / "experiments" / "digits.yaml"
+
+
+def test_help_explains_the_chosen_components(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["run", str(EXAMPLE), "--algorithm", "FedAMD", "--rounds", "17", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--algorithm.server_lr SERVER_LR server step size eta_s. (type: float, default: 1.0)" in " ".join(
+        text.split()
+    )
+    assert "communication rounds. (type: int, default: 17)" in text
+    assert "number of clients. (type: int, default: 50)" in text, "given in the file, so not required"
+    assert "--weights {uniform,samples}" in text and "cross_entropy, squared, logistic" in text
+    assert "RotationSkew, NoiseSkew" in text and "--algorithm.rho" not in text and "``" not in text
+    for field in Experiment.__dataclass_fields__:
+        assert f"--{field}" in text, "every field is explained"
+    assert main(["run", "--uplink", "EF14", "--uplink.compressor", "TopK", "--data", "csv", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "QSGD" in text and "name of the column that holds the labels" in text
+    assert main(["partition", "--data", "logistic_regression", "-h"]) == 0
+    text = capsys.readouterr().out
+    assert "--data.lam" in text and "--data.data DATA" in text and "--algorithm" not in text
+
+
+def test_top_level_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command} " in text for command in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.count(".") == 2
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for words in ("FedAvg", "Federated averaging.", "DirichletPartitioner", "shakespeare", "least_squares", "Cosine"):
+        assert words in text
+    assert main(["list", "algorithms", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["algorithms"] and set(found["algorithms"]) == {cls.__name__ for cls in ALGORITHMS}
+    assert all(found["algorithms"].values()), "every one has a description"
+
+
+def test_help_does_not_load_torch(tmp_path: Path) -> None:
+    code = "import sys; from fedsim.cli import main; main(['--help']); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "False"

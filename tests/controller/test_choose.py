@@ -1,0 +1,91 @@
+"""The cache of measured backends: what tells two cases apart, and several processes at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from algorithms import ALGORITHMS, EF21, EF21BC, GOSSIP, FedAMD, FedAvg
+from fedsim import LocalWork
+from fedsim.algorithm import Algorithm
+from fedsim.compress import LowRank, TopK
+from fedsim.controller import choose as choosing
+from fedsim.controller.prepare import prepare
+from fedsim.errors import ConfigError
+from tests.controller.test_run import SMALL
+
+IDS = np.arange(4)
+
+
+def test_a_choice_is_for_what_its_time_depends_on() -> None:
+    federation = prepare(SMALL, 0).federation
+    compressed = [EF21(compressor=TopK(0.1)), EF21(compressor=LowRank(2))]
+    cases: list[Algorithm] = [FedAMD(), FedAMD(large_batch=8), *compressed, FedAvg()]
+    keys = {choosing._key(federation, algorithm, 4) for algorithm in cases}
+    keys |= {choosing._key(replace(federation, work=LocalWork(8, steps=1)), FedAvg(), 4)}
+    assert len(keys) == len(cases) + 1
+    assert choosing._key(federation, FedAvg(lr=0.3), 4) == choosing._key(federation, FedAvg(), 4), "another step size"
+
+
+WITH_SOME = [cls for cls in ALGORITHMS if cls not in GOSSIP and cls is not EF21BC]
+
+
+@pytest.mark.parametrize("cls", WITH_SOME, ids=lambda cls: cls.__name__)
+def test_every_algorithm_can_be_tried_with_some_of_the_clients(cls: Any, tmp_path: Path) -> None:
+    """A trial begins with those of the first round alone; here the last ones."""
+    federation = prepare(SMALL, 0).federation
+    ids = np.arange(federation.shards.n)[-4:]
+    assert "trial_seconds" in choosing.choose(federation, cls(), ids, cache=tmp_path / "backends.json")
+
+
+def keep(cache: Path, process: int) -> None:
+    for k in range(20):
+        choosing._keep(cache, f"{process}.{k}", {"loop": 1.0})
+
+
+def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
+    cache = tmp_path / "backends.json"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=keep, args=(cache, p)) for p in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(json.loads(cache.read_text())) == 80
+    assert choosing._keep(cache, "0.0", {"loop": 2.0}) == {"loop": 1.0}, "who was first decides"
+    assert {path.name for path in tmp_path.iterdir()} == {"backends.json", "backends.lock"}
+
+
+def test_a_broken_cache_is_measured_again(tmp_path: Path) -> None:
+    federation, cache = prepare(SMALL, 0).federation, tmp_path / "backends.json"
+    for content in ("null", "{", "[1]"):
+        cache.write_text(content)
+        assert "trial_seconds" in choosing.choose(federation, FedAvg(), IDS, cache=cache)
+
+
+class Branching(nn.Module):
+    """A model that asks what its input is, which a block of clients has no one answer to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x.flatten(1))
+        return y if y.sum() > 0 else 2 * y
+
+
+def test_a_model_that_cannot_run_in_blocks_runs_in_the_loop(tmp_path: Path) -> None:
+    federation, cache = prepare(replace(SMALL, model=Branching()), 0).federation, tmp_path / "backends.json"
+    assert choosing.choose(federation, FedAvg(), IDS, cache=cache)["backend"] == "loop"
+    with pytest.raises(ConfigError, match=r"cannot run for many clients at a time.*use --backend loop"):
+        choosing.choose(federation, FedAvg(), IDS, cache=cache, blocks_only=True)

@@ -1,0 +1,108 @@
+"""Nothing is lost or changed by an interruption: killed, corrupted, resumed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from algorithms import FedSpeed
+from fedsim import resume, run
+from fedsim.data import load
+from fedsim.errors import ConfigError, RunError
+from fedsim.record.checkpoint import CheckpointWarning
+from fedsim.record.directory import RunDirectory
+from tests.controller.test_run import SMALL, metrics_bytes
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from tests.controller.test_run import SMALL
+from fedsim import run
+import fedsim.record.checkpoint as checkpoint
+from fedsim.clients import Clients
+each, calls = Clients.each, 0
+def slow(self, *a, **k):
+    global calls
+    calls += 1
+    out = each(self, *a, **k)
+    if calls == 8:                       # in the middle of round 8: the clients are done, the server is not
+        print("now", flush=True)
+        while True: time.sleep(0.05)     # a signal that comes just before a sleep waits until its end
+    return out
+Clients.each = slow
+run(SMALL, output=Path(sys.argv[1]), progress=False)
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_in_mid_round_and_resumed_gives_the_same_bytes(tmp_path: Path, kind: signal.Signals) -> None:
+    whole = run(SMALL, output=tmp_path / "whole", progress=False)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "now\n"
+    child.send_signal(kind)
+    _, stderr = child.communicate(timeout=240)
+    assert child.returncode != 0, stderr
+    cut = RunDirectory(tmp_path / "cut")
+    state = cut.manifest["status"]["0"]["state"]
+    assert state == ("running" if kind == signal.SIGKILL else "interrupted")
+    kept = sorted(p.name for p in (cut.seed_path(0) / "checkpoints").iterdir())
+    assert kept == (["round-000005"] if kind == signal.SIGKILL else ["round-000005", "round-000007"])
+    resume(cut.path, progress=False)
+    assert metrics_bytes(cut) == metrics_bytes(whole)
+    assert cut.manifest["status"]["0"]["state"] == "finished"
+    final = [p / "checkpoints/round-000012/shard-00000.safetensors" for p in (whole.seed_path(0), cut.seed_path(0))]
+    assert final[0].read_bytes() == final[1].read_bytes()
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
+    before = metrics_bytes(directory), directory.manifest
+    resume(directory.path, progress=False)
+    assert (metrics_bytes(directory), directory.manifest) == before
+
+
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    whole = run(SMALL, output=tmp_path / "whole", progress=False)
+    shard = whole.seed_path(0) / "checkpoints/round-000012/shard-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    expected = metrics_bytes(whole)
+    whole.mark(0, "interrupted")
+    with pytest.warns(CheckpointWarning, match="round-000012"):
+        resume(whole.path, progress=False)
+    assert metrics_bytes(whole) == expected
+
+
+def test_changed_data_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
+    directory.mark(0, "interrupted")
+    directory.update_manifest(data_hash="0" * 64)
+    with pytest.raises(RunError, match="restore the data"):
+        resume(directory.path, progress=False)
+
+
+def test_another_experiment_is_refused_on_resume(tmp_path: Path) -> None:
+    directory = run(replace(SMALL, rounds=3), root=tmp_path, progress=False)
+    directory.mark(0, "interrupted")
+    other = replace(SMALL, rounds=3, algorithm=FedSpeed(lr=0.2), local=replace(SMALL.local, batch_size=4))
+    with pytest.raises(RunError, match="was run with other settings of algorithm, local; resume it with its own"):
+        resume(directory.path, other, progress=False)
+    resume(directory.path, replace(SMALL, rounds=3, checkpoint_every=1), progress=False)
+    assert directory.manifest["status"]["0"]["state"] == "finished"
+
+
+def test_a_finished_run_of_objects_made_in_python_needs_none_to_resume(tmp_path: Path) -> None:
+    directory = run(replace(SMALL, rounds=2, data=load("digits")), root=tmp_path, progress=False)
+    assert resume(directory.path, progress=False).path == directory.path
+    directory.mark(0, "interrupted")
+    with pytest.raises(ConfigError, match="was made in Python"):
+        resume(directory.path, progress=False)

@@ -1,0 +1,60 @@
+"""What makes runs incomparable is told: data, model, work, seeds, and clients that were missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fedsim.record.directory import open_run
+from fedsim.report.comparable import doubts
+from fedsim.report.compare import compare
+from tests.report.test_compare import FAST, SLOW, make_run
+
+
+def test_warnings_name_what_differs(tmp_path: Path) -> None:
+    a = make_run(tmp_path, "a", {0: [0.1, 0.5, 0.6]})
+    b = make_run(tmp_path, "b", {0: [0.1, 0.5]}, state="interrupted", data_hash="e", partition_hash="q")
+    assert compare([a, b]).warnings == (
+        "b: seed 0 has status interrupted (last evaluated round: 10); its last value is not a final one",
+        "different data hash: a: d; b: e",
+        "different partition hash: a: p; b: q",
+        "different last evaluated rounds: a: [20]; b: [10]",
+    )
+
+
+def test_warnings_name_clients_that_were_missing(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, name, FAST) for name in ("all", "some")]
+    with open_run(paths[1]).open_seed(1) as record:
+        for round, node in ((2, 7), (3, 7), (3, 4)):
+            record.timing.add(round, "round", "skipped", 1, node)
+    assert compare(paths).warnings == ("some: seed 1 had 2 clients missing in 2 of 30 rounds: 4 (1), 7",)
+
+
+def test_warnings_name_data_model_and_evaluation_that_differ(tmp_path: Path) -> None:
+    one = {"skew": None, "evaluation": {"holdout": 0.0, "every": 5, "clients_every": 0}}
+    two = {"skew": {"name": "NoiseSkew"}, "evaluation": {"holdout": 0.2, "every": 5, "clients_every": 2}}
+    paths = [
+        make_run(tmp_path, name, SLOW, config=config, parameters=parameters)
+        for name, config, parameters in (("a", one, 38), ("b", two, 578))
+    ]
+    compared = compare(paths)
+    assert compared.warnings == (
+        "different evaluation.holdout: a: 0.0; b: 0.2",
+        "different parameters: a: 38; b: 578",
+        "different skew.name: a: None; b: NoiseSkew",
+    )
+    often = make_run(tmp_path, "often", {seed: [v for v in values for _ in range(2)] for seed, values in SLOW.items()})
+    run = compare([often]).runs[0].run
+    halved = {seed: replace(s, cost={**s.cost, "round": s.cost["round"] / 2}) for seed, s in run.seeds.items()}
+    (told,) = (text for text in doubts([compared.runs[0].run, replace(run, seeds=halved)]) if "measured" in text)
+    assert told.endswith("up to 30 (costs, last and best values depend on it): a: 4 times; often: 7 times")
+
+
+def test_warnings_name_work_that_differs(tmp_path: Path) -> None:
+    """Unless the labels say it already."""
+    work = [{"batch_size": 8, "epochs": 1}, {"batch_size": 32, "epochs": 1}]
+    a, b = (make_run(tmp_path, n, SLOW, config={"local": w}) for n, w in zip("ab", work, strict=True))
+    assert compare([a, b]).warnings == ("different local.batch_size: a: 8; b: 32",)
+    c, d = (make_run(tmp_path, n, SLOW, config={"name": None, "local": w}) for n, w in zip("cd", work, strict=True))
+    assert [summary.run.label for summary in compare([c, d]).runs] == ["FedAvg, batch_size=8", "FedAvg, batch_size=32"]
+    assert not compare([c, d]).warnings

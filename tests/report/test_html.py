@@ -1,0 +1,183 @@
+"""Curves and the HTML report."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from fedsim.errors import ConfigError, RunError
+from fedsim.record.directory import create_run
+from fedsim.report.compare import compare
+from fedsim.report.curves import curve_of, curves, draw
+from fedsim.report.html import write_report
+from fedsim.report.series import AXES
+from fedsim.report.statistics import estimate
+from tests.report.test_compare import FAST, SLOW, make_run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    make_run(tmp_path / "runs", "fast", FAST)
+    make_run(tmp_path / "runs", "slow", SLOW)
+    make_run(tmp_path / "runs", "single", {0: SLOW[0]})
+    return tmp_path / "runs"
+
+
+def texts(figure: Figure) -> list[str]:
+    """All words in a figure."""
+    axes = figure.axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    shown = [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel(), figure.get_supxlabel()]
+    return [*shown, *(text.get_text() for text in legend.get_texts())]
+
+
+def test_figure_says_what_it_shows(runs: Path) -> None:
+    assert texts(draw(compare([runs]), "megabytes")) == [
+        "Accuracy (server/test)",
+        "megabytes that clients send and receive (1 MB = 10⁶ bytes)",
+        "accuracy",
+        "Measured: server/test. Line: mean over seeds, band: 95 % Student-t interval (none for one seed).\n"
+        "A point: one evaluated round, at the mean megabytes of the seeds.",
+        "fast (3 seeds)",
+        "single (1 seed)",
+        "slow (3 seeds)",
+        "target 0.79",
+    ]
+
+
+def test_single_seeds_have_no_band_and_say_so(runs: Path) -> None:
+    figure = draw(compare([runs / "single"]))
+    assert not figure.axes[0].collections
+    assert "No interval" in figure.get_supxlabel()
+
+
+def test_lines_and_bands_are_mean_and_interval(runs: Path) -> None:
+    axes = draw(compare([runs / "fast"])).axes[0]
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 10, 20, 30]
+    expected = [estimate(column) for column in zip(*FAST.values(), strict=True)]
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [e.mean for e in expected]
+    corners = axes.collections[0].get_paths()[0].vertices
+    top = max(y for x, y in np.asarray(corners) if x == 20)
+    assert top == pytest.approx(expected[2].mean + (expected[2].half_width or 0))
+
+
+def test_curve_uses_the_rounds_that_all_seeds_have(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "a", {0: [0.1, 0.5, 0.6], 1: [0.1, 0.7]})
+    curve = curve_of(compare([path]).runs[0].run.seeds, "seconds")
+    np.testing.assert_allclose(curve.x, [0, 5])
+    np.testing.assert_allclose(curve.mean, [0.1, 0.6])
+
+
+def test_costs_of_different_magnitude_are_drawn_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    make_run(tmp_path, "plain", SLOW)
+    make_run(tmp_path, "compressed", SLOW, megabytes=0.1)
+    comparison = compare([tmp_path])
+    assert draw(comparison, "megabytes").axes[0].get_xscale() == "log"
+    assert draw(comparison, "round").axes[0].get_xscale() == "linear"
+
+
+def test_many_runs_have_distinct_lines(tmp_path: Path) -> None:
+    for index in range(20):
+        make_run(tmp_path, f"run{index:02d}", {0: [0.1, 0.5]})
+    lines = draw(compare([tmp_path])).axes[0].lines[:20]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
+
+
+@pytest.mark.parametrize(("name", "start"), [("c.png", b"\x89PNG"), ("c.svg", b"<?xml"), ("c.pdf", b"%PDF")])
+def test_files_are_equal_when_repeated(runs: Path, tmp_path: Path, name: str, start: bytes) -> None:
+    comparison = compare([runs])
+    contents = []
+    for folder in (tmp_path / "1", tmp_path / "2"):
+        folder.mkdir()
+        curves(comparison, folder / name)
+        contents.append((folder / name).read_bytes())
+    assert contents[0] == contents[1] and contents[0].startswith(start)
+
+
+def test_bad_arguments_of_curves(runs: Path, tmp_path: Path) -> None:
+    comparison = compare([runs])
+    with pytest.raises(ConfigError, match="did you mean 'megabytes'"):
+        draw(comparison, "megabyte")
+    with pytest.raises(ConfigError, match=r"ending in \.png, \.svg or \.pdf"):
+        curves(comparison, tmp_path / "curves.bmp")
+
+
+def without_timing(root: Path) -> Path:
+    run = create_run(root, "bare", {}, {"seeds": [0]})
+    with run.open_seed(0) as record:
+        record.metrics.add(0, "server/test", "accuracy", 0.5)
+    return run.path
+
+
+def test_curve_of_a_cost_that_nobody_recorded(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="none of the runs recorded seconds"):
+        draw(compare([without_timing(tmp_path)]), "seconds")
+
+
+class Page(HTMLParser):
+    """Collects what the tests look at, and checks that elements nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.headings: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(data)
+
+
+def test_report_is_self_contained(runs: Path, tmp_path: Path) -> None:
+    path = write_report([runs], tmp_path / "out" / "report.html")
+    page = Page(path.read_text())
+    assert page.headings[:2] == ["fast, single, slow", "Summary"] and page.headings[-3:] == ["fast", "single", "slow"]
+    assert len(page.sources) == len(AXES)
+    for source in page.sources:
+        kind, data = source.split(",", 1)
+        assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(data)
+    assert "<script" not in path.read_text() and "http" not in re.sub(r'src="data:[^"]*"', "", path.read_text())
+
+
+def test_report_shows_numbers_config_manifest_and_warnings(runs: Path, tmp_path: Path) -> None:
+    text = write_report([runs], tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "<td>0.837 ± 0.052</td>" in text and "missed by 1 of 3" in text
+    assert "different seeds" in text and "algorithm: FedAvg" in text and "&quot;data_hash&quot;: &quot;d&quot;" in text
+    assert "<td>total gradient_evaluations</td><td>6,000 ± 0</td>" in text
+    assert "<td>2</td><td>30</td><td>0.86</td><td>0.86</td><td>finished</td>" in text
+
+
+def test_report_escapes_and_shows_failures(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", {0: [0.1, 0.5], 1: []}, config={"name": "<b>$body & co</b>"}, state="failed")
+    text = write_report([tmp_path], tmp_path / "report.html").read_text()
+    assert "<b>" not in text and "<h1>&lt;b&gt;$body &amp; co&lt;/b&gt;</h1>" in text
+    assert "<td>1</td><td>-</td><td>-</td><td>-</td><td>failed</td>" in text
+    Page(text)
+
+
+def test_report_without_timing_leaves_that_curve_out(tmp_path: Path) -> None:
+    text = write_report([without_timing(tmp_path)], tmp_path / "report.html").read_text()
+    assert "none of the runs recorded seconds" in text and len(Page(text).sources) == 1
+
+
+def test_report_that_cannot_be_written(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write the report"):
+        write_report([runs], tmp_path / "file" / "report.html")

@@ -1,0 +1,168 @@
+"""Sweeps of several runs at a time: how many, what each gets, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from algorithms import FedAvg
+from fedsim.backends.ray.tasks import map_unordered
+from fedsim.cli import main
+from fedsim.errors import ConfigError
+from fedsim.experiment.config import to_config
+from fedsim.experiment.execution import Ray
+from fedsim.experiment.experiment import Experiment
+from fedsim.sweeps import jobs
+from fedsim.sweeps.grid import Point, open_sweep
+from tests.sweeps.test_grid import SMALL, metrics
+
+
+def points(*experiments: Experiment) -> list[Point]:
+    return [Point(f"p{k}", to_config(experiment)) for k, experiment in enumerate(experiments)]
+
+
+@pytest.mark.parametrize("asking", [Experiment(FedAvg(), backend="ray"), Experiment(FedAvg(), ray=Ray(actors=2))])
+def test_experiments_with_actors_of_their_own_run_one_at_a_time(asking: Experiment) -> None:
+    todo = points(Experiment(FedAvg()), asking)
+    assert jobs.jobs_of(None, todo) == 1 and jobs.jobs_of(1, todo) == 1
+    assert jobs.jobs_of(2, todo[1:]) == 1, "one point is left"
+    with pytest.raises(ConfigError, match=r"--jobs is 2 and experiments ask for Ray's actors .*: use --jobs 1, or"):
+        jobs.jobs_of(2, todo)
+    assert jobs.jobs_of(2, points(Experiment(FedAvg()), replace(asking, backend="loop"))) == 2
+
+
+def test_a_point_that_cannot_be_built_fails_alone() -> None:
+    good, bad = points(Experiment(FedAvg()), Experiment(FedAvg()))
+    assert jobs.jobs_of(2, [good, bad._replace(config={**bad.config, "rounds": "many"})]) == 2
+
+
+def test_several_at_a_time_have_no_more_than_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several of them an experiment would start Ray within Ray."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    experiment = Experiment(FedAvg())
+    todo = points(*[experiment] * 10)
+    assert experiment.uses_ray and not experiment.asks_for_ray
+    assert jobs.jobs_of(2, todo) == 2
+    assert [jobs._gpus(todo, n) for n in (2, 4, 5, 8, 9)] == [1, 1, 1 / 2, 1 / 2, 1 / 3]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert not experiment.uses_ray, "what a job sees"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert jobs._gpus(todo, 2) == 0
+
+
+def processes(marker: Path) -> list[str]:
+    """Processes with this path in their environment, but for two of Ray's that leave a minute after a kill."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(marker).encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return [name for name in found if name and not re.match("ray::(DashboardAgent|RuntimeEnvAgent)", name)]
+
+
+class FakeRay:
+    """Calls that end in the order in which they began."""
+
+    exceptions = SimpleNamespace(WorkerCrashedError=OSError, OutOfMemoryError=MemoryError)
+
+    def __init__(self) -> None:
+        self.cancelled: list[Any] = []
+
+    def remote(self, fn: Any) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda item: item))
+
+    def wait(self, calls: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return calls[:num_returns], calls[num_returns:]
+
+    def get(self, call: Any) -> Any:
+        return call
+
+    def cancel(self, call: Any, force: bool) -> None:
+        self.cancelled.append(call)
+
+
+def test_what_runs_is_interrupted_wherever_ctrl_c_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only while results are waited for: also while one is written down."""
+    ray = FakeRay()
+    monkeypatch.setattr("fedsim.backends.ray.tasks.session", lambda **_: contextlib.nullcontext(ray))
+    results = map_unordered(str, [1, 2, 3], jobs=3, cpus=1)
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(results):
+        for item, _ in results:
+            assert item == 1
+            raise KeyboardInterrupt
+    assert ray.cancelled == [2, 3]
+
+
+def test_progress_survives_a_run_that_is_being_removed(tmp_path: Path) -> None:
+    """As one is that cannot be run with its settings."""
+    folder = tmp_path / "sweep"
+    axes = ["--algorithm.lr", "0.05,0.5", "--rounds", "2", "--jobs", "1"]
+    assert main(["sweep", *SMALL, *axes, "--output", str(folder)]) == 0
+    sweep = open_sweep(folder)
+    (sweep.directory(sweep.points[0]) / "manifest.json").unlink()
+    assert sweep.done() == (2, 4)
+
+
+@pytest.mark.timeout(1800)                                 # on a machine that is busy with other things
+def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C leaves checkpoints and a message, kill -9 what was there; both go on to the measurements of one process.
+
+    One of the points fails, the others wait for the signal in rounds 2 and 5, and nothing of Ray is left behind.
+    """
+    sweep = ["sweep", "--algorithm", "tests.backends.ray.dying.Waiting", *SMALL[2:], "--rounds", "7"]
+    sweep += ["--checkpoint_every", "3", "--algorithm.folder", str(tmp_path), "--algorithm.lr", "1e39,0.05,0.5"]
+    go = [tmp_path / f"{round}-go" for round in (2, 5)]
+    for path in go:
+        path.touch()
+    assert main([*sweep, "--jobs", "1", "--output", str(tmp_path / "whole")]) == 1
+    for path in go:
+        path.unlink()
+        path.with_name(path.name.removesuffix("-go")).unlink()
+    folder, temporary = tmp_path / "sweep", tmp_path / "t"
+    temporary.mkdir()
+    argv = [sys.executable, "-m", "fedsim", *sweep, "--jobs", "2", "--output", str(folder)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    for round, stop, code in ((2, signal.SIGINT, 130), (5, signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                wait_until(lambda round=round: (tmp_path / str(round)).exists() and open_sweep(folder).failures)
+                process.send_signal(stop)
+                _, error = process.communicate(timeout=240)
+            finally:
+                process.kill()                             # or Ray is left running beside other tests
+        assert process.returncode == code, error
+        if stop == signal.SIGINT:
+            assert f"continue with: fedsim resume {folder}" in error and "Traceback" not in error
+            assert not list(Path("/tmp").glob(f"fedsim-ray-{process.pid}-*"))
+        wait_until(lambda: not processes(temporary))
+        (tmp_path / f"{round}-go").touch()
+    assert "DivergenceError: Waiting.client in round 1" in open_sweep(folder).failures["lr=1e39"]
+    assert 0 < measured(folder) < measured(tmp_path / "whole")
+    assert main(["resume", str(folder), "--jobs", "1", "--quiet"]) == 1
+    assert "1 of 3 points failed" in capsys.readouterr().err
+    assert metrics(folder) == metrics(tmp_path / "whole")
+
+
+def measured(folder: Path) -> int:
+    """Bytes of all measurements below a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*/seed-*/metrics.jsonl"))
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
