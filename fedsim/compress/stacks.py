@@ -12,30 +12,46 @@ from torch._C._functorch import is_batchedtensor
 from fedsim.errors import DivergenceError
 
 
-class _OnStacks(torch.autograd.Function):
-    """``run`` on plain tensors; below ``torch.vmap``, on tensors with the clients' axis in front."""
+class _Unbatched(torch.autograd.Function):
+    """``plain(*tensors)``; below ``torch.vmap``, the batching rule ``stacked`` in its place."""
 
     @staticmethod
-    def forward(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-        return run(*tensors)
+    def forward(
+        stacked: Callable[..., tuple[Tensor, ...]], plain: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        return plain(*tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
-        stacks = [
-            t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)
-            for t, axis in zip(tensors, in_dims[1:], strict=True)
-        ]
-        out = on_stacks(run, *stacks)
+    def vmap(info: Any, in_dims: Any, stacked: Callable[..., tuple[Tensor, ...]], plain: Any, *tensors: Tensor) -> Any:
+        axes = in_dims[2:]
+        # a tensor that lies right stays itself: a tape knows it by its identity
+        moved = [t.movedim(axis, 0) if axis else t for t, axis in zip(tensors, axes, strict=True)]
+        out = stacked(info.batch_size, [axis is not None for axis in axes], moved)
         return out, (0,) * len(out)
+
+
+def unbatched(
+    stacked: Callable[..., tuple[Tensor, ...]], plain: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Below ``torch.vmap``, ``stacked(c, own, tensors)`` on the tensors of all ``c`` clients; else ``plain(*tensors)``.
+
+    ``own`` says which tensors have one row for each client, ``[c, ...]``; the others are the same for all. The results
+    have one row for each client.
+    """
+    out: tuple[Tensor, ...] = _Unbatched.apply(stacked, plain, *tensors)  # type: ignore[no-untyped-call]
+    return out
 
 
 def on_stacks(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """``run(*tensors)``, where ``run`` works on any number of leading axes and gives new tensors with the same."""
-    out: tuple[Tensor, ...] = _OnStacks.apply(run, *tensors)  # type: ignore[no-untyped-call]
-    return out
+
+    def stacked(c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        return on_stacks(run, *(t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True)))
+
+    return unbatched(stacked, run, *tensors)
 
 
 def finite(x: Tensor, by: object) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.compress.stacks import unbatched
 from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import Minibatches, draw, minibatches
 from fedsim.engine.loop import CHUNK, Rows, refuse_captured_tensors
@@ -72,21 +73,13 @@ class Blocks:
         return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), memory
 
 
-class _Stacked(torch.autograd.Function):
-    """``run`` on the stacked tensors below ``torch.vmap``: its batching rule is the whole operation."""
+def _stacked(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """``run(c, own, tensors)`` on the tensors of the whole block, below ``torch.vmap``."""
 
-    @staticmethod
-    def forward(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError("no argument belongs to a client: local.grad and local.fold need one inside clients.each")
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Any:
-        moved = [t if d in (None, 0) else t.movedim(d, 0) for t, d in zip(tensors, in_dims[1:], strict=True)]
-        out = run(info.batch_size, [d is not None for d in in_dims[1:]], moved)
-        return out, (0,) * len(out)
+    return unbatched(run, plain, *tensors)
 
 
 class _Block:
@@ -146,16 +139,16 @@ class _Block:
         """See ``fedsim.values.Site``."""
         self._outside("local.key")
         keys = seeds.key(self.fed.seed, f"client {tag}", self.round, self.ids).to(self.fed.model.device)
-        (key,) = _Stacked.apply(lambda c, own, _: (keys,), self._slot)  # type: ignore[no-untyped-call]
-        return key  # type: ignore[no-any-return]
+        (key,) = _stacked(lambda c, own, _: (keys,), self._slot)
+        return key
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         """See ``fedsim.types.Local``."""
         if batch is None:
             self._outside("local.grad(x) on the whole shard")
-            (g,) = _Stacked.apply(self._whole, x, self._slot)  # type: ignore[no-untyped-call]
+            (g,) = _stacked(self._whole, x, self._slot)
         else:
-            (g,) = _Stacked.apply(self._minibatch, x, *[t for t in batch if t is not None])  # type: ignore[no-untyped-call]
+            (g,) = _stacked(self._minibatch, x, *[t for t in batch if t is not None])
         return self.fed.work.regularise(g, x)
 
     def sample(self, size: int) -> Batch:
@@ -165,7 +158,7 @@ class _Block:
         batch = self._take(*_stack(draw(self.fed.shards, self.fed.seed, self.round, self.ids, size), sizes))
         self._drawn[batch.y.data_ptr()] = batch.y, sizes
         tensors = [t for t in batch if t is not None]
-        return Batch(*_Stacked.apply(lambda c, own, _: tuple(tensors), self._slot))  # type: ignore[no-untyped-call]
+        return Batch(*_stacked(lambda c, own, _: tuple(tensors), self._slot))
 
     def fold(
         self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
@@ -182,7 +175,7 @@ class _Block:
             return self._loop(step, like, state, tensors[n_carry:], own[n_carry:], skip, shares)
 
         given = leaves((carry, *consts))
-        return build(carry, iter(_Stacked.apply(run, self._slot, *given)))  # type: ignore[no-untyped-call]
+        return build(carry, iter(_stacked(run, self._slot, *given)))
 
     def _loop(
         self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool],
