@@ -1,83 +1,170 @@
-"""Who may import whom, by the imports as they are written, wherever in a file; and files that stay readable."""
+"""The shape of the code, read from its imports wherever they stand: no arrow up, no circle, short files."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter, defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 import fedsim
 
 ROOT = Path(__file__).parent.parent
-OURS = {"fedsim", "algorithms", "topologies", "experiments", "tests"}
-LONGEST = 300
+FLOORS = (
+    ("topologies",),
+    ("fedsim.errors", "fedsim.checks", "fedsim.seeds", "fedsim.values", "fedsim.tree", "fedsim.types"),
+    ("fedsim.gossip", "fedsim.messages", "fedsim.compress", "fedsim.record"),
+    ("fedsim.data", "fedsim.models", "fedsim.partition", "fedsim.problems"),
+    ("fedsim.engine",),
+    ("fedsim.clients", "fedsim.algorithm"),
+    ("fedsim.feedback", "fedsim.robust", "fedsim.privacy"),
+    ("fedsim.experiment",),
+    ("fedsim.controller",),
+    ("fedsim.backends",),
+    ("fedsim.api", "fedsim.report"),
+    ("fedsim.sweeps",),
+    ("fedsim.cli", "fedsim.__main__"),
+    ("fedsim",),
+    ("algorithms",),
+    ("experiments",),
+    ("benchmarks", "tests"),
+)
+"""Rooms, from the ground floor up. A module imports from its own floor and those below."""
+
+VOCABULARY = {"fedsim", "fedsim.checks", "fedsim.compress", "fedsim.errors", "fedsim.feedback", "fedsim.problems"}
+SPEAKS = {
+    "topologies": set[str](),
+    "fedsim.report": {"fedsim.errors", "fedsim.record"},
+    "algorithms": VOCABULARY,
+}
+"""All that some rooms import besides themselves."""
+
+UP: set[tuple[str, str]] = set()
+"""Imports that run up, known and to be mended."""
+
+CIRCULAR: set[tuple[str, str]] = {
+    ("fedsim.feedback.linked", "fedsim.feedback.compressed"),   # the links read the wrapper's settings, for types alone
+}
+"""Imports that close a circle, known and to be mended."""
+
+LONGEST = 400
 """Lines in a file."""
+LONG: set[str] = set()
+
+NAMESAKES = {
+    "Bernoulli", "Exchange", "Failure", "Federation", "Identity", "Local", "Site", "Store", "Task",
+}  # fmt: skip
+"""Public classes of fedsim that share a name, known and to be renamed."""
 
 
-def files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def files(*packages: str) -> list[Path]:
+    return [file for package in packages for file in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(file: Path, source: str | None = None) -> set[str]:
-    """Every module that a file imports, at its top or inside a function, ``from a import b`` as ``a:b``."""
+    """Every module or name that a file imports, in whatever block; ``a.b`` from ``from a import b``."""
     found: set[str] = set()
-    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    package = file.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(file.read_text() if source is None else source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             start = list(package[: len(package) - node.level + 1]) if node.level else []
             module = ".".join(start + ([node.module] if node.module else []))
-            found |= {f"{module}:{alias.name}" for alias in node.names}
+            found |= {f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             found |= {str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)}
     return found
 
 
-def top(module: str) -> str:
-    return module.split(":")[0].split(".")[0]
+def within(module: str, names: set[str]) -> str:
+    """The longest of these names that is the module or a package above it; "" for none."""
+    while module not in names and module:
+        module = module.rpartition(".")[0]
+    return module
+
+
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = {name(file): file for file in files("fedsim", "algorithms", "topologies", "experiments")}
+THERE = set(MODULES) | set(FLOOR)
+ARROWS = {
+    module: {to for found in imports(file) if (to := within(found, THERE)) and to != module}
+    for module, file in MODULES.items()
+}
+"""For each module those that it imports."""
+
+
+def room(module: str) -> str:
+    return within(module, set(FLOOR))
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def test_the_walk_sees_every_way_to_import() -> None:
     source = """
 import a.b, c as d
 from e.f import g
-def h():
+if TYPE_CHECKING:
     from . import i
+def h():
     from ..j import k
     importlib.import_module("l.m")
 """
     found = imports(ROOT / "fedsim" / "data" / "file.py", source)
-    assert found == {"a.b", "c", "e.f:g", "fedsim.data:i", "fedsim.j:k", "l.m"}
+    assert found == {"a.b", "c", "e.f.g", "fedsim.data.i", "fedsim.j.k", "l.m"}
+    assert len(MODULES) > 150 and "fedsim.engine.loop" in ARROWS["fedsim.engine.blocks"]
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and not circle({"a": {"b"}, "b": {"c"}})
 
 
-def test_there_are_files_to_look_at() -> None:
-    assert len(files("fedsim")) > 20 and len(files("algorithms")) > 4 and files("topologies")
+def test_no_arrow_runs_up() -> None:
+    up = {(m, to) for m, found in ARROWS.items() for to in found if FLOOR[room(to)] > FLOOR[room(m)]}
+    assert up == UP
 
 
-@pytest.mark.parametrize("file", files("fedsim"), ids=lambda f: str(f.relative_to(ROOT)))
-def test_the_engine_knows_no_algorithm_topology_or_experiment(file: Path) -> None:
-    assert {top(m) for m in imports(file)} & OURS <= {"fedsim"}
+def test_no_circle_among_modules_or_rooms() -> None:
+    arrows = {m: {to for to in found if (m, to) not in CIRCULAR} for m, found in ARROWS.items()}
+    assert not circle(arrows)
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for module, found in arrows.items():
+        rooms[room(module)] |= {room(to) for to in found} - {room(module)}
+    assert not circle(rooms)
+    for module, to in CIRCULAR:
+        assert circle({**arrows, module: arrows[module] | {to}}), f"{module} -> {to} closes no circle any more"
 
 
-@pytest.mark.parametrize("file", files("algorithms"), ids=lambda f: str(f.relative_to(ROOT)))
-def test_algorithms_speak_the_vocabulary_only(file: Path) -> None:
-    """``from fedsim import ...``, its checks and errors, compressors and problems; and one another."""
-    ours = {m.split(":")[0] for m in imports(file) if top(m) in OURS and top(m) != "algorithms"}
-    assert ours <= {"fedsim", "fedsim.checks", "fedsim.compress", "fedsim.errors", "fedsim.problems"}
-    vocabulary = {m for m in imports(file) if m.startswith("fedsim:")}
-    assert vocabulary <= {f"fedsim:{name}" for name in fedsim.__all__}
+def test_some_rooms_speak_a_vocabulary_only() -> None:
+    for module, found in ARROWS.items():
+        others = {within(to, VOCABULARY | set(FLOOR)) for to in found if room(to) != room(module)}
+        assert others <= SPEAKS.get(room(module), others), module
+    words = {found for file in files("algorithms") for found in imports(file) if found.rpartition(".")[0] == "fedsim"}
+    assert words <= {f"fedsim.{word}" for word in fedsim.__all__} | VOCABULARY
+    foreign = {found.split(".")[0] for file in files("topologies") for found in imports(file)}
+    assert foreign <= {"numpy", "networkx", "scipy", "topologies"} | set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("file", files("topologies"), ids=lambda f: str(f.relative_to(ROOT)))
-def test_topologies_need_numpy_networkx_and_scipy_only(file: Path) -> None:
-    allowed = {"numpy", "networkx", "scipy", "topologies"} | set(sys.stdlib_module_names)
-    assert {top(m) for m in imports(file)} <= allowed
+def test_the_ground_floor_is_small_and_files_are_short() -> None:
+    assert len(list((ROOT / "fedsim").glob("*.py"))) <= 12
+    every = files("fedsim", "algorithms", "topologies", "experiments", "benchmarks", "tests")
+    assert {str(f.relative_to(ROOT)) for f in every if len(f.read_text().splitlines()) > LONGEST} == LONG
 
 
-@pytest.mark.parametrize("package", ["fedsim", "algorithms", "topologies"])
-def test_files_stay_short(package: str) -> None:
-    long = {str(f.relative_to(ROOT)): n for f in files(package) if (n := len(f.read_text().splitlines())) > LONGEST}
-    assert not long
+def test_public_classes_have_names_of_their_own() -> None:
+    trees = [ast.parse(file.read_text()) for file in files("fedsim")]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == NAMESAKES
+
+
+def test_what_fedsim_exports_is_there() -> None:
+    assert len(set(fedsim.__all__)) == len(fedsim.__all__) and all(hasattr(fedsim, name) for name in fedsim.__all__)

@@ -13,7 +13,7 @@ import yaml
 from rich.box import SIMPLE
 from rich.table import Table
 
-import fedsim
+from fedsim import api
 from fedsim.cli import flags
 from fedsim.cli.output import console
 from fedsim.cli.sweep import JOBS, Ending, finish
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     root = Path(line.options.get("root", "runs"))
     output = Path(line.options["output"]) if "output" in line.options else None
-    directory = fedsim.run(experiment, output=output, root=root, progress="quiet" not in line.switches)
+    directory = api.run(experiment, output=output, root=root, progress="quiet" not in line.switches)
     print_result(directory, "json" in line.switches)
     return 0
 
@@ -69,7 +69,7 @@ def resume(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if is_sweep(arguments.run):
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
-    directory = fedsim.resume(arguments.run, progress=not arguments.quiet)
+    directory = api.resume(arguments.run, progress=not arguments.quiet)
     print_result(directory, arguments.json)
     return 0
 

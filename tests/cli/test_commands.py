@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-import fedsim
 from algorithms import FedAvg, FedSpeed
+from fedsim import api
 from fedsim.cli import main
 from fedsim.data import load
 from fedsim.errors import DivergenceError
@@ -35,14 +35,14 @@ class Refused(Exception):
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, dict[str, Any]]]:
-    """What `fedsim.run` was called with, which then raises `DivergenceError`."""
+    """What `api.run` was called with, which then raises `DivergenceError`."""
     calls: list[tuple[Experiment, dict[str, Any]]] = []
 
     def run(experiment: Experiment, **settings: Any) -> None:
         calls.append((experiment, settings))
         raise DivergenceError("it diverged")
 
-    monkeypatch.setattr(fedsim, "run", run)
+    monkeypatch.setattr(api, "run", run)
     return calls
 
 
@@ -153,7 +153,7 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object, **__: object) -> None:
         raise Refused
 
-    monkeypatch.setattr(fedsim, "run", run)
+    monkeypatch.setattr(api, "run", run)
     with pytest.raises(Refused):
         main(["run", "--algorithm", "FedAvg"])
 
