@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import psutil
 import torch
 
 from algorithms import Scaffold
@@ -46,25 +47,13 @@ PAUSE = 0.1
 """Seconds between two looks at the memory."""
 
 
-def tree(root: int) -> list[int]:
-    """A process and all below it."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found = [root]
-    for process in found:                                  # grows meanwhile
-        found += children.get(process, [])
-    return found
-
-
 def used(root: int) -> int:
     """Bytes of a process and all below it: their proportional share of private memory and files, and the files of
     shared memory that they have open, whole, each once, whoever has touched its pages.
     """
     total, stores = 0, dict[tuple[int, int], int]()
-    for process in tree(root):
+    top = psutil.Process(root)
+    for process in [root, *(child.pid for child in top.children(recursive=True))]:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
                 if line.startswith(("Pss_Anon:", "Pss_File:")):

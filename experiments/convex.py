@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from rich.progress import track
 
 from fedsim import Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim.engine.machine import cores
 from fedsim.errors import DivergenceError
 from fedsim.partition import NaturalIdPartitioner
 from fedsim.problems import Problem
@@ -61,8 +61,7 @@ def run_all(
         for job in jobs:
             _run(job)
         return paths
-    processes = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(processes, get_context("forkserver"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(cores(), get_context("forkserver"), torch.set_num_threads, (1,)) as pool:
         for _ in track(pool.map(_run, jobs), f"{folder.name}: {len(jobs)} runs", len(jobs)):
             pass
     return paths

@@ -6,7 +6,6 @@ run and a resumed run keeps it; the cache makes a repeated run choose the same, 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import platform
@@ -25,7 +24,7 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
-from fedsim.record.files import write_atomic
+from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
 
 CANDIDATES = (5, 10, 25, 50, 100)
@@ -155,8 +154,7 @@ def _keep(cache: Path, key: str, seconds: dict[str, float]) -> dict[str, float]:
     """Remember a trial, and return it; or that of another process which was first, as both then choose the same."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with cache.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)               # until it is closed
+        with lock(cache.parent):
             known = _read(cache)
             seconds = known.setdefault(key, seconds)
             write_atomic(cache, json.dumps(known, indent=1))

@@ -26,4 +26,4 @@ def keep_freed_memory() -> bool:
 
 def cores() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1   # macOS: all

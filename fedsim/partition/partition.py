@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from fedsim.errors import PartitionError
+from fedsim.record.files import atomic
 
 
 class Partitioner(Protocol):
@@ -83,17 +84,9 @@ class Partition:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one ``.npz`` file (no pickle) in one step: a reader sees the old file or the whole new one."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                text = {"scheme": json.dumps(self.scheme), "hash": self.hash}
-                np.savez_compressed(file, indices=self.indices, offsets=self.offsets, **text)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = {"scheme": json.dumps(self.scheme), "hash": self.hash}
+        with atomic(Path(path)) as file:
+            np.savez_compressed(file, indices=self.indices, offsets=self.offsets, **text)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Partition:

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -32,7 +30,7 @@ import yaml
 
 from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, RunError
-from fedsim.record.files import _names, sync, write_atomic
+from fedsim.record.files import lock, numbered, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
 
 __all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
@@ -146,14 +144,10 @@ class RunDirectory:
     def _edit_manifest(self) -> Iterator[dict[str, Any]]:
         """Locked, as seeds may run in processes of their own, and each updates the one manifest."""
         try:
-            fd = os.open(self.path, os.O_RDONLY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+            with lock(self.path):
                 manifest = self.manifest
                 yield manifest
                 write_atomic(self.path / "manifest.json", _json(manifest))
-            finally:
-                os.close(fd)
         except OSError as error:
             raise RunError(f"cannot update {self.path / 'manifest.json'}: {error.strerror}; it is unchanged") from error
 
@@ -182,7 +176,7 @@ def create_run(
     status = {str(seed): {"state": "waiting", "detail": ""} for seed in manifest.get("seeds", ())}
     files = {"config.yaml": config_text, "manifest.json": _json({**environment(), **manifest, "status": status})}
     try:
-        for target in _names(root, name) if output is None else (output,):
+        for target in numbered(root, name) if output is None else (output,):
             if _create(target, files):
                 return RunDirectory(target)
     except OSError as error:

@@ -8,7 +8,6 @@ once a round; a killed process leaves at most one line without its newline, whic
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import mmap
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
 
@@ -100,11 +100,9 @@ class RowWriter:
         self.path = path
         self._lines: list[str] = []
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_descriptor(self._fd, blocking=False):
             self.close()
-            raise BusyError(f"{path} is being written by another process; wait for it, or stop it first") from error
+            raise BusyError(f"{path} is being written by another process; wait for it, or stop it first")
         self.size = self._complete_bytes()
         os.ftruncate(self._fd, self.size)
 

@@ -10,11 +10,9 @@ points are left alone, the others continue from their checkpoints.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +20,9 @@ from math import isnan
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fedsim.errors import BusyError, ConfigError, RunError
+from fedsim.errors import ConfigError, RunError
 from fedsim.record.directory import environment, open_run
-from fedsim.record.files import create_folder, write_atomic
+from fedsim.record.files import create_folder, lock, write_atomic
 from fedsim.record.metrics import read_metrics
 from fedsim.report.compare import Comparison, RunSummary, compare
 from fedsim.report.statistics import Estimate, best, estimate
@@ -104,21 +102,13 @@ class Sweep:
             content["failures"][point.name] = failure
         _write(self.path, content)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from running it.
 
         Raises:
             BusyError: another process does.
         """
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise BusyError(f"{self.path} is being run by another process; wait for it, or stop it first") from None
-        finally:
-            os.close(fd)
+        return lock(self.path, f"{self.path} is being run by another process; wait for it, or stop it first")
 
 
 def grid(axes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, dict[str, str]]]:

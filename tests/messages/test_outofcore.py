@@ -61,7 +61,7 @@ from fedsim.messages.mixing import mix_rows
 from fedsim.messages.outofcore import mix_stored
 from topologies import Torus, metropolis
 
-def peak():                     # of this process alone; ru_maxrss would begin with that of the one that started it
+def peak():  # of this process alone: psutil has no peak on Linux, and ru_maxrss begins with that of its starter
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 torch.set_num_threads(1)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +23,7 @@ from fedsim.experiment.execution import Ray
 from fedsim.experiment.experiment import Experiment
 from fedsim.sweeps import jobs
 from fedsim.sweeps.grid import Point, open_sweep
+from tests.processes import LINGER, marked, wait_until
 from tests.sweeps.test_grid import SMALL, metrics
 
 
@@ -61,16 +59,6 @@ def test_several_at_a_time_have_no_more_than_one_gpu(monkeypatch: pytest.MonkeyP
     assert not experiment.uses_ray, "what a job sees"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert jobs._gpus(todo, 2) == 0
-
-
-def processes(marker: Path) -> list[str]:
-    """Processes with this path in their environment, but for two of Ray's that leave a minute after a kill."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str(marker).encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return [name for name in found if name and not re.match("ray::(DashboardAgent|RuntimeEnvAgent)", name)]
 
 
 class FakeRay:
@@ -147,7 +135,7 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
         if stop == signal.SIGINT:
             assert f"continue with: fedsim resume {folder}" in error and "Traceback" not in error
             assert not list(Path("/tmp").glob(f"fedsim-ray-{process.pid}-*"))
-        wait_until(lambda: not processes(temporary))
+        wait_until(lambda: not marked(temporary, besides=LINGER))
         (tmp_path / f"{round}-go").touch()
     assert "DivergenceError: Waiting.client in round 1" in open_sweep(folder).failures["lr=1e39"]
     assert 0 < measured(folder) < measured(tmp_path / "whole")
@@ -159,10 +147,3 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
 def measured(folder: Path) -> int:
     """Bytes of all measurements below a folder."""
     return sum(path.stat().st_size for path in folder.glob("*/seed-*/metrics.jsonl"))
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)

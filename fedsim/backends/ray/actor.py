@@ -11,10 +11,10 @@ import os
 import pickle
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from fedsim.backends.ray.object_store import arrays, lent_tree, shared, sums_on_host, to_array, to_tensor
@@ -245,8 +245,6 @@ def several(values: list[Any], count: int) -> Any:
 
 
 def resident() -> int:
-    """Bytes that this process holds, its share of what it shares with others."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Bytes that this process holds: with its share of what it shares with others, where the system tells."""
+    found = psutil.Process().memory_full_info()
+    return int(getattr(found, "pss", found.uss))

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
+
 from fedsim.errors import ConfigError, how_to_install
 
 OLDEST, NEWEST = (2, 55, 1), (3,)
@@ -142,11 +144,10 @@ def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) 
 
 def _end_children(folder: str | None) -> None:
     """End what a start that failed has left, which Ray forgets."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            mine = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getpid()
-            if folder and mine and folder.encode() in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):            # gone meanwhile
+            if folder and folder in " ".join(child.cmdline()):
+                child.kill()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)   # the objects of those processes
         gc.collect()
@@ -218,5 +219,5 @@ def _remove_orphans(root: Path) -> None:
     for folder in root.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(folder.name.removeprefix(PREFIX).split("-")[0])
-            if folder.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+            if folder.stat().st_uid == os.getuid() and not psutil.pid_exists(pid):
                 shutil.rmtree(folder, ignore_errors=True)

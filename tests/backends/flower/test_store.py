@@ -74,7 +74,7 @@ def test_a_flipped_bit_is_noticed(store: Store, at: int) -> None:
 
 def test_what_a_dead_process_left_half_written_is_removed(store: Store) -> None:
     store.write("1.1.0", torch.ones(1))
-    dead, mine = (store.folder / f"1.2.0.{pid}.tmp" for pid in (2**22 + 1, os.getpid()))
+    dead, mine = (store.folder / f".1.2.0.safetensors.{pid}.tmp" for pid in (2**22 + 1, os.getpid()))
     dead.touch(), mine.touch()
     store.drop(["1.1.0"], (1, 2))
     assert not dead.exists() and mine.exists() and store.names() == ["1.1.0"]

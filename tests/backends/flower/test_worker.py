@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from fedsim.backends.flower.protocol.calls import Call
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.messages import wire
 from tests.backends.flower.test_node import TEXT, question
+from tests.processes import running, wait_until
 
 # A worker outlives the process that starts it, on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -54,15 +54,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeSe
 
 def workers(folder: Path) -> list[int]:
     """Living workers whose sockets are in a folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"fedsim.backends.flower.node.worker" in words and str(folder).encode() in b" ".join(words):
-            found.append(int(process.name))
-    return found
+    return [process.pid for process in running("-m fedsim.backends.flower.node.worker", str(folder))]
 
 
 def test_it_answers_as_the_node_does_and_stays(settings: NodeSettings, tmp_path: Path) -> None:
@@ -121,10 +113,8 @@ serve(Path(sys.argv[1]), NodeSettings.of(json.loads(sys.argv[2])), int(sys.argv[
         node = started("sleep", "1000")
         words = [sys.executable, "-c", code, str(tmp_path / "s"), json.dumps(settings.config()), str(node.pid)]
         assert started(*words, "0.2").wait(240) == 0 and not (tmp_path / "s").exists()
-        bereft, end = started(*words, "600"), time.monotonic() + 240
-        while not (tmp_path / "s").exists():
-            assert time.monotonic() < end, "nothing happened"
-            time.sleep(0.05)
+        bereft = started(*words, "600")
+        wait_until((tmp_path / "s").exists)
         node.kill()
         node.wait()
         assert bereft.wait(240) == 1 and not (tmp_path / "s").exists()
@@ -136,10 +126,7 @@ def test_it_removes_its_socket_when_it_is_told_to_end(settings: NodeSettings, tm
     (process,), (path,) = workers(tmp_path), (tmp_path / f"fedsim-{os.getuid()}").iterdir()
     assert path.is_socket()
     os.kill(process, signal.SIGTERM)
-    end = time.monotonic() + 240
-    while path.exists():
-        assert time.monotonic() < end, "its socket is left"
-        time.sleep(0.05)
+    wait_until(lambda: not path.exists())
 
 
 def test_sockets_that_nobody_listens_at_are_removed(tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,13 +18,13 @@ from typing import Any
 import pytest
 
 from algorithms import Scaffold
-from benchmarks.ray_memory import tree
 from fedsim import Evaluation, Experiment, FixedSize
 from fedsim.backends.flower.deploy.ports import free
 from fedsim.backends.ray.session import PREFIX
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
 from tests.backends.ray.shared import measured, measured_here
+from tests.processes import LINGER, kill_tree, marked, wait_until
 
 pytestmark = pytest.mark.timeout(1800)                     # on a machine that is busy with other things
 EXPERIMENT = Experiment(
@@ -39,8 +37,6 @@ WORDS = [
     *("--rounds", "7", "--evaluation.every", "1", "--checkpoint_every", "3", "--block_size", "2", "--backend", "ray"),
 ]
 """The same, on the command line. A memory has 120 kB: what is smaller than 100, Ray keeps in the driver."""
-LINGER = "ray::(DashboardAgent|RuntimeEnvAgent)"
-"""Processes of Ray that leave a minute after their driver was killed."""
 
 
 def fedsim(*words: str) -> list[str]:
@@ -54,23 +50,6 @@ def environment(folder: Path) -> dict[str, str]:
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 """What lets into the cluster."""
-
-
-def processes(folder: Path, *, besides: str = "nothing") -> list[str]:
-    """Commands of the processes with the mark, which those that they start inherit."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"FEDSIM_TEST={folder}".encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return [name for name in found if name and not re.match(besides, name)]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -107,14 +86,14 @@ def test_ctrl_c_and_kill_leave_nothing_behind_and_go_on(one_process: bytes, tmp_
             lines = said.splitlines()
             assert lines[0].startswith("fedsim: ray: 2 actors on 1 machine x 4 clients a round, 1 thread"), said
             assert lines[-1] == f"fedsim: interrupted; continue with: fedsim resume {run}" and len(lines) <= 4, said
-            wait_until(lambda: not processes(tmp_path))
+            wait_until(lambda: not marked(tmp_path))
             assert not list(Path("/tmp").glob(f"{PREFIX}{process.pid}-*"))
             assert sorted(path.name for path in (run / "seed-0" / "checkpoints").iterdir()) == ["round-000001"]
-    wait_until(lambda: not processes(tmp_path, besides=LINGER))
+    wait_until(lambda: not marked(tmp_path, besides=LINGER))
     assert b'"round": 4,' in measured(run) and b'"round": 5,' not in measured(run)
     subprocess.run(fedsim("resume", str(run), "--quiet"), env=env, capture_output=True, check=True)
     assert measured(run) == one_process
-    wait_until(lambda: not processes(tmp_path, besides=LINGER))
+    wait_until(lambda: not marked(tmp_path, besides=LINGER))
 
 
 @pytest.fixture
@@ -133,17 +112,10 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
             log = stack.enter_context((tmp_path / name).open("wb"))
             process = subprocess.Popen([*argv, *common], env=env, stdout=log, stderr=log, start_new_session=True)
             stack.callback(process.wait)
-            stack.callback(end, process.pid)
+            stack.callback(kill_tree, process.pid)
             leaders.append(process.pid)
             wait_until(partial(lambda log: b"runtime started" in log.read_bytes(), tmp_path / name))
         yield f"127.0.0.1:{port}", leaders[1]
-
-
-def end(leader: int) -> None:
-    """Kill a process and everything it started, at once, as a machine that loses its power."""
-    for process in tree(leader):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
 
 
 def test_a_machine_of_a_cluster_is_lost(one_process: bytes, tmp_path: Path, cluster: tuple[str, int]) -> None:
@@ -155,7 +127,7 @@ def test_a_machine_of_a_cluster_is_lost(one_process: bytes, tmp_path: Path, clus
     env = environment(tmp_path) | TOKEN
     with started(fedsim("run", *WORDS, *words, "--json"), env=env, stdout=subprocess.PIPE) as process:
         wait_until((tmp_path / "5").exists)
-        end(node)
+        kill_tree(node)
         (tmp_path / "5-go").touch()
         result, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
@@ -171,4 +143,4 @@ def test_an_address_that_does_not_answer(tmp_path: Path) -> None:
     result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 2 and not (tmp_path / "run").exists()
     assert "the Ray cluster at 127.0.0.1:1 does not answer" in result.stderr and "Traceback" not in result.stderr
-    wait_until(lambda: not processes(tmp_path))
+    wait_until(lambda: not marked(tmp_path))

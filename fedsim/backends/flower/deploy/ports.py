@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-from pathlib import Path
+
+import psutil
 
 from fedsim.errors import ConfigError, DeployError
 
-LISTENING = "0A"
-FIRST = 20_000
-"""Below are ports of well-known services, and those of Ray's workers."""
+FIRST, LAST = 20_000, 32_767
+"""Below are ports of well-known services, and those of Ray's workers; above, those that Linux gives to whoever asks for
+any. Other systems begin later.
+"""
 _given: set[int] = set()
 """Ports that this process has handed out: they may not be bound yet."""
 
@@ -47,11 +49,8 @@ def within(port: int, option: str = "--port") -> None:
 
 def free(count: int) -> list[int]:
     """Different ports that are free now; if there are enough, such that the system gives to nobody who asks for any."""
-    low, high = _ephemeral()
-    ports = list(range(FIRST, 65_536))
-    random.SystemRandom().shuffle(ports)
     found: list[int] = []
-    for port in sorted(ports, key=lambda port: low <= port <= high):
+    for port in [*_shuffled(FIRST, LAST), *_shuffled(LAST + 1, 65_535)]:
         with socket.socket() as probe, contextlib.suppress(OSError):
             if port not in _given:
                 probe.bind(("127.0.0.1", port))
@@ -62,37 +61,14 @@ def free(count: int) -> list[int]:
     raise DeployError(f"{len(found)} ports of {count} are free among {FIRST} to 65535")
 
 
-def _ephemeral() -> tuple[int, int]:
-    """First and last port of those that the system gives to whoever asks for any."""
-    try:
-        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    except OSError:
-        return 49_152, 65_535                              # as the standard says
-    return int(low), int(high)
+def _shuffled(first: int, last: int) -> list[int]:
+    return random.SystemRandom().sample(range(first, last + 1), last + 1 - first)
 
 
 def holder(port: int) -> str:
     """Process that listens on a port, as "python (pid 12)"; empty where the system does not tell."""
-    sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
-    for process in Path("/proc").glob("[0-9]*") if sockets else ():
-        with contextlib.suppress(OSError):                 # gone meanwhile, or somebody else's
-            if any(_target(fd) in sockets for fd in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+    with contextlib.suppress(psutil.Error):                # gone meanwhile, or somebody else's
+        for found in psutil.net_connections("tcp"):
+            if found.pid and found.laddr and found.laddr.port == port and found.status == psutil.CONN_LISTEN:
+                return f"{psutil.Process(found.pid).name()} (pid {found.pid})"
     return ""
-
-
-def _target(link: Path) -> str:
-    try:
-        return str(link.readlink())
-    except OSError:                                        # closed meanwhile
-        return ""
-
-
-def _inodes(port: int) -> list[str]:
-    """Sockets that listen on a port, by the number of their inode."""
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
-            found += [row[9] for row in rows if row[3] == LISTENING and int(row[1].rpartition(":")[2], 16) == port]
-    return found

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from fedsim.errors import DeployError
 
 END_SECONDS = 8.0
 """How long a process may take to end politely."""
+CLOCK_SECONDS = 1.0
+"""By how much times at which processes were created may be wrong."""
 TAIL_LINES = 15
 MARK = "FEDSIM_PROCESS"
 """The variable of the environment that holds a process's mark."""
 LAUNCH = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: SIGTERM when the parent dies, even by SIGKILL
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: SIGTERM when the parent dies, even by SIGKILL
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the process that started this one has gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Becomes the program, after asking Linux to end it with its parent."""
+"""Becomes the program, after asking Linux to end it with its parent; elsewhere the next start ends it."""
 
 
 class Process:
@@ -96,7 +102,7 @@ class Process:
             return ""
         return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
-    def living(self) -> list[int]:
+    def living(self) -> list[psutil.Process]:
         """It and all that it started, as far as they live."""
         return living(self.mark)
 
@@ -132,19 +138,17 @@ def stop_all(processes: Sequence[Process]) -> None:
         process.stop()
 
 
-def marked() -> dict[int, str]:
+def marked() -> dict[psutil.Process, str]:
     """All living processes here that a ``Process`` started, directly or not, with their marks; no zombies."""
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):                 # gone, or another user's; a zombie has no environment
-            for entry in (folder / "environ").read_bytes().split(b"\0"):
-                name, _, value = entry.partition(b"=")
-                if name == MARK.encode():
-                    found[int(folder.name)] = os.fsdecode(value)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):            # gone, or another user's; a zombie has no environment
+            if mark := process.environ().get(MARK):
+                found[process] = mark
     return found
 
 
-def living(mark: str) -> list[int]:
+def living(mark: str) -> list[psutil.Process]:
     """The living processes with a mark."""
     return [process for process, found in marked().items() if found == mark]
 
@@ -162,16 +166,27 @@ def end_leftovers(folder: Path) -> None:
     Raises:
         DeployError: the starter lives.
     """
-    for mark in set(marked().values()):
+    oldest: dict[str, float] = {}
+    for process, mark in marked().items():
+        oldest[mark] = min(process.create_time(), oldest.get(mark, math.inf))
+    for mark, created in oldest.items():
         starter, _, log = mark.partition(" ")
         if not Path(log).is_relative_to(folder):
             continue
-        if int(starter) != os.getpid() and Path(f"/proc/{starter}").exists():
+        if int(starter) != os.getpid() and _lives(int(starter), created):
             raise DeployError(f"the federation in {folder} is in use by process {starter}; wait for it, or stop it")
         end(mark)
 
 
-def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+def _lives(starter: int, created: float) -> bool:
+    """Whether the starter of what was created at a time lives; a younger process was given its number after its end."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(starter)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < created + CLOCK_SECONDS
+    return False
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
+        with contextlib.suppress(psutil.NoSuchProcess):    # nor is another one hit that was given its number
+            process.send_signal(number)

@@ -12,7 +12,6 @@ whole folder is removed when the server says that the run has ended; one that fa
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.errors import DeployError
+from fedsim.record.files import remove_unfinished, write_atomic
 
 NAME = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,3}")
 """A version: epoch of the server, number of its call, leaf of the memory."""
@@ -51,16 +51,8 @@ class Store:
         path = self._path(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
             data = save({"value": value.detach().cpu().contiguous()})
-            with temporary.open("wb") as file:
-                file.write(hashlib.sha256(data).digest() + data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            fd = os.open(self.folder, os.O_RDONLY)
-            os.fsync(fd)
-            os.close(fd)
+            write_atomic(path, hashlib.sha256(data).digest() + data)
         except OSError as error:
             raise DeployError(f"cannot keep memory in {path}: {error.strerror}; give the node another store") from error
 
@@ -96,10 +88,7 @@ class Store:
         for name in self.names():
             if NAME.fullmatch(name) and name not in kept and order(name)[:2] < now:
                 self._path(name).unlink(missing_ok=True)
-        for leftover in self.folder.glob("*.tmp"):
-            owner = leftover.suffixes[-2].lstrip(".") if len(leftover.suffixes) > 1 else ""
-            if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-                leftover.unlink(missing_ok=True)
+        remove_unfinished(self.folder)
 
     def forget(self) -> None:
         """Remove everything: the run has ended."""

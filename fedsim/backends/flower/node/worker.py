@@ -8,7 +8,6 @@ of its own, so that none works with modules or data as an earlier run found them
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,20 +21,22 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from contextlib import AbstractContextManager, contextmanager, suppress
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from fedsim.backends.flower.protocol.calls import Call
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.errors import DeployError
+from fedsim.record.files import lock
 
 IDLE_SECONDS = 120.0
 NEW_SECONDS = 60.0
 """How long a socket is left alone that nobody listens at: its worker may be just about to."""
 START_SECONDS = 300.0
-LOCK = "worker.lock"
 
 
 class WorkerError(RuntimeError):
@@ -75,7 +76,7 @@ def serve(path: Path, settings: NodeSettings, node: int, idle: float = IDLE_SECO
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        while accepted := _next(listener, path, settings.store / LOCK, idle):
+        while accepted := _next(listener, path, settings.store, idle):
             with Connection(accepted.detach()) as client:
                 try:
                     call, beside = _receive(client)
@@ -88,10 +89,10 @@ def serve(path: Path, settings: NodeSettings, node: int, idle: float = IDLE_SECO
                     continue
 
 
-def _next(listener: socket.socket, path: Path, lock: Path, idle: float) -> socket.socket | None:
+def _next(listener: socket.socket, path: Path, store: Path, idle: float) -> socket.socket | None:
     """The next connection; None, and the socket removed, when there was none for ``idle`` seconds."""
     if not select.select([listener], [], [], idle)[0]:
-        with _locked(lock):                                # who held it has connected; others will find no socket
+        with _alone(store):                                # who held it has connected; others will find no socket
             if not select.select([listener], [], [], 0)[0]:
                 path.unlink()
                 return None
@@ -112,11 +113,9 @@ def remove_orphans(folder: Path) -> None:
 
 def _end_with(node: int, path: Path) -> None:
     """End this process, and remove its socket, when the process ``node`` has ended, whatever is being done."""
-    if hasattr(os, "pidfd_open"):
-        with suppress(ProcessLookupError):                 # it is gone already
-            select.select([os.pidfd_open(node)], [], [])
-    else:
-        while _lives(node):
+    with suppress(psutil.NoSuchProcess):                   # it is gone already
+        process = psutil.Process(node)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(1)
     _end(path)
 
@@ -126,25 +125,14 @@ def _end(path: Path) -> None:
     os._exit(1)
 
 
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @contextmanager
 def _connected(settings: NodeSettings, run: int) -> Iterator[Connection]:
     """A connection to the worker, which is started if need be."""
     path = _address(settings, run)
-    with socket.socket(socket.AF_UNIX) as client:
-        with _locked(settings.store / LOCK):
-            if not _connect(client, path):
-                path.unlink(missing_ok=True)               # of one that was killed
-                _start(client, path, settings)
-        with Connection(client.detach()) as connection:
-            yield connection
+    with _alone(settings.store):
+        worker = _connect(path) or _start(path, settings)
+    with worker:
+        yield worker
 
 
 def _address(settings: NodeSettings, run: int) -> Path:
@@ -158,35 +146,33 @@ def _address(settings: NodeSettings, run: int) -> Path:
     return folder / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def _start(client: socket.socket, path: Path, settings: NodeSettings) -> None:
-    """Start a worker that ends with Flower's process which started this one, and connect to it."""
+def _start(path: Path, settings: NodeSettings) -> Connection:
+    """A connection to a new worker, which ends with Flower's process that started this one."""
+    path.unlink(missing_ok=True)                           # of one that was killed
     words = [str(path), json.dumps(settings.config()), str(os.getppid())]
     worker = subprocess.Popen([sys.executable, "-m", __name__, *words], stdin=subprocess.DEVNULL)
     end = time.monotonic() + START_SECONDS
-    while not _connect(client, path):
+    while not (connection := _connect(path)):
         if worker.poll() is not None:
             raise WorkerError(f"the node's worker ended with exit code {worker.returncode}; see the node's log")
         if time.monotonic() > end:
             worker.kill()
             raise WorkerError(f"the node's worker did not start within {START_SECONDS:g} s")
         time.sleep(0.05)
+    return connection
 
 
-def _connect(client: socket.socket, path: Path) -> bool:
+def _connect(path: Path) -> Connection | None:
     try:
-        client.connect(str(path))
-    except (FileNotFoundError, ConnectionRefusedError):
-        return False
-    return True
+        return Client(str(path), "AF_UNIX")
+    except (FileNotFoundError, ConnectionRefusedError):    # nobody listens
+        return None
 
 
-@contextmanager
-def _locked(lock: Path) -> Iterator[None]:
+def _alone(store: Path) -> AbstractContextManager[None]:
     """Alone among the processes that find, start or end a worker of this node."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    store.mkdir(parents=True, exist_ok=True)
+    return lock(store)
 
 
 def _send(to: Connection, call: Call, **beside: Any) -> None:

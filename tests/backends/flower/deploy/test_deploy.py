@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,22 +15,12 @@ import fedsim
 from fedsim.backends.flower.deploy import processes
 from fedsim.experiment.config import from_config
 from tests.backends.flower.deploy.test_federation import config_of, final, folder
+from tests.processes import children
 
 __all__ = ["folder"]
 pytestmark = pytest.mark.timeout(1800)                     # on a machine that is busy with other things
 ROOT = Path(__file__).parents[4]
 DEPLOY = [sys.executable, "-m", "fedsim", "deploy", "--port", "0", "--quiet", "--patience", "1800"]
-
-
-def children(parent: int, program: str = "") -> list[int]:
-    """Processes whose parent this is, and whose command names the program."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            of = int(stat.read_text().rpartition(")")[2].split()[1])
-            if of == parent and program in (stat.parent / "cmdline").read_text():
-                found.append(int(stat.parent.name))
-    return found
 
 
 def test_the_command_resumes_after_everything_was_killed(folder: Path) -> None:
@@ -51,8 +38,8 @@ def test_the_command_resumes_after_everything_was_killed(folder: Path) -> None:
             while first.poll() is None and not checkpoints(output):
                 assert time.monotonic() < end, "nothing happened"
                 time.sleep(0.2)
-            os.kill(children(first.pid, "flower-supernode")[1], signal.SIGKILL)
-            os.kill(children(first.pid, "flower-superlink")[0], signal.SIGKILL)
+            children(first.pid, "flower-supernode")[1].kill()
+            children(first.pid, "flower-superlink")[0].kill()
             _, said = first.communicate(timeout=300)
         finally:
             first.kill()                                   # and the system ends what it started

@@ -7,15 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedsim.backends.flower.deploy import ports
-from fedsim.backends.flower.deploy.processes import Process, end_leftovers, living, stop_all
+from fedsim.backends.flower.deploy.processes import Process, _lives, end_leftovers, living, stop_all
 from fedsim.errors import ConfigError, DeployError
+from tests.processes import wait_until
 
 FAMILY = """
 import subprocess, sys, time
@@ -34,13 +35,6 @@ time.sleep(900)
 
 def python(folder: Path, code: str, name: str = "it") -> Process:
     return Process(name, [sys.executable, "-S", "-c", code], dict(os.environ), folder / f"{name}.log")
-
-
-def eventually(what: Callable[[], bool], seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("end", [Process.stop, Process.kill])
@@ -68,9 +62,9 @@ def test_children_outlive_a_killed_parent_but_not_its_end(tmp_path: Path) -> Non
     process.start()
     process.wait_until(lambda: "child" in process.tail(), 240, "running")
     os.kill(process.pid, signal.SIGKILL)
-    eventually(lambda: process.code is not None)
+    wait_until(lambda: process.code is not None)
     (child,) = process.living()
-    assert child != process.pid
+    assert child.pid != process.pid
     process.stop()
     assert not process.living()
 
@@ -97,10 +91,21 @@ time.sleep(900)
         end_leftovers(tmp_path)
     starter.kill()
     starter.communicate()
-    eventually(lambda: leader not in living(mark))
+    wait_until(lambda: leader not in [process.pid for process in living(mark)])
     assert len(living(mark)) == 1
     end_leftovers(tmp_path)
     assert not living(mark)
+
+
+def test_a_starter_is_older_than_what_it_has_started() -> None:
+    """The number of one that has ended may be given to another process."""
+    created = psutil.Process().create_time()
+    assert _lives(os.getpid(), created + 1) and not _lives(os.getpid(), created - 2)
+    ended = subprocess.Popen(["true"])
+    wait_until(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE)
+    assert not _lives(ended.pid, created + 1000)
+    ended.wait()
+    assert not _lives(ended.pid, created + 1000)
 
 
 def test_an_early_end_is_told_with_the_log(tmp_path: Path) -> None:
@@ -131,5 +136,7 @@ def test_a_port_in_use_is_told_with_its_holder() -> None:
 def test_free_ports_are_none_that_the_system_gives_away() -> None:
     found = [ports.check(0), *ports.free(200), *ports.free(200)]
     assert len(set(found)) == 401
-    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    assert not [port for port in found if low <= port <= high or port < ports.FIRST]
+    assert all(ports.FIRST <= port <= ports.LAST for port in found)
+    with socket.socket() as given:
+        given.bind(("127.0.0.1", 0))
+        assert given.getsockname()[1] > ports.LAST
