@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from fedsim.backends.flower.deploy.app import write_app
-from fedsim.backends.flower.deploy.federation import HOST, Federation
+from fedsim.backends.flower.deploy.local_federation import HOST, LocalFederation
 from fedsim.backends.flower.deploy.processes import Process
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.record.metrics import read_metrics
@@ -64,13 +64,13 @@ class Counter:
                 end.close()
 
 
-class Counted(Federation):
+class Counted(LocalFederation):
     """A federation whose nodes reach the SuperLink through a counter."""
 
     counter: Counter | None = None
 
     def supernode(self, node: NodeSettings, own_port: int) -> Process:
-        """See ``Federation``."""
+        """See ``LocalFederation``."""
         self.counter = self.counter or Counter(self.port)
         process = super().supernode(node, own_port)
         at = process.command.index("--superlink") + 1

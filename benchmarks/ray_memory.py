@@ -26,7 +26,7 @@ import torch
 
 from algorithms import Scaffold
 from fedsim.backends.ray.actors import Workers
-from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.object_store import ObjectStore
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.session import session
 from fedsim.clients import cohort
@@ -105,7 +105,7 @@ def main() -> None:
     store, start = int(arguments.store * GIB), time.perf_counter()
     with Watch() as watch, session(cpus=arguments.actors, gpus=0, object_store_bytes=store) as ray:
         fed = Federation(model, Shards(x, y, np.arange(n + 1) * 2), LocalWork(2), 0, Loop())
-        fed.backend, fed.memory = RayActors(Workers(ray, Ray(actors=arguments.actors)), 0), Store(ray)
+        fed.backend, fed.memory = RayActors(Workers(ray, Ray(actors=arguments.actors)), 0), ObjectStore(ray)
         algorithm = Scaffold()
         state = algorithm.init(model.vector(), cohort(fed, 0))
         for round, ids in enumerate([*cohorts, *cohorts[:2]], 1):

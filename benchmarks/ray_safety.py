@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.work import Work
 from fedsim.backends.ray.actors import Workers
-from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.object_store import ObjectStore
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.ray_host import RayHost
 from fedsim.backends.ray.session import session
@@ -71,7 +71,7 @@ def main() -> None:
     with session(cpus=2, gpus=0, object_store_bytes=3_000_000_000) as ray:
         workers = Workers(ray, Ray(actors=2))
         places: dict[str, tuple[Backend, Memory]] = {
-            "actors": (RayActors(workers, 0), Store(ray)),
+            "actors": (RayActors(workers, 0), ObjectStore(ray)),
             "one process": (Loop(), OnDevice()),
         }
         host = RayHost(Ray(), workers=workers)

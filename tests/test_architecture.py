@@ -53,7 +53,7 @@ LONGEST = 400
 LONG: set[str] = set()
 
 NAMESAKES = {
-    "Bernoulli", "Exchange", "Failure", "Federation", "Identity", "Local", "Site", "Store", "Task",
+    "Bernoulli",
 }  # fmt: skip
 """Public classes of fedsim that share a name, known and to be renamed."""
 

@@ -20,7 +20,7 @@ from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import free_name
 
 if TYPE_CHECKING:
-    from fedsim.backends.flower.deploy.local import Local
+    from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
 
 POLICY = {"timeout": float, "retries": int, "minimum": float, "patience": float}
 DEPLOY = flags.Command(
@@ -54,8 +54,8 @@ def deploy(argv: Sequence[str]) -> int:
         return 0
     flower_version()                                       # before anything else: is it there?
     from fedsim.backends.flower.deploy.instructions import instructions
-    from fedsim.backends.flower.deploy.local import check, modules
-    from fedsim.backends.flower.deploy.local import deploy as deploy_here
+    from fedsim.backends.flower.deploy.local_deployment import check, modules
+    from fedsim.backends.flower.deploy.local_deployment import deploy as deploy_here
 
     resumed = Path(line.options["resume"]) if "resume" in line.options else None
     if resumed is not None and (line.settings or "output" in line.options):
@@ -120,9 +120,9 @@ def _output(line: flags.CommandLine, experiment: Experiment) -> Path:
     return output
 
 
-def _local(line: flags.CommandLine, resumed: Path | None) -> Local:
+def _local(line: flags.CommandLine, resumed: Path | None) -> LocalDeployment:
     """The options of the command itself; those that are not given are as before where a run is continued."""
-    from fedsim.backends.flower.deploy.local import Local, remembered
+    from fedsim.backends.flower.deploy.local_deployment import LocalDeployment, remembered
 
     known = open_run(resumed).manifest if resumed else {}
     before = known.get("deployment", {}).get("policy", {})
@@ -139,4 +139,4 @@ def _local(line: flags.CommandLine, resumed: Path | None) -> Local:
         settings["port"] = line.number("port", int)
     if "insecure" in line.switches:
         settings["insecure"] = True
-    return Local(nodes, policy=Policy(**{**before, **given}), **settings)
+    return LocalDeployment(nodes, policy=Policy(**{**before, **given}), **settings)

@@ -24,7 +24,7 @@ Results: TypeAlias = Generator[tuple[Point, str | None], None, None]
 """Points that are done, and why they failed."""
 
 
-class Task(NamedTuple):
+class PointTask(NamedTuple):
     """What a process needs to run a point.
 
     Attributes:
@@ -92,7 +92,8 @@ def _asks_for_ray(point: Point) -> bool:
 def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Results:
     for point in todo:
         bar.begins(point)
-        yield point, run_task(Task(sweep.directory(point), point.config, torch.get_num_threads()), progress=bar.shown)
+        task = PointTask(sweep.directory(point), point.config, torch.get_num_threads())
+        yield point, run_task(task, progress=bar.shown)
 
 
 def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Results:
@@ -100,7 +101,7 @@ def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Res
 
     threads = max(1, cores() // jobs)
     points = {sweep.directory(point): point for point in todo}
-    tasks = [Task(path.resolve(), point.config, threads) for path, point in points.items()]
+    tasks = [PointTask(path.resolve(), point.config, threads) for path, point in points.items()]
     by_path = {path.resolve(): point for path, point in points.items()}
     gpus = _gpus(todo, jobs)
     results = map_unordered(run_task, tasks, jobs=jobs, cpus=threads, gpus=gpus, tick=bar.update)
@@ -117,7 +118,7 @@ def _gpus(todo: list[Point], jobs: int) -> float:
     return count and 1 / math.ceil(jobs / count)
 
 
-def run_task(task: Task, progress: bool = False) -> str | None:
+def run_task(task: PointTask, progress: bool = False) -> str | None:
     """Run a point, or go on with it; returns why it failed."""
     torch.set_num_threads(task.threads)
     try:

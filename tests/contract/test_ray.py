@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.backends.ray.object_store import FarRow, Store
+from fedsim.backends.ray.object_store import FarRow, ObjectStore
 from fedsim.tree import leaves
 from fedsim.types import Kept
 from tests.backends.ray.shared import workers
@@ -43,7 +43,7 @@ def test_other_models(algorithm: str, model: str) -> None:
 def test_a_run_goes_on_from_its_state(algorithm: str) -> None:
     """Memories that come from a checkpoint are put into the store, or sent from here."""
     run = play(algorithm, backend="ray")
-    for memory in (None, Store(workers().ray)):
+    for memory in (None, ObjectStore(workers().ray)):
         fed = federation(backend="ray")
         state = copy.deepcopy(run.states[1])
         fields = [f if not isinstance(f, Kept) else Kept(f.n, f.default, {i: f[i] for i in f.rows}) for f in state]

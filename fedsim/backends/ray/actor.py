@@ -18,7 +18,16 @@ import psutil
 import torch
 
 from fedsim.backends.ray.object_store import arrays, lent_tree, shared, sums_on_host, to_array, to_tensor
-from fedsim.backends.ray.protocol import Exchange, Facts, Failure, Report, Site, Task, described, form
+from fedsim.backends.ray.protocol import (
+    ClientFailure,
+    ClientTask,
+    Facts,
+    GossipExchange,
+    Report,
+    WorkerSetup,
+    described,
+    form,
+)
 from fedsim.controller.evaluate import Scores, score
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation
@@ -66,7 +75,7 @@ class Worker:
         """Take up a federation; the samples stay where they are in shared memory."""
         self.forget_all()
         self._functions.clear()
-        s: Site = pickle.loads(site)
+        s: WorkerSetup = pickle.loads(site)
         model = Model(s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype)
         shards = Shards(shared(x).to(s.device), shared(y).to(s.device), s.offsets)
         self._fed = Federation(model, shards, s.work, s.seed, Loop())
@@ -88,7 +97,7 @@ class Worker:
         if len(self._functions) > MOST_FUNCTIONS:
             del self._functions[next(iter(self._functions))]
 
-    def run(self, task: Task, down: list[np.ndarray], first: list[np.ndarray], *rows: np.ndarray) -> Any:
+    def run(self, task: ClientTask, down: list[np.ndarray], first: list[np.ndarray], *rows: np.ndarray) -> Any:
         """Run the clients: a `Report`, then the tensors of their new memories, client by client.
 
         Args:
@@ -117,7 +126,9 @@ class Worker:
         found = self._memories.pop(token)
         return several(found, len(found))
 
-    def _run(self, task: Task, down: Any, first: Any, rows: Sequence[np.ndarray]) -> tuple[Report, list[np.ndarray]]:
+    def _run(
+        self, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]
+    ) -> tuple[Report, list[np.ndarray]]:
         fed = self._fed
         fed.ledger.gradient_evaluations[:] = 0
         fed.decay = lambda round: task.decay
@@ -142,7 +153,7 @@ class Worker:
         )
         return report, [array for tree in of for array in arrays(tree)]
 
-    def _mine(self, task: Task, first: list[np.ndarray], rows: Sequence[np.ndarray]) -> Kept[Any] | None:
+    def _mine(self, task: ClientTask, first: list[np.ndarray], rows: Sequence[np.ndarray]) -> Kept[Any] | None:
         if task.mine is None:
             return None
         values, width = iter(rows), len(leaves(task.mine))
@@ -159,16 +170,18 @@ class Worker:
         pairs = zip(values, leaves(like), strict=True)
         return build(like, iter([to_tensor(value, leaf.dtype, device) for value, leaf in pairs]))
 
-    def _failure(self, error: Exception, task: Task, down: Any, first: Any, rows: Sequence[np.ndarray]) -> Failure:
+    def _failure(
+        self, error: Exception, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]
+    ) -> ClientFailure:
         """Who it was: the clients of the run one by one, so that a round is done again without all of them at once."""
         fn = self._functions[task.fn]
         line, text = described(error, fn)
         if isinstance(error, torch.OutOfMemoryError):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            return Failure([], line, text, full=True)
+            return ClientFailure([], line, text, full=True)
         if isinstance(error, FedsimError):
-            return Failure([], line, text, refused=error)
+            return ClientFailure([], line, text, refused=error)
         mine, sent = self._mine(task, first, rows), self._tree(task.down, down)
         failed: dict[int, tuple[str, str]] = {}
         for node in task.ids.tolist():
@@ -177,8 +190,8 @@ class Worker:
             except Exception as alone:
                 failed[node] = described(alone, fn)
         if not failed:
-            return Failure(task.ids.tolist(), line, text)
-        return Failure(list(failed), *next(iter(failed.values())))
+            return ClientFailure(task.ids.tolist(), line, text)
+        return ClientFailure(list(failed), *next(iter(failed.values())))
 
     def score(
         self, x: np.ndarray, inputs: np.ndarray, targets: np.ndarray, start: int, stop: int, classification: bool
@@ -215,7 +228,7 @@ class Worker:
         found = [to_array(t[torch.from_numpy(pick).to(t.device)]) for pick in picks for t in stacks]
         return several(found, len(found))
 
-    def mix(self, exchange: Exchange, *others: np.ndarray) -> Any:
+    def mix(self, exchange: GossipExchange, *others: np.ndarray) -> Any:
         """One exchange between neighbours: keep the weighted sums under another token. Returns None, and where it
         is the last exchange every tensor of every row.
 

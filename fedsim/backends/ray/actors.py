@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim.backends.ray.actor import MOST_FUNCTIONS, Worker
 from fedsim.backends.ray.object_store import to_array
-from fedsim.backends.ray.protocol import Facts, Site
+from fedsim.backends.ray.protocol import Facts, WorkerSetup
 from fedsim.engine.federation import Federation
 from fedsim.engine.unpicklable import refused
 from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
@@ -175,9 +175,9 @@ class Workers:
     def _describe(self, f: Federation) -> tuple[Any, ...]:
         m = f.model
 
-        def site() -> Site:
+        def site() -> WorkerSetup:
             module = copy.deepcopy(m.module).cpu()         # parameters with memory of their own, not views of a vector
-            return Site(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
+            return WorkerSetup(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
 
         data = self._pickled(site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
         self._shared, self._vector = [], m.d * m.dtype.itemsize

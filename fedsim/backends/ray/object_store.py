@@ -64,7 +64,7 @@ class FarRow(Far):
             raise StateLostError(f"a client's memory is lost with the machine that held it: {error}") from error
 
 
-class Store:
+class ObjectStore:
     """``Memory`` in the object store of a session: shared memory, which Ray spills to disk when full."""
 
     def __init__(self, ray: ModuleType) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 
-class Site(NamedTuple):
+class WorkerSetup(NamedTuple):
     """What stays the same from round to round, besides the samples.
 
     Attributes:
@@ -39,7 +39,7 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class ClientTask:
     """A run of clients.
 
     Attributes:
@@ -70,7 +70,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class GossipExchange:
     """One exchange of gossip, for the nodes of one run.
 
     Attributes:
@@ -92,7 +92,7 @@ class Exchange:
     last: bool
 
 
-class Failure(NamedTuple):
+class ClientFailure(NamedTuple):
     """A client function that raised.
 
     Attributes:
@@ -131,7 +131,7 @@ class Report(NamedTuple):
     message: Any
     dense: Any
     memory: Any
-    failure: Failure | None = None
+    failure: ClientFailure | None = None
 
 
 class Facts(NamedTuple):

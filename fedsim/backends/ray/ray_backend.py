@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.backends.ray.actors import Workers
 from fedsim.backends.ray.object_store import FarRow, arrays, far_tree, to_array
-from fedsim.backends.ray.protocol import Failure, Report, Task, form
+from fedsim.backends.ray.protocol import ClientFailure, ClientTask, Report, form
 from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run
 from fedsim.controller.evaluate import CHUNK, Scores
 from fedsim.engine.federation import Federation
@@ -75,7 +75,7 @@ class RayActors:
             nodes = ids[order[run.start : run.stop]]
             rows = {} if mine is None else {node: mine.rows[node] for node in nodes.tolist() if node in mine.rows}
             known = np.isin(nodes, list(rows))
-            task = Task(
+            task = ClientTask(
                 token, nodes, round, federation.decay(round), self.block_size, name,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
                 known, width, w.dropped(run.worker),
@@ -122,7 +122,7 @@ class RayActors:
 
     def _check(self, reports: Sequence[Report], name: str, round: int) -> None:
         """Raise what went wrong in the runs."""
-        failures: list[Failure] = [report.failure for report in reports if report.failure is not None]
+        failures: list[ClientFailure] = [report.failure for report in reports if report.failure is not None]
         for failure in failures:
             if failure.refused is not None:
                 raise failure.refused

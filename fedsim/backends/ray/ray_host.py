@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.algorithm import Algorithm
 from fedsim.backends.ray.actors import Workers
-from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.object_store import ObjectStore
 from fedsim.backends.ray.ray_backend import RayActors, score
 from fedsim.backends.ray.session import session
 from fedsim.clients import cohort
@@ -116,7 +116,7 @@ class RayHost(Host):
         if self._most is not None:
             size = min(size, self._most)
         fed.backend = RayActors(self._workers, size)
-        fed.memory = Store(ray)
+        fed.memory = ObjectStore(ray)
         self._tell_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
         self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
         return self._chosen

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.ray.object_store import far_tree, sums_of, to_array, to_tensor
-from fedsim.backends.ray.protocol import Exchange, Report
+from fedsim.backends.ray.protocol import GossipExchange, Report
 from fedsim.messages.mixing import root_mean
 from fedsim.messages.stacked import mean_of_parts, refuse_packed
 from fedsim.tree import build, leaves, tree_map
@@ -144,7 +144,7 @@ class RayMessages:
         width = len(leaves(self._dense)) if last else 0
         done, rows = [], []
         for to, (run, there) in enumerate(zip(self._runs, plan, strict=True)):
-            exchange = Exchange(token, into, there.w, there.own, there.order, token == self._token, last)
+            exchange = GossipExchange(token, into, there.w, there.own, there.order, token == self._token, last)
             others = [ref for source in there.picks for ref in given[source, to]]
             results = 1 + (run.stop - run.start) * width
             first, *refs = self._pool.call(run.worker, "mix", exchange, *others, results=results)

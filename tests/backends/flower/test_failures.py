@@ -18,7 +18,7 @@ from flwr.app import Error, Message
 from torch import Tensor
 
 import fedsim
-from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.protocol.calls import from_records
 from fedsim.errors import DeployError, RunError
 from fedsim.experiment.config import from_config
@@ -82,7 +82,7 @@ def restart(grid: FakeGrid, number: int) -> None:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients keep their memories when the run has ended."""
-    monkeypatch.setattr(Store, "forget", lambda self: None)
+    monkeypatch.setattr(NodeStore, "forget", lambda self: None)
 
 
 def drift_of_ef21(folder: Path) -> float:
@@ -95,7 +95,7 @@ def drift_of_ef21(folder: Path) -> float:
         saved = bytes(loaded.tensors[f"g_i.{i}.0"].numpy()).decode()
         client, name, _ = json.loads(saved.removeprefix("fedsim memory "))
         assert client == i
-        kept.append(Store(folder / f"nodes/node-{i}", run, i).read(name).double())
+        kept.append(NodeStore(folder / f"nodes/node-{i}", run, i).read(name).double())
     g: Tensor = loaded.tensors["g.0"].double()
     return float((g - torch.stack(kept).mean(0)).norm() / g.norm())
 

@@ -13,7 +13,7 @@ import torch
 from flwr.common.config import parse_config_args
 
 from fedsim.backends.flower.node.answer import answer
-from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.protocol.calls import Call
 from fedsim.backends.flower.protocol.forms import fingerprint
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
@@ -66,10 +66,10 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
     made = ask(tmp_path)
     assert made.verb == "each" and made.values["memory"] == ["float32", [D]] and made.values["evaluations"] > 0
     _, change = wire.decode(made.data["message"])
-    kept = Store(tmp_path, RUN, 1).read("1.1.0")
+    kept = NodeStore(tmp_path, RUN, 1).read("1.1.0")
     assert torch.equal(kept, change)                       # the memory was zero
     again = ask(tmp_path, {"memory": {"version": "1.1.0"}, "alive": ["1.1.0"], "write": "1.2"})
-    assert again.verb == "each" and Store(tmp_path, RUN, 1).names() == ["1.1.0", "1.2.0"]
+    assert again.verb == "each" and NodeStore(tmp_path, RUN, 1).names() == ["1.1.0", "1.2.0"]
 
 
 @pytest.mark.parametrize(

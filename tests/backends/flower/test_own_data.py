@@ -15,7 +15,7 @@ import yaml
 
 from algorithms import FedAvg
 from fedsim import Experiment
-from fedsim.backends.flower.node.data import place_of
+from fedsim.backends.flower.node.data import side_of
 from fedsim.backends.flower.protocol.common import Common
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.server.remote_data import of_own_data
@@ -77,11 +77,11 @@ def test_targets_of_regression_are_of_the_experiments_type_on_every_side(tmp_pat
     sized: list[Common] = []
     prepared = of_own_data(experiment, 0, 2, lambda common: (sized.append(common), np.array([20, 20]))[1])
     text = json.dumps(to_config(experiment))
-    place = place_of(text, 0, sized[0], NodeSettings(client=0, store=tmp_path / "store", data=tmp_path))
+    side = side_of(text, 0, sized[0], NodeSettings(client=0, store=tmp_path / "store", data=tmp_path))
     simulated = prepare(experiment, 0)
-    for samples in (place.federation.shards, place.own, prepared.test, simulated.federation.shards, simulated.test):
+    for samples in (side.federation.shards, side.own, prepared.test, simulated.federation.shards, simulated.test):
         assert samples.x.dtype == samples.y.dtype == torch.float64
-    assert not place.classification
+    assert not side.classification
 
 
 def test_what_cannot_be(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 import fedsim
 from algorithms import ALGORITHMS, GOSSIP
-from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.server.server_app import serve
 from fedsim.experiment.config import from_config
 from fedsim.record.metrics import read_metrics
@@ -121,7 +121,7 @@ def test_what_the_ledger_charges_is_what_travels(tmp_path: Path) -> None:
 
 def test_memories_stay_with_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two versions at most: that of the last state and checkpoint, and that of the checkpoint before."""
-    monkeypatch.setattr(Store, "forget", lambda self: None)
+    monkeypatch.setattr(NodeStore, "forget", lambda self: None)
     deploy(tmp_path, {**CONFIG, "algorithm": "Scaffold", "rounds": 6})
     stores = [sorted(path.name for path in (tmp_path / f"nodes/node-{i}").rglob("*.safetensors")) for i in range(3)]
     assert stores == [["1.4.0.safetensors", "1.5.0.safetensors", "1.6.0.safetensors"]] * 3

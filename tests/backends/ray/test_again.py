@@ -21,7 +21,7 @@ from fedsim.backends.ray import ray_host as hosts
 from fedsim.backends.ray import tasks as pool
 from fedsim.backends.ray.actor import Worker
 from fedsim.backends.ray.actors import Workers
-from fedsim.backends.ray.protocol import Failure, Report
+from fedsim.backends.ray.protocol import ClientFailure, Report
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, MOST_TOGETHER, RayHost, share_of
 from fedsim.controller.prepare import prepare
@@ -96,7 +96,7 @@ def test_initialisation_is_done_again() -> None:
 def test_blocks_are_halved_as_often_as_it_takes() -> None:
     backend = RayActors(SimpleNamespace(ray=None), 100)  # type: ignore[arg-type]
     none = np.zeros(0, np.int64)
-    full = Report(none, none, none, none, None, None, None, Failure([], "OutOfMemoryError", "", full=True))
+    full = Report(none, none, none, none, None, None, None, ClientFailure([], "OutOfMemoryError", "", full=True))
     sizes = []
 
     def fate(cohort: list[int], attempt: int) -> None:

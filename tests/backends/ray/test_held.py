@@ -9,7 +9,7 @@ import numpy as np
 from algorithms import FedAvg
 from fedsim import Experiment, FixedSize, Local
 from fedsim.backends.ray.actor import MOST_FUNCTIONS
-from fedsim.backends.ray.object_store import Store
+from fedsim.backends.ray.object_store import ObjectStore
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
 from fedsim.controller.prepare import prepare
@@ -25,7 +25,7 @@ def federation() -> Federation:
     """20 clients in blocks of 5 on two workers."""
     experiment = Experiment(FedAvg(), partition=IidPartitioner(20), model=Logistic(), sampling=FixedSize(1.0))
     fed = prepare(experiment, 0).federation
-    fed.backend, fed.memory = RayActors(workers(), 5), Store(workers().ray)
+    fed.backend, fed.memory = RayActors(workers(), 5), ObjectStore(workers().ray)
     return fed
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from fedsim.backends.flower.deploy.app import as_toml
 from fedsim.backends.flower.deploy.certificates import Credentials
-from fedsim.backends.flower.deploy.federation import CONNECTION, superlink_security, supernode_security
 from fedsim.backends.flower.deploy.install import OFFLINE
-from fedsim.backends.flower.deploy.local import Local
+from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
+from fedsim.backends.flower.deploy.local_federation import CONNECTION, superlink_security, supernode_security
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.errors import how_to_install
 
 FOLDER = Path("federation")
 
 
-def instructions(file: str, host: str, local: Local, output: Path, allow: tuple[str, ...] = ()) -> str:
+def instructions(file: str, host: str, local: LocalDeployment, output: Path, allow: tuple[str, ...] = ()) -> str:
     """Shell commands, with comments that say on which machine.
 
     Args:
@@ -50,7 +50,7 @@ def _certificates(credentials: Credentials, host: str) -> str:
     return f"# On the server, once:\n{_line(words)}\n{copy}"
 
 
-def _server(credentials: Credentials | None, local: Local) -> str:
+def _server(credentials: Credentials | None, local: LocalDeployment) -> str:
     address = f'address = "127.0.0.1:{local.port}"'
     trust = f'root-certificates = "{credentials.ca.absolute()}"' if credentials else "insecure = true"
     config = f'[superlink.{CONNECTION}]\\n{address}\\n{trust}\\n'
@@ -67,7 +67,7 @@ def _server(credentials: Credentials | None, local: Local) -> str:
     return "\n".join(lines)
 
 
-def _node(credentials: Credentials | None, i: int, host: str, local: Local, allow: tuple[str, ...]) -> str:
+def _node(credentials: Credentials | None, i: int, host: str, local: LocalDeployment, allow: tuple[str, ...]) -> str:
     own = Path("/path/to/own/data") if local.own_data else None
     settings = NodeSettings(i, Path("/var/lib/fedsim"), own, allow=allow)
     here = None if credentials is None else Credentials(Path(), local.nodes)
@@ -75,7 +75,7 @@ def _node(credentials: Credentials | None, i: int, host: str, local: Local, allo
     return f"# On node {i}:\n{_line([*words, '--node-config', settings.text()])}"
 
 
-def _run(file: str, local: Local, output: Path) -> str:
+def _run(file: str, local: LocalDeployment, output: Path) -> str:
     config = {"experiment": str(Path(file).absolute()), "output": str(output.absolute())}
     values = {**config, "own-data": local.nodes if local.own_data else 0, **asdict(local.policy)}
     text = " ".join(f"{key}={as_toml(value)}" for key, value in values.items())

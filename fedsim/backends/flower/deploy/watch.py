@@ -6,7 +6,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from fedsim.backends.flower.deploy.federation import Federation
+from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.controller.host import note
 from fedsim.controller.progress import RunProgress
 from fedsim.errors import DeployError, FedsimError
@@ -40,7 +40,7 @@ class Tail:
 
 
 def watch(
-    federation: Federation, run_id: str, experiment: Experiment, output: Path, progress: bool, told: Tail
+    federation: LocalFederation, run_id: str, experiment: Experiment, output: Path, progress: bool, told: Tail
 ) -> None:
     """Show how a run goes on, and pass on what the server has told, until it has ended.
 

@@ -14,8 +14,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fedsim.backends.flower.node.data import Place, place_of
-from fedsim.backends.flower.node.node_store import Store
+from fedsim.backends.flower.node.data import NodeSide, side_of
+from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.protocol.calls import Call
 from fedsim.backends.flower.protocol.common import Common
 from fedsim.backends.flower.protocol.forms import (
@@ -43,9 +43,9 @@ def answer(call: Call, text: str, settings: NodeSettings) -> Call:
     try:
         started = time.perf_counter()
         common, seed = Common.of(call.values.get("common")), number(call, "seed")
-        store = Store(settings.store, str(call.values.get("run")), settings.client)
-        place = place_of(text, seed, common, settings)
-        return Node(place, store, settings.client).answer(call, time.perf_counter() - started)
+        store = NodeStore(settings.store, str(call.values.get("run")), settings.client)
+        side = side_of(text, seed, common, settings)
+        return Node(side, store, settings.client).answer(call, time.perf_counter() - started)
     except (FedsimError, ValueError) as error:             # ValueError: what decoders say of malformed bytes
         return Call("refused", {"error": str(error)})
 
@@ -62,16 +62,16 @@ class Node:
     """A client at work.
 
     Args:
-        place: its data, and what is run.
+        side: its data, and what is run.
         store: its memory.
         client: its number.
     """
 
-    def __init__(self, place: Place, store: Store, client: int) -> None:
-        self.place, self.store, self.client = place, store, client
-        self.federation = place.federation
-        self.compressors = compressors_of(place.experiment.method)
-        self.initial = place.initial
+    def __init__(self, side: NodeSide, store: NodeStore, client: int) -> None:
+        self.side, self.store, self.client = side, store, client
+        self.federation = side.federation
+        self.compressors = compressors_of(side.experiment.method)
+        self.initial = side.initial
 
     def answer(self, call: Call, load: float = 0.0) -> Call:
         """The answer to a call.
@@ -96,12 +96,12 @@ class Node:
     def hello(self, call: Call) -> Call:
         """Who this is, and with which data."""
         rows = self.federation.shards.rows(self.client)
-        return Call("hello", {"samples": len(rows.x), "own": len(self.place.own.x), "versions": versions()})
+        return Call("hello", {"samples": len(rows.x), "own": len(self.side.own.x), "versions": versions()})
 
     def each(self, call: Call) -> Call:
         """Run a client function."""
         values, fed = call.values, self.federation
-        fn = function_of(self.place.experiment.method, values.get("function"))
+        fn = function_of(self.side.experiment.method, values.get("function"))
         clock = time.perf_counter()
         down = self._down(call)
         clock = self._spent("encode", clock)
@@ -177,9 +177,9 @@ class Node:
         """Mean loss and accuracy of a model on this client's own samples."""
         d = self.federation.model.d
         dtype = str(self.federation.model.dtype).removeprefix("torch.")
-        x, own = self._received(call.data["x"], [dtype, [d]], "down"), self.place.own
+        x, own = self._received(call.data["x"], [dtype, [d]], "down"), self.side.own
         clock = time.perf_counter()
-        scores = score(self.federation.model, x, own.x, own.y, self.place.classification)
+        scores = score(self.federation.model, x, own.x, own.y, self.side.classification)
         self._spent("compute", clock)
         hits = None if scores.accuracy is None else float(scores.accuracy.mean())
         return Call("score", {"loss": float(scores.loss.mean()), "accuracy": hits, "samples": len(own.x)})

@@ -38,7 +38,7 @@ class OneShard(Shards):
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeSide:
     """One client's half of a federation.
 
     Attributes:
@@ -56,7 +56,7 @@ class Place:
     classification: bool
 
 
-def place_of(text: str, seed: int, common: Common, settings: NodeSettings) -> Place:
+def side_of(text: str, seed: int, common: Common, settings: NodeSettings) -> NodeSide:
     """The client that the settings name, in the experiment of the JSON ``text``.
 
     Raises:
@@ -73,7 +73,7 @@ def place_of(text: str, seed: int, common: Common, settings: NodeSettings) -> Pl
         model, OneShard(rows.x, rows.y, settings.client, common.n), experiment.local, seed, Loop(),
         cohort_size=experiment.participation.expected(common.n), decay=experiment.decay,
     )  # fmt: skip
-    return Place(experiment, federation, initial, own, bool(common.classes))
+    return NodeSide(experiment, federation, initial, own, bool(common.classes))
 
 
 _Found = tuple[Experiment, Model, Tensor, Batch, Batch]

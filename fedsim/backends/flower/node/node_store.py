@@ -32,7 +32,7 @@ SHARED = re.compile(r"shared-[0-9a-f]{64}")
 RUN = re.compile(r"[0-9a-f]{32}")
 
 
-class Store:
+class NodeStore:
     """Versions of one client of one run.
 
     Args:

@@ -38,7 +38,7 @@ FORGETTING = 30.0
 """Seconds that clients have to remove what they kept: the run has ended, and is not held up."""
 
 
-class Identity(NamedTuple):
+class ServerIdentity(NamedTuple):
     """What tells this server's calls from others.
 
     Attributes:
@@ -67,7 +67,7 @@ class FlowerBackend:
     """
 
     def __init__(
-        self, link: Link, identity: Identity, algorithm: Any, federation: Federation, sample: Batch, gossip: bool
+        self, link: Link, identity: ServerIdentity, algorithm: Any, federation: Federation, sample: Batch, gossip: bool
     ) -> None:
         self.link, self.identity, self.algorithm, self.gossip = link, identity, algorithm, gossip
         self.model, self.device = federation.model, federation.model.device

@@ -19,7 +19,7 @@ from fedsim.backends.flower.protocol.calls import Call, is_count
 from fedsim.backends.flower.protocol.common import Common
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.backends.flower.server.dry_run import Dry
-from fedsim.backends.flower.server.flower_backend import FlowerBackend, Identity
+from fedsim.backends.flower.server.flower_backend import FlowerBackend, ServerIdentity
 from fedsim.backends.flower.server.memories import Handle
 from fedsim.backends.flower.server.remote_data import common_of, of_own_data, without_samples
 from fedsim.backends.flower.server.transport import Exchange, Link
@@ -95,7 +95,7 @@ class FlowerHost(Host):
         known = directory.manifest.get("deployment", {})
         token, epoch = known.get("run", uuid.uuid4().hex), known.get("epoch", 0) + 1
         directory.update_manifest(deployment={"run": token, "epoch": epoch, "policy": asdict(self.policy)})
-        identity = Identity(token, epoch, fed.seed, asdict(self.common))
+        identity = ServerIdentity(token, epoch, fed.seed, asdict(self.common))
         sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
         gossip = experiment.topology is not None
         self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)

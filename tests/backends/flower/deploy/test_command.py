@@ -14,16 +14,16 @@ import yaml
 
 from fedsim.backends.flower.deploy import install
 from fedsim.backends.flower.deploy.app import DEFAULTS, write_app
-from fedsim.backends.flower.deploy.federation import Federation
-from fedsim.backends.flower.deploy.local import (
+from fedsim.backends.flower.deploy.local_deployment import (
     NOTE,
-    Local,
+    LocalDeployment,
     at_home,
     federation_folder,
     modules_of,
     node_settings,
     remember,
 )
+from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.cli import main
@@ -93,7 +93,7 @@ def test_certificates_that_lack_a_key(tmp_path: Path) -> None:
     (tmp_path / "certificates").mkdir()
     (tmp_path / "certificates/ca.crt").touch()
     with pytest.raises(DeployError, match=r"server.pem is missing; expected the certificates and keys of 2 nodes"):
-        Federation(tmp_path, nodes, port=0).__enter__()
+        LocalFederation(tmp_path, nodes, port=0).__enter__()
 
 
 def test_without_flower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,13 +154,13 @@ def test_a_resumed_run_is_deployed_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is given with --resume goes before."""
-    made: list[Local] = []
+    made: list[LocalDeployment] = []
 
-    def deploy(experiment: object, output: Path, local: Local, progress: bool) -> RunDirectory:
+    def deploy(experiment: object, output: Path, local: LocalDeployment, progress: bool) -> RunDirectory:
         made.append(local)
         return open_run(output)
 
-    monkeypatch.setattr("fedsim.backends.flower.deploy.local.deploy", deploy)
+    monkeypatch.setattr("fedsim.backends.flower.deploy.local_deployment.deploy", deploy)
     monkeypatch.setattr("fedsim.cli.deploy.print_result", lambda *arguments: None)
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(EXPERIMENT.read_text())
@@ -168,17 +168,17 @@ def test_a_resumed_run_is_deployed_as_before(
     before = Policy(retries=7, patience=2.0)
     run.update_manifest(deployment={"run": "0" * 32, "epoch": 1, "policy": vars(before)})
     assert main(["deploy", "--resume", "run"]) == 0
-    assert made[-1] == Local(2, policy=before), "its federation's files are gone"
+    assert made[-1] == LocalDeployment(2, policy=before), "its federation's files are gone"
     federation_folder(run.path).mkdir()
-    first = Local(2, 0, True, before, Path("own"))
+    first = LocalDeployment(2, 0, True, before, Path("own"))
     remember(run.path, first)
     assert main(["deploy", "--resume", "run"]) == 0
     assert made[-1] == replace(first, own_data=tmp_path / "own")
     assert main(["deploy", "--resume", "run", "--own-data", "new", "--port", "9000", "--patience", "3"]) == 0
-    assert made[-1] == Local(2, 9000, True, replace(before, patience=3.0), Path("new"))
-    remember(run.path, Local(2))
+    assert made[-1] == LocalDeployment(2, 9000, True, replace(before, patience=3.0), Path("new"))
+    remember(run.path, LocalDeployment(2))
     assert main(["deploy", "--resume", "run", "--insecure"]) == 0
-    assert made[-1] == Local(2, insecure=True, policy=before)
+    assert made[-1] == LocalDeployment(2, insecure=True, policy=before)
     for damaged in ("{", "[]", "{}"):
         (federation_folder(run.path) / NOTE).write_text(damaged)
         assert "deployment.json is damaged" in said(capsys, "--resume", "run", code=1)
@@ -190,7 +190,7 @@ def test_paths_are_made_absolute_and_named_modules_allowed(tmp_path: Path, monke
     config = {"algorithm": "FedAvg", "data": {"name": "csv", "path": "here"}, "model": "experiments.x.Net"}
     experiment = at_home(from_config({**config, "model": "experiments.flower.own_data.hospitals.Net"}))
     assert experiment.data.options["path"] == str(tmp_path / "here")  # type: ignore[union-attr]
-    (node,) = node_settings(experiment, tmp_path / "run", Local(1))
+    (node,) = node_settings(experiment, tmp_path / "run", LocalDeployment(1))
     assert node.allow == ("experiments.flower.own_data.hospitals",)
     assert node.store == tmp_path / "run.federation/node-0/memory"
     assert modules_of(config) == {"experiments.x"}
@@ -202,7 +202,7 @@ def test_own_folders_are_taken_in_the_order_of_their_names(tmp_path: Path) -> No
     for name in (*reversed(names), ".hidden"):
         (tmp_path / "own" / name).mkdir(parents=True)
     experiment = from_config(yaml.safe_load(EXPERIMENT.read_text()))
-    nodes = node_settings(experiment, tmp_path / "run", Local(len(names), own_data=tmp_path / "own"))
+    nodes = node_settings(experiment, tmp_path / "run", LocalDeployment(len(names), own_data=tmp_path / "own"))
     expected = ["7", "10", "a", "b", "node-02", "node-2", "node-10"]
     assert [node.data for node in nodes] == [tmp_path / "own" / name for name in expected]
 

@@ -14,7 +14,7 @@ import yaml
 import fedsim
 from fedsim.backends.flower.deploy import processes
 from fedsim.experiment.config import from_config
-from tests.backends.flower.deploy.test_federation import config_of, final, folder
+from tests.backends.flower.deploy.test_local_federation import config_of, final, folder
 from tests.processes import children
 
 __all__ = ["folder"]

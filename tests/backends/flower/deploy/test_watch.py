@@ -11,7 +11,7 @@ from typing import Any, Self
 import pytest
 import yaml
 
-from fedsim.backends.flower.deploy import local, watch
+from fedsim.backends.flower.deploy import local_deployment, watch
 from fedsim.backends.flower.deploy.watch import Tail
 from fedsim.controller import progress
 from fedsim.experiment.config import from_config
@@ -86,8 +86,8 @@ class Fake:
 def test_what_the_server_tells_is_passed_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "Federation", Fake)
+    monkeypatch.setattr(local_deployment, "LocalFederation", Fake)
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(watch, "ASK_SECONDS", 0.0)
-    local.deploy(from_config(CONFIG), tmp_path / "run", local.Local(3), progress=False)
+    local_deployment.deploy(from_config(CONFIG), tmp_path / "run", local_deployment.LocalDeployment(3), progress=False)
     assert capsys.readouterr().err.splitlines().count("fedsim: round 1: 1 client missing: 1") == 1

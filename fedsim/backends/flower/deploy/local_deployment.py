@@ -13,7 +13,7 @@ import yaml
 
 from fedsim.backends.flower.deploy import ports
 from fedsim.backends.flower.deploy.app import write_app
-from fedsim.backends.flower.deploy.federation import Federation
+from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.backends.flower.deploy.watch import Tail, watch
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.policy import Policy
@@ -29,7 +29,7 @@ DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalDeployment:
     """How a deployment on this machine is made.
 
     Args:
@@ -53,7 +53,7 @@ class Local:
         ports.within(self.port)                            # before anything starts
 
 
-def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool = True) -> RunDirectory:
+def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, progress: bool = True) -> RunDirectory:
     """Run an experiment, or continue the run in ``output``, with a SuperLink and SuperNodes as real processes here.
 
     Files of the federation - certificates, logs, memories of the nodes - go into the folder ``output`` + ".federation".
@@ -66,7 +66,7 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
     check(experiment, local)
     experiment = at_home(experiment)
     nodes = node_settings(experiment, output, local)
-    federation = Federation(federation_folder(output), nodes, local.port, local.insecure)
+    federation = LocalFederation(federation_folder(output), nodes, local.port, local.insecure)
     with terminate_as_interrupt(), federation:
         text = yaml.safe_dump(to_config(experiment), sort_keys=False)
         config = {"experiment": text, "output": str(output), "own-data": local.nodes if local.own_data else 0}
@@ -85,7 +85,7 @@ def deploy(experiment: Experiment, output: Path, local: Local, *, progress: bool
     return open_run(output)
 
 
-def check(experiment: Experiment, local: Local) -> None:
+def check(experiment: Experiment, local: LocalDeployment) -> None:
     """Raise ConfigError unless the experiment can be deployed, with a node for every client."""
     clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
@@ -102,7 +102,7 @@ def federation_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.federation")
 
 
-def remember(output: Path, local: Local) -> None:
+def remember(output: Path, local: LocalDeployment) -> None:
     """Note beside a run how it was deployed, for ``remembered``; its policy is in the manifest."""
     own_data = None if local.own_data is None else str(local.own_data.absolute())
     note = {"port": local.port, "insecure": local.insecure, "own_data": own_data}
@@ -110,7 +110,7 @@ def remember(output: Path, local: Local) -> None:
 
 
 def remembered(output: Path) -> dict[str, Any]:
-    """What ``remember`` noted, as arguments of ``Local``; nothing where there is no note."""
+    """What ``remember`` noted, as arguments of ``LocalDeployment``; nothing where there is no note."""
     note = federation_folder(output.absolute()) / NOTE
     if not note.exists():
         return {}
@@ -121,7 +121,7 @@ def remembered(output: Path) -> dict[str, Any]:
         raise DeployError(f"{note} is damaged ({error!r}); remove it, and give --port and --own-data again") from None
 
 
-def node_settings(experiment: Experiment, output: Path, local: Local) -> list[NodeSettings]:
+def node_settings(experiment: Experiment, output: Path, local: LocalDeployment) -> list[NodeSettings]:
     """What every node is told. On one's own machine an experiment may name what it likes."""
     data, own, folder = experiment.data, own_folders(local), federation_folder(output)
     assert isinstance(data, Data)
@@ -133,7 +133,7 @@ def node_settings(experiment: Experiment, output: Path, local: Local) -> list[No
     ]
 
 
-def own_folders(local: Local) -> list[Path]:
+def own_folders(local: LocalDeployment) -> list[Path]:
     """Each node's own data, in the order of the names."""
     if local.own_data is None:
         return []

@@ -23,7 +23,7 @@ import fedsim
 from fedsim.backends.flower.deploy import processes
 from fedsim.backends.flower.deploy.app import write_app
 from fedsim.backends.flower.deploy.certificates import make
-from fedsim.backends.flower.deploy.federation import Federation
+from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.backends.flower.deploy.ports import free
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.experiment.config import from_config
@@ -68,14 +68,14 @@ def settings(folder: Path) -> list[NodeSettings]:
 
 
 @pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[Federation]:
-    federation = Federation(folder / "processes", settings(folder), port=0)
+def running(folder: Path) -> Iterator[LocalFederation]:
+    federation = LocalFederation(folder / "processes", settings(folder), port=0)
     with federation:
         yield federation
     assert not [mark for mark in processes.marked().values() if str(folder) in mark], "processes are left"
 
 
-def start(federation: Federation, folder: Path, name: str, **config: Any) -> str:
+def start(federation: LocalFederation, folder: Path, name: str, **config: Any) -> str:
     """Submit a run; its id."""
     text = yaml.safe_dump(config_of(folder, name))
     patient = {"output": str(folder / name), "patience": 600.0, **config}
@@ -83,7 +83,7 @@ def start(federation: Federation, folder: Path, name: str, **config: Any) -> str
     return str(federation.flwr("run", str(app))["run-id"])
 
 
-def wait(federation: Federation, run_id: str) -> dict[str, Any]:
+def wait(federation: LocalFederation, run_id: str) -> dict[str, Any]:
     """Flower's description of a run that has ended."""
     end = time.monotonic() + 3000
     while time.monotonic() < end:
@@ -101,7 +101,7 @@ def final(path: Path, last: int = ROUNDS) -> dict[tuple[str, str], float]:
     return {(r["scope"], r["metric"]): r["value"] for r in rows if r["round"] == last and r["node"] is None}
 
 
-def test_parity_over_tls_with_keys(running: Federation, folder: Path) -> None:
+def test_parity_over_tls_with_keys(running: LocalFederation, folder: Path) -> None:
     """Several algorithms at once; a node with a strange key and one that trusts another authority are kept out."""
     strangers = make(folder / "strangers", 3)
     intruder = running.supernode(NodeSettings(2, folder / "intruder"), free(1)[0])
@@ -128,7 +128,7 @@ def test_parity_over_tls_with_keys(running: Federation, folder: Path) -> None:
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes; set FEDSIM_LONG=1")
-def test_a_killed_node_comes_back_with_its_memory(running: Federation, folder: Path) -> None:
+def test_a_killed_node_comes_back_with_its_memory(running: LocalFederation, folder: Path) -> None:
     """It is killed in the middle of the run, and started again as a supervisor does, until Flower lets it in."""
     run_id = start(running, folder, "EF21", output=str(folder / "killed"))
     exchanges = folder / "killed/seed-0/exchanges.jsonl"

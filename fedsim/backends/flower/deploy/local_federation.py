@@ -38,7 +38,7 @@ _THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUP
 
 
 @dataclass
-class Federation:
+class LocalFederation:
     """SuperLink and SuperNodes. A context manager: leaving it ends all of them.
 
     Args:
