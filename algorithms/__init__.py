@@ -29,7 +29,7 @@ from algorithms.gradient_tracking import GradientTracking
 from algorithms.marina import MARINA
 from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
-from algorithms.theory import Theory, with_theory
+from algorithms.theory import Theory, theory_of, with_theory
 
 CENTRAL = (FedAvg, FedAMD, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold)
 COMPRESSED = (DCGD, DIANA, EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EF21W, MARINA, ECIdeal, EControl, EF21Plus)
@@ -75,5 +75,6 @@ __all__ = [
     "GradientTracking",
     "Scaffold",
     "Theory",
+    "theory_of",
     "with_theory",
 ]

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms.choco import consensus_step
-from algorithms.dpsgd import mean_gradient
+from algorithms.parts import consensus_step, mean_gradient
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import positive
 from fedsim.compress import TopK

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from algorithms.dpsgd import mean_gradient
+from algorithms.parts import consensus_step, mean_gradient
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, non_negative, share
+from fedsim.checks import non_negative
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
 
@@ -102,9 +102,3 @@ class ChocoSGD:
 
 
 Mine = tuple[tuple[Vector, Vector], tuple[Vector, Vector]]
-
-
-def consensus_step(settings: Any) -> None:
-    """Check ``gamma`` and ``compressor`` of compressed gossip."""
-    share(settings, "gamma")
-    contractive(settings)

@@ -6,23 +6,17 @@
 No memory, so no exactness: an unbiased C leaves a floor that grows with gamma and omega, unless every client is at rest
 at the minimiser; a biased C may diverge however small gamma is (Beznosikov, Horvath, Richtarik, Safaryan, 2020, arXiv
 2002.12410, example 1). With the identity this is gradient descent. Down 1 vector, up 1 compressed vector.
-
-Step size in theory, for an unbiased C and convex f: gamma = 1 / (L + 2 omega max_i L_i / n).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from algorithms.dpsgd import mean_gradient
-from algorithms.theory import Task, Theory, constants_of, omega_of, refuse_minibatches
+from algorithms.parts import Gradient, gradient_of
 from fedsim import Clients, Compressor, Local, Packed, Vector
 from fedsim.checks import is_compressor, one_of, positive
 from fedsim.compress import TopK
-
-Gradient = Literal["full", "minibatch"]
-"""Of the whole shard, or of the samples in the round's minibatches: over an epoch, the same."""
 
 
 class DCGDState(NamedTuple):
@@ -57,16 +51,3 @@ class DCGD:
 
     def client(self, local: Local, x: Vector) -> Packed:
         return self.compressor.compress(gradient_of(local, x, self.gradient), local)
-
-    def theory(self, task: Task) -> Theory:
-        """Step size for convex f, with everybody in every round; that of gradient descent, 1 / L, with the identity."""
-        refuse_minibatches(self)
-        c = constants_of(task)
-        omega = omega_of(self.compressor, c.d)
-        gamma = 1 / (c.L + 2 * omega * c.L_max / c.n)
-        return Theory({"convex": gamma}, {"omega": omega, "L": c.L, "L_max": c.L_max})
-
-
-def gradient_of(local: Local, x: Vector, kind: Gradient) -> Vector:
-    """A client's gradient at ``x``: see ``DCGD.gradient``."""
-    return local.grad(x) if kind == "full" else mean_gradient(local, x)

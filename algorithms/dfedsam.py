@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from algorithms.fedsam import sam_step
+from algorithms.parts import sam_step
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import at_least_one, non_negative, one_of, positive
 

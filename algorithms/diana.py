@@ -7,22 +7,16 @@
 C is unbiased; the differences vanish where the gradients settle, and with them C's variance, so it is exact on any
 clients. alpha = 1 / (1 + omega) by default; with the identity and alpha = 1 this is gradient descent. Down 1 vector, up
 1 compressed vector.
-
-Step sizes in theory: nonconvex gamma = 1 / (10 L sqrt(1 + omega / n) (2 + omega)); convex gamma =
-1 / (L_max (1 + 6 omega / n)).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from algorithms import theory
-from algorithms.dcgd import Gradient, gradient_of
-from algorithms.theory import Task, Theory
+from algorithms.parts import Gradient, gradient_of, omega_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import one_of, positive, share, unbiased
 from fedsim.compress import RandK
@@ -72,13 +66,4 @@ class DIANA:
 
     def rate(self, d: int) -> float:
         """alpha, for vectors of ``d`` coordinates."""
-        return 1 / (1 + theory.omega_of(self.compressor, d)) if self.alpha is None else self.alpha
-
-    def theory(self, task: Task) -> Theory:
-        """Step sizes for full gradients and the default alpha, with everybody in every round."""
-        theory.refuse_minibatches(self)
-        c = theory.constants_of(task)
-        omega = theory.omega_of(self.compressor, c.d)
-        nonconvex = 1 / (10 * c.L * math.sqrt(1 + omega / c.n) * (2 + omega))
-        gammas = {"nonconvex": nonconvex, "convex": 1 / (c.L_max * (1 + 6 * omega / c.n))}
-        return Theory(gammas, {"omega": omega, "L": c.L, "L_max": c.L_max})
+        return 1 / (1 + omega_of(self.compressor, d)) if self.alpha is None else self.alpha

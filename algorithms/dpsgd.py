@@ -12,9 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
-from fedsim import Batch, Clients, Kept, Local, Vector
+from algorithms.parts import mean_gradient
+from fedsim import Clients, Kept, Local, Vector
 from fedsim.checks import positive
 
 
@@ -50,12 +49,3 @@ class DPSGD:
         mixed, g = mine
         x = mixed - self.lr * local.decay * g
         return x, x
-
-
-def mean_gradient(local: Local, x: Vector) -> Vector:
-    """Mean of the gradients at ``x`` over the samples of this round's minibatches; in an epoch, the whole shard's."""
-
-    def step(g: Vector, batch: Batch, x: Vector, share: Vector) -> Vector:
-        return g + share * local.grad(x, batch)
-
-    return local.fold(step, torch.zeros_like(x), x, shares=True)

@@ -13,34 +13,21 @@ eta is how strongly the error is fed back: 0 gives EF21. The paper proves its ra
 in practice; on quadratics with Top-k it converged up to 2 alpha and diverged from 4 alpha on. Exact on any clients,
 also with ``start`` compressed or zero. EC-Ideal with h_i = 0 is EF14. Down 1 vector, up 1 compressed vector; in round
 0 the same, the latter as it is if dense and for EC-Ideal, or nothing if zero.
-
-Step size of EControl in theory, with q = sqrt(1 - alpha) and while eta < 2 (1 - q) / (1 + q), about alpha / 2:
-    gamma = 1 / (L + L~ 2 q / (2 (1 - q) - eta (1 + q))),
-which is EF21's with eta = 0. The paper proves gamma of the order of alpha / L with eta = alpha / 400; its constant is
-not at hand. By the lemma of ``algorithms.theory``: let y be what C is applied to, and r = y - D. Then
-    new y = grad f_i(new x) - grad f_i(x) + (1 + eta) r - eta^2 e_i,   new e_i = (1 - eta) e_i + r,
-    new h_i - grad f_i(x) = eta e_i - r,
-where r reaches the new y with the gain (2 + eta) / (2 - eta), and the error of h_i with 2 / (2 - eta): the greatest
-values on |z| = 1 of (1 + eta - z) / (1 - (1 - eta) z) and (1 - z) / (1 - (1 - eta) z). As ||r|| <= q ||y||, the loop
-has a gain below 1, and the steps reach r with the gain L~ q / (1 - q (2 + eta) / (2 - eta)).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from algorithms import theory
-from algorithms.dcgd import Gradient, gradient_of
-from algorithms.ef21 import Start
-from algorithms.theory import Task, Theory
+from algorithms.parts import Gradient, Start, gradient_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, non_negative, one_of, positive
+from fedsim.checks import contractive, non_negative_or_alpha, one_of, positive
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
+from fedsim.feedback import EControlUplink
 
 Memory = tuple[Vector, Vector]
 """e_i and h_i."""
@@ -75,8 +62,7 @@ class EControl:
         one_of(self, "start", ("dense", "compressed", "zero"))
         one_of(self, "gradient", ("full", "minibatch"))
         contractive(self)
-        if self.eta is not None:
-            non_negative(self, "eta")
+        non_negative_or_alpha(self, "eta")
 
     def init(self, x: Vector, clients: Clients) -> EControlState:
         h, mine = torch.zeros_like(x), clients.keep((torch.zeros_like(x),) * 2)
@@ -98,37 +84,9 @@ class EControl:
         return d, (mine[0], d.unpack())
 
     def client(self, local: Local, x: Vector, mine: Memory) -> tuple[Packed, Memory]:
-        e_i, h_i = mine
         g = gradient_of(local, x, self.gradient)
-        sent = self.compressor.compress(self.feedback(len(x)) * e_i + g - h_i, local)
-        D = sent.unpack()
-        return sent, (e_i + g - h_i - D, h_i + D)
-
-    def feedback(self, d: int) -> float:
-        """eta, for vectors of ``d`` coordinates."""
-        eta = self.compressor.alpha(d) if self.eta is None else self.eta
-        if eta is None:
-            raise ConfigError(f"EControl.eta is not given, and alpha of {self.compressor!r} is unknown; give eta")
-        return eta
-
-    def theory(self, task: Task) -> Theory:
-        """The step size, with everybody in every round; see the module.
-
-        Raises:
-            ConfigError: none is proved for so large an eta, or for minibatches.
-        """
-        theory.refuse_minibatches(self)
-        c = theory.constants_of(task)
-        alpha, eta = theory.alpha_of(self.compressor, c.d), self.feedback(c.d)
-        q = math.sqrt(1 - alpha)
-        limit = 2 * (1 - q) / (1 + q)
-        if eta >= limit:
-            raise ConfigError(
-                f"no step size of EControl is proved for eta = {eta:g} and alpha = {alpha:g}, but for eta below"
-                f" {limit:g}; give such an eta, or set lr by hand"
-            )
-        gammas = theory.nonconvex(c, lambda L: L * 2 * q / (2 * (1 - q) - eta * (1 + q)))
-        return Theory(gammas, {"alpha": alpha, "eta": eta, "L": c.L, "L_QM": c.L_QM, "L_AM": c.L_AM})
+        sent, (e_i, h_i, *_) = EControlUplink(self.compressor, self.eta).send(g, mine, local)
+        return sent, (e_i, h_i)
 
 
 class ECIdealState(NamedTuple):
@@ -176,7 +134,6 @@ class ECIdeal:
         return h_i, (mine[0], h_i)
 
     def client(self, local: Local, x: Vector, mine: Memory) -> tuple[Packed, Memory]:
-        e_i, h_i = mine
-        p = e_i + gradient_of(local, x, self.gradient) - h_i
-        sent = self.compressor.compress(p, local)
-        return sent, (p - sent.unpack(), h_i)
+        g = gradient_of(local, x, self.gradient)
+        sent, (e_i, *_) = EControlUplink(self.compressor, eta=1.0).send(g, mine, local)
+        return sent, (e_i, mine[1])                        # h_i stays

@@ -8,12 +8,6 @@
 gamma is inside the compressor, so with a schedule what was left behind keeps the step of its own round. Exact where
 every client is at rest at the minimiser; else a floor that grows with gamma and with the clients' heterogeneity.
 Down 1 vector, up 1 compressed vector.
-
-Step size in theory: gamma = 1 / (L (1 + xi)) (xi of C: ``algorithms.theory``). With zeta^2 a bound on the mean of
-||grad f_i - grad f||^2, the mean over T rounds of ||grad f(z)||^2 is at most
-    2 (f(x) - inf f) / (gamma T) + (gamma L xi zeta)^2
-at z = x - mean e_i, which moves by gamma grad f(x): e_i follows from the gradients with the gain xi, and f falls as in
-the lemma there. The last term is the floor.
 """
 
 from __future__ import annotations
@@ -23,12 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms import theory
-from algorithms.dcgd import Gradient, gradient_of
-from algorithms.theory import Task, Theory
+from algorithms.parts import Gradient, gradient_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, one_of, positive
 from fedsim.compress import TopK
+from fedsim.feedback import EF14Uplink
 
 
 class EF14State(NamedTuple):
@@ -63,14 +56,6 @@ class EF14:
         return EF14State(s.x - clients.mean(sent), s.e_i | e_i)
 
     def client(self, local: Local, x: Vector, e_i: Vector) -> tuple[Packed, Vector]:
-        p = e_i + self.lr * local.decay * gradient_of(local, x, self.gradient)
-        v_i = self.compressor.compress(p, local)
-        return v_i, p - v_i.unpack()
-
-    def theory(self, task: Task) -> Theory:
-        """The step size down to the floor, with everybody in every round; see the module."""
-        theory.refuse_minibatches(self)
-        c = theory.constants_of(task)
-        alpha = theory.alpha_of(self.compressor, c.d)
-        xi = theory.xi(alpha)
-        return Theory({"nonconvex": 1 / (c.L * (1 + xi))}, {"alpha": alpha, "xi": xi, "L": c.L})
+        step = self.lr * local.decay * gradient_of(local, x, self.gradient)
+        v_i, (e_i, *_) = EF14Uplink(self.compressor).send(step, (e_i,), local)
+        return v_i, e_i

@@ -9,11 +9,6 @@
 Every client holds x and g, and so has to hear every b: all take part in every round. (The paper sends b at the end of a
 round, here it opens the next one, which is the same.) Down and up 1 compressed vector; in round 0, down 2 vectors and
 up 1.
-
-Step size in theory: the paper's is not at hand; the lemma of ``algorithms.theory`` gives
-    gamma = 1 / (L + L~ (xi + xi_M + 2 xi xi_M)),
-as g~_i follows the gradients with the gain xi, and g follows g~, whose changes c_i, at most 1 + 2 xi times those of the
-gradients, err with the gain xi_M. The authors' code uses multiples of EF21's.
 """
 
 from __future__ import annotations
@@ -23,13 +18,11 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms import theory
-from algorithms.ef21 import follow
-from algorithms.theory import Task, Theory
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, positive
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
+from fedsim.feedback import EF21Uplink
 
 Memory = tuple[Vector, Vector, Vector]
 """x, g and g~_i."""
@@ -91,12 +84,5 @@ class EF21BC:
         x, g, g_i = mine
         g = g + b.unpack()
         x = x - self.lr * local.decay * g
-        c_i, g_i = follow(self.compressor, local.grad(x), g_i, local)
+        c_i, (g_i, *_) = EF21Uplink(self.compressor).send(local.grad(x), (g_i,), local)
         return c_i, (x, g, g_i)
-
-    def theory(self, task: Task) -> Theory:
-        """The step size; see the module."""
-        c = theory.constants_of(task)
-        xi, xi_m = (theory.xi(theory.alpha_of(by, c.d)) for by in (self.compressor, self.server_compressor))
-        gammas = theory.nonconvex(c, lambda L: L * (xi + xi_m + 2 * xi * xi_m))
-        return Theory(gammas, {"xi": xi, "xi_M": xi_m, "L": c.L, "L_QM": c.L_QM, "L_AM": c.L_AM})

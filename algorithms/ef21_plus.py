@@ -7,8 +7,8 @@
     server:    the same to its copy of g_i;   g <- g + sum_S p_i (new g_i - old g_i)
 
 A message b replaces g_i, so the server must know what it replaces: it keeps all n of them, [n, d], which is the price
-of this method; the other members of the family keep their mean alone. The theory is that of EF21, for a deterministic
-C. Down 1 vector, up 1 compressed vector and 1 bit; in round 0, 1 vector both ways.
+of this method; the other members of the family keep their mean alone. Down 1 vector, up 1 compressed vector and 1 bit;
+in round 0, 1 vector both ways.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.dcgd import Gradient, gradient_of
-from algorithms.ef21 import ef21_theory
-from algorithms.theory import Task, Theory, refuse_minibatches
+from algorithms.parts import Gradient, gradient_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, one_of, positive
 from fedsim.compress import TopK
+from fedsim.feedback import EF21Uplink
 
 
 class EF21PlusState(NamedTuple):
@@ -83,13 +82,9 @@ class EF21Plus:
 
     def client(self, local: Local, x: Vector, g_i: Vector) -> tuple[tuple[Tensor, Packed], Vector]:
         u = gradient_of(local, x, self.gradient)
-        b, c = self.compressor.compress(u, local), self.compressor.compress(u - g_i, local)
-        alone, moved = b.unpack(), g_i + c.unpack()
+        b = self.compressor.compress(u, local)
+        c, (moved, *_) = EF21Uplink(self.compressor).send(u, (g_i,), local)
+        alone = b.unpack()
         replaces = (moved - u).square().sum() > (alone - u).square().sum()
         parts = tuple(torch.where(replaces, p, q) for p, q in zip(b.parts, c.parts, strict=True))
         return (replaces, Packed(self.compressor, parts, c.d)), torch.where(replaces, alone, moved)
-
-    def theory(self, task: Task) -> Theory:
-        """Step sizes of EF21, with everybody in every round."""
-        refuse_minibatches(self)
-        return ef21_theory(self.compressor, task)

@@ -9,12 +9,6 @@
 
 The momentum averages a client's noise before it is compressed, which EF21-SGD (eta = 1) does not. B is the round's
 minibatches. Down 1 vector, up 1 compressed vector; in round 0, 1 vector both ways.
-
-Step size in theory, m being the number of momenta:
-    gamma = 1 / (L + m L (1 - eta) / eta + L~ xi),
-of the order of the paper's min(eta / L, alpha / L~), whose own constants are not at hand, by the lemma of
-``algorithms.theory``: averages change no more than what they average, so that g_i errs as u_i with the gain xi, and as
-grad f m averages err with the gain (1 - eta) / eta each. Noise adds a floor and no condition on gamma.
 """
 
 from __future__ import annotations
@@ -24,14 +18,12 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms import theory
-from algorithms.dpsgd import mean_gradient
-from algorithms.ef21 import follow
-from algorithms.theory import Task, Theory
+from algorithms.parts import mean_gradient
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import at_least_one, contractive, positive, share
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
+from fedsim.feedback import EF21Uplink
 
 Memory = tuple[Vector, ...]
 """The momenta v_i and perhaps u_i, then g_i."""
@@ -88,13 +80,5 @@ class EF21SGDM:
         for v in old:
             u = (1 - self.eta) * v + self.eta * u
             momenta.append(u)
-        c_i, g_i = follow(self.compressor, u, g_i, local)
+        c_i, (g_i, *_) = EF21Uplink(self.compressor).send(u, (g_i,), local)
         return c_i, (*momenta, g_i)
-
-    def theory(self, task: Task) -> Theory:
-        """The step size, with everybody in every round; see the module."""
-        c = theory.constants_of(task)
-        alpha = theory.alpha_of(self.compressor, c.d)
-        xi, lag = theory.xi(alpha), self.momenta * (1 - self.eta) / self.eta
-        gammas = theory.nonconvex(c, lambda L: L * xi + c.L * lag)
-        return Theory(gammas, {"alpha": alpha, "xi": xi, "lag": lag, "L": c.L, "L_QM": c.L_QM, "L_AM": c.L_AM})

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.dcgd import Gradient, gradient_of
-from algorithms.ef21 import ef21_theory, follow
-from algorithms.theory import Task, Theory, refuse_minibatches
+from algorithms.parts import Gradient, gradient_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, one_of, positive
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
+from fedsim.feedback import EF21Uplink
 
 Memory = tuple[Vector, Tensor]
 """g_i, and 1 / (n w_i), which a client knows beforehand."""
@@ -88,12 +87,6 @@ class EF21W:
 
     def client(self, local: Local, x: Vector, mine: Memory) -> tuple[Packed, Memory]:
         g_i, scale = mine
-        c_i, g_i = follow(self.compressor, gradient_of(local, x, self.gradient) * scale, g_i, local)
+        v = gradient_of(local, x, self.gradient) * scale
+        c_i, (g_i, *_) = EF21Uplink(self.compressor).send(v, (g_i,), local)
         return c_i, (g_i, scale)
-
-    def theory(self, task: Task, participation: float = 1.0) -> Theory:
-        """Step sizes of EF21 with the arithmetic mean of the L_i, which ``smoothness`` must be proportional to."""
-        refuse_minibatches(self)
-        theory = ef21_theory(self.compressor, task, participation)
-        gammas = {name.removesuffix(" AM"): g for name, g in theory.gamma.items() if name.endswith(" AM")}
-        return Theory(gammas, theory.constants)

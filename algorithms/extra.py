@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms.dpsgd import mean_gradient
+from algorithms.parts import everybody, mean_gradient
 from fedsim import Clients, Kept, Local, Vector
 from fedsim.checks import positive
-from fedsim.errors import ConfigError
 
 
 class ExtraState(NamedTuple):
@@ -64,13 +63,3 @@ class Extra:
 
 
 Mine = tuple[tuple[Vector, Vector], tuple[Vector, Vector]]
-
-
-def everybody(clients: Clients, name: str) -> None:
-    """Raise unless all nodes take part: a correction that a node misses would never be made up for."""
-    if len(clients) < clients.n:
-        raise ConfigError(
-            f"{name} needs every node in every round, {len(clients)} of {clients.n} take part; set sampling.fraction"
-            " to 1, or use"
-            " DFedAvg or DFedSAM, which allow absent nodes"
-        )

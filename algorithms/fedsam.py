@@ -13,12 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
+from algorithms.parts import sam_step
 from fedsim import Batch, Clients, Local, Vector
 from fedsim.checks import non_negative, positive
-
-EPS = 1e-12  # keeps g / ||g|| finite where the gradient vanishes
 
 
 class FedSAMState(NamedTuple):
@@ -55,11 +52,3 @@ class FedSAM:
             return sam_step(local, y, batch, eta, self.rho)
 
         return local.fold(step, x, self.lr * local.decay) - x
-
-
-def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
-    """``y - eta grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
-    g = local.grad(y, batch)
-    if rho:
-        g = local.grad(y + rho * g / (torch.linalg.vector_norm(g) + EPS), batch)
-    return y - eta * g

@@ -25,10 +25,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from algorithms.parts import EPS
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import in_range, non_negative, one_of, positive
-
-EPS = 1e-12  # keeps g1 / ||g1|| finite where the gradient vanishes
 
 
 class FedSpeedState(NamedTuple):

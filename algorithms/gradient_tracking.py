@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from algorithms.dpsgd import mean_gradient
+from algorithms.parts import mean_gradient
 from fedsim import Clients, Kept, Local, Vector
 from fedsim.checks import positive
 

@@ -17,25 +17,17 @@ A client keeps grad f_i(x), or x for minibatches, until the next round. Down 1 v
 heads; one gradient, or two of minibatches. Of PP-MARINA's cohort those who were away in the round before are first sent
 x' as well: down 2 vectors, one gradient more. (The paper's server sends g to all n clients in every round instead.)
 In round 0, 1 vector both ways.
-
-Step sizes in theory, for full gradients (nonconvex, L~ the quadratic mean of the L_i):
-    everybody      gamma = 1 / (L~ (1 + sqrt((1 - p) omega / (p n))))
-    r clients      gamma = 1 / (L~ (1 + sqrt((1 - p) (1 + omega) / (p r))))
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from algorithms import theory
-from algorithms.dcgd import Gradient
-from algorithms.ef21_page import mean_difference
-from algorithms.theory import Task, Theory
+from algorithms.parts import Gradient, mean_difference, omega_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import one_of, positive, share, unbiased
 from fedsim.compress import RandK
@@ -97,7 +89,7 @@ class MARINA:
 
     def probability(self, d: int, share: float) -> float:
         """p, for vectors of ``d`` coordinates and this share of the clients in a round."""
-        return share / (1 + theory.omega_of(self.compressor, d)) if self.p is None else self.p
+        return share / (1 + omega_of(self.compressor, d)) if self.p is None else self.p
 
     def dense(self, local: Local, x: Vector, _: Vector) -> tuple[Vector, Vector]:
         g = local.grad(x)
@@ -112,14 +104,3 @@ class MARINA:
             g = local.grad(x)
             return self.compressor.compress(g - mine, local), g
         return self.compressor.compress(mean_difference(local, x, mine), local), x
-
-    def theory(self, task: Task, participation: float = 1.0) -> Theory:
-        """Step size for full gradients, with the share of clients that take part in a round."""
-        theory.refuse_minibatches(self)
-        if not 0 < participation <= 1:
-            raise ConfigError(f"participation is {participation}; expected a share above 0 and at most 1")
-        c = theory.constants_of(task)
-        omega, p = theory.omega_of(self.compressor, c.d), self.probability(c.d, participation)
-        variance = omega / c.n if participation == 1 else (1 + omega) / (participation * c.n)
-        gamma = 1 / (c.L_QM * (1 + math.sqrt((1 - p) * variance / p)))
-        return Theory({"nonconvex": gamma}, {"omega": omega, "p": p, "L_QM": c.L_QM})

@@ -31,7 +31,7 @@ from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
-from fedsim.feedback import EF14, EF21, EF21P, EControl, Plain
+from fedsim.feedback import EF21P, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 from fedsim.record.files import create_folder
@@ -59,7 +59,10 @@ QUICK: dict[str, Any] = {
     "seeds": 2,
     "evaluation": Evaluation(every=5),
 }
-UPLINKS = {"": None, "Top-1 %": Plain(TOP), "EF14": EF14(TOP), "EF21": EF21(TOP), "EControl": EControl(TOP)}
+UPLINKS = {
+    "": None, "Top-1 %": Plain(TOP),
+    "EF14": EF14Uplink(TOP), "EF21": EF21Uplink(TOP), "EControl": EControlUplink(TOP),
+}  # fmt: skip
 
 
 def experiments(base: Experiment) -> list[Experiment]:
@@ -69,7 +72,7 @@ def experiments(base: Experiment) -> list[Experiment]:
         for algorithm in (FedAvg(lr=0.1), FedSpeed(lr=0.1, rho=0.05))
         for name, uplink in UPLINKS.items()
     ]
-    both = replace(base, uplink=EF14(TOP), downlink=EF21P(TOP), name="FedAvg EF14, down EF21-P")
+    both = replace(base, uplink=EF14Uplink(TOP), downlink=EF21P(TOP), name="FedAvg EF14, down EF21-P")
     return [*runs[:5], both, *runs[5:]]
 
 

@@ -21,6 +21,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from algorithms import DCGD, EF14, EF21, ECIdeal, EControl
+from algorithms.theory import theory_of
 from experiments.convex import read, run_all, starting_at
 from fedsim.cli.output import console
 from fedsim.compress import TopK
@@ -34,7 +35,7 @@ ZETAS = (0.0, 1.0, 10.0, 100.0)
 def methods(problem: Problem) -> dict[str, Any]:
     """The algorithms by name, all with the same step size."""
     top = TopK(k=10)
-    gamma = EF21(compressor=top).theory(problem).gamma["nonconvex AM"]
+    gamma = theory_of(EF21(compressor=top), problem).gamma["nonconvex AM"]
     assert problem.minimizer is not None
     return {
         "DCGD": DCGD(gamma, top),

@@ -27,6 +27,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 from algorithms import DCGD, EF14, EF21, EControl, EF21Plus, with_theory
+from algorithms.theory import theory_of
 from experiments.convex import Curve, read, run_all, starting_at
 from fedsim.cli.output import console
 from fedsim.compress import Identity, TopK
@@ -59,7 +60,7 @@ def problem_of(name: str) -> Problem:
 def methods(problem: Problem, factors: tuple[int, ...]) -> dict[str, Any]:
     """The algorithms by name; every factor multiplies EF21's step size."""
     top = TopK(k=1)
-    gamma = EF21(compressor=top).theory(problem).gamma["nonconvex"]
+    gamma = theory_of(EF21(compressor=top), problem).gamma["nonconvex"]
     found: dict[str, Any] = {"GD": with_theory(DCGD(compressor=Identity()), problem)}
     for factor in factors:
         for name, cls in (("EF14", EF14), ("EF21", EF21), ("EF21+", EF21Plus)):
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
             start = next(iter(results.values())).value[0]
             title = f"{name}, n = {c.n}, Top-1 of {c.d}, T = {options.rounds}"
             known = ELSEWHERE if name == "mushrooms" and options.rounds == 3000 else {}
-            gamma = EF21(compressor=TopK(k=1)).theory(problem)
+            gamma = theory_of(EF21(compressor=TopK(k=1)), problem)
             console().print(
                 f"{title}: L {c.L:.5f} (pooled {problem.pooled_smoothness or math.nan:.5f}), L_AM {c.L_AM:.5f}, L_QM"
                 f" {c.L_QM:.5f}, xi {gamma.constants['xi']:.3f}, gamma {gamma.gamma['nonconvex']:.3e};"

@@ -24,6 +24,17 @@ def non_negative(settings: Any, *names: str) -> None:
         _require(settings, name, lambda v: v >= 0, "a finite number, 0 or more")
 
 
+def non_negative_or_alpha(settings: Any, name: str) -> None:
+    """The named field is a number, 0 or more, or None where the alpha of ``settings.compressor`` stands in for it."""
+    if getattr(settings, name) is not None:
+        non_negative(settings, name)
+    elif settings.compressor.alpha(_ANY_LENGTH) is None:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is None, which means alpha of the compressor, but that of"
+            f" {settings.compressor!r} is unknown; expected a number, 0 or more"
+        )
+
+
 def in_range(settings: Any, name: str, low: float, high: float, closed: bool = False) -> None:
     """The named field is in [low, high), or in [low, high] when ``closed``."""
     end = "]" if closed else ")"

@@ -19,7 +19,7 @@ from fedsim.controller import choose as choosing
 from fedsim.controller.prepare import prepare
 from fedsim.data import Dataset, Split
 from fedsim.errors import ConfigError
-from fedsim.feedback import EF21
+from fedsim.feedback import EF21Uplink
 from fedsim.models import MLP, CharLSTM, LeNet5
 from fedsim.partition import IidPartitioner
 from fedsim.record.directory import RunDirectory
@@ -60,7 +60,7 @@ def recorded(directory: RunDirectory) -> bytes:
         {},
         {"data": images(), "model": LeNet5(), "algorithm": FedSpeed(lr=0.1)},
         {"data": text(), "model": CharLSTM()},
-        {"uplink": EF21(TopK(0.05))},
+        {"uplink": EF21Uplink(TopK(0.05))},
         {"algorithm": DFedSAM(), "topology": Static(Ring()), "sampling": FixedSize()},
     ],
     ids=["dense", "convolutional", "recurrent", "compressed", "gossip"],

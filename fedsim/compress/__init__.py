@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedsim.compress.blockwise import Blockwise
 from fedsim.compress.compose import Composed, Scaled
-from fedsim.compress.dropping import Bernoulli, Threshold
+from fedsim.compress.dropping import BernoulliCompressor, Threshold
 from fedsim.compress.floats import Identity, LowPrecision, Natural
 from fedsim.compress.lowrank import LowRank, PowerSGD
 from fedsim.compress.quantise import QSGD, NaturalDithering, Sign
@@ -16,28 +16,28 @@ from fedsim.compress.randk import RandK
 from fedsim.compress.topk import TopK
 from fedsim.values import Compressor
 
-COMPRESSORS: tuple[type[Compressor], ...] = (
-    Identity,
-    TopK,
-    RandK,
-    Threshold,
-    Sign,
-    QSGD,
-    NaturalDithering,
-    Natural,
-    LowPrecision,
-    LowRank,
-    PowerSGD,
-    Bernoulli,
-    Scaled,
-    Composed,
-    Blockwise,
-)
+COMPRESSORS: dict[str, type[Compressor]] = {
+    "Identity": Identity,
+    "TopK": TopK,
+    "RandK": RandK,
+    "Threshold": Threshold,
+    "Sign": Sign,
+    "QSGD": QSGD,
+    "NaturalDithering": NaturalDithering,
+    "Natural": Natural,
+    "LowPrecision": LowPrecision,
+    "LowRank": LowRank,
+    "PowerSGD": PowerSGD,
+    "Bernoulli": BernoulliCompressor,
+    "Scaled": Scaled,
+    "Composed": Composed,
+    "Blockwise": Blockwise,
+}
 
 __all__ = [
     "COMPRESSORS",
     "QSGD",
-    "Bernoulli",
+    "BernoulliCompressor",
     "Blockwise",
     "Composed",
     "Identity",

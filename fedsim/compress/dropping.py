@@ -87,7 +87,7 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class BernoulliCompressor:
     """All or nothing: x/p with probability p, else 0.
 
     Unbiased with omega = 1/p - 1, with equality for every vector. Positively homogeneous for a given coin. Wire format:

@@ -21,7 +21,7 @@ from fedsim.experiment.execution import Ray
 from fedsim.experiment.sampling import FixedSize, Sampling
 from fedsim.experiment.schedule import Constant, Cosine, Schedule
 from fedsim.feedback.compressed import Compressed
-from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink
+from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
 from fedsim.gossip import Topology
 from fedsim.models import MLP, Architecture
 from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner, Skew
@@ -31,7 +31,7 @@ PARTS = (
     ("algorithm", ("init", "round"), "FedAvg(lr=0.1)"),
     ("partition", ("partition",), "DirichletPartitioner(50, alpha=0.3)"),
     ("sampling", ("cohort", "expected"), "FixedSize(0.1)"),
-    ("schedule", ("__call__",), "Exponential(0.998)"),
+    ("schedule", ("__call__",), "ExponentialDecay(0.998)"),
     ("skew", ("apply",), "RotationSkew()"),
     ("topology", ("matrix",), "Static(Ring())"),
 )
@@ -263,8 +263,8 @@ class Experiment:
         if self.name:
             return self.name
         data = self.data.dataset.name if isinstance(self.data, Problem) else self.data.name
-        parts = [part for part in (self.algorithm, self.uplink, self.downlink) if part is not None]
-        return "-".join([*(type(part).__name__.lower() for part in parts), data])
+        links = [short_name(link).lower() for link in (self.uplink, self.downlink) if link is not None]
+        return "-".join([type(self.algorithm).__name__.lower(), *links, data])
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` names."""

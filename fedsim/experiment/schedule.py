@@ -27,7 +27,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Exponential:
+class ExponentialDecay:
     """``decay ** (round - 1)``, as most federated papers decay.
 
     Args:
@@ -93,4 +93,6 @@ class Cosine:
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-SCHEDULES: tuple[type[Schedule], ...] = (Constant, Exponential, Steps, Cosine)
+SCHEDULES: dict[str, type[Schedule]] = {
+    "Constant": Constant, "Exponential": ExponentialDecay, "Steps": Steps, "Cosine": Cosine,
+}  # fmt: skip

@@ -17,7 +17,7 @@ from fedsim.algorithm import Algorithm, has_server
 from fedsim.clients import Clients
 from fedsim.errors import ConfigError
 from fedsim.feedback.linked import Draw, Linked, Links, each_vector
-from fedsim.feedback.mechanisms import Downlink, Gossip, Memory, Uplink
+from fedsim.feedback.mechanisms import Downlink, Gossip, Memory, Uplink, short_name
 from fedsim.tree import leaves
 from fedsim.types import Kept, Local
 from fedsim.values import Vector
@@ -54,14 +54,14 @@ class Compressed:
 
     def __post_init__(self) -> None:
         name, server = type(self.algorithm).__name__, has_server(self.algorithm)
-        up, down = type(self.uplink).__name__, type(self.downlink).__name__
+        up, down = short_name(self.uplink), short_name(self.downlink)
         if (self.uplink or self.downlink) is not None and hasattr(self.algorithm, "compressor"):
             raise ConfigError(f"{name} compresses its messages by itself; leave uplink and downlink out")
         for link, by in (("uplink", self.uplink), ("downlink", self.downlink)):
             if hasattr(by, "compress") or hasattr(by, "round"):
                 raise ConfigError(
                     f"{link} is {by!r:.80}, a{' compressor' if hasattr(by, 'compress') else 'n algorithm'}; expected a"
-                    " mechanism of fedsim.feedback with a compressor, such as EF14(TopK(0.01))"
+                    " mechanism of fedsim.feedback with a compressor, such as EF14Uplink(TopK(0.01))"
                 )
         if self.downlink is not None and not hasattr(self.downlink, "broadcast"):
             raise ConfigError(f"downlink is {down}, which goes up; use EF21P or Plain")
@@ -88,8 +88,8 @@ class Compressed:
         return not (hasattr(self.uplink, "send") if server is None else server)
 
     def __str__(self) -> str:
-        """Names of the classes, such as "FedAvg, uplink EF21"."""
-        links = [f", {name} {type(link).__name__}" for name in ("uplink", "downlink") if (link := getattr(self, name))]
+        """Names, such as "FedAvg, uplink EF21"."""
+        links = [f", {name} {short_name(link)}" for name in ("uplink", "downlink") if (link := getattr(self, name))]
         return type(self.algorithm).__name__ + "".join(links)
 
     def init(self, x: Vector, clients: Clients) -> CompressedState:

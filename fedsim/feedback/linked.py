@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.clients import Clients
 from fedsim.errors import ConfigError, title
-from fedsim.feedback.mechanisms import Gossip, Memory, Uplink
+from fedsim.feedback.mechanisms import Gossip, Memory, Uplink, short_name
 from fedsim.messages.mixing import spread
 from fedsim.messages.wire import nbytes
 from fedsim.tree import build, leaves, rebuilt, unpacked, zeros_like
@@ -213,7 +213,7 @@ class Linked(Clients):
             return super().mean(sent, factors)
         if factors is not None:
             raise ConfigError(
-                f"uplink {type(by).__name__} gives the server the mean of messages with the clients' own weights, but"
+                f"uplink {short_name(by)} gives the server the mean of messages with the clients' own weights, but"
                 " this algorithm multiplies these by factors; leave the uplink out"
             )
         if sent not in links.means:                        # or what the server remembers would move twice
@@ -229,7 +229,7 @@ class Linked(Clients):
         by = cast("Uplink | None", self._links.settings.uplink)
         if by is not None and not by.individual:
             raise ConfigError(
-                f"uplink {type(by).__name__} gives the server the mean of all messages and not each of them, which this"
+                f"uplink {short_name(by)} gives the server the mean of all messages and not each of them, which this"
                 " algorithm needs; use EF14 or Plain"
             )
         return super().reduce(sent, rule)

@@ -27,7 +27,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsim.checks import contractive, is_compressor, non_negative, share
+from fedsim.checks import contractive, is_compressor, non_negative_or_alpha, share
 from fedsim.compress import PowerSGD, TopK
 from fedsim.values import Compressor, Packed, Site, Vector
 
@@ -110,7 +110,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class EF14:
+class EF14Uplink:
     """Error feedback: what is lost is added to the next message. For messages that the server adds up.
 
     Args:
@@ -134,7 +134,7 @@ class EF14:
 
 
 @dataclass(frozen=True)
-class EF21:
+class EF21Uplink:
     """The difference to what was sent so far is compressed. For messages that settle, such as gradients.
 
     Args:
@@ -157,7 +157,7 @@ class EF21:
 
 
 @dataclass(frozen=True)
-class EControl:
+class EControlUplink:
     """EF21 with a controlled feedback of the error: for messages that settle up to noise.
 
     Args:
@@ -172,15 +172,14 @@ class EControl:
 
     def __post_init__(self) -> None:
         contractive(self)
-        if self.eta is not None:
-            non_negative(self, "eta")
+        non_negative_or_alpha(self, "eta")
 
     def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
         e, h, *warm = memory or (torch.zeros_like(v), torch.zeros_like(v))
         eta = (self.compressor.alpha(len(v)) or 0.0) if self.eta is None else self.eta
         c, more = compress(self.compressor, eta * e + v - h, warm, at)
-        new = h + c.unpack()
-        return c, (e + v - new, new, *more)
+        read = c.unpack()
+        return c, (e + v - h - read, h + read, *more)
 
     def receive(self, mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memory]:
         return _learn(mean, memory, fraction)
@@ -259,5 +258,11 @@ def _learn(mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memor
     return h, (h,)
 
 
-UPLINKS = (Choco, EControl, EF14, EF21, Plain)
-DOWNLINKS = (EF21P, Plain)
+UPLINKS = {"Choco": Choco, "EControl": EControlUplink, "EF14": EF14Uplink, "EF21": EF21Uplink, "Plain": Plain}
+DOWNLINKS = {"EF21P": EF21P, "Plain": Plain}
+
+
+def short_name(link: object) -> str:
+    """The name of a mechanism in these catalogues, such as "EF21", or that of its class."""
+    names = {cls: name for name, cls in (UPLINKS | DOWNLINKS).items()}
+    return names.get(type(link), type(link).__name__)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from algorithms import EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EControl, with_theory
+from algorithms.theory import theory_of
 from fedsim.compress import TopK
 from fedsim.engine.local_work import LocalWork
 from fedsim.problems import Problem, least_squares, quadratic_from
@@ -60,7 +61,7 @@ def gradients(x: Tensor) -> list[Tensor]:
 def test_ef21_by_its_factor(mean: str, slowest: float) -> None:
     """Psi = f - f* + (gamma / theta) G, with G weighted by L_AM / L_i for the arithmetic mean: at most 1 - gamma mu."""
     algorithm = with_theory(EF21(compressor=TOP), P, regime=mean)
-    theta = EF21(compressor=TOP).theory(P).constants["theta"]
+    theta = theory_of(EF21(compressor=TOP), P).constants["theta"]
     weight = np.sqrt(K.L_AM / np.array(K.L_i)) if mean == "PL AM" else np.ones(10)
     psi = []
     for s in trajectory(algorithm, P, X0, 60):
@@ -75,7 +76,7 @@ def test_ef21_by_its_factor(mean: str, slowest: float) -> None:
 def test_heavy_ball(eta: float) -> None:
     """Psi = f(z) - f* + a G + b ||v_old||^2 falls by gamma / (1 - eta) ||grad f(z)||^2 / 2 in each round."""
     algorithm = with_theory(EF21(compressor=TOP, momentum=eta), P)
-    c, gamma = EF21(compressor=TOP).theory(P).constants, algorithm.lr / (1 - eta)
+    c, gamma = theory_of(EF21(compressor=TOP), P).constants, algorithm.lr / (1 - eta)
     compressed, behind = K.L_QM * c["xi"], K.L * eta / (1 - eta)
     a = gamma * (1 + behind / compressed) / (2 * c["theta"])
     first = a * c["beta"] * (K.L_QM * algorithm.lr) ** 2
@@ -95,7 +96,7 @@ def test_heavy_ball(eta: float) -> None:
 def test_sgdm(eta: float) -> None:
     """Psi = f - f* + a G + b ||v - grad f||^2 + c mean ||v_i - grad f_i||^2 falls by gamma ||grad f||^2 / 2."""
     algorithm = with_theory(EF21SGDM(compressor=TOP, eta=eta), P)
-    t = EF21(compressor=TOP).theory(P).constants
+    t = theory_of(EF21(compressor=TOP), P).constants
     compressed, lag, gamma = K.L_QM * t["xi"], K.L * (1 - eta) / eta, algorithm.lr
     a = gamma * (1 + lag / compressed) / (2 * t["theta"])
     b = gamma * (1 + compressed / lag) / (2 * eta)
@@ -114,7 +115,7 @@ def test_sgdm(eta: float) -> None:
 def test_ef14_down_to_its_floor() -> None:
     """Psi = f(z) - f* + a mean ||e_i||^2 falls by gamma ||grad f(z)||^2 / 2, up to a multiple of zeta^2."""
     algorithm = with_theory(EF14(compressor=TOP), P)
-    t = EF21(compressor=TOP).theory(P).constants
+    t = theory_of(EF21(compressor=TOP), P).constants
     gamma = algorithm.lr
     a = gamma * K.L**2 / (2 * t["theta"])
     psi, slopes, floors = [], [], []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from algorithms import DCGD, EF14, EF21, EF21BC, EF21W, ECIdeal, EControl, EF21Plus, with_theory
+from algorithms.theory import theory_of
 from fedsim.compress import Identity, TopK
 from tests.algorithms.convex import BEZNOSIKOV, last, trajectory
 
@@ -82,6 +83,6 @@ def test_feedback_repairs_it(algorithm: Any) -> None:
 
 
 def test_the_step_size_of_this_example() -> None:
-    theory = EF21(compressor=TOP1).theory(BEZNOSIKOV)
+    theory = theory_of(EF21(compressor=TOP1), BEZNOSIKOV)
     assert float(f"{theory.gamma['PL']:.5e}") == 4.26878e-3
     assert with_theory(EF21(compressor=TOP1), BEZNOSIKOV, 8, "PL").lr == 8 * theory.gamma["PL"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from algorithms import DCGD, DIANA, EF14, EF21, EF21BC, L1, MARINA, ECIdeal, EControl, EF21Plus
-from algorithms.theory import xi
+from algorithms.theory import theory_of, xi
 from fedsim.compress import RandK, TopK
 from fedsim.errors import DivergenceError
 from fedsim.problems import Problem, least_squares, zeta_least_squares
@@ -23,7 +23,7 @@ assert P.minimizer is not None
 X_STAR = P.minimizer.numpy()
 X0 = np.zeros(20)
 TOP = TopK(k=4)
-GAMMA = 4 * EF21(compressor=TOP).theory(P).gamma["nonconvex AM"]
+GAMMA = 4 * theory_of(EF21(compressor=TOP), P).gamma["nonconvex AM"]
 ALPHA = 4 / 20
 
 
@@ -106,7 +106,7 @@ def test_ef21_diverges_with_an_unbiased_compressor_that_is_not_scaled() -> None:
 def test_how_much_feedback_econtrol_can_bear(k: int, factor: float, converges: bool) -> None:
     """eta up to 2 alpha converges, from 4 alpha on it diverges."""
     top = TopK(k=k)
-    algorithm = EControl(EF21(compressor=top).theory(P).gamma["nonconvex"], top, eta=factor * k / 20)
+    algorithm = EControl(theory_of(EF21(compressor=top), P).gamma["nonconvex"], top, eta=factor * k / 20)
     fed = federation_of(P)
     try:
         states = trajectory(algorithm, P, X0, 400, fed)

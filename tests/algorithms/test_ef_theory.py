@@ -26,9 +26,8 @@ from algorithms import (
     FedAvg,
     with_theory,
 )
-from algorithms.ef21 import ef21_theory
-from algorithms.theory import beta, theta, xi
-from fedsim.compress import QSGD, Identity, RandK, TopK
+from algorithms.theory import beta, theory_of, theta, xi
+from fedsim.compress import Identity, RandK, Threshold, TopK
 from fedsim.errors import ConfigError
 from fedsim.problems import Constants, least_squares, logistic_regression, quadratic_from
 
@@ -51,20 +50,21 @@ def test_constants() -> None:
 
 
 def test_ef21() -> None:
-    theory = EF21(compressor=TOP1).theory(C)
+    theory = theory_of(EF21(compressor=TOP1), C)
     assert theory.gamma["nonconvex"] == pytest.approx(1 / (2 + C.L_QM * 18.486833), rel=1e-7)
     assert theory.gamma["nonconvex AM"] == pytest.approx(1 / (2 + 25.75 * 18.486833), rel=1e-7)
     assert theory.gamma["PL"] == pytest.approx(1 / (2 + math.sqrt(2) * C.L_QM * 18.486833), rel=1e-7)
     assert theory.gamma["PL AM"] == pytest.approx(1 / (2 + math.sqrt(2) * 25.75 * 18.486833), rel=1e-7)
-    assert EF21(compressor=TOP1).theory(Constants(1e-3, (1e-3,), 10, 1.0)).gamma["PL"] == pytest.approx(theta(0.1) / 2)
+    smooth = Constants(1e-3, (1e-3,), 10, 1.0)
+    assert theory_of(EF21(compressor=TOP1), smooth).gamma["PL"] == pytest.approx(theta(0.1) / 2)
     assert theory.constants["alpha"] == 0.1 and theory.constants["L_var"] == C.L_var
-    assert EF21Plus(compressor=TOP1).theory(C) == theory
-    weighted = EF21W(compressor=TOP1).theory(C).gamma
+    assert theory_of(EF21Plus(compressor=TOP1), C) == theory
+    weighted = theory_of(EF21W(compressor=TOP1), C).gamma
     assert weighted == {"nonconvex": theory.gamma["nonconvex AM"], "PL": theory.gamma["PL AM"]}
 
 
 def test_the_gain_of_the_arithmetic_mean() -> None:
-    gamma = EF21(compressor=TopK(k=1)).theory(Constants(25.75, C.L_i, 20)).gamma
+    gamma = theory_of(EF21(compressor=TopK(k=1)), Constants(25.75, C.L_i, 20)).gamma
     assert round(gamma["nonconvex AM"] / gamma["nonconvex"], 2) == 1.92
 
 
@@ -79,16 +79,16 @@ def test_partial_participation() -> None:
         return 1 / (1 + math.sqrt(B / theta_p)) if theta_p > 0 else 0.0
 
     task = Constants(1.0, (2.0, 2.0), 10)
-    theory = EF21(compressor=TOP1).theory(task, participation=0.5)
+    theory = theory_of(EF21(compressor=TOP1), task, participation=0.5)
     best = theory.gamma["nonconvex"]
     assert best == pytest.approx(gamma(theory.constants["s"], theory.constants["rho"]))
     assert round(gamma(1e-3, 1e-3), 5) == 0.00358
     assert round(gamma(1 / math.sqrt(0.9) - 1, theta(0.1) / 2), 5) == 0.01045
     grid = [gamma(s, rho) for s in np.geomspace(1e-3, 0.11, 60) for rho in np.geomspace(1e-4, 0.1, 60)]
     assert max(grid) <= best <= 1.003 * max(grid) and round(best, 4) == 0.0128
-    almost = EF21(compressor=TOP1).theory(task, participation=1 - 1e-9).gamma["nonconvex"]
-    assert almost == pytest.approx(EF21(compressor=TOP1).theory(task).gamma["nonconvex"], rel=1e-3)
-    dense = EF21(compressor=Identity()).theory(task, participation=0.5).gamma["nonconvex"]
+    almost = theory_of(EF21(compressor=TOP1), task, participation=1 - 1e-9).gamma["nonconvex"]
+    assert almost == pytest.approx(theory_of(EF21(compressor=TOP1), task).gamma["nonconvex"], rel=1e-3)
+    dense = theory_of(EF21(compressor=Identity()), task, participation=0.5).gamma["nonconvex"]
     assert 5 * best < dense < 1
 
 
@@ -97,38 +97,38 @@ def test_rare_features() -> None:
     hessians = np.array([np.diag([1.0, 2.0, 0, 0]), np.diag([0, 0, 3.0, 4.0])])
     task = quadratic_from(hessians, np.zeros((2, 4))).constants
     assert task.sharing == 1
-    theory = EF21(compressor=TOP1).theory(task)
+    theory = theory_of(EF21(compressor=TOP1), task)
     plus = min(task.L_QM, math.sqrt(1 / 2) * 4)
     assert theory.gamma["rare"] == pytest.approx(1 / (2 + plus * xi(0.25) * math.sqrt(1 / 2)))
     assert theory.gamma["rare"] > theory.gamma["nonconvex"]
     assert least_squares(3, 4).constants.sharing == 3
     rows = np.kron(np.eye(2), np.ones((5, 2)))
     assert logistic_regression((rows, np.arange(10) % 2), n=2).constants.sharing == 2, "the penalty is everybody's"
-    assert EF21(compressor=TOP1).theory(C).gamma["rare"] == EF21(compressor=TOP1).theory(C).gamma["nonconvex"]
+    assert theory_of(EF21(compressor=TOP1), C).gamma["rare"] == theory_of(EF21(compressor=TOP1), C).gamma["nonconvex"]
 
 
 def test_bidirectional() -> None:
-    dense = EF21BC(compressor=TOP1, server_compressor=Identity()).theory(C).gamma
-    plain = EF21(compressor=TOP1).theory(C).gamma
+    dense = theory_of(EF21BC(compressor=TOP1, server_compressor=Identity()), C).gamma
+    plain = theory_of(EF21(compressor=TOP1), C).gamma
     assert dense == pytest.approx({name: plain[name] for name in dense})
-    both = EF21BC(compressor=TOP1, server_compressor=TopK(k=5)).theory(C)
+    both = theory_of(EF21BC(compressor=TOP1, server_compressor=TopK(k=5)), C)
     gain = 18.486833 + 2.414214 + 2 * 18.486833 * 2.414214
     assert both.gamma["nonconvex"] == pytest.approx(1 / (2 + C.L_QM * gain), rel=1e-6)
 
 
 def test_heavy_ball() -> None:
-    gamma = EF21(compressor=TOP1, momentum=0.5).theory(C).gamma
+    gamma = theory_of(EF21(compressor=TOP1, momentum=0.5), C).gamma
     assert gamma["nonconvex"] == pytest.approx(0.25 / (2 + 0.5 * C.L_QM * 18.486833), rel=1e-7)
     assert gamma["nonconvex AM"] == pytest.approx(0.25 / (2 + 0.5 * 25.75 * 18.486833), rel=1e-7)
-    assert EF21(compressor=Identity(), momentum=0.9).theory(C).gamma["nonconvex"] == pytest.approx(0.01 / 2)
+    assert theory_of(EF21(compressor=Identity(), momentum=0.9), C).gamma["nonconvex"] == pytest.approx(0.01 / 2)
     for settings, options in (({}, {"participation": 0.5}), ({"prox": L1()}, {})):
         with pytest.raises(ConfigError, match=r"EF21 with momentum 0.5 only with everybody in every round and without"):
-            EF21(compressor=TOP1, momentum=0.5, **settings).theory(C, **options)  # type: ignore[arg-type]
+            theory_of(EF21(compressor=TOP1, momentum=0.5, **settings), C, **options)  # type: ignore[arg-type]
 
 
 def test_ef14() -> None:
-    assert EF14(compressor=TOP1).theory(C).gamma == {"nonconvex": pytest.approx(1 / (2 * 19.486833), rel=1e-7)}
-    assert EF14(compressor=Identity()).theory(C).gamma["nonconvex"] == 1 / 2, "gradient descent"
+    assert theory_of(EF14(compressor=TOP1), C).gamma == {"nonconvex": pytest.approx(1 / (2 * 19.486833), rel=1e-7)}
+    assert theory_of(EF14(compressor=Identity()), C).gamma["nonconvex"] == 1 / 2, "gradient descent"
 
 
 CIRCLE = np.exp(1j * np.linspace(0, np.pi, 100_001))
@@ -142,7 +142,7 @@ def test_sgdm(momenta: int, eta: float) -> None:
     z = CIRCLE[1:]
     averages = (eta / (1 - (1 - eta) * z)) ** momenta
     lag, changes = np.abs((averages - 1) / (1 - z)).max(), np.abs(averages).max()
-    theory = EF21SGDM(compressor=TOP1, eta=eta, momenta=momenta).theory(C)
+    theory = theory_of(EF21SGDM(compressor=TOP1, eta=eta, momenta=momenta), C)
     assert theory.gamma["nonconvex"] == pytest.approx(1 / (2 + 2 * lag + C.L_QM * changes * 18.486833), rel=1e-6)
     assert theory.gamma["nonconvex AM"] == pytest.approx(1 / (2 + 2 * lag + 25.75 * changes * 18.486833), rel=1e-6)
 
@@ -153,15 +153,15 @@ def test_econtrol(eta: float) -> None:
     q, filtered = math.sqrt(0.9), 1 / (1 - (1 - eta) * CIRCLE)
     back = np.abs(1 + eta - eta**2 * CIRCLE * filtered).max()
     out = np.abs(eta * CIRCLE * filtered - 1).max()
-    gamma = EControl(compressor=TOP1, eta=eta).theory(C).gamma
+    gamma = theory_of(EControl(compressor=TOP1, eta=eta), C).gamma
     assert q * back < 1
     assert gamma["nonconvex"] == pytest.approx(1 / (2 + C.L_QM * out * q / (1 - q * back)), rel=1e-6)
-    assert EControl(compressor=TOP1, eta=0.0).theory(C).gamma == pytest.approx(
-        {name: g for name, g in EF21(compressor=TOP1).theory(C).gamma.items() if name in gamma}
+    assert theory_of(EControl(compressor=TOP1, eta=0.0), C).gamma == pytest.approx(
+        {name: g for name, g in theory_of(EF21(compressor=TOP1), C).gamma.items() if name in gamma}
     )
-    assert EControl(compressor=Identity()).theory(C).gamma["nonconvex"] == 1 / 2
+    assert theory_of(EControl(compressor=Identity()), C).gamma["nonconvex"] == 1 / 2
     with pytest.raises(ConfigError, match=r"no step size of EControl is proved for eta = 0.1 and alpha = 0.1, but f"):
-        EControl(compressor=TOP1).theory(C)
+        theory_of(EControl(compressor=TOP1), C)
 
 
 def test_page() -> None:
@@ -171,13 +171,13 @@ def test_page() -> None:
     s = np.geomspace(1e-2, 1e2, 100_001)
     squares = p * (1 + s) * C.L_QM**2 + (1 + 1 / s) * (1 - p) * spread**2 + (1 - p) * (C.L_QM**2 + spread**2)
     gain = 18.486833 * math.sqrt(squares.min()) + spread * math.sqrt((1 - p) / (p * 4))
-    assert EF21PAGE(compressor=TOP1, p=p).theory(task, tau).gamma["nonconvex"] == pytest.approx(1 / (2 + gain))
-    plain = EF21(compressor=TOP1).theory(C).gamma["nonconvex"]
-    assert EF21PAGE(compressor=TOP1, p=1.0).theory(C).gamma["nonconvex"] == pytest.approx(plain)
+    assert theory_of(EF21PAGE(compressor=TOP1, p=p), task, tau).gamma["nonconvex"] == pytest.approx(1 / (2 + gain))
+    plain = theory_of(EF21(compressor=TOP1), C).gamma["nonconvex"]
+    assert theory_of(EF21PAGE(compressor=TOP1, p=1.0), C).gamma["nonconvex"] == pytest.approx(plain)
     page = with_theory(EF21PAGE(compressor=Identity(), p=p), task, tau=tau).lr
     assert page == pytest.approx(1 / (2 + 60 * math.sqrt((1 - p) / (p * 4 * tau))))
     with pytest.raises(ConfigError, match=r"p = 0.2 needs the smoothness of single samples, which is unknown here"):
-        EF21PAGE(compressor=TOP1, p=p).theory(C, tau)
+        theory_of(EF21PAGE(compressor=TOP1, p=p), C, tau)
     with pytest.raises(ConfigError, match="tau is 0; expected how many samples a client"):
         with_theory(EF21PAGE(compressor=TOP1, p=p), task)
 
@@ -205,15 +205,15 @@ def test_smoothness_of_samples() -> None:
 
 def test_unbiased_methods() -> None:
     rand = RandK(k=2)                                      # omega = 4
-    assert DCGD(compressor=rand).theory(C).gamma["convex"] == pytest.approx(1 / (2 + 2 * 100 * 4 / 4))
-    assert DCGD(compressor=Identity()).theory(C).gamma["convex"] == 1 / 2, "gradient descent"
-    diana = DIANA(compressor=rand).theory(C).gamma
+    assert theory_of(DCGD(compressor=rand), C).gamma["convex"] == pytest.approx(1 / (2 + 2 * 100 * 4 / 4))
+    assert theory_of(DCGD(compressor=Identity()), C).gamma["convex"] == 1 / 2, "gradient descent"
+    diana = theory_of(DIANA(compressor=rand), C).gamma
     assert diana["nonconvex"] == pytest.approx(1 / (10 * 2 * math.sqrt(2) * 6))
     assert diana["convex"] == pytest.approx(1 / (100 * 7))
-    marina = MARINA(compressor=rand).theory(C)
+    marina = theory_of(MARINA(compressor=rand), C)
     assert marina.constants["p"] == pytest.approx(0.2)
     assert marina.gamma["nonconvex"] == pytest.approx(1 / (C.L_QM * (1 + 4 / math.sqrt(4)))), "1 + omega / sqrt(n)"
-    some = MARINA(compressor=rand).theory(C, participation=0.5)
+    some = theory_of(MARINA(compressor=rand), C, participation=0.5)
     assert some.constants["p"] == pytest.approx(0.1)
     assert some.gamma["nonconvex"] == pytest.approx(1 / (C.L_QM * (1 + math.sqrt(0.9 * 5 / (0.1 * 2)))))
 
@@ -222,9 +222,9 @@ def test_unbiased_methods() -> None:
 def test_theory_of_full_gradients_says_nothing_of_minibatches(cls: Any) -> None:
     by = RandK(k=2) if cls in (DCGD, DIANA, MARINA) else TOP1
     settings = {"eta": 0.0} if cls is EControl else {"p": 0.2} if cls is MARINA else {}
-    assert cls(compressor=by, **settings).theory(C).gamma
+    assert theory_of(cls(compressor=by, **settings), C).gamma
     algorithm = cls(compressor=by, gradient="minibatch", **settings)
-    for ask in (algorithm.theory, lambda task: with_theory(algorithm, task)):
+    for ask in (lambda task: theory_of(algorithm, task), lambda task: with_theory(algorithm, task)):
         with pytest.raises(ConfigError, match=rf'no step size of {cls.__name__} is proved for gradient = "minibatch"'):
             ask(C)
 
@@ -232,8 +232,8 @@ def test_theory_of_full_gradients_says_nothing_of_minibatches(cls: Any) -> None:
 def test_an_algorithm_with_a_step_size_of_its_theory() -> None:
     P = least_squares(5, 8)
     algorithm = EF21(compressor=TOP1, start="zero")
-    assert with_theory(algorithm, P, 16).lr == 16 * algorithm.theory(P).gamma["nonconvex"]
-    assert with_theory(algorithm, P, regime="PL AM").lr == algorithm.theory(P).gamma["PL AM"]
+    assert with_theory(algorithm, P, 16).lr == 16 * theory_of(algorithm, P).gamma["nonconvex"]
+    assert with_theory(algorithm, P, regime="PL AM").lr == theory_of(algorithm, P).gamma["PL AM"]
     assert with_theory(algorithm, P.constants, participation=0.5).start == "zero"
     assert with_theory(DCGD(compressor=Identity()), P).lr == pytest.approx(1 / P.smoothness)
 
@@ -259,5 +259,5 @@ def test_theory_of_a_task_that_nobody_knows() -> None:
         with_theory(algorithm, C, participation=0)
     with pytest.raises(ConfigError, match=r"theory needs omega of TopK\(.*which is biased"):
         with_theory(DCGD(), C)
-    with pytest.raises(ConfigError, match=r"theory needs alpha of QSGD\(.*not known to be contractive; use Scaled"):
-        ef21_theory(QSGD(), C)
+    with pytest.raises(ConfigError, match=r"theory needs alpha of Threshold\(.*not known to be contractive"):
+        theory_of(EF21(compressor=Threshold(0.1, relative=False)), C)

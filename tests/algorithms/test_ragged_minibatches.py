@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from algorithms import DCGD, EF21PAGE, GradientTracking
-from algorithms.dpsgd import mean_gradient
-from algorithms.ef21_page import mean_difference
+from algorithms.parts import mean_difference, mean_gradient
 from fedsim import Batch, Local
 from fedsim.backends.flower.server.dry_run import outcome
 from fedsim.clients import cohort

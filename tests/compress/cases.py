@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.compress import (
     QSGD,
-    Bernoulli,
+    BernoulliCompressor,
     Blockwise,
     Composed,
     Identity,
@@ -75,7 +75,7 @@ COMPRESSORS: dict[str, Any] = {
     "fp8 e5m2": LowPrecision("e5m2"),
     "SVD": LowRank(1),
     "PowerSGD": PowerSGD(1),
-    "Bernoulli": Bernoulli(0.3),
+    "Bernoulli": BernoulliCompressor(0.3),
     "scaled QSGD": Scaled(QSGD(2)),
     "scaled rand": Scaled(RandK(0.2)),
     "scaled natural": Scaled(Natural()),

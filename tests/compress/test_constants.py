@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.compress import (
     QSGD,
-    Bernoulli,
+    BernoulliCompressor,
     Blockwise,
     Composed,
     Identity,
@@ -93,9 +93,9 @@ def test_threshold() -> None:
 
 
 def test_bernoulli_has_its_variance_for_every_vector() -> None:
-    compressor, x = Bernoulli(0.25), vector(4, dtype=torch.float64)
+    compressor, x = BernoulliCompressor(0.25), vector(4, dtype=torch.float64)
     assert compressor.omega(38) == 3 and error(compressor, x, 20_000) == pytest.approx(3, rel=0.03)
-    assert error(Bernoulli(1.0), x) == 0
+    assert error(BernoulliCompressor(1.0), x) == 0
 
 
 @pytest.mark.parametrize("r", [1, 2, 3])

@@ -10,7 +10,7 @@ import torch
 from fedsim.compress import (
     COMPRESSORS,
     QSGD,
-    Bernoulli,
+    BernoulliCompressor,
     Blockwise,
     Composed,
     LowPrecision,
@@ -71,8 +71,8 @@ def test_bad_sparse_settings(cls: Any, settings: dict[str, Any], words: str) -> 
         (lambda: PowerSGD(1.5), "PowerSGD.rank is 1.5; expected"),
         (lambda: Threshold(1.5), r"Threshold.tau is 1.5; expected a number in \[0, 1\]"),
         (lambda: Threshold(0.0, relative=False), "Threshold.tau is 0.0; expected a finite number above 0"),
-        (lambda: Bernoulli(0.0), "Bernoulli.p is 0.0; expected a number above 0"),
-        (lambda: Bernoulli(2.0), "Bernoulli.p is 2.0; expected a number above 0 and at most 1"),
+        (lambda: BernoulliCompressor(0.0), "BernoulliCompressor.p is 0.0; expected a number above 0"),
+        (lambda: BernoulliCompressor(2.0), "BernoulliCompressor.p is 2.0; expected a number above 0 and at most 1"),
         (lambda: Scaled(TopK()), r"Scaled.compressor is TopK\(.*not unbiased; expected an unbiased one such as QSGD"),
         (lambda: Scaled(RandK(k=5, scaled=False)), "not unbiased"),
         (lambda: Composed(QSGD()), r"Composed.compressor is QSGD\(.*; expected one that selects: TopK or RandK"),
@@ -109,7 +109,7 @@ def test_a_fraction_is_rounded_up(fraction: float, d: int, k: int) -> None:
 
 
 def test_every_compressor_has_defaults_and_is_of_a_class() -> None:
-    for cls in COMPRESSORS:
+    for cls in COMPRESSORS.values():
         compressor = cls()
         assert (compressor.alpha(100), compressor.omega(100)) != (None, None)
         assert hash(compressor) == hash(cls()) and compressor == cls()

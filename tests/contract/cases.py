@@ -48,16 +48,17 @@ from algorithms import (
 from fedsim.algorithm import has_server
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
-from fedsim.compress import RandK, TopK
+from fedsim.compress import QSGD, LowPrecision, Natural, PowerSGD, RandK, Scaled, TopK
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
+from fedsim.feedback import EF21P, Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
+from fedsim.feedback.compressed import Compressed
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Kept
 from tests.backends.ray.shared import workers
-from tests.contract.linked import DRAWING, EVERYBODY, LINKED
 from topologies import Static
 
 SIZES = (3, 17, 9, 5, 12, 8)                               # samples of each client: batches of 4 leave partial ones
@@ -121,13 +122,23 @@ ALGORITHMS: dict[str, Any] = {
     "CHOCO-SGD": ChocoSGD(gamma=0.3, compressor=TOP),
     "DeepSqueeze": DeepSqueeze(gamma=0.2, compressor=TOP),
     "BEER": BEER(gamma=0.3, compressor=TOP),
-    **LINKED,
+    "FedAvg, EF21 and EF21-P": Compressed(FedAvg(momentum=0.5), EF21Uplink(TOP), EF21P(TopK(0.4))),
+    "SCAFFOLD, EF14": Compressed(Scaffold(), EF14Uplink(RandK(0.3, scaled=False)), Plain(Natural())),
+    "FedSpeed, EControl": Compressed(FedSpeed(), EControlUplink(TopK(0.2, scope="layer"))),
+    "FedCM, EF14": Compressed(FedCM(), EF14Uplink(TOP), EF21P(TopK(0.4))),
+    "FedAMD, EF21": Compressed(FedAMD(p=0.5), EF21Uplink(Scaled(QSGD()))),
+    "FedAvg, PowerSGD": Compressed(FedAvg(), EF14Uplink(PowerSGD())),
+    "DFedSAM, CHOCO": Compressed(DFedSAM(gossip_steps=2), Choco(TOP, gamma=0.3)),
+    "DFedAvg, low precision": Compressed(DFedAvg(), Plain(LowPrecision("bf16"))),
 }
 
 CERTAIN = ("FedAMD all anchors", "EF21", "EF21 compressed start", "EF21-BC")
 """Those that draw nothing: whole shards, no coins, no random compressor."""
 
-OWN_CHANCE = ("FedAMD optimal", "FedAMD half", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA", *DRAWING)
+OWN_CHANCE = (
+    "FedAMD optimal", "FedAMD half", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA", "SCAFFOLD, EF14", "FedAMD, EF21",
+    "FedAvg, PowerSGD",
+)  # fmt: skip
 """Those that draw something for each client by its number besides its minibatches."""
 
 GOSSIPING = [name for name, algorithm in ALGORITHMS.items() if not has_server(algorithm)]
@@ -230,8 +241,8 @@ def initial(fed: Federation) -> Tensor:
 def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
     """Who takes part in rounds 1, 2, 3: everybody where the algorithm insists on it."""
     insists = (EF21BC, Extra, ExactDiffusion, ChocoSGD, BEER)
-    everybody = isinstance(algorithm, insists) or algorithm in [LINKED[name] for name in EVERYBODY]
-    return (tuple(range(6)),) * 3 if everybody else COHORTS
+    uplink = algorithm.uplink if isinstance(algorithm, Compressed) else None
+    return (tuple(range(6)),) * 3 if isinstance(algorithm, insists) or isinstance(uplink, Choco) else COHORTS
 
 
 def rounds(

@@ -17,7 +17,7 @@ from fedsim import Evaluation, Experiment, resume, run
 from fedsim.compress import TopK
 from fedsim.controller.host import Host
 from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
-from fedsim.feedback import EF14
+from fedsim.feedback import EF14Uplink
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory
 from fedsim.report.compare import cells, compare
@@ -174,7 +174,8 @@ def test_slips_are_told_before_they_cost_anything(tmp_path: Path, slip: type[Sli
 def test_memories_are_lost_in_no_disguise(tmp_path: Path) -> None:
     """Also where links keep the algorithm's state within their own."""
     with pytest.raises(ConfigError, match=r"Forgetful\.round returned a state whose inner has lost the memories"):
-        run(replace(SMALL, algorithm=Forgetful(), uplink=EF14(TopK(0.1))), output=tmp_path / "run", progress=False)
+        forgetful = replace(SMALL, algorithm=Forgetful(), uplink=EF14Uplink(TopK(0.1)))
+        run(forgetful, output=tmp_path / "run", progress=False)
 
 
 def test_a_run_in_progress_stays_so(tmp_path: Path) -> None:

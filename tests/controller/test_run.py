@@ -16,7 +16,7 @@ from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
 from fedsim import Bernoulli, Clients, Data, Evaluation, Experiment, FixedSize, Local, LocalWork, resume, run
 from fedsim.controller import evaluate
 from fedsim.errors import ConfigError
-from fedsim.experiment.schedule import Exponential
+from fedsim.experiment.schedule import ExponentialDecay
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner, IidPartitioner, NoiseSkew
 from fedsim.problems import least_squares
@@ -158,7 +158,7 @@ def test_a_users_module_and_loss(tmp_path: Path) -> None:
     [
         {"weights": "samples"},
         {"sampling": Bernoulli(0.3)},
-        {"schedule": Exponential(0.5)},
+        {"schedule": ExponentialDecay(0.5)},
         {"skew": NoiseSkew(1.0)},
         {"partition": IidPartitioner(10)},
         {"local": LocalWork(batch_size=16, steps=3, weight_decay=0.1)},

@@ -28,7 +28,7 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
-from fedsim.feedback import EF14, EF21, EF21P, Choco, EControl, Plain
+from fedsim.feedback import EF21P, Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.linked import Linked, Links
 from fedsim.messages import wire
@@ -77,7 +77,7 @@ def test_ef14_is_its_paper(backend: Any, cohorts: list[list[int]]) -> None:
             e[i] = p - sent[i]
         x = x + sum(sent.values()) / len(S)
         expected.append(x)
-    algorithm = Compressed(FedAvg(lr=0.5), EF14(TOP))
+    algorithm = Compressed(FedAvg(lr=0.5), EF14Uplink(TOP))
     np.testing.assert_allclose(iterates(algorithm, federation(F, WHOLE, backend), X0, cohorts), expected, atol=1e-14)
 
 
@@ -99,10 +99,10 @@ def test_ef21_and_econtrol_are_their_papers(backend: Any, cohorts: list[list[int
         expected.append(x)
         np.testing.assert_allclose(H, p @ h, atol=1e-15)
     fed = federation(F, WHOLE, backend, weights=weights)
-    algorithm = Compressed(FedAvg(lr=0.5, server_lr=0.7), EControl(TOP, eta))
+    algorithm = Compressed(FedAvg(lr=0.5, server_lr=0.7), EControlUplink(TOP, eta))
     np.testing.assert_allclose(iterates(algorithm, fed, X0, cohorts), expected, atol=1e-14)
     if eta == 0:
-        again = Compressed(FedAvg(lr=0.5, server_lr=0.7), EF21(TOP))
+        again = Compressed(FedAvg(lr=0.5, server_lr=0.7), EF21Uplink(TOP))
         np.testing.assert_allclose(iterates(again, fed, X0, cohorts), expected, atol=1e-14)
 
 
@@ -140,8 +140,9 @@ def inner(state: Any) -> list[Tensor]:
     return tensors(state.inner if hasattr(state, "inner") else state)
 
 
-UNCHANGED = [(uplink, a, S) for uplink in (Plain, EF14) for a in CENTRAL for S in (everybody(6, 3), some(6, 3, 3))]
-UNCHANGED += [(EF21, a, everybody(6, 3)) for a in CENTRAL if not isinstance(a, FedAMD)]
+COHORTS = (everybody(6, 3), some(6, 3, 3))
+UNCHANGED = [(uplink, a, S) for uplink in (Plain, EF14Uplink) for a in CENTRAL for S in COHORTS]
+UNCHANGED += [(EF21Uplink, a, everybody(6, 3)) for a in CENTRAL if not isinstance(a, FedAMD)]
 """EF21's estimate counts those who are away, as FedAMD's anchors and miners are from each other."""
 
 
@@ -151,7 +152,7 @@ def test_nothing_compressed_is_nothing_changed(
     uplink: Any, algorithm: Any, cohorts: list[list[int]], backend: Any
 ) -> None:
     """Bit for bit where no difference to a memory is formed."""
-    exact = uplink is not EF21
+    exact = uplink is not EF21Uplink
     bare, fed = (federation(F, WORK, backend) for _ in range(2))
     expected = states(algorithm, bare, X0, cohorts)
     downlink = Plain(Identity()) if exact else EF21P(Identity())
@@ -213,7 +214,7 @@ def linked(algorithm: Any, uplink: Any, backend: Any = None) -> tuple[Linked, Li
 @pytest.mark.parametrize("by", [TopK(fraction=0.3), RandK(k=3, scaled=False), PowerSGD(), LowPrecision("bf16")])
 def test_the_ledger_is_what_the_wire_carries(by: Any, backend: Any) -> None:
     """Two vectors in SCAFFOLD's message; each client pays for its own bytes."""
-    clients, _ = linked(Scaffold(lr=0.3), EF14(by), backend)
+    clients, _ = linked(Scaffold(lr=0.3), EF14Uplink(by), backend)
     x = torch.from_numpy(X0)
     sent, _ = clients.each(Scaffold(lr=0.3).client, (x, x), clients.keep(torch.zeros_like(x)))
     dx, dc = sent.stacked
@@ -230,7 +231,7 @@ def test_the_ledger_is_what_the_wire_carries(by: Any, backend: Any) -> None:
 def test_what_is_lost_is_sent_later() -> None:
     """The sum of all that the server read is the sum of all messages, less what is remembered; at each client."""
     algorithm = FedAvg(lr=0.3)
-    clients, links = linked(algorithm, EF14(TopK(k=1)))
+    clients, links = linked(algorithm, EF14Uplink(TopK(k=1)))
     plain = cohort(federation(F, WORK), 1, clients.ids)
     x = torch.from_numpy(X0)
     total = torch.zeros(4, F.d, dtype=torch.float64)
@@ -243,18 +244,18 @@ def test_what_is_lost_is_sent_later() -> None:
 
 
 def test_two_functions_of_one_name_would_share_a_memory() -> None:
-    clients, _ = linked(FedAvg(), EF14(TopK(k=1)))
+    clients, _ = linked(FedAvg(), EF14Uplink(TopK(k=1)))
     x = torch.from_numpy(X0)
     clients.each(FedAvg(lr=0.3).client, x)
     with pytest.raises(ConfigError, match="two client functions of a round are called client"):
         clients.each(FedAvg(lr=0.1).client, x)
-    clients, _ = linked(FedAvg(), EF14(TopK(k=1)))
+    clients, _ = linked(FedAvg(), EF14Uplink(TopK(k=1)))
     for scale in (1.0, 2.0):                               # the same function, made twice
         clients.each(partial(lambda local, x, scale: scale * x, scale=scale), x)
 
 
 def test_every_vector_and_every_exchange_has_its_own_randomness() -> None:
-    clients, _ = linked(Scaffold(), EF14(RandK(k=2, scaled=False, shared_seed=False)))
+    clients, _ = linked(Scaffold(), EF14Uplink(RandK(k=2, scaled=False, shared_seed=False)))
     x = torch.from_numpy(X0)
     (dx, dc), _ = clients.each(Scaffold().client, (x, x), clients.keep(torch.zeros_like(x)))[0].stacked, None
     assert not torch.equal(dx.parts[0], dc.parts[0])
@@ -286,7 +287,7 @@ def test_powersgd_starts_from_its_last_directions() -> None:
 
 
 def test_a_round_changes_no_state_before_it() -> None:
-    algorithm = Compressed(FedAMD(lr=0.3, p=0.5), EF21(TOP), EF21P(TOP))
+    algorithm = Compressed(FedAMD(lr=0.3, p=0.5), EF21Uplink(TOP), EF21P(TOP))
     fed = federation(F, WORK)
     found = [algorithm.init(torch.from_numpy(X0), cohort(fed, 0))]
     copies = [copy.deepcopy(found[0])]

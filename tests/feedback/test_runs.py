@@ -16,7 +16,7 @@ from fedsim.cli import main
 from fedsim.compress import RandK, TopK
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, to_config
-from fedsim.feedback import EF14, EF21, EF21P, Choco, EControl, Plain
+from fedsim.feedback import EF21P, Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
@@ -25,7 +25,7 @@ from topologies import Ring, Static
 
 SMALL = Experiment(
     FedAMD(lr=0.1, p=0.5),
-    uplink=EF21(TopK(0.05)),
+    uplink=EF21Uplink(TopK(0.05)),
     downlink=EF21P(TopK(0.1)),
     partition=DirichletPartitioner(8, alpha=0.5, min_partition_size=8),
     model=MLP(hidden=(16,)),
@@ -41,14 +41,16 @@ GOSSIP = replace(
     SMALL, algorithm=DFedSAM(), uplink=Choco(RandK(0.1, scaled=False), 0.3), downlink=None, sampling=FixedSize(),
     topology=Static(Ring()),
 )  # fmt: skip
+UP_ONLY = replace(SMALL, uplink=EControlUplink(TopK(0.05)), downlink=None)
 LINKS = [
-    (FedAvg(), Plain(), None), (FedAvg(), EF14(TopK(0.1)), Plain()), (FedAvg(), EControl(TopK(k=3), 0.5), EF21P()),
-    (FedAMD(), None, EF21P()), (DFedSAM(), Choco(TopK(0.2), 0.4), None),
+    (FedAvg(), Plain(), None), (FedAvg(), EF14Uplink(TopK(0.1)), Plain()),
+    (FedAvg(), EControlUplink(TopK(k=3), 0.5), EF21P()), (FedAMD(), None, EF21P()),
+    (DFedSAM(), Choco(TopK(0.2), 0.4), None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("memory", ["device", "disk"])
-@pytest.mark.parametrize("experiment", [SMALL, GOSSIP, replace(SMALL, uplink=EControl(TopK(0.05)), downlink=None)])
+@pytest.mark.parametrize("experiment", [SMALL, GOSSIP, UP_ONLY])
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, experiment: Experiment, memory: Any) -> None:
     """Memories whose shape was known only after the first round come back, absent clients' among them."""
     directory = run(replace(experiment, memory=memory), output=tmp_path / "run", progress=False)
@@ -64,7 +66,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, experimen
 def test_what_a_compressed_run_costs(tmp_path: Path) -> None:
     d = 64 * 16 + 16 + 16 * 10 + 10
     costs = {}
-    for name, uplink in (("none", None), ("ef21", EF21(TopK(0.01)))):
+    for name, uplink in (("none", None), ("ef21", EF21Uplink(TopK(0.01)))):
         experiment = replace(SMALL, algorithm=FedAvg(), uplink=uplink, downlink=None)
         rows = read_metrics(run(experiment, output=tmp_path / name, progress=False).seed_path(0) / "metrics.jsonl")
         costs[name] = {metric: rows.series("total", metric)[8] for metric in ("bytes_up", "bytes_down", "paper_bits")}
@@ -88,7 +90,7 @@ def test_links_from_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--algorithm", "FedAvg", *flags, "--downlink", "Plain", "--print-config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["uplink"]["name"] == "EF21" and config["uplink"]["compressor"]["fraction"] == 0.02
-    assert from_config(config).uplink == EF21(TopK(0.02)) and from_config(config).downlink == Plain()
+    assert from_config(config).uplink == EF21Uplink(TopK(0.02)) and from_config(config).downlink == Plain()
     assert from_config(config).title == "fedavg-ef21-plain-digits"
     assert main(["list", "uplinks"]) == 0
     listed = capsys.readouterr().out

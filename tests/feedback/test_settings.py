@@ -11,7 +11,7 @@ from torch import Tensor
 from algorithms import BEER, DCGD, EF21BC, MARINA, DFedAvg, FedAvg
 from fedsim.compress import LowPrecision, RandK, TopK
 from fedsim.errors import ConfigError, DivergenceError
-from fedsim.feedback import EF14, EF21, EF21P, Choco, EControl, Plain
+from fedsim.feedback import EF21P, Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
 from tests.algorithms.gossip_federations import TOPOLOGIES, gossiping
 from tests.algorithms.quadratics import everybody, federation, iterates, states
@@ -24,24 +24,24 @@ def median(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def test_rules_see_each_message_where_the_server_learns_it() -> None:
-    algorithm = Compressed(FedAvg(lr=0.5, aggregate=median), EF14(TOP))
+    algorithm = Compressed(FedAvg(lr=0.5, aggregate=median), EF14Uplink(TOP))
     x = iterates(algorithm, federation(F, WHOLE), X0, everybody(6, 1))[0]
     each = np.array([top(update(F, i, X0)) for i in range(6)])
     np.testing.assert_allclose(x, X0 + np.sort(each, 0)[2], atol=1e-15)
     with pytest.raises(ConfigError, match=r"uplink EF21 gives the server the mean .* FedAvg.aggregate needs; use EF14"):
-        Compressed(FedAvg(aggregate=median), EF21(TOP))
+        Compressed(FedAvg(aggregate=median), EF21Uplink(TOP))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ((FedAvg(), Choco()), "uplink Choco is for gossip, and FedAvg has a server; use EF14"),
-        ((DFedAvg(), EF21()), "uplink EF21 needs a server, and DFedAvg has none; use Choco or Plain"),
+        ((DFedAvg(), EF21Uplink()), "uplink EF21 needs a server, and DFedAvg has none; use Choco or Plain"),
         ((DFedAvg(), None, EF21P()), "DFedAvg has no server and so no downlink"),
         ((FedAvg(), EF21P()), "uplink is EF21P, which goes down"),
         ((FedAvg(), TopK()), r"uplink is TopK\(.* a compressor; expected a mechanism of fedsim.feedback with a compr"),
         ((FedAvg(), None, EF21BC()), r"downlink is EF21BC\(.* an algorithm; expected a mechanism of fedsim.feedback"),
-        ((FedAvg(), None, EF21()), "downlink is EF21, which goes up; use EF21P or Plain"),
+        ((FedAvg(), None, EF21Uplink()), "downlink is EF21, which goes up; use EF21P or Plain"),
         *(((cls(), Plain()), f"{cls.__name__} compresses its messages by itself") for cls in (DCGD, BEER, MARINA)),
         ((EF21BC(), None, EF21P()), "EF21BC compresses its messages by itself; leave uplink and downlink out"),
     ],
@@ -51,15 +51,15 @@ def test_links_that_cannot_be(settings: tuple[Any, ...], message: str) -> None:
         Compressed(*settings)
 
 
-@pytest.mark.parametrize("cls", [EF14, EF21, EControl, EF21P, Choco])
+@pytest.mark.parametrize("cls", [EF14Uplink, EF21Uplink, EControlUplink, EF21P, Choco])
 def test_feedback_needs_a_contractive_compressor(cls: Any) -> None:
     with pytest.raises(ConfigError, match=r"is unbiased and may lengthen .* Scaled\(RandK"):
         cls(RandK(k=2))
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(ConfigError, match=r"EControl.eta is -1; expected a finite number, 0 or more"):
-        EControl(eta=-1)
+    with pytest.raises(ConfigError, match=r"EControlUplink.eta is -1; expected a finite number, 0 or more"):
+        EControlUplink(eta=-1)
     for gamma in (0, 1.5):
         with pytest.raises(ConfigError, match=f"Choco.gamma is {gamma}; expected a"):
             Choco(gamma=gamma)
@@ -80,7 +80,7 @@ def test_a_diverging_client_is_named(backend: Any) -> None:
     fed = federation(F, WHOLE, backend)
     fed.shards.x[fed.shards.offsets[3]] = 1e200
     with pytest.raises(DivergenceError, match="client 3"):
-        iterates(Compressed(FedAvg(lr=1e200), EF14(TOP)), fed, X0, everybody(6, 2))
+        iterates(Compressed(FedAvg(lr=1e200), EF14Uplink(TOP)), fed, X0, everybody(6, 2))
 
 
 class Packs(FedAvg):
@@ -92,4 +92,4 @@ class Packs(FedAvg):
 
 def test_messages_that_are_compressed_already() -> None:
     with pytest.raises(ConfigError, match=r"compresses its messages by itself .* leave uplink and downlink out"):
-        iterates(Compressed(Packs(), EF14(TOP)), federation(F, WHOLE), X0, everybody(6, 1))
+        iterates(Compressed(Packs(), EF14Uplink(TOP)), federation(F, WHOLE), X0, everybody(6, 1))

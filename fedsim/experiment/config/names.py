@@ -1,6 +1,7 @@
 """Components by name: what can stand for the algorithm, the partition, the model ... of an experiment.
 
-A name is that of a class in the catalogue of its kind, or the dotted name ``my.module.Class`` of the user's own. The
+A name is that of the catalogue of its kind, which is a list of classes or, where some go by another name than their
+class, a mapping; or the dotted name ``my.module.Class`` of the user's own. The
 catalogues are looked up when asked for, as `fedsim` does not depend on `algorithms`.
 """
 
@@ -92,7 +93,8 @@ def catalogue(kind: str) -> dict[str, type]:
     if kind not in CATALOGUES:
         return {}
     module, attribute, _ = CATALOGUES[kind]
-    return {cls.__name__: cls for cls in getattr(importlib.import_module(module), attribute)}
+    listed = getattr(importlib.import_module(module), attribute)
+    return dict(listed) if isinstance(listed, Mapping) else {cls.__name__: cls for cls in listed}
 
 
 def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable[..., Any]:
@@ -152,8 +154,10 @@ def name_of(target: Any) -> str | None:
     module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
     package = module.partition(".")[0]
     for kind, listed in CATALOGUES.items():
-        if listed.module.partition(".")[0] == package and catalogue(kind).get(name) is target:
-            return str(name)
+        if listed.module.partition(".")[0] == package:
+            for short, cls in catalogue(kind).items():
+                if cls is target:
+                    return short
     if module == "__main__" or not name.isidentifier():
         return None
     return f"{module}.{name}" if getattr(importlib.import_module(module), name, None) is target else None

@@ -1,21 +1,4 @@
-"""Step sizes in theory: what an algorithm's ``theory(task)`` gives, and an algorithm with such a step size.
-
-A contractive compressor has E||C(x) - x||^2 <= (1 - alpha) ||x||^2. With theta = 1 - sqrt(1 - alpha) and beta =
-(1 - alpha) / theta, xi = sqrt(beta / theta) = (1 + sqrt(1 - alpha)) / alpha - 1 is what its errors cost: 0 for the
-identity, about 2 / alpha for strong compression.
-
-Most step sizes here follow from one lemma. Let x <- x - gamma g, where the errors of g keep to the length of the steps:
-    sum_t ||g^t - grad f(x^t)||^2 <= Gamma^2 sum_t ||x^{t+1} - x^t||^2                        (in expectation)
-Then gamma = 1 / (L + Gamma) gives  sum_t ||grad f(x^t)||^2 <= 2 (f(x^0) - inf f) / gamma, by summing the descent
-    f(x^{t+1}) <= f(x^t) - gamma/2 ||grad f(x^t)||^2
-                  + gamma/2 ||g^t - grad f(x^t)||^2 - (1/(2 gamma) - L/2) ||x^{t+1} - x^t||^2
-since gamma^2 Gamma^2 + gamma L <= 1. So Gamma is the gain of a method, from steps to errors; gains of parts in a row
-multiply, side by side they add up. An estimate that follows a vector by contractive messages, g <- g + C(v - g), has
-the gain xi from changes of v to v - g.
-
-Step sizes are those of full gradients, but for EF21SGDM and EF21PAGE, and of rounds in which everybody takes part, but
-where ``theory`` takes ``participation``.
-"""
+"""What is said of an algorithm (``Theory``), how it is asked for, and what the formulas share."""
 
 from __future__ import annotations
 
@@ -23,6 +6,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from functools import singledispatch
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from fedsim import Compressor
@@ -42,30 +26,36 @@ class Theory(NamedTuple):
     constants: dict[str, float]
 
 
+@singledispatch
+def theory_of(algorithm: Any, task: Task) -> Theory:
+    """Step sizes of an algorithm on a task; some take more, such as ``participation``, the share of clients in a round.
+
+    Raises:
+        ConfigError: the constants of the task are unknown, or nothing is known for these settings.
+    """
+    name = type(algorithm).__name__
+    raise ConfigError(f"no step size in theory is known to {name}; set its lr, for instance to that of EF21")
+
+
 def with_theory(algorithm: A, task: Task, factor: float = 1.0, regime: str = "", **options: Any) -> A:
     """The algorithm with ``lr`` set to ``factor`` times a step size of its theory.
 
     Args:
-        algorithm: one with a ``theory``.
+        algorithm: one that ``theory_of`` knows.
         task: a problem of ``fedsim.problems``, or its constants.
         factor: experiments sweep powers of 2.
         regime: a key of ``Theory.gamma``; the algorithm's first by default.
-        options: what else its ``theory`` takes, such as ``participation``.
+        options: what else its theory takes, such as ``participation``.
 
     Raises:
         ConfigError: the constants are unknown, or there is no such step size.
     """
     name = type(algorithm).__name__
-    theory = getattr(algorithm, "theory", None)
-    if theory is None:
-        raise ConfigError(f"no step size in theory is known to {name}; set its lr, for instance to that of EF21")
-    first, *known = inspect.signature(theory).parameters
-    if first != "task":
-        raise ConfigError(f"the theory of {name} is of no lr: call its theory({', '.join([first, *known])}) yourself")
+    _, _, *known = inspect.signature(theory_of.dispatch(type(algorithm))).parameters
     if unknown := options.keys() - set(known):
         takes = f"it takes {', '.join(known)}" if known else "it takes none, as everybody is in every round"
         raise ConfigError(f"the theory of {name} knows no {', '.join(sorted(unknown))}; {takes}")
-    gammas = theory(task, **options).gamma
+    gammas = theory_of(algorithm, task, **options).gamma
     regime = regime or next(iter(gammas))
     if regime not in gammas:
         raise ConfigError(
@@ -103,6 +93,12 @@ def refuse_minibatches(algorithm: Any) -> None:
         )
 
 
+def refuse_no_share(participation: float) -> None:
+    """Raise ConfigError unless ``participation`` is a share of the clients."""
+    if not 0 < participation <= 1:
+        raise ConfigError(f"participation is {participation}; expected a share above 0 and at most 1")
+
+
 def alpha_of(compressor: Compressor, d: int) -> float:
     """The contraction of a compressor of ``d`` coordinates.
 
@@ -113,18 +109,6 @@ def alpha_of(compressor: Compressor, d: int) -> float:
     if alpha is None:
         raise ConfigError(f"theory needs alpha of {compressor!r}, which is not known to be contractive; use Scaled")
     return alpha
-
-
-def omega_of(compressor: Compressor, d: int) -> float:
-    """The variance of a compressor of ``d`` coordinates.
-
-    Raises:
-        ConfigError: it is biased.
-    """
-    omega = compressor.omega(d)
-    if omega is None:
-        raise ConfigError(f"theory needs omega of {compressor!r}, which is biased; use an unbiased one, or EF21")
-    return omega
 
 
 def nonconvex(c: Constants, gain: Callable[[float], float]) -> dict[str, float]:

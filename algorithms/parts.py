@@ -1,0 +1,77 @@
+"""What several algorithms are made of: gradients over a round's minibatches, a sharpness-aware step, common checks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from fedsim import Batch, Clients, Compressor, Local, Vector
+from fedsim.checks import contractive, share
+from fedsim.errors import ConfigError
+
+EPS = 1e-12  # keeps g / ||g|| finite where the gradient vanishes
+
+Gradient = Literal["full", "minibatch"]
+"""Of the whole shard, or of the samples in the round's minibatches: over an epoch, the same."""
+
+Start = Literal["dense", "compressed", "zero"]
+"""How clients' first estimates of their gradients begin: as they are, compressed, or zero."""
+
+
+def gradient_of(local: Local, x: Vector, kind: Gradient) -> Vector:
+    """A client's gradient ``[d]`` at ``x``, of that kind."""
+    return local.grad(x) if kind == "full" else mean_gradient(local, x)
+
+
+def mean_gradient(local: Local, x: Vector) -> Vector:
+    """Mean of the gradients at ``x`` over the samples of this round's minibatches; in an epoch, the whole shard's."""
+
+    def step(g: Vector, batch: Batch, x: Vector, share: Vector) -> Vector:
+        return g + share * local.grad(x, batch)
+
+    return local.fold(step, torch.zeros_like(x), x, shares=True)
+
+
+def mean_difference(local: Local, x: Vector, y: Vector) -> Vector:
+    """Mean of the gradients at ``x`` minus those at ``y`` over the samples of this round's minibatches."""
+
+    def step(total: Vector, batch: Batch, x: Vector, y: Vector, share: Vector) -> Vector:
+        return total + share * (local.grad(x, batch) - local.grad(y, batch))
+
+    return local.fold(step, torch.zeros_like(x), x, y, shares=True)
+
+
+def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
+    """``y - eta grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
+    g = local.grad(y, batch)
+    if rho:
+        g = local.grad(y + rho * g / (torch.linalg.vector_norm(g) + EPS), batch)
+    return y - eta * g
+
+
+def omega_of(compressor: Compressor, d: int) -> float:
+    """The variance of a compressor of ``d`` coordinates.
+
+    Raises:
+        ConfigError: it is biased.
+    """
+    omega = compressor.omega(d)
+    if omega is None:
+        raise ConfigError(f"theory needs omega of {compressor!r}, which is biased; use an unbiased one, or EF21")
+    return omega
+
+
+def consensus_step(settings: Any) -> None:
+    """Check ``gamma`` and ``compressor`` of compressed gossip."""
+    share(settings, "gamma")
+    contractive(settings)
+
+
+def everybody(clients: Clients, name: str) -> None:
+    """Raise unless all nodes take part: a correction that a node misses would never be made up for."""
+    if len(clients) < clients.n:
+        raise ConfigError(
+            f"{name} needs every node in every round, {len(clients)} of {clients.n} take part; set sampling.fraction"
+            " to 1, or use DFedAvg or DFedSAM, which allow absent nodes"
+        )
