@@ -1,8 +1,7 @@
 """Who talks to whom in decentralized learning: graphs, mixing matrices, and schedules that change over time."""
 
-from topologies.checks import check
 from topologies.errors import TopologyError
-from topologies.given import FromFile, from_networkx
+from topologies.files import FromFile, from_networkx
 from topologies.graphs import (
     GRAPHS,
     Complete,
@@ -16,6 +15,7 @@ from topologies.graphs import (
     Torus,
     TwoCliques,
 )
+from topologies.matrix_checks import check
 from topologies.mixing import (
     WEIGHTINGS,
     Weighting,

@@ -15,9 +15,9 @@ from typing import Protocol
 import networkx as nx
 
 from topologies.errors import TopologyError
-from topologies.given import FromFile, Graph, from_edges, from_networkx
+from topologies.files import FromFile, Graph, from_edges, from_networkx
 from topologies.random_graphs import BarabasiAlbert, ErdosRenyi, RandomRegular, WattsStrogatz
-from topologies.settings import check_edges, check_n
+from topologies.setting_checks import check_edges, check_n
 
 
 class GraphBuilder(Protocol):

@@ -13,10 +13,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, triu
 
-from topologies.checks import adjacency
 from topologies.errors import TopologyError
-from topologies.given import Graph
+from topologies.files import Graph
 from topologies.interior_point import fastest_weights
+from topologies.matrix_checks import adjacency
 
 FASTEST_NODES = 64
 Weighting: TypeAlias = Callable[[Graph], csr_array]

@@ -10,8 +10,9 @@ from typing import Any
 import networkx as nx
 
 from topologies.errors import TopologyError
-from topologies.given import Graph
-from topologies.settings import check_edges, check_n, generator, probability, whole
+from topologies.files import Graph
+from topologies.random import generator
+from topologies.setting_checks import check_edges, check_n, probability, whole
 
 ATTEMPTS = 100
 

@@ -13,14 +13,16 @@ from typing import Protocol
 
 import networkx as nx
 import numpy as np
-from scipy.sparse import csr_array, eye_array
+from scipy.sparse import csr_array, diags_array, eye_array
 
 from topologies.errors import TopologyError
-from topologies.given import Graph, from_networkx
+from topologies.files import Graph, from_networkx
 from topologies.graphs import GraphBuilder, Ring
+from topologies.matrix_checks import TOLERANCE, is_symmetric
 from topologies.mixing import WEIGHTINGS, Weighting, WeightingName, lazy
+from topologies.random import generator
 from topologies.random_graphs import check_degree, draw_regular
-from topologies.settings import check_n, generator, probability, whole
+from topologies.setting_checks import check_n, probability, whole
 
 
 class MixingSchedule(Protocol):
@@ -48,11 +50,27 @@ def drop_links(W: csr_array, lost: np.ndarray) -> csr_array:
     i, j, weight = entries.row, entries.col, entries.data
     gone, kept = (i != j) & lost, (i != j) & ~lost
     own = W.diagonal() + np.bincount(i[gone], weight[gone], n)
-    own[np.bincount(i[kept], minlength=n) == 0] = 1.0      # exactly, so that who is alone keeps every bit
-    everyone = np.arange(n)
-    return csr_array(
-        (np.append(weight[kept], own), (np.append(i[kept], everyone), np.append(j[kept], everyone))), (n, n)
-    )
+    return _with_own(csr_array((weight[kept], (i[kept], j[kept])), (n, n)), own)
+
+
+def keep_nodes(W: csr_array, active: np.ndarray) -> csr_array:
+    """W among the nodes ``active`` only, ``[len(active)] * 2``: a node keeps what it would have sent to the others.
+
+    Columns keep their sums, and so the mass that push-sum spreads; symmetric doubly stochastic matrices stay so.
+    """
+    inner = csr_array(W[active][:, active])
+    own = inner.diagonal()
+    links = csr_array(inner - diags_array(own))
+    links.eliminate_zeros()
+    own += np.asarray(W[:, active].sum(0)) - np.asarray(inner.sum(0))
+    return _with_own(links, own)
+
+
+def _with_own(links: csr_array, own: np.ndarray) -> csr_array:
+    """W of weights off the diagonal and on it; a node that speaks to nobody keeps every bit."""
+    alone = np.bincount(links.indices, minlength=len(own)) == 0
+    own[alone & (abs(own - 1) < TOLERANCE)] = 1.0          # which a sum of weights may miss by a bit
+    return csr_array(links + diags_array(own))
 
 
 def average_with(partner: np.ndarray) -> csr_array:
@@ -168,7 +186,7 @@ class LinkFailures:
     def matrix(self, round: int, seed: int, n: int) -> csr_array:
         """See ``MixingSchedule``."""
         W = self.base.matrix(round, seed, n)
-        if abs(W - W.T).max() > 1e-8:
+        if not is_symmetric(W):
             raise TopologyError(
                 f"link failures need a symmetric W, and that of {self.base!r} is not: take an undirected graph"
             )

@@ -15,6 +15,9 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, eigsh
 from topologies.errors import TopologyError
 
 DENSE_NODES = 512
+"""Up to here all eigenvalues of a W are computed, which is done once."""
+DENSE_SINGULAR_NODES = 64
+"""Up to here all singular values of a W are computed, which may be done in every round."""
 SHIFT = 1e-6
 
 
@@ -61,6 +64,28 @@ def spectral(W: csr_array | np.ndarray) -> Spectral:
     else:
         lam, lambda2, lambda_n = abs(_outer(W, "LM")), _outer(W, "LR").real, _outer(W, "SR").real
     return Spectral(float(1 - lam), float(lam), float(lambda2), float(lambda_n))
+
+
+def contraction_bound(W: csr_array) -> float | None:
+    """The largest share of the consensus distance that an exchange by a doubly stochastic W leaves.
+
+    It is the second largest singular value ``||W - 1 1^T / n||``, which is lam where W is symmetric. None where the
+    iteration does not converge.
+    """
+    n, back = W.shape[0], csr_array(W.T)
+    if n <= DENSE_SINGULAR_NODES:
+        return float(np.linalg.norm(W.toarray() - 1 / n, 2))
+
+    def there_and_back(x: np.ndarray) -> np.ndarray:
+        y = back @ (W @ (x - x.mean()))
+        return np.asarray(y - y.mean())
+
+    square = LinearOperator((n, n), there_and_back, dtype=float)
+    options = {"v0": _start(n), "tol": 1e-10, "ncv": 40, "maxiter": 100, "return_eigenvectors": False}
+    try:
+        return float(eigsh(square, 1, which="LA", **options)[0] ** 0.5)
+    except ArpackNoConvergence:
+        return None
 
 
 def _start(n: int) -> np.ndarray:

@@ -22,10 +22,10 @@ from fedsim.controller.prepare import resolve_data
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.experiment.config import build, override
-from fedsim.experiment.config.names import catalogue, imported, parameters
+from fedsim.experiment.config.names import parameters
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Data, Experiment, division, is_problem
-from fedsim.gossip import TOLERANCE, Topology, mixing_matrix, weigh
+from fedsim.gossip import Topology, mixing_matrix, refusals, weigh
 from fedsim.messages.wire import nbytes
 from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
@@ -33,6 +33,8 @@ from fedsim.problems import Problem
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.metrics import read_metrics
 from fedsim.report.topology_picture import draw_graph
+from topologies import Static, spectral
+from topologies.matrix_checks import TOLERANCE, is_symmetric
 
 DIAMETER_NODES = 2000
 """Up to here all distances are computed."""
@@ -53,7 +55,7 @@ class Network:
         weights: how nodes count: all equal, or by their number of samples, which changes W.
     """
 
-    topology: Topology = field(default_factory=lambda: catalogue("topology")["Static"]())
+    topology: Topology = field(default_factory=Static)
     nodes: int | None = None
     round: int = 1
     seed: int = 0
@@ -131,10 +133,8 @@ def measure(w: csr_array, d: int) -> dict[str, Any]:
     n, edges = w.shape[0], links.nnz
     connected = int(connected_components(links, connection="strong", return_labels=False)) == 1
     sums = [abs(np.asarray(w.sum(axis)) - 1).max() <= TOLERANCE for axis in (0, 1)]
-    try:
-        spectrum = imported("topologies.spectral", "the spectrum")(w)
-    except ValueError as error:
-        raise ConfigError(f"topology: {error}") from error
+    with refusals():
+        spectrum = spectral(w)
     message = nbytes(torch.empty(d, device="meta"))
     return {
         "nodes": n,
@@ -143,7 +143,7 @@ def measure(w: csr_array, d: int) -> dict[str, Any]:
         "out_degree": _spread(links.sum(0)),
         "connected": connected,
         "diameter": int(shortest_path(links, unweighted=True).max()) if connected and n <= DIAMETER_NODES else None,
-        "symmetric": bool(abs(w - w.T).max() <= TOLERANCE),
+        "symmetric": is_symmetric(w),
         "doubly_stochastic": bool(all(sums)),
         "lambda": spectrum.lam,
         "spectral_gap": spectrum.gap,

@@ -16,7 +16,7 @@ from fedsim.engine.machine import keep_freed_memory
 from fedsim.engine.memory import Memory, OnDevice
 from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
-from fedsim.gossip import Topology, alike, contraction_bound
+from fedsim.gossip import Topology, alike
 from fedsim.messages.ledger import Ledger
 from fedsim.types import Kept, Messages, Sent
 
@@ -83,6 +83,8 @@ class Federation:
 
     def bound(self, w: csr_array) -> float | None:
         """What one exchange by W leaves of the consensus distance at most; computed once where W does not change."""
+        from topologies.spectrum import contraction_bound
+
         if self._bound is None or self._bound[0] is not w:
             self._bound = w, contraction_bound(w)
         return self._bound[1]

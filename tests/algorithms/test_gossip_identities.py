@@ -248,5 +248,5 @@ def test_push_sum_needs_columns_that_sum_to_one() -> None:
     rows_only = Fixed(mixing(PUSH, 1, 6).T)
     with pytest.raises(ConfigError, match=r"column \d of the mixing matrix of round 1 .*weighting column_stochastic"):
         models(SGP(), gossiping(F, ONE_STEP, rows_only), X0, 1)
-    with pytest.raises(ConfigError, match=r"row \d of the mixing matrix of round 1 sums to .*use SGP"):
+    with pytest.raises(ConfigError, match=r"row \d of the mixing matrix of round 1 sums to .*use push-sum .SGP"):
         models(DFedAvg(), gossiping(F, ONE_STEP, PUSH), X0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -25,6 +26,7 @@ from topologies import (
     Ring,
     Spectral,
     Star,
+    Static,
     TopologyError,
     Torus,
     TwoCliques,
@@ -38,6 +40,7 @@ from topologies import (
     uniform_directed,
 )
 from topologies.graphs import GraphBuilder
+from topologies.spectrum import DENSE_SINGULAR_NODES, contraction_bound
 
 COLUMNS: list[tuple[GraphBuilder, Weighting]] = [
     (Ring(), metropolis),
@@ -155,3 +158,29 @@ def test_mixing_keeps_the_mean_and_contracts_by_lam(case: tuple[GraphBuilder, We
     assert np.linalg.norm(W @ z - mean) <= lam * np.linalg.norm(z - mean) + 1e-12
     power = np.linalg.norm(W @ (W @ (W @ z)) - mean)
     assert power <= lam**3 * np.linalg.norm(z - mean) + 1e-12
+
+
+BOUNDED: dict[str, Any] = {
+    "ring": lambda n: metropolis(Ring().build(n, 0)),
+    "hubs": lambda n: metropolis(BarabasiAlbert(2).build(n, 3)),
+    "complete": lambda n: metropolis(Complete().build(n, 0)),
+    "directed": lambda n: Static(Exponential(directed=True), "uniform_directed").matrix(1, 0, n),
+    "one peer": lambda n: OnePeerExponential().matrix(2, 0, n),
+}
+
+
+@pytest.mark.parametrize("n", [5, DENSE_SINGULAR_NODES, DENSE_SINGULAR_NODES + 1, 300])
+@pytest.mark.parametrize("kind", BOUNDED)
+def test_the_bound_is_the_second_singular_value(kind: str, n: int) -> None:
+    w = BOUNDED[kind](n)
+    bound = contraction_bound(w)
+    assert bound == pytest.approx(np.linalg.svd(w.toarray() - 1 / n, compute_uv=False)[0], abs=1e-8)
+    if kind in ("ring", "hubs"):
+        assert bound == pytest.approx(spectral(w).lam, abs=1e-8)
+
+
+def test_the_bound_of_many_nodes() -> None:
+    """In closed form on the torus; None rather than a wrong one where eigenvalues crowd."""
+    torus = contraction_bound(metropolis(Torus().build(2500, 0)))
+    assert torus == pytest.approx(1 - 0.4 * (1 - np.cos(2 * np.pi / 50)), abs=1e-9)
+    assert contraction_bound(metropolis(Ring().build(10_000, 0))) is None

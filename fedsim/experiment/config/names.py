@@ -1,8 +1,8 @@
 """Components by name: what can stand for the algorithm, the partition, the model ... of an experiment.
 
 A name is that of the catalogue of its kind, which is a list of classes or, where some go by another name than their
-class, a mapping; or the dotted name ``my.module.Class`` of the user's own. The
-catalogues are looked up when asked for, as `fedsim` does not depend on `algorithms`.
+class, a mapping; or the dotted name ``my.module.Class`` of the user's own. The catalogues are looked up when asked for:
+`fedsim` does not depend on `algorithms`, and `topologies` is slow to import.
 """
 
 from __future__ import annotations

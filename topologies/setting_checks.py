@@ -1,12 +1,9 @@
-"""Checks of settings, used in ``__post_init__`` so that a bad value fails before anything runs; and randomness."""
+"""Checks of settings, used in ``__post_init__`` so that a bad value fails before anything runs."""
 
 from __future__ import annotations
 
-import hashlib
 from numbers import Integral
 from typing import Any
-
-import numpy as np
 
 from topologies.errors import TopologyError
 
@@ -46,9 +43,3 @@ def check_edges(settings: Any, n: int, edges: float) -> None:
             f"{settings!r} with n={n} has about {edges:,.0f} edges; a graph of up to {MAX_EDGES:,} can be held: "
             "take fewer nodes or a sparser graph (a complete graph with equal weights is what a server does)"
         )
-
-
-def generator(purpose: str, seed: int, round: int) -> np.random.Generator:
-    """A counter-based generator: a function of (purpose, seed, round), whoever asks and in whatever order."""
-    key = hashlib.blake2b(f"{purpose}/{seed}/{round}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))

@@ -10,7 +10,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from topologies.errors import TopologyError
-from topologies.given import Graph, in_order
+from topologies.files import Graph, in_order
+
+TOLERANCE = 1e-8
+"""Largest deviation of the sum of a row or column from 1, and of W from its transpose."""
+
+METROPOLIS = "the weighting metropolis gives symmetric weights that sum to 1 on any undirected graph"
 
 
 def adjacency(graph: Graph, directed: bool = False) -> csr_array:
@@ -49,7 +54,7 @@ def check_connected(links: csr_array, what: str) -> None:
     Raises:
         TopologyError: some cannot; names two components, their sizes and a node of each.
     """
-    parts, part = connected_components(links, connection="strong")
+    parts, part = connected_components(csr_array(links != 0), connection="strong")
     if parts > 1:
         sizes = np.bincount(part)
         a, b = np.argsort(-sizes, kind="stable")[:2]
@@ -60,12 +65,18 @@ def check_connected(links: csr_array, what: str) -> None:
         )
 
 
+def is_symmetric(W: csr_array, tolerance: float = TOLERANCE) -> bool:
+    """Whether W = W^T, up to ``tolerance`` in every entry."""
+    return bool(abs(W - W.T).max() <= tolerance)
+
+
 def check(
     W: csr_array | np.ndarray,
     symmetric: bool = True,
     sums: Literal["both", "rows", "columns"] = "both",
     connected: bool = True,
-    tolerance: float = 1e-8,
+    tolerance: float = TOLERANCE,
+    name: str = "W",
 ) -> None:
     """W is what gossip assumes; by default symmetric, doubly stochastic, connected and not periodic.
 
@@ -76,48 +87,45 @@ def check(
         connected: require that repeated mixing with this W alone reaches agreement, which a single round of a
             schedule that changes over time need not.
         tolerance: how far a sum may be from 1.
+        name: of the matrix, for the message.
 
     Raises:
         TopologyError: it is not; names an offender, by how much it is off, and the weighting that repairs it.
     """
-    W = csr_array(W, dtype=float, copy=True)
-    W.eliminate_zeros()
+    W = csr_array(W, dtype=float)
     if W.shape[0] != W.shape[1] or W.shape[0] == 0:
-        raise TopologyError(f"W has shape {list(W.shape)}; expected [n, n], one row and one column for each node")
-    _check_entries(W)
-    both = (W != 0).astype(float)
-    mutual = not (both != both.T).nnz
-    repair = (
-        "metropolis(graph) gives symmetric weights that sum to 1 on any undirected graph"
-        if mutual
-        else "uniform_directed(graph) gives such on regular directed graphs; else take column_stochastic, for push-sum"
-    )
-    for axis, name in ((1, "row"), (0, "column")):
-        if sums in ("both", f"{name}s"):
-            _check_sums(np.asarray(W.sum(axis=axis)), name, tolerance, repair)
-    if symmetric and abs(W - W.T).max() > tolerance:
-        i, j = np.unravel_index(int(abs(W - W.T).argmax()), W.shape)
-        raise TopologyError(f"W is not symmetric: W[{i}, {j}] = {W[i, j]:.6g}, W[{j}, {i}] = {W[j, i]:.6g}; {repair}")
-    if connected:
-        check_connected(W, "W")
-        if not W.diagonal().any() and not nx.is_aperiodic(nx.from_scipy_sparse_array(W, create_using=nx.DiGraph)):
-            raise TopologyError("W is periodic, so nodes swap their values for ever: use lazy(W), which is (I + W)/2")
-
-
-def _check_entries(W: csr_array) -> None:
+        raise TopologyError(f"{name} has shape {list(W.shape)}; expected [n, n], one row and one column for each node")
     bad = ~np.isfinite(W.data) | (W.data < 0)
     if bad.any():
-        entries = W.tocoo()
-        at = int(np.argmax(bad))
-        i, j, value = entries.row[at], entries.col[at], entries.data[at]
+        entries, at = W.tocoo(), int(np.argmax(bad))
         raise TopologyError(
-            f"W[{i}, {j}] is {value:.6g}; expected finite weights, 0 or more, as metropolis(graph) has on any graph"
+            f"entry [{entries.row[at]}, {entries.col[at]}] of {name} is {entries.data[at]:.6g}; expected finite"
+            " weights, 0 or more, as the weighting metropolis has on any undirected graph"
         )
+    for axis, line in ((1, "row"), (0, "column")):
+        if sums in ("both", f"{line}s"):
+            each = np.asarray(W.sum(axis=axis))
+            at = int(np.argmax(abs(each - 1)))
+            if (off := abs(each[at] - 1)) > tolerance:
+                side = "above" if each[at] > 1 else "below"
+                raise TopologyError(f"{line} {at} of {name} sums to {each[at]:.10g}, {off:.3g} {side} 1; {_repair(W)}")
+    if symmetric and not is_symmetric(W, tolerance):
+        i, j = (int(k) for k in np.unravel_index(int(abs(W - W.T).argmax()), W.shape))
+        raise TopologyError(
+            f"{name} is not symmetric: entry [{i}, {j}] is {W[i, j]:.6g}, [{j}, {i}] is {W[j, i]:.6g}; {METROPOLIS}"
+        )
+    if connected:
+        check_connected(W, name)
+        links = nx.from_scipy_sparse_array(csr_array(W != 0), create_using=nx.DiGraph)
+        if not W.diagonal().any() and not nx.is_aperiodic(links):
+            raise TopologyError(f"{name} is periodic: nodes swap values for ever; use lazy(W), which is (I + W)/2")
 
 
-def _check_sums(sums: np.ndarray, name: str, tolerance: float, repair: str) -> None:
-    worst = int(np.argmax(abs(sums - 1)))
-    off = abs(sums[worst] - 1)
-    if off > tolerance:
-        side = "above" if sums[worst] > 1 else "below"
-        raise TopologyError(f"{name} {worst} of W sums to {sums[worst]:.10g}, {off:.3g} {side} 1; {repair}")
+def _repair(W: csr_array) -> str:
+    """The weighting whose sums are 1 on the graph of W."""
+    if ((W != 0) != (W.T != 0)).nnz:
+        return (
+            "links are directed: the weighting uniform_directed sums to 1 where all nodes hear and reach equally many;"
+            " elsewhere use push-sum (SGP) with the weighting column_stochastic"
+        )
+    return METROPOLIS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import networkx as nx
 
 from topologies.errors import TopologyError
-from topologies.settings import check_n
+from topologies.setting_checks import check_n
 
 if TYPE_CHECKING:
     Graph: TypeAlias = nx.Graph[Any]  # generic for type checkers only
