@@ -69,6 +69,10 @@ def heterogeneous(n: int = 10, d: int = 20, seed: int = 0, same: bool = False) -
     return Quadratics([A[0]] * n, [b[0]] * n) if same else Quadratics(A, b)
 
 
+F = heterogeneous()
+X0 = np.random.default_rng(9).standard_normal(F.d)
+
+
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """``(o - t)^2 / 2`` for each sample."""
     return 0.5 * (outputs.squeeze(-1) - targets) ** 2

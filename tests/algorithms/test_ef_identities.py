@@ -30,10 +30,8 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.local_work import LocalWork
 from fedsim.messages.wire import encode
 from fedsim.values import Packed, Site
-from tests.algorithms.quadratics import everybody, federation, heterogeneous, iterates, some, states
+from tests.algorithms.quadratics import X0, F, everybody, federation, iterates, some, states
 
-F = heterogeneous()
-X0 = np.random.default_rng(9).standard_normal(F.d)
 LR, TOP, WHOLE = 0.3, TopK(k=4), Identity()
 GRADIENTS, BATCHES = LocalWork(0, steps=1), LocalWork(8, steps=3)
 

@@ -31,10 +31,8 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from tests.algorithms import feedback_papers as papers
-from tests.algorithms.quadratics import SEED, batches_of, everybody, federation, heterogeneous, iterates, some
+from tests.algorithms.quadratics import SEED, X0, F, batches_of, everybody, federation, iterates, some
 
-F = heterogeneous()
-X0 = np.random.default_rng(9).standard_normal(F.d)
 WORK = LocalWork(batch_size=8, steps=3)
 ALL, FEW = everybody(F.n, 6), some(F.n, 3, 8)
 TOP, LR = TopK(k=4), 0.2

@@ -19,6 +19,8 @@ from fedsim.engine.loop import Loop
 from fedsim.types import Kept
 from tests.algorithms import papers
 from tests.algorithms.quadratics import (
+    X0,
+    F,
     Quadratics,
     batches_of,
     everybody,
@@ -29,8 +31,6 @@ from tests.algorithms.quadratics import (
     states,
 )
 
-F = heterogeneous()
-X0 = np.random.default_rng(9).standard_normal(F.d)
 ONE_STEP, WHOLE, EPOCHS = LocalWork(0, steps=1), LocalWork(0, steps=6), LocalWork(8, epochs=2)
 ALL, TWO = everybody(F.n, 4), some(F.n, 2, 4)
 

@@ -14,10 +14,8 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from tests.algorithms import papers
-from tests.algorithms.quadratics import batches_of, everybody, federation, heterogeneous, iterates, some
+from tests.algorithms.quadratics import X0, F, batches_of, everybody, federation, iterates, some
 
-F = heterogeneous()
-X0 = np.random.default_rng(9).standard_normal(F.d)
 WORKS = {
     "whole shard": LocalWork(batch_size=0, steps=6),
     "epochs": LocalWork(batch_size=8, epochs=2),
