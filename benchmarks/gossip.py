@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms import DFedSAM
-from fedsim import Experiment, LocalWork
+from fedsim import Execution, Experiment, LocalWork
 from fedsim.clients import cohort
 from fedsim.controller.prepare import prepare
 from fedsim.data import Dataset, Split
@@ -101,7 +101,7 @@ def round_of_dfedsam(nodes: int, data: Data | Dataset, repeats: int) -> dict[str
         model=Logistic(),
         local=LocalWork(batch_size=32),
         topology=TOPOLOGY,
-        device="cpu",
+        execution=Execution(device="cpu"),
     )
     federation = prepare(experiment, 0).federation
     federation.backend = Blocks(25)

@@ -24,6 +24,7 @@ from fedsim.api import run
 from fedsim.data import Dataset, Split
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
+from fedsim.experiment.execution import Execution
 from fedsim.experiment.experiment import Evaluation, Experiment
 from fedsim.experiment.sampling import FixedSize
 from fedsim.models import LeNet5
@@ -67,10 +68,7 @@ def timed_run(rounds: int, block_size: int) -> tuple[float, float]:
         sampling=FixedSize(size=10),
         rounds=rounds,
         evaluation=Evaluation(every=rounds),
-        backend="blocks" if block_size else "loop",
-        block_size=block_size,
-        checkpoint_every=rounds,
-        device="cpu",
+        execution=Execution("blocks" if block_size else "loop", block_size, "cpu", checkpoint_every=rounds),
     )
     with tempfile.TemporaryDirectory() as folder:
         before, start = stopwatch.seconds, time.perf_counter()

@@ -21,11 +21,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
 from experiments.pages import markdown
-from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
 from fedsim.errors import DivergenceError, FedsimError
 from fedsim.models import MLP
@@ -55,8 +53,7 @@ BASE = Experiment(
     sampling=FixedSize(0.1),
     rounds=100,
     evaluation=Evaluation(every=5),
-    backend="blocks",
-    block_size=10,
+    execution=Execution("blocks", block_size=10, threads=1),   # a second thread costs such small matrices time
     seeds=3,
 )
 QUICK: dict[str, Any] = {
@@ -78,7 +75,7 @@ def tuned(name: str, base: Experiment, folder: Path) -> Any:
     best, chosen = -math.inf, None
     for algorithm in GRIDS[name]:
         with contextlib.suppress(DivergenceError):
-            made = run(replace(trial, algorithm=algorithm, name=name), root=folder, progress=False)
+            made = run(replace(trial, algorithm=algorithm).with_execution(name=name), root=folder, progress=False)
             accuracy = compare(made.path, **HELD).runs[0].final.mean
             if accuracy > best:
                 best, chosen = accuracy, algorithm
@@ -103,13 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=GRIDS, default=[*GRIDS], help="all by default")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)                               # matrices so small cost a second thread more than they gain
     given = {name: value for name in ("rounds", "seeds") if (value := getattr(options, name)) is not None}
     base = replace(BASE, **{**(QUICK if options.quick else {}), **given})
     try:
         folder = create_folder(options.root, "central")
         chosen = {name: tuned(name, base, folder / "tuning" / name) for name in options.methods}
-        runs = [run(replace(base, algorithm=a, name=name), root=folder) for name, a in chosen.items()]
+        runs = [run(replace(base, algorithm=a).with_execution(name=name), root=folder) for name, a in chosen.items()]
         comparison = compare([r.path for r in runs])
         rows = [[*header(comparison), "chosen"]]
         rows += [[*row, described(*which)] for row, which in zip(cells(comparison), chosen.items(), strict=True)]

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Table
 
 from algorithms import FedAvg, FedSpeed
 from experiments.pages import markdown
-from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
 from fedsim.compress import TopK
 from fedsim.errors import FedsimError
@@ -51,6 +50,7 @@ BASE = Experiment(
     rounds=200,
     evaluation=Evaluation(every=10),
     seeds=3,
+    execution=Execution(threads=1),   # a second thread costs such small matrices time
 )
 QUICK: dict[str, Any] = {
     "data": Data("digits"),
@@ -68,11 +68,11 @@ UPLINKS = {
 def experiments(base: Experiment) -> list[Experiment]:
     """All runs, with their names."""
     runs = [
-        replace(base, algorithm=algorithm, uplink=uplink, name=f"{type(algorithm).__name__} {name}".strip())
-        for algorithm in (FedAvg(lr=0.1), FedSpeed(lr=0.1, rho=0.05))
-        for name, uplink in UPLINKS.items()
+        replace(base, algorithm=a, uplink=u).with_execution(name=f"{type(a).__name__} {name}".strip())
+        for a in (FedAvg(lr=0.1), FedSpeed(lr=0.1, rho=0.05))
+        for name, u in UPLINKS.items()
     ]
-    both = replace(base, uplink=EF14Uplink(TOP), downlink=EF21P(TOP), name="FedAvg EF14, down EF21-P")
+    both = replace(base, uplink=EF14Uplink(TOP), downlink=EF21P(TOP)).with_execution(name="FedAvg EF14, down EF21-P")
     return [*runs[:5], both, *runs[5:]]
 
 
@@ -126,7 +126,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", type=float, default=0.75, help="accuracy to reach (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)                               # matrices so small cost a second thread more than they gain
     given = {name: value for name in ("rounds", "seeds") if (value := getattr(options, name)) is not None}
     base = replace(BASE, **{**(QUICK if options.quick else {}), **given})
     try:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from fedsim import Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.engine.machine import cores
 from fedsim.errors import DivergenceError
 from fedsim.partition import NaturalIdPartitioner
@@ -40,12 +40,8 @@ def experiment(problem: Problem, algorithm: Any, rounds: int, name: str) -> Expe
         sampling=FixedSize(1.0),
         rounds=rounds,
         evaluation=Evaluation(every=min(20, max(1, rounds // 150))),
-        backend="blocks",
-        block_size=problem.n,
-        device="cpu",
         dtype="float64",
-        checkpoint_every=rounds,
-        name=name,
+        execution=Execution("blocks", problem.n, "cpu", checkpoint_every=rounds, name=name),
     )
 
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
@@ -35,7 +34,7 @@ from rich.table import Table
 
 from algorithms import DPSGD, DFedAvg, DFedSAM, FedAvg, FedSAM
 from experiments.pages import markdown
-from fedsim import Data, Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
 from fedsim.errors import FedsimError
 from fedsim.models import MLP
@@ -58,8 +57,7 @@ BASE = Experiment(
     rounds=60,
     seeds=3,
     evaluation=Evaluation(every=5),
-    backend="blocks",
-    block_size=36,
+    execution=Execution("blocks", block_size=36, threads=1),   # a second thread costs such small matrices time
 )
 QUICK = replace(BASE, data=Data(), rounds=10, seeds=2, partition=replace(SKEWED, num_partitions=9))
 SERVER = {"FedAvg": FedAvg(lr=0.1), "FedSAM": FedSAM(lr=0.1, rho=0.01)}
@@ -95,16 +93,15 @@ class Job(NamedTuple):
 def jobs(base: Experiment) -> Iterator[Job]:
     """Every method on every graph, and those with a server."""
     for method, server in SERVER.items():
-        yield Job(method, "server", replace(base, algorithm=server, name=method))
+        yield Job(method, "server", replace(base, algorithm=server).with_execution(name=method))
     for graph, builder in GRAPHS.items():
         for method, gossip in GOSSIP.items():
-            name = f"{method.replace(', ', '-')}-{graph}"
-            yield Job(method, graph, replace(base, algorithm=gossip, topology=Static(builder), name=name))
+            named = base.with_execution(name=f"{method.replace(', ', '-')}-{graph}")
+            yield Job(method, graph, replace(named, algorithm=gossip, topology=Static(builder)))
 
 
 def made(job: Job, folder: Path) -> Path:
     """Run a job in this process; returns its run directory."""
-    torch.set_num_threads(1)                               # matrices so small cost a second thread more than they gain
     return run(job.experiment, root=folder, progress=False).path
 
 

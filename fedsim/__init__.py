@@ -6,12 +6,15 @@ Names are imported when they are first used, so that the command line answers be
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedsim.record.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fedsim.algorithm import Algorithm as Algorithm
     from fedsim.api import resume as resume
     from fedsim.api import run as run
     from fedsim.clients import Clients as Clients
     from fedsim.engine.local_work import LocalWork as LocalWork
+    from fedsim.experiment.execution import Execution as Execution
     from fedsim.experiment.execution import Ray as Ray
     from fedsim.experiment.experiment import Data as Data
     from fedsim.experiment.experiment import Evaluation as Evaluation
@@ -36,7 +39,7 @@ _HOME = {
     "fedsim.api": ["resume", "run"],
     "fedsim.clients": ["Clients"],
     "fedsim.engine.local_work": ["LocalWork"],
-    "fedsim.experiment.execution": ["Ray"],
+    "fedsim.experiment.execution": ["Execution", "Ray"],
     "fedsim.experiment.experiment": ["Data", "Evaluation", "Experiment"],
     "fedsim.experiment.sampling": ["Bernoulli", "FixedSize"],
     "fedsim.record.metrics": ["read_metrics"],

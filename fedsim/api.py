@@ -47,21 +47,22 @@ def resume(
     Args:
         path: the run directory.
         experiment: the experiment, where its ``config.yaml`` cannot express it (a model or data set given as a Python
-            object).
+            object), or where its execution is another one. Clients stay in blocks of the same size, and PyTorch has
+            the same threads unless ``execution.threads`` says otherwise, so that the same numbers come out.
         progress: show a progress bar on stderr.
         host: where the clients are; by default where the experiment says.
 
     Raises:
-        FedsimError: no run there, another experiment, its data set has changed, no valid checkpoint, or the run failed
-            again.
+        FedsimError: no run there, another experiment, another version of fedsim, its data set has changed, no valid
+            checkpoint, or the run failed again.
     """
     return controller.resume(Path(path), experiment, lambda e: host or host_of(e, progress), progress=progress)
 
 
 def host_of(experiment: Experiment, progress: bool = True) -> Host:
     """Where an experiment's clients are when nobody says it: in this process, or in those of the Ray backend."""
-    if not experiment.uses_ray:
+    if not experiment.execution.uses_ray:
         return Host()
     from fedsim.backends.ray.ray_host import RayHost  # an optional package
 
-    return RayHost(experiment.ray, progress)
+    return RayHost(experiment.execution.ray, progress)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from algorithms import DFedSAM, FedSpeed, Scaffold
-from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run
+from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, resume, run
 from fedsim.compress import TopK
 from fedsim.compress.selection import _by_sorting, _by_threshold
 from fedsim.controller import choose as choosing
@@ -30,8 +30,8 @@ DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=G
 
 SMALL = Experiment(
     Scaffold(lr=0.1), partition=IidPartitioner(8), model=MLP(hidden=(16,)), local=LocalWork(batch_size=16, steps=3),
-    sampling=FixedSize(0.5), rounds=6, evaluation=Evaluation(every=2), backend="blocks", block_size=2,
-    checkpoint_every=2,
+    sampling=FixedSize(0.5), rounds=6, evaluation=Evaluation(every=2),
+    execution=Execution("blocks", block_size=2, checkpoint_every=2),
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def recorded(directory: RunDirectory) -> bytes:
     ids=["dense", "convolutional", "recurrent", "compressed", "gossip"],
 )
 def test_a_run_repeats_to_the_byte(settings: dict[str, Any], backend: Any, device: str, tmp_path: Path) -> None:
-    experiment = replace(SMALL, device=device, backend=backend, rounds=3, **settings)
+    experiment = replace(SMALL, rounds=3, **settings).with_execution(device=device, backend=backend)
     first, second = (run(experiment, root=tmp_path, progress=False) for _ in range(2))
     assert recorded(first) == recorded(second)
 
@@ -74,8 +74,8 @@ def test_a_run_repeats_to_the_byte(settings: dict[str, Any], backend: Any, devic
 @DEVICES
 @pytest.mark.parametrize("model", [MLP(hidden=(16,)), LeNet5()], ids=["dense", "convolutional"])
 def test_blocks_are_the_loop(model: Any, device: str, tmp_path: Path) -> None:
-    experiment = replace(SMALL, data=images(), model=model, device=device, dtype="float64", rounds=3)
-    found = [run(replace(experiment, backend=backend), root=tmp_path, progress=False) for backend in ("loop", "blocks")]
+    experiment = replace(SMALL, data=images(), model=model, dtype="float64", rounds=3).with_execution(device=device)
+    found = [run(experiment.with_execution(backend=b), root=tmp_path, progress=False) for b in ("loop", "blocks")]
     one, other = (series_of(directory) for directory in found)
     np.testing.assert_allclose(one, other, rtol=1e-9)
 
@@ -89,8 +89,8 @@ def series_of(directory: RunDirectory) -> np.ndarray:
 @DEVICES
 @pytest.mark.parametrize("memory", ["device", "host", "disk"])
 def test_memories_elsewhere_and_an_interruption_change_nothing(memory: Any, device: str, tmp_path: Path) -> None:
-    whole = run(replace(SMALL, device=device), output=tmp_path / "whole", progress=False)
-    cut = run(replace(SMALL, device=device, memory=memory, rounds=6), output=tmp_path / "cut", progress=False)
+    whole = run(SMALL.with_execution(device=device), output=tmp_path / "whole", progress=False)
+    cut = run(SMALL.with_execution(device=device, memory=memory), output=tmp_path / "cut", progress=False)
     assert recorded(cut) == recorded(whole)
     for made in sorted((cut.seed_path(0) / "checkpoints").iterdir())[-1:]:
         for file in made.iterdir():
@@ -134,4 +134,4 @@ class Big:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="sees no GPU; use --device cpu"):
-        replace(SMALL, device="cuda")
+        Execution(device="cuda")

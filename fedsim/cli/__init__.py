@@ -6,7 +6,6 @@ it is called, so that help does not wait for PyTorch.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fedsim.errors import ConfigError, FedsimError, suggest
+from fedsim.record.version import __version__
 
 COMMANDS = {
     "run": ("fedsim.cli.run", "run", "run an experiment"),
@@ -57,7 +57,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"{USAGE}\n\nSimulate federated learning.\n\n{commands}")
         return 0
     if arguments[:1] == ["--version"]:
-        print(importlib.metadata.version("fedsim-lab"))
+        print(__version__)
         return 0
     if not arguments:
         raise ConfigError(f"no command given. {USAGE}. Commands: {', '.join(COMMANDS)}")

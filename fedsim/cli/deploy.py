@@ -18,6 +18,7 @@ from fedsim.experiment.config.plan import names
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import free_name
+from fedsim.record.version import check_version
 
 if TYPE_CHECKING:
     from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
@@ -63,6 +64,8 @@ def deploy(argv: Sequence[str]) -> int:
     if resumed is not None and _finished(open_run(resumed)):
         print_result(open_run(resumed), "json" in line.switches)
         return 0
+    if resumed is not None:
+        check_version(resumed, open_run(resumed).manifest)
     experiment = from_config(open_run(resumed).config if resumed else line.settings)
     output, local = resumed or _output(line, experiment), _local(line, resumed)
     if "print_commands" in line.switches:

@@ -13,8 +13,7 @@ from fedsim.experiment.config import load_config, override
 from fedsim.experiment.config.names import parameters
 from fedsim.experiment.config.plan import plan
 from fedsim.experiment.config.read import help_text
-
-SHORTCUTS = {"data_dir": "data.data_dir", "ray_address": "ray.address"}
+from fedsim.experiment.short_forms import full_place, put, short_forms
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def split(command: Command, argv: Sequence[str]) -> Words:
         elif key in command.options:
             line.options[key] = value
         else:
-            flags.append((_known(command, SHORTCUTS.get(key, key)), value))
+            flags.append((_known(command, key), value))
     if len(files) > 1:
         raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings such as --rounds 20")
     return Words(line, load_config(Path(files[0])) if files else {}, flags)
@@ -107,7 +106,7 @@ def settle(file: Mapping[str, Any], flags: Sequence[tuple[str, str]], notes: lis
     """The settings of a file with flags over them; ``notes`` tells which of the file they make void."""
     above: dict[str, Any] = {}
     for key, value in flags:
-        _set(above, key.split("."), value)
+        above = put(above, key, value)
     return override(file, above, notes)
 
 
@@ -146,23 +145,12 @@ def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]
 
 
 def _known(command: Command, key: str) -> str:
-    known = ["help", *command.switches, *command.options, *SHORTCUTS, *parameters(command.settings)]
+    """The dotted name of the setting that a flag sets, which may be given in a short form."""
+    settings = parameters(command.settings)
+    known = ["help", *command.switches, *command.options, *settings, *short_forms(settings)]
     if key.split(".")[0] not in known:
         raise ConfigError(f"fedsim {command.name} has no option --{key}; {suggest(key, known)}")
-    return key
-
-
-def _set(settings: dict[str, Any], path: Sequence[str], value: str) -> None:
-    """Set one value; a component stays a mapping, whose name and fields may come in any order."""
-    key, *rest = path
-    if rest:
-        below = settings.get(key, {})
-        settings[key] = below if isinstance(below, dict) else {"name": below}
-        _set(settings[key], rest, value)
-    elif isinstance(settings.get(key), dict):
-        settings[key]["name"] = value
-    else:
-        settings[key] = value
+    return full_place(key)
 
 
 def print_help(command: Command, settings: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from fedsim.experiment.config import build, override
 from fedsim.experiment.config.names import parameters
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Data, Experiment, division, is_problem
+from fedsim.experiment.short_forms import in_full
 from fedsim.gossip import Topology, mixing_matrix, refusals, weigh
 from fedsim.messages.wire import nbytes
 from fedsim.models import MLP, Architecture
@@ -87,7 +88,7 @@ def topology(argv: Sequence[str]) -> int:
     """Print the numbers of a command line's topology, and draw it."""
     line = flags.read(TOPOLOGY, argv)
     run = open_run(Path(line.options["run"])) if "run" in line.options else None
-    settings = line.settings if run is None else override(run.config, line.settings, [])
+    settings = line.settings if run is None else override(in_full(run.config), line.settings, [])
     known = parameters(Experiment).keys() | parameters(Network).keys()
     for key in settings.keys() - known:
         raise ConfigError(f"unknown setting {key}: {suggest(key, sorted(known))}")

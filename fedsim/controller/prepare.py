@@ -88,7 +88,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     if experiment.topology is not None:                    # what no method could use fails here, not in round 1
         check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
         check_connected(experiment.topology, seed, partition.n)
-    device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
+    device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
     inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
 
@@ -110,7 +110,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         cohort_size=experiment.participation.expected(partition.n),
         decay=experiment.decay,
         topology=experiment.topology,
-        memory=MEMORIES[experiment.memory](),
+        memory=MEMORIES[experiment.execution.memory](),
     )
     _check_model(federation.model, shards)
     kind = "holdout" if experiment.evaluation.holdout else "train"

@@ -118,7 +118,7 @@ class SeedRun:
                 else:
                     self.bar.update(round)
                 state, done, ledger, offset = new, round, fed.ledger.snapshot(), record.offset()
-                if last or round % experiment.checkpoint_every == 0:
+                if last or round % experiment.execution.checkpoint_every == 0:
                     save()
         except StateLostError:                             # the state that a checkpoint would save is lost too
             raise
@@ -171,15 +171,15 @@ class SeedRun:
 
     def _here(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
         """Set a backend of this process: as a checkpoint says, as asked for, or as measured."""
-        fed, experiment = self.federation, self.experiment
+        fed, experiment, asked = self.federation, self.experiment, self.experiment.execution
         if chosen is None:
             ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
-            if experiment.backend == "loop":
+            if asked.backend == "loop":
                 chosen = {"backend": "loop", "reason": "asked for"}
-            elif experiment.backend == "blocks" and experiment.block_size:
-                chosen = {"backend": "blocks", "block_size": experiment.block_size, "reason": "asked for"}
+            elif asked.backend == "blocks" and asked.block_size:
+                chosen = {"backend": "blocks", "block_size": asked.block_size, "reason": "asked for"}
             else:
-                chosen = choose(fed, experiment.method, ids, blocks_only=experiment.backend == "blocks")
+                chosen = choose(fed, experiment.method, ids, blocks_only=asked.backend == "blocks")
         if chosen["backend"] == "flower":
             raise RunError(
                 f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"

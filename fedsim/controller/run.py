@@ -20,11 +20,14 @@ from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
+from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.short_forms import in_full
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, create_run, open_run
+from fedsim.record.version import check_version
 
 HostOf: TypeAlias = Callable[[Experiment], Host]
 """Chooses where the clients of an experiment are."""
@@ -34,7 +37,7 @@ def run(
     experiment: Experiment, host_of: HostOf, *, output: Path | None, root: Path, progress: bool
 ) -> RunDirectory:
     """Run an experiment with all its seeds in a new run directory; see ``fedsim.run``."""
-    with host_of(experiment) as host:
+    with torch_threads(experiment.execution.threads), host_of(experiment) as host:
         return _run_new(experiment, output, root, progress, host)
 
 
@@ -78,11 +81,12 @@ def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progre
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
     if not todo:
         return directory
+    check_version(path, directory.manifest)
     if experiment is None:
         experiment = from_config(directory.config)
-    elif other := _differing(directory.config, to_config(experiment)):
+    elif other := _differing(in_full(directory.config), to_config(experiment)):
         raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
-    with host_of(experiment) as there:
+    with torch_threads(experiment.execution.threads or directory.manifest["threads"]), host_of(experiment) as there:
         first = there.prepare(experiment, todo[0])
         found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
         if found != expected:
@@ -109,8 +113,8 @@ def _place(first: Prepared) -> dict[str, Any]:
 
 
 def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Settings that have another value, of those that results depend on."""
-    free = {"name", "ray", "memory", "checkpoint_every", "data"}   # the data has a hash of its own
+    """Settings that have another value, of those that determine a result."""
+    free = ("execution", "data")                           # the data has a hash of its own
     return [key for key in config | other if key not in free and config.get(key) != other.get(key)]
 
 

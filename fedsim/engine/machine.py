@@ -1,4 +1,4 @@
-"""The C library's memory allocator, told to keep what a run frees.
+"""This machine: its processors and the threads on them, and the C library's allocator, told to keep what a run frees.
 
 A local step makes and frees tensors of the same few megabytes again and again. By default glibc hands each of them back
 to the operating system and asks for fresh, zeroed pages at the next step, which can cost more than the arithmetic.
@@ -6,10 +6,14 @@ to the operating system and asks for fresh, zeroed pages at the next step, which
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
+from collections.abc import Iterator
+
+import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as in glibc's malloc.h
 
@@ -27,3 +31,14 @@ def keep_freed_memory() -> bool:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1   # macOS: all
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """While this lasts, PyTorch computes an operation with so many threads; with as many as before when None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,23 +1,20 @@
-"""An experiment: everything that determines a result, as one frozen value."""
+"""An experiment: everything that determines a result, as one frozen value, and how it is carried out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.checks import number, plain_name, whole
 from fedsim.data import Dataset
 from fedsim.engine.local_work import LocalWork
-from fedsim.engine.memory import Place
 from fedsim.errors import ConfigError
-from fedsim.experiment.execution import Ray
+from fedsim.experiment.execution import Execution
 from fedsim.experiment.sampling import FixedSize, Sampling
 from fedsim.experiment.schedule import Constant, Cosine, Schedule
 from fedsim.feedback.compressed import Compressed
@@ -108,16 +105,9 @@ class Experiment:
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
         seed: first seed; data partition, initial model, cohorts and minibatches all follow from it.
         evaluation: when and what to measure.
-        backend: run clients one by one ("loop"), in blocks ("blocks"), as measured to be fastest of these ("auto"), or
-            in several processes ("ray"; also by "auto" where there are several GPUs, or a setting of ``ray`` is given).
-        block_size: clients in a block; measured when 0.
-        ray: processes of the Ray backend.
-        device: "cpu", "cuda", or the best there is.
-        memory: where the clients' memories live between rounds: on the "device", the "host", or the "disk" (a temporary
-            file).
         dtype: floating-point type of model and inputs; float64 for theory. (Files of samples are read in float32.)
-        checkpoint_every: rounds between checkpoints; the last round always has one.
-        name: name of the run directory; made from algorithm and data when empty.
+        execution: how all this is carried out, which changes numbers by rounding at most. "execution." can be left out:
+            --backend loop is short for --execution.backend loop.
     """
 
     algorithm: Algorithm[Any]
@@ -137,36 +127,19 @@ class Experiment:
     seeds: int = 1
     seed: int = 0
     evaluation: Evaluation = field(default_factory=Evaluation)
-    backend: Literal["auto", "loop", "blocks", "ray"] = "auto"
-    block_size: int = 0
-    ray: Ray = field(default_factory=Ray)
-    device: str = "auto"
-    memory: Place = "device"
     dtype: Literal["float32", "float64"] = "float32"
-    checkpoint_every: int = 50
-    name: str = ""
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("seeds", 1), ("seed", 0), ("block_size", 0), ("checkpoint_every", 1)):
+        for name, least in (("rounds", 1), ("seeds", 1), ("seed", 0)):
             whole(name, getattr(self, name), least)
-        for name, choices in (
-            ("weights", ("uniform", "samples")),
-            ("backend", ("auto", "loop", "blocks", "ray")),
-            ("memory", ("device", "host", "disk")),
-            ("dtype", ("float32", "float64")),
-        ):
+        for name, choices in (("weights", ("uniform", "samples")), ("dtype", ("float32", "float64"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         self._check_parts()
         self._check_topology()
         plain_name(self.title)
         Compressed(self.algorithm, self.uplink, self.downlink)
-        self.torch_device()
-        if self.uses_ray and self.memory != "device":
-            raise ConfigError(
-                f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to"
-                " disk; leave it out, and set --ray.object_store_memory"
-            )
 
     def _check_parts(self) -> None:
         """Every component is an object that can do its part, and no class, name or number in its place."""
@@ -182,7 +155,7 @@ class Experiment:
             ("data", Data | Dataset | Problem, 'Data("digits"), a Dataset or a Problem'),
             ("local", LocalWork, "LocalWork(batch_size=32, epochs=1)"),
             ("evaluation", Evaluation, "Evaluation(every=5)"),
-            ("ray", Ray, "Ray(actors=2)"),
+            ("execution", Execution, 'Execution(backend="loop")'),
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.200}; expected {example}")
@@ -234,23 +207,9 @@ class Experiment:
             said.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and makes no use of {names}")
         elif {"epochs", "steps"} <= set(given):
             said.append("local.steps replaces local.epochs")
-        if self.backend == "loop" and self.block_size:
-            said.append("block_size is for blocks: backend loop makes no use of it")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             said.append("sampling.size replaces sampling.fraction")
-        return said
-
-    @property
-    def uses_ray(self) -> bool:
-        """Whether clients run in Ray's actors."""
-        free = self.device in ("auto", "cuda") and self.memory == "device"   # neither asks for one GPU or this process
-        several = free and torch.cuda.device_count() > 1 and find_spec("ray") is not None
-        return self.asks_for_ray or (self.backend == "auto" and several)
-
-    @property
-    def asks_for_ray(self) -> bool:
-        """Whether Ray's actors were asked for, and are not just the choice where there are several GPUs."""
-        return self.backend == "ray" or (self.backend == "auto" and self.ray != Ray())
+        return said + self.execution.remarks
 
     @property
     def seed_list(self) -> list[int]:
@@ -260,27 +219,15 @@ class Experiment:
     @property
     def title(self) -> str:
         """Name of the run: the given one, or algorithm and data."""
-        if self.name:
-            return self.name
+        if self.execution.name:
+            return self.execution.name
         data = self.data.dataset.name if isinstance(self.data, Problem) else self.data.name
         links = [short_name(link).lower() for link in (self.uplink, self.downlink) if link is not None]
         return "-".join([type(self.algorithm).__name__.lower(), *links, data])
 
-    def torch_device(self) -> torch.device:
-        """The device that ``device`` names."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            device = torch.device("meta")
-        if device.type not in ("cpu", "cuda"):
-            raise ConfigError(f'device is {self.device!r}; expected "auto", "cpu" or "cuda"')
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                f"device is {self.device!r}, but this PyTorch ({torch.__version__}) sees no GPU; use --device cpu"
-            )
-        return device
+    def with_execution(self, **settings: Any) -> Experiment:
+        """The same experiment with other settings of its execution, such as ``name="baseline"``."""
+        return replace(self, execution=replace(self.execution, **settings))
 
 
 def is_problem(data: Data | Dataset | Problem) -> bool:

@@ -32,6 +32,7 @@ from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, RunError
 from fedsim.record.files import lock, numbered, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
+from fedsim.record.version import __version__
 
 __all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
 
@@ -217,12 +218,12 @@ def open_run(path: Path) -> RunDirectory:
 
 def environment() -> dict[str, Any]:
     """Time, versions, platform and git state of this process, as the manifest keeps them."""
-    packages = {"torch": "torch", "numpy": "numpy", "fedsim": "fedsim-lab"}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(distribution) for name, distribution in packages.items()},
+            **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},
+            "fedsim": __version__,
         },
         "platform": platform.platform(),
         "git": _git_state(),

@@ -9,8 +9,10 @@ from typing import Any
 from fedsim.record.absences import summary
 from fedsim.report.series import RunSeries, flat
 
-WORK = ("model", "loss", "weights", "skew", "local", "sampling", "schedule", "dtype")
-"""Settings that a comparison of algorithms has in common, beside data, seeds and rounds."""
+COMPARED = ("algorithm", "topology", "uplink", "downlink")
+"""What runs are compared for."""
+OTHERWISE = ("data", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
+"""Settings whose differences are told by what came of them: hashes, measured seeds and rounds."""
 
 
 def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
@@ -44,12 +46,10 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     if len(set(map(frozenset, measured.values()))) > 1:
         times = {label: f"{len(found)} times" for label, found in measured.items()}
         yield f"measured in different rounds up to {last} (costs, last and best values depend on it): {_listed(times)}"
-    settings = {run.label: {key: run.config.get(key) for key in WORK} for run in runs}
-    for run in runs:
-        settings[run.label]["evaluation"] = {"holdout": run.config.get("evaluation", {}).get("holdout")}
-        settings[run.label]["parameters"] = run.manifest.get("parameters")
-    leaves = {label: dict(flat(config)) for label, config in settings.items()}
+    leaves = {run.label: {**dict(flat(run.config)), "parameters": run.manifest.get("parameters")} for run in runs}
     for key in sorted(set().union(*leaves.values())):
+        if key.split(".")[0] in ("execution", *COMPARED, *OTHERWISE) or key in OTHERWISE:
+            continue
         values = {label: leaves[label].get(key) for label in leaves}
         told = all(f"{key.rsplit('.', 1)[-1]}={value}" in label for label, value in values.items())
         if len(set(map(str, values.values()))) > 1 and not told:

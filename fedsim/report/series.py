@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import ConfigError, DivergenceError, RunError
+from fedsim.experiment.short_forms import in_full
 from fedsim.record.absences import absent
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.metrics import Metrics, read_metrics
@@ -103,7 +104,7 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]
         ConfigError: a run never recorded this metric (names those that it did record).
     """
     directories = find_runs(paths)
-    configs = [run.config for run in directories]
+    configs = [in_full(run.config) for run in directories]
     labels = _labels(configs, [run.path for run in directories])
     return [
         RunSeries(label, run.path, config, run.manifest, *_load_seeds(run, scope, metric))
@@ -184,7 +185,7 @@ def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list
     differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
 
     keys = sorted(differing - {"algorithm.name"})
-    whole = [key.removesuffix(".name") for key in keys]    # partition.name=... is partition=...
+    whole = [key if key == "execution.name" else key.removesuffix(".name") for key in keys]   # partition=..., name=...
     last = [key.rsplit(".", 1)[-1] for key in whole]
     short = [name if last.count(name) == 1 else key for key, name in zip(whole, last, strict=True)]
 
@@ -193,7 +194,7 @@ def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list
         return ", ".join([_algorithm(configs[run]), *shown])
 
     ways: list[Callable[[int], str]] = [
-        lambda run: str(configs[run].get("name") or _algorithm(configs[run])),
+        lambda run: str(configs[run].get("execution", {}).get("name") or _algorithm(configs[run])),
         lambda run: _algorithm(configs[run]),
         *([with_settings] if len(differing) <= 4 else []),
         lambda run: paths[run].name,

@@ -1,6 +1,6 @@
 """Sweeps: a grid of experiments in one folder, each a run of its own.
 
-    NAME/sweep.json       the points with their resolved experiments; why points failed
+    NAME/sweep.json       the points with their resolved experiments, threads for each; why points failed
     NAME/lr=0.03/         a run directory for each point (`fedsim.record.directory`)
 
 What has become of a point is what its run directory says, so that a sweep goes on after any interruption: finished
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.errors import ConfigError, RunError
+from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import environment, open_run
 from fedsim.record.files import create_folder, lock, write_atomic
 from fedsim.record.metrics import read_metrics
@@ -88,10 +89,22 @@ class Sweep:
         return done
 
     @property
+    def manifest(self) -> dict[str, Any]:
+        """Versions, points, threads and failures, as last written."""
+        return _read(self.path)
+
+    @property
     def failures(self) -> dict[str, str]:
         """Why points failed, by their names."""
-        failures: dict[str, str] = _read(self.path)["failures"]
+        failures: dict[str, str] = self.manifest["failures"]
         return failures
+
+    def threads(self, proposed: int) -> int:
+        """Threads of PyTorch for a point: those ``proposed`` when the sweep first ran, as numbers depend on them."""
+        content = _read(self.path)
+        threads: int = content.setdefault("threads", proposed)
+        _write(self.path, content)
+        return threads
 
     def note(self, point: Point, failure: str | None) -> None:
         """Remember that a point has failed, or has not."""
@@ -158,7 +171,7 @@ def open_sweep(path: Path) -> Sweep:
     Raises:
         RunError: it is none.
     """
-    return Sweep(path, tuple(Point(point["name"], point["config"]) for point in _read(path)["points"]))
+    return Sweep(path, tuple(Point(point["name"], in_full(point["config"])) for point in _read(path)["points"]))
 
 
 class Choice(NamedTuple):

@@ -14,9 +14,10 @@ import torch
 
 from fedsim import api
 from fedsim.controller.interrupt import terminate_as_interrupt
-from fedsim.engine.machine import cores
+from fedsim.engine.machine import cores, torch_threads
 from fedsim.errors import ConfigError, FedsimError, RunError
 from fedsim.experiment.config import from_config
+from fedsim.record.version import check_version
 from fedsim.sweeps.grid import Point, Sweep
 from fedsim.sweeps.sweep_progress import SweepProgress
 
@@ -30,7 +31,7 @@ class PointTask(NamedTuple):
     Attributes:
         path: its run directory.
         config: the resolved experiment.
-        threads: for PyTorch.
+        threads: of PyTorch, where the experiment does not say how many.
     """
 
     path: Path
@@ -54,9 +55,14 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
     with sweep.lock(), terminate_as_interrupt():
         todo = [point for point in sweep.points if sweep.state(point) != "finished"]
         jobs = jobs_of(jobs, todo)
+        if todo:
+            check_version(sweep.path, sweep.manifest)
+        threads = sweep.threads(torch.get_num_threads() if jobs == 1 else max(1, cores() // jobs))
         with SweepProgress(sweep, len(todo), jobs, progress) as bar:
             try:
-                results = _one_by_one(sweep, todo, bar) if jobs == 1 else _pool(sweep, todo, jobs, bar)
+                results = (
+                    _one_by_one(sweep, todo, threads, bar) if jobs == 1 else _pool(sweep, todo, jobs, threads, bar)
+                )
                 with contextlib.closing(results):          # which ends what is running in an orderly way
                     for point, failure in results:
                         sweep.note(point, failure)
@@ -84,22 +90,20 @@ def jobs_of(jobs: int | None, todo: list[Point]) -> int:
 
 def _asks_for_ray(point: Point) -> bool:
     try:
-        return from_config(point.config).asks_for_ray
+        return from_config(point.config).execution.asks_for_ray
     except FedsimError:                                    # it fails when its turn comes, and ends no other
         return False
 
 
-def _one_by_one(sweep: Sweep, todo: list[Point], bar: SweepProgress) -> Results:
+def _one_by_one(sweep: Sweep, todo: list[Point], threads: int, bar: SweepProgress) -> Results:
     for point in todo:
         bar.begins(point)
-        task = PointTask(sweep.directory(point), point.config, torch.get_num_threads())
-        yield point, run_task(task, progress=bar.shown)
+        yield point, run_task(PointTask(sweep.directory(point), point.config, threads), progress=bar.shown)
 
 
-def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Results:
+def _pool(sweep: Sweep, todo: list[Point], jobs: int, threads: int, bar: SweepProgress) -> Results:
     from fedsim.backends.ray.tasks import map_unordered  # the only thing here that needs Ray
 
-    threads = max(1, cores() // jobs)
     points = {sweep.directory(point): point for point in todo}
     tasks = [PointTask(path.resolve(), point.config, threads) for path, point in points.items()]
     by_path = {path.resolve(): point for path, point in points.items()}
@@ -112,7 +116,7 @@ def _pool(sweep: Sweep, todo: list[Point], jobs: int, bar: SweepProgress) -> Res
 
 def _gpus(todo: list[Point], jobs: int) -> float:
     """Share of a GPU for each run: at most one GPU, as with several the run would start Ray itself."""
-    if all(point.config.get("device") == "cpu" for point in todo):
+    if all(point.config["execution"]["device"] == "cpu" for point in todo):
         return 0
     count = torch.cuda.device_count()
     return count and 1 / math.ceil(jobs / count)
@@ -120,12 +124,12 @@ def _gpus(todo: list[Point], jobs: int) -> float:
 
 def run_task(task: PointTask, progress: bool = False) -> str | None:
     """Run a point, or go on with it; returns why it failed."""
-    torch.set_num_threads(task.threads)
     try:
-        if task.path.is_dir():
-            api.resume(task.path, progress=progress)
-        else:
-            api.run(from_config(task.config), output=task.path, progress=progress)
+        with torch_threads(task.threads):
+            if task.path.is_dir():
+                api.resume(task.path, progress=progress)
+            else:
+                api.run(from_config(task.config), output=task.path, progress=progress)
     except FedsimError as error:
         return f"{type(error).__name__}: {error}"
     except Exception:                                      # a bug in one point's code does not end the others

@@ -16,6 +16,7 @@ from algorithms.fedavg import FedAvgState
 from fedsim import Evaluation, Experiment, resume, run
 from fedsim.compress import TopK
 from fedsim.controller.host import Host
+from fedsim.controller.prepare import Prepared
 from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
 from fedsim.feedback import EF14Uplink
 from fedsim.record import checkpoint
@@ -60,7 +61,7 @@ def test_a_round_that_cannot_be_done_loses_none_before_it(tmp_path: Path) -> Non
             return super().round(algorithm, state, federation, round, ids)
 
     with pytest.raises(RunError, match="lost 3 times"):
-        run(replace(SMALL, checkpoint_every=50), output=tmp_path / "run", progress=False, host=Failing())
+        run(SMALL.with_execution(checkpoint_every=50), output=tmp_path / "run", progress=False, host=Failing())
     made = checkpoint.load_latest(tmp_path / "run" / "seed-0" / "checkpoints")
     assert made is not None and made.round == 4
 
@@ -190,9 +191,38 @@ def test_a_run_in_progress_stays_so(tmp_path: Path) -> None:
 def test_resume_says_what_may_change_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run(replace(SMALL, rounds=3), output=tmp_path / "run", progress=False)
     directory.mark(0, "interrupted")
-    directory.update_manifest(threads=64)
+    directory.update_manifest(device="cuda:0")
     resume(directory.path, progress=False)
-    assert "threads was 64 when the run began and is" in capsys.readouterr().err
+    assert "device was cuda:0 when the run began and is cpu now: the last digits may differ" in capsys.readouterr().err
+
+
+def test_resume_has_the_threads_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless others are asked for, which is said."""
+    def resumed(experiment: Experiment | None) -> tuple[int, str]:
+        directory.mark(0, "interrupted")
+        resume(directory.path, experiment, progress=False, host=host)
+        return host.threads, capsys.readouterr().err
+
+    host, before = Counting(), torch.get_num_threads()
+    few = replace(SMALL, rounds=2)
+    directory = run(few.with_execution(threads=before + 2), output=tmp_path / "run", progress=False, host=host)
+    assert directory.manifest["threads"] == host.threads == before + 2
+    assert resumed(None) == resumed(few) == (before + 2, "")
+    threads, said = resumed(few.with_execution(threads=before + 1))
+    assert threads == before + 1 and f"threads was {before + 2} when the run began and is {before + 1} now" in said
+    directory.update_manifest(threads=before + 3)
+    assert resumed(few)[0] == before + 3, "also those that the process happened to have"
+    assert torch.get_num_threads() == before
+
+
+class Counting(Host):
+    """Knows with how many threads a run was prepared."""
+
+    threads = 0
+
+    def prepare(self, experiment: Experiment, seed: int) -> Prepared:
+        self.threads = torch.get_num_threads()
+        return super().prepare(experiment, seed)
 
 
 def test_disk_full_keeps_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from algorithms import ALGORITHMS, DPSGD, GOSSIP, SGP, DFedAvg, DFedSAM, Extra, FedAvg, GradientTracking
-from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run
+from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, resume, run
 from fedsim.algorithm import has_server
 from fedsim.cli import main
 from fedsim.errors import ConfigError
@@ -33,10 +33,7 @@ SMALL = Experiment(
     local=LocalWork(batch_size=16, steps=3),
     rounds=8,
     evaluation=Evaluation(every=2, clients_every=4),
-    backend="blocks",
-    block_size=4,
-    checkpoint_every=3,
-    name="small",
+    execution=Execution("blocks", block_size=4, checkpoint_every=3, name="small"),
 )
 
 
@@ -146,7 +143,7 @@ REPEATED = [
     replace(SMALL, algorithm=GradientTracking(), sampling=FixedSize(0.5)),
     replace(SMALL, algorithm=Extra()),
     replace(SMALL, algorithm=SGP(), topology=Static(Exponential(directed=True), "column_stochastic")),
-    replace(SMALL, algorithm=DPSGD(), topology=OnePeerExponential(), backend="loop"),
+    replace(SMALL, algorithm=DPSGD(), topology=OnePeerExponential()).with_execution(backend="loop"),
 ]
 
 
@@ -177,7 +174,7 @@ def test_a_problem_of_theory_is_solved_at_the_average(tmp_path: Path, algorithm:
     experiment = replace(
         SMALL, algorithm=algorithm, data=least_squares(n=N, d=4, condition=1.0), partition=NaturalIdPartitioner(),
         topology=Static(Exponential()), local=LocalWork(0, steps=1), rounds=120, dtype="float64",
-        evaluation=Evaluation(every=120), checkpoint_every=120, block_size=8,
+        evaluation=Evaluation(every=120), execution=Execution("blocks", block_size=8, checkpoint_every=120),
     )  # fmt: skip
     rows = metrics(one(experiment, tmp_path))
     assert rows.series("average/problem", "distance")[120] < 1e-8

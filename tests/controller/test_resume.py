@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from algorithms import FedSpeed
-from fedsim import resume, run
+from fedsim import Execution, resume, run
 from fedsim.data import load
 from fedsim.errors import ConfigError, RunError
 from fedsim.record.checkpoint import CheckpointWarning
@@ -96,8 +97,20 @@ def test_another_experiment_is_refused_on_resume(tmp_path: Path) -> None:
     other = replace(SMALL, rounds=3, algorithm=FedSpeed(lr=0.2), local=replace(SMALL.local, batch_size=4))
     with pytest.raises(RunError, match="was run with other settings of algorithm, local; resume it with its own"):
         resume(directory.path, other, progress=False)
-    resume(directory.path, replace(SMALL, rounds=3, checkpoint_every=1), progress=False)
+    resume(directory.path, replace(SMALL, rounds=3).with_execution(checkpoint_every=1), progress=False)
     assert directory.manifest["status"]["0"]["state"] == "finished"
+
+
+def test_another_execution_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Clients stay in the blocks that they were in, on which the last digits depend."""
+    directory = run(replace(SMALL, rounds=7), output=tmp_path / "run", progress=False)
+    before = metrics_bytes(directory)
+    shutil.rmtree(directory.seed_path(0) / "checkpoints/round-000007")
+    directory.mark(0, "interrupted")
+    other = replace(SMALL, rounds=7, execution=Execution("loop", device="cpu", memory="disk", name="other"))
+    resume(directory.path, other, progress=False)
+    assert metrics_bytes(directory) == before
+    assert directory.manifest["backend"]["0"]["block_size"] == SMALL.execution.block_size
 
 
 def test_a_finished_run_of_objects_made_in_python_needs_none_to_resume(tmp_path: Path) -> None:

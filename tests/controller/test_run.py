@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
-from fedsim import Bernoulli, Clients, Data, Evaluation, Experiment, FixedSize, Local, LocalWork, resume, run
+from fedsim import Bernoulli, Clients, Data, Evaluation, Execution, Experiment, FixedSize, Local, LocalWork, resume, run
 from fedsim.controller import evaluate
 from fedsim.errors import ConfigError
 from fedsim.experiment.schedule import ExponentialDecay
@@ -31,10 +31,7 @@ SMALL = Experiment(
     sampling=FixedSize(0.4),
     rounds=12,
     evaluation=Evaluation(every=2, clients_every=4),
-    backend="blocks",
-    block_size=4,
-    checkpoint_every=5,
-    name="small",
+    execution=Execution("blocks", block_size=4, checkpoint_every=5, name="small"),
 )
 
 
@@ -128,7 +125,7 @@ def test_a_problem_of_theory_runs_like_any_task(tmp_path: Path) -> None:
 
     experiment = Experiment(
         Mine(lr=1.0), data=problem, partition=NaturalIdPartitioner(), sampling=FixedSize(1.0), rounds=200,
-        dtype="float64", evaluation=Evaluation(every=100), backend="loop",
+        dtype="float64", evaluation=Evaluation(every=100), execution=Execution("loop"),
     )  # fmt: skip
     directory = run(experiment, root=tmp_path, progress=False)
     rows = metrics(directory)
@@ -189,7 +186,7 @@ def test_holdout_is_not_trained_on(tmp_path: Path) -> None:
 
 def test_auto_backend_is_recorded_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(tmp_path / "cache"))
-    experiment = replace(SMALL, backend="auto", block_size=0, rounds=3)
+    experiment = replace(SMALL, rounds=3).with_execution(backend="auto", block_size=0)
     first, second = (run(experiment, root=tmp_path, progress=False) for _ in range(2))
     chosen = first.manifest["backend"]["0"]
     assert chosen == second.manifest["backend"]["0"] and set(chosen["trial_seconds"]) == {"loop", "4"}
@@ -202,7 +199,8 @@ def test_all_seeds_have_the_backend_that_was_measured_for_the_first(
     sizes = iter([2, 3, 4])
     choice = lambda *a, **k: {"backend": "blocks", "block_size": next(sizes)}  # noqa: E731
     monkeypatch.setattr("fedsim.controller.rounds.choose", choice)
-    directory = run(replace(SMALL, backend="auto", block_size=0, rounds=2, seeds=3), root=tmp_path, progress=False)
+    experiment = replace(SMALL, rounds=2, seeds=3).with_execution(backend="auto", block_size=0)
+    directory = run(experiment, root=tmp_path, progress=False)
     assert directory.manifest["backend"] == {seed: {"backend": "blocks", "block_size": 2} for seed in ("0", "1", "2")}
 
 
@@ -215,7 +213,7 @@ def test_seconds_are_those_of_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("fedsim.controller.evaluate.score", slow)
     begun = time.perf_counter()
-    directory = run(replace(SMALL, rounds=6, checkpoint_every=2), root=tmp_path, progress=False)
+    directory = run(replace(SMALL, rounds=6).with_execution(checkpoint_every=2), root=tmp_path, progress=False)
     whole = time.perf_counter() - begun
     seconds = read_metrics(directory.seed_path(0) / "timing.jsonl").series("host", "seconds")
     assert list(seconds) == [0, 2, 4, 6] and list(seconds.values()) == sorted(seconds.values())

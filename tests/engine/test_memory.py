@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from algorithms import DFedSAM, FedSpeed, Scaffold
-from fedsim import Experiment, FixedSize, run
+from fedsim import Execution, Experiment, FixedSize, run
 from fedsim.clients import cohort
 from fedsim.engine.memory import OnDisk, OnHost
 from fedsim.errors import ConfigError, RunError
@@ -78,11 +78,11 @@ def test_a_run_is_the_same_wherever_memories_live(algorithm: Any, tmp_path: Path
         "sampling": FixedSize(0.5),
         "topology": Static(Ring()) if gossip else None,
         "rounds": 4,
-        "backend": "loop",
-        "checkpoint_every": 2,
+        "execution": Execution("loop", checkpoint_every=2),
     }
+    experiment = Experiment(algorithm, **settings)
     runs = {
-        place: run(Experiment(algorithm, memory=place, **settings), root=tmp_path / place, progress=False).path  # type: ignore[arg-type]
+        place: run(experiment.with_execution(memory=place), root=tmp_path / place, progress=False).path
         for place in ("device", "disk")
     }
     metrics = [(path / "seed-0/metrics.jsonl").read_bytes() for path in runs.values()]
@@ -93,12 +93,12 @@ def test_a_run_is_the_same_wherever_memories_live(algorithm: Any, tmp_path: Path
 
 def test_another_place_is_refused() -> None:
     with pytest.raises(ConfigError, match="memory is 'tape'; expected one of device, host, disk"):
-        Experiment(Scaffold(), memory="tape")  # type: ignore[arg-type]
+        Execution(memory="tape")  # type: ignore[arg-type]
 
 
 def test_ray_has_a_place_of_its_own() -> None:
     with pytest.raises(ConfigError, match=r"memory is 'disk', but Ray's object store .* --ray.object_store_memory"):
-        Experiment(Scaffold(), backend="ray", memory="disk")
+        Execution(backend="ray", memory="disk")
 
 
 def test_a_row_is_read_only_where_it_is_asked_for() -> None:

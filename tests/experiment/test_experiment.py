@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import DCGD, DFedAvg, FedAvg
-from fedsim import Bernoulli, Clients, Data, Evaluation, Experiment, FixedSize, LocalWork, run
+from fedsim import Bernoulli, Clients, Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.compress import Identity
 from fedsim.controller.prepare import data_hash, resolve_data
 from fedsim.data import Dataset, Split
@@ -135,7 +135,7 @@ class Bare:
 @pytest.mark.parametrize("backend", ["auto", "loop"])
 def test_a_state_without_a_model(backend: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Bare\.init returned a Tensor; expected a NamedTuple with the model as x"):
-        run(experiment(algorithm=Bare(), backend=backend), root=tmp_path, progress=False)
+        run(experiment(algorithm=Bare()).with_execution(backend=backend), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -268,10 +268,10 @@ def test_targets_of_classes_are_int64() -> None:
 def test_other_devices_are_refused() -> None:
     for device in ("mps", "tpu"):
         with pytest.raises(ConfigError, match='expected "auto", "cpu" or "cuda"'):
-            experiment(device=device)
+            Execution(device=device)
 
 
 def test_settings_that_give_way_to_others_are_named() -> None:
-    block_size, fraction = experiment(backend="loop", block_size=2, sampling=FixedSize(0.5, 2)).remarks
+    fraction, block_size = experiment(sampling=FixedSize(0.5, 2), execution=Execution("loop", block_size=2)).remarks
     assert block_size == "block_size is for blocks: backend loop makes no use of it"
     assert fraction == "sampling.size replaces sampling.fraction"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from algorithms import DFedSAM, FedAMD, FedAvg
-from fedsim import Evaluation, Experiment, FixedSize, LocalWork, resume, run
+from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, resume, run
 from fedsim.cli import main
 from fedsim.compress import RandK, TopK
 from fedsim.errors import ConfigError
@@ -33,9 +33,7 @@ SMALL = Experiment(
     sampling=FixedSize(0.5),
     rounds=8,
     evaluation=Evaluation(every=2),
-    backend="blocks",
-    block_size=3,
-    checkpoint_every=3,
+    execution=Execution("blocks", block_size=3, checkpoint_every=3),
 )
 GOSSIP = replace(
     SMALL, algorithm=DFedSAM(), uplink=Choco(RandK(0.1, scaled=False), 0.3), downlink=None, sampling=FixedSize(),
@@ -53,7 +51,7 @@ LINKS = [
 @pytest.mark.parametrize("experiment", [SMALL, GOSSIP, UP_ONLY])
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, experiment: Experiment, memory: Any) -> None:
     """Memories whose shape was known only after the first round come back, absent clients' among them."""
-    directory = run(replace(experiment, memory=memory), output=tmp_path / "run", progress=False)
+    directory = run(experiment.with_execution(memory=memory), output=tmp_path / "run", progress=False)
     seed = directory.seed_path(0)
     files = [seed / "metrics.jsonl", seed / "checkpoints/round-000008/shard-00000.safetensors"]
     whole = [file.read_bytes() for file in files]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from algorithms import FedAvg
-from fedsim import Experiment
+from fedsim import Execution, Experiment
 from fedsim.errors import ConfigError, RunError
 from fedsim.record.directory import RunDirectory, create_run, open_run, read_metrics
 
@@ -94,7 +94,7 @@ def test_name_must_be_a_directory_name(tmp_path: Path, name: str) -> None:
         create_run(tmp_path, name, {}, {})
     if name:                                               # else it is made from the algorithm and the data
         with pytest.raises(ConfigError, match="plain directory name"):
-            Experiment(FedAvg(), name=name)
+            Experiment(FedAvg(), execution=Execution(name=name))
 
 
 def test_config_must_be_plain(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fedsim.controller.rounds import SeedRun
 from fedsim.errors import ConfigError
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory, open_run
+from fedsim.report.compare import compare
 from fedsim.sweeps.grid import grid, open_sweep
 
 SMALL = [
@@ -204,3 +205,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "--algorithm", "FedSpeed,FedAvg", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--algorithm.rho" in text and "--jobs JOBS" in text and "--algorithm.lr 0.03,0.1" in text
+
+
+@pytest.mark.parametrize("key", ["--backend", "--execution.backend"])
+def test_settings_of_the_execution_are_swept_over_too(key: str, tmp_path: Path) -> None:
+    small = [word for word in SMALL if word not in ("--backend", "loop")]
+    argv = ["sweep", *small, key, "loop,blocks", "--block_size", "2", "--jobs", "1"]
+    assert main([*argv, "--rounds", "1", "--output", str(tmp_path / "sweep")]) == 0
+    sweep = open_sweep(tmp_path / "sweep")
+    assert [point.name for point in sweep.points] == ["backend=loop", "backend=blocks"]
+    labels = [summary.run.label for summary in compare([tmp_path / "sweep"]).runs]
+    assert labels == ["FedAvg, backend=blocks", "FedAvg, backend=loop"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from algorithms import FedAvg
 from fedsim.backends.ray.tasks import map_unordered
 from fedsim.cli import main
+from fedsim.engine.machine import cores, torch_threads
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import to_config
-from fedsim.experiment.execution import Ray
+from fedsim.experiment.execution import Execution, Ray
 from fedsim.experiment.experiment import Experiment
+from fedsim.record.directory import open_run
 from fedsim.sweeps import jobs
 from fedsim.sweeps.grid import Point, open_sweep
 from tests.processes import LINGER, marked, wait_until
@@ -31,14 +35,15 @@ def points(*experiments: Experiment) -> list[Point]:
     return [Point(f"p{k}", to_config(experiment)) for k, experiment in enumerate(experiments)]
 
 
-@pytest.mark.parametrize("asking", [Experiment(FedAvg(), backend="ray"), Experiment(FedAvg(), ray=Ray(actors=2))])
-def test_experiments_with_actors_of_their_own_run_one_at_a_time(asking: Experiment) -> None:
-    todo = points(Experiment(FedAvg()), asking)
+@pytest.mark.parametrize("asking", [Execution("ray"), Execution(ray=Ray(actors=2))])
+def test_experiments_with_actors_of_their_own_run_one_at_a_time(asking: Execution) -> None:
+    todo = points(Experiment(FedAvg()), Experiment(FedAvg(), execution=asking))
     assert jobs.jobs_of(None, todo) == 1 and jobs.jobs_of(1, todo) == 1
     assert jobs.jobs_of(2, todo[1:]) == 1, "one point is left"
     with pytest.raises(ConfigError, match=r"--jobs is 2 and experiments ask for Ray's actors .*: use --jobs 1, or"):
         jobs.jobs_of(2, todo)
-    assert jobs.jobs_of(2, points(Experiment(FedAvg()), replace(asking, backend="loop"))) == 2
+    here = Experiment(FedAvg(), execution=replace(asking, backend="loop"))
+    assert jobs.jobs_of(2, points(here, here)) == 2
 
 
 def test_a_point_that_cannot_be_built_fails_alone() -> None:
@@ -52,11 +57,11 @@ def test_several_at_a_time_have_no_more_than_one_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     experiment = Experiment(FedAvg())
     todo = points(*[experiment] * 10)
-    assert experiment.uses_ray and not experiment.asks_for_ray
+    assert experiment.execution.uses_ray and not experiment.execution.asks_for_ray
     assert jobs.jobs_of(2, todo) == 2
     assert [jobs._gpus(todo, n) for n in (2, 4, 5, 8, 9)] == [1, 1, 1 / 2, 1 / 2, 1 / 3]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert not experiment.uses_ray, "what a job sees"
+    assert not experiment.execution.uses_ray, "what a job sees"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert jobs._gpus(todo, 2) == 0
 
@@ -115,14 +120,15 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
     go = [tmp_path / f"{round}-go" for round in (2, 5)]
     for path in go:
         path.touch()
-    assert main([*sweep, "--jobs", "1", "--output", str(tmp_path / "whole")]) == 1
+    threads = str(max(1, cores() // 2))                    # those of each of two jobs
+    assert main([*sweep, "--jobs", "1", "--threads", threads, "--output", str(tmp_path / "whole")]) == 1
     for path in go:
         path.unlink()
         path.with_name(path.name.removesuffix("-go")).unlink()
     folder, temporary = tmp_path / "sweep", tmp_path / "t"
     temporary.mkdir()
     argv = [sys.executable, "-m", "fedsim", *sweep, "--jobs", "2", "--output", str(folder)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    env = {**os.environ, "TMPDIR": str(temporary)}
     for round, stop, code in ((2, signal.SIGINT, 130), (5, signal.SIGKILL, -signal.SIGKILL)):
         with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True) as process:
             try:
@@ -142,6 +148,22 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
     assert main(["resume", str(folder), "--jobs", "1", "--quiet"]) == 1
     assert "1 of 3 points failed" in capsys.readouterr().err
     assert metrics(folder) == metrics(tmp_path / "whole")
+
+
+def test_threads_are_decided_once(tmp_path: Path) -> None:
+    """A sweep that is continued with fewer points or jobs has those that it began with; its points may have others."""
+    before, folder = torch.get_num_threads(), tmp_path / "sweep"
+    several, more = before + 1, before + 2
+    with torch_threads(several):
+        axes = ["--algorithm.lr", "0.05,0.5", "--threads", f"null,{more}"]
+        assert main(["sweep", *SMALL, *axes, "--jobs", "1", "--output", str(folder)]) == 0
+    sweep = open_sweep(folder)
+    runs = [open_run(sweep.directory(point)) for point in sweep.points]
+    assert sweep.manifest["threads"] == several
+    assert [run.manifest["threads"] for run in runs] == [several, more] * 2
+    shutil.rmtree(runs[0].path)
+    assert main(["resume", str(folder), "--jobs", "1", "--quiet"]) == 0
+    assert runs[0].manifest["threads"] == several and torch.get_num_threads() == before
 
 
 def measured(folder: Path) -> int:

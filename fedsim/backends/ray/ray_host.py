@@ -107,7 +107,7 @@ class RayHost(Host):
         fed, ray = prepared.federation, self._ray
         assert ray is not None, "the host is not entered"
         ids = experiment.participation.cohort(fed.seed, 1, fed.shards.n)
-        given = experiment.block_size or None
+        given = experiment.execution.block_size or None
         if before is not None:
             given = int(before.get("block_size", 0))
         if self._workers is None:

@@ -24,6 +24,7 @@ from fedsim.experiment.config.names import (
 )
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Data
+from fedsim.experiment.short_forms import short_forms
 from fedsim.problems import PROBLEMS
 
 REQUIRED = inspect.Parameter.empty
@@ -98,7 +99,8 @@ def _filled(plan: Plan, config: Mapping[str, Any]) -> Plan:
 
 def _check(plan: Plan, key: str, value: Any) -> None:
     if key not in plan.known:
-        raise ConfigError(f"unknown setting {plan.at(key)}: {suggest(key, list(plan.known))}")
+        short = [] if plan.place else short_forms(plan.known)
+        raise ConfigError(f"unknown setting {plan.at(key)}: {suggest(key, [*plan.known, *short])}")
     if isinstance(value, Mapping) and "python" in value:
         raise ConfigError(
             f"{plan.at(key)} was made in Python ({value['python']}), which a config file cannot hold; "
@@ -197,9 +199,10 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
         lower, upper = ({"name": part} if isinstance(part, str) else part for part in (old, value))
         if not isinstance(lower, Mapping):
             raise ConfigError(f"{at} is {old!r}; expected a name, or name and fields")
-        if "name" in upper and "python" in lower:
+        chosen = "name" in upper and at != "execution"     # whose name is that of the run
+        if chosen and "python" in lower:
             lower = {}
-        elif "name" in upper and upper["name"] != lower.get("name"):
+        elif chosen and upper["name"] != lower.get("name"):
             lower = _common(key, at, lower, upper["name"], notes)
         result[key] = override(lower, upper, notes, at)
     return result

@@ -15,6 +15,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.config.names import help_of, is_plain, literals, parameters, plain, summary
 from fedsim.experiment.config.plan import REQUIRED, Plan, names, plan
 from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.short_forms import in_full
 
 T = TypeVar("T")
 
@@ -33,10 +34,10 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings.
+    """Read a YAML file of settings, of which none is left in a short form.
 
     Raises:
-        ConfigError: it cannot be read, or is no mapping.
+        ConfigError: it cannot be read, is no mapping, or holds a setting in two forms.
     """
     try:
         config = yaml.load(Path(path).read_text(), _OnceLoader)
@@ -46,7 +47,7 @@ def load_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds {config!r:.60}; expected settings, such as 'algorithm: FedAvg'")
-    return config
+    return in_full(config)
 
 
 def from_config(config: Mapping[str, Any]) -> Experiment:
@@ -55,7 +56,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: a name or key is unknown, or a value of the wrong type or out of range; says where, and the fix.
     """
-    return build(Experiment, config)
+    return build(Experiment, in_full(config))
 
 
 def build(cls: type[T], config: Mapping[str, Any]) -> T:

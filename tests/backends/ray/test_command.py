@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from algorithms import Scaffold
-from fedsim import Evaluation, Experiment, FixedSize
+from fedsim import Evaluation, Execution, Experiment, FixedSize
 from fedsim.backends.flower.deploy.ports import free
 from fedsim.backends.ray.session import PREFIX
 from fedsim.models import MLP
@@ -29,7 +29,7 @@ from tests.processes import LINGER, kill_tree, marked, wait_until
 pytestmark = pytest.mark.timeout(1800)                     # on a machine that is busy with other things
 EXPERIMENT = Experiment(
     Scaffold(), partition=IidPartitioner(8), model=MLP((400,)), sampling=FixedSize(1.0), rounds=7,
-    evaluation=Evaluation(every=1), backend="blocks", block_size=2,
+    evaluation=Evaluation(every=1), execution=Execution("blocks", block_size=2),
 )  # fmt: skip
 WORDS = [
     *("--algorithm", "tests.backends.ray.dying.Waiting", "--partition", "IidPartitioner"),

@@ -15,7 +15,7 @@ from algorithms import Scaffold
 from fedsim import Evaluation, Experiment, FixedSize, run
 from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, RayHost, share_of
 from fedsim.errors import ClientError, ConfigError, DivergenceError, RunError
-from fedsim.experiment.execution import OnError, Ray
+from fedsim.experiment.execution import Execution, OnError, Ray
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
 from tests.backends.ray.dying import Branching, Dying
@@ -28,8 +28,7 @@ BASE = Experiment(
     sampling=FixedSize(0.8),
     rounds=5,
     evaluation=Evaluation(every=1),
-    backend="blocks",
-    block_size=2,
+    execution=Execution("blocks", block_size=2),
 )
 
 
@@ -52,10 +51,10 @@ def dying(kind: Any, once: Path | None = None, **fields: Any) -> Dying:
     return Dying(kind=kind, once=str(once or ""), driver=os.getpid(), **fields)
 
 
-def run_there(algorithm: Any, path: Path, on_error: OnError = "stop", **changes: Any) -> tuple[Path, list[str]]:
+def run_there(algorithm: Any, path: Path, on_error: OnError = "stop", block_size: int = 2) -> tuple[Path, list[str]]:
     """A run in the actors: its directory, and what it said."""
     host = Listening(Ray(on_error=on_error))
-    experiment = replace(BASE, algorithm=algorithm, backend="ray", **changes)
+    experiment = replace(BASE, algorithm=algorithm).with_execution(backend="ray", block_size=block_size)
     return run(experiment, output=path, progress=False, host=host).path, host.said
 
 
@@ -86,7 +85,7 @@ def test_a_worker_is_killed_between_a_round_and_its_evaluation(one_process: byte
             return new
 
     host = Killing(Ray())
-    path = run(replace(BASE, backend="ray"), output=tmp_path / "run", progress=False, host=host).path
+    path = run(BASE.with_execution(backend="ray"), output=tmp_path / "run", progress=False, host=host).path
     assert measured(path) == one_process
     assert next(s for s in host.said if "again" in s).startswith("evaluation again: a worker died")
 

@@ -28,7 +28,7 @@ from fedsim.engine.loop import Loop
 from fedsim.engine.machine import cores
 from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
-from fedsim.experiment.execution import Ray
+from fedsim.experiment.execution import Execution, Ray
 from fedsim.experiment.experiment import Experiment
 from fedsim.models.losses import cross_entropy
 from tests.backends.ray.shared import STORE_BYTES, workers
@@ -84,8 +84,8 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def test_a_setting_of_ray_is_enough_to_use_it() -> None:
-    assert Experiment(FedAvg(), ray=Ray(actors=2)).uses_ray and not Experiment(FedAvg(), device="cpu").uses_ray
-    assert not Experiment(FedAvg(), backend="blocks", ray=Ray(actors=2)).uses_ray, "what is asked for goes first"
+    assert Execution(ray=Ray(actors=2)).uses_ray and not Execution(device="cpu").uses_ray
+    assert not Execution("blocks", ray=Ray(actors=2)).uses_ray, "what is asked for goes first"
 
 
 @pytest.mark.parametrize("address", ["head", "ray://head:1", "auto"])
@@ -169,7 +169,7 @@ def test_an_experiment_with_such_a_model_names_it_for_every_backend() -> None:
     backends: list[Literal["blocks", "ray"]] = ["blocks", "ray"]
     for backend in backends:
         with pytest.raises(ConfigError, match=r"model\.layer\.guard cannot be copied"):
-            prepare(Experiment(FedAvg(), model=Guarded(), backend=backend), 0)
+            prepare(Experiment(FedAvg(), model=Guarded(), execution=Execution(backend)), 0)
 
 
 @given(

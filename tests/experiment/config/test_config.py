@@ -18,6 +18,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, load_config, override, to_config
 from fedsim.experiment.config.names import CATALOGUES, catalogue
 from fedsim.experiment.config.plan import LOADERS
+from fedsim.experiment.execution import Execution, Ray
 from fedsim.experiment.experiment import Data, Evaluation, Experiment
 from fedsim.experiment.sampling import Bernoulli, FixedSize
 from fedsim.experiment.schedule import Constant, Steps
@@ -124,15 +125,11 @@ def test_round_trip_of_every_plain_field() -> None:
         seeds=2,
         seed=5,
         evaluation=Evaluation(1, 2, 0.3, 0.4),
-        backend="blocks",
-        block_size=4,
-        device="cpu",
         dtype="float64",
-        checkpoint_every=2,
-        name="7",
+        execution=Execution("blocks", 4, "cpu", 2, "disk", Ray(actors=3), 2, "7"),
     )
     assert through_yaml(experiment) == experiment
-    assert from_config(config(name="7")).name == "7"
+    assert from_config(config(name="7")).execution.name == "7"
 
 
 def test_numpy_values_become_plain() -> None:
@@ -176,7 +173,7 @@ def test_what_is_left_out_keeps_the_default() -> None:
         (config(rounds=True), "rounds is True; expected a whole number"),
         (config(rounds=None), "rounds is null; expected a whole number"),
         (config(rounds=0), "rounds is 0; expected a whole number, 1 or more"),
-        (config(name=3), "name is 3; expected text"),
+        (config(name=3), r"execution\.name is 3; expected text"),
         (config(dtype="float16"), "dtype is 'float16'; expected 'float32' or 'float64'"),
         (config(model=None), r"model is null; expected a name \(Logistic, MLP"),
         (config(model={"name": "MLP", "hidden": 3}), r"model\.hidden is 3; expected a list \[\.\.\.\], each a whole"),

@@ -126,7 +126,7 @@ def _of_own(text: str, seed: int, common: Common, settings: NodeSettings) -> _Fo
     assert isinstance(dataset, Dataset)
     _check_shape(dataset, common)
     dataset = _relabelled(dataset, common)
-    device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
+    device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     train = dataset.train.to(device, dtype)
     own = dataset.test.to(device, dtype) if experiment.evaluation.holdout else train
     model = build_model(experiment, dataset, None, seed, device, dtype)

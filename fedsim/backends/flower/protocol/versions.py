@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from fedsim.errors import DeployError
+from fedsim.record.version import __version__
 
 MESSAGE = 255
 """Number, among the leaves of a call, of the message that was sent: the node keeps it where it is to be mixed."""
@@ -13,12 +14,12 @@ COPY = 256
 """The same of the public copies from which a node made what it was sent, and more for each that follows."""
 LARGEST_VECTORS = 64
 """A message may hold as much as so many models in float64; a call that mixes, one more for every client."""
-PACKAGES = {"fedsim": "fedsim-lab", "flwr": "flwr", "torch": "torch"}
+PACKAGES = {"fedsim": "fedsim-lab", "flwr": "flwr"}
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what is computed and how it travels."""
-    return {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
+    return {"fedsim": __version__, **{name: importlib.metadata.version(name) for name in ("flwr", "torch")}}
 
 
 def check(theirs: object, mine: Mapping[str, str]) -> str:

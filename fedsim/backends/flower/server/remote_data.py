@@ -60,7 +60,7 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
         )
     dataset = resolve_data(data)
     assert isinstance(dataset, Dataset)
-    device, dtype = experiment.torch_device(), getattr(torch, experiment.dtype)
+    device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     model = build_model(experiment, dataset, None, seed, device, dtype)
     sizes = sizes_of(Common(dataset.input_shape, dataset.classes, dataset.label_names, model.d, n, ""))
     federation = Federation(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def serve(
         say(f"continuing {output}")
         return controller.resume(output, None, lambda _: host, progress=False)
     # A round of a deployment takes seconds, and a checkpoint milliseconds: none is to be done twice after a crash.
-    experiment = replace(experiment_of(str(config.get("experiment", "")), beside), checkpoint_every=1)
+    experiment = experiment_of(str(config.get("experiment", "")), beside).with_execution(checkpoint_every=1)
     root = Path(str(config.get("root") or "runs"))
     directory = controller.run(experiment, lambda _: host, output=output, root=root, progress=False)
     say(f"finished: {directory.path.absolute()}")

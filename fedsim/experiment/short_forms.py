@@ -1,0 +1,63 @@
+"""Short forms of settings, the same in YAML files and on the command line: ``backend`` for ``execution.backend``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any
+
+from fedsim.errors import ConfigError
+from fedsim.experiment.execution import Execution
+
+SHORT = {
+    **{field.name: f"execution.{field.name}" for field in fields(Execution)},
+    "data_dir": "data.data_dir",
+    "ray_address": "execution.ray.address",
+}
+"""Short forms, and what they stand for."""
+
+
+def short_forms(known: Collection[str]) -> list[str]:
+    """The short forms for these settings and what is below them."""
+    return [short for short, place in SHORT.items() if place.partition(".")[0] in known]
+
+
+def full_place(key: str) -> str:
+    """The dotted name of a setting, which may begin with a short form."""
+    first, dot, rest = key.partition(".")
+    return f"{SHORT.get(first, first)}{dot}{rest}"
+
+
+def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with none in a short form; those of version 0.1.0 had no other.
+
+    Raises:
+        ConfigError: a setting is given in both forms.
+    """
+    full = {key: value for key, value in config.items() if key not in SHORT}
+    for short, place in SHORT.items():
+        if short in config:
+            if _given(full, place):
+                raise ConfigError(f"{short} and {place} are one setting, given twice; leave out {short}")
+            full = put(full, place, config[short])
+    return full
+
+
+def put(settings: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """The settings with a value at a dotted place; a component stays a mapping, whose name and fields may come in any
+    order.
+    """
+    key, _, rest = place.partition(".")
+    old = settings.get(key)
+    if rest:
+        below = old if isinstance(old, Mapping) else {} if old is None else {"name": old}
+        value = put(below, rest, value)
+    elif isinstance(old, Mapping):
+        value = {**old, "name": value}
+    return {**settings, key: value}
+
+
+def _given(settings: Any, place: str) -> bool:
+    """Whether there is a value at a dotted place."""
+    key, _, rest = place.partition(".")
+    return isinstance(settings, Mapping) and key in settings and (not rest or _given(settings[key], rest))
