@@ -9,6 +9,7 @@ mapping of its ``name`` and its fields; what is left out keeps its default::
     local: {batch_size: 10}
     rounds: 20
     model: my.module.Net
+    execution: {backend: loop}      # or, in short, backend: loop
 """
 
 from fedsim.experiment.config.plan import override
