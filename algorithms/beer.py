@@ -53,6 +53,7 @@ class BEER:
     lr: float = 0.1
     gamma: float = 0.1
     compressor: Compressor = field(default_factory=TopK)
+    server = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -58,6 +58,7 @@ class ChocoSGD:
     lr: float = 0.1
     gamma: float = 0.1
     compressor: Compressor = field(default_factory=TopK)
+    server = False
 
     def __post_init__(self) -> None:
         non_negative(self, "lr")

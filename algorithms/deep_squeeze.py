@@ -41,6 +41,7 @@ class DeepSqueeze:
     lr: float = 0.1
     gamma: float = 0.02
     compressor: Compressor = field(default_factory=TopK)
+    server = False
 
     def __post_init__(self) -> None:
         non_negative(self, "lr")

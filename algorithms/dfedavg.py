@@ -38,6 +38,7 @@ class DFedAvg:
     momentum: float = 0.0
     gossip_steps: int = 1
     order: Literal["ATC", "CTA"] = "ATC"
+    server = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")

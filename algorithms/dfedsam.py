@@ -38,6 +38,7 @@ class DFedSAM:
     rho: float = 0.01
     gossip_steps: int = 1
     order: Literal["ATC", "CTA"] = "ATC"
+    server = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -30,6 +30,7 @@ class DPSGD:
     """
 
     lr: float = 0.1
+    server = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")

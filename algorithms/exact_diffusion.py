@@ -32,6 +32,7 @@ class ExactDiffusion:
     """
 
     lr: float = 0.1
+    server = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -33,6 +33,7 @@ class GradientTracking:
     """
 
     lr: float = 0.1
+    server = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")

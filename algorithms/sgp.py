@@ -35,6 +35,7 @@ class SGP:
     """
 
     lr: float = 0.1
+    server = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")

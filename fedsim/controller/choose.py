@@ -18,7 +18,7 @@ import numpy as np
 import platformdirs
 import torch
 
-from fedsim.algorithm import Algorithm
+from fedsim.algorithm import Algorithm, has_server
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Backend, Federation
@@ -103,7 +103,7 @@ def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> lis
     """Seconds of three rounds."""
     x, times = trial.model.vector(), []
     state = algorithm.init(x, cohort(trial, 0, ids))
-    check(f"{type(algorithm).__name__}.init", state)
+    check(f"{type(algorithm).__name__}.init", state, server=has_server(algorithm))
     for round in (1, 2, 3):
         start = time.perf_counter()
         algorithm.round(state, cohort(trial, round, ids))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fedsim.algorithm import has_server
 from fedsim.controller import evaluate
 from fedsim.controller.choose import choose
 from fedsim.controller.host import Host
@@ -69,7 +70,7 @@ class SeedRun:
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
         with pure(name, x):
             state = self.host.init(algorithm, x, fed, template=loaded is not None)
-        check(name, state)
+        check(name, state, server=has_server(algorithm))
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
             record.truncate(loaded.meta["offset"], done)

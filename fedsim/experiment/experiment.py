@@ -166,11 +166,14 @@ class Experiment:
 
     def _check_topology(self) -> None:
         name = type(self.algorithm).__name__
-        if has_server(self.algorithm) is False and self.topology is None:
+        if not has_server(self.algorithm) and self.topology is None:
             fix = "--topology Static --topology.graph Ring"
             raise ConfigError(f"{name} has no server: it needs a topology, such as {fix}")
         if has_server(self.algorithm) and self.topology is not None:
-            raise ConfigError(f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg")
+            raise ConfigError(
+                f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg; a method without a"
+                " server says `server = False` in its class"
+            )
 
     @cached_property
     def method(self) -> Algorithm[Any]:

@@ -17,7 +17,7 @@ from fedsim.algorithm import Algorithm, has_server
 from fedsim.clients import Clients
 from fedsim.errors import ConfigError
 from fedsim.feedback.linked import Draw, Linked, Links, each_vector
-from fedsim.feedback.mechanisms import Downlink, Gossip, Memory, Uplink, short_name
+from fedsim.feedback.mechanisms import DOWNLINKS, UPLINKS, Downlink, Gossip, Memory, Uplink, short_name
 from fedsim.tree import leaves
 from fedsim.types import Kept, Local
 from fedsim.values import Vector
@@ -53,39 +53,24 @@ class Compressed:
     downlink: Downlink | None = None
 
     def __post_init__(self) -> None:
-        name, server = type(self.algorithm).__name__, has_server(self.algorithm)
-        up, down = short_name(self.uplink), short_name(self.downlink)
+        name = type(self.algorithm).__name__
         if (self.uplink or self.downlink) is not None and hasattr(self.algorithm, "compressor"):
             raise ConfigError(f"{name} compresses its messages by itself; leave uplink and downlink out")
-        for link, by in (("uplink", self.uplink), ("downlink", self.downlink)):
-            if hasattr(by, "compress") or hasattr(by, "round"):
-                raise ConfigError(
-                    f"{link} is {by!r:.80}, a{' compressor' if hasattr(by, 'compress') else 'n algorithm'}; expected a"
-                    " mechanism of fedsim.feedback with a compressor, such as EF14Uplink(TopK(0.01))"
-                )
-        if self.downlink is not None and not hasattr(self.downlink, "broadcast"):
-            raise ConfigError(f"downlink is {down}, which goes up; use EF21P or Plain")
-        if server is False and self.downlink is not None:
+        if self.downlink is not None and not self.server:
             raise ConfigError(f"{name} has no server and so no downlink; leave it out: uplink is what nodes send")
-        if self.uplink is not None and not (hasattr(self.uplink, "send") or hasattr(self.uplink, "offer")):
-            raise ConfigError(f"uplink is {up}, which goes down; use EF14, EF21, EControl, Plain or, in gossip, Choco")
-        if self.uplink is None or server is None:
-            return
-        if server and not hasattr(self.uplink, "send"):
-            raise ConfigError(f"uplink {up} is for gossip, and {name} has a server; use EF14, EF21, EControl or Plain")
-        if not server and not hasattr(self.uplink, "offer"):
-            raise ConfigError(f"uplink {up} needs a server, and {name} has none; use Choco or Plain")
-        if getattr(self.algorithm, "aggregate", None) is not None and not cast(Uplink, self.uplink).individual:
+        _check_link("uplink", self.uplink, "up" if self.server else "gossip", name)
+        _check_link("downlink", self.downlink, "down", name)
+        by = cast("Uplink | None", self.uplink) if self.server else None
+        if by is not None and not by.individual and getattr(self.algorithm, "aggregate", None) is not None:
             raise ConfigError(
-                f"uplink {up} gives the server the mean of all messages and not each of them, which"
+                f"uplink {short_name(by)} gives the server the mean of all messages and not each of them, which"
                 f" {name}.aggregate needs; use EF14 or Plain"
             )
 
     @property
-    def gossips(self) -> bool:
-        """Whether nodes send to their neighbours and not to a server."""
-        server = has_server(self.algorithm)
-        return not (hasattr(self.uplink, "send") if server is None else server)
+    def server(self) -> bool:
+        """Whether the algorithm has a server; without one, nodes send to their neighbours."""
+        return has_server(self.algorithm)
 
     def __str__(self) -> str:
         """Names, such as "FedAvg, uplink EF21"."""
@@ -115,9 +100,29 @@ class Compressed:
         gossip = cast(Gossip, self.uplink)
         (y, memory), heard = mine
         mixed = iter(leaves(heard))
-        share = getattr(gossip, "gamma", 1.0)
         x, memory = each_vector(
             lambda v, own, _: gossip.combine(v, own, next(mixed)),
-            y, memory, local, lambda v: v + share * (next(mixed) - v),
+            y, memory, local, lambda v: v + gossip.gamma * (next(mixed) - v),
         )  # fmt: skip
         return leaves(x)[0].sum(), (x, memory)             # the message is not sent
+
+
+def _check_link(link: str, by: Uplink | Gossip | Downlink | None, direction: str, algorithm: str) -> None:
+    """Raise ConfigError unless ``by`` is a mechanism for the messages of ``algorithm`` in this direction, or None."""
+    if by is None:
+        return
+    if isinstance(by, type) or not hasattr(by, "directions"):
+        raise ConfigError(
+            f"{link} is {by!r:.80}; expected a mechanism of fedsim.feedback with a compressor, such as"
+            " EF14Uplink(TopK(0.01))"
+        )
+    if direction not in by.directions:
+        known: dict[str, Any] = {**UPLINKS, **DOWNLINKS}
+        *others, last = [name for name, cls in known.items() if direction in cls.directions]
+        raise ConfigError(
+            f"{link} {short_name(by)} is for messages {' and '.join(_MESSAGES[other] for other in by.directions)}, but"
+            f" {algorithm} needs one for messages {_MESSAGES[direction]}: {', '.join(others)} or {last}"
+        )
+
+
+_MESSAGES = {"up": "to a server", "down": "from a server", "gossip": "among neighbours"}

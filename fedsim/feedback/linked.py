@@ -174,7 +174,7 @@ class Linked(Clients):
 
     def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None, weighs: Any = None) -> Any:
         links, name = self._links, self._links.name(fn)
-        if links.settings.gossips:                         # compressed when they are mixed
+        if not links.settings.server:                      # compressed when they are mixed
             result: Any = super().each(fn, down, mine)     # type: ignore[arg-type]
             links.names[result if mine is None else result[0]] = name
             return result

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class Uplink(Protocol):
 
     individual: bool
 
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Of the messages that it is for: "up", "down", "gossip"."""
+
     def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
         """What a client sends instead of ``v [d]``, and what it remembers then."""
 
@@ -59,6 +63,10 @@ class Uplink(Protocol):
 class Downlink(Protocol):
     """From a server to its clients, for one vector of its messages."""
 
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Of the messages that it is for: "up", "down", "gossip"."""
+
     def broadcast(self, x: Vector, memory: Memory, at: Site) -> tuple[Packed | Vector, Memory]:
         """What is sent instead of ``x [d]``, and then what all clients have of it, if they remember anything."""
 
@@ -70,6 +78,14 @@ class Gossip(Protocol):
     """
 
     fixed: bool
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Of the messages that it is for: "up", "down", "gossip"."""
+
+    @property
+    def gamma(self) -> float:
+        """Share by which what is no vector moves to the mean of its neighbours."""
 
     def offer(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
         """What a node sends instead of ``v [d]``, and what it remembers then."""
@@ -87,8 +103,10 @@ class Plain:
     """
 
     compressor: Compressor = field(default_factory=TopK)
+    directions = ("up", "down", "gossip")
     individual = True
     fixed = False
+    gamma = 1.0
 
     def __post_init__(self) -> None:
         is_compressor(self)
@@ -118,6 +136,7 @@ class EF14Uplink:
     """
 
     compressor: Compressor = field(default_factory=TopK)
+    directions = ("up",)
     individual = True
 
     def __post_init__(self) -> None:
@@ -142,6 +161,7 @@ class EF21Uplink:
     """
 
     compressor: Compressor = field(default_factory=TopK)
+    directions = ("up",)
     individual = False
 
     def __post_init__(self) -> None:
@@ -168,6 +188,7 @@ class EControlUplink:
 
     compressor: Compressor = field(default_factory=TopK)
     eta: float | None = None
+    directions = ("up",)
     individual = False
 
     def __post_init__(self) -> None:
@@ -197,6 +218,7 @@ class EF21P:
     """
 
     compressor: Compressor = field(default_factory=TopK)
+    directions = ("down",)
 
     def __post_init__(self) -> None:
         contractive(self)
@@ -226,6 +248,7 @@ class Choco:
 
     compressor: Compressor = field(default_factory=TopK)
     gamma: float = 0.1
+    directions = ("gossip",)
     fixed = True
 
     def __post_init__(self) -> None:
@@ -258,11 +281,13 @@ def _learn(mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memor
     return h, (h,)
 
 
-UPLINKS = {"Choco": Choco, "EControl": EControlUplink, "EF14": EF14Uplink, "EF21": EF21Uplink, "Plain": Plain}
-DOWNLINKS = {"EF21P": EF21P, "Plain": Plain}
+UPLINKS: dict[str, type[Uplink | Gossip]] = {
+    "Choco": Choco, "EControl": EControlUplink, "EF14": EF14Uplink, "EF21": EF21Uplink, "Plain": Plain,
+}  # fmt: skip
+DOWNLINKS: dict[str, type[Downlink]] = {"EF21P": EF21P, "Plain": Plain}
 
 
 def short_name(link: object) -> str:
     """The name of a mechanism in these catalogues, such as "EF21", or that of its class."""
-    names = {cls: name for name, cls in (UPLINKS | DOWNLINKS).items()}
-    return names.get(type(link), type(link).__name__)
+    known: dict[str, Any] = {**UPLINKS, **DOWNLINKS}
+    return next((name for name, cls in known.items() if cls is type(link)), type(link).__name__)

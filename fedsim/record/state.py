@@ -41,19 +41,27 @@ def restore(template: Any, tensors: Mapping[str, Tensor], put: Put = lambda row:
     return _Reader(tensors, put, device).state(template, "")
 
 
-def check(name: str, state: Any, before: Any = None) -> None:
+def check(name: str, state: Any, before: Any = None, server: bool | None = None) -> None:
     """What an algorithm returned is a state that a checkpoint can hold, and read back by the layout of another one.
 
     Args:
         name: of the method that returned it.
         state: what it returned.
         before: the state that it was made from, if any.
+        server: whether the model should be at a server; not checked where it is None.
 
     Raises:
         ConfigError: it is not; names the field.
     """
     if not hasattr(state, "x") or not hasattr(state, "_fields"):
         raise ConfigError(f"{name} returned a {type(state).__name__}; expected a NamedTuple with the model as x")
+    if server is not None and server is isinstance(state.x, Kept):
+        home = (
+            "Kept, a model at each node; a method without a server says `server = False` in its class"
+            if server
+            else "one vector, but its class says `server = False`; expected a model at each node, as of clients.keep(x)"
+        )
+        raise ConfigError(f"{name} returned a state whose x is {home}")
     for field, value in zip(state._fields, state, strict=True):
         _check(f"{name} returned a state whose {field}", value, getattr(before, field, value))
     if isinstance(state.x, Tensor) and before is not None:

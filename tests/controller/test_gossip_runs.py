@@ -63,6 +63,25 @@ def test_a_topology_is_needed_without_a_server_and_refused_with_one(cls: Any) ->
             Experiment(cls())
 
 
+class Undeclared(DFedAvg):
+    """A method of the user's without a server that does not say so."""
+
+    server = True
+
+
+class Contradictory(FedAvg):
+    server = False
+
+
+def test_whether_there_is_a_server_is_what_the_class_says(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"takes no topology; .* a method without a server says `server = False` in"):
+        Experiment(Undeclared(), topology=Static(Ring()))
+    with pytest.raises(ConfigError, match=r"Undeclared\.init returned a state whose x is Kept, .* `server = False`"):
+        one(replace(SMALL, algorithm=Undeclared(), topology=None), tmp_path)
+    with pytest.raises(ConfigError, match=r"Contradictory\.init returned a state whose x is one vector, but its class"):
+        one(replace(SMALL, algorithm=Contradictory()), tmp_path)
+
+
 def test_a_run_records_the_average_and_the_nodes(tmp_path: Path) -> None:
     rows = metrics(one(replace(SMALL, rounds=12), tmp_path))
     accuracy = rows.series("average/test", "accuracy")

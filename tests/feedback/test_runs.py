@@ -104,9 +104,9 @@ def test_links_from_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (["--uplink", "EF21", "--uplink.compresor", "TopK"], "unknown setting uplink.compresor"),
         (["--uplink", "EF21", "--uplink.compressor.fraction", "0"], "TopK.fraction is 0"),
         (["--uplink", "EF21", "--uplink.compressor", "RandK"], "Scaled(RandK"),
-        (["--uplink", "Choco"], "uplink Choco is for gossip, and FedAvg has a server"),
+        (["--uplink", "Choco"], "uplink Choco is for messages among neighbours, but FedAvg"),
         (["--uplink", "EF21P"], "uplink is 'EF21P'"),
-        (["--algorithm", "DFedAvg", "--topology", "Static", "--uplink", "EF21"], "DFedAvg has none; use Choco"),
+        (["--algorithm", "DFedAvg", "--topology", "Static", "--uplink", "EF21"], "neighbours: Choco or Plain"),
         (["--algorithm", "DFedAvg", "--topology", "Static", "--downlink", "EF21P"], "DFedAvg has no server"),
     ],
 )
