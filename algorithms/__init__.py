@@ -8,7 +8,8 @@ from algorithms.dfedavg import DFedAvg
 from algorithms.dfedsam import DFedSAM
 from algorithms.diana import DIANA
 from algorithms.dpsgd import DPSGD
-from algorithms.econtrol import ECIdeal, EControl
+from algorithms.ec_ideal import ECIdeal
+from algorithms.econtrol import EControl
 from algorithms.ef14 import EF14
 from algorithms.ef21 import EF21, L1
 from algorithms.ef21_bc import EF21BC

@@ -11,8 +11,8 @@ Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021
 - EF21-HB: eta > 0.   EF21-Prox: r given.   EF21-SGD: minibatch gradients; their noise is not averaged away.
 
 ``start`` says how the g_i begin: dense (the authors' code), compressed (their paper), or zero (for which any method of
-this kind converges, a step later). Down 1 vector, up 1 compressed vector; in round 0 the same, the
-latter as it is if dense, or nothing if zero.
+this kind converges, a step later). Five methods in one class: their settings make it longer than others. Down 1 vector,
+up 1 compressed vector; in round 0 the same, the latter as it is if dense, or nothing if zero.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     server:    g~ <- g~ + sum_i p_i c_i
 
 Every client holds x and g, and so has to hear every b: all take part in every round. (The paper sends b at the end of a
-round, here it opens the next one, which is the same.) Down and up 1 compressed vector; in round 0, down 2 vectors and
-up 1.
+round, here it opens the next one, which is the same.) Its code is long as everybody holds what else the server alone
+does. Down and up 1 compressed vector; in round 0, down 2 vectors and up 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import contractive, positive
 from fedsim.compress import TopK
 from fedsim.errors import ConfigError
-from fedsim.feedback import EF21Uplink
+from fedsim.feedback import EF21P, EF21Uplink
 
 Memory = tuple[Vector, Vector, Vector]
 """x, g and g~_i."""
@@ -67,8 +67,7 @@ class EF21BC:
                 f"EF21BC needs every client in every round, {len(clients)} of {clients.n} take part: one that misses a"
                 " message of the server loses its model. Set sampling.fraction to 1, or use EF21"
             )
-        b = self.server_compressor.compress(s.g_tilde - s.g, clients)
-        g = s.g + b.unpack()
+        b, (g,) = EF21P(self.server_compressor).broadcast(s.g_tilde, (s.g,), clients)
         sent, mine = clients.each(self.client, b, s.mine)
         return EF21BCState(s.x - self.lr * clients.decay * g, g, s.g_tilde + clients.mean(sent), mine)
 

@@ -7,8 +7,8 @@
     server:    the same to its copy of g_i;   g <- g + sum_S p_i (new g_i - old g_i)
 
 A message b replaces g_i, so the server must know what it replaces: it keeps all n of them, [n, d], which is the price
-of this method; the other members of the family keep their mean alone. Down 1 vector, up 1 compressed vector and 1 bit;
-in round 0, 1 vector both ways.
+of this method, also in lines; the other members of the family keep their mean alone. Down 1 vector, up 1 compressed
+vector and 1 bit; in round 0, 1 vector both ways.
 """
 
 from __future__ import annotations

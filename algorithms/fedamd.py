@@ -12,8 +12,8 @@ keeps its own and sends the difference, so the server stores only the mean: the 
 Anchors: down 1 vector, up 1, one large batch; miners: down 2, up 1, two gradients a step but in the first, where they
 cancel.
 
-Optimal p (the authors' code): the minimiser over (0, 1) of 1 / (1 - p^A) + 2 n / (A p sqrt(1 - p^A)), A clients of n a
-round.
+Two roles, and the choice of who has which, make this longer than others. Optimal p (the authors' code): the minimiser
+over (0, 1) of 1 / (1 - p^A) + 2 n / (A p sqrt(1 - p^A)), A clients of n a round.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ smaller of this and b / (b + m), for minibatches of b samples a round among a cl
 A client keeps grad f_i(x), or x for minibatches, until the next round. Down 1 vector, up 1 compressed vector, or 1 with
 heads; one gradient, or two of minibatches. Of PP-MARINA's cohort those who were away in the round before are first sent
 x' as well: down 2 vectors, one gradient more. (The paper's server sends g to all n clients in every round instead.)
-In round 0, 1 vector both ways.
+In round 0, 1 vector both ways. Four methods in one class: their cases make it longer than others.
 """
 
 from __future__ import annotations
