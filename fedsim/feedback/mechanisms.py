@@ -169,8 +169,7 @@ class EF21Uplink:
 
     def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
         h, *warm = memory or (torch.zeros_like(v),)
-        c, more = compress(self.compressor, v - h, warm, at)
-        return c, (h + c.unpack(), *more)
+        return follow(self.compressor, v, h, warm, at)
 
     def receive(self, mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memory]:
         return _learn(mean, memory, fraction)
@@ -226,9 +225,8 @@ class EF21P:
     def broadcast(self, x: Vector, memory: Memory, at: Site) -> tuple[Packed | Vector, Memory]:
         if not memory:
             return x, (x,)
-        (w,) = memory
-        c = self.compressor.compress(x - w, at)
-        return c, (w + c.unpack(),)
+        c, (w, *_) = follow(self.compressor, x, memory[0], (), at)
+        return c, (w,)
 
 
 @dataclass(frozen=True)
@@ -257,8 +255,8 @@ class Choco:
 
     def offer(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
         xhat, s, *warm = memory or (torch.zeros_like(v), torch.zeros_like(v))
-        q, more = compress(self.compressor, v - xhat, warm, at)
-        return q, (xhat + q.unpack(), s, *more)
+        q, (xhat, *more) = follow(self.compressor, v, xhat, warm, at)
+        return q, (xhat, s, *more)
 
     def combine(self, v: Vector, memory: Memory, mixed: Vector) -> tuple[Vector, Memory]:
         xhat, s, *warm = memory
@@ -273,6 +271,12 @@ def compress(by: Compressor, v: Vector, warm: Sequence[Tensor], at: Site) -> tup
     start = by.start(v, at)
     c = by.warm(v, at, torch.where((warm[0] == 0).all(), start, warm[0]) if warm else start)   # 0: a first message
     return c, (by.memory(c),)
+
+
+def follow(by: Compressor, v: Vector, h: Vector, warm: Sequence[Tensor], at: Site) -> tuple[Packed, Memory]:
+    """The message ``C(v - h)``, and ``h + C(v - h)``, which both ends hold then, with what the compressor remembers."""
+    c, more = compress(by, v - h, warm, at)
+    return c, (h + c.unpack(), *more)
 
 
 def _learn(mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memory]:

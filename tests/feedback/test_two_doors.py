@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from algorithms import DCGD, EF14, EF21, EControl, FedAvg
+from algorithms import DCGD, EF14, EF21, ChocoSGD, DFedAvg, EControl, FedAvg
 from fedsim.compress import RandK, Scaled, TopK
 from fedsim.engine.local_work import LocalWork
-from fedsim.feedback import EControlUplink, EF14Uplink, EF21Uplink, Plain
+from fedsim.feedback import Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
+from tests.algorithms.gossip_federations import TOPOLOGIES, gossiping, rows
 from tests.algorithms.quadratics import everybody, federation, heterogeneous, some, states
 
 F = heterogeneous(n=6, d=8)
@@ -49,3 +50,13 @@ def test_both_doors_lead_to_the_same_models(name: str, cohorts: list[list[int]],
     expected = [s.x.numpy() for s in states(pair.linked, other, X0, cohorts)[1:]]
     np.testing.assert_allclose(found[-pair.ahead :], expected[: len(expected) + pair.ahead], rtol=0, atol=1e-14)
     np.testing.assert_array_equal(one.ledger.up, other.ledger.up)
+
+
+@pytest.mark.parametrize("by", [TopK(k=2), Scaled(RandK(k=3))], ids=str)
+def test_choco_sgd_is_dfedavg_with_choco_bit_for_bit(by: Any) -> None:
+    found, expected = (
+        states(algorithm, gossiping(F, WHOLE, TOPOLOGIES["irregular"]), X0, everybody(6, 12))
+        for algorithm in (ChocoSGD(0.2, 0.3, by), Compressed(DFedAvg(0.2), Choco(by, 0.3)))
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(rows(one.x), rows(other.x))
