@@ -1,8 +1,8 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv by itself.
+# Commands on a fresh machine: `make demo`, `make test` and `make test-fast`. Each makes .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-fast check clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedsim needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
@@ -13,9 +13,13 @@ BIN := .venv/bin
 demo: .venv/.ready
 	$(BIN)/python -m experiments.demo
 
+# What starts no process and computes no longer than a second or so.
+test-fast: .venv/.ready
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not (process or ray or flower or slow)"
+
 # Tests start hundreds of processes, each of which would compile the package anew without its bytecode.
 test: check
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: .venv/.ready
 	$(BIN)/ruff check

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,59 @@ settings.register_profile("fedsim", deadline=None, derandomize=True, suppress_he
 settings.load_profile("fedsim")
 
 
-LONGEST = [
-    Path(__file__).parent / name
-    for name in (
-        "test_readme.py", "deploy/test_deploy.py", "deploy/test_federation.py", "backends/ray/test_command.py",
-        "test_sweep_jobs.py",
-    )
-]  # fmt: skip
-"""They start processes and take minutes: the last of them would keep one worker busy while the other has nothing."""
+ORDER = ("flower", "ray", "process", "slow")
+STARTING = {"process", "ray", "flower"}
+"""Markers of tests that may start processes."""
+EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+HARMLESS = {"git", "uname"}
+"""Programs that say where and on what a run was made, or which processor this is."""
+current: pytest.Item | None = None
+
+
+def guard(event: str, arguments: tuple[Any, ...]) -> None:
+    """Fail a test that starts a process and has no marker for it."""
+    if event not in EVENTS or current is None or STARTING & {mark.name for mark in current.iter_markers()}:
+        return
+    program = arguments[1] if event == "subprocess.Popen" else arguments[:1]
+    program = program if isinstance(program, str) else str((*program, "")[0])
+    if Path(program).name not in HARMLESS:
+        kinds = "process, ray or flower"
+        pytest.fail(f"{current.nodeid} starts a process ({event}: {program}): mark it as {kinds}")
+
+
+sys.addaudithook(guard)
+spawn = multiprocessing.util.spawnv_passfds
+
+
+def guarded_spawn(path: Any, *rest: Any) -> int:
+    """Python raises no event for what multiprocessing starts."""
+    guard("os.posix_spawn", (os.fsdecode(path),))
+    return spawn(path, *rest)
+
+
+multiprocessing.util.spawnv_passfds = guarded_spawn
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let the guard know which test runs, with its fixtures."""
+    global current
+    current = item
+    try:
+        return (yield)
+    finally:
+        current = None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest files first, then as they were."""
-    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
+    """Mark whole folders and cases on Ray; tests that wait for processes come first, small ones fill up the workers."""
+    for item in items:
+        if item.path.parent.name == "experiments":
+            item.add_marker("slow")
+            item.add_marker("process")
+        if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "ray":
+            item.add_marker("ray")
+    items.sort(key=lambda item: next((k for k, mark in enumerate(ORDER) if item.get_closest_marker(mark)), len(ORDER)))
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,7 @@ def recorded(directory: RunDirectory) -> bytes:
     ],
     ids=["dense", "convolutional", "recurrent", "compressed", "gossip"],
 )
+@pytest.mark.slow
 def test_a_run_repeats_to_the_byte(settings: dict[str, Any], backend: Any, device: str, tmp_path: Path) -> None:
     experiment = replace(SMALL, rounds=3, **settings).with_execution(device=device, backend=backend)
     first, second = (run(experiment, root=tmp_path, progress=False) for _ in range(2))

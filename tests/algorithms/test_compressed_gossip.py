@@ -101,6 +101,7 @@ SMALL = heterogeneous(n=4, d=4)
 BEST = SMALL.minimiser()
 
 
+@pytest.mark.slow
 def test_beer_is_exact_where_others_stall() -> None:
     fed = gossiping(SMALL, ONE_STEP, RING, Blocks(4))
     algorithm = BEER(lr=0.5, gamma=0.7, compressor=TOP)

@@ -17,6 +17,8 @@ from fedsim.engine.local_work import LocalWork
 from fedsim.problems import Problem, least_squares, quadratic_from
 from tests.algorithms.convex import federation_of, trajectory
 
+pytestmark = pytest.mark.slow
+
 X0 = np.zeros(20)
 TOP = TopK(k=2)
 

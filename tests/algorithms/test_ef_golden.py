@@ -12,6 +12,8 @@ from algorithms.theory import theory_of
 from fedsim.compress import Identity, TopK
 from tests.algorithms.convex import BEZNOSIKOV, last, trajectory
 
+pytestmark = pytest.mark.slow
+
 TOP1, GAMMA = TopK(k=1), 0.01
 X0 = [1.0, 2.0, 3.0]
 ROUNDS = (1, 2, 3, 50)

@@ -103,6 +103,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.slow
 def test_two_names_of_one_method(pair: str) -> None:
     """EControl with a dense start has nothing new to send in round 1, so it learns each gradient a round later."""
     first, second, late = PAIRS[pair]

@@ -18,6 +18,8 @@ from fedsim.problems import Problem, least_squares, zeta_least_squares
 from fedsim.values import Packed, Site
 from tests.algorithms.convex import federation_of, last, trajectory
 
+pytestmark = pytest.mark.slow
+
 P = least_squares(10, 20, condition=4.0)
 assert P.minimizer is not None
 X_STAR = P.minimizer.numpy()

@@ -159,6 +159,7 @@ def test_the_trackers_mean_is_the_gradients_mean_in_every_round(topology: str, S
 
 
 @pytest.mark.parametrize("S", [list(range(6)), [1, 2, 3, 4]], ids=["everybody", "4 of 6"])
+@pytest.mark.slow
 def test_push_sum_keeps_mass_and_averages_on_a_directed_graph(S: list[int]) -> None:
     """Without gradients: sum_i w_i x_i and sum_i w_i stay, and the weights come apart."""
     z = np.random.default_rng(2).standard_normal((6, F.d))

@@ -20,6 +20,8 @@ from tests.algorithms.gossip_federations import GRAPHS, PUSH, consensus, gossipi
 from tests.algorithms.quadratics import Quadratics, everybody, federation, heterogeneous, iterates
 from topologies import Exponential, Ring, Static
 
+pytestmark = pytest.mark.slow
+
 N, K, ETA = 16, 10, 0.9
 F = heterogeneous(n=N, d=5)
 SIX = heterogeneous(n=6, d=4)

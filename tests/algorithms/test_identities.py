@@ -121,6 +121,7 @@ def test_the_first_round_of_scaffold_is_fedavg(cohorts: list[list[int]], option:
 
 
 @pytest.mark.parametrize("settings", [{"rho": 0.3}, {"rho": 0.3, "normalize": False, "alpha": 0.5}, {"rho": 0.0}])
+@pytest.mark.slow
 def test_both_server_rules_of_fedspeed_are_one_when_everybody_takes_part(settings: dict[str, Any]) -> None:
     paper, code = (run(FedSpeed(lam=2.0, dual_avg=d, **settings), EPOCHS) for d in ("active", "all"))
     close(paper, code)
@@ -247,6 +248,7 @@ def test_the_papers_server_rule_leaves_the_optimum_by_a_known_step(S: list[int])
     assert (predicted - X_STAR).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_equal_clients_are_one_client() -> None:
     """FedAvg and FedSpeed without ascent reach the minimiser, and FedAvg is gradient descent of K steps a round."""
     f = heterogeneous(n=3, same=True)

@@ -13,6 +13,8 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.local_work import LocalWork
 from tests.algorithms.quadratics import everybody, federation, heterogeneous, iterates, some
 
+pytestmark = pytest.mark.slow
+
 F = heterogeneous()
 X_STAR = F.minimiser()
 X0 = np.zeros(F.d)

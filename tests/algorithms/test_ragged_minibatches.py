@@ -58,6 +58,7 @@ def test_one_epoch_is_the_whole_shard(backend: Backend) -> None:
     np.testing.assert_allclose(epoch, full, rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_gradient_tracking_is_exact_with_an_epoch_of_ragged_minibatches() -> None:
     f = heterogeneous(n=6, d=8)
     fed = gossiping(f, LocalWork(7), Static(Ring()), Blocks(6))

@@ -93,9 +93,10 @@ def assert_equal(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: fl
     assert np.abs(ours[-1] - X0).max() > 1e-3, "nothing moved"
 
 
-@pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
-@pytest.mark.parametrize("cohorts", COHORTS)
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize(
+    ("work", "cohorts", "backend"),
+    [*((work, cohorts, Loop()) for work in WORKS for cohorts in COHORTS), ("epochs", "2 of 10", Blocks(4))],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_models_are_the_papers(case: str, work: str, cohorts: str, backend: Any) -> None:
     """With a step size that decays: SCAFFOLD divides by the one in use, the dual methods by none."""

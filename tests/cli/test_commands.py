@@ -260,6 +260,7 @@ def test_component_from_the_working_directory(
     assert (algorithm["name"], algorithm["lr"]) == ("mine.Mine", 0.7)
 
 
+@pytest.mark.process
 def test_exit_codes_of_the_process(tmp_path: Path) -> None:
     wrong = fedsim_process(["run", "--algorithm", "FedSpead"], tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")

@@ -59,6 +59,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(found["algorithms"].values()), "every one has a description"
 
 
+@pytest.mark.process
 def test_help_does_not_load_torch(tmp_path: Path) -> None:
     code = "import sys; from fedsim.cli import main; main(['--help']); print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

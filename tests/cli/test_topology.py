@@ -133,6 +133,7 @@ def test_errors_exit_2(argv: list[str], message: str, capsys: pytest.CaptureFixt
     assert message in captured.err and captured.err.startswith("fedsim: ") and captured.out == ""
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path: Path) -> None:
     for name in ("graph.png", "again.png", "graph.svg"):
         assert main(["topology", "--nodes", "9", "--output", str(tmp_path / "out" / name)]) == 0

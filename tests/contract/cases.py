@@ -158,12 +158,6 @@ BACKENDS: dict[str, Callable[[], Any]] = {
 }
 """All but the loop, which is the meaning that they are held to."""
 
-HERE = [name for name in BACKENDS if name not in ("ray", "blocks of 2")]
-"""Those that are tested for everything. Ray computes what blocks of 2 do, bit for bit."""
-
-MODEL_BACKENDS = ["blocks of 4"]
-"""Those that meet every kind of model; the others meet the dense one."""
-
 
 class TiedTokens(nn.Module):
     """Somebody's own module: not a ``Sequential``, integer inputs, and one weight used twice."""

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from tests.contract.cases import (
     ALGORITHMS,
-    HERE,
-    MODEL_BACKENDS,
     MODELS,
     WORKS,
     Play,
@@ -28,14 +26,19 @@ UNWEIGHTED = ["FedAvg median", "FedAMD all anchors"]
 """A rule without weights; a model that never moves."""
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-every_backend = pytest.mark.parametrize("backend", [*HERE, "ray"])
+WHOLE = "blocks of 4"
+"""What meets every kind of model and of local work: a cohort is more than one block, and the last one is padded."""
+LARGE = "blocks of 25"
+
+SLOW = pytest.mark.slow
 combinations = [
-    (m, w, b)
-    for m in MODELS
-    for w in WORKS
-    for b in [*HERE, "ray"]
-    if (m == "dense" or b in MODEL_BACKENDS) and (w == "epochs" or b in HERE)
+    *(("dense", work, WHOLE) for work in WORKS),
+    ("dense", "epochs", "ray"),
+    pytest.param("dense", "epochs", "blocks of 1", marks=SLOW),
+    *(pytest.param("dense", work, LARGE, marks=SLOW) for work in WORKS),
+    *(pytest.param(model, "epochs", WHOLE, marks=SLOW) for model in MODELS if model != "dense"),
 ]
+A_FEW = ["FedAvg momentum", "FedSpeed", "FedAMD half", "DFedSAM", "EF21", "SCAFFOLD, EF14"]
 
 
 def agree(one: Play, other: Play, tolerance: float) -> None:
@@ -52,7 +55,15 @@ def test_trajectory_and_ledger_are_the_loops(algorithm: str, model: str, work: s
     agree(play(algorithm, model=model, work=work, backend=backend), play(algorithm, model=model, work=work), 1e-12)
 
 
-@every_backend
+@SLOW
+@pytest.mark.parametrize("work", ["steps", "whole shard"])
+@pytest.mark.parametrize("model", ["convolutional", "tied tokens"])
+@pytest.mark.parametrize("algorithm", A_FEW)
+def test_other_work_on_other_models(algorithm: str, model: str, work: str) -> None:
+    agree(play(algorithm, model=model, work=work, backend=WHOLE), play(algorithm, model=model, work=work), 1e-12)
+
+
+@pytest.mark.parametrize("backend", [WHOLE, pytest.param(LARGE, marks=SLOW), "ray"])
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "SGP"])   # push-sum knows no weights
 def test_clients_weighted_by_size(algorithm: str, backend: str) -> None:
     weighted = play(algorithm, weighted=True)
@@ -61,11 +72,17 @@ def test_clients_weighted_by_size(algorithm: str, backend: str) -> None:
     assert moved == 0 if algorithm in UNWEIGHTED else moved > 1e-6
 
 
-@pytest.mark.parametrize("model", MODELS)
-@every_algorithm
+@pytest.mark.parametrize(
+    ("algorithm", "model"),
+    [
+        *((algorithm, "dense") for algorithm in A_FEW),
+        *(pytest.param(algorithm, "dense", marks=SLOW) for algorithm in ALGORITHMS if algorithm not in A_FEW),
+        *(pytest.param(algorithm, model, marks=SLOW) for model in MODELS if model != "dense" for algorithm in A_FEW),
+    ],
+)
 def test_single_precision(algorithm: str, model: str) -> None:
     loop = play(algorithm, model=model, dtype=torch.float32)
-    agree(play(algorithm, model=model, dtype=torch.float32, backend="blocks of 4"), loop, FLOAT32)
+    agree(play(algorithm, model=model, dtype=torch.float32, backend=WHOLE), loop, FLOAT32)
     single, double = (numbers(state) for state in (loop.states[-1], play(algorithm, model=model).states[-1]))
     assert {t.dtype for t in single} == {torch.float32}
     assert gap(single, tuple(t.float() for t in double)) <= FLOAT32

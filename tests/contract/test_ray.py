@@ -15,6 +15,8 @@ from fedsim.types import Kept
 from tests.backends.ray.shared import workers
 from tests.contract.cases import ALGORITHMS, MODELS, federation, play, rounds, same_bits
 
+pytestmark = pytest.mark.ray
+
 HERE = "blocks of 2"
 """What the workers run their clients by, two blocks or more a round."""
 

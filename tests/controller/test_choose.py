@@ -51,6 +51,7 @@ def keep(cache: Path, process: int) -> None:
         choosing._keep(cache, f"{process}.{k}", {"loop": 1.0})
 
 
+@pytest.mark.process
 def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     cache = tmp_path / "backends.json"
     context = multiprocessing.get_context("spawn")

@@ -167,6 +167,7 @@ REPEATED = [
 
 
 @pytest.mark.parametrize("experiment", REPEATED, ids=[type(e.algorithm).__name__ for e in REPEATED])
+@pytest.mark.slow
 def test_repeated_or_resumed_it_gives_the_same_bytes(tmp_path: Path, experiment: Experiment) -> None:
     first, second = one(experiment, tmp_path), one(experiment, tmp_path)
     assert metrics_bytes(first) == metrics_bytes(second)
@@ -189,6 +190,7 @@ def test_two_seeds_of_a_random_topology_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", [GradientTracking(lr=1.0), Extra(lr=1.0)])
+@pytest.mark.slow
 def test_a_problem_of_theory_is_solved_at_the_average(tmp_path: Path, algorithm: Any) -> None:
     experiment = replace(
         SMALL, algorithm=algorithm, data=least_squares(n=N, d=4, condition=1.0), partition=NaturalIdPartitioner(),

@@ -75,6 +75,7 @@ def test_the_weighted_mean_moves_by_the_weighted_mean_of_the_steps(topology: Any
 EXACT = [GradientTracking(lr=0.3), Extra(lr=0.5), ExactDiffusion(lr=0.5), BEER(lr=0.1, gamma=0.3, compressor=TopK(k=3))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", EXACT, ids=lambda algorithm: type(algorithm).__name__)
 def test_corrected_methods_reach_the_minimiser_of_the_weighted_objective(algorithm: Any) -> None:
     assert np.linalg.norm(limit(algorithm, F, Static(Ring()), 1, 3000, weights=P) - WEIGHTED, axis=1).max() < 1e-8
@@ -84,6 +85,7 @@ def test_corrected_methods_reach_the_minimiser_of_the_weighted_objective(algorit
 NEAR = [DPSGD(lr=0.05), DFedAvg(lr=0.05)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", NEAR, ids=lambda algorithm: type(algorithm).__name__)
 def test_others_come_near_it(algorithm: Any) -> None:
     """Nearer than the minimiser of the plain mean is."""

@@ -92,12 +92,14 @@ def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(again[0], pixels) and np.array_equal(again[1], labels)
 
 
+@pytest.mark.process
 def test_import_is_light() -> None:
     program = "import sys, fedsim.data; print([m for m in ('sklearn', 'pooch', 'scipy') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.process
 def test_a_run_with_a_server_imports_nothing_slow(tmp_path: Path) -> None:
     program = """if True:
         import sys

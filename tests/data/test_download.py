@@ -127,6 +127,7 @@ def test_unwritable_directory(tmp_path: Path) -> None:
         load("mnist", tmp_path, download=True, base_url="http://127.0.0.1:9")
 
 
+@pytest.mark.slow
 def test_published_checksums_accept_the_published_files(
     real_data: Any, served: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ import torch
 from fedsim.data import Dataset, data_directory, load
 from tests.data.files import idx_bytes
 
+pytestmark = pytest.mark.slow
+
 
 def check_images(
     data: Dataset, train: int, test: int, shape: tuple[int, ...], low: list[float], high: list[float]

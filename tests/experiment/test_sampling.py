@@ -13,6 +13,7 @@ from fedsim import Bernoulli, FixedSize
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
+@pytest.mark.slow
 def test_expected_size_is_the_mean_size(p: float) -> None:
     """Rounds in which nobody came are drawn again, so with few clients it is not p n."""
     sizes = [len(Bernoulli(p).cohort(0, round, 5)) for round in range(4000)]
@@ -20,6 +21,7 @@ def test_expected_size_is_the_mean_size(p: float) -> None:
     assert abs(np.mean(sizes) - Bernoulli(p).expected(5)) < 4 * np.std(sizes) / 4000**0.5 + 1e-12
 
 
+@pytest.mark.slow
 def test_the_law_of_cohorts_that_are_not_empty() -> None:
     """P(cohort) = product of p or 1 - p over clients, divided by the probability that anybody comes."""
     n, p, draws = 3, 0.15, 8000

@@ -14,6 +14,8 @@ from fedsim.feedback import EControlUplink, EF14Uplink, EF21Uplink
 from fedsim.feedback.compressed import Compressed
 from tests.algorithms.quadratics import everybody, federation, heterogeneous, iterates, some
 
+pytestmark = pytest.mark.slow
+
 SMALL = heterogeneous(n=4, d=4)
 BEST = SMALL.minimiser()
 HALF = TopK(fraction=0.5)

@@ -49,6 +49,7 @@ LINKS = [
 
 @pytest.mark.parametrize("memory", ["device", "disk"])
 @pytest.mark.parametrize("experiment", [SMALL, GOSSIP, UP_ONLY])
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, experiment: Experiment, memory: Any) -> None:
     """Memories whose shape was known only after the first round come back, absent clients' among them."""
     directory = run(experiment.with_execution(memory=memory), output=tmp_path / "run", progress=False)

@@ -42,6 +42,7 @@ def doors(by: Any) -> dict[str, Doors]:
 @pytest.mark.parametrize("by", [TopK(k=2), RandK(k=3, scaled=False), Scaled(RandK(k=3))], ids=str)
 @pytest.mark.parametrize("cohorts", [everybody(6, 12), some(6, 3, 12)], ids=["everybody", "some"])
 @pytest.mark.parametrize("name", doors(TopK()))
+@pytest.mark.slow
 def test_both_doors_lead_to_the_same_models(name: str, cohorts: list[list[int]], by: Any) -> None:
     """With the same draws, and bytes up. EF21's server moves before it hears, so it is a round behind from zero."""
     pair = doors(by)[name]

@@ -75,6 +75,7 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("shape", [[1024, 65536], [4, 1024, 16384]], ids=["rows", "chunks"])
+@pytest.mark.process
 def test_a_stack_larger_than_the_budget_stays_on_disk(tmp_path: Path, shape: list[int]) -> None:
     """256 MiB in a file, 32 MiB to work with: by how much the process grows, as the system measures it."""
     path, budget = tmp_path / "stack", 32 * 2**20

@@ -107,6 +107,7 @@ def test_the_table_shows_the_numbers() -> None:
     ],
     ids=["few", "many", "long tail", "one"],
 )
+@pytest.mark.slow
 def test_pictures(partition: Partition, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"p.{suffix}"
     plot(partition, DIGITS, 10, path)

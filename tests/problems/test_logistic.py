@@ -190,6 +190,7 @@ def test_settings_out_of_range() -> None:
         ("w8a", 49749, 300, 0.86120, 0.98821, 1.01612, 1.642e-3),
     ],
 )
+@pytest.mark.slow
 def test_constants_of_the_ef21_experiments(
     name: str, rows: int, d: int, pooled: float, mean: float, root_mean_square: float, gamma: float
 ) -> None:

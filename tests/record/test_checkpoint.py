@@ -110,6 +110,7 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
     assert all((paths[0] / name).read_bytes() == (paths[1] / name).read_bytes() for name in names(paths[0]))
 
 
+@pytest.mark.process
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     script = (
         "import sys, torch; from pathlib import Path; from fedsim.record.checkpoint import save;"
@@ -267,6 +268,7 @@ for round in range(10**9):
 """
 
 
+@pytest.mark.process
 def test_kill_while_saving_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -219,6 +219,7 @@ with open_run(Path(sys.argv[1])).open_seed(0) as record:
 """
 
 
+@pytest.mark.process
 def test_kill_while_writing_loses_no_flushed_round(run: RunDirectory) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, str(run.path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -269,6 +270,7 @@ with open_run(Path(sys.argv[1])).open_seed(0) as record:
 """
 
 
+@pytest.mark.process
 def test_file_size_limit_of_the_system(run: RunDirectory) -> None:
     """The same with a limit that the kernel enforces."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(run.path)], capture_output=True, text=True)

@@ -20,6 +20,8 @@ from fedsim.report.series import AXES
 from fedsim.report.statistics import estimate
 from tests.report.test_compare import FAST, SLOW, make_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:

@@ -113,6 +113,7 @@ def test_progress_names_points_and_counts_down(tmp_path: Path, capsys: pytest.Ca
     assert "eta 0:00:" in text
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_progress_survives_a_run_that_is_being_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)                                 # on a machine that is busy with other things
+@pytest.mark.ray
 def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C leaves checkpoints and a message, kill -9 what was there; both go on to the measurements of one process.
 
@@ -150,6 +151,7 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_threads_are_decided_once(tmp_path: Path) -> None:
     """A sweep that is continued with fewer points or jobs has those that it began with; its points may have others."""
     before, folder = torch.get_num_threads(), tmp_path / "sweep"

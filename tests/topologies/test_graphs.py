@@ -143,6 +143,7 @@ def test_seeds_repeat_and_differ(builder: GraphBuilder) -> None:
     assert edges[0] == edges[1] != edges[2]
 
 
+@pytest.mark.process
 def test_random_graphs_do_not_depend_on_the_hash_seed() -> None:
     code = (
         "from topologies import *\n"

@@ -145,6 +145,7 @@ def test_fastest_reaches_known_optima(builder: GraphBuilder, n: int, best: float
 
 @given(graphs(largest=9), st.integers(0, 2**32))
 @settings(max_examples=25)
+@pytest.mark.slow
 def test_fastest_is_not_beaten_nearby_so_nowhere(graph: nx.Graph, seed: int) -> None:
     W = fastest(graph)
     check(W)

@@ -192,6 +192,7 @@ def test_errors(make: object, message: str) -> None:
         LinkFailures(Static(Ring()), 0.1),
     ],
 )
+@pytest.mark.slow
 def test_ten_thousand_nodes_without_a_dense_matrix(schedule: MixingSchedule) -> None:
     n = 10_000
     tracemalloc.start()

@@ -135,6 +135,7 @@ def test_one_and_two_nodes() -> None:
     assert spectral(np.array([[0.0, 1.0], [1.0, 0.0]])) == pytest.approx((0, 1, -1, -1))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_analysed_is_said() -> None:
     with pytest.raises(TopologyError, match="neither the rows nor the columns of W sum to 1"):
         spectral(np.array([[0.5, 0.1], [0.2, 0.5]]))

@@ -76,6 +76,7 @@ def _boast(answer: Message) -> Message:
     ],
     ids=["NaN", "truncated", "oversized", "another shape", "another's name", "nonsense", "a huge number"],
 )
+@pytest.mark.slow
 def test_a_bad_answer_is_refused_and_the_federation_goes_on(
     tamper: Callable[[Message], Message], why: str, tmp_path: Path
 ) -> None:

@@ -259,6 +259,7 @@ DIED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", DIED)
+@pytest.mark.slow
 def test_a_server_that_died_goes_on_from_its_checkpoint(case: str, tmp_path: Path) -> None:
     """It dies when the clients have stored what it never heard."""
     config = {**CONFIG, **DIED[case]}

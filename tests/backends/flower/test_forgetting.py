@@ -22,6 +22,7 @@ def memories(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("algorithm", [EF21, "DFedSAM"], ids=["EF21", "DFedSAM"])
+@pytest.mark.slow
 def test_a_run_that_has_ended_leaves_no_memories(algorithm: Any, tmp_path: Path) -> None:
     """And takes none of another run, which failed and goes on."""
     config = {**CONFIG, "algorithm": algorithm, **({"topology": RING} if algorithm == "DFedSAM" else {})}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,9 @@ MODULE = "experiments.flower.own_data.hospitals"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hospitals") / "data"
-    subprocess.run([sys.executable, "-m", MODULE, str(folder)], check=True, cwd=EXAMPLE.parents[2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["hospitals", str(folder)])
+        runpy.run_path(str(EXAMPLE / "hospitals.py"), run_name="__main__")
     return folder
 
 
@@ -52,6 +53,7 @@ def run(folder: Path, data: Path, config: dict[str, Any], **settings: Any) -> Pa
     return serve(grid, {**said, **settings}, say=lambda text: None).path
 
 
+@pytest.mark.slow
 def test_the_example(data: Path, tmp_path: Path) -> None:
     rows = metrics(run(tmp_path, data, config(data)))
     last = {(row["scope"], row["metric"], row["node"]): row["value"] for row in rows if row["round"] == 5}

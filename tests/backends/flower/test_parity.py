@@ -21,6 +21,8 @@ from fedsim.experiment.config import from_config
 from fedsim.record.metrics import read_metrics
 from tests.backends.flower.grids import FakeGrid, federation
 
+pytestmark = pytest.mark.slow
+
 CONFIG: dict[str, Any] = {
     "data": "digits",
     "partition": {"name": "DirichletPartitioner", "num_partitions": 3, "alpha": 0.5},

@@ -25,7 +25,7 @@ from tests.backends.flower.test_node import TEXT, question
 from tests.processes import running, wait_until
 
 # A worker outlives the process that starts it, on purpose.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [pytest.mark.process, pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")]
 
 
 class Fails(torch.nn.Module):

@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from fedsim import Experiment, run
 from fedsim.backends.ray.actors import Workers
 from fedsim.backends.ray.session import session
@@ -32,10 +30,5 @@ def measured(path: Path) -> bytes:
 
 
 def measured_here(experiment: Experiment, path: Path) -> bytes:
-    """The measurements of an experiment in this process, with one thread as the workers have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return measured(run(experiment, output=path, progress=False).path)
-    finally:
-        torch.set_num_threads(before)
+    """The measurements of an experiment in this process."""
+    return measured(run(experiment, output=path, progress=False).path)

@@ -26,7 +26,7 @@ from fedsim.partition import IidPartitioner
 from tests.backends.ray.shared import measured, measured_here
 from tests.processes import LINGER, kill_tree, marked, wait_until
 
-pytestmark = pytest.mark.timeout(1800)                     # on a machine that is busy with other things
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]   # on a machine that is busy with other things
 EXPERIMENT = Experiment(
     Scaffold(), partition=IidPartitioner(8), model=MLP((400,)), sampling=FixedSize(1.0), rounds=7,
     evaluation=Evaluation(every=1), execution=Execution("blocks", block_size=2),

@@ -21,6 +21,8 @@ from fedsim.partition import IidPartitioner
 from tests.backends.ray.dying import Branching, Dying
 from tests.backends.ray.shared import measured, measured_here, workers
 
+pytestmark = pytest.mark.ray
+
 BASE = Experiment(
     Scaffold(),
     partition=IidPartitioner(10),

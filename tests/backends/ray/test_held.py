@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from algorithms import FedAvg
 from fedsim import Experiment, FixedSize, Local
@@ -19,6 +20,8 @@ from fedsim.partition import IidPartitioner
 from fedsim.values import Vector
 from tests.backends.ray.dying import Dying
 from tests.backends.ray.shared import workers
+
+pytestmark = pytest.mark.ray
 
 
 def federation() -> Federation:

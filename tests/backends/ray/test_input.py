@@ -100,6 +100,7 @@ def test_more_gpus_than_there_are() -> None:
         RayHost(Ray(actors=there + 2, gpus=1)).__enter__()
 
 
+@pytest.mark.ray
 def test_more_actors_than_fit() -> None:
     with pytest.raises(ConfigError, match=r"9 actors with 1 processors and 0 of a GPU each do not fit: Ray has 4"):
         Workers(workers().ray, Ray(actors=9))
@@ -126,12 +127,14 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         sessions.load()
 
 
+@pytest.mark.ray
 def test_a_second_session_in_one_process() -> None:
     workers()
     with pytest.raises(ConfigError, match="connected to a Ray session already"), sessions.session():
         pass
 
 
+@pytest.mark.ray
 def test_an_object_store_too_small_says_how_large_it_must_be() -> None:
     samples = 2 * STORE_BYTES // 16
     with pytest.raises(ConfigError) as raised:
@@ -140,11 +143,13 @@ def test_an_object_store_too_small_says_how_large_it_must_be() -> None:
     assert needed > samples * (16 + 8) and "the object store has 200 MB; samples (600 MB)" in str(raised.value)
 
 
+@pytest.mark.ray
 def test_a_model_that_cannot_be_sent_names_the_attribute() -> None:
     with pytest.raises(ConfigError, match=r"model\.layer\.guard cannot be sent to another process \(TypeError: .*lock"):
         first_round(federation(Guarded()))
 
 
+@pytest.mark.ray
 def test_a_loss_that_cannot_be_sent_names_its_variable() -> None:
     lock = threading.Lock()
 
@@ -156,6 +161,7 @@ def test_a_loss_that_cannot_be_sent_names_its_variable() -> None:
         first_round(federation(nn.Linear(4, 2), loss))
 
 
+@pytest.mark.ray
 def test_an_algorithm_that_cannot_be_sent_names_the_field() -> None:
     @dataclass(frozen=True)
     class Locked(FedAvg):

@@ -18,7 +18,7 @@ from tests.backends.flower.deploy.test_local_federation import config_of, final,
 from tests.processes import children
 
 __all__ = ["folder"]
-pytestmark = pytest.mark.timeout(1800)                     # on a machine that is busy with other things
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(1800)]   # on a machine that is busy with other things
 ROOT = Path(__file__).parents[4]
 DEPLOY = [sys.executable, "-m", "fedsim", "deploy", "--port", "0", "--quiet", "--patience", "1800"]
 

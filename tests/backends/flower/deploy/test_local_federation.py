@@ -29,7 +29,7 @@ from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.experiment.config import from_config
 
 LONG = bool(os.environ.get("FEDSIM_LONG"))
-pytestmark = pytest.mark.timeout(3600)                     # on a machine that is busy with other things
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(3600)]   # on a machine that is busy with other things
 ROUNDS = 5 if LONG else 2
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "EF21": {"algorithm": {"name": "EF21", "lr": 0.5, "compressor": {"name": "TopK", "fraction": 0.05}}},

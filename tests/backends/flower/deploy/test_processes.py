@@ -18,6 +18,8 @@ from fedsim.backends.flower.deploy.processes import Process, _lives, end_leftove
 from fedsim.errors import ConfigError, DeployError
 from tests.processes import wait_until
 
+pytestmark = pytest.mark.process
+
 FAMILY = """
 import subprocess, sys, time
 code = "import time; print('child', flush=True); time.sleep(900)"
