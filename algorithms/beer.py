@@ -61,30 +61,25 @@ class BEER:
 
     def init(self, x: Vector, clients: Clients) -> BEERState:
         kept = clients.keep(x)
-        _, own = clients.each(self.begin, None, kept)
-        return BEERState(kept, own)
+        return BEERState(kept, clients.apply(self.begin, kept))
 
     def round(self, s: BEERState, clients: Clients) -> BEERState:
-        sent, mine = clients.each(self.client, None, s.x.beside(s.own))
-        _, own = clients.each(self.combine, None, mine.part(1).beside(clients.mix(sent, fixed=True)))
-        return BEERState(mine.part(0), own)
+        sent, x, own = clients.each(self.client, None, s.x, s.own)
+        return BEERState(x, clients.apply(self.combine, own, clients.mix(sent, fixed=True)))
 
-    def begin(self, local: Local, _: None, x: Vector) -> tuple[Vector, Own]:
+    def begin(self, local: Local, x: Vector) -> Own:
         v, zero = mean_gradient(local, x), torch.zeros_like(x)
-        return v.sum(), Own(zero, zero, v, zero, zero, v)
+        return Own(zero, zero, v, zero, zero, v)
 
-    def client(self, local: Local, _: None, mine: tuple[Vector, Own]) -> tuple[tuple[Packed, Packed], Mine]:
-        x, (h, heard_h, v, g, heard_g, last) = mine
+    def client(self, local: Local, _: None, x: Vector, own: Own) -> tuple[tuple[Packed, Packed], Vector, Own]:
+        h, heard_h, v, g, heard_g, last = own
         x = x + self.gamma * (heard_h - h) - self.lr * local.decay * v
         q = self.compressor.compress(x - h, local)
         gradient = mean_gradient(local, x)
         v = v + self.gamma * (heard_g - g) + gradient - last
         r = self.compressor.compress(v - g, local)
-        return (q, r), (x, Own(h + q.unpack(), heard_h, v, g + r.unpack(), heard_g, gradient))
+        return (q, r), x, Own(h + q.unpack(), heard_h, v, g + r.unpack(), heard_g, gradient)
 
-    def combine(self, local: Local, _: None, mine: tuple[Own, tuple[Vector, Vector]]) -> tuple[Vector, Own]:
-        own, (q, r) = mine
-        return q.sum(), own._replace(heard_h=own.heard_h + q, heard_g=own.heard_g + r)
-
-
-Mine = tuple[Vector, Own]
+    def combine(self, local: Local, own: Own, heard: tuple[Vector, Vector]) -> Own:
+        q, r = heard
+        return own._replace(heard_h=own.heard_h + q, heard_g=own.heard_g + r)

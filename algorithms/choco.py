@@ -69,23 +69,20 @@ class ChocoSGD:
         return ChocoState(clients.keep(x), zero, zero)
 
     def round(self, s: ChocoState, clients: Clients) -> ChocoState:
-        sent, mine = clients.each(self.client, None, s.x.beside(s.xhat))
+        sent, x, xhat = clients.each(self.client, None, s.x, s.xhat)
         heard = clients.mix(sent, fixed=True)
-        _, new = clients.each(self.combine, None, mine.beside(s.s.beside(heard)))
-        return ChocoState(new.part(0), new.part(1), new.part(2))
+        x, total = clients.apply(self.combine, x, xhat, s.s, heard)
+        return ChocoState(x, xhat, total)
 
-    def client(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Packed, tuple[Vector, Vector]]:
-        x, xhat = mine
+    def client(self, local: Local, _: None, x: Vector, xhat: Vector) -> tuple[Packed, Vector, Vector]:
         if self.lr:
             x = x - self.lr * local.decay * mean_gradient(local, x)
         q = self.compressor.compress(x - xhat, local)
-        return q, (x, xhat + q.unpack())
+        return q, x, xhat + q.unpack()
 
-    def combine(self, local: Local, _: None, mine: Mine) -> tuple[Vector, tuple[Vector, Vector, Vector]]:
-        (x, xhat), (s, heard) = mine
+    def combine(self, local: Local, x: Vector, xhat: Vector, s: Vector, heard: Vector) -> tuple[Vector, Vector]:
         s = s + heard
-        x = x + self.gamma * (s - xhat)
-        return x.sum(), (x, xhat, s)
+        return x + self.gamma * (s - xhat), s
 
     def theory(self, W: Any, d: int) -> Consensus:
         """The step size gamma of theory, for a symmetric mixing matrix ``W [n, n]`` and vectors of ``d`` numbers."""
@@ -100,6 +97,3 @@ class ChocoSGD:
         rho, beta = 1 - float(np.sort(abs(values))[-2]), float(1 - values.min())
         gamma = rho**2 * alpha / (16 * rho + rho**2 + 4 * beta**2 + 2 * rho * beta**2 - 8 * rho * alpha)
         return Consensus(gamma, 1 - rho**2 * alpha / 82, rho, beta)
-
-
-Mine = tuple[tuple[Vector, Vector], tuple[Vector, Vector]]

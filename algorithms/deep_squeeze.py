@@ -51,23 +51,15 @@ class DeepSqueeze:
         return DeepSqueezeState(clients.keep(x), clients.keep(torch.zeros_like(x)))
 
     def round(self, s: DeepSqueezeState, clients: Clients) -> DeepSqueezeState:
-        sent, mine = clients.each(self.client, None, s.x.beside(s.e))
-        _, x = clients.each(self.combine, None, mine.beside(clients.mix(sent)))
-        return DeepSqueezeState(s.x | x, s.e | mine.part(1))
+        sent, x, e, own = clients.each(self.client, None, s.x, s.e)
+        return DeepSqueezeState(s.x | clients.apply(self.combine, x, own, clients.mix(sent)), s.e | e)
 
-    def client(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Packed, Sending]:
-        x, e = mine
+    def client(self, local: Local, _: None, x: Vector, e: Vector) -> tuple[Packed, Vector, Vector, Vector]:
         if self.lr:
             x = x - self.lr * local.decay * mean_gradient(local, x)
         q = self.compressor.compress(x + e, local)
-        sent = q.unpack()
-        return q, (x, x + e - sent, sent)
+        own = q.unpack()
+        return q, x, x + e - own, own
 
-    def combine(self, local: Local, _: None, mine: tuple[Sending, Vector]) -> tuple[Vector, Vector]:
-        (x, _e, sent), heard = mine
-        x = x + self.gamma * (heard - sent)
-        return x.sum(), x
-
-
-Sending = tuple[Vector, Vector, Vector]
-"""x_i, e_i, and q_i as it is read."""
+    def combine(self, local: Local, x: Vector, own: Vector, heard: Vector) -> Vector:
+        return x + self.gamma * (heard - own)

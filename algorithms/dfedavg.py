@@ -51,21 +51,20 @@ class DFedAvg:
 
     def round(self, s: DFedAvgState, clients: Clients) -> DFedAvgState:
         if self.order == "CTA":
-            sent, _ = clients.each(self.share, None, s.x)
-            mixed = clients.mix(sent, self.gossip_steps)
-            _, y = clients.each(self.client, None, mixed)
-            return DFedAvgState(s.x | y)
-        sent, _ = clients.each(self.client, None, s.x)
-        return DFedAvgState(s.x | clients.mix(sent, self.gossip_steps))
+            mixed = clients.mix(clients.each(self.share, None, s.x), self.gossip_steps)
+            return DFedAvgState(s.x | clients.apply(self.train, mixed))
+        return DFedAvgState(s.x | clients.mix(clients.each(self.client, None, s.x), self.gossip_steps))
 
-    def share(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
-        return x, x
+    def share(self, local: Local, _: None, x: Vector) -> Vector:
+        return x
 
-    def client(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
+    def client(self, local: Local, _: None, x: Vector) -> Vector:
+        return self.train(local, x)
+
+    def train(self, local: Local, x: Vector) -> Vector:
         def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
             y, m = carry
             m = self.momentum * m + local.grad(y, batch)
             return y - eta * m, m
 
-        y, _m = local.fold(step, (x, torch.zeros_like(x)), self.lr * local.decay)
-        return y, y
+        return local.fold(step, (x, torch.zeros_like(x)), self.lr * local.decay)[0]

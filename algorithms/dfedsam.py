@@ -51,18 +51,18 @@ class DFedSAM:
 
     def round(self, s: DFedSAMState, clients: Clients) -> DFedSAMState:
         if self.order == "CTA":
-            sent, _ = clients.each(self.share, None, s.x)
-            _, y = clients.each(self.client, None, clients.mix(sent, self.gossip_steps))
-            return DFedSAMState(s.x | y)
-        sent, _ = clients.each(self.client, None, s.x)
-        return DFedSAMState(s.x | clients.mix(sent, self.gossip_steps))
+            mixed = clients.mix(clients.each(self.share, None, s.x), self.gossip_steps)
+            return DFedSAMState(s.x | clients.apply(self.train, mixed))
+        return DFedSAMState(s.x | clients.mix(clients.each(self.client, None, s.x), self.gossip_steps))
 
-    def share(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
-        return x, x
+    def share(self, local: Local, _: None, x: Vector) -> Vector:
+        return x
 
-    def client(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
+    def client(self, local: Local, _: None, x: Vector) -> Vector:
+        return self.train(local, x)
+
+    def train(self, local: Local, x: Vector) -> Vector:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
             return sam_step(local, y, batch, eta, self.rho)
 
-        y = local.fold(step, x, self.lr * local.decay)
-        return y, y
+        return local.fold(step, x, self.lr * local.decay)

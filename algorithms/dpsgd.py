@@ -40,13 +40,10 @@ class DPSGD:
 
     def round(self, s: DPSGDState, clients: Clients) -> DPSGDState:
         sent, g = clients.each(self.gradient, None, s.x)
-        _, x = clients.each(self.descend, None, clients.mix(sent).beside(g))
-        return DPSGDState(s.x | x)
+        return DPSGDState(s.x | clients.apply(self.descend, clients.mix(sent), g))
 
     def gradient(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
         return x, mean_gradient(local, x)
 
-    def descend(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
-        mixed, g = mine
-        x = mixed - self.lr * local.decay * g
-        return x, x
+    def descend(self, local: Local, mixed: Vector, g: Vector) -> Vector:
+        return mixed - self.lr * local.decay * g

@@ -24,15 +24,18 @@ from fedsim.compress import TopK
 from fedsim.errors import ConfigError
 from fedsim.feedback import EF21P, EF21Uplink
 
-Memory = tuple[Vector, Vector, Vector]
-"""x, g and g~_i."""
+
+class Own(NamedTuple):
+    x: Vector    # [d] the model, as the server has it
+    g: Vector    # [d] what everybody takes for the gradient
+    g_i: Vector  # [d] estimate g~_i of its own gradient
 
 
 class EF21BCState(NamedTuple):
     x: Vector  # [d] model, the same everywhere
     g: Vector  # [d] what everybody takes for the gradient
     g_tilde: Vector  # [d] sum_i p_i g~_i, at the server alone
-    mine: Kept[Memory]  # [n, d] each
+    mine: Kept[Own]  # [n, d] each
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,9 @@ class EF21BC:
 
     def init(self, x: Vector, clients: Clients) -> EF21BCState:
         zero = torch.zeros_like(x)
-        sent, mine = clients.each(self.begin, x, clients.keep((x, zero, zero)))
+        sent, mine = clients.each(self.begin, x, clients.keep(Own(x, zero, zero)))
         g = clients.mean(sent)
-        _, mine = clients.each(self.hear, g, mine)
-        return EF21BCState(x, g, g, mine)
+        return EF21BCState(x, g, g, clients.apply(self.hear, mine, down=g))
 
     def round(self, s: EF21BCState, clients: Clients) -> EF21BCState:
         if len(clients) < clients.n:
@@ -71,17 +73,15 @@ class EF21BC:
         sent, mine = clients.each(self.client, b, s.mine)
         return EF21BCState(s.x - self.lr * clients.decay * g, g, s.g_tilde + clients.mean(sent), mine)
 
-    def begin(self, local: Local, x: Vector, mine: Memory) -> tuple[Vector, Memory]:
+    def begin(self, local: Local, x: Vector, own: Own) -> tuple[Vector, Own]:
         g_i = local.grad(x)
-        return g_i, (x, mine[1], g_i)
+        return g_i, own._replace(g_i=g_i)
 
-    def hear(self, local: Local, g: Vector, mine: Memory) -> tuple[Vector, Memory]:
-        x, _, g_i = mine
-        return g_i, (x, g, g_i)
+    def hear(self, local: Local, g: Vector, own: Own) -> Own:
+        return own._replace(g=g)
 
-    def client(self, local: Local, b: Packed, mine: Memory) -> tuple[Packed, Memory]:
-        x, g, g_i = mine
-        g = g + b.unpack()
-        x = x - self.lr * local.decay * g
-        c_i, (g_i, *_) = EF21Uplink(self.compressor).send(local.grad(x), (g_i,), local)
-        return c_i, (x, g, g_i)
+    def client(self, local: Local, b: Packed, own: Own) -> tuple[Packed, Own]:
+        g = own.g + b.unpack()
+        x = own.x - self.lr * local.decay * g
+        c_i, (g_i, *_) = EF21Uplink(self.compressor).send(local.grad(x), (own.g_i,), local)
+        return c_i, Own(x, g, g_i)

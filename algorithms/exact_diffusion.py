@@ -42,18 +42,13 @@ class ExactDiffusion:
 
     def round(self, s: ExactDiffusionState, clients: Clients) -> ExactDiffusionState:
         everybody(clients, "ExactDiffusion")
-        sent, mine = clients.each(self.correct, None, s.x.beside(s.psi))
-        mixed = clients.mix(sent, symmetric=True)
-        _, x = clients.each(self.combine, None, mine.part(0).beside(mixed))
-        return ExactDiffusionState(x, mine.part(1))
+        sent, phi, psi = clients.each(self.correct, None, s.x, s.psi)
+        return ExactDiffusionState(clients.apply(self.combine, phi, clients.mix(sent, symmetric=True)), psi)
 
-    def correct(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Vector, tuple[Vector, Vector]]:
-        x, psi = mine
+    def correct(self, local: Local, _: None, x: Vector, psi: Vector) -> tuple[Vector, Vector, Vector]:
         adapted = x - self.lr * local.decay * mean_gradient(local, x)
         phi = adapted + x - psi
-        return phi, (phi, adapted)
+        return phi, phi, adapted
 
-    def combine(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
-        phi, mixed = mine
-        x = (phi + mixed) / 2
-        return x, x
+    def combine(self, local: Local, phi: Vector, mixed: Vector) -> Vector:
+        return (phi + mixed) / 2

@@ -46,21 +46,15 @@ class Extra:
         sent, g = clients.each(self.gradient, None, s.x)
         mixed = clients.mix(sent, symmetric=True)
         step = self.first if clients.round == 1 else self.next
-        _, new = clients.each(step, None, s.x.beside(mixed).beside(g.beside(s.pull)))
-        return ExtraState(new.part(0), new.part(1))
+        return ExtraState(*clients.apply(step, s.x, mixed, g, s.pull))
 
     def gradient(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
         return x, mean_gradient(local, x)
 
-    def first(self, local: Local, _: None, mine: Mine) -> tuple[Vector, tuple[Vector, Vector]]:
-        (x, mixed), (g, _pull) = mine
+    def first(self, local: Local, x: Vector, mixed: Vector, g: Vector, _: Vector) -> tuple[Vector, Vector]:
         eta = self.lr * local.decay
-        return x, (mixed - eta * g, (x + mixed) / 2 - eta * g)
+        return mixed - eta * g, (x + mixed) / 2 - eta * g
 
-    def next(self, local: Local, _: None, mine: Mine) -> tuple[Vector, tuple[Vector, Vector]]:
-        (x, mixed), (g, pull) = mine
+    def next(self, local: Local, x: Vector, mixed: Vector, g: Vector, pull: Vector) -> tuple[Vector, Vector]:
         eta = self.lr * local.decay
-        return x, (x + mixed - eta * g - pull, (x + mixed) / 2 - eta * g)
-
-
-Mine = tuple[tuple[Vector, Vector], tuple[Vector, Vector]]
+        return x + mixed - eta * g - pull, (x + mixed) / 2 - eta * g

@@ -24,6 +24,11 @@ class GradientTrackingState(NamedTuple):
     g: Kept[Vector]  # [n, d] its last gradient
 
 
+class Tracked(NamedTuple):
+    x: Vector  # [d] model
+    y: Vector  # [d] tracker
+
+
 @dataclass(frozen=True)
 class GradientTracking:
     """Descends along a tracker of the network's mean gradient; exact on heterogeneous data.
@@ -40,26 +45,18 @@ class GradientTracking:
 
     def init(self, x: Vector, clients: Clients) -> GradientTrackingState:
         kept = clients.keep(x)
-        _, g = clients.each(self.gradient, None, kept)
+        g = clients.apply(mean_gradient, kept)
         return GradientTrackingState(kept, g, g)
 
     def round(self, s: GradientTrackingState, clients: Clients) -> GradientTrackingState:
-        sent, _ = clients.each(self.descend, None, s.x.beside(s.y))
-        _, mine = clients.each(self.track, None, clients.mix(sent).beside(s.g))
-        return GradientTrackingState(s.x | mine.part(0), s.y | mine.part(1), s.g | mine.part(2))
+        mixed = clients.mix(clients.each(self.descend, None, s.x, s.y))
+        x, y, g = clients.apply(self.track, mixed, s.g)
+        return GradientTrackingState(s.x | x, s.y | y, s.g | g)
 
-    def gradient(self, local: Local, _: None, x: Vector) -> tuple[Vector, Vector]:
+    def descend(self, local: Local, _: None, x: Vector, y: Vector) -> Tracked:
+        return Tracked(x - self.lr * local.decay * y, y)
+
+    def track(self, local: Local, mixed: Tracked, g_old: Vector) -> tuple[Vector, Vector, Vector]:
+        x, y = mixed
         g = mean_gradient(local, x)
-        return g, g
-
-    def descend(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[tuple[Vector, Vector], Vector]:
-        x, y = mine
-        return (x - self.lr * local.decay * y, y), y
-
-    def track(self, local: Local, _: None, mine: Mine) -> tuple[Vector, tuple[Vector, Vector, Vector]]:
-        (x, y), g_old = mine
-        g = mean_gradient(local, x)
-        return x, (x, y + g - g_old, g)
-
-
-Mine = tuple[tuple[Vector, Vector], Vector]
+        return x, y + g - g_old, g

@@ -82,7 +82,7 @@ class MARINA:
             return MARINAState(x, everybody.mean(sent), s.mine | mine, torch.full_like(s.last, clients.round))
         before, ids = s.mine, torch.from_numpy(clients.ids).to(x.device)
         if away := clients.only((s.last[ids] < clients.round - 1).cpu().numpy()):
-            before = before | away.each(self.catch_up, s.x, before)[1]
+            before = before | away.apply(self.catch_up, down=s.x)
         changes, mine = clients.each(self.difference, x, before)
         last = s.last.index_fill(0, ids, clients.round)
         return MARINAState(x, s.g + clients.mean(changes), s.mine | mine, last)
@@ -95,9 +95,8 @@ class MARINA:
         g = local.grad(x)
         return g, g if self.gradient == "full" else x
 
-    def catch_up(self, local: Local, x: Vector, _: Vector) -> tuple[Vector, Vector]:
-        mine = local.grad(x) if self.gradient == "full" else x
-        return mine.sum(), mine                            # of this message the server reads nothing
+    def catch_up(self, local: Local, x: Vector) -> Vector:
+        return local.grad(x) if self.gradient == "full" else x
 
     def difference(self, local: Local, x: Vector, mine: Vector) -> tuple[Packed, Vector]:
         if self.gradient == "full":

@@ -26,6 +26,11 @@ class SGPState(NamedTuple):
     w: Kept[Vector]  # [n] its push-sum weight, 0-dim
 
 
+class Mass(NamedTuple):
+    u: Vector  # [d] sum of weighted models
+    w: Vector  # sum of weights, 0-dim
+
+
 @dataclass(frozen=True)
 class SGP:
     """Push-sum gossip for directed graphs.
@@ -44,18 +49,16 @@ class SGP:
         return SGPState(clients.keep(x), clients.keep(torch.ones((), dtype=x.dtype, device=x.device)))
 
     def round(self, s: SGPState, clients: Clients) -> SGPState:
-        sent, _ = clients.each(self.client, None, s.x.beside(s.w))
-        _, mine = clients.each(self.debias, None, clients.push(sent))
-        return SGPState(s.x | mine.part(0), s.w | mine.part(1))
+        pushed = clients.push(clients.each(self.client, None, s.x, s.w))
+        x, w = clients.apply(self.debias, pushed)
+        return SGPState(s.x | x, s.w | w)
 
-    def client(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[tuple[Vector, Vector], Vector]:
+    def client(self, local: Local, _: None, x: Vector, w: Vector) -> Mass:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
             return y - eta * local.grad(y, batch)
 
-        x, w = mine
         y = local.fold(step, x, self.lr * local.decay)
-        return (w * x + (y - x), w), w
+        return Mass(w * x + (y - x), w)
 
-    def debias(self, local: Local, _: None, mine: tuple[Vector, Vector]) -> tuple[Vector, tuple[Vector, Vector]]:
-        u, w = mine
-        return w, (u / w, w)
+    def debias(self, local: Local, pushed: Mass) -> tuple[Vector, Vector]:
+        return pushed.u / pushed.w, pushed.w

@@ -6,7 +6,7 @@ nodes is a backend's matter; ``fedsim.engine.loop`` runs one client after the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import ConfigError, DivergenceError, explained, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
 from fedsim.messages.wire import nbytes
 from fedsim.tree import tree_map, unpacked, zeros_like
-from fedsim.types import Kept, Messages, Sent
+from fedsim.types import Kept, Messages, NamedTree, Sent
 from fedsim.values import Far, Packed, Vector
 
 if TYPE_CHECKING:
@@ -27,12 +27,18 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 K = TypeVar("K")
+L = TypeVar("L")
+N = TypeVar("N", bound=NamedTree)
 V = TypeVar("V")
 C = TypeVar("C")
 
 
-def cohort(federation: Federation, round: int, ids: np.ndarray | None = None) -> Clients:
+def cohort(
+    federation: Federation, round: int, ids: np.ndarray | None = None, meter: Meter | None = None
+) -> Clients:
     """The clients ``ids`` (everybody by default) in round ``round``; round 0 is initialisation.
+
+    What they cost is charged to ``meter``; to one that is thrown away by default.
 
     Raises:
         ConfigError: ``ids`` repeats a client, or names one that does not exist.
@@ -41,14 +47,14 @@ def cohort(federation: Federation, round: int, ids: np.ndarray | None = None) ->
     chosen = np.arange(n) if ids is None else np.unique(ids)
     if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
         raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected different client numbers below {n}")
-    return Clients(federation, chosen, round)
+    return Clients(federation, meter or Meter(federation), chosen, round)
 
 
 class Clients:
     """The nodes ``ids`` taking part in one round; an empty cohort is false."""
 
-    def __init__(self, federation: Federation, ids: np.ndarray, round: int) -> None:
-        self._federation = federation
+    def __init__(self, federation: Federation, meter: Meter, ids: np.ndarray, round: int) -> None:
+        self._federation, self._meter = federation, meter
         self.ids = ids
         self.round = round
 
@@ -63,7 +69,7 @@ class Clients:
     @property
     def cohort_size(self) -> float:
         """Expected number of clients in a round."""
-        return self._federation.cohort_size
+        return self._federation.cohort_size or float(self.n)
 
     @property
     def fraction(self) -> float:
@@ -92,7 +98,7 @@ class Clients:
     @property
     def population(self) -> Clients:
         """Everybody, in the same round."""
-        return cohort(self._federation, self.round)
+        return cohort(self._federation, self.round, meter=self._meter)
 
     def keep(self, value: V) -> Kept[V]:
         """``value`` as the first memory of every node; agreed upon beforehand, so it costs nothing."""
@@ -101,33 +107,89 @@ class Clients:
     @overload
     def each(self, fn: Callable[..., M], down: Any) -> Sent[M]: ...
     @overload
+    def each(self, fn: Callable[..., N], down: Any, *mine: Kept[Any]) -> Sent[N]: ...
+    @overload
+    def each(self, fn: Callable[..., tuple[M, K]], down: Any, *mine: Kept[Any]) -> tuple[Sent[M], Kept[K]]: ...
+    @overload
     def each(
-        self, fn: Callable[..., tuple[M, K]], down: Any, mine: Kept[Any], weighs: np.ndarray | None = None
-    ) -> tuple[Sent[M], Kept[K]]: ...
+        self, fn: Callable[..., tuple[M, K, L]], down: Any, *mine: Kept[Any]
+    ) -> tuple[Sent[M], Kept[K], Kept[L]]: ...
+    @overload
     def each(
-        self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None, weighs: np.ndarray | None = None
-    ) -> Any:
-        """Send ``down`` to every node of the cohort and run ``fn(local, down)`` there, or ``fn(local, down, memory)``.
+        self, fn: Callable[..., tuple[M, K, L, V]], down: Any, *mine: Kept[Any]
+    ) -> tuple[Sent[M], Kept[K], Kept[L], Kept[V]]: ...
+    @overload
+    def each(self, fn: Callable[..., M], down: Any, *mine: Kept[Any]) -> Sent[M]: ...
+    def each(self, fn: Callable[..., Any], down: Any, *mine: Kept[Any]) -> Any:
+        """Send ``down`` to every node of the cohort, run ``fn(local, down, *memories)`` there, and have it send back.
 
-        With memory, ``fn`` returns (message, new memory). ``down`` is charged once for every node; None is no message.
-        Where nodes hold something from which they make ``down``, ``weighs [c]`` are the bytes that travel instead.
+        ``down`` is charged once for every node; None is no message.
+
+        Args:
+            fn: client function. Without memories it returns a message. With memories it returns a tuple of a message
+                and the new memories, as many as there are; or a message alone, if it only reads them. (A message of
+                several vectors is a tuple within that tuple, or a NamedTuple.)
+            down: message of the server: a tensor, a compressed vector, or a tuple of them.
+            mine: memories that ``fn`` reads.
+
+        Returns:
+            The messages; in a tuple with the new memories of the cohort, where there are any.
 
         Raises:
             DivergenceError: a message holds NaN or infinity; names the clients.
         """
-        fed = self._federation
-        if not len(self):
-            raise ConfigError(f"clients.each in round {self.round}: the cohort is empty; test `if clients:` first")
-        if down is not None:
-            fed.ledger.down[self.ids] += nbytes(down) if weighs is None else weighs
-        name = title(fn)
-        with explained(name, self.round):
-            messages, memory = fed.backend.each(fed, fn, self.ids, self.round, down, mine)
-        self._check_finite(messages, name)
+        return self._each(fn, down, mine)
+
+    def _each(
+        self, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]], weighs: np.ndarray | None = None
+    ) -> Any:
+        messages, new = self._run("each", fn, down, mine, weighs)
+        assert messages is not None
+        self._check_finite(messages, title(fn))
         sent = Sent(self.ids, messages)
-        if mine is None:
-            return sent
-        return sent, self._kept(memory)
+        return (sent, *new) if new else sent
+
+    @overload
+    def apply(self, fn: Callable[..., N], *mine: Kept[Any], down: Any = None) -> Kept[N]: ...
+    @overload
+    def apply(  # type: ignore[overload-overlap]   # a plain tuple is several memories
+        self, fn: Callable[..., tuple[K, L]], *mine: Kept[Any], down: Any = None
+    ) -> tuple[Kept[K], Kept[L]]: ...
+    @overload
+    def apply(  # type: ignore[overload-overlap]
+        self, fn: Callable[..., tuple[K, L, V]], *mine: Kept[Any], down: Any = None
+    ) -> tuple[Kept[K], Kept[L], Kept[V]]: ...
+    @overload
+    def apply(self, fn: Callable[..., K], *mine: Kept[Any], down: Any = None) -> Kept[K]: ...
+    def apply(self, fn: Callable[..., Any], *mine: Kept[Any], down: Any = None) -> Any:
+        """Work that sends nothing: run ``fn(local, *memories)`` at every node of the cohort, and keep what it returns.
+
+        Args:
+            fn: client function; returns a new memory, or a tuple of several (one of several tensors is a NamedTuple).
+            mine: memories that ``fn`` reads.
+            down: what the server sends first, if anything; charged as in `each`, and the argument after ``local``.
+
+        Returns:
+            The new memory of the cohort, or a tuple of them.
+        """
+        _, new = self._run("apply", fn, down, mine)
+        return new[0] if len(new) == 1 else new
+
+    def _run(
+        self, verb: str, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]], weighs: np.ndarray | None = None
+    ) -> tuple[Messages[Any] | None, tuple[Kept[Any], ...]]:
+        """Run a client function. Where nodes make ``down`` from what they hold, ``weighs [c]`` are the bytes that
+        travel instead.
+        """
+        if not len(self):
+            raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
+        if down is not None:
+            self._meter.ledger.down[self.ids] += nbytes(down) if weighs is None else weighs
+        call = ClientCall(fn, self.ids, self.round, down, joined(mine, self.ids), verb == "each")
+        with explained(title(fn), self.round):
+            messages, rows = self._federation.backend.run(self._federation, self._meter, call)
+        count = len(next(iter(rows.values()), ()))
+        return messages, tuple(self._kept({node: row[k] for node, row in rows.items()}) for k in range(count))
 
     @overload
     def mean(self, sent: Sent[Packed] | Sent[Vector | Packed], factors: np.ndarray | None = None) -> Vector: ...
@@ -184,12 +246,12 @@ class Clients:
         edges = w.tocoo()
         links = edges.row != edges.col
         to, by = edges.row[links], edges.col[links]
-        fed.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * sent.messages.sizes()[by])
-        np.add.at(fed.ledger.paper_bits, sent.ids[by], steps * sent.messages.paper_bits()[by])
-        rows, contraction = sent.messages.mix(w, steps, fed.measure)
-        if fed.measure:
-            bound = fed.bound(w) if sums else None
-            fed.contraction, fed.contraction_bound = contraction, None if bound is None else bound**steps
+        meter = self._meter
+        meter.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * sent.messages.sizes()[by])
+        np.add.at(meter.ledger.paper_bits, sent.ids[by], steps * sent.messages.paper_bits()[by])
+        rows, contraction = sent.messages.mix(w, steps, meter.measures)
+        if meter.measures:
+            meter.mixed(contraction, w if sums else None, steps)
         if len(rows) < self.n:                             # else a row would keep the stack of its round alive
             rows = [tree_map(lambda x: x if isinstance(x, Far) else x.clone(), row) for row in rows]
         return self._kept(dict(zip(sent.ids.tolist(), rows, strict=True)))
@@ -208,15 +270,16 @@ class Clients:
 
     def only(self, chosen: np.ndarray) -> Clients:
         """Those of the cohort for whom ``chosen [c]``, in the order of ``ids``, is true."""
-        return Clients(self._federation, self.ids[chosen], self.round)
+        return Clients(self._federation, self._meter, self.ids[chosen], self.round)
 
     def _charge_up(self, sent: Sent[Any], verb: str) -> None:
         if not isinstance(sent, Sent):
             raise ConfigError(f"clients.{verb} takes what clients.each sent, and not a {type(sent).__name__}")
-        if sent not in self._federation.delivered:         # a message is uploaded once, however often it is read
-            self._federation.delivered.add(sent)
-            self._federation.ledger.up[sent.ids] += sent.messages.sizes()
-            self._federation.ledger.paper_bits[sent.ids] += sent.messages.paper_bits()
+        meter = self._meter
+        if sent not in meter.delivered:                    # a message is uploaded once, however often it is read
+            meter.delivered.add(sent)
+            meter.ledger.up[sent.ids] += sent.messages.sizes()
+            meter.ledger.paper_bits[sent.ids] += sent.messages.paper_bits()
 
     def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
         p = self._federation.p[sent.ids]
@@ -230,3 +293,12 @@ class Clients:
                 f" sent NaN or infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set"
                 " local.clip_norm, or look at these clients' data."
             )
+
+
+def joined(mine: Sequence[Kept[Any]], ids: np.ndarray) -> Kept[tuple[Any, ...]] | None:
+    """Several memories of the nodes ``ids`` as one tuple a node; None of none."""
+    if not mine:
+        return None
+    nodes = [node for node in ids.tolist() if any(node in kept.rows for kept in mine)]
+    rows = {node: tuple(kept.rows.get(node, kept.default) for kept in mine) for node in nodes}
+    return Kept(mine[0].n, tuple(kept.default for kept in mine), rows)

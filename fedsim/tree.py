@@ -56,9 +56,9 @@ def unpacked(tree: Any) -> Any:
 
 def fetched(tree: Any) -> Any:
     """The tree with everything that lives elsewhere brought here."""
-    if isinstance(tree, Tensor):                           # nearly always
-        return tree
-    return tree_map(lambda leaf: leaf.fetch() if isinstance(leaf, Far) else leaf, tree)
+    if isinstance(tree, Far):
+        return tree.fetch()
+    return rebuilt(tree, [fetched(branch) for branch in tree]) if isinstance(tree, tuple) else tree
 
 
 def zeros_like(tree: Any) -> Any:

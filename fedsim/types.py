@@ -7,7 +7,6 @@ code on a node or move a byte. Trees are tensors, and compressed vectors, nested
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -25,7 +24,6 @@ Rule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """An aggregation rule: rows ``[c, d]`` and weights ``[c]`` that sum to 1, to one vector ``[d]``."""
 
 T = TypeVar("T")
-S = TypeVar("S")
 C = TypeVar("C")
 
 
@@ -37,6 +35,12 @@ class Batch(NamedTuple):
     x: Tensor
     y: Tensor
     weight: Tensor | None = None
+
+
+class NamedTree(Protocol):
+    """A NamedTuple of tensors: one message or memory, where a plain tuple is several."""
+
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 class Kept(Generic[T]):
@@ -59,17 +63,6 @@ class Kept(Generic[T]):
 
     def __or__(self, new: Kept[T]) -> Kept[T]:
         return Kept(self.n, self.default, {**self.rows, **new.rows})
-
-    def beside(self, other: Kept[S]) -> Kept[tuple[T, S]]:
-        """Both values of each node as one pair."""
-        nodes = self.rows.keys() | other.rows.keys()
-        rows = {i: (self.rows.get(i, self.default), other.rows.get(i, other.default)) for i in nodes}
-        return Kept(self.n, (self.default, other.default), rows)
-
-    def part(self, k: int) -> Kept[Any]:
-        """The ``k``-th of the values that each node keeps as a tuple."""
-        take: Callable[[Any], Any] = operator.itemgetter(k)
-        return Kept(self.n, take(self.default), {i: take(row) for i, row in self.rows.items()})
 
     def __repr__(self) -> str:
         return f"Kept(n={self.n}, written={len(self.rows)})"

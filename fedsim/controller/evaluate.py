@@ -22,7 +22,9 @@ from fedsim.values import Vector
 
 if TYPE_CHECKING:
     from fedsim.controller.prepare import Prepared
+    from fedsim.engine.federation import Meter
     from fedsim.experiment.experiment import Evaluation
+    from fedsim.messages.ledger import Ledger
 
 CHUNK = 2048
 """Samples whose outputs are held at a time."""
@@ -93,6 +95,7 @@ def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row
 
 def gossip(
     prepared: Prepared,
+    meter: Meter,
     score: Scorer,
     x: Kept[Vector],
     round: int,
@@ -118,7 +121,7 @@ def gossip(
     distance = float(weights @ squares) / total
     rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
     for name in ("contraction", "contraction_bound"):
-        value = getattr(prepared.federation, name)
+        value = getattr(meter, name)
         rows += [] if value is None else [Row("nodes", None, name, value)]
     if nodes:
         scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in ids]
@@ -164,9 +167,8 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
     return rows
 
 
-def cost(prepared: Prepared, nodes: bool) -> list[Row]:
+def cost(ledger: Ledger, nodes: bool) -> list[Row]:
     """Cumulative bytes and gradient evaluations, their totals first; with ``nodes`` also each node's own."""
-    ledger = prepared.federation.ledger
     rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
     for name, each in ledger.by_node().items() if nodes else ():
         rows += [Row("total", node, name, float(value)) for node, value in enumerate(each)]

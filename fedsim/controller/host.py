@@ -13,7 +13,7 @@ from fedsim.algorithm import Algorithm
 from fedsim.clients import cohort
 from fedsim.controller import evaluate
 from fedsim.controller.prepare import Prepared, prepare
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
 from fedsim.tree import fetched
@@ -45,21 +45,23 @@ class Host:
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
-    ) -> dict[str, Any] | None:
-        """Set the federation's backend and describe it, as ``before`` where it goes on from a checkpoint; None to have
-        one of this process chosen.
+    ) -> tuple[Federation, dict[str, Any]] | None:
+        """The federation with its backend, and a description of that: the one ``before`` where it goes on from a
+        checkpoint. None has a backend of this process chosen.
         """
         return None
 
-    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+    def init(
+        self, algorithm: Algorithm[Any], x: Vector, federation: Federation, meter: Meter, template: bool
+    ) -> Any:
         """The state before round 1; as a ``template`` its values do not matter, since a checkpoint has those."""
-        return algorithm.init(x, cohort(federation, 0))
+        return algorithm.init(x, cohort(federation, 0, meter=meter))
 
     def round(
-        self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray
+        self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
     ) -> Any:
         """The state after a round with the cohort ``ids``."""
-        return algorithm.round(state, cohort(federation, round, ids))
+        return algorithm.round(state, cohort(federation, round, ids, meter))
 
     def saved(self, state: Any) -> None:
         """Told that a checkpoint holds this state."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -17,12 +18,12 @@ from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import Loop
 from fedsim.engine.purity import pure
 from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError
 from fedsim.experiment.experiment import Experiment
 from fedsim.gossip import alike
-from fedsim.messages.ledger import Ledger
 from fedsim.record import checkpoint
 from fedsim.record.absences import Absence, absent, summary
 from fedsim.record.directory import RunDirectory, SeedRecord
@@ -43,7 +44,7 @@ class SeedRun:
         host: Host,
     ) -> None:  # fmt: skip
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
-        self.federation, self.host = prepared.federation, host
+        self.federation, self.meter, self.host = prepared.federation, Meter(prepared.federation), host
         self._start = 0.0                                  # of the clock that counts the seconds of rounds
 
     def run(self) -> None:
@@ -64,12 +65,12 @@ class SeedRun:
 
     def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
         loaded = checkpoint.load_latest(record.checkpoints)
-        algorithm, fed = self.experiment.method, self.federation
-        backend = self._backend(loaded.meta["backend"] if loaded else None)
-        fed.ledger.restore(Ledger(fed.shards.n).state())
+        algorithm = self.experiment.method
+        backend = self._connect(loaded.meta["backend"] if loaded else None)
+        fed, self.meter = self.federation, Meter(self.federation)
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
         with pure(name, x):
-            state = self.host.init(algorithm, x, fed, template=loaded is not None)
+            state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
         check(name, state, server=has_server(algorithm))
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
@@ -85,14 +86,14 @@ class SeedRun:
 
     def _write_edges(self) -> None:
         """What travelled over every link, for methods in which nodes speak to each other."""
-        edges = self.federation.ledger.edges()
+        edges = self.meter.ledger.edges()
         if len(edges):
             lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
             write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
         experiment, fed, method = self.experiment, self.federation, self.experiment.method
-        name, offset, ledger = type(experiment.algorithm).__name__, record.offset(), fed.ledger.snapshot()
+        name, offset, ledger = type(experiment.algorithm).__name__, record.offset(), self.meter.ledger.snapshot()
         absence = Absence(self.host.say)
 
         def save() -> None:  # the last completed round, whatever came after it
@@ -107,9 +108,9 @@ class SeedRun:
                 ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
                 last = round == experiment.rounds
                 due = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
-                fed.measure = due and alike(fed.p)
+                self.meter.measures = due and alike(fed.p)
                 with pure(f"{name}.round", state):
-                    new = self.host.round(method, state, fed, round, ids)
+                    new = self.host.round(method, state, fed, self.meter, round, ids)
                 check(f"{name}.round", new, state)
                 absence.note(round, ids.tolist(), self.host.skipped)
                 for node in self.host.skipped:
@@ -118,7 +119,7 @@ class SeedRun:
                     self._evaluate(record, round, new)
                 else:
                     self.bar.update(round)
-                state, done, ledger, offset = new, round, fed.ledger.snapshot(), record.offset()
+                state, done, ledger, offset = new, round, self.meter.ledger.snapshot(), record.offset()
                 if last or round % experiment.execution.checkpoint_every == 0:
                     save()
         except StateLostError:                             # the state that a checkpoint would save is lost too
@@ -151,27 +152,29 @@ class SeedRun:
         settings, due = self.experiment.evaluation, self._clients_due(round)
         if isinstance(state.x, Kept):
             there = self.host.present(state.x)
-            rows = evaluate.gossip(self.prepared, self.host.score, state.x, round, settings, due, there)
+            rows = evaluate.gossip(self.prepared, self.meter, self.host.score, state.x, round, settings, due, there)
         else:
             rows = evaluate.server(self.prepared, self.host.score, state.x, round)
             if due:
                 rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
-        costs = evaluate.cost(self.prepared, due)
+        costs = evaluate.cost(self.meter.ledger, due)
         for row in rows + costs:
             record.metrics.add(round, row.scope, row.metric, row.value, row.node)
         values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
         self.bar.update(round, values.get("accuracy"), values["loss"], sum(row.value for row in costs[:2]) / 1e6)
 
-    def _backend(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
-        """Set the federation's backend: that of the host, or one of this process. All seeds have that of the first."""
+    def _connect(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
+        """Give the federation a backend: that of the host, or one of this process. All seeds have that of the first."""
         known = self.directory.manifest["backend"]
         chosen = chosen or next(iter(known.values()), None)
-        chosen = self.host.connect(self.experiment, self.prepared, self.directory, chosen) or self._here(chosen)
+        connected = self.host.connect(self.experiment, self.prepared, self.directory, chosen)
+        self.federation, chosen = connected or self._here(chosen)
+        self.prepared = replace(self.prepared, federation=self.federation)
         self.directory.update_manifest(backend={**known, str(self.seed): chosen})
         return chosen
 
-    def _here(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
-        """Set a backend of this process: as a checkpoint says, as asked for, or as measured."""
+    def _here(self, chosen: dict[str, Any] | None) -> tuple[Federation, dict[str, Any]]:
+        """The federation with a backend of this process: as a checkpoint says, as asked for, or as measured."""
         fed, experiment, asked = self.federation, self.experiment, self.experiment.execution
         if chosen is None:
             ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
@@ -187,11 +190,10 @@ class SeedRun:
                 f" deploy --resume {self.directory.path}"
             )
         size = chosen.get("block_size", 0)                 # 0: one after the other
-        fed.backend = Blocks(size) if size else Loop()
-        return chosen
+        return replace(fed, backend=Blocks(size) if size else Loop()), chosen
 
     def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
-        ledger = self.federation.ledger
+        ledger = self.meter.ledger
         try:
             ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
             state = restore(template, loaded.tensors, self.federation.memory.put)

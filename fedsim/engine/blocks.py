@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Minibatches, draw, minibatches
 from fedsim.engine.loop import CHUNK, Rows, refuse_captured_tensors
 from fedsim.engine.purity import pure
@@ -27,7 +27,7 @@ from fedsim.engine.tape import Tape
 from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import build, leaves, tree_map
-from fedsim.types import Batch, Kept, Messages
+from fedsim.types import Batch, Messages
 from fedsim.values import Vector
 
 
@@ -45,30 +45,27 @@ class Blocks:
         if self.size < 1:
             raise ConfigError(f"block size is {self.size}; expected 1 or more")
 
-    def each(
-        self,
-        federation: Federation,
-        fn: Callable[..., Any],
-        ids: np.ndarray,
-        round: int,
-        down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
-        plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
+        ids = call.ids
+        plans = minibatches(federation.work, federation.shards, federation.seed, call.round, ids)
         order = federation.work.order(federation.shards.sizes[ids]).tolist()
-        memory: dict[int, Any] = {}
+        memory: dict[int, tuple[Any, ...]] = {}
         rows = Rows[Any](len(ids))
-        with torch.no_grad(), pure(title(fn), down):
+        with torch.no_grad(), pure(title(call.fn), call.down):
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
-                block = _Block(federation, ids[chosen], round, [plans[i] for i in chosen])
-                messages, memories = block.run(fn, down, mine)
-                rows.put(messages, chosen)
-                if mine is not None:
-                    for i, node in enumerate(ids[chosen].tolist()):
-                        # a copy each: a row would keep its whole block alive
-                        memory[node] = tree_map(lambda t, i=i: t[i].clone(), memories)
+                block = _Block(federation, meter, ids[chosen], call.round, [plans[i] for i in chosen])
+                message, new = block.run(call)
+                if call.sends:
+                    rows.put(message, chosen)
+                for i, node in enumerate(ids[chosen].tolist() if new else ()):
+                    # a copy each: a row would keep its whole block alive
+                    memory[node] = tree_map(lambda t, i=i: t[i].clone(), new)
+        if not call.sends:
+            return None, memory
         positions = np.array(order)
         return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), memory
 
@@ -85,8 +82,10 @@ def _stacked(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) ->
 class _Block:
     """A block of clients in one round, and their ``Local``: the same object serves all, its tensors being stacked."""
 
-    def __init__(self, federation: Federation, ids: np.ndarray, round: int, plans: list[Minibatches]) -> None:
-        self.fed, self.ids, self.round = federation, ids, round
+    def __init__(
+        self, federation: Federation, meter: Meter, ids: np.ndarray, round: int, plans: list[Minibatches]
+    ) -> None:
+        self.fed, self.meter, self.ids, self.round = federation, meter, ids, round
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._index, self._lengths = _padded(plans, federation.model.device)
         self._widths = self._lengths.max(0)
@@ -97,25 +96,25 @@ class _Block:
         self._slot: Tensor | None = None                   # marks "one for each client" under vmap
         self._steps: Tensor | None = None
 
-    def run(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None) -> tuple[Any, Any]:
-        """Messages and memories of the block, stacked."""
-        model = self.fed.model
+    def run(self, call: ClientCall) -> tuple[Any, tuple[Any, ...]]:
+        """Messages and new memories of the block, stacked."""
+        model, mine = self.fed.model, call.mine
         slots = torch.arange(len(self.ids), device=model.device)
         steps = torch.from_numpy(self.counts).to(model.device, model.dtype)
         shape: list[Any] = []                              # the result's tree, seen while it is computed
 
         def one(slot: Tensor, steps: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
             self._slot, self._steps = slot, steps
-            result = fn(self, down) if mine is None else fn(self, down, build(mine.default, iter(own)))
-            shape.append(result)
-            return tuple(leaves(result))
+            message, new = call.at(self, call.down, () if mine is None else build(mine.default, iter(own)))
+            shape.append((message, new) if call.sends else (new,))
+            return tuple(leaves(shape[0]))
 
         own: list[Tensor] = []
         if mine is not None:
             own = leaves(tree_map(lambda *rows: torch.stack(rows), *(mine[i] for i in self.ids.tolist())))
         stacked = torch.vmap(one)(slots, steps, *own)
         out = build(shape[0], iter(stacked))
-        return (out, None) if mine is None else out
+        return out if call.sends else (None, *out)
 
     @property
     def steps(self) -> Tensor:
@@ -236,7 +235,7 @@ class _Block:
         width = targets.shape[1]
         if width != samples.max():                         # a step took a part of its minibatch
             samples = np.full(c, width) if weight is None else (weight > 0).sum(1).cpu().numpy()
-        self.fed.ledger.gradient_evaluations[self.ids[:c]] += samples[:c]
+        self.meter.ledger.gradient_evaluations[self.ids[:c]] += samples[:c]
 
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x = tensors[0] if own[0] else tensors[0].expand(c, -1)
@@ -253,7 +252,7 @@ class _Block:
                 batch = self._take(*_stack(runs, here[some]))
             share = torch.from_numpy(here[some] / sizes[some]).to(x).unsqueeze(1)
             g[some] += self.fed.model.gradients(x[some], batch) * share
-        self.fed.ledger.gradient_evaluations[self.ids] += sizes
+        self.meter.ledger.gradient_evaluations[self.ids] += sizes
         return (g,)
 
     def _outside(self, what: str) -> None:

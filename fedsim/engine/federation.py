@@ -1,10 +1,11 @@
-"""A federation: model, samples, local work and weights, which stay the same from round to round."""
+"""A federation, which stays the same from round to round; the meter of what its rounds cost; what a backend does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 import numpy as np
@@ -18,25 +19,91 @@ from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
 from fedsim.gossip import Topology, alike
 from fedsim.messages.ledger import Ledger
-from fedsim.types import Kept, Messages, Sent
+from fedsim.types import Kept, Local, Messages, Sent
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 
+class ClientCall(NamedTuple):
+    """A client function that is run at the nodes of a cohort.
+
+    Attributes:
+        fn: the function.
+        ids: ``[c]`` the nodes.
+        round: number of the round.
+        down: message to every node; None for none.
+        mine: the memories that ``fn`` reads, as one tuple a node; None for none.
+        sends: whether ``fn`` returns a message.
+    """
+
+    fn: Callable[..., Any]
+    ids: np.ndarray
+    round: int
+    down: Any
+    mine: Kept[tuple[Any, ...]] | None
+    sends: bool = True
+
+    def at(self, local: Local, down: Any, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        """Run the function at one node: its message, None where it sends none, and its new memories."""
+        if not self.sends:
+            new = self.fn(local, *mine) if down is None else self.fn(local, down, *mine)
+            return None, new if type(new) is tuple else (new,)
+        result = self.fn(local, down, *mine)
+        if self.mine is None or type(result) is not tuple:     # a NamedTuple is a message of several vectors
+            return result, ()
+        return result[0], result[1:]
+
+
 class Backend(Protocol):
     """How a client function reaches the nodes."""
 
-    def each(
-        self, federation: Federation, fn: Callable[..., Any], ids: np.ndarray, round: int, down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:  # fmt: skip
-        """Run ``fn`` on every node: the messages in the order of ``ids``, and each node's new memory."""
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+        """Run a client function: the messages in the order of ``call.ids``, None where it sends none, and the new
+        memories of every node, if it has any.
+
+        Gradient evaluations are charged to ``meter``; bytes are not.
+        """
 
 
-@dataclass
+class Meter:
+    """What the rounds of a federation cost so far, and what its mixing did to the distance between nodes.
+
+    Attributes:
+        ledger: bytes and gradient evaluations.
+        measures: whether gossip measures what it leaves of the consensus distance.
+        contraction: that share, as last measured; None where it was not.
+        contraction_bound: the largest share that mixing could have left.
+        delivered: messages that are paid for, as an upload is paid once.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self.ledger = Ledger(federation.shards.n)
+        self.measures = alike(federation.p)                # else what contracts is not the plain mean's distance
+        self.contraction: float | None = None
+        self.contraction_bound: float | None = None
+        self.delivered: WeakSet[Sent[Any]] = WeakSet()
+        self._bound: tuple[csr_array, float | None] | None = None
+
+    def mixed(self, contraction: float | None, w: csr_array | None, steps: int) -> None:
+        """Note what ``steps`` exchanges by W left of the consensus distance; without W no bound is known."""
+        bound = None if w is None else self._bound_of(w)
+        self.contraction, self.contraction_bound = contraction, None if bound is None else bound**steps
+
+    def _bound_of(self, w: csr_array) -> float | None:
+        """The bound of one exchange, computed once where W does not change."""
+        from topologies.spectrum import contraction_bound
+
+        if self._bound is None or self._bound[0] is not w:
+            self._bound = w, contraction_bound(w)
+        return self._bound[1]
+
+
+@dataclass(frozen=True, eq=False)
 class Federation:
-    """What stays the same from round to round.
+    """A model, its clients and their samples: what stays the same from round to round.
 
     Args:
         model: the model and its objective.
@@ -49,6 +116,9 @@ class Federation:
         topology: who talks to whom, for methods without a server.
         memory: where clients' memories live between rounds.
         decay: round number to learning-rate factor.
+
+    Raises:
+        ConfigError: weights that are not a finite number above 0 for each client.
     """
 
     model: Model
@@ -57,37 +127,27 @@ class Federation:
     seed: int
     backend: Backend
     weights: np.ndarray | None = None
-    cohort_size: float = 0.0
+    cohort_size: float | None = None
     decay: Callable[[int], float] = lambda round: 1.0
     topology: Topology | None = None
     memory: Memory = field(default_factory=OnDevice)
-    ledger: Ledger = field(init=False)
-    p: np.ndarray = field(init=False)
-    delivered: WeakSet[Sent[Any]] = field(init=False, default_factory=WeakSet)   # an upload is paid once
-    measure: bool = field(init=False)                      # the contraction of the consensus distance by mixing
-    contraction: float | None = field(init=False, default=None)   # as last measured
-    contraction_bound: float | None = field(init=False, default=None)
-    _bound: tuple[csr_array, float | None] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        n = self.shards.n
-        weights = np.ones(n) if self.weights is None else np.asarray(self.weights, np.float64)
+        n, weights = self.shards.n, self._weights
         if weights.shape != (n,) or not (np.isfinite(weights).all() and (weights > 0).all()):
             raise ConfigError(f"weights are {self.weights!r:.80}; expected a finite number above 0 for each of {n}")
-        self.p = weights / weights.sum()
-        self.measure = alike(self.p)                       # else what contracts is not the plain mean's distance
-        self.cohort_size = self.cohort_size or float(n)
-        self.ledger = Ledger(n)
         if self.model.device.type == "cpu":
             keep_freed_memory()
 
-    def bound(self, w: csr_array) -> float | None:
-        """What one exchange by W leaves of the consensus distance at most; computed once where W does not change."""
-        from topologies.spectrum import contraction_bound
+    @property
+    def _weights(self) -> np.ndarray:
+        return np.ones(self.shards.n) if self.weights is None else np.asarray(self.weights, np.float64)
 
-        if self._bound is None or self._bound[0] is not w:
-            self._bound = w, contraction_bound(w)
-        return self._bound[1]
+    @cached_property
+    def p(self) -> np.ndarray:
+        """``[n]`` weights p_i, which sum to 1."""
+        p: np.ndarray = self._weights / self._weights.sum()
+        return p
 
     def factor(self, round: int) -> Tensor:
         """The learning-rate factor of a round as a 0-dim tensor."""

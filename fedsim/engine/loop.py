@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Minibatches, draw, minibatches
 from fedsim.engine.purity import pure
 from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import leaves, tree_map
-from fedsim.types import Batch, Kept, Messages
+from fedsim.types import Batch, Messages
 from fedsim.values import Vector
 
 M = TypeVar("M")
@@ -27,8 +27,11 @@ C = TypeVar("C")
 class LoopLocal:
     """``Local`` for one client."""
 
-    def __init__(self, federation: Federation, node: int, round: int, plan: Minibatches, decay: Tensor) -> None:
-        self._fed, self._node, self._round, self._plan, self.decay = federation, node, round, plan, decay
+    def __init__(
+        self, federation: Federation, meter: Meter, node: int, round: int, plan: Minibatches, decay: Tensor
+    ) -> None:
+        self._fed, self._meter, self._node = federation, meter, node
+        self._round, self._plan, self.decay = round, plan, decay
 
     @property
     def steps(self) -> Tensor:
@@ -53,7 +56,7 @@ class LoopLocal:
             batch = rows
         else:
             g = fed.model.gradient(x, batch)
-        fed.ledger.gradient_evaluations[self._node] += len(batch.x)
+        self._meter.ledger.gradient_evaluations[self._node] += len(batch.x)
         return fed.work.regularise(g, x)
 
     def sample(self, size: int) -> Batch:
@@ -80,33 +83,29 @@ CHUNK = 512
 class Loop:
     """One client after the other: the reference meaning of every backend, and the fastest for convolutions on a CPU."""
 
-    def each(
-        self,
-        federation: Federation,
-        fn: Callable[..., Any],
-        ids: np.ndarray,
-        round: int,
-        down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:
-        plans = minibatches(federation.work, federation.shards, federation.seed, round, ids)
-        decay = federation.factor(round)
-        memory: dict[int, Any] = {}
-        rows = Rows[Any](len(ids))
-        own = [] if mine is None else [mine.rows[node] for node in ids.tolist() if node in mine.rows]
-        with torch.no_grad(), pure(title(fn), down, *own):
-            for position, (node, plan) in enumerate(zip(ids.tolist(), plans, strict=True)):
-                local = LoopLocal(federation, node, round, plan, decay)
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+        """See ``fedsim.engine.federation.Backend``."""
+        nodes, mine = call.ids.tolist(), call.mine
+        plans = minibatches(federation.work, federation.shards, federation.seed, call.round, call.ids)
+        decay = federation.factor(call.round)
+        memory: dict[int, tuple[Any, ...]] = {}
+        rows = Rows[Any](len(nodes))
+        own = [] if mine is None else [mine.rows[node] for node in nodes if node in mine.rows]
+        with torch.no_grad(), pure(title(call.fn), call.down, *own):
+            for position, (node, plan) in enumerate(zip(nodes, plans, strict=True)):
+                local = LoopLocal(federation, meter, node, call.round, plan, decay)
                 try:
-                    result = fn(local, down) if mine is None else fn(local, down, mine[node])
+                    message, new = call.at(local, call.down, () if mine is None else mine[node])
                 except DivergenceError as error:           # of a compressor, which knows of no clients
-                    raise DivergenceError(f"client {node} in round {round}: {error}") from error
-                if mine is None:
-                    message = result
-                else:
-                    message, memory[node] = result
-                rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
-        return Stacked(rows.stacked), memory
+                    raise DivergenceError(f"client {node} in round {call.round}: {error}") from error
+                if new:
+                    leaves(new)                            # tensors only
+                    memory[node] = new
+                if call.sends:
+                    rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
+        return Stacked(rows.stacked) if call.sends else None, memory
 
 
 class Rows(Generic[M]):

@@ -89,22 +89,18 @@ class Compressed:
         inner = self.algorithm.round(s.inner, Linked(clients, links))
         return CompressedState(inner, links.nodes, links.server, links.public)
 
-    def offer(self, local: Local, step: Tensor, mine: tuple[Any, Memory]) -> tuple[Any, tuple[Any, Memory]]:
+    def offer(self, local: Local, step: Tensor, y: Any, memory: Memory) -> tuple[Any, Memory]:
         """Client function of gossip: what is sent instead of a message in the round's ``step``-th exchange."""
-        y, memory = mine
-        message, memory = each_vector(cast(Gossip, self.uplink).offer, y, memory, Draw(local, 0, step))
-        return message, (y, memory)
+        return each_vector(cast(Gossip, self.uplink).offer, y, memory, Draw(local, 0, step))
 
-    def combine(self, local: Local, _: None, mine: Any) -> tuple[Vector, tuple[Any, Memory]]:
+    def combine(self, local: Local, y: Any, memory: Memory, heard: Any) -> tuple[Any, Memory]:
         """Client function of gossip: what a node has after it heard its neighbours."""
         gossip = cast(Gossip, self.uplink)
-        (y, memory), heard = mine
         mixed = iter(leaves(heard))
-        x, memory = each_vector(
+        return each_vector(
             lambda v, own, _: gossip.combine(v, own, next(mixed)),
             y, memory, local, lambda v: v + gossip.gamma * (next(mixed) - v),
         )  # fmt: skip
-        return leaves(x)[0].sum(), (x, memory)             # the message is not sent
 
 
 def _check_link(link: str, by: Uplink | Gossip | Downlink | None, direction: str, algorithm: str) -> None:

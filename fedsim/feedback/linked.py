@@ -101,25 +101,43 @@ class Draw:
 class Upload:
     """A client function with what it reads unpacked, and what it sends compressed.
 
+    Its last memory is the link's, the others are those of ``fn``.
+
     Args:
         fn: the algorithm's.
         by: how messages are compressed; they are not where it is None.
-        keeps: whether ``fn`` has a memory.
     """
 
     fn: Callable[..., Any]
     by: Uplink | None
-    keeps: bool
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__qualname__", title(self.fn))   # for errors
 
-    def __call__(self, local: Local, down: Any, mine: tuple[Any, Memory]) -> tuple[Any, tuple[Any, Memory]]:
-        own, memory = mine
-        message, own = self.fn(local, unpacked(down), own) if self.keeps else (self.fn(local, unpacked(down)), ())
+    def __call__(self, local: Local, down: Any, *mine: Any) -> tuple[Any, ...]:
+        *own, memory = mine
+        result = self.fn(local, unpacked(down), *own)
+        message, *new = result if own and type(result) is tuple else (result,)
         if self.by is not None:
             message, memory = each_vector(self.by.send, message, memory, local)
-        return message, (own, memory)
+        return message, *new, memory
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """A client function that sends nothing, with what it reads unpacked.
+
+    Args:
+        fn: the algorithm's.
+    """
+
+    fn: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__qualname__", title(self.fn))
+
+    def __call__(self, local: Local, down: Any, *mine: Any) -> Any:
+        return self.fn(local, unpacked(down), *mine)
 
 
 @dataclass
@@ -162,7 +180,7 @@ class Linked(Clients):
     """Clients to and from whom messages are compressed."""
 
     def __init__(self, clients: Clients, links: Links) -> None:
-        super().__init__(clients._federation, clients.ids, clients.round)
+        super().__init__(clients._federation, clients._meter, clients.ids, clients.round)
         self._links = links
 
     @property
@@ -172,20 +190,25 @@ class Linked(Clients):
     def only(self, chosen: np.ndarray) -> Clients:
         return Linked(super().only(chosen), self._links)
 
-    def each(self, fn: Callable[..., Any], down: Any, mine: Kept[Any] | None = None, weighs: Any = None) -> Any:
+    def each(self, fn: Callable[..., Any], down: Any, *mine: Kept[Any]) -> Any:
         links, name = self._links, self._links.name(fn)
         if not links.settings.server:                      # compressed when they are mixed
-            result: Any = super().each(fn, down, mine)     # type: ignore[arg-type]
-            links.names[result if mine is None else result[0]] = name
+            result: Any = super().each(fn, down, *mine)
+            links.names[result if isinstance(result, Sent) else result[0]] = name
             return result
-        by = cast("Uplink | None", links.settings.uplink)
         down, weighs = self._broadcast(name, down)
-        memory = links.memory(name, self.n)
-        both = (Kept(self.n, ()) if mine is None else mine).beside(memory)
-        sent, new = super().each(Upload(fn, by, mine is not None), down, both, weighs)
+        upload = Upload(fn, cast("Uplink | None", links.settings.uplink))
+        sent, *new, memory = self._each(upload, down, (*mine, links.memory(name, self.n)), weighs)
         links.names[sent] = name
-        links.remember(name, new.part(1))
-        return sent if mine is None else (sent, new.part(0))
+        links.remember(name, memory)
+        return (sent, *new) if new else sent
+
+    def apply(self, fn: Callable[..., Any], *mine: Kept[Any], down: Any = None) -> Any:
+        if down is None or self._links.settings.downlink is None:
+            return super().apply(fn, *mine, down=down)
+        down, weighs = self._broadcast(self._links.name(fn), down)
+        _, new = self._run("apply", Hearing(fn), down, mine, weighs)
+        return new[0] if len(new) == 1 else new
 
     def _broadcast(self, name: str, down: Any) -> tuple[Any, np.ndarray | None]:
         """What clients read instead of ``down``, and the bytes that each of the cohort is sent for it."""
@@ -235,7 +258,7 @@ class Linked(Clients):
         return super().reduce(sent, rule)
 
     def _gossip(self, sent: Sent[Any], steps: int, fixed: bool = False, **needs: bool) -> Kept[Any]:
-        links, fed = self._links, self._federation
+        links, meter = self._links, self._meter
         by, name = links.settings.uplink, links.names[sent]
         if by is None:
             return super()._gossip(sent, steps, fixed, **needs)
@@ -244,21 +267,20 @@ class Linked(Clients):
         eye = eye_array(len(sent.ids), format="csr")
         values, _ = sent.messages.mix(eye, 1, False)       # each node's own, where it is
         x = Kept(self.n, zeros_like(values[0]), dict(zip(sent.ids.tolist(), values, strict=True)))
-        before = _spread(x) if fed.measure else 0.0
-        measure, fed.measure = fed.measure, False          # the mixing of differences says nothing about the models
+        before = _spread(x) if meter.measures else 0.0
+        measures, meter.measures = meter.measures, False   # the mixing of differences says nothing about the models
         known = np.zeros(len(self), np.int64)              # bytes to tell nodes which exchange it is
         try:
             for step in range(steps):
-                mine = x.beside(links.memory(name, self.n))
-                message, held = super().each(links.settings.offer, torch.tensor(step), mine, known)
+                memory = links.memory(name, self.n)
+                message, memory = self._each(links.settings.offer, torch.tensor(step), (x, memory), known)
                 heard = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
-                _, new = super().each(links.settings.combine, None, held.beside(heard))
-                x = new.part(0)
-                links.remember(name, new.part(1))
+                x, memory = super().apply(links.settings.combine, x, memory, heard)
+                links.remember(name, memory)
         finally:
-            fed.measure = measure
-        if measure:
-            fed.contraction = _spread(x) / before if before else None
+            meter.measures = measures
+        if measures:
+            meter.mixed(_spread(x) / before if before else None, None, steps)
         return x
 
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from fedsim.backends.ray.protocol import (
 )
 from fedsim.controller.evaluate import Scores, score
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
@@ -119,7 +120,7 @@ class Worker:
             return several([report, *memories], count)
         empty = np.zeros(0, np.int64)
         failed = self._failure(raised, task, down, first, rows)
-        return several([Report(empty, empty, empty, empty, None, None, None, failed)], count)
+        return several([Report(empty, empty, empty, empty, None, None, (), failed)], count)
 
     def memories(self, token: int) -> Any:
         """The tensors of new memories that `run` could not return."""
@@ -129,29 +130,30 @@ class Worker:
     def _run(
         self, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]
     ) -> tuple[Report, list[np.ndarray]]:
-        fed = self._fed
-        fed.ledger.gradient_evaluations[:] = 0
-        fed.decay = lambda round: task.decay
+        fed = replace(self._fed, decay=lambda round: task.decay)
+        meter = Meter(fed)
         backend: Any = Blocks(task.block_size) if task.block_size else Loop()
-        fn = self._functions[task.fn]
-        mine = self._mine(task, first, rows)
-        with explained(title(fn), task.round):
-            sent, memory = backend.each(fed, fn, task.ids, task.round, self._tree(task.down, down), mine)
+        call = self._call(task, down, first, rows)
+        with explained(title(call.fn), task.round):
+            sent, memory = backend.run(fed, meter, call)
+        of = [memory[node] for node in task.ids.tolist()] if memory else []
+        gradients, kept = meter.ledger.gradient_evaluations[task.ids], tree_map(form, of[0]) if of else ()
+        tensors = [array for tree in of for array in arrays(tree)]
+        if sent is None:
+            nothing = np.zeros(len(task.ids), np.int64)
+            return Report(nothing, nothing, nothing == 0, gradients, None, None, kept), tensors
         messages = sent.stacked()
         self._held[task.token] = messages
         stack, one = Stacked(messages), tree_map(lambda t: t[:1], messages)
-        of = [memory[node] for node in task.ids.tolist()] if task.mine is not None else []
         forms = [tree_map(lambda t: form(t[0]), tree) for tree in (one, unpacked(one))]
-        report = Report(
-            np.array(stack.sizes()),
-            np.array(stack.paper_bits()),
-            stack.finite(),
-            fed.ledger.gradient_evaluations[task.ids].copy(),
-            forms[0],
-            forms[1],
-            tree_map(form, of[0]) if of else None,
+        sizes, bits = np.array(stack.sizes()), np.array(stack.paper_bits())
+        return Report(sizes, bits, stack.finite(), gradients, forms[0], forms[1], kept), tensors
+
+    def _call(self, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]) -> ClientCall:
+        mine = self._mine(task, first, rows)
+        return ClientCall(
+            self._functions[task.fn], task.ids, task.round, self._tree(task.down, down), mine, task.sends
         )
-        return report, [array for tree in of for array in arrays(tree)]
 
     def _mine(self, task: ClientTask, first: list[np.ndarray], rows: Sequence[np.ndarray]) -> Kept[Any] | None:
         if task.mine is None:
@@ -182,11 +184,11 @@ class Worker:
             return ClientFailure([], line, text, full=True)
         if isinstance(error, FedsimError):
             return ClientFailure([], line, text, refused=error)
-        mine, sent = self._mine(task, first, rows), self._tree(task.down, down)
+        call = self._call(task, down, first, rows)
         failed: dict[int, tuple[str, str]] = {}
         for node in task.ids.tolist():
             try:
-                Loop().each(self._fed, fn, np.array([node]), task.round, sent, mine)
+                Loop().run(self._fed, Meter(self._fed), call._replace(ids=np.array([node])))
             except Exception as alone:
                 failed[node] = described(alone, fn)
         if not failed:

@@ -49,10 +49,11 @@ class ClientTask:
         decay: the learning-rate factor.
         block_size: clients in a block; 0 for one after the other.
         fn: name under which the client function was sent.
+        sends: whether it returns a message.
         down: form of what is sent to every client; None for nothing.
-        mine: form of a client's memory; None where it has none.
+        mine: form of a client's memories; None where it reads none.
         known: for which of ``ids`` a memory is given; the others have the first one.
-        leaves: number of tensors that a new memory is expected to have.
+        leaves: number of tensors that the new memories of a client are expected to have.
         drop: tokens of messages that nobody needs any more.
     """
 
@@ -62,6 +63,7 @@ class ClientTask:
     decay: float
     block_size: int
     fn: str
+    sends: bool
     down: Any
     mine: Any
     known: np.ndarray
@@ -118,9 +120,9 @@ class Report(NamedTuple):
         paper_bits: as papers count them.
         finite: which hold neither NaN nor infinity.
         gradients: gradient evaluations of each client.
-        message: form of a message.
+        message: form of a message; None where none is sent.
         dense: form of what it stands for.
-        memory: form of a new memory; None where there is none.
+        memory: form of a client's new memories.
         failure: what went wrong instead.
     """
 

@@ -7,7 +7,7 @@ them died: a round is a function of the state before it, all of which lives in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,10 +19,10 @@ from fedsim.backends.ray.object_store import FarRow, arrays, far_tree, to_array
 from fedsim.backends.ray.protocol import ClientFailure, ClientTask, Report, form
 from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run
 from fedsim.controller.evaluate import CHUNK, Scores
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import ClientError, ConfigError, DeviceFullError, RunError
 from fedsim.tree import fetched, leaves, tree_map
-from fedsim.types import Kept, Messages
+from fedsim.types import Messages
 from fedsim.values import Far, Vector
 
 
@@ -41,15 +41,9 @@ class RayActors:
         self._widths: dict[str, int] = {}                  # tensors of a new memory, by client function
         self._firsts: list[tuple[Any, Any]] = []           # first memories that are in the store
 
-    def each(
-        self,
-        federation: Federation,
-        fn: Callable[..., Any],
-        ids: np.ndarray,
-        round: int,
-        down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``.
 
         Raises:
@@ -58,14 +52,14 @@ class RayActors:
             DeviceFullError: a device had too little memory; the round may be done again, with blocks half as large.
             StateLostError: memories of clients are gone; only a checkpoint has them.
         """
-        w = self.workers
+        w, ids, down, mine = self.workers, call.ids, call.down, call.mine
         w.settle(federation)
-        name, put = w.teach(fn), w.ray.put
+        name, put = w.teach(call.fn), w.ray.put
         sizes = federation.shards.sizes[ids]
         order = federation.work.order(sizes) if self.block_size else np.arange(len(ids))
         samples = federation.work.counts(sizes) * federation.work.batch(sizes)
         runs = split(samples[order] + 1.0, self.block_size or 1, len(w))
-        width = 0 if mine is None else self._widths.get(name, len(leaves(mine.default)))
+        width = self._widths.get(name, 0 if mine is None else len(leaves(mine.default)))
         token = next(TOKENS)
         sent = put([] if down is None else arrays(down))
         new = mine is not None and not all(node in mine.rows for node in ids.tolist())
@@ -76,7 +70,7 @@ class RayActors:
             rows = {} if mine is None else {node: mine.rows[node] for node in nodes.tolist() if node in mine.rows}
             known = np.isin(nodes, list(rows))
             task = ClientTask(
-                token, nodes, round, federation.decay(round), self.block_size, name,
+                token, nodes, call.round, federation.decay(call.round), self.block_size, name, call.sends,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
                 known, width, w.dropped(run.worker),
             )  # fmt: skip
@@ -85,19 +79,20 @@ class RayActors:
         reports: list[Report] = w.get([first for first, *_ in calls])
         if any(report.failure is not None for report in reports):
             w.drop(token, [run.worker for run in runs])    # some have what nobody will ask for
-        self._check(reports, name, round)
-        memory: dict[int, Any] = {}
+        self._check(reports, name, call.round)
+        memory: dict[int, tuple[Any, ...]] = {}
         for run, report, (_, *refs) in zip(runs, reports, calls, strict=True):
             nodes = ids[order[run.start : run.stop]]
-            federation.ledger.gradient_evaluations[nodes] += report.gradients
-            if mine is not None:
-                memory |= self._memories(run, report, nodes, refs, name, token, federation)
-        device = federation.model.device
-        return RayMessages(w, runs, order, reports, token, device), {n: memory[n] for n in ids.tolist() if n in memory}
+            meter.ledger.gradient_evaluations[nodes] += report.gradients
+            memory |= self._memories(run, report, nodes, refs, name, token, federation)
+        messages = RayMessages(w, runs, order, reports, token, federation.model.device) if call.sends else None
+        return messages, {node: memory[node] for node in ids.tolist() if node in memory}
 
     def _memories(
         self, run: Run, report: Report, nodes: np.ndarray, refs: list[Any], name: str, token: int, fed: Federation
-    ) -> dict[int, Any]:
+    ) -> dict[int, tuple[Any, ...]]:
+        if not report.memory:
+            return {}
         width = len(leaves(report.memory))
         if width * len(nodes) != len(refs):                # a memory of other form than the one before
             self._widths[name] = width
@@ -109,7 +104,7 @@ class RayActors:
     def _first(self, default: Any) -> Any:
         """Reference to the memory of clients that have none yet."""
         for known, ref in self._firsts:
-            if known is default:
+            if all(a is b for a, b in zip(leaves(known), leaves(default), strict=False)):
                 return ref
         ref = self.workers.ray.put(arrays(fetched(default)))
         self._firsts = [*self._firsts[-3:], (default, ref)]

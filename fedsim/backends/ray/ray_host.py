@@ -25,7 +25,7 @@ from fedsim.controller.choose import choose
 from fedsim.controller.evaluate import Scores
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.machine import cores
 from fedsim.errors import ClientError, ConfigError, DeviceFullError, RoundLostError, RunError, many
 from fedsim.experiment.execution import Ray
@@ -102,7 +102,7 @@ class RayHost(Host):
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
-    ) -> dict[str, Any]:
+    ) -> tuple[Federation, dict[str, Any]]:
         """See ``Host``."""
         fed, ray = prepared.federation, self._ray
         assert ray is not None, "the host is not entered"
@@ -115,11 +115,10 @@ class RayHost(Host):
         size = self._block_size(experiment, fed, ids, len(self._workers)) if given is None else given
         if self._most is not None:
             size = min(size, self._most)
-        fed.backend = RayActors(self._workers, size)
-        fed.memory = ObjectStore(ray)
+        self._backend = RayActors(self._workers, size)
         self._tell_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
         self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
-        return self._chosen
+        return replace(fed, backend=self._backend, memory=ObjectStore(ray)), self._chosen
 
     def _start(
         self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, given: int | None
@@ -150,7 +149,7 @@ class RayHost(Host):
             for round in (1, 2):
                 state = experiment.method.round(state, cohort(trial, round, some))
 
-        self._repeated("the trial of a GPU", trial, rounds)
+        self._repeated("the trial of a GPU", backend, Meter(fed), rounds)
         peak, total = one.get(one.call(0, "device"))[0]
         one.close()
         return share_of(peak, total), backend.block_size
@@ -177,12 +176,16 @@ class RayHost(Host):
             f" {f'blocks of {size}' if size else 'one client after the other'}"
         )
 
-    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+    def init(
+        self, algorithm: Algorithm[Any], x: Vector, federation: Federation, meter: Meter, template: bool
+    ) -> Any:
         """See ``Host``. Done again where it is lost."""
-        begin = super().init
-        return self._repeated("initialisation", federation, lambda: begin(algorithm, x, federation, template))
+        begin = partial(super().init, algorithm, x, federation, meter, template)
+        return self._repeated("initialisation", self._backend, meter, begin)
 
-    def round(self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray) -> Any:
+    def round(
+        self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
+    ) -> Any:
         """See ``Host``. A round that is lost is done again from the state before it; so is one in which a client's code
         raised, as the settings say.
 
@@ -190,16 +193,16 @@ class RayHost(Host):
             ClientError: a client's code raised.
             RunError: the round was lost again and again.
         """
-        before, chosen = federation.ledger.snapshot(), ids
+        before, chosen = meter.ledger.snapshot(), ids
         for attempt in count(1):
-            clients = cohort(federation, round, ids)
+            clients = cohort(federation, round, ids, meter)
             try:
-                new = self._repeated(f"round {round}", federation, partial(algorithm.round, state, clients))
+                new = self._repeated(f"round {round}", self._backend, meter, partial(algorithm.round, state, clients))
                 break
             except ClientError as error:
                 ids = self._without(error, ids, attempt)
                 self.say(f"round {round} again: {str(error).splitlines()[0]}; policy: {self.settings.on_error}")
-                federation.ledger.restore(before)
+                meter.ledger.restore(before)
         self.skipped = np.setdiff1d(chosen, ids).tolist()
         return new
 
@@ -216,26 +219,26 @@ class RayHost(Host):
             workers.settle(prepared.federation)
             return score(workers, x, inputs, targets, bool(prepared.dataset.classes))
 
-        return self._repeated("evaluation", prepared.federation, scores)
+        return self._repeated("evaluation", self._backend, Meter(prepared.federation), scores)
 
-    def _repeated(self, what: str, federation: Federation, do: Callable[[], T]) -> T:
+    def _repeated(self, what: str, backend: RayActors, meter: Meter, do: Callable[[], T]) -> T:
         """What ``do`` returns; it is called again when workers die, and whenever a device is full: blocks of one
         client, which cannot be halved, end that.
 
         Raises:
             RunError: workers died again and again.
         """
-        before, lost = federation.ledger.snapshot(), 0
+        before, lost = meter.ledger.snapshot(), 0
         while True:
             try:
                 return do()
             except RoundLostError as error:
                 if isinstance(error, DeviceFullError):
-                    self._chosen["block_size"] = federation.backend.block_size   # type: ignore[attr-defined]
+                    self._chosen["block_size"] = backend.block_size
                 elif (lost := lost + 1) >= MOST_ATTEMPTS:
                     raise RunError(f"{what} was lost {lost} times; the last time: {error}") from error
                 self.say(f"{what} again: {error}")
-                federation.ledger.restore(before)
+                meter.ledger.restore(before)
 
     def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
         """With whom a round is done again: with fewer each time, or so many times with everybody."""

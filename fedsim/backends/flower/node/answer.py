@@ -30,6 +30,7 @@ from fedsim.backends.flower.protocol.forms import (
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
 from fedsim.controller.evaluate import score
+from fedsim.engine.federation import ClientCall, Meter
 from fedsim.errors import DeployError, FedsimError
 from fedsim.feedback.linked import is_vector, moved
 from fedsim.messages import wire
@@ -105,34 +106,38 @@ class Node:
         clock = time.perf_counter()
         down = self._down(call)
         clock = self._spent("encode", clock)
-        mine = None
-        if (spec := values.get("memory")) is not None:
-            down, memory = arguments(fn, down, self._memory(spec, call))
-            mine = Kept(fed.shards.n, memory, {self.client: memory})
+        spec = values.get("memory")
+        if not isinstance(spec, list):
+            raise DeployError(f"memories are said as {spec!r:.80}; expected a list")
+        memories, sends = self._memory(spec, call), bool(values.get("sends"))
+        if sends or down is not None:
+            down, *memories = arguments(fn, down, *memories)
         else:
-            (down,) = arguments(fn, down)
+            memories = arguments(fn, *memories)
+        mine = Kept(fed.shards.n, tuple(memories), {self.client: tuple(memories)}) if memories else None
         self.store.drop(values.get("alive", ()), self._now(call))
         clock = self._spent("memory", clock)
-        before = fed.ledger.gradient_evaluations[self.client]
-        sent, kept = fed.backend.each(fed, fn, np.array([self.client]), number(call, "round"), down, mine)
-        message = tree_map(lambda t: t[0], sent.stacked())
+        meter = Meter(fed)
+        work = ClientCall(fn, np.array([self.client]), number(call, "round"), down, mine, sends)
+        sent, kept = fed.backend.run(fed, meter, work)
         clock = self._spent("compute", clock)
-        what = f"in round {values['round']} the {{}} of client {self.client}"
-        check_finite(message, what.format("message"))
-        data = wire.encode(message, self.compressors)
+        what, data = f"in round {values['round']} the {{}} of client {self.client}", {}
+        if sent is not None:
+            message = tree_map(lambda t: t[0], sent.stacked())
+            check_finite(message, what.format("message"))
+            data["message"] = wire.encode(message, self.compressors)
         clock = self._spent("encode", clock)
-        form = None
-        if mine is not None:
-            check_finite(kept[self.client], what.format("new memory"))
-            form = self._keep(call, kept[self.client])
+        new = kept.get(self.client, ())
+        check_finite(new, what.format("new memory"))
+        form = self._keep(call, new)
         if "public" in values:
             for k, leaf in enumerate(leaf for leaf in leaves(down) if is_vector(leaf, fed.model.d)):
                 self.store.write(f"{values['write']}.{COPY + k}", leaf)
         if values.get("keep"):
-            self._keep_message(call, data)
+            self._keep_message(call, data["message"])
         self._spent("memory", clock)
-        evaluations = int(fed.ledger.gradient_evaluations[self.client] - before)
-        return Call("each", {"memory": form, "evaluations": evaluations}, {"message": data})
+        evaluations = int(meter.ledger.gradient_evaluations[self.client])
+        return Call("each", {"memory": form, "evaluations": evaluations}, data)
 
     def mix(self, call: Call) -> Call:
         """One gossip step: the weighted sum of neighbours' messages and the own one, in the order of their numbers."""

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from fedsim.errors import DeployError
 from fedsim.feedback.compressed import Compressed
-from fedsim.feedback.linked import Upload
+from fedsim.feedback.linked import Hearing, Upload
 from fedsim.feedback.mechanisms import Uplink
 from fedsim.tree import leaves
 from fedsim.types import Local
 from fedsim.values import Compressor, Packed
 
 Form = list[Any]
-UPLOAD, KEEPS = ", compressed", " with memory"
-"""What the names of client functions end with whose messages a link compresses."""
+UPLOAD, HEARING = ", compressed", ", unpacked"
+"""Endings of the names of client functions whose messages a link compresses: what they send, or only what they read."""
 
 
 def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
@@ -72,13 +72,13 @@ def _parts(owner: object, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
-    """The name by which a node finds a client function: ``client``, or ``algorithm.client with memory, compressed``.
+    """The name by which a node finds a client function: ``client``, or ``algorithm.client, compressed``.
 
     Raises:
         DeployError: it is no method of the algorithm or of one of its settings.
     """
-    if isinstance(fn, Upload):
-        return name_of(algorithm, fn.fn) + (KEEPS if fn.keeps else "") + UPLOAD
+    if isinstance(fn, Upload | Hearing):
+        return name_of(algorithm, fn.fn) + (UPLOAD if isinstance(fn, Upload) else HEARING)
     if isinstance(fn, MethodType):
         for path, part in _parts(algorithm, ""):
             if part is fn.__self__:
@@ -95,10 +95,12 @@ def function_of(algorithm: object, name: object) -> Callable[..., Any]:
     Raises:
         DeployError: there is no such method whose first argument is a ``Local``.
     """
-    if isinstance(name, str) and name.endswith(UPLOAD) and isinstance(algorithm, Compressed):
-        inner = name.removesuffix(UPLOAD)
-        uplink = cast("Uplink | None", algorithm.uplink)
-        return Upload(function_of(algorithm, inner.removesuffix(KEEPS)), uplink, inner.endswith(KEEPS))
+    if isinstance(name, str) and isinstance(algorithm, Compressed):
+        if name.endswith(UPLOAD):
+            uplink = cast("Uplink | None", algorithm.uplink)
+            return Upload(function_of(algorithm, name.removesuffix(UPLOAD)), uplink)
+        if name.endswith(HEARING):
+            return Hearing(function_of(algorithm, name.removesuffix(HEARING)))
     path, _, method = str(name).rpartition(".")
     owner = dict(_parts(algorithm, "")).get(f"{path}." if path else "")
     known = [key for key, value in vars(type(owner)).items() if _runs_at_client(value)]
@@ -126,10 +128,9 @@ def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
 
 
 def arguments(fn: Callable[..., Any], *trees: Any) -> list[Any]:
-    """What follows ``local`` in a client function's arguments, with plain tuples made the NamedTuples it expects."""
-    if isinstance(fn, Upload) and len(trees) == 2:         # the second: (the algorithm's memory, the link's)
-        down, own = arguments(fn.fn, trees[0], trees[1][0])
-        return [down, (own, trees[1][1])]
+    """Arguments of a client function after ``local``, with plain tuples made the NamedTuples that it expects."""
+    if isinstance(fn, Upload | Hearing):                   # the last memory of an upload is the link's
+        fn = fn.fn
     hints = [*_hints(fn).values()][1:]
     return [named(tree, hint) for tree, hint in zip(trees, [*hints, *[None] * len(trees)], strict=False)]
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.model import Model
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import tree_map
-from fedsim.types import Batch, Kept, Messages
+from fedsim.types import Batch, Messages
 from fedsim.values import Far, Vector
 
 
@@ -50,14 +49,10 @@ class DryLocal:
 
 
 @torch.no_grad()
-def outcome(fn: Callable[..., Any], model: Model, sample: Batch, down: Any, memory: Any) -> tuple[Any, Any]:
-    """A message and a memory of the shapes that ``fn`` gives; no memory where it is given none."""
-    local = DryLocal(model, sample)
-    if memory is None:
-        return fn(local, down), None
-    here = tree_map(lambda t: _like(t, model.device), memory)
-    message, kept = fn(local, down, here)
-    return message, kept
+def outcome(call: ClientCall, model: Model, sample: Batch, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A message and new memories of the shapes that a client function gives from the memories ``mine``."""
+    here = tree_map(lambda t: _like(t, model.device), mine)
+    return call.at(DryLocal(model, sample), call.down, here)
 
 
 class Dry:
@@ -66,20 +61,14 @@ class Dry:
     def __init__(self, sample: Batch) -> None:
         self._sample = sample
 
-    def each(
-        self,
-        federation: Federation,
-        fn: Callable[..., Any],
-        ids: np.ndarray,
-        round: int,
-        down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
-        first = None if mine is None else mine[int(ids[0])]
-        message, memory = outcome(fn, federation.model, self._sample, down, first)
-        rows = tree_map(lambda t: t.expand(len(ids), *t.shape), message)
-        return Stacked(rows), {} if mine is None else dict.fromkeys(ids.tolist(), memory)
+        first = () if call.mine is None else call.mine[int(call.ids[0])]
+        message, new = outcome(call, federation.model, self._sample, first)
+        memory = dict.fromkeys(call.ids.tolist(), new) if new else {}
+        return Stacked(tree_map(lambda t: t.expand(len(call.ids), *t.shape), message)) if call.sends else None, memory
 
 
 def _like(leaf: Tensor | Far, device: torch.device) -> Tensor:

@@ -23,12 +23,12 @@ from fedsim.backends.flower.server.dry_run import outcome
 from fedsim.backends.flower.server.memories import Handle, Memories
 from fedsim.backends.flower.server.relay import Done, Relayed, neighbours
 from fedsim.backends.flower.server.transport import REFUSED, Exchange, Link
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import ClientsLostError
 from fedsim.feedback.linked import is_vector
 from fedsim.messages import wire
 from fedsim.tree import build, leaves, unpacked
-from fedsim.types import Batch, Kept, Messages
+from fedsim.types import Batch, Messages
 from fedsim.values import Far, Vector
 
 if TYPE_CHECKING:
@@ -87,31 +87,27 @@ class FlowerBackend:
         self._public = name, form_of(message, self.compressors)
         self.copies.publish(name, wire.encode(message, self.compressors), whole)
 
-    def each(
-        self,
-        federation: Federation,
-        fn: Callable[..., Any],
-        ids: np.ndarray,
-        round: int,
-        down: Any,
-        mine: Kept[Any] | None,
-    ) -> tuple[Messages[Any], dict[int, Any]]:
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``.
 
         Raises:
             ClientsLostError: some clients did not answer, or not properly.
         """
-        values: dict[str, Any] = {"function": name_of(self.algorithm, fn), "keep": self.gossip}
+        down, mine, keep = call.down, call.mine, self.gossip and call.sends
+        values: dict[str, Any] = {"function": name_of(self.algorithm, call.fn), "sends": call.sends, "keep": keep}
         data = {}
         if down is not None:
             values["form"] = form_of(down, self.compressors)
             data["down"] = wire.encode(down, self.compressors)
-        memories = {i: mine.rows.get(i, mine.default) if mine is not None else None for i in ids.tolist()}
-        message, memory = outcome(fn, self.model, self.sample, down, next(iter(memories.values())))
+        ids = call.ids.tolist()
+        memories = {i: () if mine is None else mine.rows.get(i, mine.default) for i in ids}
+        message, memory = outcome(call, self.model, self.sample, memories[ids[0]])
         calls = {}
         for client, kept in memories.items():
             shipped: dict[str, bytes] = {}
-            spec = None if mine is None else self.memories.said(kept, client, shipped)
+            spec = self.memories.said(kept, client, shipped)
             calls[client] = Call("each", {**values, "memory": spec}, {**data, **shipped})
         public, self._public = self._public, None
         vectors = [form_of(leaf) for leaf in leaves(down) if is_vector(leaf, self.model.d)] if public else []
@@ -122,10 +118,10 @@ class FlowerBackend:
                 self.copies.arrived(public[0], client, write, vectors)
             return found
 
-        done = self._ask(calls, round, read, public)
-        federation.ledger.gradient_evaluations[ids] += [each.evaluations for each in done]
-        kept_now = {} if mine is None else {i: each.memory for i, each in zip(ids.tolist(), done, strict=True)}
-        return Relayed(self.mix, ids, round, done), kept_now
+        done = self._ask(calls, call.round, read, public)
+        meter.ledger.gradient_evaluations[call.ids] += [each.evaluations for each in done]
+        new = {i: each.memory for i, each in zip(ids, done, strict=True)} if memory else {}
+        return Relayed(self.mix, call.ids, call.round, done) if call.sends else None, new
 
     def mix(self, ids: np.ndarray, round: int, w: csr_array, now: Sequence[Done], last: bool) -> list[Done]:
         """One gossip step: each client hears its neighbours' messages; the last step makes what is kept."""
@@ -242,14 +238,18 @@ class FlowerBackend:
 
     def _read(self, client: int, write: str, answer: Call, like: Any, kept: Any) -> Done:
         """The answer to a client function, which must look like what the function gives."""
-        data = answer.data["message"]
-        tree = wire.decode(data, self.compressors, self.model.d)
-        _expect(form_of(tree, self.compressors), form_of(like, self.compressors))
-        check_finite(tree, "its message")
         evaluations = answer.values["evaluations"]
         if not isinstance(evaluations, int) or not 0 <= evaluations < 2**53:
             raise RefusedError(f"counts {evaluations!r:.40} gradient evaluations; expected a whole number")
         memory = self._kept(client, write, answer, kept)
+        if like is None:
+            if answer.data:
+                raise RefusedError(f"sent {', '.join(sorted(answer.data))!r:.80}; expected no message")
+            return Done(b"", None, memory, None, evaluations)
+        data = answer.data["message"]
+        tree = wire.decode(data, self.compressors, self.model.d)
+        _expect(form_of(tree, self.compressors), form_of(like, self.compressors))
+        check_finite(tree, "its message")
         message = self.memories.message(client, write, len(data)) if self.gossip else None
         return Done(data, self._as(like, tree), memory, message, evaluations)
 
@@ -265,10 +265,10 @@ class FlowerBackend:
         return Done(data, self._as(like, tree), None, message, 0)
 
     def _kept(self, client: int, write: str, answer: Call, like: Any) -> Any:
-        """Handles of a new memory, which must look like ``like``."""
-        form = None if like is None else form_of(like)
+        """Handles of new memories, which must look like ``like``."""
+        form = form_of(like)
         _expect(answer.values["memory"], form)
-        return None if form is None else self._as(like, self.memories.handles(client, write, form))
+        return self._as(like, self.memories.handles(client, write, form))
 
     def _as(self, like: Any, tree: Any) -> Any:
         """The tree with the NamedTuples of ``like``, on the model's device."""

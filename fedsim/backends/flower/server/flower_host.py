@@ -6,7 +6,7 @@ import json
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from fedsim.clients import cohort
 from fedsim.controller.evaluate import OwnScores
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.memory import OnDevice
 from fedsim.errors import ClientsLostError, ConfigError, DeployError
 from fedsim.experiment.config import to_config
@@ -89,7 +89,7 @@ class FlowerHost(Host):
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
-    ) -> dict[str, Any]:
+    ) -> tuple[Federation, dict[str, Any]]:
         """See ``Host``."""
         fed = prepared.federation
         known = directory.manifest.get("deployment", {})
@@ -99,42 +99,42 @@ class FlowerHost(Host):
         sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
         gossip = experiment.topology is not None
         self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)
-        fed.backend, fed.memory = self.backend, self.backend.memories
         self._pinned.clear()
         path = directory.seed_path(fed.seed) / "exchanges.jsonl"
         self.backend.note = lambda round, verb, exchange: _note(path, round, verb, exchange)
-        return {"backend": "flower", "reason": "deployed"}
+        connected = replace(fed, backend=self.backend, memory=self.backend.memories)
+        return connected, {"backend": "flower", "reason": "deployed"}
 
-    def init(self, algorithm: Algorithm[Any], x: Vector, federation: Federation, template: bool) -> Any:
+    def init(
+        self, algorithm: Algorithm[Any], x: Vector, federation: Federation, meter: Meter, template: bool
+    ) -> Any:
         """See ``Host``; initialisation needs everybody, and a template nobody."""
         if template:
-            backend, memory = federation.backend, federation.memory
-            federation.backend, federation.memory = Dry(self.backend.sample), OnDevice()
-            try:
-                return algorithm.init(x, cohort(federation, 0))
-            finally:
-                federation.backend, federation.memory = backend, memory
+            dry = replace(federation, backend=Dry(self.backend.sample), memory=OnDevice())
+            return algorithm.init(x, cohort(dry, 0))
         try:
-            return algorithm.init(x, cohort(federation, 0))
+            return algorithm.init(x, cohort(federation, 0, meter=meter))
         except ClientsLostError as lost:
             raise DeployError(f"{type(algorithm).__name__} begins with a message of every client; {lost}") from lost
 
-    def round(self, algorithm: Algorithm[Any], state: Any, federation: Federation, round: int, ids: np.ndarray) -> Any:
+    def round(
+        self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
+    ) -> Any:
         """See ``Host``. A round that loses clients is done again without them, as long as the policy allows it.
 
         Raises:
             DeployError: too few are left, or the algorithm needs those that are lost.
         """
-        before = federation.ledger.snapshot()
+        before = meter.ledger.snapshot()
         copies = self.backend.copies.snapshot()
         everybody, lost, losses, self._round = ids, None, Counter[int](), round
         while True:
             try:
-                new = algorithm.round(state, cohort(federation, round, ids))
+                new = algorithm.round(state, cohort(federation, round, ids, meter))
                 self.skipped = np.setdiff1d(everybody, ids).tolist()
                 return new
             except ClientsLostError as error:
-                federation.ledger.restore(before)
+                meter.ledger.restore(before)
                 self.backend.copies.restore(copies)
                 lost = error
                 ids = self._without(ids, lost, len(everybody), losses)

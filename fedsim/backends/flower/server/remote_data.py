@@ -31,8 +31,8 @@ class Elsewhere(Shards):
 
 def without_samples(prepared: Prepared) -> Prepared:
     """The same without the clients' samples."""
-    prepared.federation.shards = Elsewhere(prepared.federation.shards.sizes)
-    return replace(prepared, own=Elsewhere(prepared.own.sizes))
+    federation = replace(prepared.federation, shards=Elsewhere(prepared.federation.shards.sizes))
+    return replace(prepared, federation=federation, own=Elsewhere(prepared.own.sizes))
 
 
 def common_of(prepared: Prepared) -> Common:
