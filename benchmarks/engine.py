@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -50,11 +50,8 @@ def candidates(work: Work, sizes: tuple[int, ...], algorithm: Any) -> dict[str, 
     state = algorithm.init(fed.model.vector(), cohort(fed, 0, ids))
 
     def round(backend: Backend) -> Callable[[], object]:
-        def run() -> object:
-            fed.backend = backend
-            return algorithm.round(state, cohort(fed, 1, ids))
-
-        return run
+        there = replace(fed, backend=backend)
+        return lambda: algorithm.round(state, cohort(there, 1, ids))
 
     contenders["loop"] = round(Loop())
     return contenders | {f"blocks {size}": round(Blocks(size)) for size in sizes}

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def ours(name: str, rounds: int) -> tuple[list[float], Tensor]:
     work, block_size = CASES[name]
     seconds = []
     with session(cpus=2, gpus=0, object_store_bytes=500_000_000) as ray:
-        fed, algorithm = work.federation(), FedAvg(lr=LR)
-        fed.backend = RayActors(Workers(ray, Ray(actors=2)), block_size)
+        backend, algorithm = RayActors(Workers(ray, Ray(actors=2)), block_size), FedAvg(lr=LR)
+        fed = replace(work.federation(), backend=backend)
         state = algorithm.init(fed.model.vector(), cohort(fed, 0))
         for round in range(1, rounds + 1):
             start = time.perf_counter()

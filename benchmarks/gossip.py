@@ -110,7 +110,7 @@ def round_of_dfedsam(nodes: int, data: Data | Dataset, repeats: int) -> dict[str
     for number in range(repeats + 1):
         clients = cohort(federation, number + 1)
         begin, busy = time.perf_counter(), time.process_time()
-        sent, _ = clients.each(algorithm.client, None, state.x)        # the body of DFedSAM.round, clocked
+        sent = clients.each(algorithm.client, None, state.x)           # the body of DFedSAM.round, clocked
         middle = time.perf_counter()
         state = state._replace(x=state.x | clients.mix(sent))
         times.append((time.perf_counter() - begin, middle - begin, time.process_time() - busy))

@@ -32,7 +32,6 @@ from fedsim.backends.ray.session import session
 from fedsim.clients import cohort
 from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import LocalWork, Shards
-from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
 from fedsim.experiment.execution import Ray
 from fedsim.models import ResNet18
@@ -104,8 +103,8 @@ def main() -> None:
     cohorts = np.array_split(np.arange(n), max(1, n // arguments.cohort))
     store, start = int(arguments.store * GIB), time.perf_counter()
     with Watch() as watch, session(cpus=arguments.actors, gpus=0, object_store_bytes=store) as ray:
-        fed = Federation(model, Shards(x, y, np.arange(n + 1) * 2), LocalWork(2), 0, Loop())
-        fed.backend, fed.memory = RayActors(Workers(ray, Ray(actors=arguments.actors)), 0), ObjectStore(ray)
+        shards, backend = Shards(x, y, np.arange(n + 1) * 2), RayActors(Workers(ray, Ray(actors=arguments.actors)), 0)
+        fed = Federation(model, shards, LocalWork(2), 0, backend, memory=ObjectStore(ray))
         algorithm = Scaffold()
         state = algorithm.init(model.vector(), cohort(fed, 0))
         for round, ids in enumerate([*cohorts, *cohorts[:2]], 1):

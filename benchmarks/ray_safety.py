@@ -16,7 +16,7 @@ import argparse
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.ray_host import RayHost
 from fedsim.backends.ray.session import session
 from fedsim.clients import Clients, cohort
-from fedsim.engine.federation import Backend
+from fedsim.engine.federation import Backend, Meter
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import Memory, OnDevice
 from fedsim.experiment.execution import Ray
@@ -80,24 +80,25 @@ def main() -> None:
             ("memories", Keeping(RESNET18), Work(Logistic(), 10, 10, 2)),
         ):
             for place, (backend, memory) in places.items():
-                fed, ids = work.federation(), work.ids
-                fed.backend, fed.memory = backend, memory
+                fed, ids = replace(work.federation(), backend=backend, memory=memory), work.ids
+                meter = Meter(fed)
                 state, took = algorithm.init(fed.model.vector(), cohort(fed, 0)), []
                 for round in range(1, arguments.repeats + 2):
                     start = time.perf_counter()
-                    state = host.round(algorithm, state, fed, round, ids)
+                    state = host.round(algorithm, state, fed, meter, round, ids)
                     took.append(time.perf_counter() - start)
                 print(f"{name:9} {place:12} {1e3 * min(took[1:]):8.1f} ms a round of {len(ids)} clients", flush=True)
                 del state
-        fed = Work(Logistic(), 100, 20, 2).federation()
-        fed.backend, fed.memory, algorithm, took = *places["actors"], Keeping(1), []
+        backend, memory = places["actors"]
+        fed = replace(Work(Logistic(), 100, 20, 2).federation(), backend=backend, memory=memory)
+        meter, algorithm, took = Meter(fed), Keeping(1), []
         state = algorithm.init(fed.model.vector(), cohort(fed, 0))
         for round in range(1, arguments.losses + 1):
-            state = host.round(algorithm, state, fed, round, np.arange(20))
+            state = host.round(algorithm, state, fed, meter, round, np.arange(20))
             process = workers.get([actor.ready.remote() for actor in workers._actors])[0].process
             os.kill(process, signal.SIGKILL)
             start = time.perf_counter()
-            state = host.round(algorithm, state, fed, round, np.arange(20))
+            state = host.round(algorithm, state, fed, meter, round, np.arange(20))
             took.append(time.perf_counter() - start)
         print(f"lost      actors       {np.median(took):8.1f} s for a round that an actor died before", flush=True)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
@@ -112,8 +112,10 @@ def test_a_large_batch(backend: Any) -> None:
 @EACH_BACKEND
 def test_gradients_on_a_large_batch_and_on_the_whole_shard_are_charged(backend: Any) -> None:
     fed = federation(backend)
-    cohort(fed, 1, np.array([0, 1, 4])).each(lambda local, x: local.grad(x, local.sample(4)) + local.grad(x), X)
-    assert fed.ledger.gradient_evaluations.tolist() == [3 + 3, 4 + 9, 0, 0, 4 + 7]
+    meter = Meter(fed)
+    some = cohort(fed, 1, np.array([0, 1, 4]), meter=meter)
+    some.each(lambda local, x: local.grad(x, local.sample(4)) + local.grad(x), X)
+    assert meter.ledger.gradient_evaluations.tolist() == [3 + 3, 4 + 9, 0, 0, 4 + 7]
 
 
 def two_large_batches(local: Local, x: Tensor) -> Tensor:
@@ -135,8 +137,9 @@ def large_batch_in_every_step(local: Local, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("backend", [Loop(), Blocks(2)], ids=["loop", "blocks"])
 def test_the_batch_that_is_charged_is_the_one_that_was_used(fn: Any, expected: list[int], backend: Any) -> None:
     fed = federation(backend)
-    cohort(fed, 1).each(fn, X)
-    assert fed.ledger.gradient_evaluations.tolist() == expected
+    meter = Meter(fed)
+    cohort(fed, 1, meter=meter).each(fn, X)
+    assert meter.ledger.gradient_evaluations.tolist() == expected
 
 
 def test_mean_is_weighted_by_p_over_the_cohort() -> None:
@@ -205,44 +208,48 @@ def test_split_at_the_ends_and_outside() -> None:
 
 def test_down_and_up_are_charged_to_those_who_took_part() -> None:
     fed = federation()
-    clients = cohort(fed, 1, np.array([1, 4]))
+    meter = Meter(fed)
+    clients = cohort(fed, 1, np.array([1, 4]), meter=meter)
     down = (X, X)
     sent = clients.each(lambda local, d: d[0].float(), down)
-    assert fed.ledger.down.tolist() == [0, nbytes(down), 0, 0, nbytes(down)]
-    assert fed.ledger.up.tolist() == [0] * 5
+    assert meter.ledger.down.tolist() == [0, nbytes(down), 0, 0, nbytes(down)]
+    assert meter.ledger.up.tolist() == [0] * 5
     clients.mean(sent)
     up = nbytes(X.float())
-    assert fed.ledger.up.tolist() == [0, up, 0, 0, up]
+    assert meter.ledger.up.tolist() == [0, up, 0, 0, up]
 
 
 def test_an_upload_is_charged_once_however_often_it_is_read() -> None:
     fed = federation()
-    clients = cohort(fed, 1, np.array([1, 4]))
+    meter = Meter(fed)
+    clients = cohort(fed, 1, np.array([1, 4]), meter=meter)
     sent = clients.each(gradient, X)
     clients.mean(sent)
     clients.mean(sent)
     clients.reduce(sent, lambda rows, weights: rows[0])
-    assert fed.ledger.up.sum() == 2 * nbytes(X)
+    assert meter.ledger.up.sum() == 2 * nbytes(X)
     clients.mean(clients.each(gradient, X))
-    assert fed.ledger.up.sum() == 4 * nbytes(X), "another message, though an equal one"
+    assert meter.ledger.up.sum() == 4 * nbytes(X), "another message, though an equal one"
 
 
 def test_an_upload_is_charged_once_whoever_reads_it() -> None:
     fed = federation()
-    clients = cohort(fed, 1)
+    meter = Meter(fed)
+    clients = cohort(fed, 1, meter=meter)
     sent = clients.each(gradient, X)
     clients.mean(sent)
     clients.population.mean(sent)
-    assert fed.ledger.up.sum() == 5 * nbytes(X)
+    assert meter.ledger.up.sum() == 5 * nbytes(X)
 
 
 @EACH_BACKEND
 def test_memory_never_travels(backend: Any) -> None:
     fed = federation(backend)
-    clients = cohort(fed, 1)
+    meter = Meter(fed)
+    clients = cohort(fed, 1, meter=meter)
     big = clients.keep(torch.zeros(1000, dtype=torch.float64))
     clients.mean(clients.each(lambda local, x, m: (x + m.sum(), m + 1), X, big)[0])
-    assert fed.ledger.down.tolist() == fed.ledger.up.tolist() == [nbytes(X)] * 5
+    assert meter.ledger.down.tolist() == meter.ledger.up.tolist() == [nbytes(X)] * 5
 
 
 @EACH_BACKEND

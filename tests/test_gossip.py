@@ -9,6 +9,7 @@ import torch
 from scipy.sparse import csr_array
 
 from fedsim.clients import cohort
+from fedsim.engine.federation import Meter
 from fedsim.errors import ConfigError
 from fedsim.gossip import check, check_connected, mixing_matrix, restrict
 from fedsim.messages.mixing import spread
@@ -139,8 +140,9 @@ Z = torch.randn(5, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
 
 def test_mix_goes_into_trees_and_reads_the_consensus_of_the_first() -> None:
     fed = federation(topology=Static(Ring()))
+    meter = Meter(fed)
     tree, before = (Z, (Z[:, :1].float(), Z.reshape(5, 3, 1))), Z.clone()
-    mixed = cohort(fed, 1).mix(Sent(np.arange(5), Stacked(tree)), 2)
+    mixed = cohort(fed, 1, meter=meter).mix(Sent(np.arange(5), Stacked(tree)), 2)
     assert torch.equal(Z, before), "a message may be read again"
     W = np.linalg.matrix_power(Static(Ring()).matrix(1, 0, 5).toarray(), 2)
     for i in range(5):
@@ -148,8 +150,8 @@ def test_mix_goes_into_trees_and_reads_the_consensus_of_the_first() -> None:
         np.testing.assert_allclose(a, (W @ Z.numpy())[i], rtol=0, atol=1e-14)
         assert b.dtype == torch.float32 and c.shape == (3, 1)
         np.testing.assert_allclose(c[:, 0], a, rtol=0, atol=1e-15)
-    assert fed.contraction == pytest.approx(spread(torch.from_numpy(W) @ Z) / spread(Z), rel=1e-12)
-    assert fed.ledger.up.tolist() == fed.ledger.down.tolist() == [2 * 2 * nbytes(tree, stacked=True)] * 5
+    assert meter.contraction == pytest.approx(spread(torch.from_numpy(W) @ Z) / spread(Z), rel=1e-12)
+    assert meter.ledger.up.tolist() == meter.ledger.down.tolist() == [2 * 2 * nbytes(tree, stacked=True)] * 5
 
 
 ARROWS = Static(Exponential(directed=True), "uniform_directed")
@@ -161,26 +163,29 @@ EVERYBODY, FOUR = np.arange(5), np.array([0, 1, 2, 4])
 )
 def test_no_exchange_leaves_more_than_the_bound(topology: Static, active: np.ndarray) -> None:
     fed = federation(topology=topology)
+    meter = Meter(fed)
     for steps in (1, 3):
-        cohort(fed, 1, active).mix(Sent(active, Stacked(Z[active])), steps)
-        assert fed.contraction is not None and fed.contraction_bound is not None
-        assert 0 < fed.contraction <= fed.contraction_bound * (1 + 1e-12) < 1
+        cohort(fed, 1, active, meter=meter).mix(Sent(active, Stacked(Z[active])), steps)
+        assert meter.contraction is not None and meter.contraction_bound is not None
+        assert 0 < meter.contraction <= meter.contraction_bound * (1 + 1e-12) < 1
     w = restrict(topology.matrix(1, 0, 5), active, 1)
-    assert fed.contraction_bound == pytest.approx(np.linalg.norm(w.toarray() - 1 / len(active), 2) ** 3, rel=1e-12)
+    assert meter.contraction_bound == pytest.approx(np.linalg.norm(w.toarray() - 1 / len(active), 2) ** 3, rel=1e-12)
 
 
 def test_push_sum_has_no_bound() -> None:
     """What it spreads are sums, which need not come closer."""
     fed = federation(topology=Static(Star(), "column_stochastic"))
-    cohort(fed, 1).push(Sent(np.arange(5), Stacked(Z)))
-    assert fed.contraction_bound is None and fed.contraction is not None
+    meter = Meter(fed)
+    cohort(fed, 1, meter=meter).push(Sent(np.arange(5), Stacked(Z)))
+    assert meter.contraction_bound is None and meter.contraction is not None
 
 
 def test_the_consensus_distance() -> None:
     assert spread(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0]])) == 2.5
     fed = federation(topology=Static(Ring()))
-    cohort(fed, 1).mix(Sent(np.arange(5), Stacked(torch.ones(5, 3))))
-    assert fed.contraction is None, "nothing to contract"
+    meter = Meter(fed)
+    cohort(fed, 1, meter=meter).mix(Sent(np.arange(5), Stacked(torch.ones(5, 3))))
+    assert meter.contraction is None, "nothing to contract"
 
 
 @pytest.mark.parametrize("verb", ["mix", "push"])
@@ -192,10 +197,11 @@ def test_without_a_topology(verb: str) -> None:
 
 def test_those_who_are_away_hear_and_hold_nothing() -> None:
     fed = federation(topology=Static(Ring()))
-    mixed = cohort(fed, 1).mix(Sent(np.array([0, 1, 3]), Stacked(Z[[0, 1, 3]])))
+    meter = Meter(fed)
+    mixed = cohort(fed, 1, meter=meter).mix(Sent(np.array([0, 1, 3]), Stacked(Z[[0, 1, 3]])))
     assert set(mixed.rows) == {0, 1, 3}
     assert torch.equal(mixed[3], Z[3]) and not torch.equal(mixed[0], Z[0])
-    assert fed.ledger.up.tolist() == fed.ledger.down.tolist() == [nbytes(Z[0]), nbytes(Z[0]), 0, 0, 0]
+    assert meter.ledger.up.tolist() == meter.ledger.down.tolist() == [nbytes(Z[0]), nbytes(Z[0]), 0, 0, 0]
 
 
 def test_numbers_can_be_mixed() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.clients import cohort
-from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.federation import Backend, Federation, Meter
 from fedsim.engine.local_work import LocalWork, Shards, minibatches
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
@@ -103,11 +103,13 @@ def batches_of(fed: Federation) -> Callable[[int, int], list[np.ndarray]]:
     return batches
 
 
-def states(algorithm: Any, fed: Federation, x0: np.ndarray, cohorts: Sequence[Sequence[int]]) -> list[Any]:
+def states(
+    algorithm: Any, fed: Federation, x0: np.ndarray, cohorts: Sequence[Sequence[int]], meter: Meter | None = None
+) -> list[Any]:
     """The state after initialisation and after each round."""
-    all_states = [algorithm.init(torch.from_numpy(x0), cohort(fed, 0))]
+    all_states = [algorithm.init(torch.from_numpy(x0), cohort(fed, 0, meter=meter))]
     for t, S in enumerate(cohorts, 1):
-        all_states.append(algorithm.round(all_states[-1], cohort(fed, t, np.array(S))))
+        all_states.append(algorithm.round(all_states[-1], cohort(fed, t, np.array(S), meter)))
     return all_states
 
 

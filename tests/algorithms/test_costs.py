@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed,
 from algorithms.fedamd import optimal_p
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
-from fedsim.messages.ledger import Ledger
 from fedsim.messages.wire import nbytes
 from tests.algorithms.quadratics import federation, heterogeneous, states
 
@@ -36,10 +36,9 @@ def vectors(charged: np.ndarray) -> np.ndarray:
 
 def costs(algorithm: Any, fed: Federation, ids: list[int] = S) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vectors down, vectors up and gradient evaluations of each node in round 1."""
-    (before,) = states(algorithm, fed, np.zeros(F.d), [])
-    fed.ledger = Ledger(F.n)
-    algorithm.round(before, cohort(fed, 1, np.array(ids)))
-    return vectors(fed.ledger.down), vectors(fed.ledger.up), fed.ledger.gradient_evaluations
+    (before,), meter = states(algorithm, fed, np.zeros(F.d), []), Meter(fed)
+    algorithm.round(before, cohort(fed, 1, np.array(ids), meter=meter))
+    return vectors(meter.ledger.down), vectors(meter.ledger.up), meter.ledger.gradient_evaluations
 
 
 TABLE = [                          # vectors down, up; whole-shard gradients a step, and besides
@@ -77,13 +76,14 @@ def test_a_client_of_the_cohort_pays_what_the_paper_says(
 def test_a_client_of_fedcm_sends_a_vector_and_a_number(backend: Any) -> None:
     """Two vectors down, in the first round as well."""
     fed = federation(F, LocalWork(0, steps=K), backend)
+    meter = Meter(fed)
     states(FedCM(), fed, np.zeros(F.d), [S])
     taking_part = np.isin(np.arange(F.n), S).astype(int)
     x = torch.zeros(F.d, dtype=torch.float64)
     assert nbytes((x, x[0])) < nbytes(x) + 20
-    np.testing.assert_array_equal(fed.ledger.up, nbytes((x, x[0])) * taking_part)
-    np.testing.assert_array_equal(vectors(fed.ledger.down), 2 * taking_part)
-    np.testing.assert_array_equal(fed.ledger.gradient_evaluations, K * M * taking_part)
+    np.testing.assert_array_equal(meter.ledger.up, nbytes((x, x[0])) * taking_part)
+    np.testing.assert_array_equal(vectors(meter.ledger.down), 2 * taking_part)
+    np.testing.assert_array_equal(meter.ledger.gradient_evaluations, K * M * taking_part)
 
 
 @BACKENDS
@@ -107,11 +107,12 @@ def test_roles_pay_for_themselves(backend: Any) -> None:
 def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, backend: Any) -> None:
     """Which all n clients send, each from its whole shard."""
     fed = federation(F, LocalWork(8), backend)
+    meter = Meter(fed)
     states(algorithm, fed, np.zeros(F.d), [])
     first = int(isinstance(algorithm, FedAMD))
-    np.testing.assert_array_equal(vectors(fed.ledger.down), first)
-    np.testing.assert_array_equal(vectors(fed.ledger.up), first)
-    np.testing.assert_array_equal(fed.ledger.gradient_evaluations, first * M)
+    np.testing.assert_array_equal(vectors(meter.ledger.down), first)
+    np.testing.assert_array_equal(vectors(meter.ledger.up), first)
+    np.testing.assert_array_equal(meter.ledger.gradient_evaluations, first * M)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +126,7 @@ def test_the_optimal_anchor_probability(n: int, cohort: int, p: float) -> None:
 
 
 def test_fedamd_uses_it_by_default() -> None:
-    fed = federation(F, LocalWork(8))
-    fed.cohort_size = 4
+    fed = replace(federation(F, LocalWork(8)), cohort_size=4)
     assert FedAMD().probability(cohort(fed, 1, np.array([3]))) == optimal_p(10, 4)
 
 

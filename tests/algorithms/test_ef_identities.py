@@ -27,6 +27,7 @@ from algorithms import (
 from fedsim.clients import cohort
 from fedsim.compress import QSGD, Identity, Natural, RandK, Scaled, Sign, TopK
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.messages.wire import encode
 from fedsim.values import Packed, Site
@@ -169,9 +170,10 @@ def test_clients_of_ef21_bc_hold_what_the_server_holds() -> None:
 def test_the_ledger_charges_the_bytes_of_the_messages(by: Any) -> None:
     """Encoded one by one, client by client."""
     fed = federation(F, GRADIENTS, Blocks(4))
-    s = EF21(LR, by).init(torch.from_numpy(X0), cohort(fed, 0))
-    before = fed.ledger.up.copy()
-    sent, _ = cohort(fed, 1).each(EF21(LR, by).client, s.x - LR * s.g, s.g_i)
-    EF21(LR, by).round(s, cohort(fed, 1))
+    meter = Meter(fed)
+    s = EF21(LR, by).init(torch.from_numpy(X0), cohort(fed, 0, meter=meter))
+    before = meter.ledger.up.copy()
+    sent, _ = cohort(fed, 1, meter=meter).each(EF21(LR, by).client, s.x - LR * s.g, s.g_i)
+    EF21(LR, by).round(s, cohort(fed, 1, meter=meter))
     messages = [Packed(by, tuple(part[i] for part in sent.stacked.parts), F.d) for i in range(F.n)]
-    assert (fed.ledger.up - before).tolist() == [len(encode(m, [by])) for m in messages]
+    assert (meter.ledger.up - before).tolist() == [len(encode(m, [by])) for m in messages]

@@ -22,7 +22,7 @@ from algorithms import (
 from fedsim.clients import cohort
 from fedsim.compress import QSGD, TopK
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
@@ -42,10 +42,9 @@ BACKENDS = pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", 
 
 def costs(algorithm: Any, fed: Federation, S: list[int] = ALL) -> Ledger:
     """The ledger of round 1 alone."""
-    (first,) = states(algorithm, fed, np.zeros(F.d), [])
-    fed.ledger = Ledger(F.n)
-    algorithm.round(first, cohort(fed, 1, np.array(S)))
-    return fed.ledger
+    (first,), meter = states(algorithm, fed, np.zeros(F.d), []), Meter(fed)
+    algorithm.round(first, cohort(fed, 1, np.array(S), meter=meter))
+    return meter.ledger
 
 
 TABLE = [                          # messages over each link, bytes of one, gradients a step
@@ -116,10 +115,11 @@ def test_one_peer_is_one_message_each() -> None:
 )
 def test_initialisation_sends_nothing_and_only_trackers_need_gradients(algorithm: Any) -> None:
     fed = gossiping(F, LocalWork(0, steps=K), Static(Ring()))
+    meter = Meter(fed)
     states(algorithm, fed, np.zeros(F.d), [])
-    assert fed.ledger.up.sum() == fed.ledger.down.sum() == 0
+    assert meter.ledger.up.sum() == meter.ledger.down.sum() == 0
     first = K * M if isinstance(algorithm, GradientTracking | BEER) else 0 * M
-    np.testing.assert_array_equal(fed.ledger.gradient_evaluations, first)
+    np.testing.assert_array_equal(meter.ledger.gradient_evaluations, first)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from algorithms.dfedavg import DFedAvgState
 from algorithms.sgp import SGPState
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
@@ -133,12 +134,13 @@ def test_combining_first_is_combining_last_a_round_later() -> None:
 def test_mixing_keeps_the_mean_and_contracts_by_the_spectral_gap(graph: str, Q: int) -> None:
     n = 16
     fed = gossiping(heterogeneous(n=n, d=3), ONE_STEP, Static(GRAPHS[graph]))
+    meter = Meter(fed)
     z = np.random.default_rng(2).standard_normal((n, 4))
-    mixed = rows(cohort(fed, 1).mix(Sent(np.arange(n), Stacked(torch.from_numpy(z))), Q))
+    mixed = rows(cohort(fed, 1, meter=meter).mix(Sent(np.arange(n), Stacked(torch.from_numpy(z))), Q))
     np.testing.assert_allclose(mixed.mean(0), z.mean(0), rtol=0, atol=1e-14)
     lam = spectral(fed.topology.matrix(1, 0, n)).lam  # type: ignore[union-attr]
     assert consensus(mixed) <= lam**Q * consensus(z) + 1e-14
-    assert fed.contraction == pytest.approx(consensus(mixed) / consensus(z), abs=1e-12)
+    assert meter.contraction == pytest.approx(consensus(mixed) / consensus(z), abs=1e-12)
 
 
 @pytest.mark.parametrize("algorithm", [DFedAvg(lr=0.2), DFedSAM(lr=0.2, rho=0.03), GradientTracking(lr=0.1)])

@@ -13,7 +13,7 @@ from algorithms.marina import MARINAState
 from fedsim.clients import cohort
 from fedsim.compress import RandK
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.messages.ledger import Ledger
@@ -32,12 +32,11 @@ NEVER, ALWAYS = 1e-12, 1.0
 
 def charged(algorithm: Any, fed: Federation, cohorts: list[list[int]]) -> list[Ledger]:
     """What every round costs, from round 0 on."""
-    ledgers, state = [fed.ledger], algorithm.init(X, cohort(fed, 0))
+    meters = [Meter(fed) for _ in range(len(cohorts) + 1)]
+    state = algorithm.init(X, cohort(fed, 0, meter=meters[0]))
     for t, S in enumerate(cohorts, 1):
-        fed.ledger = Ledger(F.n)
-        state = algorithm.round(state, cohort(fed, t, np.array(S)))
-        ledgers.append(fed.ledger)
-    return ledgers
+        state = algorithm.round(state, cohort(fed, t, np.array(S), meters[t]))
+    return [meter.ledger for meter in meters]
 
 
 @EACH_BACKEND

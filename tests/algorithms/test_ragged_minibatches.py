@@ -18,7 +18,7 @@ from fedsim.clients import cohort
 from fedsim.compress import Identity
 from fedsim.engine import step
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Backend
+from fedsim.engine.federation import Backend, Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from tests.algorithms.gossip_federations import gossiping, rows
@@ -41,13 +41,14 @@ def test_the_sizes_are_ragged() -> None:
 @pytest.mark.parametrize("work", WORKS, ids=repr)
 def test_means_are_over_samples(work: LocalWork, backend: Backend) -> None:
     fed = federation(F, work, backend)
+    meter = Meter(fed)
     visited = [np.concatenate(batches_of(fed)(1, i)) for i in range(F.n)]
     at_x, at_y = (np.array([F.grad(i, at.numpy(), visited[i]) for i in range(F.n)]) for at in (X, Y))
-    got = cohort(fed, 1).each(mean_gradient, X).stacked
+    got = cohort(fed, 1, meter=meter).each(mean_gradient, X).stacked
     np.testing.assert_allclose(got, at_x, rtol=0, atol=1e-14)
-    change = cohort(fed, 1).each(lambda local, x: mean_difference(local, x, x * 0 + Y), X).stacked
+    change = cohort(fed, 1, meter=meter).each(lambda local, x: mean_difference(local, x, x * 0 + Y), X).stacked
     np.testing.assert_allclose(change, at_x - at_y, rtol=0, atol=1e-14)
-    assert fed.ledger.gradient_evaluations.tolist() == [3 * len(B) for B in visited]
+    assert meter.ledger.gradient_evaluations.tolist() == [3 * len(B) for B in visited]
 
 
 @EACH_BACKEND

@@ -10,6 +10,7 @@ import torch
 
 from fedsim.clients import cohort
 from fedsim.compress import RandK, TopK
+from fedsim.engine.federation import Meter
 from fedsim.errors import DivergenceError
 from fedsim.messages.wire import encode
 from tests.compress.algorithm import CompressedGradient
@@ -34,14 +35,15 @@ def test_backends_agree(name: str, both: bool) -> None:
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_every_client_pays_for_the_bytes_of_its_own_message(name: str) -> None:
     fed = federation(backend="blocks of 4", dtype=torch.float32)
-    algorithm, clients = CompressedGradient(compressor=COMPRESSORS[name]), cohort(fed, 1)
+    meter = Meter(fed)
+    algorithm, clients = CompressedGradient(compressor=COMPRESSORS[name]), cohort(fed, 1, meter=meter)
     x = initial(fed)
     sent = clients.each(algorithm.client, x)
     clients.mean(sent)
     for row in range(6):
         message: Any = sent.stacked
         message = type(message)(message.by, tuple(part[row] for part in message.parts), message.d)
-        assert fed.ledger.up[row] == len(encode(message, [algorithm.compressor]))
+        assert meter.ledger.up[row] == len(encode(message, [algorithm.compressor]))
 
 
 @pytest.mark.parametrize("backend", ["loop", *BACKENDS])

@@ -50,7 +50,7 @@ from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
 from fedsim.compress import QSGD, LowPrecision, Natural, PowerSGD, RandK, Scaled, TopK
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Federation
+from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
@@ -240,15 +240,16 @@ def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def rounds(
-    algorithm: Any, fed: Federation, cohorts: tuple[tuple[int, ...], ...] = (), state: Any = None, first: int = 1
-) -> Iterator[Any]:
+    algorithm: Any, fed: Federation, cohorts: tuple[tuple[int, ...], ...] = (), state: Any = None, first: int = 1,
+    meter: Meter | None = None,
+) -> Iterator[Any]:  # fmt: skip
     """The states of a run, from initialisation, or from ``state`` before round ``first``."""
-    cohorts = cohorts or cohorts_of(algorithm)
+    cohorts, meter = cohorts or cohorts_of(algorithm), meter or Meter(fed)
     if state is None:
-        state = algorithm.init(initial(fed), cohort(fed, 0))
+        state = algorithm.init(initial(fed), cohort(fed, 0, meter=meter))
         yield state
     for round, ids in enumerate(cohorts[first - 1 :], first):
-        state = algorithm.round(state, cohort(fed, round, np.array(ids)))
+        state = algorithm.round(state, cohort(fed, round, np.array(ids), meter))
         yield state
 
 
@@ -256,8 +257,9 @@ def rounds(
 def play(algorithm: str, **settings: Any) -> Play:
     """A run of the table, by names; ``settings`` are those of ``federation``."""
     fed = federation(**settings)
-    states = list(rounds(ALGORITHMS[algorithm], fed))
-    return Play(states, copy.deepcopy(vars(fed.ledger)))
+    meter = Meter(fed)
+    states = list(rounds(ALGORITHMS[algorithm], fed, meter=meter))
+    return Play(states, copy.deepcopy(vars(meter.ledger)))
 
 
 def tensors(state: Any) -> list[Tensor]:

@@ -55,10 +55,10 @@ def test_a_later_seed_that_cannot_be_run_leaves_the_others(tmp_path: Path, monke
 
 def test_a_round_that_cannot_be_done_loses_none_before_it(tmp_path: Path) -> None:
     class Failing(Host):
-        def round(self, algorithm: Any, state: Any, federation: Any, round: int, ids: np.ndarray) -> Any:
+        def round(self, algorithm: Any, state: Any, federation: Any, meter: Any, round: int, ids: np.ndarray) -> Any:
             if round == 5:
                 raise RunError("round 5 was lost 3 times")
-            return super().round(algorithm, state, federation, round, ids)
+            return super().round(algorithm, state, federation, meter, round, ids)
 
     with pytest.raises(RunError, match="lost 3 times"):
         run(SMALL.with_execution(checkpoint_every=50), output=tmp_path / "run", progress=False, host=Failing())

@@ -20,6 +20,7 @@ from fedsim.clients import cohort
 from fedsim.compress import TopK
 from fedsim.controller.prepare import prepare
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Meter
 from fedsim.errors import ConfigError
 from fedsim.gossip import weigh
 from fedsim.record.metrics import read_metrics
@@ -62,14 +63,15 @@ def test_equal_weights_change_nothing() -> None:
 def test_the_weighted_mean_moves_by_the_weighted_mean_of_the_steps(topology: Any, active: Any) -> None:
     """The models of those who take part, over several rounds of a topology that changes."""
     fed = gossiping(F, LocalWork(0, steps=1), topology, Blocks(6), weights=P)
+    meter = Meter(fed)
     ids, algorithm = np.array(active), DPSGD(lr=0.2)
-    state = algorithm.init(torch.zeros(F.d, dtype=torch.float64), cohort(fed, 0))
+    state = algorithm.init(torch.zeros(F.d, dtype=torch.float64), cohort(fed, 0, meter=meter))
     for round in range(1, 6):
         before = rows(state.x)
-        state = algorithm.round(state, cohort(fed, round, ids))
+        state = algorithm.round(state, cohort(fed, round, ids, meter=meter))
         stepped = [before[i] - 0.2 * F.grad(i, before[i]) for i in ids]
         np.testing.assert_allclose(P[ids] @ rows(state.x)[ids], P[ids] @ stepped, rtol=0, atol=1e-12)
-    assert fed.contraction is None and fed.contraction_bound is None
+    assert meter.contraction is None and meter.contraction_bound is None
 
 
 EXACT = [GradientTracking(lr=0.3), Extra(lr=0.5), ExactDiffusion(lr=0.5), BEER(lr=0.1, gamma=0.3, compressor=TopK(k=3))]
@@ -98,8 +100,7 @@ def test_what_is_measured_is_the_weighted_average(tmp_path: Path) -> None:
         SMALL, algorithm=DFedAvg(), weights="samples", rounds=1, evaluation=Evaluation(clients_every=1), dtype="float64"
     )
     found = run(experiment, root=tmp_path, progress=False)
-    fed = prepare(experiment, 0).federation
-    fed.backend = Blocks(4)
+    fed = replace(prepare(experiment, 0).federation, backend=Blocks(4))
     state = experiment.algorithm.init(fed.model.vector(), cohort(fed, 0))
     x = rows(experiment.algorithm.round(state, cohort(fed, 1)).x)
     p = fed.shards.sizes / fed.shards.sizes.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,7 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(monkeypatch: pytest.Monkey
 
 
 def test_a_federation_puts_memories_away() -> None:
-    fed = federation()
-    fed.memory = OnDisk()
+    fed = replace(federation(), memory=OnDisk())
     clients = cohort(fed, 1)
     kept = clients.keep(torch.zeros(D, dtype=X.dtype))
     for _ in range(3):

@@ -15,7 +15,7 @@ from fedsim import Batch, Local
 from fedsim.clients import cohort
 from fedsim.engine import replay, step
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.federation import Backend, Federation, Meter
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
@@ -108,13 +108,14 @@ def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 def run(client: Callable[..., Any], *settings: Any) -> tuple[list[Tensor], np.ndarray]:
     fed = federation(*settings)
+    meter = Meter(fed)
     x = fed.model.vector()
     before = x.clone()
     stacked: list[Tensor] = []
     for round in (1, 2):
-        stacked += leaves(cohort(fed, round).each(client, x).stacked)
+        stacked += leaves(cohort(fed, round, meter=meter).each(client, x).stacked)
     assert torch.equal(x, before)
-    return stacked, fed.ledger.gradient_evaluations
+    return stacked, meter.ledger.gradient_evaluations
 
 
 def assert_same(client: Callable[..., Any], size: int, *settings: Any) -> None:
@@ -261,8 +262,9 @@ def test_a_part_of_a_minibatch_is_charged_as_such(size: int) -> None:
     charged = []
     for backend in (Loop(), Blocks(size)):
         fed = federation(backend, LocalWork(4, steps=3))
-        cohort(fed, 1, np.flatnonzero(SIZES >= 4)).each(half, fed.model.vector())
-        charged.append(fed.ledger.gradient_evaluations)
+        meter = Meter(fed)
+        cohort(fed, 1, np.flatnonzero(SIZES >= 4), meter=meter).each(half, fed.model.vector())
+        charged.append(meter.ledger.gradient_evaluations)
     assert (charged[0] == charged[1]).all() and charged[0].max() == 6
 
 

@@ -25,6 +25,7 @@ from fedsim.algorithm import has_server
 from fedsim.clients import cohort
 from fedsim.compress import Identity, LowPrecision, LowRank, PowerSGD, RandK, TopK
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
@@ -122,18 +123,20 @@ def test_ef21p_is_its_paper_and_charges_what_was_missed(backend: Any, cohorts: l
         x = x + sum(update(F, i, w) for i in S) / len(S)
         expected.append(x)
     fed = federation(F, WHOLE, backend)
+    meter = Meter(fed)
     algorithm = Compressed(FedAvg(lr=0.5), downlink=EF21P(TopK(k=2, code="packed")))
     np.testing.assert_allclose(iterates(algorithm, fed, X0, cohorts), expected, atol=1e-14)
-    assert fed.ledger.down.tolist() == down.tolist()
-    assert fed.ledger.up.tolist() == [sum(i in S for S in cohorts) * whole for i in range(6)]
+    assert meter.ledger.down.tolist() == down.tolist()
+    assert meter.ledger.up.tolist() == [sum(i in S for S in cohorts) * whole for i in range(6)]
 
 
 def test_a_low_precision_downlink() -> None:
     fed = federation(F, WHOLE)
+    meter = Meter(fed)
     first = iterates(Compressed(FedAvg(lr=0.5), downlink=Plain(LowPrecision("fp16"))), fed, X0, everybody(6, 1))[0]
     read = X0.astype(np.float16).astype(float)
     np.testing.assert_allclose(first, X0 + sum(update(F, i, read) for i in range(6)) / 6, atol=1e-14)
-    assert (fed.ledger.down == 1 + 11 + 8 + 2 * F.d).all(), "a scale, and two bytes a number"
+    assert (meter.ledger.down == 1 + 11 + 8 + 2 * F.d).all(), "a scale, and two bytes a number"
 
 
 def inner(state: Any) -> list[Tensor]:
@@ -167,6 +170,7 @@ def test_nothing_compressed_in_gossip(algorithm: Any) -> None:
     """With gamma = 1 and the identity, neighbours' copies are their models."""
     for uplink, tolerance in ((Plain(Identity()), 0.0), (Choco(Identity(), gamma=1), 1e-13)):
         bare, fed = (gossiping(F, WORK, TOPOLOGIES["irregular"]) for _ in range(2))
+        meter = Meter(fed)
         for a, b in zip(
             states(algorithm, bare, X0, everybody(6, 3)),
             states(Compressed(algorithm, uplink), fed, X0, everybody(6, 3)),
@@ -174,7 +178,7 @@ def test_nothing_compressed_in_gossip(algorithm: Any) -> None:
         ):
             for s, t in zip(inner(a), inner(b), strict=True):
                 torch.testing.assert_close(t, s, rtol=0, atol=tolerance)
-        assert fed.contraction == pytest.approx(bare.contraction, rel=1e-9)
+        assert meter.contraction == pytest.approx(bare.contraction, rel=1e-9)
 
 
 @BOTH
@@ -189,11 +193,12 @@ def test_compressed_gossip_is_choco(backend: Any, steps: int) -> None:
             x = x + gamma * (W @ xhat - xhat)
         expected.append(x)
     fed = gossiping(F, WHOLE, TOPOLOGIES["irregular"], backend)
+    meter = Meter(fed)
     algorithm = Compressed(DFedAvg(lr=0.3, gossip_steps=steps), Choco(TopK(k=2, code="packed"), gamma))
     found = [rows(s.x) for s in states(algorithm, fed, X0, everybody(6, T))[1:]]
     np.testing.assert_allclose(found, expected, atol=1e-14)
     degree = np.array([1, 4, 2, 2, 3, 2])
-    assert (fed.ledger.up == T * steps * degree * PACKED).all(), "and nothing for the steps of a node"
+    assert (meter.ledger.up == T * steps * degree * PACKED).all(), "and nothing for the steps of a node"
 
 
 def test_mass_is_kept_when_push_sum_is_compressed() -> None:

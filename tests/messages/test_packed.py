@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.clients import cohort
+from fedsim.clients import cohort, joined
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Meter
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
 from fedsim.messages import stacked
@@ -86,18 +87,20 @@ def test_the_mean_is_that_of_the_vectors(backend: Any, numbers: int, monkeypatch
 @EACH_BACKEND
 def test_every_client_pays_for_its_own_message(backend: Any) -> None:
     fed = federation(backend)
-    clients = cohort(fed, 1)
+    meter = Meter(fed)
+    clients = cohort(fed, 1, meter=meter)
     clients.mean(clients.each(client, X))
     expected = [1 + 2 + 11 + 8 * int((seen(i) != 0).sum()) + 2 + 8 for i in range(5)]
-    assert fed.ledger.up.tolist() == expected and len(set(expected)) > 1
+    assert meter.ledger.up.tolist() == expected and len(set(expected)) > 1
 
 
 @EACH_BACKEND
 def test_bits_as_papers_count_them(backend: Any) -> None:
     fed = federation(backend)
-    clients = cohort(fed, 1)
+    meter = Meter(fed)
+    clients = cohort(fed, 1, meter=meter)
     clients.mean(clients.each(client, X))
-    assert fed.ledger.paper_bits.tolist() == [32 * int((seen(i) != 0).sum()) + 32 for i in range(5)]
+    assert meter.ledger.paper_bits.tolist() == [32 * int((seen(i) != 0).sum()) + 32 for i in range(5)]
     flags = (torch.ones(3, dtype=torch.bool), torch.ones(2, 2, dtype=torch.int8), torch.ones(5, dtype=torch.float64))
     assert paper_bits(flags) == 3 + 4 * 8 + 5 * 32
 
@@ -105,15 +108,16 @@ def test_bits_as_papers_count_them(backend: Any) -> None:
 @EACH_BACKEND
 def test_messages_one_by_one_and_weighted_by_factors(backend: Any) -> None:
     fed = federation(backend)
-    clients = cohort(fed, 1, np.array([0, 2, 3]))
+    meter = Meter(fed)
+    clients = cohort(fed, 1, np.array([0, 2, 3]), meter=meter)
     sent = clients.each(client, X)
     vectors, totals, weights = clients.reduce(sent, lambda rows, weights: (*rows, weights))
     assert torch.equal(vectors, torch.stack([seen(i) for i in (0, 2, 3)])) and totals.shape == (3,)
     assert weights.tolist() == pytest.approx([1 / 3] * 3)
-    once = fed.ledger.up.copy()
+    once = meter.ledger.up.copy()
     mean, _ = clients.mean(sent, np.array([1.0, 9.0, 0.5, 2.0, 9.0]))
     torch.testing.assert_close(mean, (seen(0) + 0.5 * seen(2) + 2 * seen(3)) / 3, rtol=0, atol=1e-14)
-    np.testing.assert_array_equal(fed.ledger.up, once, err_msg="an upload is paid once")
+    np.testing.assert_array_equal(meter.ledger.up, once, err_msg="an upload is paid once")
 
 
 def test_the_servers_step_follows_the_schedule() -> None:
@@ -145,15 +149,16 @@ def test_the_wire_carries_the_compressors_own_bytes() -> None:
 
 def test_compressed_gossip() -> None:
     fed = federation(topology=Static(Ring()))
-    clients = cohort(fed, 1)
+    meter = Meter(fed)
+    clients = cohort(fed, 1, meter=meter)
     sent = clients.each(lambda local, x: client(local, x)[0], X)
     mixed = clients.mix(sent)
     torch.testing.assert_close(mixed[2], (seen(1) + seen(2) + seen(3)) / 3, rtol=0, atol=1e-14)
     sizes = np.array([1 + 11 + 8 * int((seen(i) != 0).sum()) for i in range(5)])
-    assert fed.ledger.up.tolist() == (2 * sizes).tolist(), "to two neighbours"
-    assert fed.ledger.paper_bits.tolist() == [64 * int((seen(i) != 0).sum()) for i in range(5)]
+    assert meter.ledger.up.tolist() == (2 * sizes).tolist(), "to two neighbours"
+    assert meter.ledger.paper_bits.tolist() == [64 * int((seen(i) != 0).sum()) for i in range(5)]
     heard = [int(sizes[i - 1] + sizes[(i + 1) % 5]) for i in range(5)]
-    assert (fed.ledger.down - nbytes(X)).tolist() == heard, "X came first"
+    assert (meter.ledger.down - nbytes(X)).tolist() == heard, "X came first"
     with pytest.raises(ConfigError, match="2 gossip steps of a compressed message"):
         clients.mix(sent, 2)
 
@@ -192,10 +197,9 @@ class Elsewhere(Far):
 def test_memories_stay_where_they_are_until_they_are_read() -> None:
     far = [Elsewhere(torch.full((2,), float(i))) for i in range(3)]
     kept = Kept(3, torch.zeros(2), {0: far[0], 2: far[2]}) | Kept(3, torch.zeros(2), {1: far[1]})
-    pairs = kept.beside(Kept(3, torch.zeros(()), {1: torch.ones(())}))
-    first = pairs.part(0)
+    pairs = joined([kept, Kept(3, torch.zeros(()), {1: torch.ones(())})], np.arange(3))
     assert [f.fetches for f in far] == [0, 0, 0]
-    assert first[1].tolist() == [1, 1] and [t.tolist() for t in pairs[2]] == [[2, 2], 0]
+    assert kept[1].tolist() == [1, 1] and pairs is not None and [t.tolist() for t in pairs[2]] == [[2, 2], 0]
     assert [f.fetches for f in far] == [0, 1, 1]
 
 

@@ -44,11 +44,11 @@ class Skipping(Host):
         super().__init__()
         self.say, self.until = said.append, until
 
-    def round(self, algorithm: Any, state: Any, federation: Any, round: int, ids: np.ndarray) -> Any:
+    def round(self, algorithm: Any, state: Any, federation: Any, meter: Any, round: int, ids: np.ndarray) -> Any:
         if round == self.until:
             raise KeyboardInterrupt
         self.skipped = [3] if round > 1 else []
-        return super().round(algorithm, state, federation, round, np.setdiff1d(ids, self.skipped))
+        return super().round(algorithm, state, federation, meter, round, np.setdiff1d(ids, self.skipped))
 
 
 def test_a_run_tells_it_as_it_happens_and_at_its_end(tmp_path: Path) -> None:

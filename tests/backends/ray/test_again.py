@@ -198,16 +198,16 @@ class Gpu:
         self.block_size = block_size
         return self
 
-    def each(self, federation: Any, fn: Any, ids: np.ndarray, *rest: Any) -> Any:
+    def run(self, federation: Any, meter: Any, call: Any) -> Any:
         """A round here, unless it does not fit."""
         self.sizes.append(self.block_size)
-        self.cohorts.append(len(ids))
-        self.steps |= set(federation.work.counts(federation.shards.sizes[ids]).tolist())
+        self.cohorts.append(len(call.ids))
+        self.steps |= set(federation.work.counts(federation.shards.sizes[call.ids]).tolist())
         if self.block_size > self.room:
             self.block_size //= 2
             raise DeviceFullError("full")
         self.largest = max(self.largest, self.block_size)
-        return Blocks(self.block_size).each(federation, fn, ids, *rest)
+        return Blocks(self.block_size).run(federation, meter, call)
 
     def call(self, worker: int, method: str) -> str:
         """What it takes is asked for at the end, and forgotten at the beginning of every trial."""

@@ -79,8 +79,8 @@ def test_a_worker_is_killed_in_mid_round(one_process: bytes, tmp_path: Path) -> 
 
 def test_a_worker_is_killed_between_a_round_and_its_evaluation(one_process: bytes, tmp_path: Path) -> None:
     class Killing(Listening):
-        def round(self, algorithm: Any, state: Any, federation: Any, round: int, ids: Any) -> Any:
-            new = super().round(algorithm, state, federation, round, ids)
+        def round(self, algorithm: Any, state: Any, federation: Any, meter: Any, round: int, ids: Any) -> Any:
+            new = super().round(algorithm, state, federation, meter, round, ids)
             if round == 2:
                 facts = workers().get([actor.ready.remote() for actor in workers()._actors])
                 os.kill(facts[0].process, signal.SIGKILL)

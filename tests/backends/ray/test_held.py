@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -28,8 +28,7 @@ def federation() -> Federation:
     """20 clients in blocks of 5 on two workers."""
     experiment = Experiment(FedAvg(), partition=IidPartitioner(20), model=Logistic(), sampling=FixedSize(1.0))
     fed = prepare(experiment, 0).federation
-    fed.backend, fed.memory = RayActors(workers(), 5), ObjectStore(workers().ray)
-    return fed
+    return replace(fed, backend=RayActors(workers(), 5), memory=ObjectStore(workers().ray))
 
 
 def held(what: str = "_held") -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -56,7 +56,7 @@ def federation(module: nn.Module, loss: Any = cross_entropy, samples: int = 4) -
 
 def first_round(fed: Federation, algorithm: Any = None) -> None:
     algorithm = algorithm or FedAvg()
-    fed.backend = RayActors(workers(), 1)
+    fed = replace(fed, backend=RayActors(workers(), 1))
     algorithm.round(algorithm.init(fed.model.vector(), cohort(fed, 0)), cohort(fed, 1))
 
 
