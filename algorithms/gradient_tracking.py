@@ -45,13 +45,16 @@ class GradientTracking:
 
     def init(self, x: Vector, clients: Clients) -> GradientTrackingState:
         kept = clients.keep(x)
-        g = clients.apply(mean_gradient, kept)
+        g = clients.apply(self.gradient, kept)
         return GradientTrackingState(kept, g, g)
 
     def round(self, s: GradientTrackingState, clients: Clients) -> GradientTrackingState:
         mixed = clients.mix(clients.each(self.descend, None, s.x, s.y))
         x, y, g = clients.apply(self.track, mixed, s.g)
         return GradientTrackingState(s.x | x, s.y | y, s.g | g)
+
+    def gradient(self, local: Local, x: Vector) -> Vector:
+        return mean_gradient(local, x)
 
     def descend(self, local: Local, _: None, x: Vector, y: Vector) -> Tracked:
         return Tracked(x - self.lr * local.decay * y, y)
