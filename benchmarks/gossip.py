@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,8 +104,7 @@ def round_of_dfedsam(nodes: int, data: Data | Dataset, repeats: int) -> dict[str
         topology=TOPOLOGY,
         execution=Execution(device="cpu"),
     )
-    federation = prepare(experiment, 0).federation
-    federation.backend = Blocks(25)
+    federation = replace(prepare(experiment, 0).federation, backend=Blocks(25))
     state = algorithm.init(federation.model.vector(), cohort(federation, 0))
     times = []
     for number in range(repeats + 1):

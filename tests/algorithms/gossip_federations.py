@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -40,9 +41,7 @@ TOPOLOGIES: dict[str, Topology] = {
 
 def gossiping(f: Quadratics, work: LocalWork, topology: Topology, backend: Any = None, **settings: Any) -> Federation:
     """The engine's view of ``f`` where nodes talk to one another."""
-    fed = federation(f, work, backend, **settings)
-    fed.topology = topology
-    return fed
+    return replace(federation(f, work, backend, **settings), topology=topology)
 
 
 def mixing(topology: Topology, t: int, n: int) -> np.ndarray:

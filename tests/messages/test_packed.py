@@ -4,7 +4,7 @@ and memories that live elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,8 +121,7 @@ def test_messages_one_by_one_and_weighted_by_factors(backend: Any) -> None:
 
 
 def test_the_servers_step_follows_the_schedule() -> None:
-    fed = federation()
-    fed.decay = lambda round: 0.5**round
+    fed = replace(federation(), decay=lambda round: 0.5**round)
     assert float(cohort(fed, 3).decay) == 0.125 and cohort(fed, 3).decay.dtype == fed.model.dtype
 
 
@@ -166,8 +165,7 @@ def test_compressed_gossip() -> None:
 @EACH_BACKEND
 def test_keys_are_a_function_of_seed_round_node_and_tag(backend: Any) -> None:
     def keys(round: int = 1, tag: int = 0, seed: int = 7) -> list[int]:
-        fed = federation(backend)
-        fed.seed = seed
+        fed = replace(federation(backend), seed=seed)
         return list(cohort(fed, round).each(lambda local, x: local.key(tag), X).stacked.tolist())
 
     assert keys() == keys() and len(set(keys() + keys(2) + keys(tag=1) + keys(seed=8))) == 4 * 5
