@@ -116,7 +116,7 @@ def test_one_peer_is_one_message_each() -> None:
 def test_initialisation_sends_nothing_and_only_trackers_need_gradients(algorithm: Any) -> None:
     fed = gossiping(F, LocalWork(0, steps=K), Static(Ring()))
     meter = Meter(fed)
-    states(algorithm, fed, np.zeros(F.d), [])
+    states(algorithm, fed, np.zeros(F.d), [], meter)
     assert meter.ledger.up.sum() == meter.ledger.down.sum() == 0
     first = K * M if isinstance(algorithm, GradientTracking | BEER) else 0 * M
     np.testing.assert_array_equal(meter.ledger.gradient_evaluations, first)
