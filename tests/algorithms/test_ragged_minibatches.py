@@ -18,7 +18,7 @@ from fedsim.clients import cohort
 from fedsim.compress import Identity
 from fedsim.engine import step
 from fedsim.engine.blocks import Blocks
-from fedsim.engine.federation import Backend, Meter
+from fedsim.engine.federation import Backend, ClientCall, Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from tests.algorithms.gossip_federations import gossiping, rows
@@ -125,5 +125,6 @@ def test_the_weights_do_not_keep_a_step_from_being_recorded(monkeypatch: pytest.
 def test_the_shape_of_a_mean_is_found_without_a_client() -> None:
     """As the Flower backend finds it."""
     fed = federation(F, LocalWork(3))
-    message, kept = outcome(mean_gradient, fed.model, fed.shards.take(torch.tensor([0])), X, None)
-    assert message.shape == X.shape and kept is None
+    call = ClientCall(mean_gradient, np.arange(1), 1, X, None)
+    message, kept = outcome(call, fed.model, fed.shards.take(torch.tensor([0])), ())
+    assert message.shape == X.shape and kept == ()

@@ -24,12 +24,14 @@ from tests.contract.cases import BACKENDS, federation, initial, rounds
 def test_backends_agree(name: str, both: bool) -> None:
     """float64, three rounds: the trajectory within 1e-12, the ledger to the byte."""
     algorithm = CompressedGradient(compressor=COMPRESSORS[name], both=both)
-    loop, blocks = federation(), federation(backend="blocks of 4")
-    for one, other in zip(rounds(algorithm, loop), rounds(algorithm, blocks), strict=True):
+    feds = [federation(), federation(backend="blocks of 4")]
+    meters = [Meter(fed) for fed in feds]
+    loop, blocks = (rounds(algorithm, fed, meter=meter) for fed, meter in zip(feds, meters, strict=True))
+    for one, other in zip(loop, blocks, strict=True):
         torch.testing.assert_close(one.x, other.x, rtol=0, atol=1e-12)
     for direction in ("up", "down"):
-        charged = getattr(loop.ledger, direction)
-        assert (charged == getattr(blocks.ledger, direction)).all() and (charged > 0).all()
+        charged, other = (getattr(meter.ledger, direction) for meter in meters)
+        assert (charged == other).all() and (charged > 0).all()
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
