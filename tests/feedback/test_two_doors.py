@@ -9,6 +9,7 @@ import pytest
 
 from algorithms import DCGD, EF14, EF21, ChocoSGD, DFedAvg, EControl, FedAvg
 from fedsim.compress import RandK, Scaled, TopK
+from fedsim.engine.federation import Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.feedback import Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
@@ -46,9 +47,10 @@ def doors(by: Any) -> dict[str, Doors]:
 def test_both_doors_lead_to_the_same_models(name: str, cohorts: list[list[int]], by: Any) -> None:
     """With the same draws, and bytes up. EF21's server moves before it hears, so it is a round behind from zero."""
     pair = doors(by)[name]
-    one, other = (federation(F, WHOLE, weights=np.array([1.0, 2, 3, 1, 1, 2])) for _ in range(2))
-    found = [s.x.numpy() for s in states(pair.algorithm, one, X0, cohorts)[1:]]
-    expected = [s.x.numpy() for s in states(pair.linked, other, X0, cohorts)[1:]]
+    fed = federation(F, WHOLE, weights=np.array([1.0, 2, 3, 1, 1, 2]))
+    one, other = Meter(fed), Meter(fed)
+    found = [s.x.numpy() for s in states(pair.algorithm, fed, X0, cohorts, one)[1:]]
+    expected = [s.x.numpy() for s in states(pair.linked, fed, X0, cohorts, other)[1:]]
     np.testing.assert_allclose(found[-pair.ahead :], expected[: len(expected) + pair.ahead], rtol=0, atol=1e-14)
     np.testing.assert_array_equal(one.ledger.up, other.ledger.up)
 
