@@ -16,7 +16,7 @@ from fedsim.errors import ConfigError, title
 from fedsim.feedback.mechanisms import Gossip, Memory, Uplink, short_name
 from fedsim.messages.mixing import spread
 from fedsim.messages.wire import nbytes
-from fedsim.tree import build, leaves, rebuilt, unpacked, zeros_like
+from fedsim.tree import build, leaves, rebuilt, unpacked
 from fedsim.types import Kept, Local, Sent
 from fedsim.values import Packed, Site, Vector
 
@@ -116,11 +116,32 @@ class Upload:
 
     def __call__(self, local: Local, down: Any, *mine: Any) -> tuple[Any, ...]:
         *own, memory = mine
-        result = self.fn(local, unpacked(down), *own)
-        message, *new = result if own and type(result) is tuple else (result,)
+        message, *new = _parts(self.fn(local, unpacked(down), *own), own)
         if self.by is not None:
             message, memory = each_vector(self.by.send, message, memory, local)
         return message, *new, memory
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A client function of gossip with its message compressed; the message itself stays with the node, as a memory.
+
+    Args:
+        fn: the algorithm's.
+        by: how messages are compressed.
+    """
+
+    fn: Callable[..., Any]
+    by: Gossip
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__qualname__", title(self.fn))
+
+    def __call__(self, local: Local, down: Any, *mine: Any) -> tuple[Any, ...]:
+        *own, memory = mine
+        message, *new = _parts(self.fn(local, down, *own), own)
+        compressed, memory = each_vector(self.by.offer, message, memory, Draw(local, 0))
+        return compressed, *new, message, memory
 
 
 @dataclass(frozen=True)
@@ -140,6 +161,11 @@ class Hearing:
         return self.fn(local, unpacked(down), *mine)
 
 
+def _parts(result: Any, own: Sequence[Any]) -> tuple[Any, ...]:
+    """The message and the new memories that a client function returned, as ``ClientCall.at`` reads them."""
+    return result if own and type(result) is tuple else (result,)
+
+
 @dataclass
 class Links:
     """What is compressed in one round, with the memories as they are by now."""
@@ -150,6 +176,7 @@ class Links:
     public: dict[str, Memory]
     names: dict[Sent[Any], str] = field(default_factory=dict)
     means: dict[Sent[Any], Any] = field(default_factory=dict)
+    offered: dict[Sent[Any], tuple[Kept[Any], Kept[Memory]]] = field(default_factory=dict)   # whole, at each node
     functions: dict[str, tuple[Any, Any]] = field(default_factory=dict)   # whose, and their code
 
     def name(self, fn: Callable[..., Any]) -> str:
@@ -192,15 +219,24 @@ class Linked(Clients):
 
     def each(self, fn: Callable[..., Any], down: Any, *mine: Kept[Any]) -> Any:
         links, name = self._links, self._links.name(fn)
-        if not links.settings.server:                      # compressed when they are mixed
-            result: Any = super().each(fn, down, *mine)
-            links.names[result if isinstance(result, Sent) else result[0]] = name
-            return result
+        if not links.settings.server:
+            return self._offered(name, fn, down, mine)
         down, weighs = self._broadcast(name, down)
         upload = Upload(fn, cast("Uplink | None", links.settings.uplink))
         sent, *new, memory = self._each(upload, down, (*mine, links.memory(name, self.n)), weighs)
         links.names[sent] = name
         links.remember(name, memory)
+        return (sent, *new) if new else sent
+
+    def _offered(self, name: str, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]]) -> Any:
+        """`each` among nodes without a server: what is sent is the first exchange of the gossip that follows."""
+        links, by = self._links, cast("Gossip | None", self._links.settings.uplink)
+        if by is None:
+            result: Any = super().each(fn, down, *mine)
+            links.names[result if isinstance(result, Sent) else result[0]] = name
+            return result
+        sent, *new, message, memory = self._each(Offer(fn, by), down, (*mine, links.memory(name, self.n)))
+        links.names[sent], links.offered[sent] = name, (message, memory)
         return (sent, *new) if new else sent
 
     def apply(self, fn: Callable[..., Any], *mine: Kept[Any], down: Any = None) -> Any:
@@ -262,21 +298,17 @@ class Linked(Clients):
         by, name = links.settings.uplink, links.names[sent]
         if by is None:
             return super()._gossip(sent, steps, fixed, **needs)
-        from scipy.sparse import eye_array
-
-        eye = eye_array(len(sent.ids), format="csr")
-        values, _ = sent.messages.mix(eye, 1, False)       # each node's own, where it is
-        x = Kept(self.n, zeros_like(values[0]), dict(zip(sent.ids.tolist(), values, strict=True)))
+        (x, memory), message = links.offered[sent], sent
         before = _spread(x) if meter.measures else 0.0
         measures, meter.measures = meter.measures, False   # the mixing of differences says nothing about the models
         known = np.zeros(len(self), np.int64)              # bytes to tell nodes which exchange it is
         try:
             for step in range(steps):
-                memory = links.memory(name, self.n)
-                message, memory = self._each(links.settings.offer, torch.tensor(step), (x, memory), known)
+                if step:
+                    message, memory = self._each(links.settings.offer, torch.tensor(step), (x, memory), known)
                 heard = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
                 x, memory = super().apply(links.settings.combine, x, memory, heard)
-                links.remember(name, memory)
+            links.remember(name, memory)
         finally:
             meter.measures = measures
         if measures:
@@ -285,4 +317,4 @@ class Linked(Clients):
 
 
 def _spread(x: Kept[Any]) -> float:
-    return spread(torch.stack([leaves(x[i])[0] for i in x.rows]))
+    return spread(torch.stack([leaves(x[i])[0] for i in sorted(x.rows)]))

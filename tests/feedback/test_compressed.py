@@ -125,7 +125,8 @@ def test_ef21p_is_its_paper_and_charges_what_was_missed(backend: Any, cohorts: l
     fed = federation(F, WHOLE, backend)
     meter = Meter(fed)
     algorithm = Compressed(FedAvg(lr=0.5), downlink=EF21P(TopK(k=2, code="packed")))
-    np.testing.assert_allclose(iterates(algorithm, fed, X0, cohorts), expected, atol=1e-14)
+    found = [s.x for s in states(algorithm, fed, X0, cohorts, meter)[1:]]
+    np.testing.assert_allclose(found, expected, atol=1e-14)
     assert meter.ledger.down.tolist() == down.tolist()
     assert meter.ledger.up.tolist() == [sum(i in S for S in cohorts) * whole for i in range(6)]
 
@@ -133,7 +134,8 @@ def test_ef21p_is_its_paper_and_charges_what_was_missed(backend: Any, cohorts: l
 def test_a_low_precision_downlink() -> None:
     fed = federation(F, WHOLE)
     meter = Meter(fed)
-    first = iterates(Compressed(FedAvg(lr=0.5), downlink=Plain(LowPrecision("fp16"))), fed, X0, everybody(6, 1))[0]
+    algorithm = Compressed(FedAvg(lr=0.5), downlink=Plain(LowPrecision("fp16")))
+    first = states(algorithm, fed, X0, everybody(6, 1), meter)[1].x
     read = X0.astype(np.float16).astype(float)
     np.testing.assert_allclose(first, X0 + sum(update(F, i, read) for i in range(6)) / 6, atol=1e-14)
     assert (meter.ledger.down == 1 + 11 + 8 + 2 * F.d).all(), "a scale, and two bytes a number"
@@ -169,11 +171,11 @@ def test_nothing_compressed_is_nothing_changed(
 def test_nothing_compressed_in_gossip(algorithm: Any) -> None:
     """With gamma = 1 and the identity, neighbours' copies are their models."""
     for uplink, tolerance in ((Plain(Identity()), 0.0), (Choco(Identity(), gamma=1), 1e-13)):
-        bare, fed = (gossiping(F, WORK, TOPOLOGIES["irregular"]) for _ in range(2))
-        meter = Meter(fed)
+        fed = gossiping(F, WORK, TOPOLOGIES["irregular"])
+        bare, meter = Meter(fed), Meter(fed)
         for a, b in zip(
-            states(algorithm, bare, X0, everybody(6, 3)),
-            states(Compressed(algorithm, uplink), fed, X0, everybody(6, 3)),
+            states(algorithm, fed, X0, everybody(6, 3), bare),
+            states(Compressed(algorithm, uplink), fed, X0, everybody(6, 3), meter),
             strict=True,
         ):
             for s, t in zip(inner(a), inner(b), strict=True):
@@ -195,7 +197,7 @@ def test_compressed_gossip_is_choco(backend: Any, steps: int) -> None:
     fed = gossiping(F, WHOLE, TOPOLOGIES["irregular"], backend)
     meter = Meter(fed)
     algorithm = Compressed(DFedAvg(lr=0.3, gossip_steps=steps), Choco(TopK(k=2, code="packed"), gamma))
-    found = [rows(s.x) for s in states(algorithm, fed, X0, everybody(6, T))[1:]]
+    found = [rows(s.x) for s in states(algorithm, fed, X0, everybody(6, T), meter)[1:]]
     np.testing.assert_allclose(found, expected, atol=1e-14)
     degree = np.array([1, 4, 2, 2, 3, 2])
     assert (meter.ledger.up == T * steps * degree * PACKED).all(), "and nothing for the steps of a node"
@@ -228,7 +230,7 @@ def test_the_ledger_is_what_the_wire_carries(by: Any, backend: Any) -> None:
     for row, i in enumerate(clients.ids):
         message = tuple(Packed(p.by, tuple(part[row] for part in p.parts), p.d) for p in (dx, dc))
         data = wire.encode(message, [by])
-        assert clients._federation.ledger.up[i] == len(data)
+        assert clients._meter.ledger.up[i] == len(data)
         for packed, read in zip(message, wire.decode(data, [by], 10**6), strict=True):
             assert torch.equal(packed.unpack(), read.unpack())
 
@@ -268,7 +270,7 @@ def test_every_vector_and_every_exchange_has_its_own_randomness() -> None:
     compressed = Compressed(DFedAvg(), Choco(RandK(k=2, scaled=False, shared_seed=False)))
     one, other = (
         cohort(gossiping(F, WORK, TOPOLOGIES["ring"]), 1).each(
-            compressed.offer, torch.tensor(step), Kept(6, (x, ()))
+            compressed.offer, torch.tensor(step), Kept(6, x), Kept(6, ())
         )[0].stacked.parts[0]
         for step in (0, 1)
     )  # fmt: skip

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from fedsim.errors import DeployError
 from fedsim.feedback.compressed import Compressed
-from fedsim.feedback.linked import Hearing, Upload
-from fedsim.feedback.mechanisms import Uplink
+from fedsim.feedback.linked import Hearing, Offer, Upload
+from fedsim.feedback.mechanisms import Gossip, Uplink
 from fedsim.tree import leaves
 from fedsim.types import Local
 from fedsim.values import Compressor, Packed
 
 Form = list[Any]
-UPLOAD, HEARING = ", compressed", ", unpacked"
-"""Endings of the names of client functions whose messages a link compresses: what they send, or only what they read."""
+UPLOAD, OFFER, HEARING = ", compressed", ", offered", ", unpacked"
+"""Endings of the names of client functions whose messages a link compresses: up, among nodes, or only down."""
 
 
 def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
@@ -77,8 +77,8 @@ def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
     Raises:
         DeployError: it is no method of the algorithm or of one of its settings.
     """
-    if isinstance(fn, Upload | Hearing):
-        return name_of(algorithm, fn.fn) + (UPLOAD if isinstance(fn, Upload) else HEARING)
+    if isinstance(fn, Upload | Offer | Hearing):
+        return name_of(algorithm, fn.fn) + {Upload: UPLOAD, Offer: OFFER, Hearing: HEARING}[type(fn)]
     if isinstance(fn, MethodType):
         for path, part in _parts(algorithm, ""):
             if part is fn.__self__:
@@ -99,6 +99,8 @@ def function_of(algorithm: object, name: object) -> Callable[..., Any]:
         if name.endswith(UPLOAD):
             uplink = cast("Uplink | None", algorithm.uplink)
             return Upload(function_of(algorithm, name.removesuffix(UPLOAD)), uplink)
+        if name.endswith(OFFER):
+            return Offer(function_of(algorithm, name.removesuffix(OFFER)), cast("Gossip", algorithm.uplink))
         if name.endswith(HEARING):
             return Hearing(function_of(algorithm, name.removesuffix(HEARING)))
     path, _, method = str(name).rpartition(".")
@@ -129,7 +131,7 @@ def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
 
 def arguments(fn: Callable[..., Any], *trees: Any) -> list[Any]:
     """Arguments of a client function after ``local``, with plain tuples made the NamedTuples that it expects."""
-    if isinstance(fn, Upload | Hearing):                   # the last memory of an upload is the link's
+    if isinstance(fn, Upload | Offer | Hearing):           # the last memory of an upload is the link's
         fn = fn.fn
     hints = [*_hints(fn).values()][1:]
     return [named(tree, hint) for tree, hint in zip(trees, [*hints, *[None] * len(trees)], strict=False)]
