@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -299,7 +299,7 @@ class Linked(Clients):
         if by is None:
             return super()._gossip(sent, steps, fixed, **needs)
         (x, memory), message = links.offered[sent], sent
-        before = _spread(x) if meter.measures else 0.0
+        before = _spread(x, self.ids) if meter.measures else 0.0
         measures, meter.measures = meter.measures, False   # the mixing of differences says nothing about the models
         known = np.zeros(len(self), np.int64)              # bytes to tell nodes which exchange it is
         try:
@@ -312,9 +312,9 @@ class Linked(Clients):
         finally:
             meter.measures = measures
         if measures:
-            meter.mixed(_spread(x) / before if before else None, None, steps)
+            meter.mixed(_spread(x, x.rows) / before if before else None, None, steps)
         return x
 
 
-def _spread(x: Kept[Any]) -> float:
-    return spread(torch.stack([leaves(x[i])[0] for i in sorted(x.rows)]))
+def _spread(x: Kept[Any], order: Iterable[int]) -> float:
+    return spread(torch.stack([leaves(x[i])[0] for i in order]))

@@ -86,7 +86,7 @@ class RayActors:
             meter.ledger.gradient_evaluations[nodes] += report.gradients
             memory |= self._memories(run, report, nodes, refs, name, token, federation)
         messages = RayMessages(w, runs, order, reports, token, federation.model.device) if call.sends else None
-        return messages, {node: memory[node] for node in ids.tolist() if node in memory}
+        return messages, memory
 
     def _memories(
         self, run: Run, report: Report, nodes: np.ndarray, refs: list[Any], name: str, token: int, fed: Federation
