@@ -77,7 +77,7 @@ def test_a_client_of_fedcm_sends_a_vector_and_a_number(backend: Any) -> None:
     """Two vectors down, in the first round as well."""
     fed = federation(F, LocalWork(0, steps=K), backend)
     meter = Meter(fed)
-    states(FedCM(), fed, np.zeros(F.d), [S])
+    states(FedCM(), fed, np.zeros(F.d), [S], meter)
     taking_part = np.isin(np.arange(F.n), S).astype(int)
     x = torch.zeros(F.d, dtype=torch.float64)
     assert nbytes((x, x[0])) < nbytes(x) + 20
@@ -108,7 +108,7 @@ def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, 
     """Which all n clients send, each from its whole shard."""
     fed = federation(F, LocalWork(8), backend)
     meter = Meter(fed)
-    states(algorithm, fed, np.zeros(F.d), [])
+    states(algorithm, fed, np.zeros(F.d), [], meter)
     first = int(isinstance(algorithm, FedAMD))
     np.testing.assert_array_equal(vectors(meter.ledger.down), first)
     np.testing.assert_array_equal(vectors(meter.ledger.up), first)

@@ -115,10 +115,10 @@ class RayHost(Host):
         size = self._block_size(experiment, fed, ids, len(self._workers)) if given is None else given
         if self._most is not None:
             size = min(size, self._most)
-        self._backend = RayActors(self._workers, size)
+        connected = replace(fed, backend=RayActors(self._workers, size), memory=ObjectStore(ray))
         self._tell_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
         self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
-        return replace(fed, backend=self._backend, memory=ObjectStore(ray)), self._chosen
+        return connected, self._chosen
 
     def _start(
         self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, given: int | None
@@ -149,7 +149,7 @@ class RayHost(Host):
             for round in (1, 2):
                 state = experiment.method.round(state, cohort(trial, round, some))
 
-        self._repeated("the trial of a GPU", backend, Meter(fed), rounds)
+        self._repeated("the trial of a GPU", trial, Meter(fed), rounds)
         peak, total = one.get(one.call(0, "device"))[0]
         one.close()
         return share_of(peak, total), backend.block_size
@@ -181,7 +181,7 @@ class RayHost(Host):
     ) -> Any:
         """See ``Host``. Done again where it is lost."""
         begin = partial(super().init, algorithm, x, federation, meter, template)
-        return self._repeated("initialisation", self._backend, meter, begin)
+        return self._repeated("initialisation", federation, meter, begin)
 
     def round(
         self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
@@ -197,7 +197,7 @@ class RayHost(Host):
         for attempt in count(1):
             clients = cohort(federation, round, ids, meter)
             try:
-                new = self._repeated(f"round {round}", self._backend, meter, partial(algorithm.round, state, clients))
+                new = self._repeated(f"round {round}", federation, meter, partial(algorithm.round, state, clients))
                 break
             except ClientError as error:
                 ids = self._without(error, ids, attempt)
@@ -219,9 +219,9 @@ class RayHost(Host):
             workers.settle(prepared.federation)
             return score(workers, x, inputs, targets, bool(prepared.dataset.classes))
 
-        return self._repeated("evaluation", self._backend, Meter(prepared.federation), scores)
+        return self._repeated("evaluation", prepared.federation, Meter(prepared.federation), scores)
 
-    def _repeated(self, what: str, backend: RayActors, meter: Meter, do: Callable[[], T]) -> T:
+    def _repeated(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
         """What ``do`` returns; it is called again when workers die, and whenever a device is full: blocks of one
         client, which cannot be halved, end that.
 
@@ -234,7 +234,7 @@ class RayHost(Host):
                 return do()
             except RoundLostError as error:
                 if isinstance(error, DeviceFullError):
-                    self._chosen["block_size"] = backend.block_size
+                    self._chosen["block_size"] = federation.backend.block_size   # type: ignore[attr-defined]
                 elif (lost := lost + 1) >= MOST_ATTEMPTS:
                     raise RunError(f"{what} was lost {lost} times; the last time: {error}") from error
                 self.say(f"{what} again: {error}")

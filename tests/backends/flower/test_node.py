@@ -45,7 +45,7 @@ def question(values: dict[str, Any] | None = None) -> Call:
     down = wire.encode((torch.zeros(D), torch.zeros(D)))
     usual = {
         "client": 1, "run": RUN, "seed": 0, "common": COMMON, "round": 1, "alive": [], "write": "1.1",
-        "function": "client", "form": FORM, "memory": ZEROS, "keep": False,
+        "function": "client", "form": FORM, "memory": [ZEROS], "sends": True, "keep": False,
     }  # fmt: skip
     values = {**usual, **(values or {})}
     data = values.pop("data", {"down": down})
@@ -64,11 +64,12 @@ def refusal(call: Call) -> str:
 
 def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
     made = ask(tmp_path)
-    assert made.verb == "each" and made.values["memory"] == ["float32", [D]] and made.values["evaluations"] > 0
+    assert made.verb == "each"
+    assert made.values["memory"] == ["tuple", ["float32", [D]]] and made.values["evaluations"] > 0
     _, change = wire.decode(made.data["message"])
     kept = NodeStore(tmp_path, RUN, 1).read("1.1.0")
     assert torch.equal(kept, change)                       # the memory was zero
-    again = ask(tmp_path, {"memory": {"version": "1.1.0"}, "alive": ["1.1.0"], "write": "1.2"})
+    again = ask(tmp_path, {"memory": [{"version": "1.1.0"}], "alive": ["1.1.0"], "write": "1.2"})
     assert again.verb == "each" and NodeStore(tmp_path, RUN, 1).names() == ["1.1.0", "1.2.0"]
 
 
@@ -88,17 +89,18 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
         ({"data": {"down": b"junk"}}, "expected a message of version"),
         ({"data": {"down": wire.encode((torch.full((D,), torch.nan), torch.zeros(D)))}}, "down message holds NaN"),
         ({"data": {"down": bytes(10**7)}}, "refused as oversized"),
-        ({"memory": {"version": "../secret"}}, "a memory is called '../secret'"),
-        ({"memory": {"version": "1.7.0"}}, "memory 1.7.0 is not in"),
-        ({"memory": {"pickle": "x"}}, "a memory is called 'x'"),
-        ({"memory": {"zeros": ["Tensor", [3]]}}, "is not a tensor type"),
-        ({"memory": 3}, "a memory is said as 3"),
+        ({"memory": [{"version": "../secret"}]}, "a memory is called '../secret'"),
+        ({"memory": [{"version": "1.7.0"}]}, "memory 1.7.0 is not in"),
+        ({"memory": [{"pickle": "x"}]}, "a memory is called 'x'"),
+        ({"memory": [{"zeros": ["Tensor", [3]]}]}, "is not a tensor type"),
+        ({"memory": 3}, "memories are said as 3"),
+        ({"memory": [3]}, "a memory is said as 3"),
         ({"public": 3, "data": {}}, "public copies are said as 3"),
         ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {}}, "public copies are said as {'held'"),
         ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {"news-0": b""}}, "memory 1.1.256 is not in"),
         ({"public": {"held": ["../x"], "form": FORM}, "data": {"news-0": b""}}, "a memory is called '../x'"),
         ({"public": {"held": [], "form": FORM}, "data": {"news-0": b"junk"}}, "expected a message of version"),
-        ({"memory": {"initial": "shared-0"}}, "the initial model is another here"),
+        ({"memory": [{"initial": "shared-0"}]}, "the initial model is another here"),
         ({"common": {"d": 3}}, "description of the data is malformed"),
         ({"common": {**COMMON, "n": 1}}, "this node is client 1, but there are clients 0 to 0"),
         ({"common": {**COMMON, "partition": "0" * 64}}, "give both the same files and the same fedsim"),
@@ -122,11 +124,11 @@ def test_a_first_memory_is_sent_once(tmp_path: Path) -> None:
     value = torch.randn(D)
     name = fingerprint(value)
     down = {"down": wire.encode((torch.zeros(D), torch.zeros(D)))}
-    assert "is not in" in refusal(ask(tmp_path, {"memory": {"shared": name}}))
-    assert ask(tmp_path, {"memory": {"shared": name}, "data": {**down, name: wire.encode(value)}}).verb == "each"
-    assert ask(tmp_path, {"memory": {"shared": name}, "write": "1.2"}).verb == "each"
+    assert "is not in" in refusal(ask(tmp_path, {"memory": [{"shared": name}]}))
+    assert ask(tmp_path, {"memory": [{"shared": name}], "data": {**down, name: wire.encode(value)}}).verb == "each"
+    assert ask(tmp_path, {"memory": [{"shared": name}], "write": "1.2"}).verb == "each"
     other = {**down, name: wire.encode(value + 1)}
-    assert "does not have the checksum" in refusal(ask(tmp_path, {"memory": {"shared": name}, "data": other}))
+    assert "does not have the checksum" in refusal(ask(tmp_path, {"memory": [{"shared": name}], "data": other}))
 
 
 MADE: list[int] = []

@@ -26,6 +26,7 @@ from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, MOST_TOGETHER, RayHost, share_of
 from fedsim.controller.prepare import prepare
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Meter
 from fedsim.errors import ClientError, DeviceFullError, RoundLostError, RunError
 from fedsim.experiment.execution import OnError, Ray
 from fedsim.models import Logistic
@@ -65,7 +66,7 @@ def rounds(fate: Callable[[list[int], int], None], on_error: OnError = "stop", b
     """The cohorts with which a round of 20 clients is tried."""
     algorithm: Any = Made(fate)
     fed = replace(prepare(FEW, 0).federation, backend=backend)
-    host(on_error).round(algorithm, None, fed, 1, np.arange(20))
+    host(on_error).round(algorithm, None, fed, Meter(fed), 1, np.arange(20))
     return list(algorithm.cohorts)
 
 
@@ -90,7 +91,8 @@ def test_initialisation_is_done_again() -> None:
 
     made: Any = Made(fate)
     fed = prepare(FEW, 0).federation
-    assert host().init(made, fed.model.vector(), fed, template=False) == "done" and len(made.cohorts) == MOST_ATTEMPTS
+    assert host().init(made, fed.model.vector(), fed, Meter(fed), template=False) == "done"
+    assert len(made.cohorts) == MOST_ATTEMPTS
 
 
 def test_blocks_are_halved_as_often_as_it_takes() -> None:
