@@ -9,34 +9,20 @@ as W stays the same and everybody takes part. The mean of the x_i moves by the g
 linearly where mixing the compressed x_i themselves stalls; CHOCO-SGD, like D-PSGD, to a neighbourhood on heterogeneous
 data. The gradient is the mean over the samples of the round's minibatches. Each node sends 1 compressed vector to each
 neighbour.
-
-In theory, with rho = 1 - |lambda_2(W)|, beta = ||I - W|| and alpha of C, the squared distance to consensus falls by
-1 - rho^2 alpha / 82 a round for gamma = rho^2 alpha / (16 rho + rho^2 + 4 beta^2 + 2 rho beta^2 - 8 rho alpha). Far
-larger gamma work in practice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from algorithms.parts import consensus_step, mean_gradient
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import non_negative
 from fedsim.compress import TopK
-from fedsim.errors import ConfigError
-
-
-class Consensus(NamedTuple):
-    """What theory says of CHOCO-Gossip."""
-
-    gamma: float  # step size
-    rate: float   # factor of the squared distance to consensus in a round, at most
-    rho: float    # spectral gap 1 - |lambda_2|
-    beta: float   # ||I - W||
+from fedsim.feedback import Choco, EF21Uplink
 
 
 class ChocoState(NamedTuple):
@@ -77,23 +63,9 @@ class ChocoSGD:
     def client(self, local: Local, _: None, x: Vector, xhat: Vector) -> tuple[Packed, Vector, Vector]:
         if self.lr:
             x = x - self.lr * local.decay * mean_gradient(local, x)
-        q = self.compressor.compress(x - xhat, local)
-        return q, x, xhat + q.unpack()
+        q, (xhat, *_more) = EF21Uplink(self.compressor).send(x, (xhat,), local)      # xhat_i is EF21's h_i
+        return q, x, xhat
 
     def combine(self, local: Local, x: Vector, xhat: Vector, s: Vector, heard: Vector) -> tuple[Vector, Vector]:
-        s = s + heard
-        return x + self.gamma * (s - xhat), s
-
-    def theory(self, W: Any, d: int) -> Consensus:
-        """The step size gamma of theory, for a symmetric mixing matrix ``W [n, n]`` and vectors of ``d`` numbers."""
-        W = np.asarray(W.todense() if hasattr(W, "todense") else W)
-        alpha = self.compressor.alpha(d)
-        if alpha is None or W.ndim != 2 or W.shape[0] != W.shape[1] or not np.allclose(W, W.T):
-            raise ConfigError(
-                f"theory of CHOCO needs a symmetric matrix and a compressor of known alpha, got {list(W.shape)} and"
-                f" {self.compressor}"
-            )
-        values = np.linalg.eigvalsh(W)
-        rho, beta = 1 - float(np.sort(abs(values))[-2]), float(1 - values.min())
-        gamma = rho**2 * alpha / (16 * rho + rho**2 + 4 * beta**2 + 2 * rho * beta**2 - 8 * rho * alpha)
-        return Consensus(gamma, 1 - rho**2 * alpha / 82, rho, beta)
+        x, (_, s) = Choco(self.compressor, self.gamma).combine(x, (xhat, s), heard)
+        return x, s

@@ -21,6 +21,7 @@ from algorithms.parts import consensus_step, mean_gradient
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
 from fedsim.checks import non_negative
 from fedsim.compress import TopK
+from fedsim.feedback import EF14Uplink
 
 
 class DeepSqueezeState(NamedTuple):
@@ -57,9 +58,8 @@ class DeepSqueeze:
     def client(self, local: Local, _: None, x: Vector, e: Vector) -> tuple[Packed, Vector, Vector, Vector]:
         if self.lr:
             x = x - self.lr * local.decay * mean_gradient(local, x)
-        q = self.compressor.compress(x + e, local)
-        own = q.unpack()
-        return q, x, x + e - own, own
+        q, (e, *_more) = EF14Uplink(self.compressor).send(x, (e,), local)
+        return q, x, e, q.unpack()
 
     def combine(self, local: Local, x: Vector, own: Vector, heard: Vector) -> Vector:
         return x + self.gamma * (heard - own)

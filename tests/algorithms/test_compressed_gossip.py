@@ -10,6 +10,7 @@ import torch
 
 from algorithms import BEER, DPSGD, ChocoSGD, DeepSqueeze, DFedAvg
 from algorithms.choco import ChocoState
+from algorithms.theory.gossip import choco_gossip
 from fedsim.clients import cohort
 from fedsim.compress import Identity, TopK
 from fedsim.engine.blocks import Blocks
@@ -85,7 +86,7 @@ def test_choco_gossip_diverges_with_too_large_a_step_and_naive_gossip_stalls() -
 def test_the_step_size_of_choco_in_theory() -> None:
     """On the ring of ten with Top-4 of 40, by hand: rho = (2 - 2 cos(2 pi / 10)) / 3, beta = 4/3."""
     W = RING.matrix(1, 0, 10)
-    theory = ChocoSGD(compressor=TopK(k=4)).theory(W, 40)
+    theory = choco_gossip(TopK(k=4), W, 40)
     rho = (2 - 2 * np.cos(np.pi / 5)) / 3
     assert theory.rho == pytest.approx(rho, rel=1e-12) and theory.beta == pytest.approx(4 / 3, rel=1e-12)
     assert theory.gamma == pytest.approx(1.70e-4, rel=3e-3) and theory.rate == pytest.approx(1 - rho**2 * 0.1 / 82)
@@ -94,7 +95,7 @@ def test_the_step_size_of_choco_in_theory() -> None:
     squared = [consensus(row) ** 2 for row in x]
     assert squared[-1] / squared[0] <= theory.rate ** (len(x) - 1)
     with pytest.raises(ConfigError, match=r"needs a symmetric matrix .* got \[2, 2\]"):
-        ChocoSGD().theory(np.array([[0.5, 0.5], [0.4, 0.6]]), 40)
+        choco_gossip(TopK(), np.array([[0.5, 0.5], [0.4, 0.6]]), 40)
 
 
 SMALL = heterogeneous(n=4, d=4)

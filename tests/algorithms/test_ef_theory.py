@@ -251,7 +251,7 @@ def test_theory_of_a_task_that_nobody_knows() -> None:
         with_theory(algorithm, "digits")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"EF21 has no step size for the regime 'PL' here; it has .*mu > 0"):
         with_theory(algorithm, Constants(1.0, (1.0,), 10), regime="PL")
-    with pytest.raises(ConfigError, match=r"theory of ChocoSGD is of no lr: call its theory\(W, d\) yourself"):
+    with pytest.raises(ConfigError, match=r"theory of ChocoSGD is of its gamma .*choco_gossip\(compressor, W, d\)"):
         with_theory(ChocoSGD(), least_squares())
     with pytest.raises(ConfigError, match="no step size in theory is known to FedAvg"):
         with_theory(FedAvg(), C)
