@@ -5,9 +5,7 @@ from dataclasses import replace
 from rich import print
 
 from algorithms import FedAvg, FedSpeed
-from fedsim import Experiment, FixedSize, LocalWork, run
-from fedsim.partition import DirichletPartitioner
-from fedsim.report.compare import compare, render
+from fedsim import DirichletPartitioner, Experiment, FixedSize, LocalWork, compare, render, run
 
 skewed = DirichletPartitioner(50, alpha=0.1, min_partition_size=2)
 work = LocalWork(batch_size=16, epochs=2)

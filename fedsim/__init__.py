@@ -1,54 +1,45 @@
 """fedsim: simulate federations - central, gossip and compressed methods under one problem statement.
 
-Names are imported when they are first used, so that the command line answers before PyTorch is loaded.
+Names are imported when they are first used, so that the command line answers before PyTorch is loaded; type checkers
+read ``__init__.pyi``.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim.record.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from fedsim.algorithm import Algorithm as Algorithm
-    from fedsim.api import resume as resume
-    from fedsim.api import run as run
-    from fedsim.clients import Clients as Clients
-    from fedsim.engine.local_work import LocalWork as LocalWork
-    from fedsim.experiment.execution import Execution as Execution
-    from fedsim.experiment.execution import Ray as Ray
-    from fedsim.experiment.experiment import Data as Data
-    from fedsim.experiment.experiment import Evaluation as Evaluation
-    from fedsim.experiment.experiment import Experiment as Experiment
-    from fedsim.experiment.sampling import Bernoulli as Bernoulli
-    from fedsim.experiment.sampling import FixedSize as FixedSize
-    from fedsim.record.metrics import read_metrics as read_metrics
-    from fedsim.report.compare import compare as compare
-    from fedsim.report.curves import curves as curves
-    from fedsim.types import Batch as Batch
-    from fedsim.types import Kept as Kept
-    from fedsim.types import Local as Local
-    from fedsim.types import Rule as Rule
-    from fedsim.types import Sent as Sent
-    from fedsim.values import Compressor as Compressor
-    from fedsim.values import Packed as Packed
-    from fedsim.values import Site as Site
-    from fedsim.values import Vector as Vector
-
-_HOME = {
+_NAMES = {
     "fedsim.algorithm": ["Algorithm"],
     "fedsim.api": ["resume", "run"],
     "fedsim.clients": ["Clients"],
+    "fedsim.compress": [
+        "BernoulliCompressor", "Blockwise", "Composed", "Identity", "LowPrecision", "LowRank", "Natural",
+        "NaturalDithering", "PowerSGD", "QSGD", "RandK", "Scaled", "Sign", "Threshold", "TopK",
+    ],
+    "fedsim.data": ["Dataset", "Split"],
     "fedsim.engine.local_work": ["LocalWork"],
     "fedsim.experiment.execution": ["Execution", "Ray"],
     "fedsim.experiment.experiment": ["Data", "Evaluation", "Experiment"],
     "fedsim.experiment.sampling": ["Bernoulli", "FixedSize"],
+    "fedsim.experiment.schedule": ["Constant", "Cosine", "ExponentialDecay", "Steps"],
+    "fedsim.feedback": ["Choco", "EControlUplink", "EF14Uplink", "EF21P", "EF21Uplink", "Plain"],
+    "fedsim.models": ["CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "MLP", "McMahanCNN", "ResNet18"],
+    "fedsim.partition": [
+        "ClientDirichletPartitioner", "DirichletPartitioner", "ExponentialPartitioner", "GroupedNaturalIdPartitioner",
+        "IidPartitioner", "InnerDirichletPartitioner", "LinearPartitioner", "NaturalIdPartitioner", "NoiseSkew",
+        "PathologicalPartitioner", "RotationSkew", "ShardPartitioner", "SizePartitioner", "SquarePartitioner",
+    ],
+    "fedsim.problems": ["Problem", "least_squares", "logistic_regression", "zeta_least_squares"],
     "fedsim.record.metrics": ["read_metrics"],
-    "fedsim.report.compare": ["compare"],
+    "fedsim.report.compare": ["compare", "records", "render"],
     "fedsim.report.curves": ["curves"],
+    "fedsim.seeds": ["uniform_of"],
+    "fedsim.sweeps.jobs": ["sweep"],
     "fedsim.types": ["Batch", "Kept", "Local", "Rule", "Sent"],
     "fedsim.values": ["Compressor", "Packed", "Site", "Vector"],
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_MODULE)
 
@@ -57,3 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
     return getattr(import_module(_MODULE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

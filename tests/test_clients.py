@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -305,3 +305,50 @@ def test_gradients_are_not_recorded() -> None:
     """A client's code runs without autograd, or memory would grow with the rounds."""
     sent = cohort(federation(), 1).each(lambda local, x: local.grad(x) * x.clone().requires_grad_(), X)
     assert not sent.stacked.requires_grad
+
+
+@EACH_BACKEND
+def test_several_memories_are_read_and_those_that_are_returned_are_new(backend: Any) -> None:
+    clients = cohort(federation(backend), 1, np.array([1, 4]))
+    a, b = clients.keep(torch.zeros(())), Kept(5, torch.ones(()), {4: torch.tensor(7.0)})
+    sent, total, product = clients.each(lambda local, x, a, b: (x * 0 + b, a + b, 2 * b), X, a, b)
+    assert sent.stacked[:, 0].tolist() == [1, 7]
+    assert {i: float(v) for i, v in total.rows.items()} == {1: 1, 4: 7}
+    assert {i: float(v) for i, v in product.rows.items()} == {1: 2, 4: 14}
+    only_read = clients.each(lambda local, x, a, b: x + b, X, a, b)
+    assert isinstance(only_read, Sent) and torch.equal(only_read.stacked, X + torch.tensor([[1.0], [7.0]]))
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+@EACH_BACKEND
+def test_a_named_tuple_is_one_message_and_one_memory(backend: Any) -> None:
+    clients = cohort(federation(backend), 1)
+    kept = clients.keep(torch.ones(D, dtype=torch.float64))
+    mean = clients.mean(clients.each(lambda local, x, m: Pair(x, m), X, kept))
+    torch.testing.assert_close(tuple(mean), (X, torch.ones_like(X)), rtol=0, atol=1e-14)
+    pair, steps = clients.apply(lambda local, m: Pair(m, m + local.steps), kept), clients.each(number_of_steps, X)
+    assert pair[2].a.tolist() == [1.0] * D and pair[2].b.tolist() == [1 + float(steps.stacked[2])] * D
+
+
+@EACH_BACKEND
+def test_applied_work_sends_nothing(backend: Any) -> None:
+    """The ledger charges what the server sends first, as in each, and gradients; nothing goes up."""
+    fed = federation(backend)
+    meter = Meter(fed)
+    clients = cohort(fed, 1, np.array([0, 3]), meter)
+    g = clients.apply(lambda local, x: local.grad(x), clients.keep(X))
+    assert set(g.rows) == {0, 3} and meter.ledger.totals()["bytes_down"] == meter.ledger.totals()["bytes_up"] == 0
+    assert meter.ledger.gradient_evaluations.tolist() == [SIZES[0], 0, 0, SIZES[3], 0]
+    moved, halved = clients.apply(lambda local, x, g: (x - g, g / 2), g, down=X)
+    assert meter.ledger.down.tolist() == [nbytes(X), 0, 0, nbytes(X), 0] and meter.ledger.up.sum() == 0
+    for i in (0, 3):
+        assert torch.equal(moved[i], X - g[i]) and torch.equal(halved[i], g[i] / 2)
+
+
+def test_nobody_cannot_be_applied_to() -> None:
+    with pytest.raises(ConfigError, match=r"clients.apply in round 2: the cohort is empty; test `if clients:` first"):
+        cohort(federation(), 2, np.array([], np.int64)).apply(lambda local: X)

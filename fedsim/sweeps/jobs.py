@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -13,12 +13,14 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from fedsim import api
+from fedsim.checks import plain_name
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.engine.machine import cores, torch_threads
 from fedsim.errors import ConfigError, FedsimError, RunError
-from fedsim.experiment.config import from_config
+from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.experiment import Experiment
 from fedsim.record.version import check_version
-from fedsim.sweeps.grid import Point, Sweep
+from fedsim.sweeps.grid import Point, Sweep, start
 from fedsim.sweeps.sweep_progress import SweepProgress
 
 Results: TypeAlias = Generator[tuple[Point, str | None], None, None]
@@ -70,6 +72,56 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"continue with: fedsim resume {sweep.path}") from None
     return sweep.failures
+
+
+def sweep(
+    points: Mapping[str, Experiment],
+    *,
+    output: Path | str | None = None,
+    root: Path | str = Path("runs"),
+    name: str = "sweep",
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Run several experiments, each in a run directory of its own below one folder.
+
+    Called again with the same points it continues an interrupted sweep; finished points are left alone.
+
+    Args:
+        points: experiments by the names of their run directories, such as ``{"lr=0.1": Experiment(FedAvg(0.1)), ...}``.
+        output: exactly this folder; by default ``root/name``, or with a number where other sweeps have that name.
+        root: folder of sweeps.
+        name: of the folder.
+        jobs: runs at a time; see `run_sweep`.
+        progress: show progress on stderr.
+
+    Returns:
+        The sweep; ``failures`` holds the reasons why points failed, by their names.
+
+    Raises:
+        ConfigError: no points, a name that no folder can have, an experiment that only Python can express (with a
+            model, data set or function given as an object), or ``output`` holds something else.
+        KeyboardInterrupt: after checkpoints of all running points.
+    """
+    if not points:
+        example = "{'lr=0.1': Experiment(FedAvg(0.1))}"
+        raise ConfigError(f"a sweep of no points; expected experiments by name, such as {example}")
+    made = []
+    for title, experiment in points.items():
+        plain_name(title)
+        config = to_config(experiment)
+        try:
+            from_config(config)
+        except ConfigError as error:
+            raise ConfigError(
+                f"the points of a sweep are run from their configuration, which cannot express {title}: {error};"
+                " name the component as my_module.Class, or call fedsim.run for each point"
+            ) from error
+        made.append(Point(title, config))
+    jobs_of(jobs, made)                                    # a wrong number leaves no folder behind
+    begun = start(made, output=None if output is None else Path(output), root=Path(root), name=name)
+    run_sweep(begun, jobs, progress=progress)
+    return begun
 
 
 def jobs_of(jobs: int | None, todo: list[Point]) -> int:

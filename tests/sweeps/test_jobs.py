@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import fedsim
 from algorithms import FedAvg
 from fedsim.backends.ray.tasks import map_unordered
 from fedsim.cli import main
@@ -24,11 +26,40 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.config import to_config
 from fedsim.experiment.execution import Execution, Ray
 from fedsim.experiment.experiment import Experiment
+from fedsim.models import Logistic
+from fedsim.partition import IidPartitioner
 from fedsim.record.directory import open_run
 from fedsim.sweeps import jobs
 from fedsim.sweeps.grid import Point, open_sweep
 from tests.processes import LINGER, marked, wait_until
 from tests.sweeps.test_grid import SMALL, metrics
+
+TINY = Experiment(FedAvg(0.3), partition=IidPartitioner(4), model=Logistic(), rounds=2, execution=Execution("loop"))
+
+
+def test_a_sweep_from_python_runs_once(tmp_path: Path) -> None:
+    axes = {f"lr={lr:g}": replace(TINY, algorithm=FedAvg(lr)) for lr in (0.1, 0.3)}
+    made = fedsim.sweep(axes, output=tmp_path / "sweep", jobs=1, progress=False)
+    assert not made.failures and [made.state(point) for point in made.points] == ["finished"] * 2
+    alone = fedsim.run(axes["lr=0.3"], output=tmp_path / "alone", progress=False)
+    assert metrics(made.path / "lr=0.3") == metrics(alone.path)
+    before = {path: path.stat().st_mtime_ns for path in made.path.rglob("metrics.jsonl")}
+    fedsim.sweep(axes, output=tmp_path / "sweep", jobs=1, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in made.path.rglob("metrics.jsonl")} == before
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({}, "a sweep of no points"),
+        ({"a/b": TINY}, "expected a plain directory name"),
+        ({"own": replace(TINY, model=nn.Linear(64, 10))}, "cannot express own: .*fedsim.run for each point"),
+    ],
+)
+def test_a_sweep_that_cannot_be_run_leaves_nothing(axes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fedsim.sweep(axes, root=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def points(*experiments: Experiment) -> list[Point]:
