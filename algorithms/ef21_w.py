@@ -11,6 +11,7 @@ The functions f_i / (n w_i) are all equally smooth, which replaces the quadratic
 their arithmetic mean, but for rare features. Where C(t x) = t C(x) for t > 0 (Top-k, sign, QSGD with the same draw) the
 iterates are those of EF21, g_i being 1 / (n w_i) times EF21's. For an objective sum_i p_i f_i the factors are the same
 and the server's weights are p_i n w_i. Down 1 vector, up 1 compressed vector; in round 0, 1 vector both ways.
+Longer than thirty lines, as clients and server hold scales of their own.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ follows the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - 
 FedSpeed(rho=0, lam=1 / alpha) is FedDyn with K gradient steps (Acar, Zhao, Matas, Mattina, Whatmough, Saligrama, ICLR
 2021, arXiv 2111.04263): h_i is its client's grad L_i, hbar its server's h, and alpha its weight, 0.01 in its authors'
 code. That code divides alpha by a client's weight where their data are unequal; here it is one for all.
-Down 1 vector, up 1 vector, two gradients a step (one where rho or alpha is 0).
+Down 1 vector, up 1 vector, two gradients a step (one where rho or alpha is 0). Longer than thirty lines by its two
+server rules.
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ SPEAKS = {
 UP: set[tuple[str, str]] = set()
 """Imports that run up, known and to be mended."""
 
-CIRCULAR: set[tuple[str, str]] = {
-    ("fedsim.feedback.linked", "fedsim.feedback.compressed"),   # the links read the wrapper's settings, for types alone
-}
+CIRCULAR: set[tuple[str, str]] = set()
 """Imports that close a circle, known and to be mended."""
 
 LONGEST = 400

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,15 +13,12 @@ from torch import Tensor
 
 from fedsim.clients import Clients
 from fedsim.errors import ConfigError, title
-from fedsim.feedback.mechanisms import Gossip, Memory, Uplink, short_name
+from fedsim.feedback.mechanisms import Downlink, Gossip, Memory, Uplink, short_name
 from fedsim.messages.mixing import spread
 from fedsim.messages.wire import nbytes
 from fedsim.tree import build, leaves, rebuilt, unpacked
 from fedsim.types import Kept, Local, Sent
 from fedsim.values import Packed, Site, Vector
-
-if TYPE_CHECKING:
-    from fedsim.feedback.compressed import Compressed
 
 
 def each_vector(
@@ -166,11 +163,24 @@ def _parts(result: Any, own: Sequence[Any]) -> tuple[Any, ...]:
     return result if own and type(result) is tuple else (result,)
 
 
+class LinkSettings(Protocol):
+    """The settings of links, and the client functions of compressed gossip: those of ``Compressed``."""
+
+    @property
+    def server(self) -> bool: ...
+    @property
+    def uplink(self) -> Uplink | Gossip | None: ...
+    @property
+    def downlink(self) -> Downlink | None: ...
+    def offer(self, local: Local, step: Tensor, y: Any, memory: Memory) -> tuple[Any, Memory]: ...
+    def combine(self, local: Local, y: Any, memory: Memory, heard: Any) -> tuple[Any, Memory]: ...
+
+
 @dataclass
 class Links:
     """What is compressed in one round, with the memories as they are by now."""
 
-    settings: Compressed
+    settings: LinkSettings
     nodes: dict[str, Kept[Memory]]
     server: dict[str, Memory]
     public: dict[str, Memory]
