@@ -78,6 +78,17 @@ def raise_to_minimum(owner: np.ndarray, n: int, minimum: int) -> tuple[np.ndarra
     return owner, moved
 
 
+def turns(sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Client numbers ``[sum of sizes]``: each is uniform among the clients that are not full yet.
+
+    Clients that draw at the times of independent Poisson processes of equal rate do just that, and all times can be
+    drawn at once.
+    """
+    times = np.concatenate([np.cumsum(rng.exponential(size=size)) for size in sizes])
+    owners: np.ndarray = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(times, kind="stable")]
+    return owners
+
+
 def draw_classes(prior: np.ndarray, owner: np.ndarray, class_sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Classes ``[m]`` for places filled one after the other: place j draws from ``prior[owner[j]]``, ``prior [n, C]``.
 
@@ -151,9 +162,10 @@ class DirichletPartitioner:
 class InnerDirichletPartitioner:
     """Client-wise Dirichlet, without replacement: each client draws a prior over classes from Dir(alpha).
 
-    Places are filled one by one, in random order, with a sample of a class drawn from the client's prior. A class that
-    has run out is left out of later draws, so late places follow the prior less closely; where nothing of a prior is
-    left, they draw in proportion to the sizes of the classes that are left.
+    Samples are dealt one by one, as in Flower Datasets and the authors' code: a client is drawn among those that are not
+    full, each with the same probability, then a class from its prior. A class that has run out is left out of later
+    draws, so large clients, which are served last, follow their priors less closely; a client whose prior has nothing
+    left draws in proportion to the sizes of the classes that are left.
 
     Args:
         partition_sizes: number of samples of each client; samples beyond their sum are not used.
@@ -174,7 +186,7 @@ class InnerDirichletPartitioner:
         rng = generator(seed)
         n = len(self.partition_sizes)
         prior = rng.dirichlet(concentration(self.alpha, len(classes), "classes"), n)
-        owner = rng.permutation(np.repeat(np.arange(n), self.partition_sizes))
+        owner = turns(self.partition_sizes, rng)
         wanted = draw_classes(prior, owner, np.bincount(label), rng)
         return by_owner(draw(label, wanted, rng), owner, n, describe(self, seed))
 

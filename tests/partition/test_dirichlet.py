@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from fedsim.errors import PartitionError
 from fedsim.partition import ClientDirichletPartitioner, DirichletPartitioner, InnerDirichletPartitioner, card
 from fedsim.partition.deal import draw, generator, rank_within
-from fedsim.partition.dirichlet import DRAWS, draw_classes, raise_to_minimum, share_classes
+from fedsim.partition.dirichlet import DRAWS, draw_classes, raise_to_minimum, share_classes, turns
 
 DIGITS = load_digits().target
 
@@ -143,6 +143,58 @@ def test_inner_draws_have_the_distribution_of_the_sequential_process() -> None:
     for _ in range(repeats):
         seen[tuple(draw_classes(prior, np.array(owner), np.array(sizes), rng).tolist())] += 1
     assert chisquare(list(seen.values()), repeats * np.array(list(expected.values()))).pvalue > 0.01
+
+
+def test_inner_draws_each_client_uniformly_among_those_not_full() -> None:
+    sizes = [4, 2, 1]
+    expected: dict[tuple[int, ...], float] = {}
+    for order in set(itertools.permutations(np.repeat(np.arange(3), sizes).tolist())):
+        left, chance = list(sizes), 1.0
+        for client in order:
+            chance /= sum(size > 0 for size in left)
+            left[client] -= 1
+        expected[order] = chance
+    rng, repeats = generator(0), 20_000
+    seen = dict.fromkeys(expected, 0)
+    for _ in range(repeats):
+        seen[tuple(turns(sizes, rng).tolist())] += 1
+    assert chisquare(list(seen.values()), repeats * np.array(list(expected.values()))).pvalue > 0.01
+
+
+def published_inner(labels: np.ndarray, sizes: list[int], alpha: float, rng: np.random.Generator) -> np.ndarray:
+    """Counts ``[n, C]`` by the procedure of Acar et al.'s code, written as there: one client and one class at a time."""
+    left, pool = list(sizes), np.bincount(labels)
+    prior, counts = rng.dirichlet([alpha] * len(pool), len(sizes)), np.zeros((len(sizes), len(pool)), int)
+    while sum(left):
+        client = rng.integers(len(sizes))
+        if left[client] <= 0:
+            continue
+        left[client] -= 1
+        while True:
+            c = int(np.argmax(rng.random() <= np.cumsum(prior[client]) / prior[client].sum()))
+            if pool[c] <= 0:
+                prior[:, c] = 1e-300                       # 0 there, which divides by 0 where nothing is left
+                continue
+            pool[c] -= 1
+            counts[client, c] += 1
+            break
+    return counts
+
+
+def test_inner_has_the_law_of_the_published_procedure() -> None:
+    labels, sizes = np.repeat(np.arange(10), 30), [150, 70, 50, 10, 5, 5, 6, 4]
+
+    def held(counts: np.ndarray) -> tuple[float, float]:
+        return float((counts > 0).sum(0).max()), float((counts > 0).sum(1).mean())
+
+    def counts(seed: int) -> np.ndarray:
+        partition = InnerDirichletPartitioner(sizes, 0.2).partition(labels, None, seed)
+        return np.array([np.bincount(labels[partition.shard(i)], minlength=10) for i in range(len(sizes))])
+
+    ours = np.array([held(counts(seed)) for seed in range(200)])
+    theirs = np.array([held(published_inner(labels, sizes, 0.2, generator(seed))) for seed in range(1000, 1200)])
+    error = np.sqrt(ours.var(0) / 200 + theirs.var(0) / 200)
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 3 * error).all(), (ours.mean(0), theirs.mean(0), error)
 
 
 def test_inner_falls_back_to_what_is_left_when_a_whole_prior_has_run_out() -> None:
