@@ -89,7 +89,7 @@ def compare(
         paths: runs, or folders that contain runs.
         scope: which model on which data.
         metric: name in the metrics file.
-        target: count costs up to this value; by default a round number about 5 % short of the best mean final value.
+        target: count costs up to this value; by default a round number 5 to 7 % short of the best mean final value.
         baseline: label of a run, ``first``, or ``best`` (by mean final value).
 
     Raises:

@@ -62,18 +62,20 @@ def first_reached(values: np.ndarray, target: float, metric: str) -> int | None:
 
 
 def default_target(finals: Sequence[float], metric: str) -> float | None:
-    """A round number about 5 % short of the best of these mean final values; None when all diverged.
+    """A round number 5 to 7 % short of the best of these mean final values; None when all diverged.
 
-    Two significant digits, rounded away from the best: 0.8745 gives 0.83, a loss of 0.318 gives 0.34.
+    5 % short, then further away from the best to the next multiple of a step: the largest of 1, 2 or 5 times a power of
+    ten that is at most 2 % of the value. 0.8745 gives 0.83, a loss of 0.318 gives 0.335.
     """
     reachable = best(finals, metric)
-    if math.isnan(reachable):
+    if not math.isfinite(reachable):
         return None
     sign = 1 if lower_is_better(metric) else -1
     exact = reachable + sign * 0.05 * abs(reachable)
-    if exact == 0:
-        return 0.0
-    digits = 1 - math.floor(math.log10(abs(exact)))
-    scaled = exact * 10.0**digits
-    steps = math.ceil(scaled - 1e-9) if sign > 0 else math.floor(scaled + 1e-9)  # 0.95 * 0.8 is not quite 0.76
-    return round(steps / 10.0**digits, digits)
+    if abs(exact) < 1e-300:
+        return exact
+    widest = 0.02 * abs(exact)
+    power = math.floor(math.log10(widest))
+    step = max(m * 10.0**power for m in (1, 2, 5) if m == 1 or m * 10.0**power <= widest)
+    steps = sign * math.ceil(sign * exact / step - 1e-9)  # 0.95 * 0.8 is not quite 0.76
+    return round(steps * step, -power)

@@ -162,7 +162,7 @@ def test_inner_draws_each_client_uniformly_among_those_not_full() -> None:
 
 
 def published_inner(labels: np.ndarray, sizes: list[int], alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """Counts ``[n, C]`` by the procedure of Acar et al.'s code, written as there: one client and one class at a time."""
+    """Counts ``[n, C]`` by the procedure of Acar et al.'s code: one client and one class at a time."""
     left, pool = list(sizes), np.bincount(labels)
     prior, counts = rng.dirichlet([alpha] * len(pool), len(sizes)), np.zeros((len(sizes), len(pool)), int)
     while sum(left):

@@ -53,16 +53,30 @@ def test_interval_of_equal_values_and_of_one_value() -> None:
         ([0.8], "accuracy", 0.76),
         ([1.0], "accuracy", 0.95),
         ([0.0561], "accuracy", 0.053),
-        ([0.318, 2.0], "loss", 0.34),
+        ([0.318, 2.0], "loss", 0.335),
+        ([0.969], "loss", 1.02),
+        ([1.051], "loss", 1.12),
         ([123.4], "perplexity", 130),
         ([-2.0], "loss", -1.9),
         ([0.0], "accuracy", 0.0),
-        ([math.nan, 0.5], "accuracy", 0.47),
+        ([math.nan, 0.5], "accuracy", 0.475),
         ([math.nan], "accuracy", None),
+        ([math.inf], "loss", None),
+        ([5e-324], "suboptimality", 5e-324),
     ],
 )
 def test_default_target(finals: list[float], metric: str, expected: float | None) -> None:
     assert default_target(finals, metric) == expected
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("loss", 1), ("accuracy", -1)])
+@pytest.mark.parametrize("scale", [1e-9, 0.01, 0.1, 1, 1e6])
+def test_default_target_is_5_to_7_percent_short(metric: str, sign: int, scale: float) -> None:
+    for final in np.geomspace(scale, 10 * scale, 400).tolist():
+        target = default_target([final], metric)
+        assert target is not None
+        assert 0.05 - 1e-9 <= sign * (target / final - 1) <= 0.071, (final, target)
+        assert float(f"{target:.3g}") == target
 
 
 def test_direction_of_metrics() -> None:
