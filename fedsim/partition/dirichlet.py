@@ -162,10 +162,10 @@ class DirichletPartitioner:
 class InnerDirichletPartitioner:
     """Client-wise Dirichlet, without replacement: each client draws a prior over classes from Dir(alpha).
 
-    Samples are dealt one by one, as in Flower Datasets and the authors' code: a client is drawn uniformly among those that are
-    not full, then a class from its prior. A class that has run out is left out of later draws, so large clients, which
-    are served last, follow their priors less closely; a client whose prior has nothing left draws in proportion to the
-    sizes of the classes that are left.
+    Samples are dealt one by one, as in Flower Datasets and the authors' code: a client is drawn uniformly among those
+    that are not full, then a class from its prior. A class that has run out is left out of later draws, so large
+    clients, which are served last, follow their priors less closely; a client whose prior has nothing left draws in
+    proportion to the sizes of the classes that are left.
 
     Args:
         partition_sizes: number of samples of each client; samples beyond their sum are not used.
