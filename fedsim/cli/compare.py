@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedsim.cli.output import console, writing
 from fedsim.report import compare as comparing
@@ -18,8 +19,11 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the comparison as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the metric: .png, .svg or .pdf")
-    parser.add_argument("--x", default="round", choices=AXES, help="horizontal axis of --plot")
+    look = _add_options(parser.add_argument_group("options of --plot"))
     arguments = parser.parse_args(argv)
+    options: Any = {key: value for key, value in vars(arguments).items() if key in look}
+    if options and not arguments.plot:
+        parser.error(f"--{next(iter(options)).replace('_', '-')} is an option of --plot FILE, which is missing")
     measured = comparing.compare(
         arguments.runs, arguments.scope, arguments.metric, arguments.target, arguments.baseline
     )
@@ -30,12 +34,42 @@ def compare(argv: Sequence[str]) -> int:
         from fedsim.report.curves import curves  # here, as Matplotlib takes its time
 
         with writing(arguments.plot):
-            curves(measured, arguments.plot, arguments.x)
+            curves(measured, arguments.plot, **options)
     if arguments.json:
         print(comparing.to_json(measured))
     else:
         console().print(comparing.render(measured))
     return 0
+
+
+def _add_options(group: Any) -> set[str]:
+    """The arguments of `fedsim.report.curves.curves`, left out where they are not given; their names."""
+
+    def add(name: str, about: str, **settings: Any) -> str:
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=about, **settings)
+        return name.replace("-", "_")
+
+    switch = {"metavar": "auto|true|false", "type": _truth}
+    return {
+        add("x", "horizontal axis (default: round)", choices=AXES),
+        add("title", "title; '' for none"),
+        add("xlabel", "label of the horizontal axis"),
+        add("ylabel", "label of the vertical axis"),
+        add("footnote", "text below the axes, instead of the explanation of lines and bands; '' for none"),
+        add("width", "of a text column (3.4 inches) or of a page (7 inches, the default)", choices=("column", "page")),
+        add("height", "height of the figure in inches", type=float),
+        add("log-x", "logarithmic horizontal axis (default: auto, if costs differ by a factor over ten)", **switch),
+        add("log-y", "logarithmic vertical axis (default: auto, if the metric spans a factor of 30)", **switch),
+        add("target-line", "draw the target (default: true)", **switch),
+    }
+
+
+def _truth(text: str) -> bool | None:
+    """``auto`` is None."""
+    known = {"true": True, "false": False, "auto": None}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"expected auto, true or false, got {text!r}")
+    return known[text]
 
 
 def report(argv: Sequence[str]) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim.errors import ConfigError
 from fedsim.partition.card import js_distance, label_counts, summary
 from fedsim.partition.partition import Partition
+from fedsim.record import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,8 +31,7 @@ def plot(partition: Partition, labels: np.ndarray, classes: int, path: str | os.
     """
     from matplotlib.figure import Figure
 
-    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"a picture is a .png, .svg or .pdf file, got {os.fspath(path)}: change the suffix")
+    format = figures.format_of(os.fspath(path))
     counts = label_counts(partition, labels, classes)
     figure = Figure(figsize=(9.0, 3.2 if counts is None else 5.0), dpi=150, layout="constrained")
     title = textwrap.fill(summary(partition.scheme), 100)
@@ -48,7 +46,7 @@ def plot(partition: Partition, labels: np.ndarray, classes: int, path: str | os.
         axes.tick_params(labelsize=8, colors=GREY)
         axes.xaxis.label.set_fontsize(9)
         axes.yaxis.label.set_fontsize(9)
-    figure.savefig(path)
+    figures.save(figure, os.fspath(path), format)
 
 
 def legend(axes: Axes) -> None:

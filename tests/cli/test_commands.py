@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from matplotlib.image import imread
 
 from algorithms import FedAvg, FedSpeed
 from fedsim import api
@@ -205,7 +206,14 @@ def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert main(argv) == 0
     assert "accuracy on server/test, and its cost to reach 0.2" in capsys.readouterr().out
+    look = ["--title", "T", "--width", "column", "--height", "2", "--log-y", "true", "--log-x", "auto", "--footnote="]
+    assert main([*argv, "--plot", str(files["png"]), *look, "--target-line", "false"]) == 0
+    assert imread(files["png"]).shape[:2] == (300, 510)
     assert main([*argv, "--metric", "f1"]) == 2
+    for wrong in (["--title", "T"], ["--plot", "x.png", "--log-y", "maybe"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*argv, *wrong])
+    assert "--title is an option of --plot FILE" in capsys.readouterr().err
     assert main([*argv, "--csv", str(finished / "a" / "manifest.json" / "x.csv")]) == 1
     assert "cannot write" in capsys.readouterr().err
 

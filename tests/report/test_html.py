@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from matplotlib.figure import Figure
 from fedsim.errors import ConfigError, RunError
 from fedsim.record.directory import create_run
 from fedsim.report.compare import compare
-from fedsim.report.curves import curve_of, curves, draw
+from fedsim.report.curves import Options, curve_of, curves, draw
 from fedsim.report.html import write_report
 from fedsim.report.series import AXES
 from fedsim.report.statistics import estimate
@@ -33,10 +35,8 @@ def runs(tmp_path: Path) -> Path:
 
 def texts(figure: Figure) -> list[str]:
     """All words in a figure."""
-    axes = figure.axes[0]
-    legend = axes.get_legend()
-    assert legend is not None
-    shown = [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel(), figure.get_supxlabel()]
+    axes, (legend,) = figure.axes[0], figure.legends
+    shown = [legend.get_title().get_text(), axes.get_xlabel(), axes.get_ylabel(), figure.get_supxlabel()]
     return [*shown, *(text.get_text() for text in legend.get_texts())]
 
 
@@ -45,8 +45,8 @@ def test_figure_says_what_it_shows(runs: Path) -> None:
         "Accuracy (server/test)",
         "megabytes that clients send and receive (1 MB = 10⁶ bytes)",
         "accuracy",
-        "Measured: server/test. Line: mean over seeds, band: 95 % Student-t interval (none for one seed).\n"
-        "A point: one evaluated round, at the mean megabytes of the seeds.",
+        "Measured: server/test. Line: mean over seeds, band: 95 % Student-t interval (none for one seed)."
+        " A point: one\nevaluated round, at the mean megabytes of the seeds.",
         "fast (3 seeds)",
         "single (1 seed)",
         "slow (3 seeds)",
@@ -57,7 +57,85 @@ def test_figure_says_what_it_shows(runs: Path) -> None:
 def test_single_seeds_have_no_band_and_say_so(runs: Path) -> None:
     figure = draw(compare([runs / "single"]))
     assert not figure.axes[0].collections
-    assert "No interval" in figure.get_supxlabel()
+    assert "One seed, no interval." in figure.get_supxlabel()
+
+
+def test_the_number_of_seeds_is_stated_once(runs: Path) -> None:
+    shown = texts(draw(compare([runs / "fast", runs / "slow"])))
+    assert "mean over 3 seeds" in shown[3] and shown[4:] == ["fast", "slow", "target 0.79"]
+
+
+GAP = {0: [1.0, 1e-3, 6e-9], 1: [2.0, 3e-3, 7e-9]}
+
+
+def test_a_metric_over_decades_has_a_logarithmic_axis(tmp_path: Path) -> None:
+    gap = compare([make_run(tmp_path, "gap", GAP, "suboptimality")], metric="suboptimality")
+    figure = draw(gap)
+    low, high = figure.axes[0].get_ylim()
+    assert figure.axes[0].get_yscale() == "log" and 1e-10 < low < 6e-9 and high > 2
+    assert texts(figure)[-1] == r"target $6.9 \times 10^{-9}$"
+    assert draw(gap, log_y=False).axes[0].get_yscale() == "linear"
+    near = compare([make_run(tmp_path, "near", {0: [1.0, 0.5, 0.1]}, "loss")], metric="loss")
+    assert draw(near).axes[0].get_yscale() == "linear" and draw(near, log_y=True).axes[0].get_yscale() == "log"
+
+
+def test_a_gap_that_ends_below_zero_leaves_the_logarithmic_axis_and_says_so(tmp_path: Path) -> None:
+    gap = compare([make_run(tmp_path, "gap", {0: [1.0, 1e-3, -1e-12]}, "suboptimality")], metric="suboptimality")
+    figure = draw(gap)
+    assert figure.axes[0].get_yscale() == "log" and np.isnan(np.asarray(figure.axes[0].lines[0].get_ydata())[-1])
+    assert "Values of 0 and below have no place" in figure.get_supxlabel() and texts(figure)[4:] == ["gap"]
+    none = compare([make_run(tmp_path, "none", {0: [-1.0, -2.0]}, "loss")], metric="loss")
+    with pytest.raises(ConfigError, match="log_y is true, but no value is positive"):
+        draw(none, log_y=True)
+
+
+def test_a_run_that_pays_before_round_1_starts_on_the_axis(tmp_path: Path) -> None:
+    """A dotted line over what it paid; against rounds it starts on the axis anyway."""
+    path = make_run(tmp_path, "a", {0: [0.1, 0.5, 0.6]})
+    file = path / "seed-0" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["value"] += 5e6 * (row["metric"] == "bytes_up")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = draw(compare([path]), "megabytes", target_line=False)
+    curve, start = figure.axes[0].lines
+    assert np.asarray(start.get_xdata()).tolist() == [0, 5] and np.asarray(start.get_ydata()).tolist() == [0.1, 0.1]
+    assert np.asarray(curve.get_xdata())[0] == 5 and "Dotted: paid before round 1" in figure.get_supxlabel()
+    assert len(draw(compare([path]), "round", target_line=False).axes[0].lines) == 1
+
+
+def test_options_of_a_figure(runs: Path) -> None:
+    comparison = compare([runs])
+    words = Options(title="T", xlabel="x", ylabel="y", footnote="")
+    figure = draw(comparison, "megabytes", target_line=False, log_x=True, **words)
+    assert texts(figure) == ["T", "x", "y", "", "fast (3 seeds)", "single (1 seed)", "slow (3 seeds)"]
+    assert figure.axes[0].get_xscale() == "log"
+    assert draw(comparison, width="column", height=3.0).get_size_inches().tolist() == [3.4, 3.0]
+    assert draw(comparison).get_size_inches()[0] == 7.0
+    with pytest.raises(ConfigError, match="unknown option titel of a figure: did you mean 'title'"):
+        draw(comparison, titel="T")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="width is 'colum'; did you mean 'column'"):
+        draw(comparison, width="colum")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", ["column", "page"])
+def test_nothing_in_a_figure_is_cut_or_covered(tmp_path: Path, width: Literal["column", "page"]) -> None:
+    for index in range(6):
+        make_run(tmp_path, f"a method with quite a long name, number {index}" * (1 + index % 2), {0: [0.1, 0.5]})
+    figure = draw(compare([tmp_path]), "megabytes", width=width)
+    figure.draw_without_rendering()                               # lays it out
+    (legend,), axes = figure.legends, figure.axes[0]
+    whole, box = figure.bbox, legend.get_window_extent()
+    assert box.x0 >= whole.x0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+    assert axes.get_tightbbox().y1 <= box.y0 + 1, "the legend is above the axes"
+    assert axes.get_window_extent().height > 1.2 * figure.dpi, "inches"
+    assert axes.xaxis.label.get_window_extent().width <= whole.width
+
+
+def test_fonts_of_a_pdf_are_truetype(runs: Path, tmp_path: Path) -> None:
+    curves(compare([runs]), tmp_path / "c.pdf")
+    content = (tmp_path / "c.pdf").read_bytes()
+    assert b"/FontFile2" in content and b"/Type3" not in content
 
 
 def test_lines_and_bands_are_mean_and_interval(runs: Path) -> None:
@@ -107,7 +185,7 @@ def test_bad_arguments_of_curves(runs: Path, tmp_path: Path) -> None:
     comparison = compare([runs])
     with pytest.raises(ConfigError, match="did you mean 'megabytes'"):
         draw(comparison, "megabyte")
-    with pytest.raises(ConfigError, match=r"ending in \.png, \.svg or \.pdf"):
+    with pytest.raises(ConfigError, match=r"a \.png, \.svg or \.pdf file"):
         curves(comparison, tmp_path / "curves.bmp")
 
 

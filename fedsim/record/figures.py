@@ -1,0 +1,42 @@
+"""Figure files: formats, embedded fonts, equal bytes for equal figures. Matplotlib is imported where it is used."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Formats, and the metadata that would differ from one writing to the next."""
+
+
+def style() -> AbstractContextManager[None]:
+    """Settings under which figures are made and saved: TrueType fonts, as journals refuse Matplotlib's Type 3."""
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {"font.family": "DejaVu Sans", "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "fedsim"}
+    )
+
+
+def format_of(path: Path | str) -> str:
+    """Format that a file name stands for.
+
+    Raises:
+        ConfigError: none of `METADATA`.
+    """
+    suffix = Path(path).suffix.lower()[1:]
+    if suffix not in METADATA:
+        raise ConfigError(f"a picture is a .png, .svg or .pdf file, got {path}: change the suffix")
+    return suffix
+
+
+def save(figure: Figure, file: Path | str | IO[bytes], format: str) -> None:
+    """Write a figure to a file."""
+    with style():
+        figure.savefig(file, format=format, dpi=150, metadata=METADATA[format])
