@@ -6,19 +6,20 @@ it is called, so that help does not wait for PyTorch.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from fedsim.cli.streams import OutputError, streams
 from fedsim.errors import ConfigError, FedsimError, suggest
 from fedsim.record.version import __version__
 
 COMMANDS = {
     "run": ("fedsim.cli.run", "run", "run an experiment"),
     "resume": ("fedsim.cli.run", "resume", "continue an interrupted run or sweep"),
-    "sweep": ("fedsim.cli.sweep", "sweep", "run a grid of experiments: --algorithm.lr 0.03,0.1 --local.epochs 1,2"),
+    "sweep": ("fedsim.cli.sweep", "sweep", "run a grid of experiments, as of --algorithm.lr 0.03,0.1"),
     "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment on real clients, through Flower"),
     "certificates": ("fedsim.cli.deploy", "certificates", "make certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "list what is available: algorithms, data sets, models, ..."),
@@ -33,22 +34,31 @@ USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit code. Unexpected exceptions pass through, for their traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # for components that are named as my_module.Class
+    with contextlib.suppress(FileNotFoundError):           # a working directory that was removed
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)                          # for components that are named as my_module.Class
+    with streams():
+        try:
+            try:
+                return _guarded(arguments)
+            finally:
+                sys.stdout.flush()
+        except OutputError as error:
+            if not isinstance(error.__cause__, BrokenPipeError):     # the reader of a pipe has left on purpose
+                print(f"fedsim: cannot write to stdout: {error.__cause__}", file=sys.stderr)
+            return 1
+
+
+def _guarded(arguments: list[str]) -> int:
     try:
-        code = _dispatch(arguments)
-        sys.stdout.flush()
-        return code
+        return _dispatch(arguments)
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1   # also a partition or model that the data cannot have
     except KeyboardInterrupt as interrupt:
         print(f"fedsim: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:

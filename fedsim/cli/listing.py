@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 
+from fedsim.cli.output import width
 from fedsim.data import available
 from fedsim.experiment.config.names import catalogue, summary
 from fedsim.problems import PROBLEMS
@@ -41,9 +43,21 @@ def list_names(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return 0
-    width = max(len(name) for names in found.values() for name in names)
+    longest = max(len(name) for names in found.values() for name in names)
     for section, names in found.items():
         print(f"{section}:")
         for name, description in names.items():
-            print(f"  {name:<{width}}  {description}")
+            print(_entry(name, description, longest, width()))
     return 0
+
+
+def _entry(name: str, description: str, longest: int, columns: int | None) -> str:
+    """A name and its description, with a hanging indent; on one line in a file or pipe, where ``grep`` reads it."""
+    indent = longest + 4
+    if columns is None:
+        return f"  {name:<{longest}}  {description}"
+    if columns < indent + 24:                              # below the name, where beside it is too narrow
+        lines = textwrap.wrap(description, max(columns - 6, 20), break_on_hyphens=False)
+        return "\n".join([f"  {name}", *(" " * 6 + line for line in lines)])
+    first, *others = textwrap.wrap(description, columns - indent, break_on_hyphens=False) or [""]
+    return "\n".join([f"  {name:<{longest}}  {first}", *(" " * indent + line for line in others)])

@@ -1,7 +1,9 @@
-"""Where the commands write."""
+"""Output of the commands: tables on stdout, and files."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +14,19 @@ from rich.console import Console
 from fedsim.errors import RunError
 
 
+def width() -> int | None:
+    """Columns of the terminal, or of the environment variable COLUMNS; None in a file or pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else None
+
+
 def console() -> Console:
     """Stdout for tables: as wide as the terminal, and wide enough for a whole line in a file or pipe."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    return Console(file=sys.stdout, width=width() or 160)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of a file that is to be written, and say so when that or the writing fails.
+    """Make the parent folder of a file; turn errors of the operating system in the block into `RunError`.
 
     Raises:
         RunError: it cannot be written.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fedsim.cli.sweep import JOBS, Ending, finish
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.config.plan import names
 from fedsim.experiment.experiment import Experiment
-from fedsim.record.directory import RunDirectory
+from fedsim.record.directory import RunDirectory, open_run
 from fedsim.report.compare import text_of
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import Estimate, estimate
@@ -69,7 +70,11 @@ def resume(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if is_sweep(arguments.run):
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
+    status = open_run(arguments.run).manifest["status"].values()
     directory = api.resume(arguments.run, progress=not arguments.quiet)
+    if all(seed["state"] == "finished" for seed in status) and not arguments.quiet:
+        rounds = directory.config["rounds"]
+        print(f"fedsim: note: {directory.path} had finished its {rounds} rounds; nothing to resume", file=sys.stderr)
     print_result(directory, arguments.json)
     return 0
 

@@ -27,6 +27,7 @@ from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.short_forms import in_full
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, create_run, open_run
+from fedsim.record.metrics import read_metrics
 from fedsim.record.version import check_version
 
 HostOf: TypeAlias = Callable[[Experiment], Host]
@@ -79,6 +80,7 @@ def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progre
     """Continue a run that was interrupted or failed; see ``fedsim.resume``."""
     directory = open_run(path)
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
+    _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
     if not todo:
         return directory
     check_version(path, directory.manifest)
@@ -98,6 +100,23 @@ def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progre
             there.say(remark)
         _run_seeds(experiment, directory, todo, first, progress, there)
     return directory
+
+
+def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
+    """Refuse another number of rounds than finished seeds have, which would be ignored.
+
+    Raises:
+        RunError: ``config.yaml`` was edited since.
+    """
+    rounds = directory.config["rounds"]
+    for seed in sorted(seeds):
+        done = read_metrics(directory.seed_path(seed) / "metrics.jsonl").round.max(initial=0)
+        if done != rounds:
+            raise RunError(
+                f"{directory.path}: seed {seed} finished after {done} rounds, but config.yaml now says rounds:"
+                f" {rounds}; a finished run is not extended. Set rounds: {done} again, or start a new run:"
+                f" fedsim run {directory.path / 'config.yaml'} --rounds {rounds} --output NEW"
+            )
 
 
 def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:

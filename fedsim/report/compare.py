@@ -12,12 +12,17 @@ import csv
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.box import SIMPLE
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.jupyter import JupyterMixin
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -185,31 +190,70 @@ def title(comparison: Comparison) -> str:
     return f"{comparison.metric} on {scopes}{target}"
 
 
-def notes(comparison: Comparison) -> str:
-    """What the numbers of `cells` are."""
-    difference = f"“− {comparison.baseline}”: difference of final values, paired by seed. "
-    return (
-        "Mean over seeds ± 95 % Student-t interval (none for one seed). "
-        f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0). "
-        f"{difference if len(comparison.runs) > 1 else ''}Costs: up to the first evaluation that reaches the target. "
-        "Missed: seeds that never reached it. "
-        "MB: what clients send and receive, 10⁶ bytes; a message between two of them counts for both. "
-        "Grad evals: gradient evaluations of all clients."
-    )
+def notes(comparison: Comparison, hidden: Sequence[str] = ()) -> str:
+    """Explanation of the columns of `cells`, but for hidden ones."""
+    several = len(comparison.runs) > 1
+    difference = f"− {comparison.baseline}"
+    columns = {
+        "final": "Mean over seeds ± 95 % Student-t interval (none for one seed).",
+        f"last {LATE}": f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0).",
+        difference: f"“{difference}”: difference of final values, paired by seed." if several else "",
+        "rounds": "Costs: up to the first evaluation that reaches the target. Missed: seeds that never reached it.",
+        "MB": "MB: sent and received by clients, 10⁶ bytes; a message between two of them counts for both.",
+        "grad evals": "Grad evals: gradient evaluations of all clients.",
+    }
+    return " ".join(text for name, text in columns.items() if text and name not in hidden)
 
 
-def render(comparison: Comparison) -> Table:
-    """The comparison as a table for the terminal, with its warnings below."""
-    caption = Text(notes(comparison), style="dim")
-    for warning in comparison.warnings:
-        caption.append(f"\nwarning: {warning}", style="bold yellow not dim")
-    heading = Text(title(comparison), style="italic")
-    table = Table(title=heading, caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in header(comparison):
-        table.add_column(Text(name), justify="left" if name == "run" else "right", overflow="fold")
-    for row in cells(comparison):
-        table.add_row(*map(Text, row))
+@dataclass(frozen=True)
+class Rendering(JupyterMixin):
+    """A comparison for a terminal or notebook: the columns that fit, and warnings below; `str` gives it as text."""
+
+    comparison: Comparison
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO())
+        console.print(self)
+        return cast(io.StringIO, console.file).getvalue().rstrip("\n")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Leave out columns, the least important first, until no word is broken; runs may wrap between words."""
+        names, rows = header(self.comparison), cells(self.comparison)
+        spare = ["grad evals", "best", f"last {LATE}", "MB", "seeds", "rounds", *names[5:-3]]
+        hidden: list[str] = []
+        while True:
+            table = _table(names, rows, hidden)
+            needed = Measurement.get(console, options.update(width=10_000), table).minimum
+            if needed <= options.max_width or not spare:
+                break
+            hidden.append(spare.pop(0))
+        yield Text(title(self.comparison), style="italic")
+        yield table
+        yield Text(notes(self.comparison, hidden), style="dim")
+        if hidden:
+            left_out = ", ".join(name for name in names if name in hidden)
+            where = "see them in a wider terminal, or write all with fedsim compare --csv FILE"
+            yield Text(f"Left out at {options.max_width} columns: {left_out}; {where}.", style="bold")
+        for warning in self.comparison.warnings:
+            yield Text(f"warning: {warning}", style="bold yellow")
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]], hidden: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    shown = [index for index, name in enumerate(names) if name not in hidden]
+    for index in shown:
+        words = " ".join(row[index] for row in rows).split(" ") if index == 0 else [row[index] for row in rows]
+        heading = textwrap.fill(names[index], max(*map(cell_len, words), 8), break_long_words=False)
+        least = max(map(cell_len, [*words, *heading.split("\n")]))
+        table.add_column(Text(heading), justify="right" if index else "left", min_width=least, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[index]) for index in shown))
     return table
+
+
+def render(comparison: Comparison) -> Rendering:
+    """The comparison as a table for the terminal, with its warnings below; for `rich.print` and `print`."""
+    return Rendering(comparison)
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

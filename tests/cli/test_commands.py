@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +198,19 @@ def test_run_prints_a_table(finished: Path, capsys: pytest.CaptureFixture[str]) 
     assert captured.err == ""
 
 
+def test_resuming_a_finished_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished / "a", run)
+    assert main(["resume", str(run)]) == 0
+    assert f"{run} had finished its 2 rounds; nothing to resume" in capsys.readouterr().err
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("rounds: 2\n", "rounds: 5\n"))
+    assert main(["resume", str(run), "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "seed 0 finished after 2 rounds, but config.yaml now says rounds: 5" in captured.err
+    assert f"fedsim run {config} --rounds 5 --output NEW" in captured.err
+
+
 def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {kind: tmp_path / "out" / f"x.{kind}" for kind in ("csv", "png")}
     argv = ["compare", str(finished), "--target", "0.2", "--baseline", "b"]
@@ -276,6 +291,46 @@ def test_exit_codes_of_the_process(tmp_path: Path) -> None:
     (tmp_path / "bug.py").write_text("1 / 0\n")
     bug = fedsim_process(["run", "--algorithm", "bug.Mine"], tmp_path)
     assert bug.returncode == 1 and "ZeroDivisionError" in bug.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_consoles_that_are_not_utf_8(finished: Path, encoding: str) -> None:
+    command = [sys.executable, "-m", "fedsim", "compare", str(finished)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "120"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode(encoding)
+    assert "MB: sent and received by clients, 10^6 bytes" in text.replace("\n", " ")
+    assert ("seeds +- 95 %" in text) == (encoding == "ascii") and "?" not in text
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        (">/dev/full", 1, "fedsim: cannot write to stdout: [Errno 28] No space left on device\n"),
+        (">&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+        ("2>/dev/full | true", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(redirection: str, code: int, message: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m fedsim list graphs {redirection}",
+        shell=True, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, message)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_run_does_not_fail_for_its_progress(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedsim", "run", "--algorithm", "FedAvg", *TINY[:-1]]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stderr=full, capture_output=False, timeout=240, check=False)
+    assert done.returncode == 0
 
 
 def fedsim_process(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -59,6 +59,21 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(found["algorithms"].values()), "every one has a description"
 
 
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_list_is_wrapped_in_a_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["list", "partitions"]) == 0
+    words = capsys.readouterr().out.split()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["list", "partitions"]) == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert text.split() == words and max(map(len, lines)) <= columns
+    indent = 6 if columns == 40 else len("  GroupedNaturalIdPartitioner  ")
+    assert all(line.startswith(" " * indent) for line in lines if line.startswith("   "))
+
+
 @pytest.mark.process
 def test_help_does_not_load_torch(tmp_path: Path) -> None:
     code = "import sys; from fedsim.cli import main; main(['--help']); print('torch' in sys.modules)"

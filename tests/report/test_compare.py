@@ -222,8 +222,8 @@ def test_labels_tell_runs_apart(tmp_path: Path, configs: list[dict[str, Any]], e
     assert [summary.run.label for summary in compare(paths).runs] == expected
 
 
-def text(comparison: Comparison) -> str:
-    console = Console(width=200, file=io.StringIO())
+def text(comparison: Comparison, columns: int = 200) -> str:
+    console = Console(width=columns, file=io.StringIO())
     console.print(render(comparison))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().replace("\N{NO-BREAK SPACE}", " ")
@@ -237,6 +237,27 @@ def test_table(two: Comparison) -> None:
     assert "0.837 ± 0.052" in fast and "+0.037 ± 0.014" in fast and "20.0 ± 0.0" in fast and "60.0 ± 0.0" in fast
     slow = next(line for line in lines if line.strip().startswith("slow"))
     assert "baseline" in slow and "missed by 1 of 3" in slow
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out"),
+    [
+        (160, ""),
+        (120, ""),
+        (80, "last 5, best, MB, grad evals"),
+        (40, "seeds, last 5, best, − FedSpeed, momentum=0.25, rounds, MB, grad evals"),
+    ],
+)
+def test_columns_that_do_not_fit_are_left_out_and_named(tmp_path: Path, columns: int, left_out: str) -> None:
+    for momentum, curves in ((0.25, SLOW), (0.75, FAST)):
+        settings = {"name": "x", **algorithm("FedSpeed", momentum=momentum)}
+        make_run(tmp_path, f"m{momentum}", curves, config=settings)
+    shown = text(compare([tmp_path]), columns)
+    assert max(map(len, shown.splitlines())) <= columns and "…" not in shown
+    assert "0.837 ± 0.052" in shown and "FedSpeed," in shown and "momentum=0.75" in shown
+    assert (f"Left out at {columns} columns: {left_out}; see them" in " ".join(shown.split())) == bool(left_out)
+    assert ("Grad evals:" in shown) == (columns >= 120)
+    assert str(render(compare([tmp_path]))).startswith("accuracy on server/test")
 
 
 def test_table_of_one_seed_says_so_and_shows_warnings_and_odd_names(tmp_path: Path) -> None:
