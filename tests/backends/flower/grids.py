@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsim.backends.flower.node.client_app import client_app
+from fedsim.backends.flower.node.client_app import app
 
 Tamper = Callable[[Message], Message | None]
 
@@ -34,7 +34,7 @@ class FakeGrid(Grid):
 
     def __init__(self, nodes: dict[int, Node]) -> None:
         self.nodes = nodes
-        self.app = client_app()
+        self.app = app
         self.waiting: dict[str, Message] = {}
         self.lost: set[str] = set()
         self.sent_bytes = 0

@@ -18,7 +18,7 @@ from fedsim.backends.flower.node.data import side_of
 from fedsim.backends.flower.protocol.common import Common
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.server.remote_data import of_own_data
-from fedsim.backends.flower.server.server_app import serve
+from fedsim.backends.flower.server.server_app import experiment_of, serve
 from fedsim.controller.prepare import prepare
 from fedsim.errors import DeployError
 from fedsim.experiment.config import to_config
@@ -84,6 +84,12 @@ def test_targets_of_regression_are_of_the_experiments_type_on_every_side(tmp_pat
     for samples in (side.federation.shards, side.own, prepared.test, simulated.federation.shards, simulated.test):
         assert samples.x.dtype == samples.y.dtype == torch.float64
     assert not side.classification
+
+
+def test_an_experiment_file_is_searched_for_beside_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower puts the folder of an app on ``sys.path``."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    assert experiment_of("hospitals.yaml").rounds == 5
 
 
 def test_what_cannot_be(data: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_it_answers_as_the_node_does_and_stays(settings: NodeSettings, tmp_path:
     made = worker.ask(question(), TEXT, settings, 7)
     assert made.data == expected.data and made.values["memory"] == expected.values["memory"]
     (first,) = workers(tmp_path)
-    again = worker.ask(question({"write": "1.2", "memory": {"version": "1.1.0"}}), TEXT, settings, 7)
+    again = worker.ask(question({"write": "1.2", "memory": [{"version": "1.1.0"}]}), TEXT, settings, 7)
     assert again.verb == "each" and workers(tmp_path) == [first]
     refused = worker.ask(question({"client": 2}), TEXT, settings, 7)
     assert refused.verb == "refused" and "came to client 1" in refused.values["error"]

@@ -1,4 +1,4 @@
-"""The Flower app of a run: a folder with a ``pyproject.toml`` that names fedsim's own ServerApp and ClientApp."""
+"""Flower app of a run: a folder with a ``pyproject.toml`` that names fedsim's ServerApp and ClientApp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fedsim.backends.flower.protocol.policy import Policy
 
 PROJECT = """\
-# What `flwr run` and `flwr build` read. The apps are in fedsim itself, which every node has installed.
+# Settings of `flwr run` and `flwr build`. The apps are part of fedsim, which every node has installed.
 [build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -44,11 +44,11 @@ DEFAULTS: dict[str, Any] = {
     "log": "",
     **asdict(Policy()),
 }
-"""The run config: what ``fedsim.backends.flower.server.server_app`` reads."""
+"""Run config read by ``fedsim.backends.flower.server.server_app``."""
 
 
 def write_app(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Write the app's folder, with ``config`` over the defaults of its run config."""
+    """Write the app's folder; ``config`` overrides the defaults of the run config."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{key} = {as_toml(value)}" for key, value in {**DEFAULTS, **config}.items()]
     (folder / "pyproject.toml").write_text(PROJECT.format(config="\n".join(lines)))
@@ -56,5 +56,5 @@ def write_app(folder: Path, config: Mapping[str, Any]) -> Path:
 
 
 def as_toml(value: Any) -> str:
-    """A number or a text in TOML, whose strings are JSON's as long as they are ASCII."""
+    """Format a number or string as TOML, whose strings are JSON's as long as they are ASCII."""
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""The ClientApp: one client of the federation, with its own data, as ``--node-config`` says."""
+"""Flower ClientApp: one client of the federation with its own data, configured by ``--node-config``."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.errors import FedsimError
 
 LARGEST = 2**31 - 1
-"""Bytes; Flower carries no larger message. What a call may hold is checked once the size of the model is known."""
+"""Bytes of Flower's largest message. The tighter limit for a call is checked once the model size is known."""
 
 
-def client_app() -> ClientApp:
-    """A ClientApp that answers every kind of call."""
-    app = ClientApp()
-    for register in (app.train(), app.evaluate(), app.query()):
-        register(reply)
-    return app
+app = ClientApp()
 
 
+@app.train()
+@app.evaluate()
+@app.query()
 def reply(message: Message, context: Context) -> Message:
-    """The answer to a message; what is refused is answered too, with the reason: the node stays in the federation."""
+    """Respond to a message; a refusal is a response too, with its reason, so that the node stays in the federation."""
     try:
         call = from_records(message.content, LARGEST)
         kind = message.metadata.message_type.partition(".")[0]
         if VERBS.get(call.verb) != kind:
-            raise RefusedError(f"a message of type {kind!r} that asks {call.verb!r:.40}")
+            raise RefusedError(f"a message of type {kind!r} carries the verb {call.verb!r:.40}")
         experiment, settings = experiment_of(message.content), NodeSettings.of(context.node_config, default_store())
         if answers_once():
             made = worker.ask(call, experiment, settings, message.metadata.run_id)
@@ -46,13 +44,10 @@ def reply(message: Message, context: Context) -> Message:
 
 
 def answers_once() -> bool:
-    """Whether this process ends after one message: a SuperNode's do, those of Flower's simulation stay."""
+    """Check if this process ends after one message: a SuperNode's do, those of Flower's simulation do not."""
     return Path(sys.argv[0]).name == "flwr-clientapp"
 
 
 def default_store() -> Path:
-    """Where memories are kept unless ``store`` says otherwise: below Flower's home."""
+    """Default folder of memories, below Flower's home."""
     return Path(os.environ.get("FLWR_HOME", "~/.flwr")).expanduser() / "fedsim-memory"
-
-
-app = client_app()

@@ -147,7 +147,7 @@ def test_the_app_of_the_repository_has_the_same_settings(tmp_path: Path) -> None
     app = generated["tool"]["flwr"]["app"]
     assert app["config"] == {**DEFAULTS, "output": "x\ny"}
     own = tomllib.loads((ROOT / "experiments/flower/pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert own["config"] == DEFAULTS
+    assert own["config"] == DEFAULTS and own["components"] == app["components"]
 
 
 def test_a_resumed_run_is_deployed_as_before(
