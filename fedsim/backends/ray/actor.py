@@ -1,8 +1,8 @@
-"""What runs in an actor: a run of clients at a time, through the in-process backends, on samples in shared memory.
+"""Actor process: execute a run of clients at a time with the in-process backends, on samples in shared memory.
 
-Messages stay in the process that computed them until they are read: their sums are computed here, and only rows that
-another process needs are given out. New memories of clients are handed to the object store, where they outlive this
-process. Nothing here knows Ray: arguments arrive as values, results go to where Ray puts them.
+Messages stay in the process that computed them: it computes their sums, and sends only the rows that another process
+needs. New client memories go to the object store, where they outlive the process. This module does not depend on Ray,
+which passes arguments by value and stores the results.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from fedsim.tree import build, leaves, tree_map, unpacked
 from fedsim.types import Kept
 
 MOST_FUNCTIONS = 64
-"""Client functions that are remembered; more come only from one that is made anew every round."""
+"""Client functions retained; only an algorithm that creates a new one every round exceeds this."""
 
 
 class Worker:
     """One process of the pool.
 
     Args:
-        paths: where the driver imports from.
-        threads: for PyTorch.
+        paths: the driver's import path.
+        threads: PyTorch threads.
     """
 
     def __init__(self, paths: Sequence[str], threads: int) -> None:
@@ -62,18 +62,18 @@ class Worker:
         self._fed: Federation
 
     def ready(self) -> Facts:
-        """Confirm that the worker is up."""
+        """Report the process once it is up."""
         return Facts(os.getpid(), resident())
 
     def device(self) -> tuple[int, int]:
-        """Bytes of its GPU: in use by tensors at most since this was asked last, and all that it has."""
+        """GPU memory in bytes: peak of the tensors since the previous call, and total."""
         total = torch.cuda.mem_get_info()[1]
         peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         return peak, total
 
     def settle(self, site: bytes, x: np.ndarray, y: np.ndarray) -> None:
-        """Take up a federation; the samples stay where they are in shared memory."""
+        """Set up a federation; the samples stay in shared memory."""
         self.forget_all()
         self._functions.clear()
         s: WorkerSetup = pickle.loads(site)
@@ -82,39 +82,39 @@ class Worker:
         self._fed = Federation(model, shards, s.work, s.seed, Loop())
 
     def forget(self, *tokens: int) -> None:
-        """Drop messages that nobody needs any more, and memories that nobody asked for."""
+        """Release messages, and new memories that were never fetched, by token."""
         for token in tokens:
             self._held.pop(token, None)
             self._memories.pop(token, None)
 
     def forget_all(self) -> None:
-        """The same for all there are."""
+        """Release all messages and memories."""
         self._held.clear()
         self._memories.clear()
 
     def learn(self, name: str, fn: bytes) -> None:
-        """Keep a client function under a name; the oldest one goes where there are too many, as the driver knows."""
+        """Register a pickled client function by name; evict the oldest beyond `MOST_FUNCTIONS`, as the driver does."""
         self._functions[name] = pickle.loads(fn)
         if len(self._functions) > MOST_FUNCTIONS:
             del self._functions[next(iter(self._functions))]
 
     def run(self, task: ClientTask, down: list[np.ndarray], first: list[np.ndarray], *rows: np.ndarray) -> Any:
-        """Run the clients: a `Report`, then the tensors of their new memories, client by client.
+        """Run the clients; return a `Report`, then the tensors of their new memories, client by client.
 
         Args:
-            task: what to run.
-            down: tensors that every client gets.
-            first: tensors of the memory of clients that have none yet.
-            rows: tensors of the memories that are known, client by client.
+            task: the run.
+            down: tensors of the broadcast.
+            first: tensors of the initial memory, for clients that have none yet.
+            rows: tensors of the existing memories, client by client.
         """
         self.forget(*task.drop)
         count = 1 + task.leaves * len(task.ids)
         try:
             report, memories = self._run(task, down, first, rows)
         except Exception as error:
-            raised = error                                 # looked into below, where nothing is being handled
+            raised = error                                 # diagnosed below, outside the handler: no chained traceback
         else:
-            if len(memories) != count - 1:                 # other tensors than expected: they are asked for again
+            if len(memories) != count - 1:                 # not the expected number: the driver fetches them later
                 self._memories[task.token] = memories
                 memories = []
             return several([report, *memories], count)
@@ -123,7 +123,7 @@ class Worker:
         return several([Report(empty, empty, empty, empty, None, None, (), failed)], count)
 
     def memories(self, token: int) -> Any:
-        """The tensors of new memories that `run` could not return."""
+        """Return the tensors of new memories that `run` could not return."""
         found = self._memories.pop(token)
         return several(found, len(found))
 
@@ -165,7 +165,7 @@ class Worker:
         return Kept(self._fed.shards.n, self._tree(task.mine, first) if first else task.mine, given)
 
     def _tree(self, like: Any, values: Sequence[np.ndarray]) -> Any:
-        """Tensors of our own of a given form, on the device."""
+        """Copy arrays to tensors of the form ``like`` on the device."""
         if like is None:
             return None
         device = self._fed.model.device
@@ -175,7 +175,7 @@ class Worker:
     def _failure(
         self, error: Exception, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]
     ) -> ClientFailure:
-        """Who it was: the clients of the run one by one, so that a round is done again without all of them at once."""
+        """Find the failing clients by running them one by one, so that one retry of the round can omit all of them."""
         fn = self._functions[task.fn]
         line, text = described(error, fn)
         if isinstance(error, torch.OutOfMemoryError):
@@ -198,54 +198,54 @@ class Worker:
     def score(
         self, x: np.ndarray, inputs: np.ndarray, targets: np.ndarray, start: int, stop: int, classification: bool
     ) -> Scores:
-        """The model ``x [d]`` on the samples from ``start`` up to ``stop``."""
+        """Score the model ``x [d]`` on samples ``start`` to ``stop``, exclusive."""
         model = self._fed.model
         part, y = (shared(samples)[start:stop].to(model.device) for samples in (inputs, targets))
         return score(model, to_tensor(x, model.dtype, model.device), part, y, classification)
 
     def mean(self, token: int, w: np.ndarray, start: int) -> Any:
-        """Sums of messages with weights ``w [b]`` over the complete subtrees of positions ``start``, ...: `Sums` for
+        """Sums of messages, weighted by ``w [b]``, over the complete subtrees of positions ``start``, ...: a `Sums` for
         every vector.
         """
         weights = torch.from_numpy(w.copy()).to(self._fed.model.device)
         return sums_on_host(partial_means(self._held[token], weights, start))
 
     def center(self, token: int, w: np.ndarray, start: int) -> Any:
-        """The same for the first tensor of what messages stand for."""
+        """`mean` for the first tensor of the unpacked messages alone."""
         weights = torch.from_numpy(w.copy()).to(self._fed.model.device)
         return sums_on_host(partial_means(leaves(unpacked(self._held[token]))[0], weights, start))
 
     def distances(self, token: int, center: np.ndarray) -> np.ndarray:
-        """Squared distance of each row of the first tensor to a vector, ``[b]``."""
+        """Squared distances ``[b]`` of the rows of the first unpacked tensor to a vector."""
         x = leaves(unpacked(self._held[token]))[0]
         return to_array(squared_distances(x, to_tensor(center, x.dtype, x.device)))
 
     def stacked(self, token: int) -> list[np.ndarray]:
-        """The messages themselves, every tensor ``[b, ...]``."""
+        """The messages, every tensor ``[b, ...]``."""
         return arrays(self._held[token])
 
     def give(self, token: int, picks: Sequence[np.ndarray]) -> Any:
-        """Rows for others, as they are sent: for each pick every tensor ``[k, ...]`` of them."""
+        """Message rows for other workers, as they are sent: every tensor ``[k, ...]`` for each pick."""
         stacks = leaves(self._held[token])
         found = [to_array(t[torch.from_numpy(pick).to(t.device)]) for pick in picks for t in stacks]
         return several(found, len(found))
 
     def mix(self, exchange: GossipExchange, *others: np.ndarray) -> Any:
-        """One exchange between neighbours: keep the weighted sums under another token. Returns None, and where it
-        is the last exchange every tensor of every row.
+        """Perform one gossip exchange: store the weighted sums under another token. Return None and, after the last
+        exchange, every tensor of every row.
 
         Args:
-            exchange: with whom.
-            others: rows of others, for each of them every tensor.
+            exchange: its neighbours and weights.
+            others: rows of other workers, every tensor for each of them.
         """
         e, held = exchange, self._held[exchange.token]
         stacks, device = leaves(held), self._fed.model.device
-        heard = []
+        received = []
         for k, ours in enumerate(stacks):
             theirs = [to_tensor(a, ours.dtype, device) for a in others[k :: len(stacks)]]
             rows = torch.cat([ours[torch.from_numpy(e.own).to(device)], *theirs])
-            heard.append(rows[torch.from_numpy(e.order).to(device)])
-        mixed = tree_map(lambda x: mix_rows(e.w, x), unpacked(build(held, iter(heard))))
+            received.append(rows[torch.from_numpy(e.order).to(device)])
+        mixed = tree_map(lambda x: mix_rows(e.w, x), unpacked(build(held, iter(received))))
         if not e.keep:
             del self._held[e.token]
         self._held[e.into] = mixed
@@ -254,12 +254,12 @@ class Worker:
 
 
 def several(values: list[Any], count: int) -> Any:
-    """What a method with ``count`` results returns; those that are missing are None."""
+    """Return value of a Ray method with ``count`` results, padded with None."""
     values = values + [None] * (count - len(values))
     return values[0] if count == 1 else tuple(values)
 
 
 def resident() -> int:
-    """Bytes that this process holds: with its share of what it shares with others, where the system tells."""
+    """Memory of this process in bytes: proportional set size where the system reports it, else unique set size."""
     found = psutil.Process().memory_full_info()
     return int(getattr(found, "pss", found.uss))

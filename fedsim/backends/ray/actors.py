@@ -1,4 +1,4 @@
-"""The workers of a session: actors that are started again when they die, and know the federation and its functions."""
+"""Workers of a session: actors with the federation and its client functions, restarted when they die."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
 from fedsim.experiment.execution import Ray
 
 PATIENCE = 180.0
-"""Seconds that an actor may take to start."""
+"""Seconds an actor may take to start."""
 
 
 class Workers:
-    """Actors, by number.
+    """Numbered actors.
 
     Args:
-        ray: Ray, connected.
-        settings: how many, and what each gets.
+        ray: the Ray module, connected.
+        settings: number of actors and resources of each.
         gpus: share of a GPU for each.
     """
 
@@ -41,25 +41,25 @@ class Workers:
         self.ray, self.settings, self.gpus = ray, settings, gpus
         self.threads = settings.threads or max(1, int(settings.cpus))
         self._actors: list[Any] = []
-        self._dropped: dict[int, list[int]] = defaultdict(list)          # by worker: messages not needed any more
-        self._taught: dict[Callable[..., Any], tuple[str, bytes]] = {}   # its name there, and what was sent
-        self._numbers = count()                            # of functions
-        self._site: tuple[Any, ...] | None = None          # what identifies it
-        self._settled: tuple[Any, ...] = ()                # what a worker is told of it
-        self._shared: list[tuple[Tensor, Any]] = []        # samples that are in the store
-        self._vector = 0                                   # bytes of a model
+        self._dropped: dict[int, list[int]] = defaultdict(list)          # by worker: tokens of released messages
+        self._taught: dict[Callable[..., Any], tuple[str, bytes]] = {}   # its name at the workers, and its pickle
+        self._numbers = count()                            # of client functions
+        self._site: tuple[Any, ...] | None = None          # parts of the current federation, by identity
+        self._settled: tuple[Any, ...] = ()                # arguments of `Worker.settle`
+        self._shared: list[tuple[Tensor, Any]] = []        # samples in the object store
+        self._vector = 0                                   # bytes of a model vector
         self._suspect = False
-        self._actors = [self._start() for _ in range(self._count())]   # they come up meanwhile
+        self._actors = [self._start() for _ in range(self._count())]   # they start in the background
 
     def __len__(self) -> int:
         return len(self._actors)
 
     @cached_property
     def facts(self) -> list[Facts]:
-        """What each was when it had started.
+        """Process facts of every worker after its start.
 
         Raises:
-            RunError: they do not start.
+            RunError: a worker does not start.
         """
         refs = [actor.ready.remote() for actor in self._actors]
         _, missing = self.ray.wait(refs, num_returns=len(refs), timeout=PATIENCE)
@@ -69,7 +69,7 @@ class Workers:
         return found
 
     def _count(self) -> int:
-        """How many actors there will be."""
+        """Number of actors to start."""
         there, s, room = self.ray.cluster_resources(), self.settings, self._room()
         wanted = s.actors or max(1, room)
         if wanted > room:
@@ -81,7 +81,7 @@ class Workers:
         return wanted
 
     def _room(self) -> int:
-        """For how many there are processors and GPUs."""
+        """Number of actors for which the cluster has processors and GPUs."""
         there = self.ray.cluster_resources()
         room = there.get("CPU", 0) / self.settings.cpus
         return int(1e-9 + (min(room, there.get("GPU", 0) / self.gpus) if self.gpus else room))
@@ -93,10 +93,10 @@ class Workers:
         return self.ray.remote(Worker).options(**options).remote(paths, self.threads)
 
     def _started(self, count: int) -> list[Any]:
-        """New actors, once they are up; fewer where a machine went whose loss had not been noticed.
+        """Start actors and wait for them; return fewer if the cluster loses a machine meanwhile.
 
         Raises:
-            RunError: they do not start.
+            RunError: an actor does not start.
         """
         waiting = {actor.ready.remote(): actor for actor in (self._start() for _ in range(count))}
         up: list[Any] = []
@@ -112,16 +112,16 @@ class Workers:
         return up
 
     def call(self, worker: int, method: str, *arguments: Any, results: int = 1) -> list[Any]:
-        """Have a worker do something; references to its results."""
+        """Call a method of a worker; return references to its results."""
         refs = getattr(self._actors[worker], method).options(num_returns=results).remote(*arguments)
         return [refs] if results == 1 else list(refs)
 
     def get(self, refs: Sequence[Any]) -> list[Any]:
-        """Results.
+        """Fetch results.
 
         Raises:
             RoundLostError: a worker died.
-            StateLostError: a memory of a client is gone.
+            StateLostError: a client's memory is lost.
             RunError: the object store or the disk is full.
         """
         wrong = self.ray.exceptions
@@ -133,16 +133,16 @@ class Workers:
             raise RoundLostError(f"a worker died: {_line(error)}") from error
         except wrong.ObjectLostError as error:
             self._suspect = True
-            raise StateLostError(f"memories of clients went with the machine that held them: {_line(error)}") from error
+            raise StateLostError(f"client memories are lost with the machine that held them: {_line(error)}") from error
         except (wrong.ObjectStoreFullError, wrong.OutOfDiskError) as error:
             raise RunError(
-                f"no room is left for what workers share: {_line(error)}; give --ray.object_store_memory more bytes, or"
+                f"the object store or its disk is full: {_line(error)}; give --ray.object_store_memory more bytes, or"
                 " TMPDIR a folder on a disk with more room"
             ) from error
 
     @property
     def _deaths(self) -> tuple[type[Exception], ...]:
-        """Errors that mean that a worker died; its memory monitor kills one before the system does."""
+        """Exceptions for the death of a worker; Ray's memory monitor kills one before the system does."""
         wrong = self.ray.exceptions
         return wrong.RayActorError, wrong.WorkerCrashedError, wrong.NodeDiedError, wrong.OutOfMemoryError
 
@@ -152,16 +152,16 @@ class Workers:
             self.ray.kill(actor)
 
     def drop(self, token: int, workers: Sequence[int]) -> None:
-        """These messages are not needed any more; the workers that hold them hear of it with their next task."""
+        """Release messages; their workers receive the token with their next task."""
         for worker in workers:
             self._dropped[worker].append(token)
 
     def dropped(self, worker: int) -> tuple[int, ...]:
-        """What to tell a worker."""
+        """Tokens of released messages to pass to a worker, once."""
         return tuple(self._dropped.pop(worker, ()))
 
     def settle(self, federation: Federation) -> None:
-        """Tell all workers of a federation, unless they know it; start those again that died."""
+        """Restart dead workers, and set up a federation on all of them unless it is the current one."""
         self._revive()
         f = federation
         site = (f.model, f.shards, f.work, f.seed)
@@ -169,14 +169,14 @@ class Workers:
             return
         self._taught.clear()
         self._settled = self._describe(federation)
-        self._tell(range(len(self)))
+        self._set_up(range(len(self)))
         self._site = site
 
     def _describe(self, f: Federation) -> tuple[Any, ...]:
         m = f.model
 
         def site() -> WorkerSetup:
-            module = copy.deepcopy(m.module).cpu()         # parameters with memory of their own, not views of a vector
+            module = copy.deepcopy(m.module).cpu()         # parameters with their own storage, not views of a vector
             return WorkerSetup(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
 
         data = self._pickled(site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
@@ -184,23 +184,23 @@ class Workers:
         return self.ray.put(data), *self.share(f.shards.x, f.shards.y)
 
     def share(self, *samples: Tensor) -> list[Any]:
-        """References to samples in the object store, where they are put once in a federation's life.
+        """Put samples into the object store, once per federation; return references.
 
         Raises:
-            ConfigError: they do not fit; says how large it must be.
+            ConfigError: they do not fit; the message gives the size required.
         """
         new = [t for t in samples if all(t is not known for known, _ in self._shared)]
         if new:
             self._check_room(sum(t.nbytes for t in new) + sum(t.nbytes for t, _ in self._shared))
         self._shared += [(t, self.ray.put(to_array(t))) for t in new]
-        refs = {id(t): ref for t, ref in self._shared}     # no other object can have the number of one that is held
+        refs = {id(t): ref for t, ref in self._shared}     # ids are unique while the tensors are held
         return [refs[id(t)] for t in samples]
 
     def _pickled(self, make: Callable[[], Any], parts: Mapping[str, Any]) -> bytes:
-        """The bytes of a value.
+        """Pickle a value.
 
         Raises:
-            ConfigError: it cannot be sent to another process; names the attribute, looked for in ``parts``.
+            ConfigError: it cannot be sent to another process; names the offending attribute among ``parts``.
         """
         dumps: Callable[[Any], bytes] = self.ray.cloudpickle.dumps
         try:
@@ -219,24 +219,24 @@ class Workers:
                 f" {int(needed * 1.1)} or more"
             )
 
-    def _tell(self, workers: Sequence[int]) -> None:
-        told = [self.call(k, "settle", *self._settled) for k in workers] if self._settled else []
-        told += [self.call(k, "learn", name, fn) for k in workers for name, fn in self._taught.values()]
-        self.get([ref for refs in told for ref in refs])
+    def _set_up(self, workers: Sequence[int]) -> None:
+        calls = [self.call(k, "settle", *self._settled) for k in workers] if self._settled else []
+        calls += [self.call(k, "learn", name, fn) for k in workers for name, fn in self._taught.values()]
+        self.get([ref for refs in calls for ref in refs])
 
     def teach(self, fn: Callable[..., Any]) -> str:
-        """Send a client function to all workers, once; its name there."""
+        """Send a client function to all workers, once; return its name there."""
         if fn not in self._taught:
             name = f"{getattr(fn, '__qualname__', fn)} {next(self._numbers)}"
             data = self._pickled(lambda: fn, {"algorithm": getattr(fn, "__self__", fn)})
-            self._taught[fn] = name, data                  # before they are told: one that dies now learns it later
-            if len(self._taught) > MOST_FUNCTIONS:         # workers forget the same one
+            self._taught[fn] = name, data                  # before sending: a worker that dies now gets it at restart
+            if len(self._taught) > MOST_FUNCTIONS:         # workers evict the same one
                 del self._taught[next(iter(self._taught))]
             self.get([self.call(k, "learn", name, data)[0] for k in range(len(self))])
         return self._taught[fn][0]
 
     def _revive(self) -> None:
-        """Start workers that died, as many as there is room for. The round was lost, and with it all messages."""
+        """Restart dead workers, as many as fit. The round is lost, and with it all messages."""
         if not self._suspect:
             return
         self._dropped.clear()
@@ -248,13 +248,13 @@ class Workers:
             except (*self._deaths, self.ray.exceptions.GetTimeoutError):
                 self.ray.kill(actor)
                 dead.append(k)
-        room = min(len(dead), self._room() - len(alive))   # less than before when a machine is gone
+        room = min(len(dead), self._room() - len(alive))   # fewer when a machine is lost
         self._actors = [self._actors[k] for k in alive]
         self._actors += self._started(max(0, room))
         if not self._actors:
             raise RunError("no worker could be started again; is a machine of the cluster gone?")
         self._suspect = False
-        self._tell(range(len(alive), len(self)))
+        self._set_up(range(len(alive), len(self)))
 
 
 def _late(missing: int, count: int) -> RunError:
@@ -262,7 +262,7 @@ def _late(missing: int, count: int) -> RunError:
 
 
 def _line(error: Exception) -> str:
-    """What an error of Ray says, without its places, and not all of it."""
+    """First line of a Ray error without colours and actor locations, at most 200 characters."""
     lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith("ray::")]
-    return (said[0] if said else type(error).__name__)[:200]
+    found = [line for line in lines if line and not line.startswith("ray::")]
+    return (found[0] if found else type(error).__name__)[:200]

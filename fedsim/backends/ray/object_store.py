@@ -1,7 +1,7 @@
-"""Tensors in Ray's object store: as numpy arrays, which every process of a machine reads where they are.
+"""Tensors in Ray's object store: numpy arrays, which every process of a machine reads in place (zero copy).
 
-Values never change once they are there. What a process gets is nevertheless copied before PyTorch sees it: a step in
-place on memory of the store would change the value for everybody.
+Stored values are immutable. They are nevertheless copied before PyTorch uses them: an in-place step on the store's
+memory would change the value for every process.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from fedsim.values import Far
 
 
 def to_array(t: Tensor) -> np.ndarray:
-    """A tensor's values on the host; bfloat16, which numpy lacks, as 16-bit integers."""
+    """Copy a tensor to a host array; bfloat16, which numpy lacks, becomes 16-bit integers."""
     t = t.detach().cpu().contiguous()
     array: np.ndarray = (t.view(torch.int16) if t.dtype == torch.bfloat16 else t).numpy()
     return array
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """A tensor of its own with the values of an array of `to_array`."""
+    """Copy an array of `to_array` to a new tensor."""
     t = torch.empty(array.shape, dtype=torch.int16 if dtype == torch.bfloat16 else dtype)
     np.copyto(t.numpy(), array)
     return (t.view(dtype) if t.dtype != dtype else t).to(device or "cpu")
 
 
 def shared(array: np.ndarray) -> Tensor:
-    """A tensor on the memory of an array of the store, for what is only ever read, such as samples."""
+    """Wrap an array of the store as a tensor without copying, for read-only values such as samples."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # PyTorch warns that it is not writable
         return torch.from_numpy(array)
@@ -50,13 +50,13 @@ class FarRow(Far):
         self._ray = ray
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FarRow:
-        return self                                        # it never changes
+        return self                                        # immutable
 
     def fetch(self) -> Tensor:
         """See ``Far``.
 
         Raises:
-            StateLostError: the machine that held it is gone.
+            StateLostError: the machine that held it is lost.
         """
         try:
             return to_tensor(self._ray.get(self.ref), self.dtype, self.device)
@@ -65,7 +65,7 @@ class FarRow(Far):
 
 
 class ObjectStore:
-    """``Memory`` in the object store of a session: shared memory, which Ray spills to disk when full."""
+    """``Memory`` in a session's object store: shared memory that Ray spills to disk when full."""
 
     def __init__(self, ray: ModuleType) -> None:
         self._ray = ray
@@ -78,12 +78,12 @@ class ObjectStore:
 
 
 def arrays(tree: Any) -> list[np.ndarray]:
-    """The tensors of a tree as arrays, in order."""
+    """Copy the tensors of a tree to arrays, in order."""
     return [to_array(leaf) for leaf in leaves(tree)]
 
 
 class LentRow(Far):
-    """An array of the store that a worker was given; becomes a tensor when its client's turn comes."""
+    """An array of the store passed to a worker; copied to a tensor when its client runs."""
 
     def __init__(self, array: np.ndarray, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.dtype, self.device = torch.Size(array.shape), dtype, device
@@ -95,26 +95,26 @@ class LentRow(Far):
 
 
 def lent_tree(like: Any, values: Sequence[np.ndarray], device: torch.device) -> Any:
-    """A client's memory of the form ``like`` in a worker."""
+    """A client's memory of the form ``like``, from arrays passed to a worker."""
     pairs = zip(values, leaves(like), strict=True)
     return build(like, iter([LentRow(value, leaf.dtype, device) for value, leaf in pairs]))
 
 
 def far_tree(ray: ModuleType, like: Any, refs: Sequence[Any], device: torch.device) -> Any:
-    """A client's memory of the form ``like``, whose tensors are behind references."""
+    """A client's memory of the form ``like``, from references to its tensors."""
     pairs = zip(refs, leaves(like), strict=True)
     return build(like, iter([FarRow(ray, ref, leaf.shape, leaf.dtype, device) for ref, leaf in pairs]))
 
 
 class Sums(NamedTuple):
-    """Sums over subtrees (``fedsim.messages.sums``) on their way to the driver."""
+    """Serialisable sums over subtrees (``fedsim.messages.sums``)."""
 
     dtype: torch.dtype
     values: dict[Subtree, np.ndarray]
 
 
 def sums_on_host(parts: Any) -> Any:
-    """The result of ``fedsim.messages.stacked.partial_means`` with `Sums` for its dictionaries."""
+    """Replace the dictionaries in a result of ``fedsim.messages.stacked.partial_means`` by `Sums`."""
     if isinstance(parts, dict):
         dtype = next(iter(parts.values())).dtype
         return Sums(dtype, {key: to_array(total) for key, total in parts.items()})
@@ -122,7 +122,7 @@ def sums_on_host(parts: Any) -> Any:
 
 
 def sums_of(parts: Any, device: torch.device) -> Any:
-    """The inverse of `sums_on_host`; on the CPU the sums stay where they are, and are only to be read."""
+    """Inverse of `sums_on_host`; on the CPU the sums are not copied, and read-only."""
     if isinstance(parts, Sums):
         here = to_tensor if device.type != "cpu" or parts.dtype == torch.bfloat16 else lambda value, *_: shared(value)
         return {key: here(value, parts.dtype, device) for key, value in parts.values.items()}

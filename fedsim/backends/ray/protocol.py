@@ -1,4 +1,4 @@
-"""What driver and workers tell each other."""
+"""Message types between driver and workers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class WorkerSetup(NamedTuple):
-    """What stays the same from round to round, besides the samples.
+    """The federation, constant from round to round, without its samples.
 
     Attributes:
         module, loss, penalty, dtype: of the model.
         device: "cpu" or "cuda".
-        offsets: which samples belong to which client.
+        offsets: ``[n + 1]`` first sample of each client.
         work: the local work.
         seed: root of all randomness.
     """
@@ -40,21 +40,21 @@ class WorkerSetup(NamedTuple):
 
 @dataclass(frozen=True)
 class ClientTask:
-    """A run of clients.
+    """A run of clients for one worker.
 
     Attributes:
-        token: under which their messages are kept here.
+        token: identifies their messages at the worker.
         ids: the clients in the order of execution.
         round: number of the round.
-        decay: the learning-rate factor.
-        block_size: clients in a block; 0 for one after the other.
-        fn: name under which the client function was sent.
-        sends: whether it returns a message.
-        down: form of what is sent to every client; None for nothing.
-        mine: form of a client's memories; None where it reads none.
-        known: for which of ``ids`` a memory is given; the others have the first one.
-        leaves: number of tensors that the new memories of a client are expected to have.
-        drop: tokens of messages that nobody needs any more.
+        decay: learning-rate factor.
+        block_size: clients in a block; 0 to run them one by one.
+        fn: registered name of the client function.
+        sends: True if it returns a message.
+        down: form of the broadcast; None for nothing.
+        mine: form of a client's memories; None if it reads none.
+        known: bool mask over ``ids``: clients whose memory is passed; the others use the initial one.
+        leaves: expected number of tensors in a client's new memories.
+        drop: tokens of messages to release.
     """
 
     token: int
@@ -73,16 +73,16 @@ class ClientTask:
 
 @dataclass(frozen=True)
 class GossipExchange:
-    """One exchange of gossip, for the nodes of one run.
+    """One gossip exchange of the nodes of one run.
 
     Attributes:
-        token: of their present messages.
-        into: of what they hold afterwards.
-        w: ``[b, k]`` their rows of W, over the ``k`` nodes that any of them hears.
-        own: which of our own rows are among those.
-        order: ``[k]`` where each of those is among our own and then the others' rows as they came.
-        keep: whether the present messages may be asked for again.
-        last: whether the results are client memories now.
+        token: of their current messages.
+        into: token of the result.
+        w: ``[b, k]`` their rows of W, restricted to the ``k`` nodes that any of them receives from.
+        own: rows of this worker among the ``k``.
+        order: ``[k]`` position of each of the ``k`` in the concatenation of own and received rows.
+        keep: True to retain the current messages.
+        last: True if the results become client memories.
     """
 
     token: int
@@ -98,11 +98,11 @@ class ClientFailure(NamedTuple):
     """A client function that raised.
 
     Attributes:
-        ids: clients that raise when they run alone; all of the run where none does.
+        ids: clients that raise when run alone; all clients of the run if none does.
         error: the exception in one line.
         traceback: of the original exception.
-        full: whether the device had no memory left.
-        refused: an error of our own, which has its own words.
+        full: True if the device was out of memory.
+        refused: an error of fedsim's own, to raise as it is.
     """
 
     ids: list[int]
@@ -113,17 +113,17 @@ class ClientFailure(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the driver is told of a run, in the order of execution.
+    """Result of a run, in the order of execution.
 
     Attributes:
         sizes: bytes of each message.
-        paper_bits: as papers count them.
-        finite: which hold neither NaN nor infinity.
+        paper_bits: bits of each message as papers count them.
+        finite: bool mask of messages without NaN and infinity.
         gradients: gradient evaluations of each client.
-        message: form of a message; None where none is sent.
-        dense: form of what it stands for.
+        message: form of a message; None if none is sent.
+        dense: form of the unpacked message.
         memory: form of a client's new memories.
-        failure: what went wrong instead.
+        failure: of a client function; the other fields are empty then.
     """
 
     sizes: np.ndarray
@@ -137,11 +137,11 @@ class Report(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """A worker.
+    """Facts of a worker process.
 
     Attributes:
-        process: number of the process.
-        resident: bytes of memory that it takes before it does anything.
+        process: process id.
+        resident: bytes of memory in use after the start.
     """
 
     process: int
@@ -149,12 +149,12 @@ class Facts(NamedTuple):
 
 
 def form(t: Tensor) -> Tensor:
-    """Shape and type of a tensor, without values."""
+    """Shape and dtype of a tensor, as a tensor without values."""
     return torch.empty(t.shape, dtype=t.dtype, device="meta")
 
 
 def described(error: Exception, fn: Any) -> tuple[str, str]:
-    """An exception in one line, and its traceback from the client function on."""
+    """Format an exception as one line, and its traceback from the client function on."""
     code = getattr(fn, "__code__", None)
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code is not code:

@@ -1,8 +1,8 @@
-"""The Ray backend: runs of clients on actors, which keep messages where they were computed and memories in the store.
+"""Ray backend: actors run clients, keep messages in the process that computed them, and put memories into the store.
 
-Blocks are composed as in one process, from the cohort and the block size; consecutive blocks go to one worker, so that
-a worker can sum whole subtrees of a mean. The bits therefore do not depend on the number of workers, nor on which of
-them died: a round is a function of the state before it, all of which lives in the object store.
+Blocks are composed as in one process, from the cohort and the block size; consecutive blocks go to one worker, which
+sums whole subtrees of a mean. Results are therefore bit-identical for any number of workers and after any failure: a
+round is a function of the previous state, all of which is in the object store.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class RayActors:
     """Backend whose clients run in the actors of a session.
 
     Args:
-        workers: of the session.
-        block_size: clients in a block; 0 for one after the other. Halved when a device has too little memory.
+        workers: actors of the session.
+        block_size: clients in a block; 0 to run them one by one. Halved when a device is out of memory.
     """
 
     def __init__(self, workers: Workers, block_size: int = 25) -> None:
         if block_size < 0:
             raise ConfigError(f"block size is {block_size}; expected 0 or more")
         self.workers, self.block_size = workers, block_size
-        self._widths: dict[str, int] = {}                  # tensors of a new memory, by client function
-        self._firsts: list[tuple[Any, Any]] = []           # first memories that are in the store
+        self._widths: dict[str, int] = {}                  # number of tensors in a new memory, by client function
+        self._firsts: list[tuple[Any, Any]] = []           # initial memories in the object store
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
@@ -48,9 +48,9 @@ class RayActors:
 
         Raises:
             ClientError: a client function raised.
-            RoundLostError: a worker died; the round may be done again.
-            DeviceFullError: a device had too little memory; the round may be done again, with blocks half as large.
-            StateLostError: memories of clients are gone; only a checkpoint has them.
+            RoundLostError: a worker died; the round can be retried.
+            DeviceFullError: a device is out of memory; the round can be retried, with the block size halved.
+            StateLostError: client memories are lost; only a checkpoint has them.
         """
         w, ids, down, mine = self.workers, call.ids, call.down, call.mine
         w.settle(federation)
@@ -78,7 +78,7 @@ class RayActors:
             calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + width * len(nodes)))
         reports: list[Report] = w.get([first for first, *_ in calls])
         if any(report.failure is not None for report in reports):
-            w.drop(token, [run.worker for run in runs])    # some have what nobody will ask for
+            w.drop(token, [run.worker for run in runs])    # messages of the other runs
         self._check(reports, name, call.round)
         memory: dict[int, tuple[Any, ...]] = {}
         for run, report, (_, *refs) in zip(runs, reports, calls, strict=True):
@@ -94,7 +94,7 @@ class RayActors:
         if not report.memory:
             return {}
         width = len(leaves(report.memory))
-        if width * len(nodes) != len(refs):                # a memory of other form than the one before
+        if width * len(nodes) != len(refs):                # the form of the memory changed
             self._widths[name] = width
             refs = self.workers.call(run.worker, "memories", token, results=width * len(nodes))
         rows = [refs[k : k + width] for k in range(0, len(refs), width)]
@@ -102,7 +102,7 @@ class RayActors:
         return {n: far_tree(ray, report.memory, row, device) for n, row in zip(nodes.tolist(), rows, strict=True)}
 
     def _first(self, default: Any) -> Any:
-        """Reference to the memory of clients that have none yet."""
+        """Reference to the initial memory, for clients that have none yet."""
         for known, ref in self._firsts:
             if all(a is b for a, b in zip(leaves(known), leaves(default), strict=False)):
                 return ref
@@ -111,12 +111,12 @@ class RayActors:
         return ref
 
     def _refs(self, row: Any) -> list[Any]:
-        """References to the tensors of a client's memory, which goes to the store unless it is there."""
+        """References to the tensors of a client's memory; put those into the store that are not there."""
         put = self.workers.ray.put
         return [leaf.ref if isinstance(leaf, FarRow) else put(to_array(fetched(leaf))) for leaf in leaves(row)]
 
     def _check(self, reports: Sequence[Report], name: str, round: int) -> None:
-        """Raise what went wrong in the runs."""
+        """Raise the error of failed runs, if any."""
         failures: list[ClientFailure] = [report.failure for report in reports if report.failure is not None]
         for failure in failures:
             if failure.refused is not None:
@@ -133,12 +133,12 @@ class RayActors:
 
 
 def split(costs: np.ndarray, size: int, workers: int) -> list[Run]:
-    """Consecutive runs of whole blocks of about equal cost, at most one for each worker.
+    """Split clients into consecutive runs of whole blocks of about equal cost, at most one run per worker.
 
     Args:
         costs: of the clients in the order of execution.
         size: clients in a block.
-        workers: how many there are.
+        workers: number of workers.
     """
     edges = np.r_[np.arange(0, len(costs), size), len(costs)]
     paid = np.r_[0.0, np.cumsum(costs)][edges]
@@ -149,11 +149,11 @@ def split(costs: np.ndarray, size: int, workers: int) -> list[Run]:
 
 
 def score(workers: Workers, x: Vector | Far, inputs: Tensor, targets: Tensor, classification: bool) -> Scores:
-    """Loss and accuracy of a model on each sample; the workers know the federation.
+    """Loss and accuracy of a model on each sample, on workers with the federation set up.
 
     Raises:
         RoundLostError: a worker died.
-        StateLostError: ``x`` went with the machine that held it.
+        StateLostError: ``x`` was lost with the machine that held it.
     """
     ray = workers.ray
     model = x.ref if isinstance(x, FarRow) else ray.put(to_array(fetched(x)))

@@ -1,4 +1,4 @@
-"""The controller's host whose clients are in Ray's actors: session, plan, and rounds that are done again."""
+"""Controller host with clients in Ray actors: session, execution plan, and retries of lost rounds."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from fedsim.values import Far, Vector
 T = TypeVar("T")
 
 MOST_ATTEMPTS = 3
-"""Times that a round is tried before the run gives up."""
+"""Attempts at a round before the run fails."""
 TRIAL_STEPS = 2
-"""Local steps of the rounds that measure a device's memory."""
+"""Local steps of the rounds that measure GPU memory."""
 MOST_TOGETHER = 25
-"""Clients in a block on a GPU where no block size is given: what is measured and what runs are then the same."""
+"""Default block size on a GPU, both for the measurement and for the run."""
 CONTEXT = 600 * 2**20
-"""Bytes that a process has in use on a GPU before it computes anything."""
+"""Bytes of GPU memory that the CUDA context of a process takes."""
 MOST_SHARED = 8
-"""Actors that may share a processor of a session of our own: beyond that they only take memory from each other."""
+"""Actors per processor in a local session; more would only compete for memory."""
 RESERVE = 1.2
-"""Memory is given out so many times over what was measured, as clients differ."""
+"""Safety factor on measured GPU memory, as clients differ."""
 
 
 class RayHost(Host):
-    """Clients in Ray's actors.
+    """Clients in Ray actors.
 
     Args:
-        settings: how many actors, and what each gets.
-        progress: tell a person the plan.
-        workers: of a session that is there already and stays; by default one is made, and ended with the run.
+        settings: number of actors and resources of each.
+        progress: print the execution plan.
+        workers: of an existing session, which is kept; by default a session is started, and ended with the run.
     """
 
     def __init__(self, settings: Ray, progress: bool = True, workers: Workers | None = None) -> None:
@@ -64,14 +64,14 @@ class RayHost(Host):
         self._stack = contextlib.ExitStack()
         self._workers, self._given = workers, workers
         self._ray: ModuleType | None = None if workers is None else workers.ray
-        self._chosen: dict[str, Any] = {}                  # what the controller writes into checkpoints
-        self._most: int | None = None                      # clients in a block for which a GPU's share was measured
+        self._chosen: dict[str, Any] = {}                  # written into checkpoints by the controller
+        self._most: int | None = None                      # block size for which the GPU share was measured
 
     def __enter__(self) -> Self:
         if self._given is not None:
             return self
         s = self.settings
-        wanted = math.ceil((s.actors or 1) * s.cpus)       # more than there are is the user's wish
+        wanted = math.ceil((s.actors or 1) * s.cpus)       # the user may ask for more processors than exist
         gpus = (s.actors or 1) * (s.gpus or 0)
         if s.address is None and wanted > MOST_SHARED * cores():
             raise ConfigError(
@@ -93,7 +93,7 @@ class RayHost(Host):
             )
         )
         if s.gpus is not None or not torch.cuda.is_available():
-            self._workers = Workers(self._ray, s, s.gpus or 0.0)   # they come up while data and model are prepared
+            self._workers = Workers(self._ray, s, s.gpus or 0.0)   # start while data and model are prepared
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,7 +116,7 @@ class RayHost(Host):
         if self._most is not None:
             size = min(size, self._most)
         connected = replace(fed, backend=RayActors(self._workers, size), memory=ObjectStore(ray))
-        self._tell_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
+        self._report_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
         self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
         return connected, self._chosen
 
@@ -134,9 +134,9 @@ class RayHost(Host):
     def _measured(
         self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, size: int
     ) -> tuple[float, int]:
-        """Share of a GPU for each actor, and clients in a block that it is for, by a trial on an actor that has a whole
-        one: two rounds of the most expensive block; of everybody where there is a topology, which a round of a few
-        nodes may break. The second has what the first one kept.
+        """Measure the GPU share of an actor, and the block size that fits it, on an actor with a whole GPU: two rounds
+        of the most expensive block, or of all nodes with a topology, since a round of a few may disconnect it. The
+        second round includes the memories kept in the first.
         """
         one = Workers(ray, replace(self.settings, actors=1, gpus=1), 1.0)
         backend = RayActors(one, size)
@@ -144,7 +144,7 @@ class RayHost(Host):
         some = ids if experiment.topology else ids[trial.work.order(fed.shards.sizes[ids])[: size or 1]]
 
         def rounds() -> None:
-            one.get(one.call(0, "device"))                 # a trial that did not fit leaves a peak
+            one.get(one.call(0, "device"))                 # resets the peak of a failed trial
             state = experiment.method.init(fed.model.vector(), cohort(trial, 0, some))
             for round in (1, 2):
                 state = experiment.method.round(state, cohort(trial, round, some))
@@ -155,13 +155,13 @@ class RayHost(Host):
         return share_of(peak, total), backend.block_size
 
     def _block_size(self, experiment: Experiment, fed: Federation, ids: np.ndarray, workers: int) -> int:
-        """As measured in this process, but small enough for every worker to have a block."""
+        """Block size as chosen in this process, but small enough to give every worker a block."""
         size = MOST_TOGETHER
         if fed.model.device.type != "cuda":
             size = int(choose(fed, experiment.method, ids).get("block_size", 0))
         return min(size, max(1, math.ceil(len(ids) / workers)))
 
-    def _tell_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
+    def _report_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
         if not self.progress or self._workers is None:
             return
         workers = self._workers
@@ -179,19 +179,19 @@ class RayHost(Host):
     def init(
         self, algorithm: Algorithm[Any], x: Vector, federation: Federation, meter: Meter, template: bool
     ) -> Any:
-        """See ``Host``. Done again where it is lost."""
+        """See ``Host``. Retried when a worker dies."""
         begin = partial(super().init, algorithm, x, federation, meter, template)
         return self._repeated("initialisation", federation, meter, begin)
 
     def round(
         self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
     ) -> Any:
-        """See ``Host``. A round that is lost is done again from the state before it; so is one in which a client's code
-        raised, as the settings say.
+        """See ``Host``. A lost round is retried from the previous state; a round in which a client function raised is
+        retried as ``on_error`` specifies.
 
         Raises:
-            ClientError: a client's code raised.
-            RunError: the round was lost again and again.
+            ClientError: a client function raised.
+            RunError: the round was lost in every attempt.
         """
         before, chosen = meter.ledger.snapshot(), ids
         for attempt in count(1):
@@ -207,10 +207,10 @@ class RayHost(Host):
         return new
 
     def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> Scores:
-        """See ``Host``; the workers do it.
+        """See ``Host``; evaluated by the workers.
 
         Raises:
-            RunError: workers died again and again.
+            RunError: workers died in every attempt.
         """
         assert self._workers is not None, "the host is not connected"
         workers = self._workers
@@ -222,11 +222,11 @@ class RayHost(Host):
         return self._repeated("evaluation", prepared.federation, Meter(prepared.federation), scores)
 
     def _repeated(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
-        """What ``do`` returns; it is called again when workers die, and whenever a device is full: blocks of one
-        client, which cannot be halved, end that.
+        """Return ``do()``, retried a limited number of times when workers die, and whenever a device is out of memory,
+        which ends at the latest when blocks of one client cannot be halved.
 
         Raises:
-            RunError: workers died again and again.
+            RunError: workers died in every attempt.
         """
         before, lost = meter.ledger.snapshot(), 0
         while True:
@@ -241,7 +241,7 @@ class RayHost(Host):
                 meter.ledger.restore(before)
 
     def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
-        """With whom a round is done again: with fewer each time, or so many times with everybody."""
+        """Clients for the next attempt at a round: without the failed ones, or all of them, as ``on_error`` says."""
         left = ids[~np.isin(ids, error.ids)]
         if self.settings.on_error == "skip" and 0 < len(left) < len(ids):
             return left
@@ -251,10 +251,10 @@ class RayHost(Host):
 
 
 def share_of(peak: int, total: int) -> float:
-    """Share of a GPU with ``total`` bytes for processes that need ``peak`` bytes for their tensors.
+    """Share of a GPU with ``total`` bytes for a process whose tensors need ``peak`` bytes.
 
     Raises:
-        ConfigError: one process needs more than there is.
+        ConfigError: one process needs more than the GPU has.
     """
     needed = RESERVE * peak + CONTEXT
     if needed > total:

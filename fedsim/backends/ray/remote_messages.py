@@ -1,4 +1,4 @@
-"""A cohort's messages in the processes that computed them: the driver knows their sizes, and asks for sums or rows."""
+"""Messages of a cohort in the processes that computed them: the driver has their sizes, and requests sums or rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from fedsim.backends.ray.actors import Workers
 
 TOKENS = count(1)
-"""Names of messages, different for all of a process."""
+"""Tokens of messages, unique in a process."""
 
 
 class Run(NamedTuple):
-    """Consecutive positions in the order of execution, and the worker that has their messages.
+    """Consecutive positions in the order of execution, and the worker that holds their messages.
 
     Attributes:
         worker: number of the worker.
@@ -44,11 +44,11 @@ class RayMessages:
 
     Args:
         pool: the workers.
-        runs: who has which positions; together all of them, in order.
-        order: ``[c]`` position of a client among the ids, for every position in the order of execution.
+        runs: positions held by each worker; together all positions, in order.
+        order: ``[c]`` index into the ids for every position in the order of execution.
         reports: of the runs.
-        token: under which the workers hold the messages.
-        device: where results go.
+        token: identifies the messages at the workers.
+        device: of the results.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RayMessages:
         weakref.finalize(self, pool.drop, token, self._holders).atexit = False
 
     def _by_id(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Values of the runs in the order of the ids."""
+        """Concatenate values of the runs and reorder them by id."""
         values = np.concatenate(parts)
         placed = np.empty_like(values)
         placed[self._order] = values
@@ -122,18 +122,18 @@ class RayMessages:
     def _neighbours(self, w: csr_array, run: Run) -> _Neighbours:
         ours = self._order[run.start : run.stop]
         mine = w[ours]
-        heard = np.unique(mine.indices)                    # ids, in order
-        groups = {number: heard[self._owner[heard] == number] for number in range(len(self._runs))}
+        senders = np.unique(mine.indices)                  # ids, in order
+        groups = {number: senders[self._owner[senders] == number] for number in range(len(self._runs))}
         me = self._runs.index(run)
         own = groups.pop(me)
         order = np.argsort(np.concatenate([own, *groups.values()]))
         picks = {number: self._row[group] for number, group in groups.items() if len(group)}
-        among = mine[:, heard]
-        among.sort_indices()                               # the order in which neighbours are summed
+        among = mine[:, senders]
+        among.sort_indices()                               # summation order of the neighbours
         return _Neighbours(among, self._row[own], order, picks)
 
     def _exchange(self, plan: Sequence[_Neighbours], token: int, into: int, last: bool) -> list[list[Any]]:
-        """One step for all runs. Where it is the last: references to the tensors of each row, position by position."""
+        """Perform one gossip step for all runs; the last one returns references to each row's tensors, by position."""
         sent = len(leaves(self._like if token == self._token else self._dense))
         given: dict[tuple[int, int], list[Any]] = {}       # (from, to) -> a reference for every tensor
         for source, run in enumerate(self._runs):
@@ -154,7 +154,7 @@ class RayMessages:
         return rows
 
     def _spread(self, token: int) -> float:
-        """See ``fedsim.messages.mixing.spread``; the same sums."""
+        """Distributed ``fedsim.messages.mixing.spread``, with the same summation order."""
         c = len(self._order)
         center = to_array(self._sum("center", token, np.full(c, 1 / c)))
         there = self._pool.ray.put(center)
@@ -163,13 +163,13 @@ class RayMessages:
 
 
 class _Neighbours(NamedTuple):
-    """What one run hears.
+    """Senders of one run in a gossip step.
 
     Attributes:
-        w: ``[b, k]`` its rows of W over the ``k`` nodes that it hears, in the order of their ids.
-        own: which of its own rows are among those.
-        order: ``[k]`` where each of those stands among its own and then the others' rows as they come.
-        picks: rows that it needs of other runs, by the number of the run.
+        w: ``[b, k]`` its rows of W, restricted to the ``k`` nodes it receives from, by id.
+        own: its own rows among the ``k``.
+        order: ``[k]`` position of each of the ``k`` in the concatenation of own and received rows.
+        picks: rows needed from other runs, by run number.
     """
 
     w: csr_array

@@ -1,7 +1,7 @@
-"""Our own Ray session: quiet, never somebody else's by accident, and gone afterwards. Ray is imported through `load`.
+"""Private Ray session: silent, never an existing one by accident, shut down afterwards. `load` imports Ray.
 
-A session is local unless an address was given: then it joins that cluster, whose nodes need this package installed. Its
-files are in a temporary folder that is removed at the end; the folder of a killed process is removed by the next one.
+A session is local unless an address is given; then it joins that cluster, whose machines need fedsim installed. Its
+files are in a temporary folder that is removed at the end; that of a killed process is removed by the next session.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ import psutil
 from fedsim.errors import ConfigError, how_to_install
 
 OLDEST, NEWEST = (2, 55, 1), (3,)
-"""Versions of Ray from the first up to, and without, the second are known to work."""
+"""Supported versions of Ray: from the first up to the second, exclusive."""
 TOKEN = uuid.uuid4().hex
-"""Lets processes of this session in, and nobody else: other users of the machine can reach its ports."""
+"""Authentication token of this session's processes: other users of the machine can reach its ports."""
 PREFIX = "fedsim-ray-"
 ATTEMPTS = 3
-"""Starts of a session: Ray gives up after 30 seconds, which a machine that is very busy can take."""
+"""Attempts to start a session: Ray times out after 30 seconds, too soon on a busy machine."""
 PATIENCE = 10.0
-"""Seconds in which a cluster must answer."""
+"""Seconds to wait for a connection to a cluster."""
 SOCKET_ROOM = 90
-"""Bytes that Ray adds to its folder for the name of a socket; the system allows 107 for all."""
+"""Bytes Ray appends to its folder for a socket path, of which the system allows 107."""
 
 
 def load() -> ModuleType:
-    """Ray itself.
+    """Import Ray.
 
     Raises:
-        ConfigError: it is not installed, or of a version that is not known.
+        ConfigError: it is not installed, or its version is not supported.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")            # what goes wrong is raised, or in the log files
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a task without a GPU of its own may share one
-    os.environ.setdefault("RAY_worker_niceness", "0")                  # Ray's own 15 starves beside any other process
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")            # errors are raised, or in the log files
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")   # a task without reserved GPU may use one
+    os.environ.setdefault("RAY_worker_niceness", "0")                  # Ray's default of 15 starves beside others
     try:
         ray = import_module("ray")
     except ModuleNotFoundError as error:
@@ -72,21 +72,21 @@ def session(
     object_store_bytes: int | None = None,
     log_to_driver: bool = False,
 ) -> Iterator[ModuleType]:
-    """Ray, connected; disconnected on leaving, and ended where it was started here.
+    """Connect to Ray; on exit disconnect, and shut a local session down.
 
     Args:
-        address: of a cluster to join, as ``10.0.0.1:6379``; by default a session of our own on this machine.
-        cpus: CPUs of our own session; as many as the machine has by default.
-        gpus: GPUs of our own session; as many as the machine has by default.
-        object_store_bytes: shared memory for values of our own session; Ray's share of the machine's by default.
-        log_to_driver: print what workers print.
+        address: of a cluster to join, such as ``10.0.0.1:6379``; by default a local session is started.
+        cpus: CPUs of a local session; all by default.
+        gpus: GPUs of a local session; all by default.
+        object_store_bytes: size of a local session's object store; Ray's default share of memory by default.
+        log_to_driver: print the workers' output.
 
     Raises:
-        ConfigError: Ray is missing or unknown, this process is connected already, or the address does not answer.
+        ConfigError: Ray is missing or unsupported, this process is connected already, or the address is unreachable.
     """
     if address is not None:
         _reach(address)
-    if not log_to_driver:                                  # nor Ray's own words on stdout: what matters is raised
+    if not log_to_driver:                                  # silence Ray's own messages on stdout: errors are raised
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     ray = load()
     if ray.is_initialized():
@@ -103,13 +103,13 @@ def session(
             settings = {"address": address, "runtime_env": {"env_vars": _paths()}}
         stack.callback(ray.shutdown)
         _connect(ray, settings | common, address)
-        _restore_handler(at_end)                           # Ray sets its own, which ends the process at once
+        _restore_handler(at_end)                           # Ray's handler would exit at once
         yield ray
 
 
 def _reach(address: str) -> None:
-    """Raise ConfigError where nobody listens: Ray itself finds that out after a quarter of an hour."""
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")            # for somebody else who listens there
+    """Raise ConfigError if the address refuses connections, which Ray notices only after a quarter of an hour."""
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")            # if another service listens there
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         raise ConfigError(f"ray.address is {address!r}; expected host:port of a head, such as 10.0.0.1:6379")
@@ -123,50 +123,50 @@ def _reach(address: str) -> None:
 
 
 def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) -> None:
-    said = ""
+    reason = ""
     for _ in range(ATTEMPTS):
         try:
             with _silent():
                 ray.init(**settings)
             return
-        except Exception as error:                         # a plain one where it took too long
-            said = " ".join(str(error).split())[:500]
+        except Exception as error:                         # a timeout is a plain Exception
+            reason = " ".join(str(error).split())[:500]
         ray.shutdown()
         _end_children(settings.get("_temp_dir"))
-        if "timed out during startup" not in said:
+        if "timed out during startup" not in reason:
             break
     what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
     fix = "is it Ray's, and of the same version?" if address else "is the machine very busy?"
-    if address and "authentication token" in said.lower():
+    if address and "authentication token" in reason.lower():
         fix = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what ~/.ray/auth_token holds on its head"
-    raise ConfigError(f"{what}: {said}; {fix}")
+    raise ConfigError(f"{what}: {reason}; {fix}")
 
 
 def _end_children(folder: str | None) -> None:
-    """End what a start that failed has left, which Ray forgets."""
+    """Kill the processes of a failed start, which Ray leaves running."""
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):            # gone meanwhile
+        with contextlib.suppress(psutil.Error):            # already ended
             if folder and folder in " ".join(child.cmdline()):
                 child.kill()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)   # the objects of those processes
+        warnings.simplefilter("ignore", ResourceWarning)   # Popen objects of those processes
         gc.collect()
 
 
 def _restore_handler(handler: Any) -> None:
-    with contextlib.suppress(ValueError):                  # not the main thread
+    with contextlib.suppress(ValueError):                  # not in the main thread
         signal.signal(signal.SIGTERM, handler)
 
 
 def _paths() -> dict[str, str]:
-    """Workers import what this process can import, besides what is installed."""
+    """Environment that lets workers import from this process's ``sys.path``, besides installed packages."""
     installed = (sys.prefix, sys.base_prefix)
     return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path and not path.startswith(installed))}
 
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables that the processes of a session inherit; what Ray sets itself goes as well at the end."""
+    """Set environment variables for the processes of a session; on exit also restore those that Ray sets."""
     before = dict(os.environ)
     os.environ.update(values)
     try:
@@ -181,14 +181,14 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep Ray's remarks on its own settings off stderr; what goes wrong is raised."""
+    """Silence Ray's warnings about its settings on stderr; errors are raised."""
     logger = logging.getLogger("ray")
     names = [name for name in logging.root.manager.loggerDict if name.startswith("ray.")]
     loggers = [logger, *map(logging.getLogger, names)]
     levels = [each.level for each in loggers]
     sys.stderr.flush()
     terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)                                    # its C++ part writes there as well
+    os.dup2(nowhere, 2)                                    # Ray's C++ core writes there as well
     for each in loggers:
         each.setLevel(logging.CRITICAL)
     try:
@@ -215,7 +215,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _remove_orphans(root: Path) -> None:
-    """Remove folders of sessions whose process was killed."""
+    """Remove session folders of killed processes."""
     for folder in root.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(folder.name.removeprefix(PREFIX).split("-")[0])

@@ -1,4 +1,4 @@
-"""Independent calls, several at a time, each in a process of its own: Ray tasks in a session for them alone."""
+"""Independent function calls in parallel processes, as Ray tasks in a private session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 TICK = 0.5
 """Seconds between calls of ``tick``."""
 GRACE = 60.0
-"""Seconds that interrupted calls have to end."""
+"""Seconds for interrupted calls to end."""
 
 
 def map_unordered(
@@ -26,18 +26,18 @@ def map_unordered(
     gpus: float = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[T, R | RunError], None, None]:
-    """Each item with what ``fn`` made of it, in the order in which they end.
+    """Yield each item with its result ``fn(item)``, in order of completion.
 
-    A process that dies is replaced once, and ``fn`` is called again; when that dies too the result is a ``RunError``.
-    Ctrl-C raises KeyboardInterrupt in all calls, waits for them, and is passed on; so does closing the generator.
+    A call whose process dies is retried once; if that one dies too, its result is a ``RunError``. Ctrl-C raises
+    KeyboardInterrupt in all calls, waits for them, and propagates; so does closing the generator.
 
     Args:
-        fn: a function that can be imported.
+        fn: an importable function.
         items: its arguments.
-        jobs: calls at a time.
+        jobs: parallel calls.
         cpus: for each call.
         gpus: share of a GPU for each call.
-        tick: called now and then while waiting.
+        tick: called periodically while waiting.
     """
     with session(cpus=jobs * cpus) as ray:
         task: Any = ray.remote(fn).options(num_cpus=cpus, num_gpus=gpus, max_retries=1)
@@ -52,7 +52,7 @@ def map_unordered(
                         yield item, ray.get(call)
                     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                         yield item, RunError("its process died twice: killed, or out of memory")
-        except (KeyboardInterrupt, GeneratorExit):         # here, or where the results are read
+        except (KeyboardInterrupt, GeneratorExit):         # raised here, or in the consumer
             for call in running:
                 ray.cancel(call, force=False)
             ray.wait(list(running), num_returns=len(running), timeout=GRACE)
