@@ -71,7 +71,7 @@ def _boast(answer: Message) -> Message:
         (_fatten, "refused as oversized"),
         (_reshape, r"sent the form \['float32', \[7\]\]; expected \['tuple', \['float32', \[610\]\]"),
         (_impersonate, "answered as client 0"),
-        (_babble, "sent something that is not an answer: KeyError"),
+        (_babble, "sent an invalid response: KeyError"),
         (_boast, "the call is not JSON: a whole number of 401 digits"),
     ],
     ids=["NaN", "truncated", "oversized", "another shape", "another's name", "nonsense", "a huge number"],

@@ -135,7 +135,7 @@ def test_a_round_that_is_done_again() -> None:
     whole = bytes(40)
 
     def sends(client: int) -> list[bytes]:
-        return list(copies.said("f", client, whole)[1].values())
+        return list(copies.update("f", client, whole)[1].values())
 
     copies.publish("f", whole, 40)
     assert sends(0) == sends(1) == [whole]
@@ -143,7 +143,7 @@ def test_a_round_that_is_done_again() -> None:
         copies.arrived("f", client, f"1.{client}", [VECTOR])
     before = copies.snapshot()
     copies.publish("f", b"one", 40)
-    assert sends(0) == [b"one"] and copies.said("f", 0, whole)[0] == ["1.0.256"]
+    assert sends(0) == [b"one"] and copies.update("f", 0, whole)[0] == ["1.0.256"]
     copies.arrived("f", 0, "1.2", [VECTOR])
     copies.restore(before)
     copies.publish("f", b"one", 40)
@@ -160,7 +160,7 @@ def test_no_more_is_kept_than_is_ever_sent() -> None:
     copies.arrived("f", 0, "1.0", [VECTOR])
     for k in range(3):
         copies.publish("f", bytes(12), 40)
-        assert len(copies.said("f", 0, bytes(40))[1]) == k + 1
+        assert len(copies.update("f", 0, bytes(40))[1]) == k + 1
     copies.publish("f", bytes(12), 40)
-    assert copies.said("f", 0, bytes(40)) == ([], {"down": bytes(40)})
+    assert copies.update("f", 0, bytes(40)) == ([], {"down": bytes(40)})
     assert len(copies._steps["f"]) == 4                    # a base, and three messages

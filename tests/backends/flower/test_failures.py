@@ -233,7 +233,7 @@ def test_one_who_is_late_every_time_is_waited_for_once(tmp_path: Path) -> None:
 def test_too_few_at_the_start(tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
     grid.nodes[100].online = grid.nodes[102].online = False
-    with pytest.raises(DeployError, match=r"1 of 3 clients came within 0.2 s, and 2 are needed; missing: 0, 2"):
+    with pytest.raises(DeployError, match=r"1 of 3 clients connected within 0.2 s, and 2 are needed; missing: 0, 2"):
         deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg"}, grid, patience=0.2)
     assert not (tmp_path / "deployed").exists()            # nothing is left behind
 

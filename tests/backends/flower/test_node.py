@@ -92,15 +92,15 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
         ({"memory": [{"version": "../secret"}]}, "a memory is called '../secret'"),
         ({"memory": [{"version": "1.7.0"}]}, "memory 1.7.0 is not in"),
         ({"memory": [{"pickle": "x"}]}, "a memory is called 'x'"),
-        ({"memory": [{"zeros": ["Tensor", [3]]}]}, "is not a tensor type"),
-        ({"memory": 3}, "memories are said as 3"),
-        ({"memory": [3]}, "a memory is said as 3"),
-        ({"public": 3, "data": {}}, "public copies are said as 3"),
-        ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {}}, "public copies are said as {'held'"),
+        ({"memory": [{"zeros": ["Tensor", [3]]}]}, "is not a dtype"),
+        ({"memory": 3}, "memory is 3"),
+        ({"memory": [3]}, "a memory is 3"),
+        ({"public": 3, "data": {}}, "public is 3"),
+        ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {}}, "public is {'held'"),
         ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {"news-0": b""}}, "memory 1.1.256 is not in"),
         ({"public": {"held": ["../x"], "form": FORM}, "data": {"news-0": b""}}, "a memory is called '../x'"),
         ({"public": {"held": [], "form": FORM}, "data": {"news-0": b"junk"}}, "expected a message of version"),
-        ({"memory": [{"initial": "shared-0"}]}, "the initial model is another here"),
+        ({"memory": [{"initial": "shared-0"}]}, "the initial model differs from the server's"),
         ({"common": {"d": 3}}, "description of the data is malformed"),
         ({"common": {**COMMON, "n": 1}}, "this node is client 1, but there are clients 0 to 0"),
         ({"common": {**COMMON, "partition": "0" * 64}}, "give both the same files and the same fedsim"),
@@ -185,7 +185,7 @@ def test_own_data(tmp_path: Path) -> None:
     assert "has the label 'dead'; the experiment's are ill, odd, well" in refusal(strange)
     wide = ask(tmp_path, values, text, data=own_csv(tmp_path / "wide", ["well", "ill"], columns=3))
     assert "samples have shape [3], the experiment's [2]" in refusal(wide)
-    assert "own data to this run; say where" in refusal(ask(tmp_path, values, text))
+    assert "own data to this run; set it" in refusal(ask(tmp_path, values, text))
     assert "no *.csv" in refusal(ask(tmp_path, values, text, data=tmp_path / "nothing"))
     mine = ask(tmp_path, None, data=tmp_path / "good")
     assert "this node has its own data" in refusal(mine) and "--own-data" in refusal(mine)
@@ -197,7 +197,7 @@ def test_own_data(tmp_path: Path) -> None:
         ({}, "partition-id is None; start the node with --node-config 'partition-id=0"),
         ({"partition-id": "1"}, "partition-id is '1'"),
         ({"partition-id": -1}, "partition-id is -1"),
-        ({"partition-id": 1, "path": "x"}, "unknown node config path; known are partition-id"),
+        ({"partition-id": 1, "path": "x"}, "unknown node config path; expected partition-id"),
     ],
 )
 def test_node_config(config: dict[str, Any], why: str) -> None:

@@ -100,5 +100,5 @@ def test_what_cannot_be(data: Path, tmp_path: Path) -> None:
     text = (data / "server/measurements.csv").read_text().replace("malignant", "bad")
     (odd / "measurements.csv").write_text(text)
     strange = {**config(data), "data": {"name": "csv", "path": str(odd)}}
-    with pytest.raises(DeployError, match=r"0 of 3 clients came .* 'malignant'; the experiment's are bad, benign"):
+    with pytest.raises(DeployError, match=r"0 of 3 clients connected .* 'malignant'; the experiment's are bad, benign"):
         run(tmp_path, data, strange)

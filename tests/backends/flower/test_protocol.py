@@ -53,14 +53,14 @@ def arrays(**parts: Any) -> ArrayRecord:
 @pytest.mark.parametrize(
     ("records", "why"),
     [
-        (RecordDict(), "without its record 'call'"),
-        (changed(call=MetricRecord({"a": 1})), "without its record 'call'"),
-        (changed(call=ConfigRecord({"json": 3})), "without its record 'call'"),
+        (RecordDict(), "needs a record 'call'"),
+        (changed(call=MetricRecord({"a": 1})), "needs a record 'call'"),
+        (changed(call=ConfigRecord({"json": 3})), "needs a record 'call'"),
         (changed(call=text("{")), "the call is not JSON"),
         (changed(call=text("[1]")), "the call is a list; expected a JSON object"),
         (changed(call=text('{"a": NaN}')), "the call is not JSON"),
         (changed(call=text("[" * 10**5)), "the call is not JSON"),
-        (changed(call=text('{"protocol": 2, "verb": "each"}')), "of another protocol than 1"),
+        (changed(call=text('{"protocol": 2, "verb": "each"}')), "protocol version is not 1"),
         (changed(call=text('{"protocol": 1, "verb": "eval"}')), "the verb is 'eval'"),
         (changed(call=text('{"protocol": 1, "verb": "' + "a" * 2**20 + '"}')), "below 1 MiB"),
         (changed(more=text("{}")), "holds a record 'more'"),

@@ -65,7 +65,7 @@ def test_everybody_answers(grid: Echo, said: list[str]) -> None:
     made = link(grid, said)
     assert everybody(made) and made.nodes == {0: 100, 1: 101, 2: 102}
     assert ask(made) == ({0: 0, 1: 1, 2: 2}, {})
-    assert sorted(said) == ["client 0 has come", "client 1 has come", "client 2 has come"]
+    assert sorted(said) == ["client 0 connected", "client 1 connected", "client 2 connected"]
 
 
 def test_without_patience_those_who_are_there_take_part(grid: Echo, said: list[str]) -> None:
@@ -96,7 +96,7 @@ def test_clients_are_known_by_what_they_say_not_by_their_node(grid: Echo, said: 
     made.look()
     assert everybody(made) and made.nodes == {2: 900, 0: 901, 1: 101}
     assert ask(made) == ({0: 0, 1: 1, 2: 2}, {})
-    assert "client 0 has gone" in said
+    assert "client 0 disconnected" in said
 
 
 def test_nobody_waits_for_those_who_are_away(grid: Echo, said: list[str]) -> None:
@@ -171,7 +171,7 @@ def test_who_is_refused_is_asked_once_and_named(grid: Echo, said: list[str]) -> 
         made.look()
     assert grid.nodes[300].asked == ["query"] and made.nodes.keys() == {0, 1, 2}
     assert "unlucky" in made.refusals
-    assert any("says it is client 2, which another node is" in why for why in made.refusals)
+    assert any("claims to be client 2, as another node does" in why for why in made.refusals)
     grid.nodes[300].online = False
     made.look()
     assert "unlucky" not in made.refusals

@@ -1,4 +1,3 @@
-"""A federation of real processes: certificates and keys, the commands that start it, and one on this machine.
-
-Everything here speaks to Flower through its commands and its HTTP port; only ``fedsim.backends.flower`` imports it.
+"""Launcher of a federation of real processes: certificates, printed commands, and ``local_deployment`` on this machine.
+It controls Flower through its commands and its HTTP port, never through its Python API.
 """

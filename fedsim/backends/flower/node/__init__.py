@@ -1,1 +1,3 @@
-"""A node of a deployment: one client, with its own data and its own memory."""
+"""Node of a deployment, one client: ``client_app`` passes calls to a persistent ``worker``, which runs ``answer`` on
+the node's own data and memory.
+"""

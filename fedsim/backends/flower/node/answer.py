@@ -1,7 +1,7 @@
-"""A node's half: it answers calls with its own data and its own memory, as one client of the federation.
+"""Call handlers of a node, one client of the federation, on its own data and memory.
 
-A memory that a call reads is said leaf by leaf: a version in the node's store; "zeros"; the "initial" model,
-which the node derives from the seed as the server does; or a first value that was sent once and is kept by its hash.
+A call specifies the memory it reads leaf by leaf: a "version" in the node's store; "zeros"; the "initial" model, which
+the node derives from the seed as the server does; or a "shared" initial value, sent once and stored by its hash.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from fedsim.types import Kept
 
 
 def answer(call: Call, text: str, settings: NodeSettings) -> Call:
-    """The answer to a call that came with the experiment ``text``; the verb "refused" tells why there is none."""
+    """Respond to a call that came with the experiment ``text``; errors become the verb "refused" with a reason."""
     try:
         started = time.perf_counter()
         common, seed = Common.of(call.values.get("common")), number(call, "seed")
         store = NodeStore(settings.store, str(call.values.get("run")), settings.client)
         side = side_of(text, seed, common, settings)
         return Node(side, store, settings.client).answer(call, time.perf_counter() - started)
-    except (FedsimError, ValueError) as error:             # ValueError: what decoders say of malformed bytes
+    except (FedsimError, ValueError) as error:             # ValueError: decoders of malformed bytes
         return Call("refused", {"error": str(error)})
 
 
 def number(call: Call, key: str) -> int:
-    """A whole number among a call's values."""
+    """Read a nonnegative integer from a call's values; raise DeployError for anything else."""
     value = call.values.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise DeployError(f"{key} is {value!r:.40}; expected a whole number, 0 or more")
@@ -60,10 +60,10 @@ def number(call: Call, key: str) -> int:
 
 
 class Node:
-    """A client at work.
+    """Handlers of the calls to one client.
 
     Args:
-        side: its data, and what is run.
+        side: its data, and the experiment.
         store: its memory.
         client: its number.
     """
@@ -75,10 +75,10 @@ class Node:
         self.initial = side.initial
 
     def answer(self, call: Call, load: float = 0.0) -> Call:
-        """The answer to a call.
+        """Validate a call and run its handler.
 
         Raises:
-            FedsimError: it is refused.
+            FedsimError: the call is refused.
         """
         verbs = {
             "hello": self.hello, "each": self.each, "mix": self.mix, "value": self.value, "score": self.score,
@@ -95,7 +95,7 @@ class Node:
         return Call(call.verb, {**made.values, "client": self.client, "seconds": self.seconds}, made.data)
 
     def hello(self, call: Call) -> Call:
-        """Who this is, and with which data."""
+        """Handshake: report client number, number of samples, and versions."""
         rows = self.federation.shards.rows(self.client)
         return Call("hello", {"samples": len(rows.x), "own": len(self.side.own.x), "versions": versions()})
 
@@ -108,7 +108,7 @@ class Node:
         clock = self._spent("encode", clock)
         spec = values.get("memory")
         if not isinstance(spec, list):
-            raise DeployError(f"memories are said as {spec!r:.80}; expected a list")
+            raise DeployError(f"memory is {spec!r:.80}; expected a list")
         memories, sends = self._memory(spec, call), bool(values.get("sends"))
         if sends or down is not None:
             down, *memories = arguments(fn, down, *memories)
@@ -140,7 +140,7 @@ class Node:
         return Call("each", {"memory": form, "evaluations": evaluations}, data)
 
     def mix(self, call: Call) -> Call:
-        """One gossip step: the weighted sum of neighbours' messages and the own one, in the order of their numbers."""
+        """Gossip step: weighted sum of the neighbours' messages and the own one, in the order of client numbers."""
         values, clock = call.values, time.perf_counter()
         own = self.store.read(str(values.get("own"))).numpy().tobytes()
         weights, at = values.get("weights"), number(call, "position")
@@ -167,19 +167,19 @@ class Node:
         return Call("mix", {"memory": None}, {"message": data})
 
     def value(self, call: Call) -> Call:
-        """Memories, brought to the server: its evaluation of the nodes' models asks for them."""
+        """Send memories to the server, which evaluates the nodes' models."""
         names = call.values.get("read")
         if not isinstance(names, list):
             raise DeployError(f"read is {names!r:.40}; expected names of versions")
         return Call("value", {}, {str(k): wire.encode(self.store.read(str(name))) for k, name in enumerate(names)})
 
     def forget(self, call: Call) -> Call:
-        """Remove this client's memory of the run, which has ended."""
+        """Delete this client's memory of a finished run."""
         self.store.forget()
         return Call("forget")
 
     def score(self, call: Call) -> Call:
-        """Mean loss and accuracy of a model on this client's own samples."""
+        """Evaluate a model on this client's own samples: mean loss and accuracy."""
         d = self.federation.model.d
         dtype = str(self.federation.model.dtype).removeprefix("torch.")
         x, own = self._received(call.data["x"], [dtype, [d]], "down"), self.side.own
@@ -190,7 +190,7 @@ class Node:
         return Call("score", {"loss": float(scores.loss.mean()), "accuracy": hits, "samples": len(own.x)})
 
     def _received(self, data: bytes, form: Any, whose: str) -> Any:
-        """The tree in a message, which must have the form that was said and hold finite numbers."""
+        """Decode a message; refuse another form than ``form``, and NaN or infinity."""
         tree = wire.decode(data, self.compressors, self.federation.model.d)
         if (found := form_of(tree, self.compressors)) != form:
             raise DeployError(f"the {whose} message has the form {found!s:.200}; expected {form!s:.200}")
@@ -198,15 +198,15 @@ class Node:
         return tree_map(lambda t: t.to(self.federation.model.device), tree)
 
     def _down(self, call: Call) -> Any:
-        """What the server sends down: as it is, or made from the public copies here and the messages to them since."""
+        """Decode the broadcast, or reconstruct it from the local public copies and the messages since."""
         values, data, model = call.values, call.data, self.federation.model
         if "public" not in values or "down" in data:
             return self._received(data["down"], values.get("form"), "down") if "down" in data else None
         match values["public"]:
             case {"held": [*names], "form": form} if "news-0" in data:
                 copies = [self.store.read(str(name)).to(model.device) for name in names]
-            case said:
-                raise DeployError(f"public copies are said as {said!r:.80}; expected versions, form and messages")
+            case public:
+                raise DeployError(f"public is {public!r:.80}; expected versions, form and messages of the copies")
         for k in range(len(data)):
             if f"news-{k}" in data:
                 down = moved(copies, self._received(data[f"news-{k}"], form, "down"))
@@ -214,11 +214,11 @@ class Node:
         return down
 
     def _memory(self, spec: Any, call: Call) -> Any:
-        """The memory that a call says, leaf by leaf."""
+        """Resolve the memory that a call specifies, leaf by leaf."""
         if isinstance(spec, list):
             return tuple(self._memory(branch, call) for branch in spec)
         if not isinstance(spec, dict) or len(spec) != 1:
-            raise DeployError(f"a memory is said as {spec!r:.80}; expected one of version, zeros, initial, shared")
+            raise DeployError(f"a memory is {spec!r:.80}; expected one of version, zeros, initial, shared")
         ((kind, what),) = spec.items()
         return self._leaf(kind, what, call).to(self.federation.model.device)
 
@@ -229,17 +229,17 @@ class Node:
             return torch.zeros(what[1], dtype=dtype_of(what[0]))
         if kind == "initial":
             if fingerprint(self.initial) != what:
-                raise DeployError("the initial model is another here than at the server; install the same PyTorch")
+                raise DeployError("the initial model differs from the server's; install the same PyTorch")
             return self.initial
         if kind == "shared" and str(what) in call.data:
             value = wire.decode(call.data[what])
             if fingerprint(value) != what:
-                raise DeployError(f"a first memory does not have the checksum {what}")
+                raise DeployError(f"a shared initial memory does not have the checksum {what}")
             self.store.write(what, value)
         return self.store.read(str(what))
 
     def _keep(self, call: Call, memory: Any) -> Any:
-        """Write a new memory; its form."""
+        """Store a new memory; return its form."""
         for k, leaf in enumerate(leaves(memory)):
             self.store.write(f"{call.values['write']}.{k}", leaf)
         return form_of(memory)
@@ -260,5 +260,5 @@ class Node:
 
 
 def _only_row(at: int, k: int) -> np.ndarray:
-    """Row pointers of a ``[k, k]`` matrix of which only one row holds anything."""
+    """Row pointers of a ``[k, k]`` matrix with a single nonempty row."""
     return np.where(np.arange(k + 1) > at, k, 0)

@@ -1,4 +1,4 @@
-"""A node's own samples: its part of a partition that everybody derives, or what lies in its own folder."""
+"""Samples of a node: its part of the partition, which every node derives from the seed, or files in its own folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedsim.types import Batch
 
 
 class OneShard(Shards):
-    """The samples of one client of ``n``; the others' are elsewhere."""
+    """Shards of ``n`` clients with the samples of one."""
 
     def __init__(self, x: Tensor, y: Tensor, client: int, n: int) -> None:
         self.x, self.y = x, y
@@ -39,14 +39,14 @@ class OneShard(Shards):
 
 @dataclass(frozen=True)
 class NodeSide:
-    """One client's half of a federation.
+    """Federation as one client sees it.
 
     Attributes:
-        experiment: what is run.
-        federation: with this client's samples alone.
-        initial: the initial model ``[d]``, which follows from the seed.
-        own: what the client is evaluated on.
-        classification: whether targets are classes.
+        experiment: the experiment.
+        federation: with this client's samples only.
+        initial: the initial model ``[d]``, derived from the seed.
+        own: samples on which the client evaluates.
+        classification: True if targets are classes.
     """
 
     experiment: Experiment
@@ -57,10 +57,11 @@ class NodeSide:
 
 
 def side_of(text: str, seed: int, common: Common, settings: NodeSettings) -> NodeSide:
-    """The client that the settings name, in the experiment of the JSON ``text``.
+    """Build the node's side of the experiment in the JSON ``text``.
 
     Raises:
-        FedsimError: the experiment names what is not allowed here, the data is missing, or is not what the server says.
+        FedsimError: the experiment names a module that is not allowed, or the data is missing or does not match
+            ``common``.
     """
     if not settings.client < common.n:
         raise DeployError(f"this node is client {settings.client}, but there are clients 0 to {common.n - 1}")
@@ -80,9 +81,9 @@ _Found = tuple[Experiment, Model, Tensor, Batch, Batch]
 
 
 def _of_partition(text: str, seed: int, common: Common, settings: NodeSettings) -> _Found:
-    """The client's part of the experiment's data set."""
+    """Use the client's part of the experiment's data set."""
     if not common.partition:
-        raise DeployError("every node brings its own data to this run; say where: --node-config '... data=\"/path\"'")
+        raise DeployError("every node brings its own data to this run; set it: --node-config '... data=\"/path\"'")
     experiment, prepared, initial = _prepared(text, seed, settings.data_dir, settings.allow)
     if prepared.partition.hash != common.partition:
         raise DeployError(
@@ -98,15 +99,15 @@ def _of_partition(text: str, seed: int, common: Common, settings: NodeSettings) 
 def _prepared(
     text: str, seed: int, data_dir: Path | None, allow: tuple[str, ...]
 ) -> tuple[Experiment, Prepared, Tensor]:
-    """The whole federation and its initial model; clients in one process, as in a simulation, share it."""
+    """Prepare the whole federation and its initial model; clients in one process, as in a simulation, share it."""
     experiment, data = _experiment(text)
     experiment = replace(experiment, data=replace(data, data_dir=None if data_dir is None else str(data_dir)))
     prepared = prepare(experiment, seed)
-    return experiment, prepared, prepared.federation.model.vector()   # now: work loads other values into the module
+    return experiment, prepared, prepared.federation.model.vector()   # before local work overwrites the module
 
 
 def _experiment(text: str) -> tuple[Experiment, Data]:
-    """The experiment, and its data, which is never fetched when it is missing."""
+    """Parse the experiment, and its data with downloads disabled."""
     experiment = from_config(parsed(text, "experiment"))
     if not isinstance(experiment.data, Data):
         raise DeployError(f"the experiment's data is a {type(experiment.data).__name__}; expected a name")
@@ -115,7 +116,7 @@ def _experiment(text: str) -> tuple[Experiment, Data]:
 
 @lru_cache(maxsize=1)
 def _of_own(text: str, seed: int, common: Common, settings: NodeSettings) -> _Found:
-    """All training samples in the node's own folder; its test samples are what a holdout is evaluated on."""
+    """Use all training samples in the node's own folder; its test samples serve as the holdout."""
     experiment, data = _experiment(text)
     if data.name not in FORMATS or common.partition:
         raise DeployError(
@@ -148,7 +149,7 @@ def _kinds(classes: int) -> str:
 
 
 def _relabelled(dataset: Dataset, common: Common) -> Dataset:
-    """The data set with its classes numbered as the server numbers them: a node need not have met all of them."""
+    """Renumber the classes as at the server: a node need not have samples of every class."""
     if dataset.label_names is None or common.labels is None:
         return replace(dataset, classes=common.classes)
     if strange := sorted(set(dataset.label_names) - set(common.labels)):

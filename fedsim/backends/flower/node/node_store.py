@@ -1,12 +1,12 @@
-"""A node's memory on its own disk: versions that are written once, checksummed, and dropped when the server says so.
+"""Memory of a node on its own disk, as immutable, checksummed versions, deleted when the server no longer needs them.
 
     FOLDER/RUN/client-2/3.17.0.safetensors      version "3.17.0": epoch 3 of the server, its 17th call, leaf 0
 
-A call of the server says which versions it reads, under which name the new ones are kept, and which are alive: those of
-the last state that it holds or has in a checkpoint. What a lost reply left behind is then simply never read, and a
-server that goes back to a checkpoint finds the versions of that checkpoint. Versions are named by the order of the
-server's calls, and a call drops only what is older than itself, so one that was delayed cannot harm a newer one. The
-whole folder is removed when the server says that the run has ended; one that failed needs its own to go on.
+A call lists the versions it reads, the name of those it writes, and those alive: referenced by the server's last state
+or a checkpoint. Versions left by a lost response are never read, and a server that resumes from a checkpoint finds the
+versions of that checkpoint. Versions are named in the order of the server's calls, and a call deletes only older ones,
+so that a delayed call cannot harm a newer one. The whole folder is deleted at the end of the run; a failed run needs
+it to resume.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from fedsim.errors import DeployError
 from fedsim.record.files import remove_unfinished, write_atomic
 
 NAME = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,3}")
-"""A version: epoch of the server, number of its call, leaf of the memory."""
+"""A version: server epoch, call number, leaf of the memory."""
 SHARED = re.compile(r"shared-[0-9a-f]{64}")
-"""A first value that both ends agreed upon, by its SHA-256."""
+"""A shared initial value, by its SHA-256."""
 RUN = re.compile(r"[0-9a-f]{32}")
 
 
 class NodeStore:
-    """Versions of one client of one run.
+    """Versions of one client in one run.
 
     Args:
-        folder: the node's own folder for memories of all runs.
+        folder: the node's folder of memories, for all runs.
         run: token of the run, 32 hexadecimal digits.
         client: number of the client.
     """
@@ -47,7 +47,7 @@ class NodeStore:
         self.folder = folder / run / f"client-{client}"
 
     def write(self, name: str, value: Tensor) -> None:
-        """Keep a value: after a crash it is there whole, or not at all."""
+        """Store a value atomically."""
         path = self._path(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,10 @@ class NodeStore:
             raise DeployError(f"cannot keep memory in {path}: {error.strerror}; give the node another store") from error
 
     def read(self, name: str) -> Tensor:
-        """The value of a version.
+        """Load the value of a version.
 
         Raises:
-            DeployError: it is not here, or the file is damaged.
+            DeployError: it is missing, or the file is damaged.
         """
         path = self._path(name)
         try:
@@ -79,11 +79,11 @@ class NodeStore:
             raise DeployError(f"memory {path} is not a tensor: {error}") from error
 
     def names(self) -> list[str]:
-        """All versions, and shared first values, that are here."""
+        """Names of all stored versions and shared initial values."""
         return sorted(path.stem for path in self.folder.glob("*.safetensors"))
 
     def drop(self, alive: Iterable[str], now: tuple[int, int]) -> None:
-        """Forget the versions before call ``now`` = (epoch, number) that are not ``alive``."""
+        """Delete versions older than call ``now`` = (epoch, number), except those ``alive``."""
         kept = set(alive)
         for name in self.names():
             if NAME.fullmatch(name) and name not in kept and order(name)[:2] < now:
@@ -91,9 +91,9 @@ class NodeStore:
         remove_unfinished(self.folder)
 
     def forget(self) -> None:
-        """Remove everything: the run has ended."""
+        """Delete everything at the end of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):                            # other clients are still there
+        with suppress(OSError):                            # other clients still use it
             self.folder.parent.rmdir()
 
     def _path(self, name: str) -> Path:
@@ -103,6 +103,6 @@ class NodeStore:
 
 
 def order(name: str) -> tuple[int, int, int]:
-    """(epoch, number, leaf) of a version."""
+    """Parse a version into (epoch, call number, leaf)."""
     epoch, number, leaf = name.split(".")
     return int(epoch), int(number), int(leaf)

@@ -1,9 +1,9 @@
-"""A process that stays: Flower starts a new one for every message, which would import PyTorch and read the data again.
+"""Persistent worker process: Flower starts a process per message, which would import PyTorch and load the data again.
 
-The ClientApp in Flower's short process hands a call to this worker over a Unix socket, which only its user can open,
-and passes on the answer. The first call of a run starts the worker; it ends with the SuperNode, or when nothing was
-asked for ``IDLE_SECONDS``, which gives memory and GPU back; the next call then starts another. Every run has a worker
-of its own, so that none works with modules or data as an earlier run found them.
+The ClientApp in Flower's short-lived process passes a call to this worker over a Unix socket, private to the user, and
+returns its response. The first call of a run starts the worker. It exits with the SuperNode, or after ``IDLE_SECONDS``
+without a call, to release memory and GPU; the next call starts another. Every run has its own worker, so that none uses
+stale modules or data of an earlier run.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from fedsim.record.files import lock
 
 IDLE_SECONDS = 120.0
 NEW_SECONDS = 60.0
-"""How long a socket is left alone that nobody listens at: its worker may be just about to."""
+"""Age below which a socket without a listener is not removed: its worker may be starting."""
 START_SECONDS = 300.0
 
 
 class WorkerError(RuntimeError):
-    """The worker failed; Flower reports it as a failure of the ClientApp."""
+    """The worker failed, which Flower reports as a failure of the ClientApp."""
 
 
 def ask(call: Call, experiment: str, settings: NodeSettings, run: int) -> Call:
-    """The answer of this node's worker for Flower's ``run``; it is started if there is none, and again if it is killed.
+    """Send a call to this node's worker for Flower's ``run``, started on demand and once more if killed.
 
     Raises:
-        WorkerError: it raised an error, or was killed twice.
+        WorkerError: the worker raised an error, or was killed twice.
     """
     try:
         made, beside = _ask(call, experiment, settings, run)
@@ -68,7 +68,7 @@ def _ask(call: Call, experiment: str, settings: NodeSettings, run: int) -> tuple
 
 
 def serve(path: Path, settings: NodeSettings, node: int, idle: float = IDLE_SECONDS) -> None:
-    """Answer calls, one after the other, while the process ``node`` lives and something is asked now and then."""
+    """Serve calls sequentially until the process ``node`` ends, or for ``idle`` seconds without a call."""
     from fedsim.backends.flower.node.answer import answer  # imports PyTorch
 
     threading.Thread(target=_end_with, args=(node, path), daemon=True).start()
@@ -85,14 +85,14 @@ def serve(path: Path, settings: NodeSettings, node: int, idle: float = IDLE_SECO
                     except Exception as error:
                         traceback.print_exc()
                         _send(client, Call("refused"), raised=f"{type(error).__name__}: {error}")
-                except (EOFError, OSError):                # the process that asked was ended
+                except (EOFError, OSError):                # the calling process has ended
                     continue
 
 
 def _next(listener: socket.socket, path: Path, store: Path, idle: float) -> socket.socket | None:
-    """The next connection; None, and the socket removed, when there was none for ``idle`` seconds."""
+    """Accept the next connection; after ``idle`` seconds without one, remove the socket and return None."""
     if not select.select([listener], [], [], idle)[0]:
-        with _alone(store):                                # who held it has connected; others will find no socket
+        with _locked(store):                               # callers connect under this lock, or find no socket
             if not select.select([listener], [], [], 0)[0]:
                 path.unlink()
                 return None
@@ -100,11 +100,11 @@ def _next(listener: socket.socket, path: Path, store: Path, idle: float) -> sock
 
 
 def remove_orphans(folder: Path) -> None:
-    """Remove the sockets of workers that were killed, which leaves no time to do it."""
+    """Remove stale sockets of killed workers."""
     for path in folder.iterdir():
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:   # removed by another, or no socket of ours
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:   # removed meanwhile, or not ours
             if path.is_socket() and time.time() - path.stat().st_mtime > NEW_SECONDS:
-                probe.setblocking(False)                   # one that is busy may have no room for another connection
+                probe.setblocking(False)                   # the backlog of a busy worker may be full
                 try:
                     probe.connect(str(path))
                 except ConnectionRefusedError:
@@ -112,8 +112,8 @@ def remove_orphans(folder: Path) -> None:
 
 
 def _end_with(node: int, path: Path) -> None:
-    """End this process, and remove its socket, when the process ``node`` has ended, whatever is being done."""
-    with suppress(psutil.NoSuchProcess):                   # it is gone already
+    """Exit at once, and remove the socket, when the process ``node`` ends."""
+    with suppress(psutil.NoSuchProcess):                   # already ended
         process = psutil.Process(node)
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(1)
@@ -127,16 +127,16 @@ def _end(path: Path) -> None:
 
 @contextmanager
 def _connected(settings: NodeSettings, run: int) -> Iterator[Connection]:
-    """A connection to the worker, which is started if need be."""
+    """Connect to the worker; start it if necessary."""
     path = _address(settings, run)
-    with _alone(settings.store):
+    with _locked(settings.store):
         worker = _connect(path) or _start(path, settings)
     with worker:
         yield worker
 
 
 def _address(settings: NodeSettings, run: int) -> Path:
-    """The socket of the worker of a node and a run, in a folder for this user alone."""
+    """Socket path for a node and run, in a folder private to this user."""
     folder = Path(tempfile.gettempdir()) / f"fedsim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.stat()
@@ -147,8 +147,8 @@ def _address(settings: NodeSettings, run: int) -> Path:
 
 
 def _start(path: Path, settings: NodeSettings) -> Connection:
-    """A connection to a new worker, which ends with Flower's process that started this one."""
-    path.unlink(missing_ok=True)                           # of one that was killed
+    """Start a worker, tied to the Flower process that is this one's parent, and connect to it."""
+    path.unlink(missing_ok=True)                           # left by a killed worker
     words = [str(path), json.dumps(settings.config()), str(os.getppid())]
     worker = subprocess.Popen([sys.executable, "-m", __name__, *words], stdin=subprocess.DEVNULL)
     end = time.monotonic() + START_SECONDS
@@ -165,18 +165,18 @@ def _start(path: Path, settings: NodeSettings) -> Connection:
 def _connect(path: Path) -> Connection | None:
     try:
         return Client(str(path), "AF_UNIX")
-    except (FileNotFoundError, ConnectionRefusedError):    # nobody listens
+    except (FileNotFoundError, ConnectionRefusedError):    # no listener
         return None
 
 
-def _alone(store: Path) -> AbstractContextManager[None]:
-    """Alone among the processes that find, start or end a worker of this node."""
+def _locked(store: Path) -> AbstractContextManager[None]:
+    """Lock among the processes that find, start or end a worker of this node."""
     store.mkdir(parents=True, exist_ok=True)
     return lock(store)
 
 
 def _send(to: Connection, call: Call, **beside: Any) -> None:
-    """A call and what comes with it: plain values as JSON, then the bytes of each message. Nothing is pickled."""
+    """Send a call and further values: JSON first, then the bytes of each message. Nothing is pickled."""
     to.send_bytes(json.dumps({"verb": call.verb, "values": call.values, "data": list(call.data), **beside}).encode())
     for data in call.data.values():
         to.send_bytes(data)
@@ -189,6 +189,6 @@ def _receive(of: Connection) -> tuple[Call, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)           # Ctrl-C reaches it with the SuperNode
+    signal.signal(signal.SIGINT, signal.SIG_DFL)           # Ctrl-C reaches the SuperNode's whole group
     signal.signal(signal.SIGTERM, lambda *_: _end(Path(sys.argv[1])))
     serve(Path(sys.argv[1]), NodeSettings.of(json.loads(sys.argv[2])), int(sys.argv[3]))

@@ -1,1 +1,3 @@
-"""What the server and the nodes of a deployment agree on: calls, forms of messages, versions, settings."""
+"""Protocol between the server and the nodes of a deployment: calls, forms of messages, versions, settings. Begin with
+``calls``, the wire format.
+"""

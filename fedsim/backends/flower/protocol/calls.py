@@ -1,12 +1,12 @@
-"""What travels through Flower: calls of the server and answers of the nodes, and how they are checked on arrival.
+"""Wire format of calls and responses in Flower's records, and their validation on arrival.
 
 A call is a verb, plain values as JSON, and messages as bytes (``fedsim.messages.wire``). In Flower's terms:
 
-    records["experiment"]     ConfigRecord {"json": the experiment}                          the same for all: sent once
+    records["experiment"]     ConfigRecord {"json": the experiment}                          same for all: sent once
     records["call"]           ConfigRecord {"json": {"protocol": 1, "verb": "each", ...}}
-    records["data.NAME"]      ArrayRecord {"bytes": Array of the message NAME}               the same bytes: sent once
+    records["data.NAME"]      ArrayRecord {"bytes": Array of the message NAME}               same bytes: sent once
 
-Nothing that arrives is run or unpickled: a verb and a client function are names that the receiver looks up.
+Nothing received is executed or unpickled: verbs and client functions are names that the receiver looks up.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ except ImportError as error:
 PROTOCOL = 1
 STYPE = "fedsim.wire"
 VERBS = {"hello": "query", "value": "query", "forget": "query", "each": "train", "mix": "train", "score": "evaluate"}
-"""What a node can be asked, and the type of Flower's message that asks it."""
+"""Verbs of calls to a node, and their type of Flower message."""
 LARGEST_CONFIG = 2**20
-"""Bytes of an experiment, or of a call's plain values."""
+"""Largest experiment, or plain values of a call, in bytes."""
 DIGITS = 20
-"""Of a whole number; 2**64 has so many."""
+"""Largest number of digits in an integer, as in 2**64."""
 DATA_NAME = re.compile(r"[a-z0-9_-]{1,80}")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A question to a node, or its answer.
+    """A call to a node, or its response.
 
     Attributes:
-        verb: what is asked; an answer has the verb of its question, or "refused".
+        verb: of the call; a response has the same, or "refused".
         values: plain values.
         data: messages as bytes, by name.
     """
@@ -50,23 +50,23 @@ class Call:
     data: Mapping[str, bytes] = field(default_factory=dict)
 
     def nbytes(self) -> int:
-        """Bytes of its messages."""
+        """Total size of its messages in bytes."""
         return sum(map(len, self.data.values()))
 
 
 class RefusedError(DeployError):
-    """Something that arrived is not what it should be."""
+    """A received call or response is invalid."""
 
 
 class Encoder:
-    """Turns calls into Flower's records; what many calls share becomes one record, which Flower then sends once."""
+    """Encoder of calls as Flower records; equal bytes in several calls share one record, which Flower sends once."""
 
     def __init__(self, experiment: str) -> None:
         self._experiment = ConfigRecord({"json": experiment})
         self._arrays: dict[bytes, ArrayRecord] = {}
 
     def records(self, call: Call) -> RecordDict:
-        """The records of a call, experiment included."""
+        """Encode a call, experiment included."""
         return to_records(call, self._array, self._experiment)
 
     def _array(self, data: bytes) -> ArrayRecord:
@@ -75,17 +75,17 @@ class Encoder:
         return self._arrays[data]
 
     def forget(self) -> None:
-        """Release the messages of the last exchange."""
+        """Release the shared records of the last exchange."""
         self._arrays.clear()
 
 
 def array(data: bytes) -> ArrayRecord:
-    """Bytes as they are: no header, no second encoding."""
+    """Wrap bytes in a record, without a header or a second encoding."""
     return ArrayRecord({"bytes": Array("uint8", (len(data),), STYPE, data)})
 
 
 def to_records(call: Call, make: Any = array, experiment: ConfigRecord | None = None) -> RecordDict:
-    """The records of a call or an answer."""
+    """Encode a call or a response as records."""
     text = json.dumps({**call.values, "protocol": PROTOCOL, "verb": call.verb}, allow_nan=False)
     records = RecordDict({"call": ConfigRecord({"json": text})})
     if experiment is not None:
@@ -96,17 +96,17 @@ def to_records(call: Call, make: Any = array, experiment: ConfigRecord | None = 
 
 
 def from_records(records: RecordDict, largest: int) -> Call:
-    """The call or the answer that arrived; at most ``largest`` bytes of messages.
+    """Decode and validate a call or a response with at most ``largest`` bytes of messages.
 
     Raises:
-        RefusedError: it is malformed, of another protocol, or too large.
+        RefusedError: it is malformed, of another protocol version, or too large.
     """
     values = parsed(_text(records, "call", "json"), "call")
     if values.pop("protocol", None) != PROTOCOL:
-        raise RefusedError(f"a message of another protocol than {PROTOCOL}; install the same fedsim on both ends")
+        raise RefusedError(f"a message whose protocol version is not {PROTOCOL}; install the same fedsim on both ends")
     verb = values.pop("verb", None)
     if verb not in {*VERBS, "refused"}:
-        raise RefusedError(f"the verb is {verb!r:.80}; known are {', '.join(VERBS)}")
+        raise RefusedError(f"the verb is {verb!r:.80}; expected one of {', '.join(VERBS)}")
     data, total = {}, 0
     for key in records:
         kind, _, name = key.partition(".")
@@ -122,7 +122,7 @@ def from_records(records: RecordDict, largest: int) -> Call:
 
 
 def experiment_of(records: RecordDict) -> str:
-    """The experiment of a call, as JSON."""
+    """Extract the experiment of a call, as JSON."""
     return _text(records, "experiment", "json")
 
 
@@ -130,12 +130,12 @@ def _text(records: RecordDict, record: str, key: str) -> str:
     found = records.get(record)
     text = found.get(key) if isinstance(found, ConfigRecord) else None
     if not isinstance(text, str) or len(text) > LARGEST_CONFIG:
-        raise RefusedError(f"a message without its record {record!r}, or with one that is not text below 1 MiB")
+        raise RefusedError(f"a message needs a record {record!r} that holds text below 1 MiB")
     return text
 
 
 def parsed(text: str, what: str) -> dict[str, Any]:
-    """A JSON object that arrived; RefusedError for anything else."""
+    """Parse a received JSON object; raise RefusedError for anything else."""
     try:
         values = json.loads(text, parse_constant=_no_constant, parse_int=_whole)
     except (ValueError, RecursionError) as error:
@@ -152,7 +152,7 @@ def _whole(text: str) -> int:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether this is a number of samples: 1 or more."""
+    """Check for a valid number of samples: an integer, 1 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -1,4 +1,4 @@
-"""What all nodes of a federation have in common, as the server tells it."""
+"""Metadata that the server shares with all nodes of a federation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fedsim.errors import DeployError
 
 @dataclass(frozen=True)
 class Common:
-    """What all nodes' data has in common, as the server says it.
+    """Properties of the federation's data and model that all nodes share.
 
     Attributes:
         input_shape: of one sample.
         classes: number of classes, 0 for regression.
-        labels: their names, None where they are just numbers.
-        d: length of the model's vector.
+        labels: class names; None if classes are plain numbers.
+        d: number of model parameters.
         n: number of clients.
-        partition: hash of the partition; empty where every node has its own data.
+        partition: hash of the partition; empty if every node has its own data.
     """
 
     input_shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class Common:
 
     @classmethod
     def of(cls, values: Any) -> Common:
-        """As it arrived."""
+        """Parse the values of a received call; raise DeployError if they are malformed."""
         try:
             labels = None if values["labels"] is None else tuple(map(str, values["labels"]))
             shape = tuple(int(length) for length in values["input_shape"])

@@ -1,7 +1,7 @@
-"""What a message or a memory looks like, without its values: for both ends to agree on, and to check what arrives.
+"""Forms of messages and memories: their structure, dtypes and shapes without values, to validate received data.
 
-A form is JSON: ``["float32", [650]]`` of a tensor, ``["packed", 0, "float32", 650]`` of a vector compressed by the
-algorithm's compressor number 0, ``["tuple", form, ...]`` of a tuple.
+A form is JSON: ``["float32", [650]]`` for a tensor, ``["packed", 0, "float32", 650]`` for a vector compressed by the
+algorithm's compressor number 0, ``["tuple", form, ...]`` for a tuple.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fedsim.values import Compressor, Packed
 
 Form = list[Any]
 UPLOAD, OFFER, HEARING = ", compressed", ", offered", ", unpacked"
-"""Endings of the names of client functions whose messages a link compresses: up, among nodes, or only down."""
+"""Suffixes in the names of client functions with a compressed link: uplink, between nodes, or downlink only."""
 
 
 def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
-    """The form of a tree, whose tensors may be elsewhere."""
+    """Form of a tree, whose tensors may be ``Far``."""
     if isinstance(tree, Packed):
         return ["packed", compressors.index(tree.by), _name(tree.dtype), tree.d]
     if isinstance(tree, tuple):
@@ -39,7 +39,7 @@ def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
 
 
 def check_finite(tree: Any, what: str) -> None:
-    """Raise DeployError when a tensor holds NaN or infinity."""
+    """Raise DeployError if a tensor holds NaN or infinity."""
     for leaf in leaves(tree):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             raise DeployError(f"{what} holds NaN or infinity; lower the learning rate, or look at this client's data")
@@ -50,21 +50,21 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def dtype_of(name: object) -> torch.dtype:
-    """The type of a tensor by its name."""
+    """Look up a dtype by name; raise DeployError if it is unknown."""
     found = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(found, torch.dtype):
-        raise DeployError(f"{name!r:.40} is not a tensor type; expected one such as float32")
+        raise DeployError(f"{name!r:.40} is not a dtype; expected one such as float32")
     return found
 
 
 def compressors_of(algorithm: object) -> list[Compressor]:
-    """The compressors among an algorithm's settings, in the order of its fields: the same on both ends."""
+    """Compressors among an algorithm's settings, in the order of its fields, which is the same on both ends."""
     verbs = ("compress", "unpack", "encode", "decode")
     return [part for _, part in _parts(algorithm, "") if all(hasattr(part, verb) for verb in verbs)]
 
 
 def _parts(owner: object, path: str) -> Iterator[tuple[str, Any]]:
-    """An algorithm and the dataclasses among its settings, by their path."""
+    """Yield an algorithm and the dataclasses among its settings, with their paths."""
     if is_dataclass(owner) and not isinstance(owner, type):
         yield path, owner
         for field in fields(owner):
@@ -72,10 +72,10 @@ def _parts(owner: object, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
-    """The name by which a node finds a client function: ``client``, or ``algorithm.client, compressed``.
+    """Name under which a node looks up a client function: ``client``, or ``algorithm.client, compressed``.
 
     Raises:
-        DeployError: it is no method of the algorithm or of one of its settings.
+        DeployError: it is not a method of the algorithm or of one of its settings.
     """
     if isinstance(fn, Upload | Offer | Hearing):
         return name_of(algorithm, fn.fn) + {Upload: UPLOAD, Offer: OFFER, Hearing: HEARING}[type(fn)]
@@ -85,15 +85,15 @@ def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
                 return path + fn.__name__
     raise DeployError(
         f"the client function {getattr(fn, '__qualname__', fn)!r:.80} is not a method of {type(algorithm).__name__};"
-        " nodes find what they run by name: make it one"
+        " nodes look client functions up by name: make it one"
     )
 
 
 def function_of(algorithm: object, name: object) -> Callable[..., Any]:
-    """The client function of that name; the opposite of `name_of`.
+    """Look up a client function by name; inverse of `name_of`.
 
     Raises:
-        DeployError: there is no such method whose first argument is a ``Local``.
+        DeployError: no method of that name takes a ``Local`` as its first argument.
     """
     if isinstance(name, str) and isinstance(algorithm, Compressed):
         if name.endswith(UPLOAD):
@@ -121,7 +121,7 @@ def _runs_at_client(value: object) -> bool:
 
 
 def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    """Types of a function's arguments, in order."""
+    """Type hints of a function's arguments, in order."""
     try:
         hints = get_type_hints(fn)
     except (NameError, TypeError):
@@ -130,15 +130,15 @@ def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
 
 
 def arguments(fn: Callable[..., Any], *trees: Any) -> list[Any]:
-    """Arguments of a client function after ``local``, with plain tuples made the NamedTuples that it expects."""
-    if isinstance(fn, Upload | Offer | Hearing):           # the last memory of an upload is the link's
+    """Arguments of a client function after ``local``, plain tuples converted to the NamedTuples it expects."""
+    if isinstance(fn, Upload | Offer | Hearing):           # an upload's last memory belongs to the link
         fn = fn.fn
     hints = [*_hints(fn).values()][1:]
     return [named(tree, hint) for tree, hint in zip(trees, [*hints, *[None] * len(trees)], strict=False)]
 
 
 def named(tree: Any, hint: Any) -> Any:
-    """A tree of plain tuples with the NamedTuples that its type says; what does not fit stays as it is."""
+    """Convert plain tuples to the NamedTuples of a type hint; leave what does not match unchanged."""
     if not isinstance(tree, tuple) or isinstance(tree, Tensor):
         return tree
     if get_origin(hint) is tuple and len(get_args(hint)) == len(tree):
@@ -150,7 +150,7 @@ def named(tree: Any, hint: Any) -> Any:
 
 
 def fingerprint(value: Tensor) -> str:
-    """The name of a first value that is shared."""
+    """Name of a shared initial value: ``shared-`` and the SHA-256 of its dtype, shape and bytes."""
     raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     head = json.dumps([str(value.dtype), list(value.shape)]).encode()
     return f"shared-{hashlib.sha256(head + raw).hexdigest()}"

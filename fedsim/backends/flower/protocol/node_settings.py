@@ -1,4 +1,4 @@
-"""What a node's operator says in ``--node-config``."""
+"""Settings of a node, given by its operator in ``--node-config``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ KNOWN = ("partition-id", "num-partitions", "store", "data", "data-dir", "allow")
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What a node's operator says in ``--node-config``.
+    """Settings of a node, given by its operator in ``--node-config``.
 
     Args:
-        client: number of the client that this node is (``partition-id``).
-        store: folder for memories.
-        data: the node's own samples: a file or folder in the experiment's format; none to take its part of the
+        client: number of this node's client (``partition-id``).
+        store: folder of memories.
+        data: file or folder with the node's own samples, in the experiment's format; None to use its part of the
             experiment's data set.
-        data_dir: where files of named data sets are.
-        allow: modules whose classes an experiment may name besides fedsim's, as a text with commas.
+        data_dir: folder of named data sets.
+        allow: modules besides fedsim whose classes an experiment may name; comma-separated in the node config.
     """
 
     client: int
@@ -33,16 +33,16 @@ class NodeSettings:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], store: Path | None = None) -> NodeSettings:
-        """The settings in Flower's node config; ``store`` where that says none.
+        """Parse Flower's node config; ``store`` is the default of that setting.
 
         Raises:
-            DeployError: they lack something, or name what is not known.
+            DeployError: a setting is missing or unknown.
         """
         client = config.get("partition-id")
         if not isinstance(client, int) or isinstance(client, bool) or client < 0:
             raise DeployError(f"partition-id is {client!r}; start the node with --node-config 'partition-id=0 ...'")
         if unknown := sorted(set(config) - set(KNOWN)):
-            raise DeployError(f"unknown node config {', '.join(unknown)}; known are {', '.join(KNOWN)}")
+            raise DeployError(f"unknown node config {', '.join(unknown)}; expected {', '.join(KNOWN)}")
         paths = {key: Path(str(config[key])).expanduser() for key in ("store", "data", "data-dir") if key in config}
         if (kept := paths.get("store", store)) is None:
             raise DeployError("the node config lacks a store; expected store=\"/folder/for/memories\"")
@@ -50,12 +50,12 @@ class NodeSettings:
         return cls(client, kept, paths.get("data"), paths.get("data-dir"), allow)
 
     def config(self) -> dict[str, int | str]:
-        """The settings as Flower's node config."""
+        """Settings as Flower's node config."""
         paths = {"store": self.store, "data": self.data, "data-dir": self.data_dir}
         config: dict[str, int | str] = {"partition-id": self.client}
         config |= {key: str(path) for key, path in paths.items() if path is not None}
         return config | ({"allow": ",".join(self.allow)} if self.allow else {})
 
     def text(self) -> str:
-        """The settings as one types them after ``--node-config``."""
+        """Settings as the argument of ``--node-config``."""
         return " ".join(f'{key}="{v}"' if isinstance(v, str) else f"{key}={v}" for key, v in self.config().items())

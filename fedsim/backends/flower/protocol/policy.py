@@ -1,4 +1,4 @@
-"""What happens when a node does not answer."""
+"""Failure policy: timeouts, retries, and the quorum of a round."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Missing = Literal["skip", "stop"]
 
 @dataclass(frozen=True)
 class Policy:
-    """What happens when a node does not answer.
+    """Reaction to nodes that do not respond.
 
     Args:
-        timeout: seconds within which a call must be answered.
-        retries: how often a call that failed is made again.
-        missing: "skip": the round goes on without the node; "stop": the run ends with an error.
-        minimum: least share of a cohort with which a round is completed, above 0 and at most 1.
-        patience: seconds to wait for nodes when there are too few.
+        timeout: seconds to wait for a response.
+        retries: of a failed call.
+        missing: "skip": the round continues without the node; "stop": the run ends with an error.
+        minimum: smallest share of a cohort that completes a round, above 0 and at most 1.
+        patience: seconds to wait for nodes when too few are connected.
     """
 
     timeout: float = 600.0
@@ -39,5 +39,5 @@ class Policy:
         number("minimum", self.minimum, lambda v: 0 < v <= 1, "a share of the cohort, above 0 and at most 1")
 
     def enough(self, cohort: int) -> int:
-        """How many of a cohort a round needs."""
+        """Quorum: number of clients of a cohort that a round needs."""
         return cohort if self.missing == "stop" else max(1, math.ceil(self.minimum * cohort - 1e-9))

@@ -1,4 +1,4 @@
-"""What both ends agree on: versions, limits, and the number of a message among a node's memories."""
+"""Constants of the protocol: package versions, size limits, and reserved leaf numbers in a node's store."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from fedsim.errors import DeployError
 from fedsim.record.version import __version__
 
 MESSAGE = 255
-"""Number, among the leaves of a call, of the message that was sent: the node keeps it where it is to be mixed."""
+"""Leaf number of a sent message, which a node retains for mixing."""
 COPY = 256
-"""The same of the public copies from which a node made what it was sent, and more for each that follows."""
+"""Leaf number of the first public copy that a node retains; further copies follow."""
 LARGEST_VECTORS = 64
-"""A message may hold as much as so many models in float64; a call that mixes, one more for every client."""
+"""Size limit of a message, in models in float64; a mixing call may hold one more per client."""
 PACKAGES = {"fedsim": "fedsim-lab", "flwr": "flwr"}
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide what is computed and how it travels."""
+    """Installed versions of the packages that determine results and the wire format."""
     return {"fedsim": __version__, **{name: importlib.metadata.version(name) for name in ("flwr", "torch")}}
 
 
 def check(theirs: object, mine: Mapping[str, str]) -> str:
-    """What is to be said of a node's versions; empty when they are the server's.
+    """Compare a node's versions with the server's; return a warning if PyTorch differs, else an empty string.
 
     Raises:
-        DeployError: Flower or fedsim differ.
+        DeployError: Flower or fedsim differs.
     """
     if not isinstance(theirs, dict):
-        raise DeployError(f"the node says its versions are {theirs!r:.80}; expected a mapping")
+        raise DeployError(f"the node reports the versions {theirs!r:.80}; expected a mapping")
     for name in ("fedsim", "flwr"):
         if theirs.get(name) != mine[name]:
             raise DeployError(

@@ -1,1 +1,3 @@
-"""The server of a deployment: the controller's host and backend whose clients are behind Flower."""
+"""Server of a deployment: ``server_app`` runs the controller on ``flower_host``, whose ``flower_backend`` calls clients
+through ``transport``.
+"""

@@ -1,4 +1,4 @@
-"""The public copies of EF21-P, which clients hold themselves: in which state each is, and which messages it missed."""
+"""Bookkeeping of EF21-P's public copies, which clients hold: the state of each copy, and the messages it missed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.backends.flower.server.memories import Handle, Memories
 
 
 class Step(NamedTuple):
-    """A message to all copies, and the state that it leads to: SHA-256 of this and all earlier messages."""
+    """A message to all copies, and the resulting state: SHA-256 of this and all earlier messages."""
 
     state: str
     data: bytes
@@ -21,8 +21,8 @@ class Step(NamedTuple):
 class Copies:
     """States of the copies, by client function and client.
 
-    A client that lacks messages gets these, or the whole copy where that is shorter or they are not known any more, as
-    after a restart of the server.
+    A client that missed messages receives those, or the whole copy if that is shorter or they are no longer retained,
+    as after a server restart.
     """
 
     def __init__(self, memories: Memories) -> None:
@@ -31,7 +31,7 @@ class Copies:
         self._held: dict[tuple[str, int], tuple[str, list[Handle]]] = {}
 
     def publish(self, name: str, data: bytes, whole: int) -> None:
-        """A message to the copies of a client function; no client is sent ``whole`` bytes of messages or more."""
+        """Append a message to the copies of a client function; drop those followed by ``whole`` bytes or more."""
         steps = self._steps.setdefault(name, [])
         before = steps[-1].state if steps else ""
         steps.append(Step(hashlib.sha256(before.encode() + data).hexdigest(), data))
@@ -39,15 +39,15 @@ class Copies:
             del steps[0]
 
     def snapshot(self) -> dict[str, list[Step]]:
-        """For ``restore``: the messages so far."""
+        """Snapshot of the messages so far, for ``restore``."""
         return {name: list(steps) for name, steps in self._steps.items()}
 
     def restore(self, snapshot: Mapping[str, list[Step]]) -> None:
-        """Go back, as a round is done again."""
+        """Roll back for a retry of the round."""
         self._steps = {name: list(steps) for name, steps in snapshot.items()}
 
-    def said(self, name: str, client: int, whole: bytes) -> tuple[list[str], dict[str, bytes]]:
-        """What a call says of a client's copy: its versions, and the messages since; or none, and the whole copy."""
+    def update(self, name: str, client: int, whole: bytes) -> tuple[list[str], dict[str, bytes]]:
+        """Update to send to a client's copy: its versions, and the messages since; or none, and the whole copy."""
         state, handles = self._held.get((name, client), ("", []))
         steps = self._steps[name]
         known = next((k for k, step in enumerate(steps) if step.state == state), len(steps))
@@ -57,10 +57,10 @@ class Copies:
         return [handle.name for handle in handles], {f"news-{k}": data for k, data in enumerate(news)}
 
     def forget(self, name: str, client: int) -> None:
-        """A client may have lost its copy: it is sent the whole one next."""
+        """Send the whole copy next time, as the client may have lost its own."""
         self._held.pop((name, client), None)
 
     def arrived(self, name: str, client: int, write: str, forms: list[Form]) -> None:
-        """A client has the last state, in versions that it wrote during that call."""
+        """Record that a client has the last state, in versions written during that call."""
         handles = [self._memories.handle(client, f"{write}.{COPY + k}", form) for k, form in enumerate(forms)]
         self._held[name, client] = self._steps[name][-1].state, handles

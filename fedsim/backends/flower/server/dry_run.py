@@ -1,4 +1,4 @@
-"""What a client function sends and keeps, found without a client: it is run once on one sample, without gradients."""
+"""Dry run of a client function on one sample, without gradients, to find the forms of its message and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsim.values import Far, Vector
 
 
 class DryLocal:
-    """``Local`` whose gradients are zero and whose loop is one step."""
+    """``Local`` with zero gradients and a single step."""
 
     def __init__(self, model: Model, sample: Batch) -> None:
         self._model, self._sample = model, sample
@@ -50,13 +50,13 @@ class DryLocal:
 
 @torch.no_grad()
 def outcome(call: ClientCall, model: Model, sample: Batch, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """A message and new memories of the shapes that a client function gives from the memories ``mine``."""
+    """Dummy message and new memories, with the shapes that a client function returns for the memories ``mine``."""
     here = tree_map(lambda t: _like(t, model.device), mine)
     return call.at(DryLocal(model, sample), call.down, here)
 
 
 class Dry:
-    """A ``Backend`` that gives what has the right shapes, and asks nobody."""
+    """``Backend`` that returns dummy values of the right shapes without calling a client."""
 
     def __init__(self, sample: Batch) -> None:
         self._sample = sample

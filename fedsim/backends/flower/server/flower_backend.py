@@ -1,7 +1,7 @@
-"""The ``Backend`` whose clients are behind Flower: it sends names and messages, and holds handles of what clients keep.
+"""``Backend`` with clients behind Flower: it sends function names and messages, and holds handles of client memories.
 
-A call that failed at some clients raises ``ClientsLostError`` after all others have answered; their answers are kept
-until the next round, so that doing the round again without the lost ones asks nobody twice for the same.
+If a call fails at some clients, ``ClientsLostError`` is raised after all others have responded; their responses are
+retained until the next round, so that a retry without the lost clients repeats no call.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 FORGETTING = 30.0
-"""Seconds that clients have to remove what they kept: the run has ended, and is not held up."""
+"""Seconds to wait for clients to delete their memories after the run."""
 
 
 class ServerIdentity(NamedTuple):
-    """What tells this server's calls from others.
+    """Identity of a server, part of its calls.
 
     Attributes:
-        run: token of the run, by which nodes tell memories of runs apart.
-        epoch: how often a server has started on this run; memories of an earlier one are older.
+        run: token of the run, which separates memories of different runs on a node.
+        epoch: number of server starts in this run; versions of an earlier epoch are older.
         seed: root of all randomness.
-        common: what all calls say of the data.
+        common: fields of ``Common``.
     """
 
     run: str
@@ -58,12 +58,12 @@ class FlowerBackend:
     """Clients behind Flower.
 
     Args:
-        link: the nodes.
+        link: connection to the nodes.
         identity: run, epoch, seed, data.
-        algorithm: whose client functions are run.
-        federation: its model.
-        sample: one sample, to find what client functions send.
-        gossip: whether messages will be mixed, so that clients keep what they sent.
+        algorithm: whose client functions nodes run.
+        federation: provides the model.
+        sample: one sample, for dry runs of client functions.
+        gossip: True if messages will be mixed, so that clients retain what they sent.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class FlowerBackend:
         self.copies = Copies(self.memories)
         self.note: Callable[[int, str, Exchange], None] = lambda round, verb, exchange: None
         self.sample = sample
-        self._count = 0                                    # calls of this server
+        self._count = 0                                    # number of the last call
         self._round = -1
-        self._public: tuple[str, Form] | None = None       # whose copies the next call moves, and by which message
-        self._answered: dict[tuple[int, str], Done] = {}   # in this round: client and what it was asked
+        self._public: tuple[str, Form] | None = None       # client function and form of the message of `publish`
+        self._answered: dict[tuple[int, str], Done] = {}   # in this round, by client and digest of the call
         self._fetched: dict[tuple[int, str], Tensor] = {}
 
     def publish(self, name: str, message: Any, whole: int) -> None:
-        """The next call's ``down``, of ``whole`` bytes, can be made from public copies and this message to them."""
+        """Update the public copies by a message, which then stands for the next call's ``down`` of ``whole`` bytes."""
         self._public = name, form_of(message, self.compressors)
         self.copies.publish(name, wire.encode(message, self.compressors), whole)
 
@@ -93,7 +93,7 @@ class FlowerBackend:
         """See ``fedsim.engine.federation.Backend``.
 
         Raises:
-            ClientsLostError: some clients did not answer, or not properly.
+            ClientsLostError: clients did not respond, or not validly.
         """
         down, mine, keep = call.down, call.mine, self.gossip and call.sends
         values: dict[str, Any] = {"function": name_of(self.algorithm, call.fn), "sends": call.sends, "keep": keep}
@@ -107,7 +107,7 @@ class FlowerBackend:
         calls = {}
         for client, kept in memories.items():
             shipped: dict[str, bytes] = {}
-            spec = self.memories.said(kept, client, shipped)
+            spec = self.memories.spec(kept, client, shipped)
             calls[client] = Call("each", {**values, "memory": spec}, {**data, **shipped})
         public, self._public = self._public, None
         vectors = [form_of(leaf) for leaf in leaves(down) if is_vector(leaf, self.model.d)] if public else []
@@ -124,29 +124,29 @@ class FlowerBackend:
         return Relayed(self.mix, call.ids, call.round, done) if call.sends else None, new
 
     def mix(self, ids: np.ndarray, round: int, w: csr_array, now: Sequence[Done], last: bool) -> list[Done]:
-        """One gossip step: each client hears its neighbours' messages; the last step makes what is kept."""
+        """Gossip step: send each client its neighbours' messages; the last step writes the new memory."""
         calls = {}
         for i, client in enumerate(ids.tolist()):
             order, weights, at = neighbours(w, i)
             own = now[i].message
-            assert own is not None, "the clients keep what they sent where there is a topology"
-            heard = {str(k): now[j].data for k, j in enumerate(j for j in order if j != i)}
+            assert own is not None, "clients retain their messages with a topology"
+            received = {str(k): now[j].data for k, j in enumerate(j for j in order if j != i)}
             values = {"own": own.name, "weights": weights, "position": at, "last": last}
-            calls[client] = Call("mix", values, heard)
+            calls[client] = Call("mix", values, received)
         like = unpacked(now[0].tree)
         return self._ask(calls, round, lambda i, write, answer: self._read_mixed(i, write, answer, like, last))
 
     def scores(self, x: Vector, ids: Sequence[int], round: int) -> dict[int, tuple[float, float | None, int]]:
-        """The model ``x`` on the own samples of those clients that answer: mean loss, accuracy, number of samples.
+        """Evaluate the model ``x`` on the clients' own samples: mean loss, accuracy, number of samples by client.
 
-        An evaluation, which no ledger charges.
+        Clients that do not respond are left out. The ledger does not charge evaluations.
         """
         data = wire.encode(x)
         calls = {client: Call("score", self._values(client, round), {"x": data}) for client in ids}
         return self._exchange(calls, round, _read_score).answers
 
     def bring(self, handles: Sequence[Handle], round: int) -> list[int]:
-        """Fetch values of several clients together; the clients whose values are here then."""
+        """Fetch values of several clients together; return the clients whose values are available."""
         wanted: dict[int, dict[str, Handle]] = {}
         for handle in handles:
             wanted.setdefault(handle.client, {})[handle.name] = handle
@@ -164,19 +164,19 @@ class FlowerBackend:
         return sorted(wanted.keys() - lost.keys())
 
     def fetch(self, handle: Handle) -> Tensor:
-        """The value of one handle; those that other clients made in the same call are brought along.
+        """Fetch the value of a handle, together with those that other clients wrote in the same call.
 
         Raises:
-            ClientsLostError: its client does not answer.
+            ClientsLostError: its client does not respond.
         """
         if (handle.client, handle.name) not in self._fetched:
             self.bring(self.memories.beside(handle), self._round)
         if (handle.client, handle.name) not in self._fetched:
-            raise ClientsLostError({handle.client: "did not give its memory"}, self._round)
+            raise ClientsLostError({handle.client: "did not send its memory"}, self._round)
         return self._fetched[handle.client, handle.name]
 
     def forget(self) -> None:
-        """Have the clients that are there remove what they kept, as the run has ended."""
+        """Make connected clients delete their memories at the end of the run."""
         if self.memories.used:
             calls = {client: Call("forget", self._values(client, self._round)) for client in self.link.nodes}
             self.link.policy = replace(self.link.policy, timeout=min(self.link.policy.timeout, FORGETTING), retries=0)
@@ -189,7 +189,7 @@ class FlowerBackend:
         read: Callable[[int, str, Call], Done],
         public: tuple[str, Form] | None = None,
     ) -> list[Done]:
-        """Answers of all clients, in order; those known from before in this round are not asked again."""
+        """Responses of all clients, in order; those retained from an earlier attempt at the round are reused."""
         if round != self._round:
             self._round = round
             self._answered.clear()
@@ -201,7 +201,7 @@ class FlowerBackend:
         for client in (client for client in calls if keys[client] not in self._answered):
             verb, values, data = calls[client].verb, dict(calls[client].values), dict(calls[client].data)
             if public is not None:
-                held, news = self.copies.said(public[0], client, data.pop("down"))
+                held, news = self.copies.update(public[0], client, data.pop("down"))
                 values["public"] = {"held": held, "form": public[1]}
                 data |= news
             todo[client] = Call(verb, {**values, **self._values(client, round), "write": write}, data)
@@ -223,7 +223,7 @@ class FlowerBackend:
             try:
                 return accept(client, answer)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RefusedError(f"sent something that is not an answer: {error!r:.500}") from error
+                raise RefusedError(f"sent an invalid response: {error!r:.500}") from error
 
         exchange = self.link.exchange(calls, round, checked)
         if calls:
@@ -231,13 +231,13 @@ class FlowerBackend:
         return exchange
 
     def _values(self, client: int, round: int) -> dict[str, Any]:
-        """What every call says."""
+        """Values common to all calls."""
         run, _, seed, common = self.identity
         alive = self.memories.alive(client)
         return {"client": client, "run": run, "seed": seed, "common": common, "round": round, "alive": alive}
 
     def _read(self, client: int, write: str, answer: Call, like: Any, kept: Any) -> Done:
-        """The answer to a client function, which must look like what the function gives."""
+        """Validate the response to a client function against the forms of its dry run."""
         evaluations = answer.values["evaluations"]
         if not isinstance(evaluations, int) or not 0 <= evaluations < 2**53:
             raise RefusedError(f"counts {evaluations!r:.40} gradient evaluations; expected a whole number")
@@ -254,7 +254,7 @@ class FlowerBackend:
         return Done(data, self._as(like, tree), memory, message, evaluations)
 
     def _read_mixed(self, client: int, write: str, answer: Call, like: Any, last: bool) -> Done:
-        """The answer to a mixing: what was kept, or the mixed value, for the next step."""
+        """Validate the response to a gossip step: the new memory, or the mixed value for the next step."""
         if last:
             return Done(b"", None, self._kept(client, write, answer, like), None, 0)
         data = answer.data["message"]
@@ -265,13 +265,13 @@ class FlowerBackend:
         return Done(data, self._as(like, tree), None, message, 0)
 
     def _kept(self, client: int, write: str, answer: Call, like: Any) -> Any:
-        """Handles of new memories, which must look like ``like``."""
+        """Handles of new memories, whose form must be that of ``like``."""
         form = form_of(like)
         _expect(answer.values["memory"], form)
         return self._as(like, self.memories.handles(client, write, form))
 
     def _as(self, like: Any, tree: Any) -> Any:
-        """The tree with the NamedTuples of ``like``, on the model's device."""
+        """Convert a tree to the NamedTuples of ``like``, on the model's device."""
         return build(like, iter(t if isinstance(t, Far) else t.to(self.device) for t in leaves(tree)))
 
 
@@ -289,9 +289,9 @@ def _read_score(client: int, answer: Call) -> tuple[float, float | None, int]:
 
 
 def _digest(call: Call) -> str:
-    """What a call asks, whenever it is asked."""
+    """SHA-256 of a call's verb, values and messages, which identifies it within a round."""
     digest = hashlib.sha256(json.dumps([call.verb, call.values], sort_keys=True).encode())
-    for name in sorted(name for name in call.data if not name.startswith("shared")):   # these are named by their hash
+    for name in sorted(name for name in call.data if not name.startswith("shared")):   # shared: named by hash
         digest.update(f"{name} {len(call.data[name])} ".encode())
         digest.update(call.data[name])
     return digest.hexdigest()

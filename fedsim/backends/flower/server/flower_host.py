@@ -1,4 +1,4 @@
-"""The controller's host whose clients are behind Flower: it waits for nodes, and repeats a round without lost ones."""
+"""Controller host with clients behind Flower: it waits for nodes, and retries rounds without lost clients."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ from fedsim.types import Batch, Kept
 from fedsim.values import Vector
 
 CHECKPOINTS = 2
-"""So many are kept on disk; what they refer to must stay with the clients."""
+"""Checkpoints retained on disk; clients must keep the memories they refer to."""
 NO_RUN = "0" * 32
 SECONDS = ("load", "compute", "encode", "memory")
-"""Where a client's time goes: starting and reading its data, working, encoding and decoding, its disk."""
+"""Parts of a client's time: startup and loading data, local work, encoding and decoding, disk."""
 
 
 class FlowerHost(Host):
     """Clients behind Flower.
 
     Args:
-        grid: Flower's side of it.
-        policy: what happens when a node does not answer.
-        nodes: how many nodes bring their own data; 0 where the experiment's partition divides a data set among them.
-        say: where events of interest to a person go.
+        grid: Flower's connection to the nodes.
+        policy: reaction to nodes that do not respond.
+        nodes: number of nodes that bring their own data; 0 to partition the experiment's data set.
+        say: receives events for the user, a line each.
     """
 
     def __init__(self, grid: Grid, policy: Policy, nodes: int = 0, say: Callable[[str], None] = print) -> None:
         super().__init__()
         self.grid, self.policy, self.nodes, self.say = grid, policy, nodes, say
         self._pinned: deque[list[Handle]] = deque(maxlen=CHECKPOINTS)
-        self._samples: dict[int, int] = {}                 # client: how many it trains on
+        self._samples: dict[int, int] = {}                 # client: number of training samples
         self._round = 0
 
     def __exit__(self, *raised: object) -> None:
-        """See ``Host``; a run that failed goes on from what its clients keep."""
+        """See ``Host``; clients keep the memories of a failed run, to resume it."""
         if not any(raised) and hasattr(self, "backend"):
             try:
                 self.backend.forget()
-            except Exception as error:                     # the run itself has succeeded
-                self.say(f"the clients keep their memories of the run: {error!r}")
+            except Exception as error:                     # the run has succeeded
+                self.say(f"the clients could not delete their memories of the run: {error!r}")
 
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
-        """The federation of one seed, once enough nodes have come.
+        """Prepare the federation of one seed, and wait for enough nodes.
 
         Raises:
-            DeployError: too few come.
+            DeployError: too few nodes connect.
         """
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
@@ -108,22 +108,22 @@ class FlowerHost(Host):
     def init(
         self, algorithm: Algorithm[Any], x: Vector, federation: Federation, meter: Meter, template: bool
     ) -> Any:
-        """See ``Host``; initialisation needs everybody, and a template nobody."""
+        """See ``Host``; initialisation needs every client, and a template none."""
         if template:
             dry = replace(federation, backend=Dry(self.backend.sample), memory=OnDevice())
             return algorithm.init(x, cohort(dry, 0))
         try:
             return algorithm.init(x, cohort(federation, 0, meter=meter))
         except ClientsLostError as lost:
-            raise DeployError(f"{type(algorithm).__name__} begins with a message of every client; {lost}") from lost
+            raise DeployError(f"{type(algorithm).__name__} begins with a message from every client; {lost}") from lost
 
     def round(
         self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
     ) -> Any:
-        """See ``Host``. A round that loses clients is done again without them, as long as the policy allows it.
+        """See ``Host``. A round that loses clients is retried without them if the policy allows it.
 
         Raises:
-            DeployError: too few are left, or the algorithm needs those that are lost.
+            DeployError: too few clients are left, or the algorithm needs the lost ones.
         """
         before = meter.ledger.snapshot()
         copies = self.backend.copies.snapshot()
@@ -144,7 +144,7 @@ class FlowerHost(Host):
                 raise DeployError(f"{lost}; without {'it' if len(lost.reasons) == 1 else 'them'}: {error}") from error
 
     def saved(self, state: Any) -> None:
-        """See ``Host``: what checkpoints refer to stays with the clients."""
+        """See ``Host``: clients keep the memories that checkpoints refer to."""
         self._pinned.append(list(_handles(state)))
 
     def present(self, x: Kept[Vector]) -> Sequence[int]:
@@ -153,22 +153,22 @@ class FlowerHost(Host):
         here = set(self.backend.bring(handles, self._round))
         elsewhere = {handle.client for handle in handles} - here
         if not (found := [i for i in range(x.n) if i not in elsewhere]):
-            raise DeployError(f"after round {self._round} no client gave its model; see the log of the SuperLink")
+            raise DeployError(f"after round {self._round} no client sent its model; see the log of the SuperLink")
         return found
 
     def own_scores(self, prepared: Prepared, x: Vector) -> OwnScores:
-        """See ``Host``: the clients score the model themselves."""
+        """See ``Host``: the clients evaluate the model."""
         n = prepared.federation.shards.n
         scores = self.backend.scores(x, range(n), self._round)
         if not scores:
-            raise DeployError(f"after round {self._round} no client scored the model; see the log of the SuperLink")
+            raise DeployError(f"after round {self._round} no client evaluated the model; see the log of the SuperLink")
         nodes = sorted(scores)
         loss, samples = (np.array([scores[i][k] for i in nodes]) for k in (0, 2))
         hits = [scores[i][1] for i in nodes]
         return OwnScores(nodes, loss, None if None in hits else np.array(hits, np.float64), samples)
 
     def _meet(self, experiment: Experiment, common: Common, seed: int) -> None:
-        """Wait for the nodes of a new seed."""
+        """Connect to the nodes of a new seed."""
         self.common, self._samples = common, {}
         hello = Call("hello", {"run": NO_RUN, "seed": seed, "common": asdict(common)})
         text = as_text(experiment)
@@ -182,34 +182,34 @@ class FlowerHost(Host):
         if len(there) < enough:
             why = "".join(f"; a node was refused: {reason}" for reason in self.link.refusals)
             raise DeployError(
-                f"{len(there)} of {n} clients came within {patience:g} s, and {enough} are needed; missing: {missing}"
-                f"{why}. Start their SuperNodes, or wait longer with --patience"
+                f"{len(there)} of {n} clients connected within {patience:g} s, and {enough} are needed; missing:"
+                f" {missing}{why}. Start their SuperNodes, or wait longer with --patience"
             )
-        self.say(f"beginning without client {missing}")
+        self.say(f"starting without client {missing}")
 
     def _greet(self, answer: Call) -> int:
-        """Which client a new node is; refuses one that cannot take part."""
+        """Client number of a new node, from its handshake; raise DeployError if it cannot participate."""
         client, samples = answer.values.get("client"), answer.values.get("samples")
         if not isinstance(client, int) or not 0 <= client < self.common.n or not is_count(samples):
-            raise DeployError(f"it says it is client {client!r:.40} with {samples!r:.40} samples")
+            raise DeployError(f"it reports client {client!r:.40} with {samples!r:.40} samples")
         if warning := versions.check(answer.values.get("versions"), versions.versions()):
             self.say(f"client {client}: {warning}")
         self._samples[client] = samples
         return client
 
     def _without(self, ids: np.ndarray, lost: ClientsLostError, cohort: int, losses: Counter[int]) -> np.ndarray:
-        """With whom a round is done again: those who are left, and if these are too few, those who come back.
+        """Clients for a retry of a round: the remaining ones and, if these are too few, those that reconnect.
 
-        ``losses`` counts how often the round lost each client. Twice is enough: one that is too slow comes back late
-        every time.
+        ``losses`` counts how often the round has lost each client. A client lost twice is given up: one that is too
+        slow would reconnect late every time.
         """
         gone = set(lost.reasons)
         losses.update(gone)
-        unable = gone & set(self.link.nodes)               # those answered, and could not do it
+        unable = gone & set(self.link.nodes)               # connected, but failed the call
         left, enough = set(ids.tolist()) - gone, self.policy.enough(cohort)
         back = {client for client in gone - unable if losses[client] == 1}
         if len(left) < enough and self.policy.patience and len(left | back) >= enough:
-            self.say(f"round {lost.round}: waiting {self.policy.patience:g} s for clients to come back")
+            self.say(f"round {lost.round}: waiting {self.policy.patience:g} s for clients to reconnect")
             self.link.gather(lambda there: len(left | (back & there)) >= enough, self.policy.patience)
             left |= back & set(self.link.nodes)
         if len(left) < enough:
@@ -218,7 +218,7 @@ class FlowerHost(Host):
 
 
 def _handles(state: Any) -> Iterator[Handle]:
-    """Every memory that a state refers to."""
+    """Yield every handle in a state."""
     if isinstance(state, Kept):
         for row in state.rows.values():
             yield from (leaf for leaf in leaves(row) if isinstance(leaf, Handle))
@@ -228,12 +228,12 @@ def _handles(state: Any) -> Iterator[Handle]:
 
 
 def as_text(experiment: Experiment) -> str:
-    """The experiment as it travels."""
+    """Serialise an experiment as JSON."""
     return json.dumps(to_config(experiment), sort_keys=True)
 
 
 def _note(path: Path, round: int, verb: str, exchange: Exchange) -> None:
-    """Where the seconds of an exchange went: at the slowest client, in handing messages over, and in Flower."""
+    """Record the time of an exchange: at the slowest client, in transport, and in Flower."""
     slowest = max((sum(seconds.values()) for seconds in exchange.seconds), default=0.0)
     values = {what: max(seconds.get(what, 0.0) for seconds in exchange.seconds) for what in SECONDS if exchange.seconds}
     values |= {"transport": exchange.transport, "wall": exchange.wall, "failed": float(len(exchange.failed))}

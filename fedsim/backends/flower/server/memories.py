@@ -1,4 +1,4 @@
-"""What the server knows of its clients' memories: handles by name, while the values stay with the clients."""
+"""Handles of client memories at the server; the values stay with the clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAVED = "fedsim memory "
 
 
 class Handle(Far):
-    """A tensor on a client's disk; as long as the server holds the handle, the client keeps the version."""
+    """A tensor on a client's disk, kept there while the server holds this handle."""
 
     def __init__(self, memories: Memories, client: int, name: str, form: Form) -> None:
         self._memories, self.client, self.name = memories, client, name
@@ -32,7 +32,7 @@ class Handle(Far):
         return self._memories.fetch(self)
 
     def saved(self) -> Tensor:
-        """See ``Far``: a checkpoint holds the name, and the value stays where it is."""
+        """See ``Far``: a checkpoint holds the name, not the value."""
         text = SAVED + json.dumps([self.client, self.name, form_of(self)])
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
@@ -41,38 +41,38 @@ class Handle(Far):
 
 
 class Memories:
-    """A ``fedsim.engine.memory.Memory`` whose values are with the clients.
+    """A ``fedsim.engine.memory.Memory`` with values at the clients.
 
     Args:
         initial: the initial model ``[d]``, which clients derive themselves.
-        fetch: brings the value of a handle here.
+        fetch: fetches the value of a handle.
     """
 
     def __init__(self, initial: Tensor, fetch: Callable[[Handle], Tensor]) -> None:
         self.device, self.fetch = initial.device, fetch
-        self.used = False                                  # whether any client has kept anything
+        self.used = False                                  # True once a client has written a memory
         self._initial = initial
         self._alive: WeakSet[Handle] = WeakSet()
-        self._has: dict[int, set[str]] = {}                # client: first memories that it was sent
+        self._has: dict[int, set[str]] = {}                # client: shared initial memories sent to it
 
     def put(self, value: Tensor | Far) -> Tensor | Far:
-        """See ``Memory``: values are with their clients already; a checkpoint holds names."""
+        """See ``Memory``: values are at their clients already; names in a checkpoint become handles."""
         if isinstance(value, Far):
             return value
         text = bytes(value.cpu().numpy()).decode(errors="replace") if value.dtype == torch.uint8 else ""
         if not text.startswith(SAVED):
-            raise DeployError("the checkpoint holds memories themselves: it was not made by a deployment")
+            raise DeployError("the checkpoint holds values of memories, not names: it was not written by a deployment")
         return self.handle(*json.loads(text.removeprefix(SAVED)))
 
     def handle(self, client: int, name: str, form: Form) -> Handle:
-        """A new handle."""
+        """Create a handle."""
         self.used = True
         handle = Handle(self, client, name, form)
         self._alive.add(handle)
         return handle
 
     def handles(self, client: int, write: str, form: Form) -> Any:
-        """Handles of the memory of that form that a client wrote in one call."""
+        """Create handles for a memory of the given form that a client wrote in one call."""
         numbers = count()
 
         def tree(form: Form) -> Any:
@@ -83,23 +83,23 @@ class Memories:
         return tree(form)
 
     def message(self, client: int, write: str, size: int) -> Handle:
-        """Handle of the message that a client sent and kept."""
+        """Create a handle for a message that a client sent and retained."""
         return self.handle(client, f"{write}.{MESSAGE}", ["uint8", [size]])
 
     def beside(self, handle: Handle) -> list[Handle]:
-        """The handles of all clients that the same call made, this one among them."""
+        """Handles of all clients written by the same call, including this one."""
         return [other for other in self._alive if other.name == handle.name]
 
     def alive(self, client: int) -> list[str]:
         """Names of the versions that a client must keep."""
         return sorted({handle.name for handle in self._alive if handle.client == client})
 
-    def said(self, tree: Any, client: int, shipped: dict[str, bytes]) -> Any:
-        """A memory as a call says it; what the client cannot know goes into ``shipped``, once."""
+    def spec(self, tree: Any, client: int, shipped: dict[str, bytes]) -> Any:
+        """Specification of a memory in a call; initial values unknown to the client are added to ``shipped``, once."""
         if isinstance(tree, Packed):
-            raise DeployError("a client keeps a compressed vector; it must keep the vector itself: packed.unpack()")
+            raise DeployError("a client keeps a compressed vector; keep the vector itself: packed.unpack()")
         if isinstance(tree, tuple):
-            return [self.said(branch, client, shipped) for branch in tree]
+            return [self.spec(branch, client, shipped) for branch in tree]
         if isinstance(tree, Handle):
             return {"version": tree.name}
         if not bool(tree.any()):
@@ -112,5 +112,5 @@ class Memories:
         return {"shared": name}
 
     def arrived(self, client: int, shipped: set[str]) -> None:
-        """Note which first memories a client has now."""
+        """Record the shared initial memories that a client has received."""
         self._has.setdefault(client, set()).update(shipped)

@@ -1,5 +1,5 @@
-"""Messages that came through Flower, and gossip by way of the server, as Flower's nodes cannot speak to each other: it
-passes messages on, and keeps none.
+"""Messages received through Flower, and gossip relayed by the server, since Flower's nodes cannot reach each other. The
+server forwards messages and retains none.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Done(NamedTuple):
-    """What a client did in one call.
+    """Validated response of a client to one call.
 
     Attributes:
-        data: its message as bytes; empty when it sent none.
+        data: its message as bytes; empty if it sent none.
         tree: the message.
-        memory: handles of what it keeps, or None.
-        message: handle of the message, where the client keeps it to be mixed.
+        memory: handles of its new memories, or None.
+        message: handle of the message if the client retains it for mixing.
         evaluations: per-sample gradients.
     """
 
@@ -42,13 +42,13 @@ Relay: TypeAlias = "Callable[[np.ndarray, int, csr_array, list[Done], bool], lis
 
 
 class Relayed:
-    """``Messages`` that are here as bytes.
+    """``Messages`` held by the server as bytes.
 
     Args:
-        relay: passes messages on for one exchange: clients, round, W, what each did, and whether it is the last.
+        relay: performs one gossip step, given clients, round, W, their responses, and True for the last step.
         ids: ``[c]`` clients.
-        round: in which they were sent.
-        done: what each client did.
+        round: of the messages.
+        done: response of each client.
     """
 
     def __init__(self, relay: Relay, ids: np.ndarray, round: int, done: list[Done]) -> None:
@@ -63,11 +63,11 @@ class Relayed:
         return np.array([wire.paper_bits(done.tree) for done in self._done], np.int64)
 
     def finite(self) -> np.ndarray:
-        """See ``Messages``: others were refused on arrival."""
+        """See ``Messages``: messages with NaN or infinity are refused on arrival."""
         return np.ones(len(self._done), bool)
 
     def stacked(self) -> Any:
-        """See ``Messages``; compressed vectors of different lengths come unpacked."""
+        """See ``Messages``; compressed vectors of different lengths are unpacked."""
         trees = [done.tree for done in self._done]
         shapes = {tuple(leaf.shape for leaf in leaves(tree)) for tree in trees}
         return tree_map(lambda *rows: torch.stack(rows), *(trees if len(shapes) == 1 else map(unpacked, trees)))
@@ -77,9 +77,9 @@ class Relayed:
         return Stacked(self._dense()).mean(w)
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
-        """See ``Messages``: every client gets its neighbours' messages, and keeps the weighted sum."""
-        refuse_packed(self._done[0].tree, steps)           # all have its form
-        contraction = Stacked(leaves(self._dense())[0]).mix(w, steps, True)[1] if measure else None   # in passing
+        """See ``Messages``: every client receives its neighbours' messages and keeps the weighted sum."""
+        refuse_packed(self._done[0].tree, steps)           # all have the same form
+        contraction = Stacked(leaves(self._dense())[0]).mix(w, steps, True)[1] if measure else None
         now = self._done
         for step in range(1, steps + 1):
             now = self._relay(self._ids, self._round, w, now, step == steps)
@@ -90,7 +90,7 @@ class Relayed:
 
 
 def neighbours(w: csr_array, i: int) -> tuple[list[int], list[float], int]:
-    """Whom row ``i`` of W hears from in the order of their numbers, itself included; the weights; and its own place."""
+    """Neighbours in row ``i`` of W in ascending order, including ``i``; their weights; and the position of ``i``."""
     row = slice(w.indptr[i], w.indptr[i + 1])
     weights = dict(zip(w.indices[row].tolist(), w.data[row].tolist(), strict=True))
     weights.setdefault(i, 0.0)

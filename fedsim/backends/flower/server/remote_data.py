@@ -1,4 +1,4 @@
-"""The server's half of a federation: model and test set, and of the clients' samples only how many there are."""
+"""Federation as the server sees it: model, test set, and the number of samples of each client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedsim.partition import Partition
 
 
 class Elsewhere(Shards):
-    """Shards that are with their clients; here are their sizes."""
+    """Shards stored at the clients; only their sizes are known."""
 
     def __init__(self, sizes: np.ndarray) -> None:
         self.x = self.y = torch.empty(0)
@@ -30,33 +30,36 @@ class Elsewhere(Shards):
 
 
 def without_samples(prepared: Prepared) -> Prepared:
-    """The same without the clients' samples."""
+    """Remove the clients' samples from a prepared federation."""
     federation = replace(prepared.federation, shards=Elsewhere(prepared.federation.shards.sizes))
     return replace(prepared, federation=federation, own=Elsewhere(prepared.own.sizes))
 
 
 def common_of(prepared: Prepared) -> Common:
-    """What all clients' data has in common."""
+    """Metadata of a prepared federation, to share with all nodes."""
     dataset = prepared.dataset
     d, n, partition = prepared.federation.model.d, prepared.partition.n, prepared.partition.hash
     return Common(dataset.input_shape, dataset.classes, dataset.label_names, d, n, partition)
 
 
 def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[Common], np.ndarray]) -> Prepared:
-    """The federation of ``n`` clients that bring their own data; the server's data set says what it looks like, and its
-    test samples are what the server's model is measured on.
+    """Prepare a federation of ``n`` clients with their own data. The server's data set defines shapes and classes, and
+    its test samples evaluate the server's model.
 
     Args:
-        experiment: its partition is not used.
+        experiment: its partition is ignored.
         seed: root of all randomness.
         n: number of clients.
-        sizes_of: asks the clients how many samples they have, int64 ``[n]``.
+        sizes_of: requests the clients' numbers of samples, int64 ``[n]``.
+
+    Raises:
+        DeployError: the experiment's data is not in a file format.
     """
     data = experiment.data
     if not isinstance(data, Data) or data.name not in FORMATS:
         raise DeployError(
             f"nodes bring their own data, but the experiment's is {getattr(data, 'name', data)!r}; expected a file"
-            f" format ({', '.join(FORMATS)}), whose path leads here to the server's own files"
+            f" format ({', '.join(FORMATS)}), with a path to the server's own files"
         )
     dataset = resolve_data(data)
     assert isinstance(dataset, Dataset)

@@ -1,8 +1,8 @@
-"""Calls out to the nodes, answers in: an own push and pull loop on Flower's ``Grid``, with timeouts and retries.
+"""Calls to nodes and their responses: a push and pull loop on Flower's ``Grid``, with timeouts and retries.
 
-Nodes are known by the client that they say they are (``partition-id``), never by Flower's node id, which changes when
-they restart without a key. Every exchange looks who is there, and asks new nodes who they are without waiting for their
-answer. Errors belong to the call that they answer (``reply_to_message_id``): Flower sends them in the server's name.
+Nodes are identified by the client number that they report (``partition-id``), never by Flower's node id, which changes
+when they restart without a key. Every exchange looks for new nodes and starts a handshake, without waiting for its
+response. Errors are matched to calls by ``reply_to_message_id``, since Flower sends them under the server's node id.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ except ImportError as error:
 
 POLL_SECONDS = 0.3
 LOOK_SECONDS = 0.2
-"""Between looks for nodes while some are missing."""
+"""Interval between looks for nodes while some are missing."""
 LIFETIME = 4.0
-"""A message lives for so many timeouts: a node that was slow is known by its late answer, which is not used."""
+"""Lifetime of a message in timeouts: a late response shows that a slow node is back, and is discarded."""
 
 REFUSED = "refused: "
-"""How the reason begins where a node itself has refused a call."""
+"""Prefix of the failure reason if the node itself refused the call."""
 
 Accept = Callable[[int, Call], Any]
-"""Makes what is wanted of a client's answer; raises DeployError to refuse it."""
+"""Converter of a client's response to a result; raises DeployError to refuse it."""
 
 
 class Refusal(NamedTuple):
-    """Why a node may not take part, and the client that it says it is where another node is that one already."""
+    """Reason to exclude a node, and the client number that it claims if another node has it already."""
 
     reason: str
     twin: int | None
 
 
 class Failure(NamedTuple):
-    """Why there is no answer of a client, and whether to ask again."""
+    """Reason for a missing response, and True if the call may be retried."""
 
     reason: str
     again: bool
@@ -52,14 +52,14 @@ class Failure(NamedTuple):
 
 @dataclass
 class Exchange:
-    """What came of calling some clients.
+    """Result of calling some clients.
 
     Attributes:
-        answers: by client.
-        failed: why there is none, by client.
-        wall: seconds it took.
-        transport: seconds of it for handing messages to Flower and taking them from it.
-        seconds: where each client's time went, as it says.
+        answers: accepted responses, by client.
+        failed: reasons for missing responses, by client.
+        wall: duration in seconds.
+        transport: seconds of it spent pushing messages to Flower and pulling them.
+        seconds: time by part, as reported by each client.
     """
 
     answers: dict[int, Any] = field(default_factory=dict)
@@ -70,16 +70,16 @@ class Exchange:
 
 
 class Link:
-    """The nodes of a federation, by client.
+    """Connection to the nodes of a federation, by client.
 
     Args:
-        grid: Flower's side of it.
-        experiment: as JSON; every call carries it.
-        hello: the question to new nodes.
+        grid: Flower's connection to the nodes.
+        experiment: as JSON; part of every call.
+        hello: handshake call to new nodes.
         policy: timeouts and retries.
-        largest: bytes of an answer's messages that are accepted.
-        greet: told which client has come and what it says of itself; raises DeployError to refuse it.
-        say: where events of interest to a person go.
+        largest: size limit of a response's messages in bytes.
+        greet: returns the client number from a handshake response; raises DeployError to refuse the node.
+        say: receives events for the user, a line each.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Link:
         self.nodes: dict[int, int] = {}                    # client: Flower's node id
         self._grid, self._hello, self._greet, self._say = grid, hello, greet, say
         self._encoder = Encoder(experiment)
-        self._asked: dict[str, int] = {}                   # questions to new nodes: message and node id
-        self._late: dict[str, int] = {}                    # calls that timed out
+        self._asked: dict[str, int] = {}                   # pending handshakes: message id to node id
+        self._late: dict[str, int] = {}                    # timed-out calls: message id to node id
         self._refused: dict[int, Refusal] = {}             # by node id
-        self._failed: dict[int, str] = {}                  # client: why it did not answer when last asked
+        self._failed: dict[int, str] = {}                  # client: reason of its last failure
 
     def exchange(self, calls: Mapping[int, Call], round: int, accept: Accept) -> Exchange:
-        """Make a call to each client, and wait for the answers, or until the policy gives up on those that lack."""
+        """Call each client, and wait for the responses until the policy's timeout."""
         done, started, todo = Exchange(), time.monotonic(), dict(calls)
         for _ in range(self.policy.retries + 1):
             self.look()
@@ -115,7 +115,7 @@ class Link:
                 break
         done.failed = {client: reason for client, reason in done.failed.items() if client not in done.answers}
         for client, reason in sorted(done.failed.items()):
-            if self._failed.get(client) != reason:         # who stays away is told once, not in every round
+            if self._failed.get(client) != reason:         # report an absent client once, not every round
                 self._say(f"round {round}: client {client} {reason}")
         self._failed = {client: self._failed[client] for client in self._failed.keys() - done.answers.keys()}
         self._failed |= done.failed
@@ -124,9 +124,9 @@ class Link:
         return done
 
     def gather(self, need: Callable[[set[int]], bool], patience: float) -> bool:
-        """Wait until ``need`` says that those clients are enough which are there; False when patience has ended.
+        """Wait until ``need`` is true of the connected clients; return False after ``patience`` seconds.
 
-        Whoever was asked is looked for once more, even if there is no patience or asking took longer than that.
+        Nodes with a pending handshake get one more look, even without patience or if the handshake took longer.
         """
         end = time.monotonic() + patience
         while True:
@@ -140,14 +140,14 @@ class Link:
 
     @property
     def refusals(self) -> list[str]:
-        """Why nodes that are there were refused."""
+        """Reasons for refusing nodes that are online."""
         return [refusal.reason for refusal in self._refused.values()]
 
     def look(self) -> None:
-        """See who is there; ask those who are new, and read what they said."""
+        """Update the connected nodes: read handshake responses, and start handshakes with new nodes."""
         online = set(self._grid.get_node_ids())
         for client in [client for client, node in self.nodes.items() if node not in online]:
-            self._say(f"client {client} has gone")
+            self._say(f"client {client} disconnected")
             self._leave(client)
         self._refused = {node: why for node, why in self._refused.items() if node in online}
         for waiting in (self._asked, self._late):
@@ -155,7 +155,7 @@ class Link:
                 del waiting[asked]
         for message in self._pull([*self._asked, *self._late]):
             asked = message.metadata.reply_to_message_id
-            if self._late.pop(asked, None) is None:        # one that was slow is asked who it is again
+            if self._late.pop(asked, None) is None:        # a slow node needs a new handshake
                 self._welcome(self._asked.pop(asked), message)
         known = {*self.nodes.values(), *self._asked.values(), *self._late.values(), *self._refused}
         if new := sorted(online - known):
@@ -168,27 +168,27 @@ class Link:
             client = self._greet(answer)
             if client in self.nodes:
                 twin = client
-                raise RefusedError(f"says it is client {client}, which another node is: give each its own partition-id")
+                raise RefusedError(f"claims to be client {client}, as another node does: set different partition-ids")
         except DeployError as refused:
             self._refused[node] = Refusal(str(refused), twin)
             self._say(f"node {node} is refused: {refused}")
             return
         self.nodes[client] = node
-        self._say(f"client {client} has come")
+        self._say(f"client {client} connected")
 
     def _leave(self, client: int) -> int:
-        """Forget which node a client was; one that was refused for being the same, after a restart, is asked again."""
+        """Disconnect a client; a node refused for claiming its number, as after a restart, gets a new handshake."""
         self._refused = {node: refusal for node, refusal in self._refused.items() if refusal.twin != client}
         return self.nodes.pop(client)
 
     def _attempt(self, calls: Mapping[int, Call], round: int, accept: Accept, done: Exchange) -> dict[int, Failure]:
-        """Call clients that are connected, once; answers go into ``done``."""
+        """Call connected clients once; add responses to ``done`` and return failures."""
         by_node = {self.nodes[client]: client for client in calls}
         started = time.monotonic()
         pushed = self._push({self.nodes[client]: call for client, call in calls.items()}, round)
         done.transport += time.monotonic() - started
         waiting = {asked: by_node[node] for asked, node in pushed.items()}
-        failures = {client: Failure("is not there any more", True) for client in calls.keys() - set(waiting.values())}
+        failures = {client: Failure("disconnected", True) for client in calls.keys() - set(waiting.values())}
         end = started + self.policy.timeout
         while waiting:                                     # at least once, however long the push took
             before = time.monotonic()
@@ -212,18 +212,18 @@ class Link:
         return failures
 
     def _answer(self, message: Message, verb: str) -> Call:
-        """The answer in a message; RefusedError for errors of Flower or of the node, and for nonsense."""
+        """Decode the response in a message; raise RefusedError for errors of Flower or the node or invalid ones."""
         if message.has_error():
             raise RefusedError(f"failed (Flower's error {message.error.code}): {message.error.reason or 'no reason'}")
         answer = from_records(message.content, self.largest)
         if answer.verb == "refused":
             raise RefusedError(f"{REFUSED}{answer.values.get('error', 'no reason given')!s:.500}")
         if answer.verb != verb:
-            raise RefusedError(f"answered {answer.verb!r} when asked {verb!r}")
+            raise RefusedError(f"responded with the verb {answer.verb!r} to {verb!r}")
         return answer
 
     def _push(self, calls: Mapping[int, Call], round: int) -> dict[str, int]:
-        """Hand calls to Flower: which message asks which node; those that it did not take are left out."""
+        """Push calls to Flower; return the ids of the messages that Flower accepted, with their nodes."""
         messages = [
             Message(self._encoder.records(call), node, VERBS[call.verb], ttl=LIFETIME * self.policy.timeout,
                     group_id=str(round))
@@ -240,6 +240,6 @@ class Link:
 
 
 def _seconds(answer: Call) -> dict[str, float]:
-    said = answer.values.get("seconds")
-    numbers = said.items() if isinstance(said, dict) else ()
+    reported = answer.values.get("seconds")
+    numbers = reported.items() if isinstance(reported, dict) else ()
     return {str(what): float(s) for what, s in numbers if isinstance(s, int | float) and 0 <= s < math.inf}
