@@ -78,7 +78,7 @@ class RayActors:
             calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + width * len(nodes)))
         reports: list[Report] = w.get([first for first, *_ in calls])
         if any(report.failure is not None for report in reports):
-            w.drop(token, [run.worker for run in runs])    # messages of the other runs
+            w.drop(token, [run.worker for run in runs])    # release the messages of the successful runs
         self._check(reports, name, call.round)
         memory: dict[int, tuple[Any, ...]] = {}
         for run, report, (_, *refs) in zip(runs, reports, calls, strict=True):

@@ -185,7 +185,7 @@ def test_own_data(tmp_path: Path) -> None:
     assert "has the label 'dead'; the experiment's are ill, odd, well" in refusal(strange)
     wide = ask(tmp_path, values, text, data=own_csv(tmp_path / "wide", ["well", "ill"], columns=3))
     assert "samples have shape [3], the experiment's [2]" in refusal(wide)
-    assert "own data to this run; set it" in refusal(ask(tmp_path, values, text))
+    assert "own data to this run; add to --node-config" in refusal(ask(tmp_path, values, text))
     assert "no *.csv" in refusal(ask(tmp_path, values, text, data=tmp_path / "nothing"))
     mine = ask(tmp_path, None, data=tmp_path / "good")
     assert "this node has its own data" in refusal(mine) and "--own-data" in refusal(mine)

@@ -1,10 +1,10 @@
-"""Certificates and keys of a federation: TLS for the SuperLink, and a key by which each SuperNode proves who it is.
+"""Certificates and keys of a federation: TLS for the SuperLink, and a key for the authentication of each SuperNode.
 
-    ca.crt, ca.key           the federation's own authority; ca.key signs further servers and is needed nowhere else
-    server.pem, server.key   the SuperLink's certificate, for the host names it is reached by, and its key
-    node-0.key, node-0.pub   one pair for each node: the private half goes to the node, the public one is registered
+    ca.crt, ca.key           the federation's own certificate authority; ca.key only signs further servers
+    server.pem, server.key   the SuperLink's certificate, for its host names and addresses, and its key
+    node-0.key, node-0.pub   a key pair for each node: the private key goes to the node, the public one is registered
 
-Elliptic curves throughout: P-256 for TLS, P-384 for nodes, as Flower asks for.
+Elliptic curves throughout: P-256 for TLS, P-384 for nodes, as Flower requires.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ except ImportError as error:
     raise DeployError(f"certificates need the package cryptography; {how_to_install('flower')}") from error
 
 DAYS = 365
-"""How long certificates are valid."""
+"""Validity of certificates."""
 CLOCK_SKEW = timedelta(hours=1)
-"""By how much a node's clock may be behind."""
+"""Tolerated lag of a node's clock."""
 LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 NAME = re.compile(rf"(\*\.)?({LABEL}\.)*(?![0-9]+$){LABEL}")
-"""Of a host; the last part of one is no number, as that of an address is."""
+"""A host name; its last label is not a number, unlike that of an IPv4 address."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """The files of a federation.
+    """Certificate and key files of a federation.
 
     Attributes:
-        folder: where they are.
-        nodes: number of nodes that have a key.
+        folder: of the files.
+        nodes: number of nodes with a key.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class Credentials:
 
     @property
     def ca(self) -> Path:
-        """Certificate of the authority, which everybody needs."""
+        """Certificate of the authority, needed on every machine."""
         return self.folder / "ca.crt"
 
     @property
@@ -66,11 +66,11 @@ class Credentials:
         return self.folder / "server.pem", self.folder / "server.key"
 
     def node(self, i: int) -> Path:
-        """Private key of a node; its public half has the suffix ``.pub``."""
+        """Private key of a node; its public key has the suffix ``.pub``."""
         return self.folder / f"node-{i}.key"
 
     def check(self) -> None:
-        """Raise DeployError, naming the first file that is missing, unless all are there."""
+        """Raise DeployError, naming the first missing file, unless all exist."""
         keys = [path for i in range(self.nodes) for path in (self.node(i), self.node(i).with_suffix(".pub"))]
         for path in (self.ca, *self.server, *keys):
             if not path.is_file():
@@ -81,22 +81,22 @@ class Credentials:
 
 
 def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0.1")) -> Credentials:
-    """Write new certificates and keys; private ones are readable by their owner alone.
+    """Write new certificates and keys; private keys are readable by their owner only.
 
     Args:
-        folder: made when missing.
-        nodes: how many nodes get a key.
-        hosts: names and addresses by which the SuperLink is reached.
+        folder: created if missing.
+        nodes: number of nodes, each with a key.
+        hosts: names and addresses of the SuperLink.
 
     Raises:
-        ConfigError: no node, no host or one that is none, or the folder holds certificates already.
+        ConfigError: there is no node, no host or an invalid one, or the folder holds certificates already.
         DeployError: the folder cannot be written.
     """
     made = Credentials(folder, nodes)
     if nodes < 1:
         raise ConfigError(f"nodes is {nodes}; expected 1 or more")
     if not hosts:
-        raise ConfigError("hosts is empty; expected names and addresses by which the SuperLink is reached")
+        raise ConfigError("hosts is empty; expected names and addresses of the SuperLink")
     names = [_host(host) for host in hosts]
     if made.ca.exists():
         raise ConfigError(f"{made.ca} exists; certificates are never overwritten. Choose another folder, or remove it")
@@ -112,14 +112,14 @@ def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0
             _write_private(made.node(i), key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
             public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
             made.node(i).with_suffix(".pub").write_bytes(public + b"\n")
-        made.ca.write_bytes(ca.public_bytes(Encoding.PEM))  # last: where it is, all are
+        made.ca.write_bytes(ca.public_bytes(Encoding.PEM))  # last: marks a complete set
     except OSError as error:
         raise DeployError(f"cannot write certificates in {folder}: {error.strerror}; choose another folder") from error
     return made
 
 
 def _authority(key: EllipticCurvePrivateKey) -> x509.Certificate:
-    """The self-signed certificate of a new authority."""
+    """Self-signed certificate of a new authority."""
     name = _name("fedsim federation")
     builder = _builder(name, name, key.public_key(), key)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -132,7 +132,7 @@ def _server(
     ca: x509.Certificate,
     ca_key: EllipticCurvePrivateKey,
 ) -> x509.Certificate:
-    """The certificate of a server that is reached by ``hosts``."""
+    """Certificate of a server with the names and addresses ``hosts``."""
     builder = _builder(_name(str(hosts[0].value)[:64]), ca.subject, key.public_key(), ca_key)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(signs=False), critical=True)
@@ -147,7 +147,7 @@ def _host(host: str) -> x509.GeneralName:
     except ValueError:
         if len(host) > 253 or not NAME.fullmatch(host):
             expected = "a name such as server.example.org, or an address"
-            raise ConfigError(f"{host!r} is no host; expected {expected}") from None
+            raise ConfigError(f"{host!r} is not a host; expected {expected}") from None
         return x509.DNSName(host)
 
 
@@ -158,7 +158,7 @@ def _name(name: str) -> x509.Name:
 def _builder(
     subject: x509.Name, issuer: x509.Name, public: EllipticCurvePublicKey, issuer_key: EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
-    """What both certificates have."""
+    """Builder with the fields common to both certificates."""
     now = datetime.now(UTC)
     builder = x509.CertificateBuilder(issuer, subject, public, x509.random_serial_number())
     builder = builder.not_valid_before(now - CLOCK_SKEW).not_valid_after(now + timedelta(days=DAYS))

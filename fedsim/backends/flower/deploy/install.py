@@ -1,4 +1,4 @@
-"""The Flower that is installed here: its version, its commands, and an environment in which it stays offline."""
+"""Installed Flower: its version, its commands, and an environment in which it stays offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""No reports, no look for updates, and no packages installed when an app starts."""
+"""Disable telemetry, update checks, and the installation of packages when an app starts."""
 
 
 def flower_version() -> str:
@@ -31,10 +31,10 @@ def flower_version() -> str:
 
 
 def command(name: str) -> str:
-    """Path of one of Flower's commands, which are installed beside this Python.
+    """Path of a Flower command, installed beside this Python.
 
     Raises:
-        DeployError: it is not there.
+        DeployError: the command does not exist.
     """
     flower_version()
     path = Path(sys.executable).parent / name
@@ -44,7 +44,7 @@ def command(name: str) -> str:
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """The environment of Flower's processes: offline, a home of its own, and where commands and modules are found."""
+    """Environment of Flower's processes: offline, with its own home, and this process's search paths."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     modules = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     found = os.pathsep.join([str(Path(part).absolute()) for part in modules] + [str(Path.cwd())])

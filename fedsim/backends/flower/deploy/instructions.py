@@ -1,4 +1,4 @@
-"""What to type to deploy an experiment on real machines, step by step."""
+"""Shell commands for the deployment of an experiment on real machines, step by step."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FOLDER = Path("federation")
 
 
 def instructions(file: str, host: str, local: LocalDeployment, output: Path, allow: tuple[str, ...] = ()) -> str:
-    """Shell commands, with comments that say on which machine.
+    """Format the shell commands, with comments that name the machine.
 
     Args:
-        file: of the experiment.
-        host: name or address by which nodes reach the server.
+        file: experiment file.
+        host: name or address of the server.
         local: nodes, port, security and policy.
         output: run directory on the server.
-        allow: modules outside fedsim whose classes the experiment names.
+        allow: modules outside fedsim whose classes the experiment uses.
     """
     credentials = None if local.insecure else Credentials(FOLDER / "certificates", local.nodes)
     offline = "export " + " ".join(f"{name}={value}" for name, value in OFFLINE.items())
@@ -34,8 +34,8 @@ def instructions(file: str, host: str, local: LocalDeployment, output: Path, all
     parts.append(_server(credentials, local))
     if allow:
         parts.append(
-            f"# The experiment names classes of {', '.join(allow)}: install that on every machine. Whether a node may\n"
-            "# import it is for its operator to decide: without allow in its command, the node refuses."
+            f"# The experiment uses classes of {', '.join(allow)}: install that on every machine. A node's import of it\n"
+            "# is for its operator to decide: without allow in its command, the node refuses."
         )
     parts += [_node(credentials, i, host, local, allow) for i in range(local.nodes)]
     parts.append(_run(file, local, output))
@@ -56,9 +56,9 @@ def _server(credentials: Credentials | None, local: LocalDeployment) -> str:
     config = f'[superlink.{CONNECTION}]\\n{address}\\n{trust}\\n'
     start = ["flower-superlink", "--host", "0.0.0.0", "--port", str(local.port), *superlink_security(credentials)]
     lines = [
-        "# On the server, in a terminal of its own; whoever reaches this port and is not kept out can start runs:",
+        "# On the server, in its own terminal; anyone who can reach this port can start runs, so restrict it:",
         _line(start),
-        "# and in another one:",
+        "# and in another terminal:",
         f"export FLWR_HOME=$PWD/{FOLDER}/client && mkdir -p $FLWR_HOME && printf '{config}' > $FLWR_HOME/config.toml",
     ]
     if credentials is not None:
@@ -81,8 +81,8 @@ def _run(file: str, local: LocalDeployment, output: Path) -> str:
     text = " ".join(f"{key}={as_toml(value)}" for key, value in values.items())
     words = ["flwr", "run", str(Path("experiments/flower")), CONNECTION, "-c", text, "--stream"]
     return (
-        f"# On the server, when the nodes are up (the app is in fedsim's repository):\n{_line(words)}\n"
-        f"# flwr run ends with 0 even if the run failed; ask:\nflwr list {CONNECTION}"
+        f"# On the server, when the nodes are up (in a checkout of fedsim):\n{_line(words)}\n"
+        f"# flwr run exits with 0 even if the run failed; check the status:\nflwr list {CONNECTION}"
     )
 
 

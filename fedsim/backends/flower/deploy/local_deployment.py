@@ -1,4 +1,4 @@
-"""A whole deployment on this machine: start a federation, run an experiment on it, watch, and end every process."""
+"""Deployment on this machine: start a federation, run an experiment on it, report progress, and end every process."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class LocalDeployment:
-    """How a deployment on this machine is made.
+    """Settings of a deployment on this machine.
 
     Args:
-        nodes: number of SuperNodes; as many as the experiment has clients.
-        port: of the SuperLink; 0 for any that is free.
-        insecure: without TLS and node authentication.
-        policy: what happens when a node does not answer.
-        own_data: a folder with one folder or file for each node, in the order of their names; none to divide the
-            experiment's data set among the nodes.
+        nodes: number of SuperNodes, equal to the experiment's number of clients.
+        port: of the SuperLink; 0 for any free port.
+        insecure: True to disable TLS and node authentication.
+        policy: reaction to nodes that do not respond.
+        own_data: folder with one folder or file for each node, in the order of their names; None to partition the
+            experiment's data set.
     """
 
     nodes: int
@@ -50,13 +50,13 @@ class LocalDeployment:
     def __post_init__(self) -> None:
         if self.nodes < 1:
             raise ConfigError(f"nodes is {self.nodes}; expected 1 or more")
-        ports.within(self.port)                            # before anything starts
+        ports.within(self.port)                            # before any process starts
 
 
 def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, progress: bool = True) -> RunDirectory:
-    """Run an experiment, or continue the run in ``output``, with a SuperLink and SuperNodes as real processes here.
+    """Run an experiment, or resume the run in ``output``, with a SuperLink and SuperNodes as processes on this machine.
 
-    Files of the federation - certificates, logs, memories of the nodes - go into the folder ``output`` + ".federation".
+    Files of the federation (certificates, logs, memories of the nodes) go to the folder ``output`` + ".federation".
 
     Raises:
         DeployError: the federation cannot be started, or the run failed.
@@ -70,13 +70,13 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
     with terminate_as_interrupt(), federation:
         text = yaml.safe_dump(to_config(experiment), sort_keys=False)
         config = {"experiment": text, "output": str(output), "own-data": local.nodes if local.own_data else 0}
-        told = Tail(federation.folder / "server.log")
-        config["log"] = str(told.path)
+        events = Tail(federation.folder / "server.log")
+        config["log"] = str(events.path)
         app = write_app(federation.folder / "app", {**config, **asdict(local.policy)})
         remember(output, local)
         started = federation.flwr("run", str(app))
         try:
-            watch(federation, str(started["run-id"]), experiment, output, progress, told)
+            watch(federation, str(started["run-id"]), experiment, output, progress, events)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"continue with: fedsim deploy --resume {output}") from None
         except DeployError as error:
@@ -86,7 +86,7 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
 
 
 def check(experiment: Experiment, local: LocalDeployment) -> None:
-    """Raise ConfigError unless the experiment can be deployed, with a node for every client."""
+    """Raise ConfigError unless the experiment can be deployed with one node per client."""
     clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
         raise ConfigError(
@@ -94,23 +94,23 @@ def check(experiment: Experiment, local: LocalDeployment) -> None:
             f" {clients}, or --partition.num_partitions {local.nodes}"
         )
     if not isinstance(experiment.data, Data):
-        raise ConfigError("the experiment's data was made in Python; only named data can be deployed")
+        raise ConfigError("the experiment's data is a Python object; only named data can be deployed")
 
 
 def federation_folder(output: Path) -> Path:
-    """Where the files of a run's federation are."""
+    """Folder with the files of a run's federation."""
     return output.with_name(f"{output.name}.federation")
 
 
 def remember(output: Path, local: LocalDeployment) -> None:
-    """Note beside a run how it was deployed, for ``remembered``; its policy is in the manifest."""
+    """Store the settings of a run's deployment beside it, for ``remembered``; its policy is in the manifest."""
     own_data = None if local.own_data is None else str(local.own_data.absolute())
     note = {"port": local.port, "insecure": local.insecure, "own_data": own_data}
     write_atomic(federation_folder(output) / NOTE, json.dumps(note) + "\n")
 
 
 def remembered(output: Path) -> dict[str, Any]:
-    """What ``remember`` noted, as arguments of ``LocalDeployment``; nothing where there is no note."""
+    """Load the settings stored by ``remember``, as arguments of ``LocalDeployment``; empty if there are none."""
     note = federation_folder(output.absolute()) / NOTE
     if not note.exists():
         return {}
@@ -118,11 +118,11 @@ def remembered(output: Path) -> dict[str, Any]:
         known: dict[str, Any] = json.loads(note.read_text())
         return {**known, "own_data": known["own_data"] and Path(known["own_data"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise DeployError(f"{note} is damaged ({error!r}); remove it, and give --port and --own-data again") from None
+        raise DeployError(f"{note} is damaged ({error!r}); remove it, and repeat --port and --own-data") from None
 
 
 def node_settings(experiment: Experiment, output: Path, local: LocalDeployment) -> list[NodeSettings]:
-    """What every node is told. On one's own machine an experiment may name what it likes."""
+    """Settings of every node. On the user's own machine every module of the experiment is allowed."""
     data, own, folder = experiment.data, own_folders(local), federation_folder(output)
     assert isinstance(data, Data)
     directory = None if data.data_dir is None else Path(data.data_dir)
@@ -134,7 +134,7 @@ def node_settings(experiment: Experiment, output: Path, local: LocalDeployment) 
 
 
 def own_folders(local: LocalDeployment) -> list[Path]:
-    """Each node's own data, in the order of the names."""
+    """Paths of the nodes' own data, in natural order of their names."""
     if local.own_data is None:
         return []
     if not local.own_data.is_dir():
@@ -147,13 +147,13 @@ def own_folders(local: LocalDeployment) -> list[Path]:
 
 
 def natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
-    """The key of an order of names in which node-2 comes before node-10."""
+    """Sort key for natural order: node-2 before node-10."""
     parts = [part for part in re.split(r"([0-9]+)", path.name) if part]
     return [(False, int(p), "") if p[0] in "0123456789" else (True, 0, p) for p in parts], path.name
 
 
 def at_home(experiment: Experiment) -> Experiment:
-    """The experiment with absolute paths, as processes of a federation start in folders of their own."""
+    """Make paths in an experiment absolute, as processes of a federation start in their own folders."""
     data = experiment.data
     assert isinstance(data, Data)
     path = data.options.get("path")
@@ -163,12 +163,12 @@ def at_home(experiment: Experiment) -> Experiment:
 
 
 def modules(experiment: Experiment) -> tuple[str, ...]:
-    """Modules that a node must allow for this experiment."""
-    return tuple(sorted(modules_of(to_config(at_home(experiment)))))   # an absolute path looks like no module
+    """Modules that a node must allow to run this experiment."""
+    return tuple(sorted(modules_of(to_config(at_home(experiment)))))   # an absolute path does not look like a module
 
 
 def modules_of(config: Any) -> set[str]:
-    """Modules that the names in an experiment's settings lead to."""
+    """Modules of the dotted names in an experiment's settings."""
     if isinstance(config, Mapping):
         return set().union(*(modules_of(value) for value in config.values()))
     if isinstance(config, Sequence) and not isinstance(config, str):

@@ -1,9 +1,9 @@
-"""A federation on this machine: a SuperLink and SuperNodes as real processes on the loopback interface.
+"""Federation on this machine: a SuperLink and SuperNodes as processes on the loopback interface.
 
     FOLDER/certificates/      see ``fedsim.backends.flower.deploy.certificates``
-    FOLDER/superlink/         Flower's home and log of the SuperLink
-    FOLDER/node-0/            Flower's home, log and memories of a node
-    FOLDER/client/            Flower's home of the commands
+    FOLDER/superlink/         Flower home and log of the SuperLink
+    FOLDER/node-0/            Flower home, log and memories of a node
+    FOLDER/client/            Flower home of the commands
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ HOST = "127.0.0.1"
 START_SECONDS = 120.0
 COMMAND_SECONDS = 120.0
 CONNECTION = "fedsim"
-"""What Flower's commands call the SuperLink."""
+"""Name of the SuperLink in Flower's commands."""
 _THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-"""One thread a process by default: all nodes share this machine."""
+"""One thread per process by default, as all nodes share this machine."""
 
 
 @dataclass
 class LocalFederation:
-    """SuperLink and SuperNodes. A context manager: leaving it ends all of them.
+    """SuperLink and SuperNodes; a context manager that ends all of them on exit.
 
     Args:
-        folder: for all files.
-        nodes: what each SuperNode is told about itself.
-        port: of the SuperLink; 0 for any that is free.
-        insecure: without TLS and without keys of the nodes.
+        folder: of all files.
+        nodes: settings of each SuperNode.
+        port: of the SuperLink; 0 for any free port.
+        insecure: True to disable TLS and node authentication.
     """
 
     folder: Path
@@ -87,10 +87,10 @@ class LocalFederation:
             stop_all([*self.supernodes, self.superlink])
 
     def flwr(self, *arguments: str) -> Any:
-        """The JSON that one of Flower's commands prints about this federation.
+        """Run a Flower command on this federation; return its parsed JSON output.
 
         Raises:
-            DeployError: it failed.
+            DeployError: the command failed.
         """
         words = [command("flwr"), *arguments, CONNECTION, "--format", "json"]
         home = self.folder / "client"
@@ -101,11 +101,11 @@ class LocalFederation:
             answer = json.loads(done.stdout)
             if done.returncode == 0 and (not isinstance(answer, dict) or answer.get("success", True)):
                 return answer
-        said = (done.stdout + done.stderr).strip()[-2000:]
-        raise DeployError(f"`flwr {' '.join(arguments)}` failed with exit code {done.returncode}: {said}")
+        output = (done.stdout + done.stderr).strip()[-2000:]
+        raise DeployError(f"`flwr {' '.join(arguments)}` failed with exit code {done.returncode}: {output}")
 
     def _prepare(self) -> None:
-        """Certificates, the commands' configuration, and processes that are ready to start."""
+        """Write certificates and the commands' configuration, and create the processes."""
         if not self.insecure:
             folder = self.folder / "certificates"
             self.credentials = Credentials(folder, len(self.nodes))
@@ -129,7 +129,7 @@ class LocalFederation:
         return Process("the SuperLink", words, environment(home, **_THREADS), home / "superlink.log")
 
     def supernode(self, node: NodeSettings, own_port: int) -> Process:
-        """A SuperNode that is ready to start; ``own_port`` is for the processes that it starts."""
+        """Create a SuperNode process, not started; ``own_port`` serves its subprocesses."""
         home = self.folder / f"node-{node.client}"
         words = [command("flower-supernode"), "--superlink", f"{HOST}:{self.port}", "--host", HOST]
         words += ["--port", str(own_port), *supernode_security(self.credentials, node.client)]
@@ -147,14 +147,14 @@ class LocalFederation:
             return False
 
     def _register(self) -> None:
-        """Tell the SuperLink whose keys it may trust."""
+        """Register the nodes' public keys at the SuperLink."""
         if self.credentials is not None:
             for i in range(len(self.nodes)):
                 self.flwr("supernode", "register", str(self.credentials.node(i).with_suffix(".pub")))
 
 
 def superlink_security(credentials: Credentials | None) -> list[str]:
-    """Options of a SuperLink."""
+    """Security options of a SuperLink."""
     if credentials is None:
         return ["--insecure"]
     certificate, key = credentials.server
@@ -163,7 +163,7 @@ def superlink_security(credentials: Credentials | None) -> list[str]:
 
 
 def supernode_security(credentials: Credentials | None, i: int) -> list[str]:
-    """Options of a SuperNode."""
+    """Security options of a SuperNode."""
     if credentials is None:
         return ["--insecure"]
     return ["--root-certificates", str(credentials.ca), "--auth-supernode-private-key", str(credentials.node(i))]

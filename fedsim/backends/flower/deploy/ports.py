@@ -1,4 +1,4 @@
-"""Ports on this machine: free ones, and who holds one that is not."""
+"""TCP ports on this machine: find free ones, and the process that listens on a port."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import psutil
 from fedsim.errors import ConfigError, DeployError
 
 FIRST, LAST = 20_000, 32_767
-"""Below are ports of well-known services, and those of Ray's workers; above, those that Linux gives to whoever asks for
-any. Other systems begin later.
+"""Preferred range: above well-known services and the ports of Ray's workers, below the ephemeral range of Linux, the
+lowest of all systems.
 """
 _given: set[int] = set()
-"""Ports that this process has handed out: they may not be bound yet."""
+"""Ports returned to callers, which may not have bound them yet."""
 
 
 def check(port: int, option: str = "--port") -> int:
-    """The port, or any free one for 0.
+    """Return the port if it is free, or any free port for 0.
 
     Raises:
-        ConfigError: it is no port.
-        DeployError: another process listens on it; says which, where the system tells.
+        ConfigError: it is not a port number.
+        DeployError: another process listens on it; names the process if the system reports it.
     """
     within(port, option)
     if port == 0:
@@ -36,19 +36,19 @@ def check(port: int, option: str = "--port") -> int:
             by = holder(port)
             raise DeployError(
                 f"port {port} is in use{f' by {by}' if by else ''} ({error.strerror}); stop that, or choose another"
-                f" with {option} {port + 1}, or {option} 0 for any that is free"
+                f" with {option} {port + 1}, or {option} 0 for any free port"
             ) from error
     return port
 
 
 def within(port: int, option: str = "--port") -> None:
-    """Raise ConfigError unless it can be the number of a port, or 0."""
+    """Raise ConfigError unless ``port`` is a port number or 0."""
     if not 0 <= port <= 65535:
-        raise ConfigError(f"{option} is {port}; expected 1 to 65535, or 0 for any that is free")
+        raise ConfigError(f"{option} is {port}; expected 1 to 65535, or 0 for any free port")
 
 
 def free(count: int) -> list[int]:
-    """Different ports that are free now; if there are enough, such that the system gives to nobody who asks for any."""
+    """Find distinct free ports, outside the ephemeral range while there are enough."""
     found: list[int] = []
     for port in [*_shuffled(FIRST, LAST), *_shuffled(LAST + 1, 65_535)]:
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -66,8 +66,8 @@ def _shuffled(first: int, last: int) -> list[int]:
 
 
 def holder(port: int) -> str:
-    """Process that listens on a port, as "python (pid 12)"; empty where the system does not tell."""
-    with contextlib.suppress(psutil.Error):                # gone meanwhile, or somebody else's
+    """Process that listens on a port, as "python (pid 12)"; empty if the system does not report it."""
+    with contextlib.suppress(psutil.Error):                # ended meanwhile, or another user's
         for found in psutil.net_connections("tcp"):
             if found.pid and found.laddr and found.laddr.port == port and found.status == psutil.CONN_LISTEN:
                 return f"{psutil.Process(found.pid).name()} (pid {found.pid})"

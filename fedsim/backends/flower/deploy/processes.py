@@ -1,4 +1,4 @@
-"""Processes that are started, watched and ended with everything that they started."""
+"""Subprocesses that are ended with all their descendants."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ import psutil
 from fedsim.errors import DeployError
 
 END_SECONDS = 8.0
-"""How long a process may take to end politely."""
+"""Time for a process to end after SIGTERM, before SIGKILL."""
 CLOCK_SECONDS = 1.0
-"""By how much times at which processes were created may be wrong."""
+"""Tolerance of process creation times."""
 TAIL_LINES = 15
 MARK = "FEDSIM_PROCESS"
-"""The variable of the environment that holds a process's mark."""
+"""Environment variable that holds a process's mark."""
 LAUNCH = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: SIGTERM when the parent dies, even by SIGKILL
 if os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that started this one has gone")
+    sys.exit("the parent process has ended")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Becomes the program, after asking Linux to end it with its parent; elsewhere the next start ends it."""
+"""Replace itself by the program, tied to its parent's life on Linux; elsewhere the next start ends leftovers."""
 
 
 class Process:
-    """A process with its output in a file. It is told to end when this one dies.
+    """A process with its output in a file, terminated when this process dies.
 
-    All that it starts inherits a mark in the environment, by which it is found when it is time to end: Flower's
-    processes start others in sessions of their own, which outlive the one that started them.
+    Its descendants inherit a mark in the environment, by which they are found to be ended: Flower's processes start
+    others in their own sessions, which outlive their parent.
 
     Args:
         name: for messages.
         command: program and arguments.
-        environment: all of it.
-        log: where its output goes.
+        environment: complete environment.
+        log: file for its output.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -53,11 +53,11 @@ class Process:
 
     @property
     def mark(self) -> str:
-        """What its environment says of it: who started it, and where its log is."""
+        """Mark in its environment: pid of this process, and path of its log."""
         return f"{os.getpid()} {self.log.absolute()}"
 
     def start(self) -> None:
-        """Start it; its output is added to the log."""
+        """Start it; append its output to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -69,31 +69,31 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Process id, which is also that of its group."""
+        """Process id, and id of its group."""
         assert self._process is not None, "not started"
         return self._process.pid
 
     @property
     def code(self) -> int | None:
-        """Exit code, None while it runs."""
+        """Exit code; None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def check(self) -> None:
-        """Raise DeployError with the end of its log when it has ended."""
+        """Raise DeployError with the end of its log if it has ended."""
         if self._process is not None and self.code is not None:
-            raise DeployError(f"{self.name} ended with exit code {self.code}:\n{self.tail()}\nAll of it: {self.log}")
+            raise DeployError(f"{self.name} ended with exit code {self.code}:\n{self.tail()}\nLog: {self.log}")
 
     def wait_until(self, ready: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait for something that the process brings about.
+        """Wait until ``ready()`` is true.
 
         Raises:
-            DeployError: it ended, or took longer.
+            DeployError: the process ended, or ``seconds`` have passed.
         """
         end = time.monotonic() + seconds
         while not ready():
             self.check()
             if time.monotonic() > end:
-                raise DeployError(f"{self.name} was not {what} within {seconds:g} s:\n{self.tail()}\nAll: {self.log}")
+                raise DeployError(f"{self.name} was not {what} within {seconds:g} s:\n{self.tail()}\nLog: {self.log}")
             time.sleep(0.1)
 
     def tail(self) -> str:
@@ -103,35 +103,35 @@ class Process:
         return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     def living(self) -> list[psutil.Process]:
-        """It and all that it started, as far as they live."""
+        """Living processes among it and its descendants."""
         return living(self.mark)
 
     def kill(self) -> None:
-        """End it at once, and all that it started."""
+        """Kill it and its descendants."""
         end(self.mark)
         if self._process is not None:
             self._process.wait()
 
     def ask_to_end(self) -> None:
-        """Tell the process, not those that it started, to end."""
+        """Send SIGTERM to the process, without its descendants."""
         if self._process is not None and self.code is None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """End it, politely at first, and all that it started."""
+        """Terminate it and its descendants, and kill those that remain."""
         self.ask_to_end()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(END_SECONDS)
             latest = time.monotonic() + END_SECONDS
-            while (left := self.living()) and time.monotonic() < latest:   # its children notice that it is gone
+            while (left := self.living()) and time.monotonic() < latest:   # children notice its end
                 _signal(left, signal.SIGTERM)
                 time.sleep(0.1)
             self.kill()
 
 
 def stop_all(processes: Sequence[Process]) -> None:
-    """End several, all at the same time."""
+    """Stop several processes in parallel."""
     for process in processes:
         process.ask_to_end()
     for process in processes:
@@ -139,32 +139,32 @@ def stop_all(processes: Sequence[Process]) -> None:
 
 
 def marked() -> dict[psutil.Process, str]:
-    """All living processes here that a ``Process`` started, directly or not, with their marks; no zombies."""
+    """All living descendants of any ``Process`` on this machine, with their marks; no zombies."""
     found = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):            # gone, or another user's; a zombie has no environment
+        with contextlib.suppress(psutil.Error):            # ended, or another user's; a zombie has no environment
             if mark := process.environ().get(MARK):
                 found[process] = mark
     return found
 
 
 def living(mark: str) -> list[psutil.Process]:
-    """The living processes with a mark."""
+    """Living processes with a mark."""
     return [process for process, found in marked().items() if found == mark]
 
 
 def end(mark: str) -> None:
-    """Kill the processes with a mark, until none is left: those that are found may have started others meanwhile."""
+    """Kill the processes with a mark, repeatedly, as they may start others meanwhile."""
     while left := living(mark):
         _signal(left, signal.SIGKILL)
         time.sleep(0.02)
 
 
 def end_leftovers(folder: Path) -> None:
-    """End what is left of processes with logs in ``folder`` whose starter was killed.
+    """Kill leftover processes with logs in ``folder`` whose starter was killed.
 
     Raises:
-        DeployError: the starter lives.
+        DeployError: the starter is alive.
     """
     oldest: dict[str, float] = {}
     for process, mark in marked().items():
@@ -179,7 +179,7 @@ def end_leftovers(folder: Path) -> None:
 
 
 def _lives(starter: int, created: float) -> bool:
-    """Whether the starter of what was created at a time lives; a younger process was given its number after its end."""
+    """Check that the starter of a process created at ``created`` is alive; a younger process has reused its pid."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(starter)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < created + CLOCK_SECONDS
@@ -188,5 +188,5 @@ def _lives(starter: int, created: float) -> bool:
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):    # nor is another one hit that was given its number
+        with contextlib.suppress(psutil.NoSuchProcess):    # psutil also checks that the pid was not reused
             process.send_signal(number)

@@ -1,4 +1,4 @@
-"""A run on a federation, watched from outside: by the files that it writes, and by what Flower says of it."""
+"""Monitor of a run on a federation, from the files it writes and the status that Flower reports."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fedsim.record.metrics import Metrics, read_metrics
 
 LOOK_SECONDS = 0.5
 ASK_SECONDS = 20.0
-"""Between questions to Flower how the run stands; the run's files tell sooner."""
+"""Interval between status requests to Flower; the run's files are faster."""
 ASK_AGAIN_SECONDS = 2.0
-"""The same, once the files say that it has ended."""
+"""Interval between status requests once the files show the end of the run."""
 
 
 class Tail:
-    """What is added to a file from now on."""
+    """Reader of lines appended to a file from now on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._read = path.stat().st_size if path.exists() else 0
 
     def lines(self) -> list[str]:
-        """Whole lines that were added since they were asked for."""
+        """Read the complete lines appended since the last call."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
@@ -40,12 +40,12 @@ class Tail:
 
 
 def watch(
-    federation: LocalFederation, run_id: str, experiment: Experiment, output: Path, progress: bool, told: Tail
+    federation: LocalFederation, run_id: str, experiment: Experiment, output: Path, progress: bool, events: Tail
 ) -> None:
-    """Show how a run goes on, and pass on what the server has told, until it has ended.
+    """Show progress and print the server's events until the run ends.
 
     Raises:
-        DeployError: it, or the SuperLink, failed.
+        DeployError: the run or the SuperLink failed.
     """
     asked, shown = time.monotonic(), dict[int, tuple[int, int]]()
     with RunProgress(output.name, experiment.rounds, progress) as bar:
@@ -53,46 +53,46 @@ def watch(
             time.sleep(LOOK_SECONDS)
             federation.superlink.check()
             _show(bar, experiment, output, shown)
-            _pass_on(told)
+            _print_events(events)
             if time.monotonic() > asked + (ASK_AGAIN_SECONDS if _ended(output) else ASK_SECONDS):
                 run = federation.flwr("list", "--run-id", run_id)["runs"][0]
                 asked = time.monotonic()
                 if run["status"].startswith("finished"):
                     break
         _show(bar, experiment, output, shown)
-        _pass_on(told)
+        _print_events(events)
     if run["status"] != "finished:completed":
-        why = _noted(output) or run.get("status-details", "")
-        raise DeployError(f"the run is {run['status']}: {why}\nThe whole log: {federation.superlink.log}")
+        why = _recorded_failure(output) or run.get("status-details", "")
+        raise DeployError(f"the run is {run['status']}: {why}\nLog: {federation.superlink.log}")
 
 
-def _pass_on(told: Tail) -> None:
-    for line in told.lines():
+def _print_events(events: Tail) -> None:
+    for line in events.lines():
         note(line)
 
 
 def _ended(output: Path) -> bool:
-    """Whether the run's own record says that nothing more will come."""
+    """Check the run directory for the end of the run: no seed is running, and some have started."""
     with contextlib.suppress(FedsimError, OSError):
         states = {seed["state"] for seed in open_run(output).manifest["status"].values()}
         return "running" not in states and states != {"waiting"}
     return False
 
 
-def _noted(output: Path) -> str:
-    """Why a run failed, as it noted itself."""
+def _recorded_failure(output: Path) -> str:
+    """Reason of a failure as recorded in the run directory; empty if there is none."""
     with contextlib.suppress(FedsimError, OSError):
         return next((seed["detail"] for seed in open_run(output).manifest["status"].values() if seed["detail"]), "")
     return ""
 
 
 def _show(bar: RunProgress, experiment: Experiment, output: Path, shown: dict[int, tuple[int, int]]) -> None:
-    """The last completed round of every seed that has begun, and what was measured last.
+    """Update the progress bar: last completed round and last metrics of every started seed.
 
-    Exchanges are noted while a round goes on; that it was completed is known by its metrics or a later exchange.
+    Exchanges are recorded during a round; its metrics or a later exchange show its completion.
     """
     for seed in experiment.seed_list:
-        with contextlib.suppress(FedsimError):             # not begun
+        with contextlib.suppress(FedsimError):             # not started
             folder = output / f"seed-{seed}"
             metrics = read_metrics(folder / "metrics.jsonl")
             exchanges = read_metrics(folder / "exchanges.jsonl")

@@ -83,7 +83,7 @@ _Found = tuple[Experiment, Model, Tensor, Batch, Batch]
 def _of_partition(text: str, seed: int, common: Common, settings: NodeSettings) -> _Found:
     """Use the client's part of the experiment's data set."""
     if not common.partition:
-        raise DeployError("every node brings its own data to this run; set it: --node-config '... data=\"/path\"'")
+        raise DeployError("every node brings its own data to this run; add to --node-config: data=\"/path\"")
     experiment, prepared, initial = _prepared(text, seed, settings.data_dir, settings.allow)
     if prepared.partition.hash != common.partition:
         raise DeployError(

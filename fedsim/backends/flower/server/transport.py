@@ -47,7 +47,7 @@ class Failure(NamedTuple):
     """Reason for a missing response, and True if the call may be retried."""
 
     reason: str
-    again: bool
+    retry: bool
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Link:
             there = {client: call for client, call in todo.items() if client in self.nodes}
             failures = self._attempt(there, round, accept, done)
             done.failed |= {client: failure.reason for client, failure in failures.items()}
-            todo = {client: calls[client] for client, failure in failures.items() if failure.again}
+            todo = {client: calls[client] for client, failure in failures.items() if failure.retry}
             if not todo:
                 break
         done.failed = {client: reason for client, reason in done.failed.items() if client not in done.answers}
@@ -212,7 +212,7 @@ class Link:
         return failures
 
     def _answer(self, message: Message, verb: str) -> Call:
-        """Decode the response in a message; raise RefusedError for errors of Flower or the node or invalid ones."""
+        """Decode the response in a message; raise RefusedError for an error or an invalid response."""
         if message.has_error():
             raise RefusedError(f"failed (Flower's error {message.error.code}): {message.error.reason or 'no reason'}")
         answer = from_records(message.content, self.largest)

@@ -92,7 +92,7 @@ def test_nothing_is_overwritten_and_what_lacks_is_named(made: Credentials, tmp_p
 
 @pytest.mark.parametrize("host", ["bad host!", "a..b", "-a", "a.org/x", "10.0.0.256", "1.2", "bücher.de", "a" * 64])
 def test_what_is_no_host_is_refused(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ConfigError, match="is no host; expected a name such as"):
+    with pytest.raises(ConfigError, match="is not a host; expected a name such as"):
         make(tmp_path / "c", 1, ["localhost", host])
     assert not (tmp_path / "c").exists()
 
