@@ -34,8 +34,8 @@ def instructions(file: str, host: str, local: LocalDeployment, output: Path, all
     parts.append(_server(credentials, local))
     if allow:
         parts.append(
-            f"# The experiment uses classes of {', '.join(allow)}: install that on every machine. A node's import of it\n"
-            "# is for its operator to decide: without allow in its command, the node refuses."
+            f"# The experiment uses classes of {', '.join(allow)}: install that on every machine. Importing it\n"
+            "# on a node is for its operator to decide: without allow in its command, the node refuses."
         )
     parts += [_node(credentials, i, host, local, allow) for i in range(local.nodes)]
     parts.append(_run(file, local, output))
