@@ -15,7 +15,7 @@ demo: .venv/.ready
 
 # What starts no process and computes no longer than a second or so.
 test-fast: .venv/.ready
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not (process or ray or flower or slow)"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not (process or ray or flower or slow)"
 
 # Tests start hundreds of processes, each of which would compile the package anew without its bytecode.
 test: check
