@@ -91,6 +91,7 @@ class LowPrecision:
     """Rounding to floats of 16 or 8 bits.
 
     The vector is divided by a power of two that brings ||x||_inf into [top/2, top), so as to use their range.
+    Numbers that would be rounded up beyond the vector's own format are rounded down instead.
     Contractive: the error is at most u |x_i| for numbers in the normal range, with u = 2^-p for p digits, and half the
     step eta of the smallest numbers below it, so alpha = 1 - u^2 - d (eta / top)^2. Homogeneous for powers of two only.
 
@@ -112,8 +113,10 @@ class LowPrecision:
         mantissa, _ = torch.frexp(torch.where(most != 0, most, 1))
         power = torch.where(most != 0, most / (2 * mantissa), 1)   # the power of two below, exactly
         scale = power / (kind.top / 2)
-        scale = torch.where(scale == 0, torch.finfo(x.dtype).tiny, scale)
-        return Packed(self, (scale, (x / scale.unsqueeze(-1)).to(kind.dtype).to(kind.held)), x.shape[-1])
+        scale = torch.where(scale == 0, torch.finfo(x.dtype).tiny * torch.finfo(x.dtype).eps, scale)
+        most = torch.where(torch.isinf(scale * kind.top), kind.top * (1 - 2.0**-kind.p), kind.top)   # stays in range
+        scaled = (x / scale.unsqueeze(-1)).clamp(-most.unsqueeze(-1), most.unsqueeze(-1))
+        return Packed(self, (scale, scaled.to(kind.dtype).to(kind.held)), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
         """See ``fedsim.values.Compressor``."""

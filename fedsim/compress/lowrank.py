@@ -60,7 +60,7 @@ class _Factors(ABC):
         """The message; ``guess [..., sum of r min(m, l)]`` holds the first guesses of Q."""
 
         def run(x: Tensor, *guess: Tensor) -> Parts:
-            bad = ~torch.isfinite(x.sum(-1, keepdim=True))
+            bad = ~torch.isfinite(x).all(-1, keepdim=True)
             x = torch.where(bad, 0, x)
             out, at, used = [], 0, 0
             for m, n in layout:
@@ -78,7 +78,8 @@ class _Factors(ABC):
             return where.clone(), torch.where(bad, torch.nan, numbers)
 
         given = (finite(x, self),) if guess is None else (finite(x, self), guess)
-        return Packed(self, on_stacks(run, *given), x.shape[-1])
+        where, numbers = on_stacks(run, *given)
+        return Packed(self, (where, finite(numbers, self, "computed")), x.shape[-1])   # a factor may overflow
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
         """See ``fedsim.values.Compressor``."""

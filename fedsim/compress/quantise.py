@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.checks import one_of
 from fedsim.compress import levels
 from fedsim.compress.reader import expect_padding, expect_size, float_bytes, floats
-from fedsim.compress.stacks import finite
+from fedsim.compress.stacks import finite, on_stacks
 from fedsim.errors import ConfigError
 from fedsim.seeds import uniform_of
 from fedsim.values import Packed, Site
@@ -35,7 +35,7 @@ class Sign:
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: scale ``[]``, and which are negative, bool ``[d]``."""
         x = finite(x, self)
-        return Packed(self, (x.abs().mean(-1), x < 0), x.shape[-1])
+        return Packed(self, (*on_stacks(_mean_magnitude, x), x < 0), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
         """See ``fedsim.values.Compressor``."""
@@ -72,14 +72,26 @@ class Sign:
         return 0.0 if d == 1 else None
 
 
+def _mean_magnitude(x: Tensor) -> tuple[Tensor]:
+    """||x||_1 / d ``[...]`` of ``x [..., d]``, also where the sum overflows."""
+    mean = x.abs().mean(-1)
+    if torch.isinf(mean).any():
+        most = x.abs().amax(-1)
+        mean = torch.where(torch.isinf(mean), most * (x.abs() / most.unsqueeze(-1)).mean(-1).clamp(max=1), mean)
+    return (mean,)
+
+
 def norm_of(x: Tensor, kind: Norm) -> Tensor:
-    """Norm ``[...]`` of ``x [..., d]``, without overflow of the squares."""
+    """Norm ``[...]`` of ``x [..., d]``, without overflow of the squares; the largest float where it exceeds that.
+
+    Dithering is unbiased for any norm of at least ||x||_inf, and its bound on the variance falls with the norm.
+    """
     most = x.abs().amax(-1)
     if kind == "linf":
         return most
     safe = torch.where(most > 0, most, 1)
     norm: Tensor = most * torch.linalg.vector_norm(x / safe.unsqueeze(-1), dim=-1)
-    return norm
+    return norm.clamp(max=torch.finfo(x.dtype).max)
 
 
 def _shares(x: Tensor, norm: Tensor) -> Tensor:
@@ -169,8 +181,20 @@ class QSGD(_Dithering):
 class NaturalDithering(_Dithering):
     """Random dithering to powers of two: 0, 2^(1-s), ..., 1/2, 1 times the norm (Horvath et al., 2019).
 
-    Unbiased with omega = 1/8 + min(t, t^2), t = sqrt(d) 2^(1-s). Positively homogeneous for a given draw. Wire format:
-    see ``fedsim.compress.levels``; level l stands for 2^(l-s).
+    Unbiased. With u = 2^(1-s), the lowest level, and t = sqrt(d) u:
+
+        l2      omega = t - 1 if t >= 9/4 or s = 1, which equal entries attain; else 1/8 + 2 t^2 / 9 at most
+        linf    omega = (sqrt(1 + (d - 1) u^2) - 1) / 2, or (sqrt((1 + 2n)^2 + n) - 1 - 2n) / 2 with n = (d - 1) / 4 if
+                that is more and s > 1; attained by one entry of 1 and equal others
+
+    Proof. A share y = |x_i| / norm has the variance V = y (u - y) below u, and V = (y - a) (2a - y) between levels a
+    and 2a. There V - w y^2 is at most u^2 / (4 (1 + w)), at y = u / (2 (1 + w)), and a^2 (9 / (4 (1 + w)) - 2), at
+    y = 3a / (2 (1 + w)), which is positive for w < 1/8 only. l2: as the squares of shares add up to 1, omega is at most
+    w + t^2 / (4 (1 + w)) for every w >= 1/8 (w > -1 if s = 1), which is least at w = t / 2 - 1 or else at w = 1/8.
+    linf: one share is 1 and has no variance; omega is the w that equals the sum of the d - 1 other maxima. The paper
+    has 1/8 + min(t, t^2) for both norms.
+
+    Positively homogeneous for a given draw. Wire format: see ``fedsim.compress.levels``; level l stands for 2^(l-s).
 
     Args:
         s: levels above 0.
@@ -204,5 +228,10 @@ class NaturalDithering(_Dithering):
 
     def omega(self, d: int) -> float:
         """See the class."""
-        t = math.sqrt(d) * 2.0 ** (1 - self.s)
-        return 1 / 8 + min(t, t * t)
+        u, n = 2.0 ** (1 - self.s), (d - 1) / 4
+        if self.norm == "linf":
+            low = (math.sqrt(1 + 4 * n * u**2) - 1) / 2
+            high = n / 2 / (math.sqrt((1 + 2 * n) ** 2 + n) + 1 + 2 * n)   # the root without cancellation
+            return low if self.s == 1 else max(low, high)
+        t = math.sqrt(d) * u
+        return t - 1 if t >= 9 / 4 or self.s == 1 else 1 / 8 + 2 * t * t / 9

@@ -17,9 +17,10 @@ def float_bytes(values: Tensor) -> bytes:
     Raises:
         ValueError: one is NaN or infinite.
     """
+    kind = _float(values.dtype)
     if not torch.isfinite(values).all():
         raise ValueError("a compressed vector holds NaN or infinity, which is not sent: compress finite numbers only")
-    return values.detach().cpu().numpy().astype(_float(values.dtype)).tobytes()
+    return values.detach().cpu().numpy().astype(kind).tobytes()
 
 
 def floats(data: bytes, dtype: torch.dtype) -> Tensor:

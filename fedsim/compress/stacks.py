@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
-from fedsim.errors import DivergenceError
+from fedsim.errors import ConfigError, DivergenceError
 
 
 class _Unbatched(torch.autograd.Function):
@@ -54,16 +54,21 @@ def on_stacks(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple
     return unbatched(stacked, run, *tensors)
 
 
-def finite(x: Tensor, by: object) -> Tensor:
-    """``x [..., d]`` if it is finite. Below ``torch.vmap`` it is not looked at: there the message has to show what is
-    not, so that the engine can name the client.
+def finite(x: Tensor, by: object, verb: str = "got") -> Tensor:
+    """``x [..., d]`` if it is finite. Below ``torch.vmap`` numbers cannot be checked: there the message has to hold NaN
+    or infinity as well, so that the engine can name the client.
 
     Raises:
-        DivergenceError: it is not.
+        ConfigError: it is neither float32 nor float64, of which alone messages are made.
+        DivergenceError: it is not finite.
     """
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"{type(by).__name__} got a vector of {x.dtype}; expected float32 or float64. Convert it first (.float())"
+        )
     if not is_batchedtensor(x) and not torch.isfinite(x.sum()) and not (good := torch.isfinite(x)).all():
         raise DivergenceError(
-            f"{type(by).__name__} got {int((~good).sum())} numbers that are NaN or infinite, of {x.numel()}; expected"
-            " finite ones. Lower the learning rate, set local.clip_norm, or look at the data"
+            f"{type(by).__name__} {verb} {int((~good).sum())} numbers that are NaN or infinite, of {x.numel()};"
+            " expected finite ones. Lower the learning rate, set local.clip_norm, or look at the data"
         )
     return x

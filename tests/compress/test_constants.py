@@ -173,3 +173,14 @@ def test_the_ends_of_the_range_of_float32() -> None:
             x = torch.tensor([most, -most / 2, 0.0])
             sent = LowPrecision(form).compress(x, At()).unpack()
             torch.testing.assert_close(sent, x, rtol=0.15, atol=2e-45)
+
+
+@pytest.mark.parametrize("form", ["fp16", "bf16", "e4m3", "e5m2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_and_the_smallest_float(form: str, dtype: torch.dtype) -> None:
+    compressor, info = LowPrecision(form), torch.finfo(dtype)
+    u = {"fp16": 2.0**-11, "bf16": 2.0**-8, "e4m3": 2.0**-4, "e5m2": 2.0**-3}[form]
+    x = torch.tensor([info.max, 0.0, -info.max, 0.75 * info.max], dtype=dtype)
+    torch.testing.assert_close(compressor.compress(x, At()).unpack(), x, rtol=u, atol=0)
+    least = torch.tensor([info.tiny * info.eps, 0, -info.tiny * info.eps], dtype=dtype)
+    assert least[0] > 0 and torch.equal(compressor.compress(least, At()).unpack(), least)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from fedsim.compress import QSGD, Identity, Natural, NaturalDithering, RandK, Sign, TopK
-from fedsim.errors import DivergenceError
+from fedsim.compress import QSGD, Identity, LowRank, Natural, NaturalDithering, PowerSGD, RandK, Sign, TopK
+from fedsim.errors import ConfigError, DivergenceError
 from tests.compress.cases import COMPRESSORS, HOMOGENEOUS, RANDOM, At, D, vector
 
 CONFIDENCE = 1e-6
@@ -126,6 +126,37 @@ def test_constants_that_are_attained() -> None:
     assert error(four, worst, 20_000) == pytest.approx(four.omega(64), rel=0.02)
 
 
+@pytest.mark.parametrize(("s", "d"), [(1, 200), (2, 200), (4, 200), (4, 2000), (8, 200), (1, 1), (3, 2)])
+def test_natural_dithering_attains_its_constants(s: int, d: int) -> None:
+    linf, l2, u, n = NaturalDithering(s, norm="linf"), NaturalDithering(s), 2.0 ** (1 - s), (d - 1) / 4
+    omega = linf.omega(d)
+    worst = torch.full((d,), u / (2 * (1 + omega))).double()
+    if s > 1 and omega == pytest.approx((math.sqrt((1 + 2 * n) ** 2 + n) - 1 - 2 * n) / 2):
+        worst[:] = 3 / (4 * (1 + omega))
+    worst[0] = 1
+    assert error(linf, worst, 10_000) == pytest.approx(omega, rel=0.03)
+    if s == 1 or math.sqrt(d) * u >= 9 / 4:
+        assert error(l2, torch.ones(d).double(), 10_000) == pytest.approx(l2.omega(d), rel=0.03)
+    assert NaturalDithering(1, norm="linf").omega(d) == pytest.approx(QSGD(1, norm="linf").omega(d)), "TernGrad"
+    if (s, d) == (8, 200):                                 # 9 shares of 1/3 = 4/3 2^-2
+        assert error(l2, (torch.arange(d) < 9).double(), 10_000) == pytest.approx(1 / 8, rel=0.03)
+        assert l2.omega(d) < 0.128
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("s", [1, 2, 3, 6])
+def test_no_vector_exceeds_the_constant_of_natural_dithering(norm: Any, s: int) -> None:
+    """By the variance of each coordinate between its neighbouring levels, at random vectors of every spread."""
+    rng, levels = np.random.default_rng(s), np.array([0.0] + [2.0 ** (i - s) for i in range(1, s + 1)])
+    for d in (1, 2, 3, 10, 100):
+        x = np.exp(rng.uniform(0, 8, (3000, 1)) * -rng.random((3000, d)))
+        y = x / np.linalg.norm(x, 2 if norm == "l2" else np.inf, axis=1, keepdims=True)
+        above = np.clip(np.searchsorted(levels, y), 1, s)
+        variance = (y - levels[above - 1]) * (levels[above] - y)
+        ratio = variance.sum(1) / (y**2).sum(1)
+        assert ratio.max() <= NaturalDithering(s, norm=norm).omega(d) + 1e-12
+
+
 def test_zeros_cost_sign_less_than_the_formula_with_a_true_zero_says() -> None:
     """With sign(0) = 0 the error would be ||x||^2 - 2 ||x||_1^2 / d + ||x||_1^2 nnz / d^2."""
     x = torch.tensor([3.0, 0.0, -1.0, 0.0], dtype=torch.float64)
@@ -162,6 +193,26 @@ def test_norms_of_numbers_whose_squares_do_not_fit() -> None:
         x = torch.tensor([3.0, 4.0]) * scale
         for compressor in (QSGD(5), NaturalDithering()):
             assert float(compressor.compress(x, At()).parts[0]) == pytest.approx(5 * scale, rel=1e-6)
+
+
+def test_large_numbers_whose_norm_overflows() -> None:
+    """The largest float stands for the norm, and dithering stays unbiased; a factor of a matrix cannot be sent."""
+    x = torch.full((64,), 3e38)
+    x[::2] *= -1
+    assert torch.equal(Sign().compress(x, At()).unpack(), x)
+    for compressor in (QSGD(2), NaturalDithering(2)):
+        sent = many(compressor, x).double()
+        torch.testing.assert_close(sent.mean(0) / x.double(), torch.ones(64).double(), atol=0.1, rtol=0)
+        assert float(((sent / 3e38 - x.double() / 3e38) ** 2).sum(1).mean()) <= 64 * compressor.omega(64)
+    for factors in (LowRank(1), PowerSGD(1)):
+        with pytest.raises(DivergenceError, match=f"{type(factors).__name__} computed"):
+            factors.compress(x, At(shapes=(torch.Size([8, 8]),)))
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_numbers_of_16_bits_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"got a vector of torch.bfloat16; expected float32 or float64"):
+        COMPRESSORS[name].compress(torch.ones(D, dtype=torch.bfloat16), At())
 
 
 def test_dithering_levels() -> None:
