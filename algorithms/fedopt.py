@@ -7,8 +7,8 @@
                adam:     v <- beta2 v + (1 - beta2) Delta^2
                x <- x + eta m / (sqrt(v) + tau)
 
-All of it by coordinates. At first m = 0 and v = tau^2, the least that the paper allows; there is no correction of their
-bias, unlike in Adam. Others start at v = 0 (FL-Simulator) or divide by 1 - beta1^t.
+All of it by coordinates. At first m = 0 and v = v0, by default tau^2, the least that the paper allows; published code
+(FL-Simulator) starts at v0 = 0. There is no correction of their bias, unlike in Adam.
 Down 1 vector, up 1 vector for each client of the cohort S; m and v stay at the server.
 """
 
@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from fedsim import Batch, Clients, Local, Vector
-from fedsim.checks import in_range, one_of, positive
+from fedsim.checks import in_range, non_negative, one_of, positive
 
 
 class FedOptState(NamedTuple):
@@ -40,6 +40,7 @@ class FedOpt:
         beta1: decay of m; the paper's experiments have 0 with "adagrad", and 0.9 otherwise.
         beta2: decay of v; "adagrad" has none.
         tau: what is added to sqrt(v), so the smaller, the more adaptive; the paper's experiments have 0.001.
+        v0: initial v of every coordinate; tau^2 by default.
     """
 
     lr: float = 0.1
@@ -48,15 +49,18 @@ class FedOpt:
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 0.001
+    v0: float | None = None
 
     def __post_init__(self) -> None:
         positive(self, "lr", "server_lr", "tau")
+        if self.v0 is not None:
+            non_negative(self, "v0")
         one_of(self, "optimizer", ("adagrad", "adam", "yogi"))
         in_range(self, "beta1", 0, 1)
         in_range(self, "beta2", 0, 1)
 
     def init(self, x: Vector, clients: Clients) -> FedOptState:
-        return FedOptState(x, torch.zeros_like(x), torch.full_like(x, self.tau**2))
+        return FedOptState(x, torch.zeros_like(x), torch.full_like(x, self.tau**2 if self.v0 is None else self.v0))
 
     def round(self, s: FedOptState, clients: Clients) -> FedOptState:
         delta = clients.mean(clients.each(self.client, s.x))

@@ -64,11 +64,11 @@ def fedprox(
 
 def fedopt(
     f: Quadratics, x: np.ndarray, cohorts: Cohorts, batches: Batches, eta: StepSize, optimizer: str, eta_g: float,
-    beta1: float, beta2: float, tau: float, p: np.ndarray | None = None,
+    beta1: float, beta2: float, tau: float, v0: float | None = None, p: np.ndarray | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Reddi et al. 2021, Algorithm 2, one coordinate after the other."""
+    """Reddi et al. 2021, Algorithm 2, one coordinate after the other; from ``v0`` = tau^2 on."""
     p = np.ones(f.n) if p is None else p
-    m, v = [0.0] * f.d, [tau**2] * f.d
+    m, v = [0.0] * f.d, [tau**2 if v0 is None else v0] * f.d
     history = []
     for t, S in enumerate(cohorts, 1):
         Delta_i = {}

@@ -146,6 +146,7 @@ def test_fedamd_uses_it_by_default() -> None:
         (FedOpt, {"optimizer": "sgd"}, "FedOpt.optimizer is 'sgd'; expected one of 'adagrad', 'adam', 'yogi'"),
         (FedOpt, {"beta1": 1.0}, r"FedOpt.beta1 is 1.0; expected a number in \[0, 1\)"),
         (FedOpt, {"beta2": -0.1}, "FedOpt.beta2 is -0.1"),
+        (FedOpt, {"v0": -1e-6}, "FedOpt.v0 is -1e-06"),
         (FedOpt, {"tau": 0.0}, "FedOpt.tau is 0.0; expected a finite number above 0"),
         (FedCM, {"lr": 0.0}, "FedCM.lr is 0.0"),
         (FedCM, {"alpha": 0.0}, "FedCM.alpha is 0.0; expected a number above 0 and at most 1"),

@@ -42,8 +42,8 @@ ADAPTIVE: dict[str, dict[str, Any]] = {                    # tau small and large
 }
 
 
-def fedopt(optimizer: Any) -> Case:
-    settings = ADAPTIVE[optimizer]
+def fedopt(optimizer: Any, **more: Any) -> Case:
+    settings = {**ADAPTIVE[optimizer], **more}
     paper = with_(papers.fedopt, optimizer=optimizer, eta_g=0.3, **settings)
     return Case(FedOpt(lr=0.2, server_lr=0.3, optimizer=optimizer, **settings), paper)
 
@@ -55,6 +55,7 @@ CASES = {
     "FedProx": Case(FedProx(lr=0.2, mu=0.7), with_(papers.fedprox, mu=0.7)),
     "FedProx server step": Case(FedProx(lr=0.2, mu=0.7, server_lr=1.5), with_(papers.fedprox, mu=0.7, eta_g=1.5)),
     "FedAdam": fedopt("adam"),
+    "FedAdam from 0": fedopt("adam", v0=0.0),
     "FedYogi": fedopt("yogi"),
     "FedAdagrad": fedopt("adagrad"),
     "FedCM": Case(FedCM(lr=0.2, alpha=0.3), with_(papers.fedcm, alpha=0.3)),
