@@ -1,7 +1,7 @@
-"""Compressors: what turns a vector into a shorter message, with byte-exact codecs.
+"""Compressors: vectors as shorter messages, with byte-exact codecs.
 
-``compress`` works on one vector ``[d]``, on a stack ``[c, d]`` and below ``torch.vmap``; ``nbytes`` is what ``encode``
-would give, to the byte; ``decode`` answers anything that ``encode`` does not write with a ValueError.
+``compress`` works on one vector ``[d]``, on a stack ``[c, d]`` and below ``torch.vmap``; ``nbytes`` is the
+exact length of ``encode``'s result; ``decode`` raises ValueError for bytes that ``encode`` does not write.
 """
 
 from __future__ import annotations

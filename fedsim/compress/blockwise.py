@@ -44,7 +44,7 @@ class Blockwise:
     Wire format: for each block the length of its message (1 to 5 bytes, 7 bits each), and the message.
 
     Args:
-        compressor: what compresses a block; it cannot need layers.
+        compressor: compressor of each block; it cannot need layers.
         size: coordinates of a block.
     """
 

@@ -85,7 +85,7 @@ class Composed:
 
     Args:
         compressor: the sparsifier, TopK or RandK.
-        values: what its k values are compressed by.
+        values: compressor of its k values.
     """
 
     compressor: Compressor = field(default_factory=TopK)
@@ -98,7 +98,7 @@ class Composed:
 
     @property
     def by_layer(self) -> bool:
-        """Whether the sparsifier needs the model's layers."""
+        """True if the sparsifier needs the model's layers."""
         return getattr(self.compressor, "by_layer", False)
 
     def compress(self, x: Tensor, at: Site) -> Packed:

@@ -1,4 +1,4 @@
-"""What is sent depends on the numbers or on a coin: a threshold, and all or nothing."""
+"""Messages whose length depends on the values or on a coin: a threshold, and all or nothing."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def read_signed(buffer: np.ndarray, start: int, stop: int, count: int, code: Cod
 def _walk(
     buffer: np.ndarray, start: int, stop: int, count: int, code: Code, signed: bool
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Where ``count`` codewords begin (or triples of two and a sign bit between them), and the bit behind them, a
+    """Bit positions of ``count`` codewords (or triples of two and a sign bit between them), and the bit behind them, a
     stretch of the buffer at a time.
     """
     stop, at, left = min(stop, 8 * (len(buffer) - PADDING)), start, count
@@ -196,7 +196,7 @@ def _walk(
 
 
 def _stretch(lengths: bytes, at: int, end: int, most: int, code: Code, signed: bool) -> tuple[list[int], int]:
-    """Where codewords begin, from ``at`` to ``end``, and the bit behind the last."""
+    """Bit positions at which codewords begin, from ``at`` to ``end``, and the bit behind the last."""
     starts: list[int] = []
     while at < end and len(starts) < most:
         starts.append(at)

@@ -1,4 +1,4 @@
-"""Index codes: how a message says which k of d coordinates it holds. Indices ascend.
+"""Index codes: encodings of the k indices, out of d, that a sparse message holds. Indices ascend.
 
     packed   k numbers of I(d) = ceil(log2 d) bits
     bitmap   d bits, 1 where a coordinate is held
@@ -23,7 +23,7 @@ CODES: tuple[IndexCode, ...] = get_args(IndexCode)
 
 
 def index_bits(d: int) -> int:
-    """I(d), bits that tell ``d`` coordinates apart."""
+    """I(d), bits of an index below ``d``."""
     return (d - 1).bit_length()
 
 
@@ -36,7 +36,7 @@ def sizes(index: Tensor, d: int) -> Tensor:
 
 
 def sizes_of_held(held: Tensor) -> Tensor:
-    """The same, where ``held [..., d]`` says which coordinates are held."""
+    """The same for a mask ``held [..., d]`` of the coordinates that are held."""
 
     def run(held: Tensor) -> tuple[Tensor]:
         d = held.shape[-1]

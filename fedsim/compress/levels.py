@@ -46,7 +46,7 @@ def pack_bits(ones: Tensor) -> bytes:
 
 
 def unpack_bits(data: bytes, d: int) -> Tensor:
-    """What `pack_bits` wrote."""
+    """Inverse of `pack_bits`, bool ``[d]``."""
     return torch.from_numpy(np.unpackbits(np.frombuffer(data, np.uint8), count=d).astype(bool))
 
 

@@ -1,9 +1,9 @@
 """Matrices of low rank, one for each parameter with two axes or more: M ~ P Q^T with P [m, r] and Q [l, r].
 
 A parameter [m, a, b, ...] is the matrix [m, a b ...]. Those with fewer axes, and those that two factors would not
-shorten, travel as they are.
+shorten, are sent uncompressed.
 
-Wire format: number of layers, and for each its m and l, or its length and 0 where it travels as it is (1 to 5 bytes
+Wire format: number of layers, and for each its m and l, or its length and 0 if it is sent uncompressed (1 to 5 bytes
 each, 7 bits in a byte); then for each layer P and Q, or its numbers.
 """
 
@@ -44,7 +44,7 @@ class _Factors(ABC):
         """P ``[..., m, r]`` and Q ``[..., l, r]`` of matrices ``[..., m, l]``, from a guess ``[..., min(m, l), r]``."""
 
     def layout(self, d: int, at: Site) -> Layout:
-        """(m, l) of each layer, or (length, 0) where it travels as it is."""
+        """(m, l) of each layer, or (length, 0) if it is sent uncompressed."""
         if sum(math.prod(shape) for shape in at.shapes) != d:
             raise ConfigError(
                 f"{type(self).__name__} needs the model's layers {[tuple(s) for s in at.shapes]}; their numbers do not"
@@ -185,7 +185,7 @@ class PowerSGD(_Factors):
     l > m it is M^T that is decomposed. Positively homogeneous for given directions.
 
     Started from the Q of the last message (warm start), the iteration approaches the singular vectors of a slowly
-    changing M. Who keeps a memory passes it on, from ``memory`` of that message:
+    changing M. For a warm start, pass on the ``memory`` of the last message:
 
         packed = powersgd.warm(x, local, memory)
         memory = powersgd.memory(packed)

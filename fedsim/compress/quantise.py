@@ -100,7 +100,7 @@ def _shares(x: Tensor, norm: Tensor) -> Tensor:
 
 
 class _Dithering:
-    """What a norm and signed levels have in common, whatever the levels stand for."""
+    """Common part of the compressors that send a norm and signed levels."""
 
     s: int
     norm: Norm

@@ -1,4 +1,4 @@
-"""What all messages share: values as IEEE floats, most significant byte first, and a reader that trusts nothing."""
+"""Parts common to all messages: values as IEEE floats, most significant byte first, and a validating reader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def float_bytes(values: Tensor) -> bytes:
 
 
 def floats(data: bytes, dtype: torch.dtype) -> Tensor:
-    """What `float_bytes` wrote; ValueError for NaN and infinity."""
+    """Parse the output of `float_bytes`; ValueError for NaN and infinity."""
     kind = _float(dtype)
     if len(data) % kind.itemsize:
         raise ValueError(f"{len(data)} bytes of values; expected a multiple of {kind.itemsize}")
@@ -55,7 +55,7 @@ def varint_size(n: Tensor) -> Tensor:
 
 
 class Reader:
-    """Takes a message apart from its start on; ValueError where it ends too early."""
+    """Sequential parser of a message; ValueError if it ends too early."""
 
     def __init__(self, data: bytes) -> None:
         self.data = bytes(data)

@@ -1,7 +1,7 @@
 """Exact selection of the k largest magnitudes: larger |x_i| first, then lower index.
 
 On the CPU a long vector is filtered by a threshold from a sample that about 1.2 k entries exceed, and the few survivors
-are partitioned; a sample that misled is seen by their number, and then the whole vector is partitioned.
+are partitioned; if fewer than k survive, the whole vector is partitioned.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _by_sample(vector: Tensor, k: int) -> Tensor:
 
 
 def _threshold(x: np.ndarray, k: int) -> float:
-    """What about 1.2 k magnitudes exceed, by a sample; never less than k of them but by bad luck."""
+    """A threshold that about 1.2 k magnitudes exceed, estimated from a sample; rarely fewer than k."""
     step = max(1, len(x) // SAMPLE)
     sample = np.abs(x[step // 2 :: step])
     expected = len(sample) * k / len(x)

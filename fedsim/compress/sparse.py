@@ -32,7 +32,7 @@ class Sparsifier(ABC):
 
     @abstractmethod
     def number(self, where: Tensor, d: int) -> int:
-        """How many values messages have; the same for all of a stack."""
+        """Number of values in a message; the same for all of a stack."""
 
     @abstractmethod
     def locate(self, where: Tensor, d: int) -> Tensor:
@@ -48,7 +48,7 @@ class Sparsifier(ABC):
 
     @abstractmethod
     def unwrap(self, data: bytes, d: int) -> tuple[Tensor, int, bytes]:
-        """Where values belong, their number, and their bytes; ValueError for what `wrap` does not write."""
+        """Positions of the values, their number, and their bytes; ValueError for bytes that `wrap` does not write."""
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
         """See ``fedsim.values.Compressor``."""
@@ -126,7 +126,7 @@ def check_count(settings: Any) -> None:
 
 
 def count(settings: Any, d: int) -> int:
-    """How many of ``d`` coordinates are kept: the fraction of them, rounded up."""
+    """Number of coordinates kept out of ``d``: ``k``, or the fraction of them, rounded up."""
     k: int | None = settings.k
     if k is None:
         return max(1, math.ceil(float(settings.fraction) * d - 1e-6))     # 0.29 * 100 is more than 29 in floating point

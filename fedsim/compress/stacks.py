@@ -1,4 +1,4 @@
-"""Out of ``torch.vmap``: operations that must see numbers, on a whole stack of clients at once."""
+"""Out of ``torch.vmap``: operations that need concrete values, on a whole stack of clients at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def unbatched(
 ) -> tuple[Tensor, ...]:
     """Below ``torch.vmap``, ``stacked(c, own, tensors)`` on the tensors of all ``c`` clients; else ``plain(*tensors)``.
 
-    ``own`` says which tensors have one row for each client, ``[c, ...]``; the others are the same for all. The results
+    ``own`` marks the tensors with one row for each client, ``[c, ...]``; the others are the same for all. The results
     have one row for each client.
     """
     out: tuple[Tensor, ...] = _Unbatched.apply(stacked, plain, *tensors)  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ class TopK(Sparsifier):
     Args:
         fraction: share of the coordinates that are kept, rounded up.
         k: their number; replaces ``fraction``.
-        scope: what competes: all coordinates (global), those of each parameter (layer), or blocks of so many.
+        scope: the coordinates that compete: all (global), those of each parameter (layer), or blocks of so many.
         code: how indices are written; the shortest by default.
     """
 
@@ -44,7 +44,7 @@ class TopK(Sparsifier):
 
     @property
     def by_layer(self) -> bool:
-        """Whether it needs the model's layers."""
+        """True if it needs the model's layers."""
         return self.scope == "layer"
 
     def compress(self, x: Tensor, at: Site) -> Packed:

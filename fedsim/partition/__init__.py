@@ -1,4 +1,4 @@
-"""How a data set is divided among clients: partitioners, feature skew, and the heterogeneity card."""
+"""Division of a data set among clients: partitioners, feature skew, and the heterogeneity card."""
 
 from fedsim.partition.card import Card, card, render
 from fedsim.partition.dirichlet import ClientDirichletPartitioner, DirichletPartitioner, InnerDirichletPartitioner

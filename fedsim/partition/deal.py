@@ -1,4 +1,4 @@
-"""What partitioners share: checks of a request, the random generator, and dealing samples out to clients."""
+"""Common parts of partitioners: validation, the random generator, and assignment of samples to clients."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def by_sizes(sizes: np.ndarray, total: int, rng: np.random.Generator, scheme: di
 
 
 def rank_within(group: np.ndarray) -> np.ndarray:
-    """For each position of ``group [m]`` (values 0..k), how many earlier positions are of the same group, ``[m]``."""
+    """For each position of ``group [m]`` (values 0..k), the number of earlier positions of the same group, ``[m]``."""
     count = np.bincount(group)
     rank = np.empty(len(group), np.int64)
     rank[np.argsort(group, kind="stable")] = np.arange(len(group)) - np.repeat(np.cumsum(count) - count, count)

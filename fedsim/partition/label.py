@@ -114,8 +114,8 @@ class ShardPartitioner:
         incomplete = self.keep_incomplete_shard and not both and total % size > 0
         available = total // size + incomplete
         if n * each > available:
-            asked = f"{n} clients with {each} or more shards of {size} samples need more than {total} samples"
-            raise PartitionError(f"{asked}: num_partitions may be {available // each}, or lower the other numbers")
+            need = f"{n} clients with {each} or more shards of {size} samples need more than {total} samples"
+            raise PartitionError(f"{need}: num_partitions may be {available // each}, or lower the other numbers")
         used = available if per_client is None else n * each
         rng = generator(seed)
         client_of_shard = np.full(available + 1, -1)              # the entry after the last shard is the dropped rest

@@ -1,4 +1,4 @@
-"""Partitioners that follow who each sample belongs to by nature: writer, subject, speaking role, hospital."""
+"""Partitioners by the natural owner of each sample: writer, subject, speaking role, hospital."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A partition: which samples each client owns, with a hash by which experiments show that they saw the same split."""
+"""A partition: which samples each client owns, with a hash that identifies the split."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Partition:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Partition:
-        """Read what ``save`` wrote.
+        """Load a file written by ``save``.
 
         Raises:
             PartitionError: no such file, not a partition, or its content does not have the hash stored with it.
