@@ -5,7 +5,8 @@
 
 Delta, 0 at first, is the cohort's mean direction of a step, by the eta of its own round; so the first round moves by
 alpha eta only. The paper has one K for all clients; where theirs differ, each sends its own. alpha = 1 is FedAvg, and
-any alpha has the fixed point of FedAvg with the step size alpha eta.
+any alpha has the fixed point of FedAvg with the step size alpha eta. Weight decay and clipping belong to grad f_i
+here; published code adds the decay outside of alpha, and clips the gradient plus the correction.
 Down 2 vectors, up 1 vector and 1 number for each client of the cohort S.
 """
 
