@@ -1,7 +1,7 @@
-"""fedsim: simulate federations - central, gossip and compressed methods under one problem statement.
+"""Simulator of federated and decentralized learning: server-based, gossip and compressed methods.
 
-Names are imported when they are first used, so that the command line answers before PyTorch is loaded; type checkers
-read ``__init__.pyi``.
+Names are imported on first use, so that the command line responds before PyTorch is loaded; type checkers read
+``__init__.pyi``.
 """
 
 from importlib import import_module

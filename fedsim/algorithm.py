@@ -1,4 +1,4 @@
-"""What an algorithm is: an initial state and a round."""
+"""The algorithm protocol: an initial state and a round."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ StateT = TypeVar("StateT")
 
 
 class Algorithm(Protocol[StateT]):
-    """A frozen dataclass of hyper-parameters. Its state is a NamedTuple of tensors and ``Kept``, whose ``x`` is the
-    model: a vector at the server or, where the class says ``server = False``, one at each node.
+    """A frozen dataclass of hyper-parameters, with the methods ``init`` and ``round``.
+
+    The state is a NamedTuple of tensors and ``Kept``. Its field ``x`` is the model: one vector at the server or, for a
+    class with ``server = False``, one at each node.
     """
 
     def init(self, x: Vector, clients: Clients) -> StateT:
-        """State before round 1, from the initial model ``[d]``; ``clients`` is everybody."""
+        """State before round 1, from the initial model ``[d]``; ``clients`` is the whole population."""
 
     def round(self, s: StateT, clients: Clients) -> StateT:
-        """State after one round with the cohort ``clients``; must not change ``s``."""
+        """State after one round with the cohort ``clients``; must not modify ``s``."""
 
 
 def has_server(algorithm: Any) -> bool:
-    """Whether the model of an algorithm's state lives at a server, and not at each node."""
+    """Return whether an algorithm keeps its model at a server rather than at each node."""
     return bool(getattr(algorithm, "server", True))

@@ -1,4 +1,4 @@
-"""The calls of a script: run an experiment, and continue one that was interrupted."""
+"""Entry points for scripts: run an experiment, or resume an interrupted one."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ def run(
     """Run an experiment with all its seeds in a new run directory.
 
     Args:
-        experiment: what to run.
-        output: exactly this directory, which must not exist; by default a new one below ``root``.
-        root: folder of runs.
+        experiment: the experiment to run.
+        output: run directory to create, which must not exist; by default a new one below ``root``.
+        root: parent folder of run directories.
         progress: show a progress bar on stderr.
-        host: where the clients are; by default where ``experiment`` says.
+        host: host of the clients; by default the one that ``experiment.execution`` selects.
 
     Raises:
-        ConfigError: the experiment cannot be set up, or a setting is refused before anything was measured (nothing is
-            left behind).
-        FedsimError: it failed in mid-run (resume from its last checkpoint).
-        KeyboardInterrupt: after a checkpoint of the last completed round.
+        ConfigError: the experiment cannot be set up, or a setting is rejected before the first measurement; no run
+            directory is left behind.
+        FedsimError: the run failed midway; resume it from its last checkpoint.
+        KeyboardInterrupt: the run was interrupted; a checkpoint of the last completed round has been written.
     """
-    where = None if output is None else Path(output)
+    directory = None if output is None else Path(output)
     return controller.run(
-        experiment, lambda e: host or host_of(e, progress), output=where, root=Path(root), progress=progress
+        experiment, lambda e: host or host_of(e, progress), output=directory, root=Path(root), progress=progress
     )
 
 
 def resume(
     path: Path | str, experiment: Experiment | None = None, *, progress: bool = True, host: Host | None = None
 ) -> RunDirectory:
-    """Continue a run that was interrupted or failed, to the same final metrics as if it had not been.
+    """Continue an interrupted or failed run; its final metrics equal those of an uninterrupted run.
 
     Args:
         path: the run directory.
-        experiment: the experiment, where its ``config.yaml`` cannot express it (a model or data set given as a Python
-            object), or where its execution is another one. Clients stay in blocks of the same size, and PyTorch has
-            the same threads unless ``execution.threads`` says otherwise, so that the same numbers come out.
+        experiment: needed if ``config.yaml`` cannot express the experiment (a model or data set given as a Python
+            object), or to change its execution. The block size stays the same, and so does PyTorch's number of threads
+            unless ``execution.threads`` is set, so that the numbers do not change.
         progress: show a progress bar on stderr.
-        host: where the clients are; by default where the experiment says.
+        host: host of the clients; by default the one that ``experiment.execution`` selects.
 
     Raises:
-        FedsimError: no run there, another experiment, another version of fedsim, its data set has changed, no valid
-            checkpoint, or the run failed again.
+        FedsimError: the directory holds no run, or one of another experiment or version of fedsim; the data set has
+            changed; there is no valid checkpoint; or the run failed again.
     """
     return controller.resume(Path(path), experiment, lambda e: host or host_of(e, progress), progress=progress)
 
 
 def host_of(experiment: Experiment, progress: bool = True) -> Host:
-    """Where an experiment's clients are when nobody says it: in this process, or in those of the Ray backend."""
+    """Return the host that an experiment's execution selects: this process, or the actors of the Ray backend."""
     if not experiment.execution.uses_ray:
         return Host()
     from fedsim.backends.ray.ray_host import RayHost  # an optional package

@@ -9,69 +9,69 @@ from typing import Any
 
 from fedsim.errors import ConfigError
 
-_ANY_LENGTH = 2**40                                        # of a vector, on which a compressor's class does not depend
+_ANY_LENGTH = 2**40                                        # for queries that do not depend on a vector's length
 
 
 def positive(settings: Any, *names: str) -> None:
-    """Each named field is a finite number above 0."""
+    """Require each named field to be a finite number above 0."""
     for name in names:
         _require(settings, name, lambda v: v > 0, "a finite number above 0")
 
 
 def non_negative(settings: Any, *names: str) -> None:
-    """Each named field is a finite number, 0 or more."""
+    """Require each named field to be a finite number, 0 or more."""
     for name in names:
         _require(settings, name, lambda v: v >= 0, "a finite number, 0 or more")
 
 
 def non_negative_or_alpha(settings: Any, name: str) -> None:
-    """The named field is a number, 0 or more, or None where the alpha of ``settings.compressor`` stands in for it."""
+    """Require the named field to be a number, 0 or more, or None if ``settings.compressor`` has a known alpha."""
     if getattr(settings, name) is not None:
         non_negative(settings, name)
     elif settings.compressor.alpha(_ANY_LENGTH) is None:
         raise ConfigError(
-            f"{type(settings).__name__}.{name} is None, which means alpha of the compressor, but that of"
-            f" {settings.compressor!r} is unknown; expected a number, 0 or more"
+            f"{type(settings).__name__}.{name} is None, which stands for the compressor's alpha, but that"
+            f" of {settings.compressor!r} is unknown; expected a number, 0 or more"
         )
 
 
 def in_range(settings: Any, name: str, low: float, high: float, closed: bool = False) -> None:
-    """The named field is in [low, high), or in [low, high] when ``closed``."""
+    """Require the named field to be in [low, high), or in [low, high] if ``closed``."""
     end = "]" if closed else ")"
     _require(settings, name, lambda v: low <= v < high or (closed and v == high), f"a number in [{low}, {high}{end}")
 
 
 def share(settings: Any, name: str) -> None:
-    """The named field is above 0 and at most 1."""
+    """Require the named field to be above 0 and at most 1."""
     _require(settings, name, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
 
 
 def at_least_one(settings: Any, *names: str) -> None:
-    """Each named field is a whole number, 1 or more."""
+    """Require each named field to be a whole number, 1 or more."""
     for name in names:
         whole(f"{type(settings).__name__}.{name}", getattr(settings, name), 1)
 
 
 def whole(place: str, value: Any, least: int, also: str = "") -> None:
-    """The value of the setting ``place`` is a whole number, ``least`` or more; ``also`` says what else it can be."""
+    """Require ``value`` of setting ``place`` to be a whole number, ``least`` or more; ``also`` extends the error."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{place} is {value!r}; expected a whole number, {least} or more{also}")
 
 
 def number(place: str, value: Any, test: Callable[[float], bool], expected: str) -> None:
-    """The value of the setting ``place`` is a finite number that passes ``test``; ``expected`` says which do."""
+    """Require ``value`` of setting ``place`` to be a finite number that passes ``test``, described by ``expected``."""
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not test(float(value)):
         raise ConfigError(f"{place} is {value!r}; expected {expected}")
 
 
 def plain_name(name: str) -> None:
-    """The name of a run can be that of a directory."""
+    """Require the name of a run to be a valid directory name."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:
         raise ConfigError(f"name is {name!r}; expected a plain directory name, without / and not starting with a dot")
 
 
 def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
-    """The named field is one of ``choices``."""
+    """Require the named field to be one of ``choices``."""
     value = getattr(settings, name)
     if value not in choices:
         raise ConfigError(
@@ -80,7 +80,7 @@ def one_of(settings: Any, name: str, choices: Sequence[str]) -> None:
 
 
 def is_compressor(settings: Any, name: str = "compressor") -> Any:
-    """The named field, which is a compressor."""
+    """Require the named field to be a compressor, and return it."""
     by = getattr(settings, name)
     if isinstance(by, type) or not hasattr(by, "compress"):
         raise ConfigError(
@@ -90,7 +90,7 @@ def is_compressor(settings: Any, name: str = "compressor") -> Any:
 
 
 def needs_no_layers(settings: Any, name: str = "compressor") -> None:
-    """The named compressor works on any vector, and not only on the model's layers."""
+    """Require the named compressor to accept any vector, not only the model's layers."""
     by = is_compressor(settings, name)
     if getattr(by, "by_layer", False):
         raise ConfigError(
@@ -100,7 +100,7 @@ def needs_no_layers(settings: Any, name: str = "compressor") -> None:
 
 
 def contractive(settings: Any, name: str = "compressor") -> None:
-    """The named compressor is not merely unbiased: where the difference to a memory is sent, the error must shrink."""
+    """Reject a named compressor that is only unbiased: compressed differences to a memory need a shrinking error."""
     by = is_compressor(settings, name)
     if by.alpha(_ANY_LENGTH) is None and by.omega(_ANY_LENGTH) is not None:
         raise ConfigError(
@@ -110,7 +110,7 @@ def contractive(settings: Any, name: str = "compressor") -> None:
 
 
 def unbiased(settings: Any, name: str = "compressor") -> None:
-    """The named compressor is unbiased."""
+    """Require the named compressor to be unbiased."""
     by = is_compressor(settings, name)
     if by.omega(_ANY_LENGTH) is None:
         raise ConfigError(

@@ -1,13 +1,13 @@
-"""``Clients``: the nodes of one round, and the only thing that can run code on a node or move a byte.
+"""``Clients``: the nodes of one round, and the only interface that runs code on a node or transfers a byte.
 
-Every verb charges the ledger for what it moves, so an algorithm cannot communicate without paying. How code reaches the
-nodes is a backend's matter; ``fedsim.engine.loop`` runs one client after the other and is the meaning of all others.
+Every verb charges the ledger for the bytes it transfers, so no communication goes uncounted. The backend decides how
+client code runs; ``fedsim.engine.loop``, one client after the other, defines the semantics of all backends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from fedsim.tree import tree_map, unpacked, zeros_like
 from fedsim.types import Kept, Messages, NamedTree, Sent
 from fedsim.values import Far, Packed, Vector
 
-if TYPE_CHECKING:
-    pass
-
 M = TypeVar("M")
 K = TypeVar("K")
 L = TypeVar("L")
@@ -36,22 +33,22 @@ C = TypeVar("C")
 def cohort(
     federation: Federation, round: int, ids: np.ndarray | None = None, meter: Meter | None = None
 ) -> Clients:
-    """The clients ``ids`` (everybody by default) in round ``round``; round 0 is initialisation.
+    """Clients ``ids`` (all by default) in round ``round``; round 0 is the initialisation.
 
-    What they cost is charged to ``meter``; to one that is thrown away by default.
+    Costs are charged to ``meter``; by default to one that is discarded.
 
     Raises:
-        ConfigError: ``ids`` repeats a client, or names one that does not exist.
+        ConfigError: ``ids`` contains a client twice, or one that does not exist.
     """
     n = federation.shards.n
     chosen = np.arange(n) if ids is None else np.unique(ids)
     if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
-        raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected different client numbers below {n}")
+        raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected distinct client ids below {n}")
     return Clients(federation, meter or Meter(federation), chosen, round)
 
 
 class Clients:
-    """The nodes ``ids`` taking part in one round; an empty cohort is false."""
+    """The nodes ``ids`` that participate in one round; an empty cohort is false."""
 
     def __init__(self, federation: Federation, meter: Meter, ids: np.ndarray, round: int) -> None:
         self._federation, self._meter = federation, meter
@@ -73,35 +70,35 @@ class Clients:
 
     @property
     def fraction(self) -> float:
-        """Share of the objective that this cohort holds: sum of its p_i; |S| / n with uniform weights."""
+        """The cohort's share of the objective: the sum of its p_i; |S| / n with uniform weights."""
         return float(self._federation.p[self.ids].sum())
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Shapes of the model's parameters, in the order in which the vector holds them."""
+        """Shapes of the model's parameters, in the order of the flat vector."""
         return tuple(self._federation.model.shapes)
 
     def key(self, tag: int = 0) -> Tensor:
-        """The server's randomness in this round, for what it compresses; see ``fedsim.values.Site``."""
+        """Random key of the server in this round, for its compression; see ``fedsim.values.Site``."""
         keys = seeds.key(self._federation.seed, f"server {tag}", self.round, np.zeros(1, np.int64))
         return keys[0].to(self._federation.model.device)
 
     def toss(self, p: float) -> bool:
-        """One coin for all nodes, True with probability ``p``; everybody derives it from the seed and the round."""
+        """Shared coin flip, True with probability ``p``; all nodes derive it from the seed and the round."""
         return bool(seeds.uniform(self._federation.seed, "coin", self.round, 0) < p)
 
     @property
     def decay(self) -> Tensor:
-        """The learning-rate schedule's factor in this round, 0-dim, for steps that the server makes."""
+        """Factor of the learning-rate schedule in this round, 0-dim, for steps of the server."""
         return self._federation.factor(self.round)
 
     @property
     def population(self) -> Clients:
-        """Everybody, in the same round."""
+        """All clients, in the same round."""
         return cohort(self._federation, self.round, meter=self._meter)
 
     def keep(self, value: V) -> Kept[V]:
-        """``value`` as the first memory of every node; agreed upon beforehand, so it costs nothing."""
+        """Initial memory ``value`` at every node; known to all in advance, so it is free of charge."""
         return Kept(self.n, value)
 
     @overload
@@ -121,29 +118,29 @@ class Clients:
     @overload
     def each(self, fn: Callable[..., M], down: Any, *mine: Kept[Any]) -> Sent[M]: ...
     def each(self, fn: Callable[..., Any], down: Any, *mine: Kept[Any]) -> Any:
-        """Send ``down`` to every node of the cohort, run ``fn(local, down, *memories)`` there, and have it send back.
+        """Send ``down`` to every node of the cohort, run ``fn(local, down, *memories)`` there, and collect messages.
 
-        ``down`` is charged once for every node; None is no message.
+        ``down`` is charged once per node; None sends nothing.
 
         Args:
             fn: client function. Without memories it returns a message. With memories it returns a tuple of a message
-                and the new memories, as many as there are; or a message alone, if it only reads them. (A message of
-                several vectors is a tuple within that tuple, or a NamedTuple.)
+                and as many new memories, or a message alone if it only reads them. (A message of several vectors is a
+                nested tuple or a NamedTuple.)
             down: message of the server: a tensor, a compressed vector, or a tuple of them.
             mine: memories that ``fn`` reads.
 
         Returns:
-            The messages; in a tuple with the new memories of the cohort, where there are any.
+            The messages or, if ``fn`` returns new memories, a tuple of the messages and the cohort's new memories.
 
         Raises:
-            DivergenceError: a message holds NaN or infinity; names the clients.
+            DivergenceError: a message holds NaN or infinity; the error lists the clients.
         """
         return self._each(fn, down, mine)
 
     def _each(
-        self, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]], weighs: np.ndarray | None = None
+        self, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]], down_bytes: np.ndarray | None = None
     ) -> Any:
-        messages, new = self._run("each", fn, down, mine, weighs)
+        messages, new = self._run("each", fn, down, mine, down_bytes)
         assert messages is not None
         self._check_finite(messages, title(fn))
         sent = Sent(self.ids, messages)
@@ -162,29 +159,33 @@ class Clients:
     @overload
     def apply(self, fn: Callable[..., K], *mine: Kept[Any], down: Any = None) -> Kept[K]: ...
     def apply(self, fn: Callable[..., Any], *mine: Kept[Any], down: Any = None) -> Any:
-        """Work that sends nothing: run ``fn(local, *memories)`` at every node of the cohort, and keep what it returns.
+        """Run ``fn(local, *memories)`` on every node of the cohort and keep the results there; nothing is sent back.
 
         Args:
-            fn: client function; returns a new memory, or a tuple of several (one of several tensors is a NamedTuple).
+            fn: client function; returns a new memory, or a tuple of several (a memory of several tensors is a
+                NamedTuple).
             mine: memories that ``fn`` reads.
-            down: what the server sends first, if anything; charged as in `each`, and the argument after ``local``.
+            down: optional message of the server, passed after ``local`` and charged as in `each`.
 
         Returns:
-            The new memory of the cohort, or a tuple of them.
+            The cohort's new memory, or a tuple of several.
         """
         _, new = self._run("apply", fn, down, mine)
         return new[0] if len(new) == 1 else new
 
     def _run(
-        self, verb: str, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]], weighs: np.ndarray | None = None
+        self,
+        verb: str,
+        fn: Callable[..., Any],
+        down: Any,
+        mine: Sequence[Kept[Any]],
+        down_bytes: np.ndarray | None = None,
     ) -> tuple[Messages[Any] | None, tuple[Kept[Any], ...]]:
-        """Run a client function. Where nodes make ``down`` from what they hold, ``weighs [c]`` are the bytes that
-        travel instead.
-        """
+        """Run a client function; ``down_bytes [c]`` replaces the size of ``down`` if nodes reconstruct it."""
         if not len(self):
             raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
         if down is not None:
-            self._meter.ledger.down[self.ids] += nbytes(down) if weighs is None else weighs
+            self._meter.ledger.down[self.ids] += nbytes(down) if down_bytes is None else down_bytes
         call = ClientCall(fn, self.ids, self.round, down, joined(mine, self.ids), verb == "each")
         with explained(title(fn), self.round):
             messages, rows = self._federation.backend.run(self._federation, self._meter, call)
@@ -196,9 +197,9 @@ class Clients:
     @overload
     def mean(self, sent: Sent[M], factors: np.ndarray | None = None) -> M: ...
     def mean(self, sent: Sent[Any], factors: np.ndarray | None = None) -> Any:
-        """Receive the messages: their mean weighted by p_i over the cohort; of compressed ones, that of the vectors.
+        """Receive the messages; return their mean, weighted by p_i over the cohort, with compressed vectors unpacked.
 
-        ``factors [n]`` multiply the nodes' weights.
+        ``factors [n]`` multiply the weights of the nodes.
         """
         self._charge_up(sent, "mean")
         w = self._cohort_weights(sent)
@@ -207,36 +208,37 @@ class Clients:
     def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], V]) -> V:
         """Receive the messages and aggregate them by ``rule(rows, weights [c])``, such as a ``fedsim.types.Rule``.
 
-        The tensors of ``rows`` are ``[c, ...]`` in the order of ``ids``; compressed vectors come unpacked.
+        ``rows`` holds tensors ``[c, ...]`` in the order of ``ids``; compressed vectors are unpacked.
         """
         self._charge_up(sent, "reduce")
         return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
 
     def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False, fixed: bool = False) -> Kept[M]:
-        """Gossip: each node sends its message to its neighbours and holds ``sum_j w_ij m_j``; ``steps`` times.
+        """Gossip: each node sends its message to its neighbours and keeps ``sum_j w_ij m_j``; ``steps`` times.
 
-        W is the round's mixing matrix among the cohort; nodes that are away neither speak nor hear. Every directed
-        edge is charged once a step. Where the p_i differ, W is made one that they weigh (`fedsim.gossip.weigh`).
+        W is the mixing matrix of the round, restricted to the cohort: absent nodes neither send nor receive. Every
+        directed edge is charged once per step. For unequal p_i, W is reweighted (`fedsim.gossip.weigh`).
 
         Args:
-            sent: a message of every node of the cohort.
-            steps: how often to exchange, each time what the last exchange gave; compressed messages travel once.
-            symmetric: whether the method needs a symmetric W.
-            fixed: whether it needs everybody and the same W in every round, as nodes remember what neighbours sent.
+            sent: one message of every node of the cohort.
+            steps: number of exchanges, each of the previous one's results; 1 for compressed messages.
+            symmetric: require a symmetric W.
+            fixed: require full participation and the same W in every round, for methods whose nodes remember their
+                neighbours' messages.
 
         Raises:
-            ConfigError: there is no topology, or W is not doubly stochastic.
+            ConfigError: there is no topology, W is not doubly stochastic, or W does not meet these requirements.
         """
         return self._gossip(sent, steps, fixed=fixed, symmetric=symmetric)
 
     def push(self, sent: Sent[M]) -> Kept[M]:
-        """Like ``mix``, over any directed graph: only the columns of W must sum to 1, so that mass is kept."""
+        """Like ``mix``, over any directed graph: only the columns of W need to sum to 1, which preserves mass."""
         return self._gossip(sent, 1, rows=False)
 
     def _gossip(self, sent: Sent[M], steps: int, fixed: bool = False, **needs: bool) -> Kept[M]:
         fed = self._federation
         if fed.topology is None:
-            raise ConfigError("without a server a topology is needed, such as --topology Static --topology.graph Ring")
+            raise ConfigError("a method without a server needs a topology: --topology Static --topology.graph Ring")
         whole, sums = mixing_matrix(fed.topology, self.round, fed.seed, self.n), needs.get("rows", True)
         check(whole, self.round, **needs)
         w = restrict(whole, sent.ids, self.round, sums)
@@ -258,23 +260,23 @@ class Clients:
 
     def _kept(self, rows: dict[int, Any]) -> Kept[Any]:
         put = self._federation.memory.put
-        first = next(iter(rows.values()))                  # gives the shape of a memory that a client makes anew
+        first = next(iter(rows.values()))                  # template of the default
         return Kept(self.n, zeros_like(first), {node: tree_map(put, row) for node, row in rows.items()})
 
     def split(self, p: float) -> tuple[Clients, Clients]:
-        """Each client tosses its own coin: those with heads (probability ``p``), and the others."""
+        """Split by independent coin flips: the clients with heads (probability ``p``), and the others."""
         if not 0 <= p <= 1:
             raise ConfigError(f"clients.split({p}): expected a probability in [0, 1]")
         heads = seeds.uniform(self._federation.seed, "role", self.round, self.ids) < p
         return self.only(heads), self.only(~heads)
 
     def only(self, chosen: np.ndarray) -> Clients:
-        """Those of the cohort for whom ``chosen [c]``, in the order of ``ids``, is true."""
+        """Clients selected by the mask ``chosen [c]``, in the order of ``ids``."""
         return Clients(self._federation, self._meter, self.ids[chosen], self.round)
 
     def _charge_up(self, sent: Sent[Any], verb: str) -> None:
         if not isinstance(sent, Sent):
-            raise ConfigError(f"clients.{verb} takes what clients.each sent, and not a {type(sent).__name__}")
+            raise ConfigError(f"clients.{verb} got a {type(sent).__name__}; expected the messages of clients.each")
         meter = self._meter
         if sent not in meter.delivered:                    # a message is uploaded once, however often it is read
             meter.delivered.add(sent)
@@ -291,12 +293,12 @@ class Clients:
             raise DivergenceError(
                 f"{name} in round {self.round}: client {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''}"
                 f" sent NaN or infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set"
-                " local.clip_norm, or look at these clients' data."
+                " local.clip_norm, or check these clients' data."
             )
 
 
 def joined(mine: Sequence[Kept[Any]], ids: np.ndarray) -> Kept[tuple[Any, ...]] | None:
-    """Several memories of the nodes ``ids`` as one tuple a node; None of none."""
+    """Join memories of the nodes ``ids`` into one memory of tuples; None if there are none."""
     if not mine:
         return None
     nodes = [node for node in ids.tolist() if any(node in kept.rows for kept in mine)]

@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each message says what was given, what was expected, and the fix."""
+"""Errors a user can act on: each message states the given value, the expected ones, and the fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class FedsimError(Exception):
-    """Base of every error that fedsim raises on purpose; the command line prints it without a traceback."""
+    """Base class of fedsim's errors; the command line prints them without a traceback."""
 
 
 class ConfigError(FedsimError, ValueError):
@@ -17,11 +17,11 @@ class ConfigError(FedsimError, ValueError):
 
 
 class DataError(FedsimError):
-    """A data set is missing, or a file of it is corrupt."""
+    """A data set is missing, or one of its files is corrupt."""
 
 
 class PartitionError(FedsimError, ValueError):
-    """The requested partition cannot be made from this data set."""
+    """The requested partition is not possible for this data set."""
 
 
 class ModelError(FedsimError, ValueError):
@@ -41,19 +41,19 @@ class RunError(FedsimError):
 
 
 class BusyError(RunError):
-    """Another process is at it."""
+    """The run is in use by another process."""
 
 
 class DeployError(FedsimError):
-    """A federation of real processes cannot be started, or a node of it failed."""
+    """A federation of real processes cannot be started, or one of its nodes failed."""
 
 
 class ClientsLostError(DeployError):
-    """Clients that take part in a round do not answer; without them, it can be done again.
+    """Participating clients do not respond; the round can be retried without them.
 
     Attributes:
-        reasons: why, by client.
-        round: in which.
+        reasons: reason of the loss, by client.
+        round: number of the round.
     """
 
     def __init__(self, reasons: Mapping[int, str], round: int) -> None:
@@ -62,22 +62,22 @@ class ClientsLostError(DeployError):
 
 
 class StateLostError(RunError):
-    """Memories of clients are gone with the machine that held them: only a checkpoint still has them."""
+    """Client memories were lost with the machine that held them; only a checkpoint can restore them."""
 
 
 class RoundLostError(FedsimError):
-    """A round was not completed through no fault of its clients' code; it can be done again."""
+    """A round failed through no fault of the clients' code; it can be retried."""
 
 
 class DeviceFullError(RoundLostError):
-    """A device had too little memory for a block of clients; the backend has halved its blocks."""
+    """A device ran out of memory for a block of clients; the backend has halved its block size."""
 
 
 class ClientError(FedsimError):
-    """A client function raised.
+    """A client function raised an exception.
 
     Attributes:
-        ids: the clients.
+        ids: the client, or the clients of its block.
     """
 
     def __init__(self, ids: list[int], function: str, round: int, error: str, traceback: str) -> None:
@@ -87,33 +87,34 @@ class ClientError(FedsimError):
 
 
 def many(count: int, what: str) -> str:
-    """A count with its noun: ``1 client``, ``2 clients``, ``no clients``."""
+    """Format a count with its noun: ``1 client``, ``2 clients``, ``no clients``."""
     return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
 def title(fn: Callable[..., Any]) -> str:
-    """How messages name a function."""
+    """Name of a function in error messages."""
     return getattr(fn, "__qualname__", str(fn))
 
 
 @contextlib.contextmanager
 def explained(function: str, round: int) -> Iterator[None]:
-    """Say below the traceback of a client's code where it was raised, and what such code must not do."""
+    """Add the function, the round, and the rules for client code as a note to exceptions of client code."""
     try:
         yield
     except FedsimError:
         raise
     except Exception as error:
         error.add_note(
-            f"\nfedsim: raised by {function} in round {round}. A client's code is written for one client and run for"
-            " many at a time: torch.where instead of `if` on a tensor, fedsim.seeds.uniform_of(local.key(), d) instead"
-            " of torch.rand, no .item(), no writing into an argument. --backend loop runs one client at a time."
+            f"\nfedsim: raised by {function} in round {round}. Client code is written for one client and run for"
+            " many at a time: use torch.where instead of `if` on a tensor, fedsim.seeds.uniform_of(local.key(), d)"
+            " instead of torch.rand, no .item(), and no in-place operation on an argument. --backend loop runs one"
+            " client at a time."
         )
         raise
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest known name, whatever its capitals, and all of them."""
+    """Suggest the closest known name, ignoring case, and list all of them."""
     known = list(known)
     spelled = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
@@ -122,5 +123,5 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def how_to_install(extra: str) -> str:
-    """What to type; fedsim is installed from its checkout, not from a package index."""
+    """Command that installs an extra; fedsim is installed from a checkout, not from a package index."""
     return f"pip install '.[{extra}]' in a checkout of fedsim"

@@ -1,7 +1,7 @@
 """The only source of randomness: Philox4x32-10, a counter-based generator (Salmon et al., SC 2011).
 
-A draw is a function of (seed, purpose, round, node, index) and of nothing else, so it does not depend on which process
-draws it, in which order, or after which interruption. Everything is vectorised over nodes and indices.
+A draw is a function of (seed, purpose, round, node, index) alone: it depends neither on the process that draws it, nor
+on the order of draws, nor on interruptions. Everything is vectorised over nodes and indices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
-_BLOCK = 2**15                                             # draws made at a time
+_BLOCK = 2**15                                             # draws generated at a time
 
 
 def philox(key: tuple[int, int], c0: Words, c1: Words, c2: Words, c3: Words) -> tuple[Words, Words, Words, Words]:
@@ -52,7 +52,7 @@ def bits(
 
 
 def uniform(seed: int, purpose: str, round: int, node: int | np.ndarray, index: int | np.ndarray = 0) -> np.ndarray:
-    """Float64 draws from [0, 1) with 53 random bits, one for every (node, index)."""
+    """Uniform float64 draws from [0, 1) with 53 random bits, one for every (node, index)."""
     draws: np.ndarray = bits(seed, purpose, round, node, index) >> np.uint64(11)
     return draws.astype(np.float64) * 2.0**-53
 
@@ -60,7 +60,7 @@ def uniform(seed: int, purpose: str, round: int, node: int | np.ndarray, index: 
 def shuffles(
     seed: int, purpose: str, round: int, nodes: np.ndarray, sizes: np.ndarray, epochs: np.ndarray
 ) -> list[np.ndarray]:
-    """For each node a ``[epochs, size]`` array whose rows are independent permutations of ``range(size)``."""
+    """Independent permutations of ``range(size)``: the rows of an ``[epochs, size]`` array for each node."""
     repeats = np.repeat(sizes, epochs)  # one segment for each (node, epoch)
     ends = np.cumsum(repeats)
     index = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - repeats, repeats)
@@ -68,21 +68,21 @@ def shuffles(
     draws = bits(seed, purpose, round, np.repeat(np.repeat(nodes, epochs), repeats), index, np.repeat(epoch, repeats))
     width = np.uint64(max(1, len(repeats).bit_length()))
     segment = np.repeat(np.arange(len(repeats), dtype=np.uint64), repeats)
-    order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then by chance
+    order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then randomly
     parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1]) if len(nodes) else []
     return [part.reshape(e, s) for part, e, s in zip(parts, epochs, sizes, strict=True)]
 
 
 def key(seed: int, purpose: str, round: int, nodes: np.ndarray) -> Tensor:
-    """64 bits for each node as int64 ``[c]``, for ``uniform_of``."""
+    """Random keys of the nodes, int64 ``[c]``, for ``uniform_of``."""
     return torch.from_numpy(bits(seed, purpose, round, nodes).view(np.int64).copy())
 
 
 def uniform_of(key: Tensor, n: int) -> Tensor:
-    """Float64 draws ``[..., n]`` from [0, 1) with 53 random bits, a function of ``key`` (int64 ``[...]``) alone.
+    """Uniform float64 draws ``[..., n]`` from [0, 1) with 53 random bits, as a function of ``key``, int64 ``[...]``.
 
-    The same generator in tensor operations, so that it runs under ``torch.vmap`` and on any device; a block at a time,
-    which stays in the processor's cache.
+    The same generator in tensor operations, so that it runs under ``torch.vmap`` and on any device; on a CPU, in blocks
+    that fit in the processor's cache.
     """
     block = _BLOCK if key.device.type == "cpu" else max(n, 1)
     parts = [_uniform_of(key.unsqueeze(-1), start, min(n, start + block)) for start in range(0, max(n, 1), block)]
@@ -90,7 +90,7 @@ def uniform_of(key: Tensor, n: int) -> Tensor:
 
 
 def _uniform_of(key: Tensor, start: int, stop: int) -> Tensor:
-    """Draws number ``start`` (even) to ``stop`` of keys ``[..., 1]``."""
+    """Draws ``start`` (even) up to, without, ``stop`` of keys ``[..., 1]``."""
     low = 0xFFFFFFFF
     k0, k1 = key & low, (key >> 32) & low
     c0 = torch.arange(start // 2, -(-stop // 2), device=key.device) + torch.zeros_like(key)

@@ -1,21 +1,18 @@
-"""Trees: a tensor, a compressed vector, a tensor that lives elsewhere, or tuples and NamedTuples of trees."""
+"""Trees: a tensor, a compressed vector, the handle of a tensor stored elsewhere, or tuples and NamedTuples of trees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim.values import Far, Packed
 
-if TYPE_CHECKING:
-    pass
-
 
 def leaves(tree: Any) -> list[Any]:
-    """The tensors of a tree, in order, those of its compressed vectors among them; ``Far`` ones as they are."""
+    """Tensors of a tree in order, including those of compressed vectors; ``Far`` handles are not fetched."""
     if isinstance(tree, Tensor | Far):
         return [tree]
     if isinstance(tree, Packed):
@@ -26,7 +23,7 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def build(like: Any, tensors: Iterator[Any]) -> Any:
-    """The tree of the shape of ``like`` with its leaves taken from ``tensors``."""
+    """Tree with the structure of ``like`` and its leaves taken from ``tensors``."""
     if isinstance(like, Tensor | Far):
         return next(tensors)
     if isinstance(like, Packed):
@@ -35,18 +32,18 @@ def build(like: Any, tensors: Iterator[Any]) -> Any:
 
 
 def rebuilt(like: Any, branches: Sequence[Any]) -> Any:
-    """A tuple of ``branches``, or a NamedTuple as ``like`` is one."""
+    """Tuple of ``branches``; a NamedTuple of the type of ``like`` if that is one."""
     return type(like)(*branches) if hasattr(like, "_fields") else tuple(branches)
 
 
 def tree_map(fn: Callable[..., Any], *trees: Any) -> Any:
-    """``fn`` applied to the corresponding leaves of equally shaped trees."""
+    """Apply ``fn`` to corresponding leaves of trees of the same structure."""
     columns = zip(*(leaves(tree) for tree in trees), strict=True)
     return build(trees[0], iter([fn(*column) for column in columns]))
 
 
 def unpacked(tree: Any) -> Any:
-    """The tree with the vectors that its compressed ones stand for."""
+    """Tree with its compressed vectors unpacked."""
     if isinstance(tree, Packed):
         return tree.unpack()
     if isinstance(tree, tuple):
@@ -55,12 +52,12 @@ def unpacked(tree: Any) -> Any:
 
 
 def fetched(tree: Any) -> Any:
-    """The tree with everything that lives elsewhere brought here."""
+    """Tree with its ``Far`` handles fetched."""
     if isinstance(tree, Far):
         return tree.fetch()
     return rebuilt(tree, [fetched(branch) for branch in tree]) if isinstance(tree, tuple) else tree
 
 
 def zeros_like(tree: Any) -> Any:
-    """Zeros of the form of a tree, wherever its tensors live."""
+    """Zeros with the structure, shapes, types and devices of a tree; nothing is fetched."""
     return tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=getattr(t, "device", None)), tree)

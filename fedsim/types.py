@@ -1,8 +1,8 @@
-"""The vocabulary in which algorithms are written: three kinds of value, told apart by type.
+"""The vocabulary of algorithms: values at the server, memories at the nodes and messages, distinguished by type.
 
-A plain value (a ``Tensor``, or a ``NamedTuple`` of tensors) lives at the server. ``Kept[T]`` lives at every node and
-never travels. ``Sent[T]`` is a message of every node of a cohort, under way. Both are inert: only ``Clients`` can run
-code on a node or move a byte. Trees are tensors, and compressed vectors, nested in tuples and NamedTuples.
+A plain value (a ``Tensor``, or a ``NamedTuple`` of tensors) lives at the server. ``Kept[T]`` is a memory at every node
+and is never sent. ``Sent[T]`` is one message from each node of a cohort, in transit. Both are passive: only ``Clients``
+runs code on a node or transfers a byte. A tree is a tensor or compressed vector, or a tuple or NamedTuple of trees.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Rule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""An aggregation rule: rows ``[c, d]`` and weights ``[c]`` that sum to 1, to one vector ``[d]``."""
+"""Aggregation rule: maps rows ``[c, d]`` and weights ``[c]`` that sum to 1 to one vector ``[d]``."""
 
 T = TypeVar("T")
 C = TypeVar("C")
 
 
 class Batch(NamedTuple):
-    """Samples of one client: inputs ``[B, ...]``, targets ``[B, ...]``, and ``[B]`` ones and zeros where rows are
-    padding.
+    """Samples of one client: inputs ``[B, ...]``, targets ``[B, ...]``, and weights ``[B]`` that are 0 for padding rows
+    and 1 for others; None without padding.
     """
 
     x: Tensor
@@ -38,16 +38,16 @@ class Batch(NamedTuple):
 
 
 class NamedTree(Protocol):
-    """A NamedTuple of tensors: one message or memory, where a plain tuple is several."""
+    """A NamedTuple of tensors: a single message or memory, whereas a plain tuple is several."""
 
     def _asdict(self) -> dict[str, Any]: ...
 
 
 class Kept(Generic[T]):
-    """One value of type T at each of ``n`` nodes. Nodes that never wrote theirs share ``default`` and cost no memory.
+    """One value of type T at each of ``n`` nodes; nodes never written share ``default`` and take no memory.
 
-    ``old | new`` is ``old`` with the nodes of ``new`` replaced; neither operand changes. A row may live elsewhere
-    (``Far``): reading ``kept[i]`` brings it here, everything else leaves it where it is.
+    ``old | new`` is ``old`` with the rows of ``new`` replaced; neither operand changes. A row may be stored elsewhere
+    (``Far``): only ``kept[i]`` fetches it.
     """
 
     __slots__ = ("default", "n", "rows")
@@ -69,7 +69,7 @@ class Kept(Generic[T]):
 
 
 class Sent(Generic[T]):
-    """One message of type T from each node of ``ids``, as the backend that carries them holds them."""
+    """One message of type T from each node of ``ids``, in the backend's representation."""
 
     __slots__ = ("__weakref__", "ids", "messages")
 
@@ -79,7 +79,7 @@ class Sent(Generic[T]):
 
     @property
     def stacked(self) -> T:
-        """All of them here, stacked: every tensor is ``[len(ids), ...]``."""
+        """All messages, gathered in this process: every tensor is ``[len(ids), ...]``."""
         return self.messages.stacked()
 
     def __repr__(self) -> str:
@@ -87,32 +87,32 @@ class Sent(Generic[T]):
 
 
 class Local(Site, Protocol):
-    """What one client has at hand in one round. Its randomness is a function of (seed, round, node) alone."""
+    """Interface of a client function to its client in one round; randomness depends on (seed, round, node) alone."""
 
     @property
     def decay(self) -> Tensor:
-        """The learning-rate schedule's factor in this round, 0-dim; 1 when constant."""
+        """Factor of the learning-rate schedule in this round, 0-dim; 1 for a constant rate."""
 
     @property
     def steps(self) -> Tensor:
-        """How many local steps K_i this client makes in this round, 0-dim."""
+        """Number of local steps K_i of this client in this round, 0-dim."""
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
-        """Gradient ``[d]`` of the local objective at ``x`` on ``batch``; on the whole shard without one.
+        """Gradient ``[d]`` of the local objective at ``x`` on ``batch``; by default on the whole shard.
 
-        The objective is the mean loss plus the penalty plus weight decay; clipping, when asked for, acts before
-        weight decay is added.
+        The objective is the mean loss plus the penalty plus weight decay; gradient clipping, if enabled, precedes
+        weight decay.
         """
 
     def sample(self, size: int) -> Batch:
-        """A large batch of ``size`` samples without replacement; the whole shard where the client has no more."""
+        """Large batch of ``size`` samples without replacement; the whole shard if it is not larger."""
 
     def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
-        """The local loop: ``carry = step(carry, batch, *consts)`` over the round's minibatches but the first ``skip``.
+        """Run the local loop ``carry = step(carry, batch, *consts)`` over the round's minibatches from ``skip`` on.
 
-        Every tensor that ``step`` reads is an argument; a tensor captured from outside is refused. With ``shares``, its
-        last argument is the share of the round's samples that are in ``batch``, 0-dim: the weight of this minibatch in
-        a mean over samples, as the last one of an epoch may be smaller.
+        Every tensor that ``step`` reads must be an argument; captured tensors are rejected. With ``shares``, its last
+        argument is the fraction of the round's samples in ``batch``, 0-dim: the weight of this minibatch in a mean over
+        samples, as the last one of an epoch may be smaller.
         """
 
 
@@ -120,24 +120,24 @@ M_co = TypeVar("M_co", covariant=True)
 
 
 class Messages(Protocol[M_co]):
-    """The messages of a cohort of ``c`` nodes, in the order of its ids, wherever they are."""
+    """Messages of a cohort of ``c`` nodes, in the order of its ids, wherever they are stored."""
 
     def sizes(self) -> np.ndarray:
-        """Bytes of each, int64 ``[c]``."""
+        """Size of each message in bytes, int64 ``[c]``."""
 
     def paper_bits(self) -> np.ndarray:
-        """Bits of each as papers count them, int64 ``[c]``; see ``fedsim.messages.wire.paper_bits``."""
+        """Size of each message in bits as papers count them, int64 ``[c]``; see ``fedsim.messages.wire.paper_bits``."""
 
     def finite(self) -> np.ndarray:
-        """Which hold neither NaN nor infinity, bool ``[c]``."""
+        """Mask of the messages without NaN or infinity, bool ``[c]``."""
 
     def stacked(self) -> M_co:
-        """All of them here, every tensor ``[c, ...]``."""
+        """All messages, gathered in this process: every tensor is ``[c, ...]``."""
 
     def mean(self, w: Tensor) -> M_co:
-        """Their sum with weights ``w [c]``, as a tree over the order of execution; compressed vectors come unpacked."""
+        """Sum with weights ``w [c]``, pairwise in the order of execution; compressed vectors are unpacked."""
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
-        """What each node holds after ``steps`` exchanges by W ``[c, c]``, and with ``measure`` the contraction of the
+        """Values at the nodes after ``steps`` exchanges by W ``[c, c]``, and, if ``measure``, the contraction of the
         consensus distance of the first tensor.
         """

@@ -1,4 +1,4 @@
-"""Vectors, compressed vectors, tensors that are held elsewhere, and what compresses and unpacks them."""
+"""Vectors, compressed vectors, handles of tensors stored elsewhere, and the compressor protocol."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ import torch
 from torch import Tensor
 
 Vector: TypeAlias = Tensor
-"""A model, a gradient or a correction as one flat tensor ``[d]``."""
+"""A model, gradient or correction as one flat tensor ``[d]``."""
 
 
 class Site(Protocol):
-    """Where a vector is compressed: a client in a round, or the server."""
+    """Site of a compression: a client in a round, or the server."""
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Shapes of the model's parameters, in the order in which the vector holds them."""
+        """Shapes of the model's parameters, in the order of the flat vector."""
 
     def key(self, tag: int = 0) -> Tensor:
-        """64 random bits, int64 0-dim, for ``fedsim.seeds.uniform_of``: a function of (seed, round, node, tag)."""
+        """Random key of 64 bits, int64 0-dim, for ``fedsim.seeds.uniform_of``; depends on (seed, round, node, tag)."""
 
 
 class Compressor(Protocol):
-    """A frozen dataclass that turns vectors into shorter messages; ``fedsim.compress`` lists them.
+    """A frozen dataclass that compresses vectors; see ``fedsim.compress`` for the implementations.
 
-    Methods other than ``encode`` and ``decode`` take one vector or a stack of them, ``[..., d]``.
+    Methods other than ``encode`` and ``decode`` accept one vector or a stack of them, ``[..., d]``.
     """
 
     def compress(self, x: Vector, at: Site) -> Packed:
-        """The message for ``x [d]``."""
+        """Compress ``x [d]``."""
 
     def unpack(self, parts: tuple[Tensor, ...], d: int) -> Vector:
-        """The vector ``[..., d]`` that a receiver of ``parts`` reads: bit for bit that of ``decode(encode(parts))``."""
+        """Decompress ``parts`` to ``[..., d]``, bit for bit as a receiver of ``encode(parts)`` does."""
 
     def nbytes(self, parts: tuple[Tensor, ...], d: int) -> Tensor:
-        """Bytes of ``encode`` for each vector, int64 ``[...]``, without building them."""
+        """Size of each encoded vector in bytes, int64 ``[...]``, without encoding it."""
 
     def encode(self, parts: tuple[Tensor, ...], d: int) -> bytes:
-        """The bytes of one vector's message."""
+        """Serialise the message of one vector."""
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The parts that ``encode`` wrote; ValueError for anything else."""
+        """Parse the bytes of ``encode``; raises ValueError for any other input."""
 
     def paper_bits(self, parts: tuple[Tensor, ...], d: int) -> Tensor:
-        """Bits as papers count them, int64 ``[...]``: 32 for each value that is sent, none for its index."""
+        """Size in bits as papers count them, int64 ``[...]``: 32 for each value sent, none for its index."""
 
     def alpha(self, d: int) -> float | None:
-        """Largest a with E||C(x) - x||^2 <= (1 - a)||x||^2 for all x; None where C is not contractive."""
+        """Largest a with E||C(x) - x||^2 <= (1 - a)||x||^2 for all x; None if C is not contractive."""
 
     def omega(self, d: int) -> float | None:
-        """Smallest w with E||C(x) - x||^2 <= w||x||^2 for all x; None where C is biased."""
+        """Smallest w with E||C(x) - x||^2 <= w||x||^2 for all x; None if C is biased."""
 
 
 class Packed:
-    """A compressed vector: what its message holds, and the compressor that can read it.
+    """A compressed vector: the tensors of its message, and the compressor that unpacks them.
 
     Attributes:
         by: the compressor.
-        parts: tensors of the message; with ``[c]`` in front in a stack of clients.
+        parts: tensors of the message; with a leading axis ``[c]`` in a stack of clients.
         d: length of the vector.
     """
 
@@ -70,11 +70,11 @@ class Packed:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the vector; float32 where the message holds no number of its type."""
+        """Type of the vector; float32 if the message has no floating-point tensor."""
         return next((part.dtype for part in self.parts if part.is_floating_point()), torch.float32)
 
     def unpack(self) -> Tensor:
-        """The vector that a receiver reads, ``[d]``, or ``[c, d]`` of a stack."""
+        """Decompress to ``[d]``, or ``[c, d]`` for a stack."""
         return self.by.unpack(self.parts, self.d)
 
     def __repr__(self) -> str:
@@ -82,15 +82,15 @@ class Packed:
 
 
 class Far(ABC):
-    """A tensor of a node's memory that lives where a backend has put it. It never changes."""
+    """Handle of an immutable tensor in a node's memory, stored at a place of the backend's choice."""
 
     shape: torch.Size
     dtype: torch.dtype
 
     @abstractmethod
     def fetch(self) -> Tensor:
-        """Bring it here."""
+        """Load the tensor into this process."""
 
     def saved(self) -> Tensor:
-        """What a checkpoint holds of it: its value, or what the federation's ``Memory`` knows it by."""
+        """Tensor for a checkpoint: the value, or its identifier in the federation's ``Memory``."""
         return self.fetch()

@@ -119,7 +119,7 @@ def test_nodes_that_never_hear_of_each_other() -> None:
 
 def test_directed_links_cannot_do_without_a_node() -> None:
     w = OnePeerExponential().matrix(0, 0, 6)
-    with pytest.raises(ConfigError, match=r"2 of 6 nodes away in round 4, row [15] .* off by 0.5 .* SGP"):
+    with pytest.raises(ConfigError, match=r"2 of 6 nodes absent in round 4, row [15] .* off by 0.5 .* SGP"):
         restrict(w, np.array([0, 1, 3, 5]), 4)
     among = restrict(w, np.array([0, 1, 3, 5]), 4, rows=False)
     np.testing.assert_allclose(among.sum(0), 1, rtol=0, atol=1e-15)

@@ -1,1 +1,1 @@
-"""One round in this process: the model as a flat vector, local work, and clients one by one or in blocks."""
+"""One round in this process: the model as a flat vector, local work, and clients run one by one or in blocks."""

@@ -1,9 +1,8 @@
 """Blocks of clients in one call: the client function under ``torch.vmap``, its local loop on plain stacked tensors.
 
-``local.fold``, ``local.grad`` and ``local.sample`` step out of the transform through an operation with its own batching
-rule, so that the loop over minibatches and the gradient see tensors ``[c, ...]`` and can use batched matrix products.
-Clients are sorted by their number of steps; those that have finished drop out of the block, so unequal clients cost
-nothing extra.
+``local.fold``, ``local.grad`` and ``local.sample`` leave the transform through an operation with its own batching rule,
+so that the local loop and the gradient operate on tensors ``[c, ...]``, with batched matrix products. Clients are
+sorted by their number of steps and leave the block when they finish, so unequal numbers of steps cost nothing extra.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Blocks:
     """Backend that runs ``size`` clients at a time as one stack of tensors.
 
     Args:
-        size: clients in a block; about as many as keep their models in the processor's cache.
+        size: clients per block, ideally few enough for their models to fit in the processor's cache.
     """
 
     size: int = 25
@@ -62,7 +61,7 @@ class Blocks:
                 if call.sends:
                     rows.put(message, chosen)
                 for i, node in enumerate(ids[chosen].tolist() if new else ()):
-                    # a copy each: a row would keep its whole block alive
+                    # copies, as a view would keep its whole block alive
                     memory[node] = tree_map(lambda t, i=i: t[i].clone(), new)
         if not call.sends:
             return None, memory
@@ -71,7 +70,7 @@ class Blocks:
 
 
 def _stacked(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """``run(c, own, tensors)`` on the tensors of the whole block, below ``torch.vmap``."""
+    """Call ``run(c, own, tensors)`` on the tensors of the whole block, below ``torch.vmap``."""
 
     def plain(*tensors: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError("no argument belongs to a client: local.grad and local.fold need one inside clients.each")
@@ -80,7 +79,7 @@ def _stacked(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) ->
 
 
 class _Block:
-    """A block of clients in one round, and their ``Local``: the same object serves all, its tensors being stacked."""
+    """A block of clients in one round, and the ``Local`` that they share: its tensors are stacked."""
 
     def __init__(
         self, federation: Federation, meter: Meter, ids: np.ndarray, round: int, plans: list[Minibatches]
@@ -93,7 +92,7 @@ class _Block:
         self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
         self._in_fold = False
-        self._slot: Tensor | None = None                   # marks "one for each client" under vmap
+        self._slot: Tensor | None = None                   # batched over clients under vmap
         self._steps: Tensor | None = None
 
     def run(self, call: ClientCall) -> tuple[Any, tuple[Any, ...]]:
@@ -101,7 +100,7 @@ class _Block:
         model, mine = self.fed.model, call.mine
         slots = torch.arange(len(self.ids), device=model.device)
         steps = torch.from_numpy(self.counts).to(model.device, model.dtype)
-        shape: list[Any] = []                              # the result's tree, seen while it is computed
+        shape: list[Any] = []                              # structure of the result, set while it is computed
 
         def one(slot: Tensor, steps: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
             self._slot, self._steps = slot, steps
@@ -118,14 +117,14 @@ class _Block:
 
     @property
     def steps(self) -> Tensor:
-        """Number of local steps."""
+        """See ``fedsim.types.Local``."""
         self._outside("local.steps")
         assert self._steps is not None
         return self._steps
 
     @property
     def decay(self) -> Tensor:
-        """See ``fedsim.values.Site``."""
+        """See ``fedsim.types.Local``."""
         self._outside("local.decay")
         return self.fed.factor(self.round)
 
@@ -180,11 +179,11 @@ class _Block:
         self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool],
         skip: int, shares: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """All local steps of the block but the first ``skip``. Rows are sorted by steps: the active ones come first."""
+        """Run the local steps from ``skip`` on. Rows are sorted by number of steps, so the active ones come first."""
         weights = np.ascontiguousarray((self._lengths / self._lengths.sum(1, keepdims=True)).T) if shares else None
         share = None if weights is None else torch.from_numpy(weights).to(self.fed.model.device, self.fed.model.dtype)
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
-        state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may write into it
+        state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
         outer_samples = self._samples
         done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
         active = len(self.ids)
@@ -233,7 +232,7 @@ class _Block:
     def _charge(self, c: int, targets: Tensor, weight: Tensor | None = None) -> None:
         _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
         width = targets.shape[1]
-        if width != samples.max():                         # a step took a part of its minibatch
+        if width != samples.max():                         # the step uses part of its minibatch
             samples = np.full(c, width) if weight is None else (weight > 0).sum(1).cpu().numpy()
         self.meter.ledger.gradient_evaluations[self.ids[:c]] += samples[:c]
 
@@ -243,8 +242,8 @@ class _Block:
         g = torch.zeros_like(x)
         for start in range(0, int(sizes.max()), CHUNK):
             here = np.clip(sizes - start, 0, CHUNK)
-            some = np.flatnonzero(here)                    # clients that have samples left
-            some = some[np.argsort(self.ids[some])]        # as they lie in memory
+            some = np.flatnonzero(here)                    # clients with samples left
+            some = some[np.argsort(self.ids[some])]        # in memory order
             first = shards.offsets[self.ids[some]] + start
             batch = shards.runs(first, here[some])
             if batch is None:
@@ -264,7 +263,7 @@ class _Block:
 
 
 def _stack(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows of unequal length as one ``[c, B]``, padded with each row's first entry; which are real, if any is not."""
+    """Stack rows of unequal length to ``[c, B]``, padded with their first entry; with a mask if there is padding."""
     width = int(lengths.max())
     if lengths.min() == width:
         return np.stack(rows), None
@@ -273,7 +272,7 @@ def _stack(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _padded(plans: list[Minibatches], device: torch.device) -> tuple[Tensor, np.ndarray]:
-    """Sample rows of all clients and steps, ``[c, K, B]``, padded with rows of the same client; lengths ``[c, K]``."""
+    """Sample rows of all clients and steps ``[c, K, B]``, padded by rows of the same client; lengths ``[c, K]``."""
     steps, width = max(len(plan.lengths) for plan in plans), max(plan.index.shape[1] for plan in plans)
     index, lengths = np.empty((len(plans), steps, width), np.int64), np.zeros((len(plans), steps), np.int64)
     for i, plan in enumerate(plans):

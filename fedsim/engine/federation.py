@@ -1,4 +1,4 @@
-"""A federation, which stays the same from round to round; the meter of what its rounds cost; what a backend does."""
+"""A federation, constant over rounds; the meter of its costs; and the backend protocol."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class ClientCall(NamedTuple):
-    """A client function that is run at the nodes of a cohort.
+    """One run of a client function on the nodes of a cohort.
 
     Attributes:
-        fn: the function.
-        ids: ``[c]`` the nodes.
+        fn: the client function.
+        ids: ``[c]`` ids of the nodes.
         round: number of the round.
         down: message to every node; None for none.
-        mine: the memories that ``fn`` reads, as one tuple a node; None for none.
+        mine: memories that ``fn`` reads, as one tuple per node; None for none.
         sends: whether ``fn`` returns a message.
     """
 
@@ -45,7 +45,7 @@ class ClientCall(NamedTuple):
     sends: bool = True
 
     def at(self, local: Local, down: Any, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        """Run the function at one node: its message, None where it sends none, and its new memories."""
+        """Run the function on one node: its message, None if it sends none, and its new memories."""
         if not self.sends:
             new = self.fn(local, *mine) if down is None else self.fn(local, down, *mine)
             return None, new if type(new) is tuple else (new,)
@@ -56,44 +56,44 @@ class ClientCall(NamedTuple):
 
 
 class Backend(Protocol):
-    """How a client function reaches the nodes."""
+    """Executor of client functions."""
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
     ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
-        """Run a client function: the messages in the order of ``call.ids``, None where it sends none, and the new
-        memories of every node, if it has any.
+        """Run a client function on the nodes of ``call``, and charge gradient evaluations, but not bytes, to ``meter``.
 
-        Gradient evaluations are charged to ``meter``; bytes are not.
+        Returns:
+            The messages in the order of ``call.ids``, None if it sends none; and the new memories by node, if any.
         """
 
 
 class Meter:
-    """What the rounds of a federation cost so far, and what its mixing did to the distance between nodes.
+    """Cumulative cost of a federation's rounds, and the last contraction of the consensus distance by gossip.
 
     Attributes:
         ledger: bytes and gradient evaluations.
-        measures: whether gossip measures what it leaves of the consensus distance.
-        contraction: that share, as last measured; None where it was not.
-        contraction_bound: the largest share that mixing could have left.
-        delivered: messages that are paid for, as an upload is paid once.
+        measures: whether gossip measures the contraction.
+        contraction: consensus distance after mixing as a fraction of that before; None if not measured.
+        contraction_bound: upper bound on ``contraction``; None if unknown.
+        delivered: messages already charged, as an upload is charged once.
     """
 
     def __init__(self, federation: Federation) -> None:
         self.ledger = Ledger(federation.shards.n)
-        self.measures = alike(federation.p)                # else what contracts is not the plain mean's distance
+        self.measures = alike(federation.p)                # else mixing does not contract to the plain mean
         self.contraction: float | None = None
         self.contraction_bound: float | None = None
         self.delivered: WeakSet[Sent[Any]] = WeakSet()
         self._bound: tuple[csr_array, float | None] | None = None
 
     def mixed(self, contraction: float | None, w: csr_array | None, steps: int) -> None:
-        """Note what ``steps`` exchanges by W left of the consensus distance; without W no bound is known."""
+        """Record the contraction of ``steps`` exchanges by W; without W no bound is known."""
         bound = None if w is None else self._bound_of(w)
         self.contraction, self.contraction_bound = contraction, None if bound is None else bound**steps
 
     def _bound_of(self, w: csr_array) -> float | None:
-        """The bound of one exchange, computed once where W does not change."""
+        """Contraction bound of one exchange, cached while W does not change."""
         from topologies.spectrum import contraction_bound
 
         if self._bound is None or self._bound[0] is not w:
@@ -103,22 +103,22 @@ class Meter:
 
 @dataclass(frozen=True, eq=False)
 class Federation:
-    """A model, its clients and their samples: what stays the same from round to round.
+    """A model, its clients and their samples: everything that is constant over rounds.
 
     Args:
         model: the model and its objective.
         shards: every client's samples.
         work: the local work of a round.
         seed: root of all randomness.
-        backend: how client code runs.
+        backend: executor of client code.
         weights: ``[n]`` weights p_i of the clients in the objective sum_i p_i f_i; uniform by default.
-        cohort_size: expected number of clients in a round; everybody by default.
-        topology: who talks to whom, for methods without a server.
-        memory: where clients' memories live between rounds.
-        decay: round number to learning-rate factor.
+        cohort_size: expected number of clients in a round; all by default.
+        decay: learning-rate factor as a function of the round number.
+        topology: mixing matrices, for methods without a server.
+        memory: storage of client memories between rounds.
 
     Raises:
-        ConfigError: weights that are not a finite number above 0 for each client.
+        ConfigError: ``weights`` is not a finite number above 0 for each client.
     """
 
     model: Model
@@ -145,10 +145,10 @@ class Federation:
 
     @cached_property
     def p(self) -> np.ndarray:
-        """``[n]`` weights p_i, which sum to 1."""
+        """Weights p_i of the clients, ``[n]``, normalised to sum to 1."""
         p: np.ndarray = self._weights / self._weights.sum()
         return p
 
     def factor(self, round: int) -> Tensor:
-        """The learning-rate factor of a round as a 0-dim tensor."""
+        """Learning-rate factor of a round, 0-dim."""
         return torch.tensor(self.decay(round), dtype=self.model.dtype, device=self.model.device)

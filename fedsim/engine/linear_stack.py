@@ -3,7 +3,7 @@
 With activations ``h_0 = x``, ``z_l = h_{l-1} W_l^T + b_l``, ``h_l = act(z_l)`` and ``delta_L = dloss/dz_L``, the
 gradients are ``dW_l = delta_l^T h_{l-1}``, ``db_l = sum_B delta_l`` and
 ``delta_{l-1} = (delta_l W_l) * act'(z_{l-1})``, each with a leading client axis.
-Autograd is asked only for ``delta_L``, the derivative of the loss by the network's outputs, so any loss will do.
+Autograd computes only ``delta_L``, the derivative of the loss with respect to the outputs, so any loss is supported.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from fedsim.types import Batch
 
 
 def per_sample(losses: Tensor, count: int) -> Tensor:
-    """The losses, if they are one for each of ``count`` samples.
+    """Check that there is one loss for each of ``count`` samples, and return the losses.
 
     Raises:
-        ModelError: they are not.
+        ModelError: ``losses`` is not ``[count]``.
     """
     if losses.shape != (count,):
         raise ModelError(
@@ -59,7 +59,7 @@ class DenseStack:
 
     @classmethod
     def of(cls, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> DenseStack | None:
-        """The stack for this module, or None when it is of any other form."""
+        """Stack for ``module``, or None if the module has another form."""
         parts = list(module) if _is(module, nn.Sequential) else [module]
         flatten = bool(parts) and _is(parts[0], nn.Flatten) and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
         parts = parts[flatten:]
@@ -77,14 +77,14 @@ class DenseStack:
         return cls(layers, loss, flatten) if layers else None
 
     def takes(self, x: Tensor) -> bool:
-        """Whether the products below are what the module does with inputs ``[c, B, ...]``."""
+        """Return whether the products below compute the module for inputs ``[c, B, ...]``."""
         return (self.flatten or x.dim() == 3) and x[0, 0].numel() == self.layers[0].columns
 
     def gradients(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """Gradients at ``xs [c, d]`` of each client's mean loss on its row of ``batch`` (``[c, B, ...]``).
 
-        One parameter after the other, from the last to the first, as (its offset, ``[c, its size]``). The columns of
-        ``xs`` that belong to a parameter are not read after its gradient was given out, so it may be updated at once.
+        Yields one parameter after the other, from last to first, as (offset, gradient ``[c, size]``). A parameter's
+        columns of ``xs`` are not read after its gradient is yielded, so they may be updated at once.
         """
         c = len(xs)
         weights = [xs[:, at.start : at.bias_start].view(c, at.rows, at.columns) for at in self.layers]
@@ -103,12 +103,12 @@ class DenseStack:
             before = torch.bmm(delta, weights[i]) if i else delta
             if layer.bias:
                 yield layer.bias_start, delta.sum(1)
-            # not with out=: into the rows of one [c, d], which are apart, PyTorch takes one product after the other
+            # no out=: writing into the strided rows of one [c, d], PyTorch would run one product at a time
             yield layer.start, torch.bmm(delta.mT, hidden[i]).view(c, -1)
             delta = before
 
     def _output_delta(self, out: Tensor, batch: Batch) -> Tensor:
-        """Derivative ``[c, B, k]`` of every client's mean loss by its outputs."""
+        """Derivative ``[c, B, k]`` of every client's mean loss with respect to its outputs."""
         c, b = out.shape[:2]
         scale: float | Tensor = 1.0 / b
         if batch.weight is not None:
@@ -125,7 +125,7 @@ class DenseStack:
 
 
 def _is(module: nn.Module, *kinds: type[nn.Module]) -> TypeGuard[Any]:
-    """Whether it does what one of these classes does: no subclass, no hook that changes what it is given or gives."""
+    """Return whether a module is exactly of one of these classes, without hooks that change its input or output."""
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     return type(module) in kinds and not any(getattr(module, name) for name in hooks)
 
@@ -137,7 +137,7 @@ def _activate(z: Tensor, activation: str) -> Tensor:
 
 
 def _through(delta: Tensor, h: Tensor, activation: str) -> Tensor:
-    """``delta`` times the activation's derivative, which all three give from their own output ``h``."""
+    """``delta`` times the activation's derivative, computed from the activation's output ``h``."""
     if activation == "relu":
         passed: Tensor = torch.ops.aten.threshold_backward.default(delta, h, 0)  # delta where h > 0, in one pass
         return passed

@@ -1,6 +1,4 @@
-"""The local work of a round: which samples every client visits, in which minibatches. A function of (seed, round,
-node) alone.
-"""
+"""The local work of a round: the samples and minibatches of every client, a function of (seed, round, node) alone."""
 
 from __future__ import annotations
 
@@ -18,19 +16,19 @@ from fedsim.types import Batch
 
 @dataclass(frozen=True)
 class LocalWork:
-    """What every client of a cohort does in one round.
+    """Local work of every client of a cohort in one round.
 
-    A client visits its shard in a new random order each epoch, ``batch_size`` samples a step; the last, smaller batch
-    of an epoch is kept, so an epoch is an epoch for clients of every size. ``steps`` walks the same sequence and stops
-    after so many.
+    A client visits its shard in a new random order each epoch, ``batch_size`` samples per step. The last, smaller batch
+    of an epoch is kept, so an epoch visits every sample once. ``steps`` truncates or extends the same sequence to that
+    many minibatches.
 
     Args:
-        batch_size: samples in a minibatch; 0, or more than a client has, means its whole shard.
+        batch_size: samples per minibatch; 0, or more than a client has, selects its whole shard.
         epochs: passes over the client's own shard.
-        steps: number of minibatches, the same for every client; replaces ``epochs``.
+        steps: number of minibatches, the same for every client; overrides ``epochs``.
         weight_decay: coefficient of the L2 term (weight_decay / 2) ||x||^2 in every client's objective.
-        clip_norm: largest L2 norm of a gradient, of a minibatch or a whole shard, before weight decay is added; none by
-            default.
+        clip_norm: maximum L2 norm of a gradient, of a minibatch or a whole shard, before weight decay is added; no
+            clipping by default.
     """
 
     batch_size: int = 32
@@ -67,16 +65,12 @@ class LocalWork:
         return self.epochs * per_epoch
 
     def order(self, sizes: np.ndarray) -> np.ndarray:
-        """Positions of clients with ``sizes [c]`` samples in the order of execution: most steps first, then the largest
-        minibatches.
-        """
+        """Execution order of clients with ``sizes [c]`` samples: most steps first, then largest minibatches."""
         return np.lexsort((-self.batch(sizes), -self.counts(sizes)))
 
 
 class Shards:
-    """The training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]`` up to, without,
-    ``offsets[i + 1]``.
-    """
+    """Training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]:offsets[i + 1]``."""
 
     def __init__(self, x: Tensor, y: Tensor, offsets: np.ndarray) -> None:
         self.x, self.y, self.offsets = x, y, offsets
@@ -85,8 +79,7 @@ class Shards:
         if len(empty):
             raise PartitionError(
                 f"{len(empty)} of {len(self.sizes)} clients have no samples (the first is client {empty[0]});"
-                " expected at least one each."
-                " Ask the partitioner for a minimum size, or for fewer clients."
+                " expected at least one each. Set a minimum size in the partitioner, or use fewer clients."
             )
 
     @property
@@ -100,16 +93,14 @@ class Shards:
         return Batch(self.x[start:stop], self.y[start:stop])
 
     def take(self, index: Tensor, weight: Tensor | None = None) -> Batch:
-        """The samples at ``index [...]`` (rows of the sorted data), with the shape of ``index`` in front."""
+        """Samples at rows ``index [...]`` of the sorted data; the axes of ``index`` lead."""
         flat = index.reshape(-1)
         x = self.x.index_select(0, flat).view(*index.shape, *self.x.shape[1:])
         y = self.y.index_select(0, flat).view(*index.shape, *self.y.shape[1:])
         return Batch(x, y, weight)
 
     def runs(self, first: np.ndarray, lengths: np.ndarray) -> Batch | None:
-        """Consecutive samples from each row of ``first [c]`` on, without a copy; None unless runs are equally long and
-        equally far apart.
-        """
+        """View of the samples from each row of ``first [c]`` on; None unless the runs have equal length and spacing."""
         apart = np.diff(first).tolist() or [0]
         if len({*lengths.tolist()}) > 1 or len({*apart}) > 1:
             return None
@@ -123,20 +114,20 @@ class Shards:
 
 @dataclass(frozen=True)
 class Minibatches:
-    """One client's round: sample rows ``[K_i, B_i]``, of which the first ``lengths[k]`` of step ``k`` are real."""
+    """A client's round: sample rows ``[K_i, B_i]``; in step ``k``, rows beyond the first ``lengths[k]`` are padding."""
 
     index: np.ndarray
     lengths: np.ndarray
 
     @property
     def shares(self) -> np.ndarray:
-        """The share of each step in the round's samples, ``[K_i]``."""
+        """Fraction of the round's samples in each step, ``[K_i]``."""
         shares: np.ndarray = self.lengths / self.lengths.sum()
         return shares
 
 
 def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.ndarray) -> list[Minibatches]:
-    """The minibatches of clients ``ids`` in one round."""
+    """Minibatches of clients ``ids`` in one round."""
     sizes = shards.sizes[ids]
     batch, counts = work.batch(sizes), work.counts(sizes)
     whole = batch == sizes  # one batch holds the shard: its order does not matter
@@ -159,7 +150,7 @@ def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.
 
 
 def draw(shards: Shards, seed: int, round: int, ids: np.ndarray, size: int) -> list[np.ndarray]:
-    """For each client ``min(size, n_i)`` of its rows, without replacement."""
+    """Large batch of each client: ``min(size, n_i)`` of its rows, without replacement."""
     sizes = shards.sizes[ids]
     orders = seeds.shuffles(seed, "large batch", round, ids, sizes, np.ones(len(ids), np.int64))
     return [order[0, :size] + shards.offsets[node] for order, node in zip(orders, ids, strict=True)]

@@ -1,4 +1,4 @@
-"""The loop backend: one client after the other. It is the meaning that every other backend is held to."""
+"""The loop backend: one client after the other; it defines the semantics of every other backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ C = TypeVar("C")
 
 
 class LoopLocal:
-    """``Local`` for one client."""
+    """``Local`` of one client."""
 
     def __init__(
         self, federation: Federation, meter: Meter, node: int, round: int, plan: Minibatches, decay: Tensor
@@ -76,12 +76,12 @@ class LoopLocal:
 
 
 CHUNK = 512
-"""Samples in one pass of a whole-shard gradient; bounds its memory."""
+"""Samples per pass of a whole-shard gradient; bounds its memory."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """One client after the other: the reference meaning of every backend, and the fastest for convolutions on a CPU."""
+    """One client after the other: the reference for every backend, and the fastest for convolutions on a CPU."""
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
@@ -98,7 +98,7 @@ class Loop:
                 local = LoopLocal(federation, meter, node, call.round, plan, decay)
                 try:
                     message, new = call.at(local, call.down, () if mine is None else mine[node])
-                except DivergenceError as error:           # of a compressor, which knows of no clients
+                except DivergenceError as error:           # from a compressor, which does not know the client
                     raise DivergenceError(f"client {node} in round {call.round}: {error}") from error
                 if new:
                     leaves(new)                            # tensors only
@@ -109,7 +109,7 @@ class Loop:
 
 
 class Rows(Generic[M]):
-    """The messages of a cohort, collected block by block into one stack ``[c, ...]`` a tensor."""
+    """Messages of a cohort, collected block by block into one stack ``[c, ...]`` per tensor."""
 
     def __init__(self, c: int) -> None:
         self.c = c
@@ -129,7 +129,7 @@ class Rows(Generic[M]):
 
 
 def refuse_captured_tensors(step: Callable[..., Any]) -> None:
-    """Raise ConfigError when ``step`` reads a tensor from outside: in a block it would be another client's."""
+    """Raise ConfigError if ``step`` captures a tensor: in a block it would be another client's."""
     for name in _captured(step):
         raise ConfigError(
             f"the step function given to local.fold captures the tensor {name!r}; pass it as an argument instead:"
@@ -138,7 +138,7 @@ def refuse_captured_tensors(step: Callable[..., Any]) -> None:
 
 
 def _captured(step: Any) -> Iterator[str]:
-    """Names by which a function, or a function that it calls, holds tensors in its closure or defaults."""
+    """Names of tensors in the closure or defaults of a function, or of functions that it captures."""
     code = getattr(step, "__code__", None)
     if code is None:
         return

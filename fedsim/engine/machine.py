@@ -1,7 +1,7 @@
-"""This machine: its processors and the threads on them, and the C library's allocator, told to keep what a run frees.
+"""This machine: processors, threads, and the allocator of the C library, configured to keep freed memory.
 
-A local step makes and frees tensors of the same few megabytes again and again. By default glibc hands each of them back
-to the operating system and asks for fresh, zeroed pages at the next step, which can cost more than the arithmetic.
+A local step allocates and frees tensors of the same few megabytes again and again. By default glibc returns each of
+them to the operating system and requests fresh, zeroed pages in the next step, which can cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as in glibc's malloc.h
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Make freed memory stay with this process, up to 2 GiB of it; False where that is not possible: without glibc."""
+    """Keep up to 2 GiB of freed memory in this process; return False if that is not possible, without glibc."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
@@ -29,13 +29,13 @@ def keep_freed_memory() -> bool:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1   # macOS: all
 
 
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """While this lasts, PyTorch computes an operation with so many threads; with as many as before when None."""
+    """Set PyTorch's number of intra-operation threads in this context; None leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,7 +1,7 @@
-"""Where the memories of clients live between rounds: on the model's device, in the host's memory, or in a file.
+"""Storage of client memories between rounds: on the model's device, in host memory, or in a file.
 
-Rounds only ever read whole rows and write new ones, so a row is put away when it is made and fetched when its client
-takes part again. Values do not change by it.
+Rounds read whole rows and write new ones, so a row is stored when it is computed and fetched when its client
+participates again. Values do not change.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Place = Literal["device", "host", "disk"]
 
 
 class Memory(Protocol):
-    """Puts tensors away."""
+    """Storage of tensors between rounds."""
 
     def put(self, value: Tensor) -> Tensor | Far:
-        """The value, or a handle that fetches it."""
+        """Store a tensor; return it, or a handle that fetches it."""
 
 
 class OnDevice:
-    """Leaves rows where they were computed: the fastest, as long as all of them fit."""
+    """Storage on the device that computed the rows: the fastest, if they fit."""
 
     def put(self, value: Tensor) -> Tensor | Far:
         """See ``Memory``."""
@@ -46,7 +46,7 @@ class _HostRow(Far):
 
 
 class OnHost:
-    """Moves rows from a GPU to the host's memory."""
+    """Storage of a GPU's rows in host memory."""
 
     def put(self, value: Tensor) -> Tensor | Far:
         """See ``Memory``."""
@@ -62,22 +62,22 @@ class _DiskRow(Far):
         return self._disk.read(self._at, self.shape, self.dtype).to(self.device)
 
     def __del__(self) -> None:
-        if hasattr(self, "_at"):                           # not if writing it failed
+        if hasattr(self, "_at"):                           # absent if the write failed
             self._disk.release(self._at, self.shape.numel() * self.dtype.itemsize)
 
 
 class OnDisk:
-    """Moves rows to a temporary file that has no name, so that nothing is left of it however the process ends.
+    """Storage in an unnamed temporary file, which disappears however the process ends.
 
-    The system keeps recently used parts of it in memory that is free anyway. Room of rows that nobody refers to any
-    more is used again.
+    The operating system caches recently used parts of the file in free memory. The space of rows without references is
+    reused.
 
     Args:
-        folder: where the file is made; that of the system's temporary files by default (TMPDIR).
+        folder: folder of the file; by default that of the system's temporary files (TMPDIR).
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  as long as rows refer to it
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  open while rows refer to it
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self.size = 0
 
@@ -90,7 +90,7 @@ class OnDisk:
         return value if isinstance(value, Far) else _DiskRow(self, value)
 
     def write(self, value: Tensor) -> int:
-        """Store a tensor; where it is."""
+        """Store a tensor, and return its offset."""
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         free = self._free[len(data)]
         at = free.pop() if free else self.size
@@ -107,7 +107,7 @@ class OnDisk:
         return at
 
     def read(self, at: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The tensor that was stored there."""
+        """Read the tensor at offset ``at``."""
         value = torch.empty(shape, dtype=dtype)
         data = value.reshape(-1).view(torch.uint8).numpy().data
         done = 0
@@ -116,9 +116,9 @@ class OnDisk:
         return value
 
     def release(self, at: int, size: int) -> None:
-        """Forget what is stored there."""
+        """Free the ``size`` bytes at offset ``at``."""
         self._free[size].append(at)
 
 
 MEMORIES: dict[str, Callable[[], Memory]] = {"device": OnDevice, "host": OnHost, "disk": OnDisk}
-"""By the names under which an experiment asks for them."""
+"""Storage by name, as in ``Execution.memory``."""

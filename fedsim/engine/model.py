@@ -1,7 +1,7 @@
-"""An nn.Module seen as a function of one flat vector: its loss, its gradient for one client or a stack, its evaluation.
+"""An nn.Module as a function of one flat vector: loss, gradients for one client or a stack of them, and evaluation.
 
-Parameter trees exist only in this file. One client at a time runs plain autograd on views of the vector; a stack of
-clients runs either matrix products written out by hand (``linear_stack``) or ``torch.vmap`` of the module.
+Parameter trees exist only in this file. A single client runs plain autograd on views of the vector; a stack of clients
+runs either hand-written matrix products (``linear_stack``) or ``torch.vmap`` of the module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedsim.types import Batch
 from fedsim.values import Vector
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Per-sample loss: outputs ``[B, ...]`` and targets ``[B, ...]`` to ``[B]``."""
+"""Per-sample loss: maps outputs ``[B, ...]`` and targets ``[B, ...]`` to ``[B]``."""
 
 
 class Model:
@@ -27,13 +27,13 @@ class Model:
 
     Args:
         module: any ``nn.Module`` without BatchNorm and Dropout.
-        loss: ``(outputs [B, ...], targets [B, ...]) -> [B]``; one number for each sample, not their mean.
+        loss: ``(outputs [B, ...], targets [B, ...]) -> [B]``; one number per sample, not their mean.
         penalty: differentiable function of the vector, added to every client's objective.
-        device: where it runs.
+        device: device of the parameters and of all computation.
         dtype: floating-point type of parameters and inputs.
 
     Raises:
-        ModelError: the module mixes samples of a batch or draws random numbers of its own.
+        ModelError: the module mixes the samples of a batch, or draws its own random numbers.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Model:
         self.module = module.to(device=device, dtype=dtype)
         self.loss, self.penalty, self.device, self.dtype = loss, penalty, torch.device(device), dtype
         if self.device.type == "cuda":
-            _compute_the_same_again()
-        named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones never travel
+            _make_cuda_deterministic()
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones are never sent
         if not named:
             raise ModelError(f"{type(module).__name__} has no parameters to train; expected some with requires_grad")
         self.names, self.parameters = list(named), list(named.values())
@@ -64,11 +64,11 @@ class Model:
         self._channels_last = self.convolutional and self.device.type == "cpu"
 
     def vector(self) -> Vector:
-        """A copy of the module's present parameters ``[d]``."""
+        """Copy of the module's current parameters, ``[d]``."""
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])
 
     def load(self, x: Vector) -> nn.Module:
-        """The module with its parameters set to views of ``x``."""
+        """Set the module's parameters to views of ``x``, and return the module."""
         if self.parameters[0].data_ptr() != x.data_ptr():   # equal while a step updates x in place
             views = x.detach().split_with_sizes(self.sizes)
             for p, view, shape in zip(self.parameters, views, self.shapes, strict=True):
@@ -97,9 +97,9 @@ class Model:
         return torch.cat([part for _, part in sorted(self.gradient_parts(xs, batch), key=itemgetter(0))], 1)
 
     def gradient_parts(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
-        """The same in parts ``[c, d_p]``, each with its offset in the vector, in any order.
+        """Yield ``gradients`` in parts ``[c, d_p]``, each with its offset in the vector, in any order.
 
-        A part has memory of its own, and the columns of ``xs`` that it belongs to are not read after it was given out.
+        A part owns its memory, and its columns of ``xs`` are not read after it is yielded.
         """
         if self.dense is not None and self.dense.takes(batch.x):
             extra = None if self.penalty is None else torch.vmap(torch.func.grad(self.penalty))(xs)
@@ -128,7 +128,7 @@ class Model:
 
     @torch.no_grad()
     def outputs(self, x: Vector, inputs: Tensor, batch_size: int = 256) -> Tensor:
-        """The module's outputs at ``x`` for all ``inputs [N, ...]``, computed ``batch_size`` samples at a time."""
+        """Outputs of the module at ``x`` for ``inputs [N, ...]``, computed ``batch_size`` samples at a time."""
         module = self.load(x)
         modes = [(layer, layer.training) for layer in module.modules()]
         module.eval()
@@ -143,16 +143,16 @@ class Model:
         return _mean(per_sample(self.loss(out, y), len(y)), weight)
 
     def _input(self, x: Tensor) -> Tensor:
-        """Images in channels-last layout, where oneDNN's convolutions and PyTorch's pooling are fastest on a CPU."""
+        """Convert images to channels-last, the fastest layout for oneDNN's convolutions and PyTorch's pooling."""
         if not self._channels_last or x.dim() != 4:
             return x
-        if x.shape[1] == 1:                                # one channel has both layouts: say which
+        if x.shape[1] == 1:                                # ambiguous for one channel: set strides
             return x.contiguous().as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def _compute_the_same_again() -> None:
-    """Have a GPU give the same bits every time, and float32 where that was asked for, at the price of some speed."""
+def _make_cuda_deterministic() -> None:
+    """Make CUDA deterministic, with full float32 precision, at some cost in speed."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False                # the default for convolutions: 10 bits instead of 23
@@ -165,7 +165,7 @@ def _row(batch: Batch, i: int) -> Batch:
 
 
 def _owned(parts: Iterable[Tensor]) -> list[Tensor]:
-    """Parts with memory of their own, which autograd does not promise: the gradients of ``a + b`` are one tensor."""
+    """Copy parts that share memory, as autograd may return: the gradients of ``a + b`` are one tensor."""
     own: dict[int, Tensor] = {}
     for part in parts:
         shared = part.data_ptr() in own or not part.is_contiguous()
@@ -184,7 +184,7 @@ def _refuse_unsafe_layers(module: nn.Module) -> None:
         batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
         if layer.training and (batch_norm or getattr(layer, "track_running_stats", False)):
             raise ModelError(
-                f"layer {name!r} is {kind} in training mode: its statistics mix samples and are no parameters, so they"
+                f"layer {name!r} is {kind} in training mode: its statistics mix samples and are not parameters, so they"
                 " would be neither averaged nor charged. Use nn.GroupNorm (or put the layer in eval mode with frozen"
                 " statistics)."
             )

@@ -1,4 +1,4 @@
-"""An algorithm's code is pure: the same result from the same arguments, which stay as they are, or no run repeats."""
+"""Purity of an algorithm's code: same arguments, same result, arguments unmodified; reproducible runs depend on it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from fedsim.errors import ConfigError
 from fedsim.values import Packed
 
 MT19937_BYTES = 4 * 624 + 4
-"""Of the state of NumPy's global generator: its words, and the position among them."""
+"""Size of the state of NumPy's global generator: its words, and the position among them."""
 
 
 @contextlib.contextmanager
 def pure(name: str, *arguments: Any) -> Iterator[None]:
-    """For a call of an algorithm's code.
+    """Check that a call of an algorithm's code, made in this context, is pure.
 
     Args:
-        name: of the code.
-        arguments: what it was given: tensors, and tuples and mappings of them. Nothing else is looked at, so as not to
-            go through everybody's memories in every round.
+        name: name of the code, for errors.
+        arguments: its arguments: tensors, and tuples and mappings of them. Other values are not inspected, to avoid
+            traversing all clients' memories in every round.
 
     Raises:
         ConfigError: it wrote into an argument, or drew from a global generator of PyTorch or NumPy.
     """
-    dice = _dice()
+    before = _generator_states()
     versions = [(t, t._version) for t in _tensors(arguments) if not t.is_inference()]
     yield
     if any(t._version != version for t, version in versions):
@@ -38,7 +38,7 @@ def pure(name: str, *arguments: Any) -> Iterator[None]:
             f"{name} writes into an argument, which others read as well; expected new tensors: y = 0.5 * x instead of"
             " x.mul_(0.5), or x.clone() before writing"
         )
-    if _dice() != dice:
+    if _generator_states() != before:
         raise ConfigError(
             f"{name} draws from, or seeds, the global generator of PyTorch or NumPy, which no seed of a run controls;"
             " expected fedsim.seeds.uniform_of(local.key(), d), at the server of clients.key(), for d numbers in [0, 1)"
@@ -57,11 +57,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
-def _dice() -> list[bytes]:
-    """States of the global generators."""
+def _generator_states() -> list[bytes]:
+    """States of the global generators of PyTorch and NumPy."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
     numpy = np.random.mtrand.get_bit_generator()
-    if isinstance(numpy, np.random.MT19937):               # read where it lies: as a dict it costs 60 microseconds
+    if isinstance(numpy, np.random.MT19937):               # read in place: as a dict it takes 60 microseconds
         states.append(ctypes.string_at(numpy.ctypes.state_address, MT19937_BYTES))
     return states

@@ -1,7 +1,7 @@
-"""A recorded local step, ready to be repeated: the same algebra without the cost of ``torch.vmap``, in fewer passes.
+"""Replay of a recorded local step: the same algebra without the overhead of ``torch.vmap``, in fewer passes.
 
-What follows the last gradient of a step mostly treats every coordinate alone. It is then done parameter by parameter,
-as soon as the model has computed that parameter's gradient and while it is in the processor's cache.
+The operations after the last gradient of a step are mostly coordinate-wise. They then run parameter by parameter, as
+soon as the model has computed that parameter's gradient and while it is in the processor's cache.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fedsim.engine.tape import Op, Recording, Slot
 
 
 class Gradients(Protocol):
-    """The gradients of a block of clients at ``x [c, d]`` on the tensors of their batch."""
+    """Gradients of a block of clients at ``x [c, d]`` on the tensors of their batch."""
 
     def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
-        """Whole, ``[c, d]``; see ``Model.gradients``."""
+        """See ``Model.gradients``; ``[c, d]``."""
 
     def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterable[tuple[int, Tensor]]:
-        """Parameter by parameter; see ``Model.gradient_parts``."""
+        """See ``Model.gradient_parts``."""
 
 
 COLUMNWISE = {*OVER.keys(), *OVER.values()} | {
@@ -31,18 +31,18 @@ COLUMNWISE = {*OVER.keys(), *OVER.values()} | {
     *(aten.reciprocal.default, aten.pow.Tensor_Scalar, aten.clamp.default, aten.maximum.default, aten.minimum.default),
     *(aten.where.self, aten.addcdiv.default),
 }
-"""Operations that treat every coordinate of a vector alone."""
+"""Coordinate-wise operations."""
 
 LEAST_PART = 2**15
-"""Numbers in an average parameter, over all clients of a block, from which on it is faster to go by parameters."""
+"""Smallest mean size of a parameter, over all clients of a block, at which going by parameters is faster."""
 
 
 class Program:
-    """``program(block, [*samples, *carry, *consts])`` is the step's new carry; it may write into the old one.
+    """Executable step: ``program(block, [*samples, *carry, *consts])`` is the new carry; may overwrite the old one.
 
     Args:
-        recording: of the step; used up.
-        parts: number of parts in which the model's gradient comes.
+        recording: recording of the step; modified in place.
+        parts: number of parts of the model's gradient.
     """
 
     def __init__(self, recording: Recording, parts: int) -> None:
@@ -70,7 +70,7 @@ class Program:
         return [env[slot] for slot in self._results]
 
     def _plan_tail(self, r: Recording) -> None:
-        """What a tail reads from before it, and where its results are: written over that, or to be assembled."""
+        """Find the tensors that the tail reads, and the place of each result: over one of them, or assembled."""
         made = {slot for op in self._tail for slot in op.out}
         self._homes: dict[Slot, Slot] = {}
         for op in self._tail:
@@ -100,7 +100,7 @@ class Program:
 
 
 def _split(r: Recording, parts: int) -> tuple[list[Op], list[Op]]:
-    """The operations before the last gradient, and those from it on if they can be done in parts; else all and none."""
+    """Split before the last gradient if the operations from it on can run in parts; else return all and none."""
     at = max((n for n, op in enumerate(r.ops) if op.fn is None), default=len(r.ops))
     if at == len(r.ops):
         return r.ops, []

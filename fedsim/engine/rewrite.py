@@ -1,7 +1,7 @@
-"""Rewrites of a recorded step that save passes over memory, which is what the algebra of a small model costs.
+"""Rewrites of a recorded step that save passes over memory, which dominate the cost of a small model's algebra.
 
-``a - s * t`` becomes one operation and a product with 1 none; a result takes the place of an operand that nobody reads
-again. A rewritten step agrees with the written one up to rounding: ``t / 10`` may become ``t * (1 / 10)``.
+``a - s * t`` becomes one operation and a product with 1 none; a result overwrites an operand that is not read again. A
+rewritten step agrees with the original up to rounding: ``t / 10`` may become ``t * (1 / 10)``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ OVER: dict[Any, Any] = {
     aten.div.Tensor: aten.div.out,
     aten.addcmul.default: aten.addcmul.out,
 }
-"""Operations that can write over one of their operands, with the variant that takes ``out``."""
+"""Operations that can overwrite one of their operands, with the variant that takes ``out``."""
 
 
 def rewrite(r: Recording) -> None:
-    """Apply all rewrites. The results then have memory of their own, and the step may write into its old carry."""
+    """Apply all rewrites. Afterwards the results own their memory, and the step may overwrite its old carry."""
     _drop_unused(r)
     _drop_ones(r)
     _merge_products(r)
@@ -47,7 +47,7 @@ def _drop_unused(r: Recording) -> None:
 
 
 def _drop_ones(r: Recording) -> None:
-    """Read ``t`` instead of ``1.0 * t``."""
+    """Replace ``1.0 * t`` by ``t``."""
     same: dict[Slot, Slot] = {}
     for op in r.ops:
         op.args = [same.get(a, a) if isinstance(a, Slot) else a for a in op.args]
@@ -58,7 +58,7 @@ def _drop_ones(r: Recording) -> None:
 
 
 def _merge_products(r: Recording) -> None:
-    """``a + s * t``, ``a - s * t``, ``a + t / number``, ``a - t / number`` as one operation."""
+    """Fuse ``a + s * t``, ``a - s * t``, ``a + t / number`` and ``a - t / number`` into one operation."""
     maker = {op.out[0]: op for op in r.ops}
     for op in r.ops:
         if op.fn not in (aten.add.Tensor, aten.sub.Tensor) or op.kwargs or len(op.reads()) < 2:
@@ -79,7 +79,7 @@ def _merge_products(r: Recording) -> None:
 
 
 def _is_product(r: Recording, op: Op | None, user: Op) -> bool:
-    """Whether ``op`` is a product, or a quotient by a number, that ``user`` alone reads, all in one floating type."""
+    """Return whether ``op`` is a product or quotient by a number, read by ``user`` alone, all in one floating type."""
     if op is None or op.fn not in (aten.mul.Tensor, aten.div.Tensor):
         return False
     by_number = not isinstance(op.args[1], Slot)
@@ -94,7 +94,7 @@ def _is_product(r: Recording, op: Op | None, user: Op) -> bool:
 
 
 def _own_results(r: Recording) -> None:
-    """Copy results that share memory with each other, with inputs that stay, or with constants."""
+    """Copy results that share memory with each other, with inputs other than the carry, or with constants."""
     ours = {*r.made(), *r.carry}
     taken = {r.storage(i) for i in range(len(r.tensors)) if i not in ours}
     for i, slot in enumerate(r.results):
@@ -107,7 +107,7 @@ def _own_results(r: Recording) -> None:
 
 
 def _replaceable(r: Recording, slot: Slot, n: int) -> bool:
-    """Whether operation ``n`` may write its result over ``slot``: alike, memory of our own, and not read afterwards."""
+    """Return whether operation ``n`` may overwrite ``slot``: alike, owned by the step, and not read afterwards."""
     op, old = r.ops[n], r.tensors[slot]
     whole = old.is_contiguous() and old.numel() * old.itemsize == old.untyped_storage().nbytes()
     later = [s for o in r.ops[n + 1 :] for s in o.reads()] + r.results

@@ -1,8 +1,7 @@
-"""One local step of a block of clients: recorded when it is first met, replayed ever after.
+"""One local step of a block of clients: recorded on first use, replayed afterwards.
 
-Recordings are remembered by everything that could make the step do something else: its code, the numbers it captures,
-the local work, and the form of its arguments. Steps that cannot be recognised or recorded run under ``torch.vmap`` as
-written.
+Recordings are cached by everything that determines the step: its code, the numbers it captures, the local work, and the
+form of its arguments. Steps that cannot be fingerprinted or recorded run under ``torch.vmap`` as written.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from fedsim.tree import build, leaves
 from fedsim.types import Batch
 
 Programs = dict[Hashable, Program | None]
-"""Recordings of one step by the form of its arguments; None where it refuses."""
+"""Recordings of one step by the form of its arguments; None if it cannot be recorded."""
 
 PROGRAMS: WeakKeyDictionary[Model, dict[Hashable, Programs]] = WeakKeyDictionary()
-"""Recordings for every model in use."""
+"""Recordings for every live model."""
 
 MOST_STEPS = 64
-"""Steps remembered for one model; more come only from a step that captures a number of its round."""
+"""Steps cached per model; only a step that captures a number of its round leads to more."""
 
 
 class Stack(Gradients, Protocol):
-    """The block of clients that a step is for."""
+    """The block of clients that runs a step."""
 
     tape: Tape | None
 
@@ -41,11 +40,11 @@ class LocalStep:
     """``step(carry, batch, *consts)``, written for one client, as a function of stacked tensors.
 
     Args:
-        step: what an algorithm gave to ``local.fold``.
-        like: a tree of the form of (carry, *consts).
-        model: whose gradient it asks for.
-        work: the local work of the round.
-        block: the clients, as the step's ``local``.
+        step: the function passed to ``local.fold``.
+        like: tree with the structure of (carry, *consts).
+        model: model whose gradient the step evaluates.
+        work: local work of the round.
+        block: the clients; the ``local`` of the step.
     """
 
     def __init__(self, step: Callable[..., Any], like: Any, model: Model, work: LocalWork, block: Stack) -> None:
@@ -60,13 +59,13 @@ class LocalStep:
             self._programs = None
 
     def __call__(self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]) -> list[Tensor]:
-        """The new carry of all clients.
+        """Run the step, and return the new carry of all clients.
 
         Args:
-            batch: of every client.
-            state: the carry's tensors ``[c, ...]``; may be written into.
-            consts: tensors of the step's further arguments.
-            own: which of those have a row for each client.
+            batch: stacked minibatches of the clients.
+            state: tensors of the carry, ``[c, ...]``; may be overwritten.
+            consts: tensors of the remaining arguments.
+            own: which of ``consts`` have a row per client.
         """
         samples = [t for t in batch if t is not None]
         if self._programs is not None:
@@ -79,7 +78,7 @@ class LocalStep:
             if (program := self._met[form]) is not None:
                 return program(self._block, [*samples, *state, *consts])
         out = self._vmapped(samples, state, consts, own)
-        return [t.clone(memory_format=torch.contiguous_format) for t in out]  # a later step may be a replayed one
+        return [t.clone(memory_format=torch.contiguous_format) for t in out]  # a replayed step may overwrite it
 
     def _vmapped(
         self, samples: Sequence[Tensor], state: Sequence[Tensor], consts: Sequence[Tensor], own: list[bool]

@@ -1,7 +1,7 @@
-"""A recording of a local step: the operations on stacked tensors that ``torch.vmap`` turns its algebra into.
+"""Recording of a local step: the operations on stacked tensors into which ``torch.vmap`` translates it.
 
-A step is ordinary tensor algebra around calls of ``local.grad``. It is run once under a ``Tape``, with gradients of
-zero; ``fedsim.engine.replay`` then repeats what was noted. A step that a recording cannot repeat is refused.
+A step is ordinary tensor algebra around calls of ``local.grad``. It runs once under a ``Tape``, with zero gradients;
+``fedsim.engine.replay`` then repeats the recorded operations. A step that cannot be repeated in this way is rejected.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST_OPERATIONS = 500
-"""A step of more operations than this is no algebra around a gradient."""
+"""Maximum length of a recording; longer steps are more than algebra around a gradient."""
 
 CONSTANTS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
 
 LIBRARIES = ("torch", "fedsim")
-"""Their functions do not change between rounds."""
+"""Packages whose functions do not change between rounds."""
 
 
 class Unreplayable(Exception):
-    """The step does something that a recording cannot repeat; it has to run as written."""
+    """The step does something that a recording cannot repeat; it must run as written."""
 
 
 class Slot(int):
-    """A tensor of a recording, by its number."""
+    """Number of a tensor in a recording."""
 
 
 @dataclass
 class Op:
-    """One operation; a call of the model's gradient where ``fn`` is None. It may write its result over a tensor."""
+    """One operation, or a call of the model's gradient if ``fn`` is None. The result may overwrite slot ``over``."""
 
     fn: Callable[..., Any] | None
     args: list[Any]  # tensors as slots, lists of tensors as lists of slots
@@ -46,7 +46,7 @@ class Op:
     over: Slot | None = None
 
     def reads(self) -> list[Slot]:
-        """Slots of its arguments."""
+        """Slots of the arguments."""
         return [a for arg in self.args for a in (arg if isinstance(arg, list) else [arg]) if isinstance(a, Slot)]
 
 
@@ -56,9 +56,9 @@ class Recording:
 
     Attributes:
         ops: in order; each slot is written once.
-        tensors: what every slot held while recording; of use for its shape, type and storage.
-        inputs: the first slots: samples, carry, constants of the step.
-        carry: those of them that the step replaces.
+        tensors: value of every slot while recording, used for its shape, type and storage.
+        inputs: number of leading slots that are inputs: samples, carry, constants.
+        carry: slots of the carry, which the step replaces.
         results: slots of the new carry.
     """
 
@@ -69,20 +69,20 @@ class Recording:
     results: list[Slot]
 
     def alike(self, a: Slot, b: Slot) -> bool:
-        """Whether two slots have the same shape and type."""
+        """Return whether two slots have the same shape and type."""
         return (self.tensors[a].shape, self.tensors[a].dtype) == (self.tensors[b].shape, self.tensors[b].dtype)
 
     def storage(self, slot: int) -> int:
-        """Address of the memory that a slot is a view of."""
+        """Address of the storage of a slot's tensor."""
         return address(self.tensors[slot])
 
     def made(self) -> set[Slot]:
-        """Slots that an operation writes."""
+        """Slots that are written by an operation."""
         return {slot for op in self.ops for slot in op.out}
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operation on tensors, in order."""
+    """Recorder of all operations on tensors, in order."""
 
     def __init__(self, samples: Sequence[Tensor], carry: Sequence[Tensor], consts: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -97,17 +97,17 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inputs = len(self._tensors)
 
     def recording(self, results: Sequence[Tensor]) -> Recording:
-        """What was noted, for a step that gave ``results``.
+        """Recording of a step that returned ``results``.
 
         Raises:
-            Unreplayable: it computes with the samples, whose number changes from batch to batch.
+            Unreplayable: the step computes with the samples, whose number changes from batch to batch.
         """
         if any(op.fn is not None and slot < self._samples for op in self._ops for slot in op.reads()):
             raise Unreplayable("the step computes with the samples themselves")
         return Recording(self._ops, self._tensors, self._inputs, self._carry, [self._slot(t) for t in results])
 
     def gradient(self, x: Tensor, batch: Sequence[Tensor]) -> Tensor:
-        """Note a call of the model's gradient; its value here is zero."""
+        """Record a call of the model's gradient, and return zeros."""
         self._paused = True
         g = torch.zeros_like(x, memory_format=torch.contiguous_format)
         self._paused = False
@@ -116,7 +116,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler, for which this is of no interest, in 1.5 s
+        return False  # else torch imports its compiler, unused here, in 1.5 s
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -137,7 +137,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._slot(arg) if isinstance(arg, Tensor) else arg
 
     def _slot(self, t: Tensor) -> Slot:
-        """The slot of a tensor; one that neither is an input nor was computed is a constant."""
+        """Slot of a tensor; one that is neither an input nor computed is a constant."""
         if id(t) in self._slots:
             return self._slots[id(t)]
         if address(t) in self._addresses:
@@ -152,15 +152,15 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def address(t: Tensor) -> int:
-    """Address of the memory that a tensor is a view of."""
+    """Address of the storage of a tensor."""
     return t.untyped_storage().data_ptr()
 
 
 def fingerprint(value: Any, local: object) -> Hashable:
-    """A key that is equal only for values with which a step does the same; ``local`` stands for itself.
+    """Key that is equal only for values with which a step behaves identically; ``local`` represents itself.
 
     Raises:
-        Unreplayable: the value is of a kind that may change unseen.
+        Unreplayable: the value is of a kind that may change unnoticed.
     """
     return _Fingerprint(local).of(value)
 
@@ -168,7 +168,7 @@ def fingerprint(value: Any, local: object) -> Hashable:
 class _Fingerprint:
     def __init__(self, local: object) -> None:
         self.local = local
-        self._within: list[FunctionType] = []              # what is being looked into, which may call itself
+        self._within: list[FunctionType] = []              # functions under inspection, which may be recursive
 
     def of(self, value: Any) -> Hashable:
         if value is self.local:
@@ -203,5 +203,5 @@ class _Fingerprint:
 
 @lru_cache(maxsize=256)
 def _globals(code: CodeType) -> tuple[str, ...]:
-    """Names that code looks up outside; ``co_names`` has those of attributes as well."""
+    """Global names that code looks up; ``co_names`` includes attribute names as well."""
     return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))

@@ -1,4 +1,4 @@
-"""Which part of a value it is that cannot be copied, or sent to another process."""
+"""Diagnosis of values that cannot be copied or sent to another process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ DEEPEST = 8
 
 
 def refused(error: Exception, what: str, parts: Mapping[str, Any], attempt: Callable[[Any], object]) -> ConfigError:
-    """The error for a value with which ``attempt`` fails.
+    """Build the error for a value on which ``attempt`` fails; it names the innermost part at fault.
 
     Args:
-        error: with which it failed.
-        what: was attempted, as "be copied".
-        parts: of the value, by the names that a user knows; the culprit is looked for in them.
-        attempt: what was attempted.
+        error: the exception raised.
+        what: the failed operation in the passive, such as "be copied".
+        parts: parts of the value to search, by names known to the user.
+        attempt: the failed operation.
     """
     found = [place for name, part in parts.items() for place in _culprits(attempt, name, part, 0)]
     return ConfigError(
-        f"{found[0] if found else next(iter(parts))} cannot {what} ({type(error).__name__}: {error}); open such things"
-        " where they are used, or leave them out"
+        f"{found[0] if found else next(iter(parts))} cannot {what} ({type(error).__name__}: {error}); create such"
+        " objects where they are used, or leave them out"
     )
 
 
 def _culprits(attempt: Callable[[Any], object], place: str, value: Any, depth: int) -> Iterator[str]:
-    """Places below a value where the attempt fails, the innermost first."""
+    """Places below a value at which the attempt fails, innermost first."""
     try:
         attempt(value)
         return

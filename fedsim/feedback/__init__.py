@@ -1,4 +1,4 @@
-"""Compression of any algorithm's messages, with error feedback: values for ``Experiment.uplink`` and ``downlink``."""
+"""Compression with error feedback for the messages of any algorithm: ``Experiment.uplink`` and ``downlink``."""
 
 from fedsim.feedback.mechanisms import DOWNLINKS as DOWNLINKS
 from fedsim.feedback.mechanisms import EF21P as EF21P

@@ -1,8 +1,8 @@
-"""Any algorithm with its messages compressed, which it does not notice.
+"""Any algorithm with compressed messages, without a change to its code.
 
 ``Compressed`` calls the algorithm's own ``round`` with clients whose verbs compress: every vector of the model's length
-in a message goes through the mechanism of ``fedsim.feedback``; what is shorter travels as it is. Each client function
-and each vector of its message has a memory of its own, at the client, beside what the algorithm keeps there.
+in a message goes through a mechanism of ``fedsim.feedback``; other tensors are sent uncompressed. The mechanism has a
+memory at the client for each client function and each vector of its message, separate from those of the algorithm.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from fedsim.values import Vector
 
 class CompressedState(NamedTuple):
     inner: Any                         # the algorithm's own state
-    nodes: Mapping[str, Kept[Memory]]  # what each client remembers for each client function
-    server: Mapping[str, Memory]       # what the server remembers for what they send
-    public: Mapping[str, Memory]       # public copies of what it has sent them, and the bytes that each client missed
+    nodes: Mapping[str, Kept[Memory]]  # the mechanism's memories at the clients, by client function
+    server: Mapping[str, Memory]       # its memories of their messages at the server
+    public: Mapping[str, Memory]       # public copies of broadcast vectors, and the bytes that each client missed
 
     @property
     def x(self) -> Any:
-        """The model, as the algorithm's state has it."""
+        """The model in the algorithm's state."""
         return self.inner.x
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """An algorithm whose messages are compressed; itself an algorithm.
+    """An algorithm with compressed messages; itself an algorithm.
 
     Args:
-        algorithm: what is run.
-        uplink: how clients compress what they send to the server, or nodes what they send to their neighbours.
-        downlink: how the server compresses what it sends to clients.
+        algorithm: the algorithm to run.
+        uplink: compression of messages from clients to the server or, without one, between neighbours.
+        downlink: compression of messages from the server to clients.
 
     Raises:
-        ConfigError: a mechanism that the algorithm cannot have.
+        ConfigError: a mechanism does not suit the algorithm.
     """
 
     algorithm: Algorithm[Any]
@@ -57,7 +57,7 @@ class Compressed:
         if (self.uplink or self.downlink) is not None and hasattr(self.algorithm, "compressor"):
             raise ConfigError(f"{name} compresses its messages by itself; leave uplink and downlink out")
         if self.downlink is not None and not self.server:
-            raise ConfigError(f"{name} has no server and so no downlink; leave it out: uplink is what nodes send")
+            raise ConfigError(f"{name} has no server and so no downlink; leave it out: uplink is for all messages")
         _check_link("uplink", self.uplink, "up" if self.server else "gossip", name)
         _check_link("downlink", self.downlink, "down", name)
         by = cast("Uplink | None", self.uplink) if self.server else None
@@ -69,11 +69,11 @@ class Compressed:
 
     @property
     def server(self) -> bool:
-        """Whether the algorithm has a server; without one, nodes send to their neighbours."""
+        """True if the algorithm has a server; otherwise nodes send to their neighbours."""
         return has_server(self.algorithm)
 
     def __str__(self) -> str:
-        """Names, such as "FedAvg, uplink EF21"."""
+        """Name with the mechanisms, such as "FedAvg, uplink EF21"."""
         links = [f", {name} {short_name(link)}" for name in ("uplink", "downlink") if (link := getattr(self, name))]
         return type(self.algorithm).__name__ + "".join(links)
 
@@ -90,13 +90,13 @@ class Compressed:
         return CompressedState(inner, links.nodes, links.server, links.public)
 
     def offer(self, local: Local, step: Tensor, y: Any, memory: Memory) -> tuple[Any, Memory]:
-        """Client function of gossip: what is sent instead of a message in the round's ``step``-th exchange."""
+        """Client function of gossip: the compressed message of exchange ``step`` of the round."""
         return each_vector(cast(Gossip, self.uplink).offer, y, memory, Draw(local, 0, step))
 
-    def combine(self, local: Local, y: Any, memory: Memory, heard: Any) -> tuple[Any, Memory]:
-        """Client function of gossip: what a node has after it heard its neighbours."""
+    def combine(self, local: Local, y: Any, memory: Memory, received: Any) -> tuple[Any, Memory]:
+        """Client function of gossip: the node's value after it has received its neighbours' messages."""
         gossip = cast(Gossip, self.uplink)
-        mixed = iter(leaves(heard))
+        mixed = iter(leaves(received))
         return each_vector(
             lambda v, own, _: gossip.combine(v, own, next(mixed)),
             y, memory, local, lambda v: v + gossip.gamma * (next(mixed) - v),
@@ -104,7 +104,7 @@ class Compressed:
 
 
 def _check_link(link: str, by: Uplink | Gossip | Downlink | None, direction: str, algorithm: str) -> None:
-    """Raise ConfigError unless ``by`` is a mechanism for the messages of ``algorithm`` in this direction, or None."""
+    """Raise ConfigError unless ``by`` is None or a mechanism for messages of ``algorithm`` in this direction."""
     if by is None:
         return
     if isinstance(by, type) or not hasattr(by, "directions"):

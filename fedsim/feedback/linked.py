@@ -1,4 +1,4 @@
-"""The clients that an algorithm sees while its messages are compressed: the same verbs, and what they remember."""
+"""The clients passed to an algorithm with compressed messages: the same verbs, with the mechanisms' memories."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def each_vector(
     at: Site,
     other: Callable[[Tensor], Tensor] = lambda leaf: leaf,
 ) -> tuple[Any, Memory]:
-    """``fn(vector, its memory, at)`` in the place of every vector of the model's length, ``other`` of the rest; and the
-    new memories, one after the other.
+    """Replace every vector of the model's length by ``fn(vector, its memory, at)`` and other leaves by ``other(leaf)``;
+    also return the new memories, concatenated.
     """
     _refuse_packed(tree)
     d = sum(shape.numel() for shape in at.shapes)
@@ -50,15 +50,15 @@ def each_vector(
 
 
 def is_vector(leaf: Tensor, d: int) -> bool:
-    """Whether a tensor of a message is one that links compress: of the length ``d`` of the model."""
+    """Return whether links compress this tensor of a message: a vector of the model's length ``d``."""
     return leaf.is_floating_point() and leaf.shape == (d,)
 
 
 def moved(copies: Sequence[Tensor], message: Any) -> Any:
-    """What clients read of a message to their public copies: each copy, plus the difference that is in its place.
+    """Decode a message relative to public copies: each compressed difference is added to its copy.
 
     Raises:
-        ConfigError: not as many copies as compressed vectors.
+        ConfigError: the message has more compressed vectors than there are copies.
     """
     left = iter(copies)
 
@@ -70,7 +70,7 @@ def moved(copies: Sequence[Tensor], message: Any) -> Any:
     try:
         return read(message)
     except StopIteration:
-        raise ConfigError(f"a message moves more public copies than the {len(copies)} here") from None
+        raise ConfigError(f"a message updates more public copies than the {len(copies)} held here") from None
 
 
 def _refuse_packed(tree: Any) -> None:
@@ -81,7 +81,7 @@ def _refuse_packed(tree: Any) -> None:
 
 
 class Draw:
-    """A site with other randomness for the k-th tensor of a message, and for each exchange of a round."""
+    """A site with separate randomness for each tensor ``k`` of a message and each exchange ``step`` of a round."""
 
     def __init__(self, at: Site, k: int, step: Tensor | int = 0) -> None:
         self._at, self._k, self._step = at, k, step
@@ -96,20 +96,20 @@ class Draw:
 
 @dataclass(frozen=True)
 class Upload:
-    """A client function with what it reads unpacked, and what it sends compressed.
+    """A client function with its input unpacked and its message compressed.
 
-    Its last memory is the link's, the others are those of ``fn``.
+    The last memory is the mechanism's, the others are those of ``fn``.
 
     Args:
-        fn: the algorithm's.
-        by: how messages are compressed; they are not where it is None.
+        fn: client function of the algorithm.
+        by: compression of the message; None for none.
     """
 
     fn: Callable[..., Any]
     by: Uplink | None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "__qualname__", title(self.fn))   # for errors
+        object.__setattr__(self, "__qualname__", title(self.fn))   # for error messages
 
     def __call__(self, local: Local, down: Any, *mine: Any) -> tuple[Any, ...]:
         *own, memory = mine
@@ -121,11 +121,11 @@ class Upload:
 
 @dataclass(frozen=True)
 class Offer:
-    """A client function of gossip with its message compressed; the message itself stays with the node, as a memory.
+    """A client function of gossip with its message compressed; the node keeps the original message as a memory.
 
     Args:
-        fn: the algorithm's.
-        by: how messages are compressed.
+        fn: client function of the algorithm.
+        by: compression of the message.
     """
 
     fn: Callable[..., Any]
@@ -143,10 +143,10 @@ class Offer:
 
 @dataclass(frozen=True)
 class Hearing:
-    """A client function that sends nothing, with what it reads unpacked.
+    """A client function that sends nothing, with its input unpacked.
 
     Args:
-        fn: the algorithm's.
+        fn: client function of the algorithm.
     """
 
     fn: Callable[..., Any]
@@ -159,7 +159,7 @@ class Hearing:
 
 
 def _parts(result: Any, own: Sequence[Any]) -> tuple[Any, ...]:
-    """The message and the new memories that a client function returned, as ``ClientCall.at`` reads them."""
+    """Split the result of a client function into its message and new memories, as ``ClientCall.at`` does."""
     return result if own and type(result) is tuple else (result,)
 
 
@@ -178,7 +178,7 @@ class LinkSettings(Protocol):
 
 @dataclass
 class Links:
-    """What is compressed in one round, with the memories as they are by now."""
+    """Compression in one round: the settings, and the current memories."""
 
     settings: LinkSettings
     nodes: dict[str, Kept[Memory]]
@@ -186,11 +186,11 @@ class Links:
     public: dict[str, Memory]
     names: dict[Sent[Any], str] = field(default_factory=dict)
     means: dict[Sent[Any], Any] = field(default_factory=dict)
-    offered: dict[Sent[Any], tuple[Kept[Any], Kept[Memory]]] = field(default_factory=dict)   # whole, at each node
-    functions: dict[str, tuple[Any, Any]] = field(default_factory=dict)   # whose, and their code
+    offered: dict[Sent[Any], tuple[Kept[Any], Kept[Memory]]] = field(default_factory=dict)   # uncompressed, at nodes
+    functions: dict[str, tuple[Any, Any]] = field(default_factory=dict)   # owner and code, by name
 
     def name(self, fn: Callable[..., Any]) -> str:
-        """What the memories of a client function are kept under."""
+        """Name under which the memories of a client function are stored; raises ConfigError if it is ambiguous."""
         while isinstance(fn, partial):
             fn = fn.func
         name: str = getattr(fn, "__name__", type(fn).__name__)
@@ -198,23 +198,23 @@ class Links:
         known_owner, known_code = self.functions.setdefault(name, (owner, code))
         if owner is not known_owner or code != known_code:
             raise ConfigError(
-                f"two client functions of a round are called {name}, and would share what is remembered of their"
+                f"two client functions of a round are called {name}, and would share the memories of their"
                 " messages; give them different names, or leave uplink and downlink out"
             )
         return name
 
     def memory(self, name: str, n: int) -> Kept[Any]:
-        """What the nodes remember for a client function; nothing at first."""
+        """Memories of a client function at the nodes; initially empty."""
         return self.nodes.get(name, Kept(n, ()))
 
     def remember(self, name: str, memory: Kept[Memory]) -> None:
-        """Replace what those of ``memory`` remember for a client function."""
+        """Update the memories of a client function at the nodes of ``memory``."""
         if leaves(memory.default):
             self.nodes[name] = self.nodes[name] | memory if name in self.nodes else memory
 
 
 class Linked(Clients):
-    """Clients to and from whom messages are compressed."""
+    """Clients whose messages are compressed, in both directions."""
 
     def __init__(self, clients: Clients, links: Links) -> None:
         super().__init__(clients._federation, clients._meter, clients.ids, clients.round)
@@ -231,15 +231,15 @@ class Linked(Clients):
         links, name = self._links, self._links.name(fn)
         if not links.settings.server:
             return self._offered(name, fn, down, mine)
-        down, weighs = self._broadcast(name, down)
+        down, down_bytes = self._broadcast(name, down)
         upload = Upload(fn, cast("Uplink | None", links.settings.uplink))
-        sent, *new, memory = self._each(upload, down, (*mine, links.memory(name, self.n)), weighs)
+        sent, *new, memory = self._each(upload, down, (*mine, links.memory(name, self.n)), down_bytes)
         links.names[sent] = name
         links.remember(name, memory)
         return (sent, *new) if new else sent
 
     def _offered(self, name: str, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]]) -> Any:
-        """`each` among nodes without a server: what is sent is the first exchange of the gossip that follows."""
+        """`each` without a server: the message is the first exchange of the gossip that follows."""
         links, by = self._links, cast("Gossip | None", self._links.settings.uplink)
         if by is None:
             result: Any = super().each(fn, down, *mine)
@@ -252,12 +252,12 @@ class Linked(Clients):
     def apply(self, fn: Callable[..., Any], *mine: Kept[Any], down: Any = None) -> Any:
         if down is None or self._links.settings.downlink is None:
             return super().apply(fn, *mine, down=down)
-        down, weighs = self._broadcast(self._links.name(fn), down)
-        _, new = self._run("apply", Hearing(fn), down, mine, weighs)
+        down, down_bytes = self._broadcast(self._links.name(fn), down)
+        _, new = self._run("apply", Hearing(fn), down, mine, down_bytes)
         return new[0] if len(new) == 1 else new
 
     def _broadcast(self, name: str, down: Any) -> tuple[Any, np.ndarray | None]:
-        """What clients read instead of ``down``, and the bytes that each of the cohort is sent for it."""
+        """Compress ``down``: its value as clients decode it, and the bytes sent to each; None for its own size."""
         by, public = self._links.settings.downlink, self._links.public
         if by is None or down is None:
             return down, None
@@ -266,14 +266,14 @@ class Linked(Clients):
         if not copies:
             return message, None
         publish = getattr(self._federation.backend, "publish", None)
-        if publish is not None:                            # clients are elsewhere, and hold their copies themselves
+        if publish is not None:                            # remote clients hold their own copies
             publish(name, message, nbytes(down))
         behind = (behind + nbytes(message)).clamp(max=nbytes(down))
-        weighs = behind[self.ids].cpu().numpy()
+        down_bytes = behind[self.ids].cpu().numpy()
         behind[self.ids] = 0
         public[name] = (*copies, behind)
         held = iter(copies)
-        return each_vector(lambda x, _, at: (next(held), ()), down, (), self)[0], weighs
+        return each_vector(lambda x, _, at: (next(held), ()), down, (), self)[0], down_bytes
 
     def mean(self, sent: Sent[Any], factors: np.ndarray | None = None) -> Any:
         links = self._links
@@ -283,9 +283,9 @@ class Linked(Clients):
         if factors is not None:
             raise ConfigError(
                 f"uplink {short_name(by)} gives the server the mean of messages with the clients' own weights, but"
-                " this algorithm multiplies these by factors; leave the uplink out"
+                " this algorithm multiplies them by factors; leave the uplink out"
             )
-        if sent not in links.means:                        # or what the server remembers would move twice
+        if sent not in links.means:                        # else the server's memory would be updated twice
             fraction = float(self._federation.p[sent.ids].sum())
             links.means[sent], memory = each_vector(
                 lambda v, own, _: by.receive(v, own, fraction), super().mean(sent), links.server.get(name, ()), self
@@ -310,14 +310,14 @@ class Linked(Clients):
             return super()._gossip(sent, steps, fixed, **needs)
         (x, memory), message = links.offered[sent], sent
         before = _spread(x, self.ids) if meter.measures else 0.0
-        measures, meter.measures = meter.measures, False   # the mixing of differences says nothing about the models
-        known = np.zeros(len(self), np.int64)              # bytes to tell nodes which exchange it is
+        measures, meter.measures = meter.measures, False   # mixing differences is no measure of the models
+        free = np.zeros(len(self), np.int64)               # every node knows the number of the exchange
         try:
             for step in range(steps):
                 if step:
-                    message, memory = self._each(links.settings.offer, torch.tensor(step), (x, memory), known)
-                heard = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
-                x, memory = super().apply(links.settings.combine, x, memory, heard)
+                    message, memory = self._each(links.settings.offer, torch.tensor(step), (x, memory), free)
+                received = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
+                x, memory = super().apply(links.settings.combine, x, memory, received)
             links.remember(name, memory)
         finally:
             meter.measures = measures

@@ -1,21 +1,20 @@
-"""How messages are compressed on their way, and what is remembered of what was lost: values for ``Experiment.uplink``
-and ``Experiment.downlink``.
+"""Compression mechanisms with error feedback: values for ``Experiment.uplink`` and ``Experiment.downlink``.
 
-v is a vector of a client's message in one round, C the compressor, S the cohort, w_i the clients' weights; what a
-client remembers starts at zero and stays with it; there is one memory for each vector that an algorithm sends.
+v is a vector of a client's message in one round, C the compressor, S the cohort, w_i the clients' weights. The memories
+e and h of a client start at zero and are never sent; each vector that an algorithm sends has its own.
 
     up:    Plain      send c = C(v);                                                    server: mean_S c
            EF14       send c = C(v + e);    e <- v + e - c;                             server: mean_S c
            EF21       send c = C(v - h);    h <- h + c;                                 server: H <- H + sum_S w_i c
            EControl   send c = C(eta e + v - h);   e <- e + v - h - c,  h <- h + c;     server: as EF21
-    down:  Plain      everybody reads C(x)
-           EF21P      send c = C(x - w);    w <- w + c;                                 everybody reads w
+    down:  Plain      clients read C(x)
+           EF21P      send c = C(x - w);    w <- w + c;                                 clients read w
 
-EF14 (Seide et al. 2014; Stich et al. 2018) makes up later for what is lost: sums over rounds are right up to the last
-e, which is what a server needs that adds the messages up. EF21 (Richtárik et al. 2021) and EControl (Gao, Islamov,
-Stich 2024) estimate a message that changes little from round to round: exact in the limit, whatever the clients' data.
-Their server remembers H, the mean over ALL clients of what they last sent (EF21-PP, Fatkhullin et al. 2021): absent
-ones count with what they have sent before. EF21-P is from Gruntkowska, Tyurin, Richtárik 2023.
+EF14 (Seide et al. 2014; Stich et al. 2018) adds the compression error to later messages: sums over rounds are exact up
+to the last e, as required by a server that accumulates messages. EF21 (Richtárik et al. 2021) and EControl (Gao,
+Islamov, Stich 2024) estimate a message that changes little from round to round: exact in the limit, for any
+heterogeneity of the data. Their server keeps H, the mean of h over ALL clients (EF21-PP, Fatkhullin et al. 2021), so
+absent clients contribute their previous estimate. EF21-P is from Gruntkowska, Tyurin, Richtárik 2023.
 """
 
 from __future__ import annotations
@@ -32,74 +31,74 @@ from fedsim.compress import PowerSGD, TopK
 from fedsim.values import Compressor, Packed, Site, Vector
 
 Memory: TypeAlias = tuple[Tensor, ...]
-"""What is remembered of one vector; empty at first."""
+"""Memory of a mechanism for one vector; initially empty."""
 
 
 class Uplink(Protocol):
-    """From clients to a server, for one vector of their messages.
+    """Mechanism for messages from clients to a server, applied to one vector.
 
-    ``individual`` says whether the server learns each message, and not their mean alone.
+    ``individual`` is true if the server decodes each message, false if only their mean.
     """
 
     individual: bool
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Of the messages that it is for: "up", "down", "gossip"."""
+        """Supported directions: "up", "down", "gossip"."""
 
     def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
-        """What a client sends instead of ``v [d]``, and what it remembers then."""
+        """Compressed message for ``v [d]``, and the client's new memory."""
 
     def receive(self, mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memory]:
-        """What the server takes the mean of the vectors to be, and what it remembers then.
+        """Server's estimate of the mean of the vectors, and its new memory.
 
         Args:
-            mean: of what the cohort has sent.
-            memory: the server's.
+            mean: mean of the cohort's messages.
+            memory: memory of the server.
             fraction: the cohort's share of the objective.
         """
 
 
 class Downlink(Protocol):
-    """From a server to its clients, for one vector of its messages."""
+    """Mechanism for messages from a server to its clients, applied to one vector."""
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Of the messages that it is for: "up", "down", "gossip"."""
+        """Supported directions: "up", "down", "gossip"."""
 
     def broadcast(self, x: Vector, memory: Memory, at: Site) -> tuple[Packed | Vector, Memory]:
-        """What is sent instead of ``x [d]``, and then what all clients have of it, if they remember anything."""
+        """Message for ``x [d]``, and the new public copy at the clients; an empty memory if they keep none."""
 
 
 class Gossip(Protocol):
-    """Among nodes without a server, for one vector of their messages.
+    """Mechanism for messages between neighbours, without a server, applied to one vector.
 
-    ``fixed`` says whether nodes remember what their neighbours have sent, so that W has to stay as it is.
+    ``fixed`` is true if nodes remember their neighbours' messages, so that W must be the same in every round.
     """
 
     fixed: bool
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Of the messages that it is for: "up", "down", "gossip"."""
+        """Supported directions: "up", "down", "gossip"."""
 
     @property
     def gamma(self) -> float:
-        """Share by which what is no vector moves to the mean of its neighbours."""
+        """Step size towards the neighbours' mean for tensors that are not compressed."""
 
     def offer(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
-        """What a node sends instead of ``v [d]``, and what it remembers then."""
+        """Compressed message for ``v [d]``, and the node's new memory."""
 
     def combine(self, v: Vector, memory: Memory, mixed: Vector) -> tuple[Vector, Memory]:
-        """What a node makes of its ``v`` and the weighted sum of what it and its neighbours have sent."""
+        """New value and memory of a node; ``mixed`` is the weighted sum of its neighbours' messages and its own."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Compression without memory. Up, down, and among neighbours, who mix what they read; for low-precision numbers.
+    """Compression without memory, in any direction; meant for low-precision numbers.
 
     Args:
-        compressor: what compresses.
+        compressor: compressor of the messages.
     """
 
     compressor: Compressor = field(default_factory=TopK)
@@ -129,10 +128,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class EF14Uplink:
-    """Error feedback: what is lost is added to the next message. For messages that the server adds up.
+    """Error feedback: the compression error is added to the next message. For messages that the server accumulates.
 
     Args:
-        compressor: what compresses.
+        compressor: compressor of the messages.
     """
 
     compressor: Compressor = field(default_factory=TopK)
@@ -154,10 +153,10 @@ class EF14Uplink:
 
 @dataclass(frozen=True)
 class EF21Uplink:
-    """The difference to what was sent so far is compressed. For messages that settle, such as gradients.
+    """Compressed differences to a running estimate of the message. For messages that converge, such as gradients.
 
     Args:
-        compressor: what compresses; contractive (``Scaled`` makes an unbiased one so).
+        compressor: contractive compressor of the messages (``Scaled`` makes an unbiased one contractive).
     """
 
     compressor: Compressor = field(default_factory=TopK)
@@ -177,11 +176,11 @@ class EF21Uplink:
 
 @dataclass(frozen=True)
 class EControlUplink:
-    """EF21 with a controlled feedback of the error: for messages that settle up to noise.
+    """EF21 with controlled error feedback. For messages that converge up to noise.
 
     Args:
-        compressor: what compresses; contractive (``Scaled`` makes an unbiased one so).
-        eta: strength of the feedback; the compressor's alpha by default, and EF21 at 0. On quadratics with Top-k it
+        compressor: contractive compressor of the messages (``Scaled`` makes an unbiased one contractive).
+        eta: strength of the feedback; by default the compressor's alpha; 0 is EF21. On quadratics with Top-k it
             converged up to 3 alpha and diverged at 4 alpha.
     """
 
@@ -207,13 +206,13 @@ class EControlUplink:
 
 @dataclass(frozen=True)
 class EF21P:
-    """Downlink: all clients hold a public copy of the server's vector, and the difference to it is compressed.
+    """Downlink of compressed differences to a public copy of the server's vector, which all clients hold.
 
-    The first message is the whole vector. Clients that were away receive what they have missed, or the whole public
-    copy where that is shorter.
+    The first message is the uncompressed vector. Returning clients receive the messages they missed, or the whole
+    public copy if that is shorter.
 
     Args:
-        compressor: what compresses; contractive (``Scaled`` makes an unbiased one so).
+        compressor: contractive compressor of the messages (``Scaled`` makes an unbiased one contractive).
     """
 
     compressor: Compressor = field(default_factory=TopK)
@@ -231,17 +230,17 @@ class EF21P:
 
 @dataclass(frozen=True)
 class Choco:
-    """Compressed gossip: neighbours hold public copies, and mix those (Koloskova, Stich, Jaggi, ICML 2019).
+    """Compressed gossip: nodes hold public copies of their neighbours, and mix them (Koloskova et al., ICML 2019).
 
         q_i = C(x_i - xhat_i) to the neighbours;   xhat_j <- xhat_j + q_j
         x_i <- x_i + gamma sum_j w_ij (xhat_j - xhat_i)
 
-    Needs the same topology and everybody in every round. What is no vector of the model's length is sent as it is, and
-    moves by the same share gamma.
+    Needs full participation and the same W in every round. Tensors that are not of the model's length are sent
+    uncompressed and mixed with the same step size gamma.
 
     Args:
-        compressor: what compresses; contractive (``Scaled`` makes an unbiased one so).
-        gamma: step size gamma of the consensus, in (0, 1]; the smaller the compressor's alpha, the smaller.
+        compressor: contractive compressor of the messages (``Scaled`` makes an unbiased one contractive).
+        gamma: consensus step size, in (0, 1]; decrease it with the compressor's alpha.
     """
 
     compressor: Compressor = field(default_factory=TopK)
@@ -265,16 +264,16 @@ class Choco:
 
 
 def compress(by: Compressor, v: Vector, warm: Sequence[Tensor], at: Site) -> tuple[Packed, Memory]:
-    """The message for ``v [d]``, and what the compressor itself remembers: PowerSGD starts from its last directions."""
+    """Compress ``v [d]``; also return the compressor's own memory: PowerSGD starts from its last directions."""
     if not isinstance(by, PowerSGD):
         return by.compress(v, at), ()
     start = by.start(v, at)
-    c = by.warm(v, at, torch.where((warm[0] == 0).all(), start, warm[0]) if warm else start)   # 0: a first message
+    c = by.warm(v, at, torch.where((warm[0] == 0).all(), start, warm[0]) if warm else start)   # 0: the first message
     return c, (by.memory(c),)
 
 
 def follow(by: Compressor, v: Vector, h: Vector, warm: Sequence[Tensor], at: Site) -> tuple[Packed, Memory]:
-    """The message ``C(v - h)``, and ``h + C(v - h)``, which both ends hold then, with what the compressor remembers."""
+    """Message ``C(v - h)``, and as memory ``h + C(v - h)``, known to both ends, with the compressor's own."""
     c, more = compress(by, v - h, warm, at)
     return c, (h + c.unpack(), *more)
 
@@ -292,6 +291,6 @@ DOWNLINKS: dict[str, type[Downlink]] = {"EF21P": EF21P, "Plain": Plain}
 
 
 def short_name(link: object) -> str:
-    """The name of a mechanism in these catalogues, such as "EF21", or that of its class."""
+    """Name of a mechanism in these catalogues, such as "EF21"; else the name of its class."""
     known: dict[str, Any] = {**UPLINKS, **DOWNLINKS}
     return next((name for name, cls in known.items() if cls is type(link)), type(link).__name__)

@@ -1,1 +1,1 @@
-"""Messages under way: their bytes, their sums, and their mixing among neighbours."""
+"""Messages in transit: their size in bytes, their sums, and their mixing among neighbours."""

@@ -1,4 +1,4 @@
-"""The ledger of a run: bytes, paper bits and gradient evaluations of every node, bytes over every link."""
+"""The ledger of a run: bytes, paper bits and gradient evaluations per node, and bytes per link."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 class Ledger:
-    """Cumulative cost of a run, per node: bytes received (down), bytes sent (up), the bits that papers count of what is
-    sent up (``paper_bits``), per-sample gradient evaluations; and the bytes over every directed link between nodes.
+    """Cumulative cost of a run: per node the bytes received (``down``) and sent (``up``), the bits sent as papers count
+    them (``paper_bits``) and per-sample gradient evaluations; and the bytes over every directed link between nodes.
     """
 
     def __init__(self, n: int) -> None:
@@ -17,7 +17,7 @@ class Ledger:
         self.up = np.zeros(n, np.int64)
         self.paper_bits = np.zeros(n, np.int64)
         self.gradient_evaluations = np.zeros(n, np.int64)
-        self.links = np.zeros(0, np.int64)                 # sorted numbers n * to + by
+        self.links = np.zeros(0, np.int64)                 # sorted codes n * to + by
         self.link_bytes = np.zeros(0, np.int64)
 
     def charge_edges(self, to: np.ndarray, by: np.ndarray, size: int | np.ndarray) -> None:
@@ -31,13 +31,13 @@ class Ledger:
         np.add.at(self.link_bytes, np.searchsorted(self.links, links)[which], size)
 
     def edges(self) -> np.ndarray:
-        """Every directed edge that was ever used: who spoke, who heard, bytes; int64 ``[E, 3]``, by the first two."""
+        """Directed edges used so far as rows (sender, receiver, bytes), int64 ``[E, 3]``, sorted by the first two."""
         to, by = np.divmod(self.links, len(self.down))
         order = np.lexsort((to, by))
         return np.stack([by, to, self.link_bytes], axis=1)[order]
 
     def by_node(self) -> dict[str, np.ndarray]:
-        """Costs of every node, by the names under which they are recorded, int64 ``[n]``."""
+        """Costs of every node by their recorded names, int64 ``[n]``."""
         return {
             "bytes_down": self.down,
             "bytes_up": self.up,
@@ -46,18 +46,18 @@ class Ledger:
         }
 
     def totals(self) -> dict[str, int]:
-        """Their sums over nodes."""
+        """Costs summed over nodes, by name."""
         return {name: int(each.sum()) for name, each in self.by_node().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything to restore the ledger from, as int64 tensors."""
+        """State of the ledger as int64 tensors, which share its memory."""
         return {name: torch.from_numpy(array) for name, array in vars(self).items()}
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The same, as it is now: what is charged later does not change it."""
+        """Copy of ``state()``, unaffected by later charges."""
         return {name: tensor.clone() for name, tensor in self.state().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Set the ledger to what ``state()`` or ``snapshot()`` gave."""
+        """Restore the ledger from a ``state()`` or ``snapshot()``."""
         for name in vars(self):
             setattr(self, name, state[name].numpy().copy())

@@ -1,8 +1,8 @@
-"""Gossip among models that do not fit in memory: a stack in a file is mixed in place, some columns at a time.
+"""Out-of-core gossip: a stack of models in a file is mixed in place, some columns at a time.
 
-Columns do not depend on each other in ``X <- W X``, so no more than a few columns of all rows are ever in memory, and
-there is no second stack. In a matrix ``[n, d]`` they are n pieces of the file; in chunks ``[m, n, c]``, the columns of
-one chunk next to each other, they are one piece, which a disk reads and writes at its full speed.
+Columns are independent in ``X <- W X``, so only a few columns of all rows are in memory at a time, and there is no
+second stack. In a matrix ``[n, d]`` they are n pieces of the file; in chunks ``[m, n, c]``, with the columns of a chunk
+contiguous, they are one piece, which a disk reads and writes at full speed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.messages.mixing import mix_rows
 
 COPIES = 2
-"""Of the columns at hand: as read, and as mixed."""
+"""Copies of the current columns: as read, and as mixed."""
 
 
 def mix_stored(w: csr_array, stack: np.memmap, steps: int = 1, budget: int = 2**28) -> None:
-    """Replace a stack in a file by ``W^steps`` times it, with the bits that `mix_rows` gives in memory.
+    """Replace a stack in a file by ``W^steps`` times the stack, bit for bit as `mix_rows` in memory.
 
-    The file is read and written, not mapped, as pages of a mapping count as memory of the process. A process that is
-    killed leaves some columns mixed and the others not: work on a copy where that matters.
+    The file is read and written, not mapped, as mapped pages count as memory of the process. A process that is killed
+    leaves some columns mixed and others not: work on a copy if that matters.
 
     Args:
         w: mixing matrix ``[n, n]``.
         stack: ``[n, d]``, or in chunks of columns ``[m, n, c]``; opened for writing (mode ``r+`` or ``w+``).
         steps: number of exchanges, made in one pass over the file.
-        budget: bytes of memory for the columns that are mixed at a time; some tens of megabytes come on top.
+        budget: bytes of memory for the columns mixed at a time, excluding an overhead of some tens of megabytes.
 
     Raises:
-        ConfigError: W and the stack are of different nodes, the file is open for reading only, or not even one column
-            fits in the budget.
+        ConfigError: W and the stack differ in the number of nodes, the file is open for reading only, or the budget
+            is too small for one column.
         RunError: the file cannot be read or written.
     """
     n, column = w.shape[0], COPIES * w.shape[0] * stack.itemsize
@@ -47,7 +47,7 @@ def mix_stored(w: csr_array, stack: np.memmap, steps: int = 1, budget: int = 2**
     if budget < column:
         raise ConfigError(f"budget is {budget:,} bytes; a column of {n:,} nodes needs {column:,}: raise it")
     columns = min(budget // column, stack.shape[-1])
-    memory = np.empty((COPIES, n * columns), stack.dtype)  # used again for every block
+    memory = np.empty((COPIES, n * columns), stack.dtype)  # reused for every block
     stack.flush()
     file = os.open(stack.filename, os.O_RDWR)
     try:
@@ -65,7 +65,7 @@ def mix_stored(w: csr_array, stack: np.memmap, steps: int = 1, budget: int = 2**
 
 
 def _blocks(stack: np.memmap, columns: int) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """For each block of so many columns where its pieces start in the file, and its shape."""
+    """File offsets of the pieces of each block of ``columns`` columns, and the shape of the block."""
     (n, c), size = stack.shape[-2:], stack.itemsize
     for chunk in range(stack.size // (n * c)):
         for start in range(0, c, columns):
@@ -75,7 +75,7 @@ def _blocks(stack: np.memmap, columns: int) -> Iterator[tuple[list[int], tuple[i
 
 
 def _transfer(call: Callable[..., int], file: int, block: np.ndarray, pieces: list[int]) -> None:
-    """Read or write the pieces of a block, which follow each other in it."""
+    """Read or write the pieces of a block, which are contiguous in memory."""
     data = block.reshape(-1).view(np.uint8).data
     size = len(data) // len(pieces)
     for k, at in enumerate(pieces):

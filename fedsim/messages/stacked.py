@@ -1,4 +1,4 @@
-"""What a backend holds of a cohort's messages, and what can be asked of them: in-process, one stack of tensors."""
+"""Messages of a cohort, and their aggregation, as one stack of tensors in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 UNPACKED_NUMBERS = 2**22
-"""Compressed messages are unpacked so many numbers at a time, to be summed."""
+"""Numbers unpacked at a time when compressed messages are summed."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Stacked:
 
     Attributes:
         tree: the messages, every tensor ``[c, ...]``.
-        order: ``[c]`` positions in the order of execution; None where that is the order of the ids.
+        order: ``[c]`` positions in the order of execution; None if that is the order of the ids.
     """
 
     tree: Any
@@ -51,7 +51,7 @@ class Stacked:
         """See ``Messages``."""
         good = np.ones(len(self), bool)
         for rows in leaves(self.tree):
-            if rows.is_floating_point() and not bool(torch.isfinite(rows.sum())):   # rarely: look row by row
+            if rows.is_floating_point() and not bool(torch.isfinite(rows.sum())):   # rarely: check row by row
                 good &= torch.isfinite(rows.reshape(len(self), -1)).all(1).cpu().numpy()
         return good
 
@@ -77,7 +77,7 @@ class Stacked:
 
 
 def refuse_packed(tree: Any, steps: int) -> None:
-    """Raise ConfigError where compressed messages would be exchanged more than once."""
+    """Raise ConfigError if compressed messages would be exchanged more than once."""
     if steps > 1 and _is_packed(tree):
         raise ConfigError(f"{steps} gossip steps of a compressed message: only the first is compressed; use 1")
 
@@ -87,7 +87,7 @@ def _is_packed(tree: Any) -> bool:
 
 
 def _mean(tree: Any, w: Tensor, order: Tensor | None) -> Any:
-    """Weighted sums of a tree's stacks; of compressed messages, that of the vectors."""
+    """Weighted sums of the stacks of a tree; compressed vectors are unpacked."""
     if isinstance(tree, Tensor):
         return weighted_sum(tree, w, order)
     if isinstance(tree, Packed):
@@ -96,7 +96,7 @@ def _mean(tree: Any, w: Tensor, order: Tensor | None) -> Any:
 
 
 def _mean_unpacked(packed: Packed, w: Tensor, order: Tensor | None) -> Tensor:
-    """The same sum as of the unpacked stack, which never exists as a whole."""
+    """Weighted sum of the unpacked stack, which is never in memory as a whole."""
     return combine(_unpacked_sums(packed, w, order, 0), len(w))
 
 
@@ -112,8 +112,8 @@ def _unpacked_sums(packed: Packed, w: Tensor, order: Tensor | None, start: int) 
 
 
 def partial_means(tree: Any, w: Tensor, start: int) -> Any:
-    """What whoever holds the messages at positions ``start``, ... contributes to their weighted mean: the tree with,
-    for every vector, its sums over subtrees (``fedsim.messages.sums``).
+    """Contribution of the messages at positions ``start``, ... to the weighted mean of all: the tree with, for every
+    vector, its sums over subtrees (``fedsim.messages.sums``).
     """
     if isinstance(tree, Tensor):
         return weighted_partial_sums(tree, w, start)
@@ -123,7 +123,7 @@ def partial_means(tree: Any, w: Tensor, start: int) -> Any:
 
 
 def mean_of_parts(parts: Sequence[Any], c: int) -> Any:
-    """The mean of ``c`` messages from everybody's `partial_means`."""
+    """Mean of ``c`` messages from the `partial_means` that cover them."""
     first = parts[0]
     if isinstance(first, dict):
         return combine({key: total for sums in parts for key, total in sums.items()}, c)

@@ -1,9 +1,9 @@
-"""Sums whose bits do not depend on who computes them: a pairwise tree over the positions of the rows.
+"""Sums whose bits do not depend on the division of work: a pairwise tree over the positions of the rows.
 
-Rows 0 and 1 are added, rows 2 and 3, ...; then these sums in pairs, and so on; a last one without partner moves up as
-it is. Whoever holds consecutive rows can add up every complete subtree among them (``partial_sums``), and whoever has
-all those sums gets the bits that one pass over all rows gives (``combine``). A worker with any number of rows then
-hands over about 2 log2(c) vectors. Pairwise sums are also more accurate than sums from left to right.
+Rows 0 and 1 are added, rows 2 and 3, ...; then these sums in pairs, and so on; a last one without partner moves up
+unchanged. A worker that holds consecutive rows sums the complete subtrees among them (``partial_sums``), about
+2 log2(c) vectors for any number of rows. Combined, they have the bits of one pass over all rows (``combine``). Pairwise
+sums are also more accurate than sums from left to right.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TypeAlias
 from torch import Tensor
 
 CHUNK_BYTES = 2**20
-"""Bytes of the weighted rows that are summed at a time: they stay in the processor's cache."""
+"""Bytes of weighted rows summed at a time, to fit in the processor's cache."""
 
 Subtree: TypeAlias = tuple[int, int]
 """(level, index): the sum of rows ``index * 2^level`` up to, not including, ``(index + 1) * 2^level``."""
 
 
 def tree_sum(rows: Tensor) -> Tensor:
-    """The sum ``[...]`` of ``rows [c, ...]``, at least one, which it overwrites."""
+    """Sum ``[...]`` of ``rows [c, ...]``, c >= 1; overwrites ``rows``."""
     step = 1
     while step < len(rows):
         right = rows[step :: 2 * step]
@@ -36,7 +36,7 @@ def weighted_sum(rows: Tensor, w: Tensor, order: Tensor | None = None) -> Tensor
     Args:
         rows: ``[c, ...]``; integers are summed as float64.
         w: ``[c]`` weights of the rows.
-        order: ``[c]`` which row stands at each position.
+        order: ``[c]`` index of the row at each position.
     """
     rows = rows if rows.is_floating_point() else rows.double()
     out = rows.new_empty(rows[0].numel())
@@ -46,7 +46,7 @@ def weighted_sum(rows: Tensor, w: Tensor, order: Tensor | None = None) -> Tensor
 
 
 def _weighted(rows: Tensor, w: Tensor, order: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Some columns of ``w_i rows_i`` at a time, in memory of their own, in the order of the positions."""
+    """Yield ``w_i rows_i`` by blocks of columns, in new memory, in the order of the positions."""
     flat, w = rows.reshape(len(rows), -1), w.to(rows.dtype).unsqueeze(1)
     w = w if order is None else w[order]
     width = max(16, CHUNK_BYTES // (len(rows) * rows.element_size()))
@@ -58,7 +58,7 @@ def _weighted(rows: Tensor, w: Tensor, order: Tensor | None) -> Iterator[tuple[s
 def partial_sums(rows: Tensor, start: int) -> dict[Subtree, Tensor]:
     """Sums of the largest complete subtrees among ``rows [b, ...]`` at positions ``start``, ...
 
-    The rows are weighted already, and are overwritten.
+    The rows are already weighted, and are overwritten.
     """
     sums, stop = {}, start + len(rows)
     at = start
@@ -72,7 +72,7 @@ def partial_sums(rows: Tensor, start: int) -> dict[Subtree, Tensor]:
 
 
 def weighted_partial_sums(rows: Tensor, w: Tensor, start: int) -> dict[Subtree, Tensor]:
-    """``partial_sums`` of ``w_i rows_i``, of rows ``[b, ...]`` that stay as they are; see ``weighted_sum``."""
+    """``partial_sums`` of ``w_i rows_i`` for rows ``[b, ...]``, which are not modified; see ``weighted_sum``."""
     rows = rows if rows.is_floating_point() else rows.double()
     sums: dict[Subtree, Tensor] = {}
     for columns, weighted in _weighted(rows, w, None):
@@ -82,7 +82,7 @@ def weighted_partial_sums(rows: Tensor, w: Tensor, start: int) -> dict[Subtree, 
 
 
 def join(sums: dict[Subtree, Tensor], more: Mapping[Subtree, Tensor]) -> None:
-    """Add sums of other subtrees to ``sums``, where two that are complete become one."""
+    """Add sums of other subtrees to ``sums``; sibling subtrees are merged."""
     for (level, index), total in more.items():
         while (level, index ^ 1) in sums:
             other = sums.pop((level, index ^ 1))
@@ -92,7 +92,7 @@ def join(sums: dict[Subtree, Tensor], more: Mapping[Subtree, Tensor]) -> None:
 
 
 def combine(sums: Mapping[Subtree, Tensor], c: int) -> Tensor:
-    """The sum of all ``c`` rows from sums of subtrees that cover each row once."""
+    """Sum of all ``c`` rows from sums of subtrees that cover each row once."""
 
     def subtree(level: int, index: int) -> Tensor:
         if (level, index) in sums:

@@ -1,13 +1,13 @@
-"""What a message weighs: the byte format in which messages travel, and the ledger that charges them.
+"""Wire format of messages: their serialisation, and their size for the ledger.
 
-A message is a version (1 byte) and a tree. A tree is, told apart by its first byte:
+A message is a version (1 byte) and a tree. A tree is one of these, distinguished by the first byte:
 
     a tensor               dtype code (1), number of axes (1), the length of each axis (4, little-endian), the values
     TUPLE                  number of branches (1), the branches
-    PACKED                 dtype code of the vector (1), which compressor (1), length of the vector (4), number of
-                           bytes (4), the bytes of the compressor's own codec
+    PACKED                 dtype code of the vector (1), index of the compressor (1), length of the vector (4),
+                           number of bytes (4), the bytes of the compressor's own codec
 
-Both ends know the compressors, which are settings of the algorithm; nothing in a message names code.
+Both ends know the compressors, which are settings of the algorithm; messages contain no names of code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedsim.values import Compressor, Packed
 VERSION = 2
 TUPLE, PACKED = 254, 255
 DEEPEST = 16
-"""Tuples within tuples that a message may hold."""
+"""Maximum nesting depth of tuples in a message."""
 _DTYPES = {
     torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3,
     torch.int64: 4, torch.int32: 5, torch.int16: 6, torch.int8: 7, torch.uint8: 8, torch.bool: 9,
@@ -35,8 +35,8 @@ _PACKED_HEADER = struct.Struct("<BBII")
 
 
 def nbytes(tree: Any, stacked: bool = False) -> Any:
-    """Bytes of ``encode(tree)``, without building them; with ``stacked``, of every row of a tree of ``[c, ...]``
-    tensors: one number where all rows weigh the same, else int64 ``[c]``.
+    """Size of ``encode(tree)`` in bytes, without encoding; with ``stacked``, of every row of a tree of ``[c, ...]``
+    tensors: one number if all rows have the same size, else int64 ``[c]``.
     """
     return 1 + _nbytes(tree, stacked)
 
@@ -52,8 +52,8 @@ def _nbytes(tree: Any, stacked: bool) -> Any:
 
 
 def paper_bits(tree: Any, stacked: bool = False) -> Any:
-    """Bits as papers count them, no headers and no indices: 32 for a floating-point number; one number, or ``[c]`` as
-    in ``nbytes``.
+    """Size in bits as papers count them, without headers and indices: 32 for a floating-point number. One number, or
+    ``[c]`` as in ``nbytes``.
     """
     if isinstance(tree, Packed):
         bits = tree.by.paper_bits(tree.parts, tree.d)
@@ -65,7 +65,7 @@ def paper_bits(tree: Any, stacked: bool = False) -> Any:
 
 
 def encode(tree: Any, compressors: Sequence[Compressor] = ()) -> bytes:
-    """The bytes of a message; ``compressors`` are those whose messages it may hold, in an order both ends agree on."""
+    """Serialise a message; ``compressors`` are those of its vectors, in an order that both ends agree on."""
     parts = [bytes([VERSION])]
     _write(tree, compressors, parts)
     return b"".join(parts)
@@ -88,12 +88,12 @@ def _write(tree: Any, compressors: Sequence[Compressor], parts: list[bytes]) -> 
 
 
 def decode(data: bytes, compressors: Sequence[Compressor] = (), longest: int = 0) -> Any:
-    """The tree of a message, NamedTuples as tuples. Never trusts its input: anything malformed is a ValueError.
+    """Parse a message, NamedTuples as tuples. Input is untrusted: any malformed message is a ValueError.
 
     Args:
         data: the bytes.
-        compressors: as they were given to ``encode``.
-        longest: length of the longest vector that a compressed one may stand for; bounds what a few bytes can cost.
+        compressors: the compressors passed to ``encode``.
+        longest: maximum length of a decompressed vector; bounds the memory that a short message can allocate.
     """
     if not data or data[0] != VERSION:
         raise ValueError(f"expected a message of version {VERSION}, got {data[:2]!r} ({len(data)} bytes)")

@@ -1,4 +1,4 @@
-"""The model zoo: frozen settings whose ``build(input_shape, classes)`` makes a network without BatchNorm or Dropout."""
+"""Model zoo: frozen settings whose ``build(input_shape, classes)`` returns a network without BatchNorm or Dropout."""
 
 from fedsim.models.convolutional import CifarLeNet, LeNet5, McMahanCNN
 from fedsim.models.linear import MLP, Logistic

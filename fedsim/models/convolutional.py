@@ -1,4 +1,4 @@
-"""The small convolutional networks of the literature: two 5x5 convolutions with pooling, then linear layers."""
+"""Small convolutional networks from the literature: two 5x5 convolutions with pooling, then linear layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def two_convolutions(
 class LeNet5:
     """LeNet-5 (LeCun et al., Proc. IEEE 1998) with ReLU and max-pooling: 6-16 filters, 120-84 units.
 
-    Images smaller than 32x32 get a border of 2 pixels, as LeCun's 28x28 digits did. It has 61,706 parameters for
+    Images smaller than 32x32 are padded by 2 pixels, as LeCun's 28x28 digits were. It has 61,706 parameters for
     1x28x28 and 10 classes.
     """
 
@@ -46,7 +46,7 @@ class LeNet5:
 class McMahanCNN:
     """The CNN of McMahan et al. (AISTATS 2017, arXiv 1602.05629) for MNIST: 32-64 filters, 512 units.
 
-    Convolutions keep the image's size. It has 1,663,370 parameters for 1x28x28 and 10 classes.
+    Convolutions preserve the image's size. It has 1,663,370 parameters for 1x28x28 and 10 classes.
     """
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Models of linear layers: ``Flatten``, ``Linear`` and ``ReLU`` in a ``Sequential``, which the engine runs stacked."""
+"""Models of linear layers: a ``Sequential`` of ``Flatten``, ``Linear`` and ``ReLU``, which the engine batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Logistic:
     """Multinomial logistic regression; with one output, linear or binary logistic regression.
 
     Attributes:
-        bias: whether each output has an intercept.
+        bias: give each output an intercept.
         zero: start from zero, the usual start for a convex problem, instead of PyTorch's random initialisation.
     """
 

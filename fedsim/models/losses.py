@@ -1,4 +1,4 @@
-"""Losses and accuracy of each sample of a batch; whoever calls takes the mean."""
+"""Per-sample losses and accuracy; the caller takes the mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedsim.errors import ModelError
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy ``[B]`` in nats; a sequence counts the mean over its positions.
+    """Cross-entropy ``[B]`` in nats; for a sequence, the mean over its positions.
 
     Args:
         outputs: logits ``[B, C]`` or ``[B, T, C]``.
@@ -37,7 +37,7 @@ def logistic(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Accuracy of each sample, float32 ``[B]``; a sequence counts the share of its positions.
+    """Accuracy of each sample, float32 ``[B]``; for a sequence, the fraction of correct positions.
 
     Args:
         outputs: logits ``[B, C]`` or ``[B, T, C]``, or one binary logit as ``[B]`` or ``[B, 1]``.

@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al., CVPR 2016, arXiv 1512.03385) with GroupNorm in the place of BatchNorm.
+"""ResNet-18 (He et al., CVPR 2016, arXiv 1512.03385) with GroupNorm in place of BatchNorm.
 
 BatchNorm's statistics belong to a client's own data and break under averaging (Hsieh et al., ICML 2020,
 arXiv 1910.00189); GroupNorm has none.
@@ -18,7 +18,7 @@ Stem = Literal["cifar", "imagenet"]
 
 
 def convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution without bias that keeps the size up to the stride, with He's initialisation (by fan-out)."""
+    """Convolution without bias, padded to preserve the size up to the stride, with He's initialisation (by fan-out)."""
     layer = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer

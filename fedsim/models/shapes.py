@@ -1,4 +1,4 @@
-"""What every model of the zoo has in common: how it is built, and how it refuses a shape it cannot take."""
+"""The architecture protocol, and checks of sample shapes shared by all models."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Architecture(Protocol):
     """Settings of a model; the network itself comes from ``build``."""
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-        """A freshly initialised network; seed torch's global generator first, parameters are drawn from it.
+        """Build a freshly initialised network; parameters are drawn from torch's global generator, so seed it first.
 
         Args:
             input_shape: shape of one sample, without the batch axis.
             classes: number of classes; 0 (regression) and 1 (a binary logit) both give one output.
 
         Raises:
-            ModelError: this model cannot take such samples.
+            ModelError: the model does not accept samples of this shape.
         """
 
 
 def unfit(model: str, expected: str, input_shape: tuple[int, ...]) -> ModelError:
-    """The error of a model that cannot take samples of this shape; it names the models that can."""
+    """Error for samples of an unsupported shape, with the shapes that each model accepts."""
     return ModelError(f"{model} got samples of shape {list(input_shape)}; expected {expected}. {FITS}.")
 
 
@@ -42,7 +42,7 @@ def output_width(classes: int) -> int:
 
 
 def image_shape(model: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
-    """``(channels, height, width)``, once checked to be an image of at least ``smallest`` by ``smallest`` pixels."""
+    """Check for an image of at least ``smallest`` by ``smallest`` pixels; return ``(channels, height, width)``."""
     if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
         raise unfit(model, f"images [channels, height, width] of at least {smallest}x{smallest} pixels", input_shape)
     channels, height, width = input_shape

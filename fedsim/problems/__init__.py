@@ -1,4 +1,4 @@
-"""Problems with known minimiser and smoothness constants, to hold algorithms against theory."""
+"""Problems with known minimiser and smoothness constants, to compare algorithms with theory."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "zeta_least_squares": zeta_least_squares,
     "logistic_regression": logistic_regression,
 }
-"""Problems that can be named like a data set."""
+"""Problems that can be selected by name, like data sets."""
 
 __all__ = [
     "PROBLEMS",

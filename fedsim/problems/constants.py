@@ -1,4 +1,4 @@
-"""What theory's step sizes are made of."""
+"""Smoothness constants from which theoretical step sizes are computed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Constants:
         L: Lipschitz constant of the gradient of f.
         L_i: those of the gradients of the f_i, one for each client.
         d: dimension of x.
-        mu: f(x) - min f <= ||grad f(x)||^2 / (2 mu), as of a strongly convex f; 0 where no such mu is known.
+        mu: f(x) - min f <= ||grad f(x)||^2 / (2 mu), as for strongly convex f; 0 if no such mu is known.
         L_samples: l with mean_i mean_j ||grad f_ij(x) - grad f_ij(y)||^2 <= l^2 ||x - y||^2, up to a term that all
-            samples j share; None where it is not known.
-        sharing: the largest number of clients whose f_i depend on one and the same coordinate; n by default.
+            samples j share; None if unknown.
+        sharing: largest number of clients whose f_i depend on the same coordinate; 0 for n.
     """
 
     L: float

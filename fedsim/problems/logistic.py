@@ -5,7 +5,7 @@
 - l2: ``(lam/2) ||x||^2``, with smoothness and strong convexity lam;
 - nonconvex: ``lam sum_j x_j^2 / (1 + x_j^2)``, with smoothness 2 lam.
 
-Rows go to clients in file order, in equal runs; the last client also takes the remainder.
+Rows are assigned to clients in file order, in equal blocks; the last client also gets the remainder.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def logistic_regression(
     """Logistic regression on real data, heterogeneous through the order of the file.
 
     ``smoothness`` is that of f, the mean of the clients' means. EF21's own L is ``pooled_smoothness``, which differs in
-    the fourth digit where ``n`` does not divide the number of rows. ``mu`` is what the penalty guarantees.
+    the fourth digit where ``n`` does not divide the number of rows. ``mu`` is that of the penalty.
 
     Args:
         data: features ``[N, d]`` and labels ``[N]`` of two values, the larger being the positive class; or a data set
@@ -92,7 +92,7 @@ def logistic_regression(
 
 
 def _binary_dataset(data: Dataset | tuple[np.ndarray, np.ndarray]) -> Dataset:
-    """The data as float64 ``[N, d]`` and int64 ``[N]`` in {0, 1}, not yet owned by anybody."""
+    """The data as float64 ``[N, d]`` and int64 ``[N]`` in {0, 1}, without owners."""
     if isinstance(data, Dataset):
         values = np.unique(data.train.y.numpy())
         train, test = (_binary(s.x.flatten(1).numpy(), s.y.numpy(), values) for s in (data.train, data.test))

@@ -1,7 +1,7 @@
-"""A federated problem about which theory's constants are known.
+"""A federated problem with known smoothness constants.
 
 ``f(x) = (1/n) sum_i f_i(x)``, where ``f_i(x)`` is the mean loss over client i's rows ``a``, at outputs ``a . x``, plus
-the penalty. Every client counts the same, however many rows it has.
+the penalty. All clients have the same weight, regardless of their number of rows.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from fedsim.problems.constants import Constants
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A task like any other (data, module, loss, penalty), with what theory knows of it.
+    """A task (data, module, loss, penalty) with its theoretical constants.
 
     Attributes:
-        dataset: float64 rows ``[N, d]`` with targets ``[N]``; ``train.client`` owns them.
+        dataset: float64 rows ``[N, d]`` with targets ``[N]``; ``train.client`` holds their owners.
         module: linear model without intercept, whose only parameter is ``x [d]``, at zero.
         loss: per-sample loss, outputs ``[B, 1]`` and targets ``[B]`` to ``[B]``.
         penalty: function of ``x [d]`` added to every client's objective, or None.
-        minimizer: ``x* [d]`` of f, or None where it is not known.
-        f_min: ``f(x*)``, or None where it is not known.
+        minimizer: ``x* [d]`` of f, or None if unknown.
+        f_min: ``f(x*)``, or None if unknown.
         smoothness: L, a Lipschitz constant of the gradient of f.
         local_smoothness: L_i of the gradients of the f_i, ``[n]``.
         mu: strong convexity constant of f, 0 without one.
-        curvature: the largest second derivative of the loss by its output.
-        pooled_smoothness: that of the mean over all rows, where it is known; papers take it for L.
+        curvature: largest second derivative of the loss with respect to the output.
+        pooled_smoothness: smoothness of the mean over all rows, if known; papers use it as L.
     """
 
     dataset: Dataset
@@ -57,7 +57,7 @@ class Problem:
 
     @cached_property
     def constants(self) -> Constants:
-        """What theory's step sizes are made of."""
+        """Constants from which theoretical step sizes are computed."""
         L_i, d = tuple(map(float, self.local_smoothness)), self.dataset.train.x.shape[1]
         sharing = self.n if self.penalty else self._sharing()
         return Constants(self.smoothness, L_i, d, self.mu, sharing, self._sample_smoothness())
@@ -71,7 +71,7 @@ class Problem:
         return self.curvature * float(np.sqrt(mean))
 
     def _sharing(self) -> int:
-        """The largest number of clients in whose rows one and the same coordinate is not always 0."""
+        """Largest number of clients in whose rows the same coordinate is not always 0."""
         train = self.dataset.train
         used = [(train.x[torch.from_numpy(owners(train) == i)] != 0).any(0) for i in range(self.n)]
         return int(torch.stack(used).sum(0).max())
@@ -109,12 +109,12 @@ class Problem:
         return loss if self.penalty is None else loss + self.penalty(x)
 
 
-TRAINING_ROWS = "the test split is the training rows, as theory speaks of f alone"
-"""Note of a problem without rows of its own to test on."""
+TRAINING_ROWS = "the test split is the training split, as theory is about f alone"
+"""Note for a problem without separate test rows."""
 
 
 def owners(split: Split) -> np.ndarray:
-    """The owner of each row ``[N]``; every problem has them."""
+    """Owner of each row ``[N]``; required of every problem."""
     assert split.client is not None
     return split.client
 
@@ -126,12 +126,12 @@ def row_weights(client: np.ndarray) -> Tensor:
 
 
 def largest_eigenvalue(a: np.ndarray) -> float:
-    """Of ``a^T a``, through the smaller of the two Gram matrices."""
+    """Largest eigenvalue of ``a^T a``, from the smaller of the two Gram matrices."""
     gram = a.T @ a if len(a) > a.shape[1] else a @ a.T
     return float(np.linalg.eigvalsh(gram)[-1])
 
 
 def linear_module(d: int) -> nn.Module:
-    """The model ``a . x`` in float64, at ``x = 0``; leaves torch's random state as it was."""
+    """Model ``a . x`` in float64 at ``x = 0``; does not change torch's random state."""
     with torch.random.fork_rng(devices=[]):
         return Logistic(bias=False, zero=True).build((d,), classes=1).double()

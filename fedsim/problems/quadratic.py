@@ -28,9 +28,9 @@ def least_squares(
         n: number of clients.
         d: dimension.
         rows: rows of each client, ``d`` by default.
-        heterogeneity: spread of the clients' own minimisers; 0 lets them share one.
-        condition: how ill-conditioned the clients' Hessians are, at least 1.
-        seed: of the random numbers.
+        heterogeneity: spread of the clients' minimisers; at 0 they coincide.
+        condition: ratio of the largest to the smallest ``s_j^2``, at least 1.
+        seed: seed of the random numbers.
 
     Raises:
         ConfigError: a setting is out of its range, or ``n rows < d`` so that the minimiser is not unique.
@@ -52,7 +52,7 @@ def least_squares(
 
 
 def zeta_least_squares(n: int = 10, d: int = 100, zeta: float = 1.0, seed: int = 0) -> Problem:
-    """Least squares in which one number, zeta, says how far the clients disagree.
+    """Least squares with heterogeneity controlled by one number, zeta.
 
     ``f_i(x) = (1/2) ||A_i x - b_i||^2``, i = 1 to n, with ``A_i^2 = (i^2 / n) I`` and ``b_i`` normal with standard
     deviation ``zeta / i``. The gradients of the f_i at the minimiser of f are proportional to zeta. After the synthetic
@@ -61,8 +61,8 @@ def zeta_least_squares(n: int = 10, d: int = 100, zeta: float = 1.0, seed: int =
     Args:
         n: number of clients.
         d: dimension.
-        zeta: heterogeneity; with 0 all clients are at rest at the minimiser.
-        seed: of the random numbers.
+        zeta: heterogeneity; at 0 all clients have the same minimiser.
+        seed: seed of the random numbers.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -82,7 +82,7 @@ def quadratic_from(hessians: np.ndarray, linear: np.ndarray) -> Problem:
         linear: ``b_i``, ``[n, d]``, each in the range of its ``H_i``.
 
     Raises:
-        ConfigError: the shapes or the matrices are not so, or the minimiser is not unique.
+        ConfigError: the arguments do not meet these conditions, or the minimiser is not unique.
     """
     h, b = np.asarray(hessians, dtype=np.float64), np.asarray(linear, dtype=np.float64)
     if h.ndim != 3 or h.shape != (*b.shape, b.shape[-1]):
@@ -102,7 +102,7 @@ def quadratic_from(hessians: np.ndarray, linear: np.ndarray) -> Problem:
 
 
 def _sum_of_squares(name: str, a: np.ndarray, c: np.ndarray) -> Problem:
-    """The problem of ``A_i [n, m, d]`` and ``c_i [n, m]``; sqrt(m) scales rows, as a client's objective is a mean."""
+    """Problem of ``A_i [n, m, d]`` and ``c_i [n, m]``; rows are scaled by sqrt(m), as objectives are means."""
     n, m, d = a.shape
     h = np.einsum("nmi,nmj->nij", a, a)
     eigenvalues = np.linalg.eigvalsh(h.mean(0))

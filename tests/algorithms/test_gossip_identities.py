@@ -234,7 +234,7 @@ def test_the_mean_is_kept_whoever_is_away(topology: str, S: list[int]) -> None:
 
 def test_directed_links_need_everybody() -> None:
     fed = gossiping(F, ONE_STEP, TOPOLOGIES["one peer"])
-    with pytest.raises(ConfigError, match=r"links are directed: let everybody take part .*, or push-sum"):
+    with pytest.raises(ConfigError, match=r"links are directed: use full participation .*, or push-sum"):
         models(DFedAvg(), fed, X0, 1, [[0, 1, 3]])
 
 

@@ -163,7 +163,7 @@ class Unsent(Slips):
         (Wider, r"Wider\.round returned a state whose x is .* of torch\.float64"),
         (Noisy, r"Noisy\.round draws from, or seeds, the global generator.*clients\.key"),
         (Writing, r"Writing\.round writes into an argument"),
-        (Unsent, r"clients\.mean takes what clients\.each sent, and not a Kept"),
+        (Unsent, r"clients\.mean got a Kept; expected the messages of clients\.each"),
     ],
 )
 def test_slips_are_told_before_they_cost_anything(tmp_path: Path, slip: type[Slips], said: str) -> None:

@@ -244,7 +244,7 @@ class Given:
         ({"algorithm": Extra(), "topology": ARROWS}, "round 1 is not symmetric.*: DFedAvg, .* SGP"),
         ({"algorithm": Extra(), "topology": Given(metropolis(Ring().build(N, 0)))}, "round 2 is not symmetric"),
         ({"algorithm": SGP(), "topology": weighing(csr_array(np.eye(N) * 0.9))}, "column 0 .* sums to 0.9"),
-        ({"topology": ARROWS, "sampling": FixedSize(0.5)}, "4 of 8 nodes away in round 1, row .*: let everybody take"),
+        ({"topology": ARROWS, "sampling": FixedSize(0.5)}, "4 of 8 nodes absent in round 1, row .*: use full part"),
     ],
 )
 def test_a_topology_that_does_not_fit_leaves_nothing_behind(

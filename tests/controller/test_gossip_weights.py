@@ -114,7 +114,7 @@ def test_what_is_measured_is_the_weighted_average(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"algorithm": SGP()}, "push-sum finds the plain mean of all nodes, .*: set weights to uniform"),
+        ({"algorithm": SGP()}, "push-sum converges to the unweighted mean of the nodes: set weights to uniform"),
         ({"topology": Static(Exponential(directed=True), "uniform_directed")}, "weights of nodes need a symmetric"),
     ],
 )
