@@ -74,9 +74,20 @@ class FromFile:
     def build(self, n: int, seed: int) -> Graph:
         """See ``GraphBuilder``; the number of nodes in the file must be n."""
         check_n(n)
+        graph = self._read()
+        try:
+            return from_networkx(graph, n)
+        except TopologyError as error:
+            raise TopologyError(f"{self.path}: {error}") from None
+
+    def names(self) -> list[str]:
+        """Labels of the nodes in the file, that of node i at position i."""
+        return list(map(str, in_order(self._read())))
+
+    def _read(self) -> Graph:
         try:
             if ".graphml" in Path(self.path).name:
-                graph = nx.read_graphml(self.path)
+                graph: Graph = nx.read_graphml(self.path)
             else:
                 graph = nx.read_edgelist(self.path, data=False, create_using=nx.DiGraph if self.directed else nx.Graph)
         except FileNotFoundError:
@@ -86,7 +97,4 @@ class FromFile:
                 f"{self.path} is not a readable graph ({error}); expected GraphML in a file named .graphml, "
                 "or an edge list with two labels a line, separated by a space"
             ) from error
-        try:
-            return from_networkx(graph, n)
-        except TopologyError as error:
-            raise TopologyError(f"{self.path}: {error}") from None
+        return graph

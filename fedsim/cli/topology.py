@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 from scipy.sparse import csr_array, diags_array
 from scipy.sparse.csgraph import connected_components, shortest_path
 from torch import nn
@@ -34,7 +35,7 @@ from fedsim.problems import Problem
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.metrics import read_metrics
 from fedsim.report.topology_picture import draw_graph
-from topologies import Static, spectral
+from topologies import FromFile, Static, spectral
 from topologies.matrix_checks import TOLERANCE, is_symmetric
 
 DIAMETER_NODES = 2000
@@ -113,7 +114,9 @@ def topology(argv: Sequence[str]) -> int:
         path = Path(line.options["output"])
         values, label = _skew(parts, dataset) if run is None else _accuracies(run, network.seed, n)
         with writing(path):
-            draw_graph(w, _kind(network.topology), values, label, _title(network, measured), path)
+            graph = _graph(network.topology)
+            names = graph.names() if isinstance(graph, FromFile) else None
+            draw_graph(w, type(graph).__name__, values, label, _title(network, measured), path, names)
     if "json" in line.switches:
         about = {"topology": written(network.topology), "round": network.round, "seed": network.seed}
         print(json.dumps({**about, **measured}))
@@ -207,22 +210,32 @@ def _over_links(run: RunDirectory, seed: int) -> dict[str, float] | None:
     return _spread(np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2)[:, 2]) if path.is_file() else None
 
 
-def _kind(topology: Any) -> str:
-    """Class of the graph, or of the schedule that has none."""
+def _graph(topology: Any) -> Any:
+    """The graph, or the schedule that has none."""
     while hasattr(topology, "base"):
         topology = topology.base
-    return type(getattr(topology, "graph", topology)).__name__
+    return getattr(topology, "graph", topology)
+
+
+def _in_words(settings: Any) -> str:
+    """A component by its settings, as in Static(graph=FromFile(path=graph.txt, directed=False), lazy=False)."""
+    if not isinstance(settings, dict):
+        return str(settings)
+    own = ", ".join(f"{key}={_in_words(value)}" for key, value in settings.items() if key != "name")
+    return f"{str(settings.get('name', '')).rsplit('.', 1)[-1]}({own})"
 
 
 def _title(network: Network, measured: dict[str, Any]) -> str:
     return (
-        f"{network.topology}, round {network.round}\n{measured['nodes']:,} nodes, {measured['directed_edges']:,}"
-        f" directed edges, lambda {measured['lambda']:.4f}, {measured['bytes_per_round'] / 1e6:,.2f} MB a round"
+        f"{_in_words(written(network.topology))}, round {network.round}\n"
+        f"{measured['nodes']:,} nodes, {measured['directed_edges']:,} directed edges,"
+        f" lambda {measured['lambda']:.4f}, {measured['bytes_per_round'] / 1e6:,.2f} MB a round"
     )
 
 
 def _render(network: Network, measured: dict[str, Any]) -> Table:
-    table = Table("", "", title=f"{network.topology}, round {network.round}", title_justify="left", box=SIMPLE)
+    heading = f"{_in_words(written(network.topology))}, round {network.round}"
+    table = Table("", "", title=Text(heading), title_justify="left", box=SIMPLE)
     table.show_header = False
     table.columns[1].justify = "right"
 

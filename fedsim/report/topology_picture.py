@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,11 +17,14 @@ from matplotlib.patches import FancyArrowPatch
 from scipy.sparse import csr_array
 
 from fedsim.errors import ConfigError
+from fedsim.record import figures
 
 MOST_NODES = 1000
 """More nodes than this cannot be told apart in a picture."""
 NAMED_NODES = 64
-"""Up to here nodes are numbered."""
+"""Up to here nodes are named."""
+LETTERS = 3
+"""Up to here names stand in the nodes, longer ones below."""
 CIRCLES = ("Ring", "Exponential", "Complete", "OnePeerExponential", "RandomMatching")
 GRIDS = ("Grid", "Torus")
 BULGE = 0.4
@@ -28,7 +32,15 @@ BULGE = 0.4
 EDGE, INK, UNKNOWN = "#8a97a6", "#333333", "#dddddd"
 
 
-def draw_graph(w: csr_array, kind: str, values: np.ndarray, label: str, title: str, path: Path) -> None:
+def draw_graph(
+    w: csr_array,
+    kind: str,
+    values: np.ndarray,
+    label: str,
+    title: str,
+    path: Path,
+    names: Sequence[str] | None = None,
+) -> None:
     """Draw who talks to whom in a round into a file; equal bytes for equal arguments.
 
     Args:
@@ -38,25 +50,25 @@ def draw_graph(w: csr_array, kind: str, values: np.ndarray, label: str, title: s
         label: what the numbers are.
         title: of the picture.
         path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format.
+        names: of the nodes; their numbers by default.
 
     Raises:
         ConfigError: another file format, or too many nodes.
     """
-    kinds: Mapping[str, Mapping[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    if path.suffix.lower() not in kinds:
-        raise ConfigError(f"a picture is a .png, .svg or .pdf file, got {path}: change the suffix")
+    format = figures.format_of(path)
     if w.shape[0] > MOST_NODES:
         raise ConfigError(f"a picture of {w.shape[0]:,} nodes shows nothing; draw up to {MOST_NODES:,}, or none")
-    with matplotlib.rc_context({"svg.hashsalt": "fedsim", "font.family": "DejaVu Sans"}):
+    with figures.style():
         figure = Figure(figsize=(7.2, 6.4), layout="constrained")
-        axes = figure.add_subplot(aspect="equal")
+        axes = figure.add_subplot(aspect="equal", adjustable="datalim")
         places = positions(w, kind)
         _edges(axes, w, places, bent=kind == "Torus")
-        _nodes(axes, places, values, label)
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.margins(0.08)
+        _nodes(axes, places, values, label, names or list(map(str, range(len(places)))))
+        lines = (textwrap.fill(line, 95, break_on_hyphens=False) for line in title.splitlines())
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, color=INK)
+        axes.margins(0.1)
         axes.axis("off")
-        figure.savefig(path, dpi=150, metadata=kinds[path.suffix.lower()])
+        figures.save(figure, path, format)
 
 
 def positions(w: csr_array, kind: str) -> np.ndarray:
@@ -103,21 +115,26 @@ def _curves(start: np.ndarray, end: np.ndarray, bend: np.ndarray) -> np.ndarray:
     return curves
 
 
-def _nodes(axes: Axes, places: np.ndarray, values: np.ndarray, label: str) -> None:
+def _nodes(axes: Axes, places: np.ndarray, values: np.ndarray, label: str, names: Sequence[str]) -> None:
     n, size = len(places), _diameter(len(places))
     colors = matplotlib.colormaps["viridis"].with_extremes(bad=UNKNOWN)
     dots = axes.scatter(
         places[:, 0], places[:, 1], c=values, cmap=colors, s=size**2, edgecolors="white", linewidths=0.8,
-        zorder=2, plotnonfinite=True,
+        zorder=2, plotnonfinite=True, clip_on=False,
     )  # fmt: skip
     bar = axes.figure.colorbar(dots, ax=axes, shrink=0.75, pad=0.02, aspect=25)
     bar.set_label(label, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=INK)
     bar.outline.set_visible(False)
-    if n <= NAMED_NODES:
-        for i, (x, y) in enumerate(places):
-            light = math.isnan(values[i]) or float(np.asarray(dots.norm(values[i]))) > 0.6
-            axes.text(x, y, str(i), ha="center", va="center", fontsize=8, color=INK if light else "white", zorder=3)
+    if n > NAMED_NODES:
+        return
+    inside = max(map(len, names)) <= LETTERS
+    for i, (place, name) in enumerate(zip(places, names, strict=True)):
+        light = not inside or math.isnan(values[i]) or float(np.asarray(dots.norm(values[i]))) > 0.6
+        axes.annotate(
+            name, tuple(place), xytext=(0, 0 if inside else -size / 2 - 1), textcoords="offset points", ha="center",
+            va="center" if inside else "top", fontsize=8 if inside else 7, color=INK if light else "white", zorder=3,
+        )  # fmt: skip
 
 
 def _diameter(n: int) -> float:

@@ -171,6 +171,17 @@ def test_a_picture_of_one_way_edges_and_missing_values(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
+def test_a_picture_has_the_names_in_the_file(tmp_path: Path) -> None:
+    """Nothing of it is cut: every text lies within the picture."""
+    file, picture = tmp_path / "wards.txt", tmp_path / "x.svg"
+    file.write_text("Uster Zug\nZug Chur\nChur Bern\n")
+    argv = ["topology", "--topology", "Static", "--topology.graph", "FromFile", "--topology.graph.path", str(file)]
+    assert main([*argv, "--nodes", "4", "--output", str(picture)]) == 0
+    text = picture.read_text()
+    assert all(f"<!-- {name} -->" in text for name in ("Bern", "Chur", "Uster", "Zug")) and "PosixPath" not in text
+    assert "FromFile(path=" in text.replace("\n", " ")
+
+
 def test_colours_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = ["--partition", "IidPartitioner", "--partition.num_partitions", "4", "--model", "Logistic", "--quiet"]
     tiny += ["--rounds", "1", "--backend", "loop", "--root", str(tmp_path)]
