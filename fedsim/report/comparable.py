@@ -10,13 +10,13 @@ from fedsim.record.absences import summary
 from fedsim.report.series import RunSeries, flat
 
 COMPARED = ("algorithm", "topology", "uplink", "downlink")
-"""What runs are compared for."""
+"""Settings whose effect a comparison measures."""
 OTHERWISE = ("data", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
-"""Settings whose differences are told by what came of them: hashes, measured seeds and rounds."""
+"""Settings compared through their results: hashes, measured seeds and rounds."""
 
 
 def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
-    """What makes these runs incomparable, in words."""
+    """Yield the differences that make these runs incomparable, as sentences."""
     for run in runs:
         for seed, status in run.manifest["status"].items():
             if status["state"] != "finished":
@@ -51,13 +51,13 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
         if key.split(".")[0] in ("execution", *COMPARED, *OTHERWISE) or key in OTHERWISE:
             continue
         values = {label: leaves[label].get(key) for label in leaves}
-        told = all(f"{key.rsplit('.', 1)[-1]}={value}" in label for label, value in values.items())
-        if len(set(map(str, values.values()))) > 1 and not told:
+        labelled = all(f"{key.rsplit('.', 1)[-1]}={value}" in label for label, value in values.items())
+        if len(set(map(str, values.values()))) > 1 and not labelled:
             yield f"different {key}: {_listed(values)}"
 
 
 def _measured(run: RunSeries, last: int) -> set[int]:
-    """Evaluated rounds of all seeds up to one."""
+    """Evaluated rounds of all seeds, up to round ``last``."""
     return {int(round) for series in run.seeds.values() for round in series.cost["round"] if round <= last}
 
 
@@ -66,14 +66,14 @@ def _rounds(run: RunSeries, seed: int) -> int:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Equal hashes; hashes by seed need only agree on the seeds that both have."""
+    """Compare hashes; hashes by seed need only agree on common seeds."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return all(first[key] == second[key] for key in first.keys() & second.keys())
     return bool(first == second)
 
 
 def _brief(value: Any) -> str:
-    """The beginning of a hash; of hashes by seed, that of the first one."""
+    """First 12 characters of a hash; of hashes by seed, those of the first seed."""
     return str(next(iter(value.values()), None) if isinstance(value, Mapping) else value)[:12]
 
 

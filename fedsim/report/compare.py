@@ -32,7 +32,7 @@ from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
 
 LATE = 5
-"""Evaluations at the end whose mean is the late value: of a final one alone, the last cohort is a good part."""
+"""Evaluations at the end whose mean is the late value: a single final value depends strongly on the last cohort."""
 COSTS = {"round": "rounds", "megabytes": "MB", "gradient_evaluations": "grad evals"}
 
 
@@ -41,7 +41,7 @@ class RunSummary:
     """One run over its seeds.
 
     Attributes:
-        run: what was read.
+        run: its series and settings.
         final: the metric at the last evaluated round.
         late: mean over the last `LATE` evaluated rounds of each seed, without round 0; None where there are fewer.
         best: the best value over the evaluated rounds of each seed.
@@ -65,7 +65,7 @@ class Comparison:
     """Several runs under one metric.
 
     Attributes:
-        scope: what was measured, e.g. ``server/test``.
+        scope: model and samples measured, e.g. ``server/test``.
         metric: e.g. ``accuracy``.
         target: value that costs are counted to; None when every run diverged.
         baseline: label of the run that differences refer to.
@@ -148,7 +148,7 @@ def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str,
 
 
 def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
-    """An estimate for people: mean ± half width, or the mean and a note that one seed has no interval."""
+    """Format an estimate: mean ± half width, or the mean of a single seed, which has no interval."""
     if value is None:
         return missing
     if math.isnan(value.mean):
@@ -184,7 +184,7 @@ def cells(comparison: Comparison) -> list[list[str]]:
 
 
 def title(comparison: Comparison) -> str:
-    """What was measured."""
+    """Metric, scope and target of a comparison."""
     scopes = " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
     target = "" if comparison.target is None else f", and its cost to reach {comparison.target:g}"
     return f"{comparison.metric} on {scopes}{target}"

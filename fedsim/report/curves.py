@@ -89,7 +89,7 @@ def curves(
     """Draw the metric of all runs against ``x`` into a file; equal bytes for equal runs.
 
     Args:
-        comparison: what to draw.
+        comparison: runs to draw.
         path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
         x: ``round``, ``megabytes``, ``megabytes_up``, ``paper_bits``, ``gradient_evaluations`` or ``seconds``.
         format: needed without a file name.

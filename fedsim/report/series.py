@@ -1,4 +1,4 @@
-"""What the runs measured: for every seed one metric over rounds, with the cost that had been paid by then."""
+"""Metrics of recorded runs: one metric of each seed over rounds, with the cumulative cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AXES = {
 
 
 SERVERLESS = {"server/test": "average/test"}
-"""What stands for a scope in runs without a server: the average of the nodes' models."""
+"""Replacement of a scope in runs without a server: the average of the nodes' models."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Series:
 
     Attributes:
         value: ``[T]`` float64 the metric.
-        cost: for each of `AXES` ``[T]`` float64, what had been paid since round 0; NaN where it was not recorded.
+        cost: for each of `AXES` ``[T]`` float64, cumulative cost since round 0; NaN where it was not recorded.
         last: the last value of every (scope, metric) that belongs to no client.
-        absent: clients that rounds were done without, by round.
+        absent: clients missing from a round, by round.
     """
 
     value: np.ndarray
@@ -47,7 +47,7 @@ class Series:
 
 
 NOTHING = Series(np.array([np.nan]), dict.fromkeys(AXES, np.zeros(1)), {})
-"""Of a seed that diverged before its first evaluation."""
+"""Series of a seed that diverged before its first evaluation."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, S
 
 
 def _to_its_end(series: Series, run: RunDirectory, seed: int) -> Series:
-    """With NaN as its last value, at the cost of the last evaluation, where the run says that the seed diverged."""
+    """Append NaN, at the cost of the last evaluation, where the seed diverged."""
     if not _diverged(run, seed):
         return series
     cost = {name: np.append(paid, paid[-1]) for name, paid in series.cost.items()}
@@ -170,7 +170,7 @@ def _load_series(directory: Path, scope: str, metric: str) -> Series:
 
 
 def _from_round_1(bits: np.ndarray, rounds: Sequence[int]) -> np.ndarray:
-    """Papers do not count the exchange of whole vectors with which a method may begin."""
+    """Bits from round 1 on: papers do not count an initial exchange of whole vectors."""
     return bits - bits[0] if rounds and rounds[0] == 0 else bits
 
 

@@ -42,8 +42,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of this metric is the better one: of all that is recorded, losses, distances, gaps to the
-    optimum and costs, but not of accuracies.
+    """True for losses, distances, gaps to the optimum and costs; False for accuracies.
     """
     return "accuracy" not in metric
 

@@ -28,7 +28,7 @@ LETTERS = 3
 CIRCLES = ("Ring", "Exponential", "Complete", "OnePeerExponential", "RandomMatching")
 GRIDS = ("Grid", "Torus")
 BULGE = 0.4
-"""How far edges around a border lead past the nodes between their ends, in distances of neighbours."""
+"""Distance at which edges around a border pass the nodes between their ends, in distances of neighbours."""
 EDGE, INK, UNKNOWN = "#8a97a6", "#333333", "#dddddd"
 
 
@@ -41,13 +41,13 @@ def draw_graph(
     path: Path,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Draw who talks to whom in a round into a file; equal bytes for equal arguments.
+    """Draw the communication graph of a round into a file; equal bytes for equal arguments.
 
     Args:
-        w: mixing matrix ``[n, n]``; where ``w_ij`` is not 0, j speaks to i.
-        kind: class of the graph or schedule, which decides where nodes stand: on a circle, on a grid, or by springs.
+        w: mixing matrix ``[n, n]``; where ``w_ij`` is not 0, j sends to i.
+        kind: class of the graph or schedule, which determines the layout: a circle, a grid, or springs.
         values: ``[n]`` the number that colours each node; NaN where there is none.
-        label: what the numbers are.
+        label: of the colour bar.
         title: of the picture.
         path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format.
         names: of the nodes; their numbers by default.
@@ -72,7 +72,7 @@ def draw_graph(
 
 
 def positions(w: csr_array, kind: str) -> np.ndarray:
-    """Where the nodes stand, ``[n, 2]``."""
+    """Positions of the nodes, ``[n, 2]``."""
     n = w.shape[0]
     if kind in GRIDS:
         rows = next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)   # the most square, as the graph is built
@@ -88,7 +88,7 @@ def positions(w: csr_array, kind: str) -> np.ndarray:
 
 
 def _edges(axes: Axes, w: csr_array, places: np.ndarray, bent: bool) -> None:
-    """Lines between nodes that speak to each other, arrows where only one speaks."""
+    """Draw lines between nodes that send to each other, arrows for one-way links."""
     to, by = w.nonzero()
     mutual = np.asarray(w.T[to, by]).ravel() != 0
     lines = mutual & (by < to)
@@ -138,5 +138,5 @@ def _nodes(axes: Axes, places: np.ndarray, values: np.ndarray, label: str, names
 
 
 def _diameter(n: int) -> float:
-    """Of a node, in points."""
+    """Diameter of a node in points."""
     return float(np.clip(90 / math.sqrt(n), 4, 22))
