@@ -1,7 +1,7 @@
 """The command ``fedsim``. Results go to stdout, progress and notes to stderr.
 
-Exit codes: 0 done, 2 wrong arguments or settings, 1 any other failure, 130 interrupted. Every command is imported when
-it is called, so that help does not wait for PyTorch.
+Exit codes: 0 success, 2 invalid arguments or settings, 1 any other failure, 130 interrupted. Commands are imported on
+demand, so that help does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fedsim.record.version import __version__
 COMMANDS = {
     "run": ("fedsim.cli.run", "run", "run an experiment"),
     "resume": ("fedsim.cli.run", "resume", "continue an interrupted run or sweep"),
-    "sweep": ("fedsim.cli.sweep", "sweep", "run a grid of experiments, as of --algorithm.lr 0.03,0.1"),
-    "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment on real clients, through Flower"),
-    "certificates": ("fedsim.cli.deploy", "certificates", "make certificates and keys for a deployment"),
-    "list": ("fedsim.cli.listing", "list_names", "list what is available: algorithms, data sets, models, ..."),
-    "partition": ("fedsim.cli.partition", "partition", "divide a data set among clients, and show the result"),
-    "topology": ("fedsim.cli.topology", "topology", "show who talks to whom without a server, and what it costs"),
+    "sweep": ("fedsim.cli.sweep", "sweep", "run a grid of experiments, as in --algorithm.lr 0.03,0.1"),
+    "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment in real processes, with Flower"),
+    "certificates": ("fedsim.cli.deploy", "certificates", "create certificates and keys for a deployment"),
+    "list": ("fedsim.cli.listing", "list_names", "list algorithms, data sets, models and other components"),
+    "partition": ("fedsim.cli.partition", "partition", "partition a data set among clients, and show the result"),
+    "topology": ("fedsim.cli.topology", "topology", "show a network topology: its mixing rate and communication cost"),
     "compare": ("fedsim.cli.compare", "compare", "compare runs: final values, differences, cost of reaching a target"),
     "report": ("fedsim.cli.compare", "report", "write an HTML report of runs"),
 }
@@ -32,12 +32,12 @@ USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, and return its exit code. Unexpected exceptions pass through, for their traceback."""
+    """Run one command, and return its exit code. Unexpected exceptions propagate with their traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with contextlib.suppress(FileNotFoundError):           # a working directory that was removed
         here = str(Path.cwd())
         if here not in sys.path:
-            sys.path.append(here)                          # for components that are named as my_module.Class
+            sys.path.append(here)                          # for components named my_module.Class
     with streams():
         try:
             try:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 sys.stdout.flush()
         except OutputError as error:
-            if not isinstance(error.__cause__, BrokenPipeError):     # the reader of a pipe has left on purpose
+            if not isinstance(error.__cause__, BrokenPipeError):     # the reader of the pipe has exited
                 print(f"fedsim: cannot write to stdout: {error.__cause__}", file=sys.stderr)
             return 1
 
@@ -55,7 +55,7 @@ def _guarded(arguments: list[str]) -> int:
         return _dispatch(arguments)
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1   # also a partition or model that the data cannot have
+        return 2 if isinstance(error, ValueError) else 1   # also a partition or model that does not fit the data
     except KeyboardInterrupt as interrupt:
         print(f"fedsim: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""``fedsim compare`` and ``fedsim report``: what finished runs measured."""
+"""``fedsim compare`` and ``fedsim report``: comparisons of runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from fedsim.cli.output import console, writing
 from fedsim.report import compare as comparing
 from fedsim.report.series import AXES
 
+TARGET = "value of the metric whose cost is counted; by default a round number near the best final value"
+
 
 def compare(argv: Sequence[str]) -> int:
-    """Print a comparison of runs; write its curves and numbers."""
+    """Print a comparison of runs, and write its curves and numbers."""
     parser = _parser("compare", "Compare runs: final values, paired differences, and the cost of reaching a target.")
-    parser.add_argument("--baseline", default="first", help="run that others are compared to: a label, first or best")
-    parser.add_argument("--json", action="store_true", help="the comparison as JSON")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the numbers as CSV")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the metric: .png, .svg or .pdf")
+    parser.add_argument("--baseline", default="first", help="run to compare with: a label, best or first (default)")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="CSV file to write the numbers to")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw the metric in: .png, .svg or .pdf")
     look = _add_options(parser.add_argument_group("options of --plot"))
     arguments = parser.parse_args(argv)
     options: Any = {key: value for key, value in vars(arguments).items() if key in look}
@@ -31,7 +33,7 @@ def compare(argv: Sequence[str]) -> int:
         with writing(arguments.csv):
             arguments.csv.write_text(comparing.to_csv(measured))
     if arguments.plot:
-        from fedsim.report.curves import curves  # here, as Matplotlib takes its time
+        from fedsim.report.curves import curves  # deferred: Matplotlib is slow to import
 
         with writing(arguments.plot):
             curves(measured, arguments.plot, **options)
@@ -43,7 +45,7 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def _add_options(group: Any) -> set[str]:
-    """The arguments of `fedsim.report.curves.curves`, left out where they are not given; their names."""
+    """Add the arguments of `fedsim.report.curves.curves`, without defaults, and return their names."""
 
     def add(name: str, about: str, **settings: Any) -> str:
         group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=about, **settings)
@@ -56,7 +58,7 @@ def _add_options(group: Any) -> set[str]:
         add("xlabel", "label of the horizontal axis"),
         add("ylabel", "label of the vertical axis"),
         add("footnote", "text below the axes, instead of the explanation of lines and bands; '' for none"),
-        add("width", "of a text column (3.4 inches) or of a page (7 inches, the default)", choices=("column", "page")),
+        add("width", "width of a text column (3.4 inches) or of a page (7 inches, default)", choices=("column", "page")),
         add("height", "height of the figure in inches", type=float),
         add("log-x", "logarithmic horizontal axis (default: auto, if costs differ by a factor over ten)", **switch),
         add("log-y", "logarithmic vertical axis (default: auto, if the metric spans a factor of 30)", **switch),
@@ -65,7 +67,7 @@ def _add_options(group: Any) -> set[str]:
 
 
 def _truth(text: str) -> bool | None:
-    """``auto`` is None."""
+    """Parse true, false or auto, which is None."""
     known = {"true": True, "false": False, "auto": None}
     if text not in known:
         raise argparse.ArgumentTypeError(f"expected auto, true or false, got {text!r}")
@@ -73,24 +75,20 @@ def _truth(text: str) -> bool | None:
 
 
 def report(argv: Sequence[str]) -> int:
-    """Write an HTML report of runs; print its path."""
-    parser = _parser("report", "Write one self-contained HTML file about runs: numbers, curves, settings.")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="file to write")
+    """Write an HTML report of runs, and print its path."""
+    parser = _parser("report", "Write a self-contained HTML report of runs: numbers, curves and settings.")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     arguments = parser.parse_args(argv)
-    from fedsim.report.html import write_report  # here, as Matplotlib takes its time
+    from fedsim.report.html import write_report  # deferred: Matplotlib is slow to import
 
     print(write_report(arguments.runs, arguments.output, arguments.scope, arguments.metric, arguments.target))
     return 0
 
 
 def _parser(command: str, about: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"fedsim {command}", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(f"fedsim {command}", description=about)
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them")
-    parser.add_argument("--metric", default="accuracy", help="metric to compare")
-    parser.add_argument("--scope", default="server/test", help="model and samples on which it was measured")
-    parser.add_argument(
-        "--target", type=float, help="count costs up to this value; by default a round number near the best final one"
-    )
+    parser.add_argument("--metric", default="accuracy", help="metric to compare (default: accuracy)")
+    parser.add_argument("--scope", default="server/test", help="model and samples of the metric (default: server/test)")
+    parser.add_argument("--target", type=float, help=TARGET)
     return parser

@@ -26,34 +26,34 @@ if TYPE_CHECKING:
 POLICY = {"timeout": float, "retries": int, "minimum": float, "patience": float}
 DEPLOY = flags.Command(
     "deploy",
-    "Run an experiment with real processes: a Flower SuperLink and one SuperNode for every client, on this machine.",
+    "Run an experiment in real processes on this machine: a Flower SuperLink, and one SuperNode for each client.",
     Experiment,
     {
-        "nodes": "number of SuperNodes, as many as the experiment has clients",
-        "own_data": "a folder with one folder of data for each node, which stays on that node",
-        "port": "port of the SuperLink (default: 8000); 0 for any free one",
-        "output": "exactly this run directory; the federation's files go beside it",
-        "root": "folder of new run directories (default: runs)",
-        "resume": "continue the run in this directory, after a failure, with the options that it had",
-        "host": "name of the server, for --print-commands",
-        **{key: f"{text} (default: {getattr(Policy, key)})" for key, text in help_of(Policy).items()},
+        "nodes": "number of SuperNodes, one for each client of the experiment",
+        "own_data": "folder with one folder of data for each node; the data stay on their node",
+        "port": "port of the SuperLink, or 0 for any free port (default: 8000)",
+        "output": "run directory to create; the federation's files are stored beside it",
+        "root": "folder for new run directories (default: runs)",
+        "resume": "run directory to resume, with its previous options",
+        "host": "host name of the server, for --print-commands",
+        **{key: f"{text.rstrip('.')} (default: {getattr(Policy, key)})" for key, text in help_of(Policy).items()},
     },
     {
-        "insecure": "without TLS and authentication of the nodes",
-        "print_commands": "print what to type on real machines, and do not run",
-        "quiet": "no progress on stderr",
-        "json": "the result as one line of JSON",
+        "insecure": "disable TLS and the authentication of nodes",
+        "print_commands": "print the commands for real machines, and exit",
+        "quiet": "show no progress on stderr",
+        "json": "print the result as one line of JSON",
     },
 )
 
 
 def deploy(argv: Sequence[str]) -> int:
-    """Deploy the experiment of a command line, and print what it measured last."""
+    """Deploy the experiment of a command line, and print its last metrics."""
     line = flags.read(DEPLOY, argv)
     if "help" in line.switches:
         flags.print_help(DEPLOY, {"algorithm": names("algorithm")[0], **line.settings})
         return 0
-    flower_version()                                       # before anything else: is it there?
+    flower_version()                                       # fails first if Flower is missing
     from fedsim.backends.flower.deploy.instructions import instructions
     from fedsim.backends.flower.deploy.local_deployment import check, modules
     from fedsim.backends.flower.deploy.local_deployment import deploy as deploy_here
@@ -79,42 +79,42 @@ def deploy(argv: Sequence[str]) -> int:
 
 
 def certificates(argv: Sequence[str]) -> int:
-    """Make certificates for the SuperLink and keys for the nodes."""
+    """Create certificates for the SuperLink and keys for the nodes."""
     parser = argparse.ArgumentParser(
         "fedsim certificates",
-        description="Make an authority, a certificate for the SuperLink, and a key for every SuperNode.",
+        description="Create a certificate authority, a certificate for the SuperLink, and a key for each SuperNode.",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where; made when missing")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="created if missing")
     parser.add_argument("--nodes", type=int, required=True, help="number of SuperNodes")
     here = "localhost,127.0.0.1"
-    parser.add_argument("--hosts", default=here, help=f"names and addresses of the SuperLink (default: {here})")
+    parser.add_argument("--hosts", default=here, help=f"host names and addresses of the SuperLink (default: {here})")
     arguments = parser.parse_args(argv)
     from fedsim.backends.flower.deploy.certificates import make
 
     hosts = [host.strip() for host in arguments.hosts.split(",") if host.strip()]
     made = make(arguments.output, arguments.nodes, hosts)
     print(f"{made.folder}: {made.ca.name} for every machine, server.pem and server.key for the SuperLink,")
-    print(f"node-0.key ... for one node each, whose .pub are registered; keep {made.folder / 'ca.key'} to yourself")
+    print(f"node-0.key ... for one node each, whose .pub is registered; keep {made.folder / 'ca.key'} secret")
     return 0
 
 
 def _finished(run: RunDirectory) -> bool:
-    """Whether nothing is left to do for a run.
+    """True if all seeds of a run have finished.
 
     Raises:
-        RunError: it was not deployed.
+        RunError: the run was not deployed.
     """
     places = {chosen["backend"] for chosen in run.manifest.get("backend", {}).values()} - {"flower"}
     if places:
         raise RunError(
-            f"{run.path} was simulated (backend {', '.join(sorted(places))}), and the memories of its clients are here;"
+            f"{run.path} was simulated (backend {', '.join(sorted(places))}), its clients' memories are stored here;"
             f" continue with: fedsim resume {run.path}"
         )
     return all(status["state"] == "finished" for status in run.manifest["status"].values())
 
 
 def _output(line: flags.CommandLine, experiment: Experiment) -> Path:
-    """A run directory that does not exist."""
+    """Path of a run directory that does not exist."""
     if "output" not in line.options:
         return free_name(Path(line.options.get("root", "runs")), experiment.title)
     output = Path(line.options["output"])
@@ -124,7 +124,7 @@ def _output(line: flags.CommandLine, experiment: Experiment) -> Path:
 
 
 def _local(line: flags.CommandLine, resumed: Path | None) -> LocalDeployment:
-    """The options of the command itself; those that are not given are as before where a run is continued."""
+    """The command's own options; in a resumed run, those not given keep their previous values."""
     from fedsim.backends.flower.deploy.local_deployment import LocalDeployment, remembered
 
     known = open_run(resumed).manifest if resumed else {}

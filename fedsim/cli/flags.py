@@ -21,9 +21,9 @@ class Command:
     """A command whose flags are the fields of a class of settings, besides its own options.
 
     Attributes:
-        name: of the command.
-        about: what it does.
-        settings: the class.
+        name: name of the command.
+        about: description of the command.
+        settings: that class.
         options: name and help of its own options that take a value.
         switches: name and help of its own options that take none.
     """
@@ -37,12 +37,12 @@ class Command:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was given.
+    """A parsed command line.
 
     Attributes:
         options: the command's own options by name.
         switches: the command's own switches.
-        settings: of the file, and those of the flags over them.
+        settings: settings of the file, overridden by flags.
     """
 
     options: dict[str, str] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class CommandLine:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def number(self, name: str, kind: type[int] | type[float], default: Any = None) -> Any:
-        """The command's own option ``name`` as a number of that kind; ``default`` where it was not given.
+        """The command's own option ``name`` as a number; ``default`` if it was not given.
 
         Raises:
-            ConfigError: it is no such number.
+            ConfigError: the value is not a number of that kind.
         """
         if name not in self.options:
             return default
@@ -66,10 +66,10 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class Words:
-    """A command line, taken apart: the settings are not put together yet.
+    """A command line whose settings are not merged yet.
 
     Attributes:
-        line: with the command's own options and switches.
+        line: the command's own options and switches.
         file: settings of the file.
         flags: dotted names and values, in order.
     """
@@ -80,7 +80,7 @@ class Words:
 
 
 def split(command: Command, argv: Sequence[str]) -> Words:
-    """Take a command line apart.
+    """Split a command line into options, file and flags.
 
     Raises:
         ConfigError: an unknown option, an option without its value, a second file, or an unreadable file.
@@ -103,7 +103,7 @@ def split(command: Command, argv: Sequence[str]) -> Words:
 
 
 def settle(file: Mapping[str, Any], flags: Sequence[tuple[str, str]], notes: list[str]) -> dict[str, Any]:
-    """The settings of a file with flags over them; ``notes`` tells which of the file they make void."""
+    """Merge flags over the settings of a file; ``notes`` collects messages about settings that they make void."""
     above: dict[str, Any] = {}
     for key, value in flags:
         above = put(above, key, value)
@@ -111,7 +111,7 @@ def settle(file: Mapping[str, Any], flags: Sequence[tuple[str, str]], notes: lis
 
 
 def read(command: Command, argv: Sequence[str]) -> CommandLine:
-    """Read a command line; notes about settings of the file that flags make void go to stderr.
+    """Parse a command line; print notes about settings of the file that flags make void on stderr.
 
     Raises:
         ConfigError: see `split`.
@@ -124,7 +124,7 @@ def read(command: Command, argv: Sequence[str]) -> CommandLine:
 
 
 def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]:
-    """Options with their values; a word that is no option has the name ""."""
+    """Yield options with their values; positional words have the name ""."""
     words = iter(argv)
     for word in words:
         if word == "-h":
@@ -145,7 +145,7 @@ def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]
 
 
 def _known(command: Command, key: str) -> str:
-    """The dotted name of the setting that a flag sets, which may be given in a short form."""
+    """Dotted name of the setting that a flag sets, perhaps by a short form."""
     settings = parameters(command.settings)
     known = ["help", *command.switches, *command.options, *settings, *short_forms(settings)]
     if key.split(".")[0] not in known:
@@ -156,10 +156,11 @@ def _known(command: Command, key: str) -> str:
 def print_help(command: Command, settings: Mapping[str, Any]) -> None:
     """Print every option of the command, with the fields of the components that the settings name."""
     own = {f"--{key.replace('_', '-')} {key.upper()}": about for key, about in command.options.items()}
-    own |= {f"--{key}".replace("_", "-"): about for key, about in {"help": "this text", **command.switches}.items()}
+    switches = {"help": "show this help and exit", **command.switches}
+    own |= {f"--{key}".replace("_", "-"): about for key, about in switches.items()}
     lines = [f"  {option:<22}{about}" for option, about in own.items()]
     print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{command.about}")
-    print("\noptions:\n  FILE.yaml             settings, which flags override\n" + "\n".join(lines))
+    print("\noptions:\n  FILE.yaml             file of settings, which flags override\n" + "\n".join(lines))
     print(
-        f"  --data-dir DATA_DIR   the same as --data.data_dir\n\n{help_text(plan(command.settings, settings))}", end=""
+        f"  --data-dir DATA_DIR   short for --data.data_dir\n\n{help_text(plan(command.settings, settings))}", end=""
     )

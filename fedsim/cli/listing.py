@@ -35,9 +35,9 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
 
 def list_names(argv: Sequence[str]) -> int:
     """Print names with their one-line descriptions."""
-    parser = argparse.ArgumentParser("fedsim list", description="List what is available, as settings name it.")
-    parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this kind; all by default")
-    parser.add_argument("--json", action="store_true", help="as JSON: section, name, description")
+    parser = argparse.ArgumentParser("fedsim list", description="List the components that settings can name.")
+    parser.add_argument("section", nargs="?", choices=SECTIONS, help="kind of component to list; all kinds by default")
+    parser.add_argument("--json", action="store_true", help="print JSON: section, name, description")
     arguments = parser.parse_args(argv)
     found = {name: SECTIONS[name]() for name in ([arguments.section] if arguments.section else SECTIONS)}
     if arguments.json:

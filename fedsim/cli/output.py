@@ -20,7 +20,7 @@ def width() -> int | None:
 
 
 def console() -> Console:
-    """Stdout for tables: as wide as the terminal, and wide enough for a whole line in a file or pipe."""
+    """Console for tables on stdout: as wide as the terminal, or 160 columns in a file or pipe."""
     return Console(file=sys.stdout, width=width() or 160)
 
 

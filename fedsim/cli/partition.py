@@ -25,8 +25,8 @@ class Division:
 
     Args:
         data: the data set.
-        partition: how samples are divided among clients.
-        seed: of the random draws.
+        partition: division of the samples among clients.
+        seed: seed of the random draws.
     """
 
     data: Data | Dataset = field(default_factory=Data)
@@ -36,15 +36,15 @@ class Division:
 
 PARTITION = flags.Command(
     "partition",
-    "Divide a data set among clients, as an experiment with these settings does, and show the result.",
+    "Partition a data set among clients, as in an experiment with these settings, and show the result.",
     Division,
-    {"output": "write a picture: .png, .svg or .pdf", "save": "write the samples of each client: .npz"},
-    {"json": "the numbers as JSON"},
+    {"output": "picture to draw: .png, .svg or .pdf", "save": "file to write the samples of each client to: .npz"},
+    {"json": "print the numbers as JSON"},
 )
 
 
 def partition(argv: Sequence[str]) -> int:
-    """Partition the data set of a command line; print the heterogeneity card."""
+    """Partition the data set of a command line, and print the heterogeneity card."""
     line = flags.read(PARTITION, argv)
     for key in line.settings.keys() - parameters(Experiment).keys():
         raise ConfigError(f"unknown setting {key}: {suggest(key, list(parameters(Experiment)))}")
@@ -52,11 +52,11 @@ def partition(argv: Sequence[str]) -> int:
     if "help" in line.switches:
         flags.print_help(PARTITION, settings)
         return 0
-    asked = build(Division, settings)
-    source = resolve_data(asked.data)
+    chosen = build(Division, settings)
+    source = resolve_data(chosen.data)
     dataset = source.dataset if isinstance(source, Problem) else source
     labels = dataset.train.y.numpy()
-    parts = division(asked.data, asked.partition).partition(labels, dataset.train.client, asked.seed)
+    parts = division(chosen.data, chosen.partition).partition(labels, dataset.train.client, chosen.seed)
     measured = card(parts, labels, dataset.classes)
     if "output" in line.options:
         with writing(Path(line.options["output"])):

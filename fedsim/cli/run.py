@@ -32,19 +32,19 @@ RUN = flags.Command(
     "Run an experiment in a new run directory. Flags override the file, which overrides the defaults.",
     Experiment,
     {
-        "output": "exactly this run directory, which must not exist",
-        "root": "folder of new run directories (default: runs)",
+        "output": "run directory to create, which must not exist",
+        "root": "folder for new run directories (default: runs)",
     },
     {
-        "print_config": "print all settings as YAML, which can serve as FILE.yaml, and do not run",
-        "quiet": "no progress on stderr",
-        "json": "the result as one line of JSON",
+        "print_config": "print all settings as YAML, which can serve as FILE.yaml, and exit",
+        "quiet": "show no progress on stderr",
+        "json": "print the result as one line of JSON",
     },
 )
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the experiment of a command line; print where it is and what it measured last."""
+    """Run the experiment of a command line, and print its directory and last metrics."""
     line = flags.read(RUN, argv)
     if "help" in line.switches:
         flags.print_help(RUN, {"algorithm": names("algorithm")[0], **line.settings})
@@ -61,12 +61,13 @@ def run(argv: Sequence[str]) -> int:
 
 
 def resume(argv: Sequence[str]) -> int:
-    """Continue a run or a sweep; print the same as `run` or `fedsim sweep`."""
-    parser = argparse.ArgumentParser("fedsim resume", description="Continue what was interrupted from its checkpoints.")
-    parser.add_argument("run", type=Path, metavar="DIR", help="run directory, or folder of a sweep")
+    """Resume a run or a sweep, with the output of `run` or `fedsim sweep`."""
+    about = "Resume an interrupted run or sweep from its checkpoints."
+    parser = argparse.ArgumentParser("fedsim resume", description=about)
+    parser.add_argument("run", type=Path, metavar="DIR", help="run directory or folder of a sweep")
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
-    parser.add_argument("--jobs", type=int, metavar="JOBS", help=f"of a sweep: {JOBS}")
+    parser.add_argument("--jobs", type=int, metavar="JOBS", help=f"for a sweep: {JOBS}")
     arguments = parser.parse_args(argv)
     if is_sweep(arguments.run):
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
@@ -80,7 +81,7 @@ def resume(argv: Sequence[str]) -> int:
 
 
 def print_result(directory: RunDirectory, as_json: bool) -> None:
-    """Print where a run is and what it measured last."""
+    """Print the directory and last metrics of a run."""
     (series,) = load_runs([directory.path], "server/test", "loss")
     final = {key: estimate(values) for key, values in _last_values(series).items()}
     if as_json:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.cli import flags
+from fedsim.cli.compare import TARGET
 from fedsim.cli.output import console
 from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import from_config, to_config
@@ -21,29 +22,29 @@ from fedsim.report.compare import COSTS, records, render, text_of
 from fedsim.sweeps import grid as sweeps
 from fedsim.sweeps.grid import Choice, Point, Sweep
 
-JOBS = "runs at a time; 1 stays in this process, more need Ray (default: one for each processor if Ray is installed)"
+JOBS = "number of concurrent runs; 1 runs in this process, more need Ray (default: one per CPU if Ray is installed)"
 SWEEP = flags.Command(
     "sweep",
-    "Run a grid of experiments, each a run of its own: give any setting a list of values, such as\n"
-    "--algorithm.lr 0.03,0.1 --local.epochs 1,2. Commas within brackets or quotes do not separate values. Repeat the\n"
-    "command after an interruption to continue; finished points are left alone. Ends with a table of all points,\n"
-    "whose baseline is the one with the best mean final value.",
+    "Run a grid of experiments, each in a run directory of its own. Any setting takes a list of values, as in\n"
+    "--algorithm.lr 0.03,0.1 --local.epochs 1,2; commas within brackets or quotes do not separate values. To continue\n"
+    "after an interruption, repeat the command; finished points are not run again. At the end, a table compares all\n"
+    "points with the one that has the best mean final value.",
     Experiment,
     {
-        "output": "exactly this folder for the runs",
-        "root": "folder of new sweeps (default: runs)",
+        "output": "folder of this sweep",
+        "root": "folder for new sweeps (default: runs)",
         "jobs": JOBS,
-        "metric": "that decides which point is best (default: accuracy, or loss where that is not measured)",
-        "scope": "model and samples that it is measured on (default: server/test)",
-        "target": "count costs up to this value; by default a round number near the best final one",
+        "metric": "metric that selects the best point (default: accuracy, or loss if accuracy is not measured)",
+        "scope": "model and samples of the metric (default: server/test)",
+        "target": TARGET,
     },
-    {"quiet": "no progress on stderr", "json": "the result as JSON"},
+    {"quiet": "show no progress on stderr", "json": "print the result as JSON"},
 )
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How to run a sweep, and what to print at its end; the fields are options of the command."""
+    """Options of the command that apply to a resumed sweep too."""
 
     jobs: int | None = None
     quiet: bool = False
@@ -54,7 +55,7 @@ class Ending:
 
 
 def sweep(argv: Sequence[str]) -> int:
-    """Run the grid of a command line, or what is left of it; exit code 1 when a point failed."""
+    """Run the unfinished points of a command line's grid; the exit code is 1 if a point failed."""
     words = flags.split(SWEEP, argv)
     if "help" in words.line.switches:
         first = [(key, values(text)[0]) for key, text in words.flags]
@@ -70,16 +71,16 @@ def sweep(argv: Sequence[str]) -> int:
         words.line.number("target", float),
     )
     title, points = _points(words)
-    from fedsim.sweeps.jobs import jobs_of  # here, as PyTorch takes its time, and wrong settings are found without it
+    from fedsim.sweeps.jobs import jobs_of  # deferred: slow to import
 
-    jobs_of(ending.jobs, points)                           # wrong ones are refused before there is a folder
+    jobs_of(ending.jobs, points)                           # invalid values fail before a folder is created
     output = Path(options["output"]) if "output" in options else None
     root = Path(options.get("root", "runs"))
     return finish(sweeps.start(points, output=output, root=root, name=f"sweep-{title}"), ending)
 
 
 def finish(begun: Sweep, ending: Ending) -> int:
-    """Run what is left of a sweep, and print what came of it."""
+    """Run the unfinished points of a sweep, and print the comparison of all."""
     from fedsim.sweeps.jobs import run_sweep
 
     failures = run_sweep(begun, ending.jobs, progress=not ending.quiet)
@@ -96,7 +97,7 @@ def finish(begun: Sweep, ending: Ending) -> int:
         print(f"fedsim: {name} failed: {reason}", file=sys.stderr)
     if failures:
         print(
-            f"fedsim: {len(failures)} of {len(begun.points)} points failed; to try them again:"
+            f"fedsim: {len(failures)} of {len(begun.points)} points failed; to retry them:"
             f" fedsim resume {begun.path}",
             file=sys.stderr,
         )
@@ -104,10 +105,10 @@ def finish(begun: Sweep, ending: Ending) -> int:
 
 
 def values(text: str) -> list[str]:
-    """The values of a comma list; commas within brackets, braces or quotes do not count.
+    """Split a list at its commas, except within brackets, braces or quotes.
 
     Raises:
-        ConfigError: a value is missing, or is there twice.
+        ConfigError: a value is empty or repeated.
     """
     parts, depth, quote = [""], 0, ""
     for character in text:
@@ -125,18 +126,18 @@ def values(text: str) -> list[str]:
     if len(found) > 1 and not all(found):
         raise ConfigError(f"{text!r} has an empty value; expected a list such as 0.03,0.1")
     if len(set(found)) < len(found):
-        raise ConfigError(f"{text!r} has a value twice; expected different ones")
+        raise ConfigError(f"{text!r} repeats a value; expected distinct values")
     return found
 
 
 def _points(words: flags.Words) -> tuple[str, list[Point]]:
-    """Title of the sweep and its points; every experiment is built, so that wrong settings are found at once."""
+    """Title and points of the sweep; every experiment is built, so that invalid settings fail at once."""
     lists = {key: values(text) for key, text in dict(words.flags).items()}
     axes = {key: found for key, found in lists.items() if len(found) > 1}
     if not axes:
         raise ConfigError("nothing to sweep over: give a list, such as --algorithm.lr 0.03,0.1, or use `fedsim run`")
     if "seed" in axes:
-        raise ConfigError("seeds are repetitions, and none is best: give --seeds 3, and sweep over something else")
+        raise ConfigError("seeds are repetitions, of which none is best; use --seeds 3, and sweep another setting")
     points, notes, titles = [], list[str](), list[str]()
     for name, chosen in sweeps.grid(axes):
         alone = [(key, chosen.get(key, found[0])) for key, found in lists.items()]
@@ -158,7 +159,7 @@ def _verdict(metric: str, choice: Choice | None) -> str:
     run, final = choice.run.run, text_of(choice.run.final)
     return (
         f"Best by final {metric} over {many(len(run.seeds), 'seed')}: {run.path}: {final}, for {', '.join(costs)}.\n"
-        f"It was chosen on these seeds; measure it on others, such as --seed {max(run.seeds) + 1}, before you claim it."
+        f"It was chosen on these seeds; measure it on others, such as --seed {max(run.seeds) + 1}, before reporting it."
     )
 
 

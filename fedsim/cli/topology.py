@@ -39,22 +39,22 @@ from topologies import FromFile, Static, spectral
 from topologies.matrix_checks import TOLERANCE, is_symmetric
 
 DIAMETER_NODES = 2000
-"""Up to here all distances are computed."""
+"""Largest number of nodes whose diameter is computed."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Who talks to whom in one round, as in an experiment.
+    """Topology of one round of an experiment.
 
     Args:
-        topology: who talks to whom.
-        nodes: number of nodes; by default as many as the partition has clients.
-        round: number of the round, which matters where the topology changes over time.
-        seed: of the random draws.
-        model: the network whose parameters are sent.
-        data: the data set; its samples decide the model's size, and its labels colour the picture.
-        partition: how samples are divided among nodes, which the picture shows.
-        weights: how nodes count: all equal, or by their number of samples, which changes W.
+        topology: network of the nodes.
+        nodes: number of nodes; by default the number of clients of the partition.
+        round: number of the round, for topologies that change over time.
+        seed: seed of the random draws.
+        model: model whose parameters are exchanged.
+        data: data set, which determines the size of the model and, by its labels, the colours of the picture.
+        partition: division of the samples among nodes, for the picture.
+        weights: weights of the nodes, either equal or by their numbers of samples, which changes W.
     """
 
     topology: Topology = field(default_factory=Static)
@@ -75,18 +75,18 @@ class Network:
 
 TOPOLOGY = flags.Command(
     "topology",
-    "Show who talks to whom in an experiment without a server: how fast the nodes can agree, and what a round costs.",
+    "Show the topology of an experiment without a server: its mixing rate, and the communication cost of a round.",
     Network,
     {
-        "output": "draw the graph: .png, .svg or .pdf; nodes are coloured by the label skew of their data",
-        "run": "take topology and partition from this run; nodes are coloured by their last test accuracy",
+        "output": "picture of the graph: .png, .svg or .pdf; nodes are coloured by the label skew of their data",
+        "run": "run to take topology and partition from; nodes are coloured by their last test accuracy",
     },
-    {"json": "the numbers as JSON"},
+    {"json": "print the numbers as JSON"},
 )
 
 
 def topology(argv: Sequence[str]) -> int:
-    """Print the numbers of a command line's topology, and draw it."""
+    """Print the properties of a command line's topology, and draw it."""
     line = flags.read(TOPOLOGY, argv)
     run = open_run(Path(line.options["run"])) if "run" in line.options else None
     settings = line.settings if run is None else override(in_full(run.config), line.settings, [])
@@ -126,10 +126,10 @@ def topology(argv: Sequence[str]) -> int:
 
 
 def measure(w: csr_array, d: int) -> dict[str, Any]:
-    """The numbers of a round's mixing matrix ``w [n, n]``, for messages of ``d`` numbers of 4 bytes.
+    """Properties of a round's mixing matrix ``w [n, n]``, for messages of ``d`` numbers of 4 bytes.
 
     Raises:
-        ConfigError: neither rows nor columns of W sum to 1, or its eigenvalues cannot be found.
+        ConfigError: neither rows nor columns of W sum to 1, or its eigenvalues cannot be computed.
     """
     links = csr_array(w - diags_array(w.diagonal()))
     links.eliminate_zeros()
@@ -162,19 +162,19 @@ def _spread(degrees: np.ndarray) -> dict[str, float]:
 
 
 def _partition(network: Network, dataset: Dataset) -> Partition:
-    """Samples of as many nodes as asked for."""
+    """Partition among the requested number of nodes."""
     partitioner: Any = division(network.data, network.partition)
     if network.nodes is not None:
         if not hasattr(partitioner, "num_partitions"):
             name = type(partitioner).__name__
-            raise ConfigError(f"nodes is {network.nodes}, but {name} decides their number: leave out one of them")
+            raise ConfigError(f"nodes is {network.nodes}, but {name} determines their number; leave out one of them")
         partitioner = replace(partitioner, num_partitions=network.nodes)
     partition: Partition = partitioner.partition(dataset.train.y.numpy(), dataset.train.client, network.seed)
     return partition
 
 
 def _parameters(network: Network, source: Dataset | Problem, dataset: Dataset) -> int:
-    """Length d of a message: the model's parameters."""
+    """Length d of a message: the number of the model's parameters."""
     module: Any = source.module if isinstance(source, Problem) else network.model
     if not isinstance(module, nn.Module):
         module = module.build(dataset.input_shape, dataset.classes)
@@ -189,7 +189,7 @@ def _skew(parts: Partition, dataset: Dataset) -> tuple[np.ndarray, str]:
 
 
 def _accuracies(run: RunDirectory, seed: int, n: int) -> tuple[np.ndarray, str]:
-    """The last accuracy of each node's own model."""
+    """Last test accuracy of each node's own model, and its description."""
     rows = read_metrics(run.seed_path(seed) / "metrics.jsonl")
     of_nodes = (rows.scope == "nodes/test") & (rows.metric == "accuracy") & (rows.node >= 0)
     last = int(rows.round[of_nodes].max(initial=-1))
@@ -205,13 +205,13 @@ def _accuracies(run: RunDirectory, seed: int, n: int) -> tuple[np.ndarray, str]:
 
 
 def _over_links(run: RunDirectory, seed: int) -> dict[str, float] | None:
-    """What travelled over every directed link that was ever used in a finished run."""
+    """Bytes sent over each directed link used in a finished run."""
     path = run.seed_path(seed) / "edges.csv"
     return _spread(np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2)[:, 2]) if path.is_file() else None
 
 
 def _graph(topology: Any) -> Any:
-    """The graph, or the schedule that has none."""
+    """The graph, or a schedule without one."""
     while hasattr(topology, "base"):
         topology = topology.base
     return getattr(topology, "graph", topology)
@@ -247,13 +247,13 @@ def _render(network: Network, measured: dict[str, Any]) -> Table:
     rows = {
         "nodes": f"{measured['nodes']:,}",
         "directed edges": f"{measured['directed_edges']:,}",
-        "degree: nodes heard, min / mean / max": three("in_degree"),
-        "degree: nodes spoken to, min / mean / max": three("out_degree"),
+        "in-degree, min / mean / max": three("in_degree"),
+        "out-degree, min / mean / max": three("out_degree"),
         "connected in this round": yes[measured["connected"]],
         "diameter": far or str(measured["diameter"] or f"not computed above {DIAMETER_NODES:,} nodes"),
         "W symmetric": yes[measured["symmetric"]],
         "W doubly stochastic": yes[measured["doubly_stochastic"]],
-        "lambda, what a round leaves of disagreement": f"{measured['lambda']:.4f}",
+        "lambda, contraction of disagreement in a round": f"{measured['lambda']:.4f}",
         "spectral gap, 1 - lambda": f"{measured['spectral_gap']:.4f}",
         f"message: {measured['parameters']:,} parameters": f"{measured['message_bytes']:,} bytes",
         "all messages of a round, 1 gossip step": f"{measured['bytes_per_round']:,} bytes",

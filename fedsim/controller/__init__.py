@@ -1,1 +1,1 @@
-"""The central controller: an experiment from its first round to its last."""
+"""Central controller: runs an experiment from the first round to the last."""

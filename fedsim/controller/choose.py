@@ -1,7 +1,7 @@
-"""Which backend is fastest here: a short trial of the first round's work, remembered for the next run on this machine.
+"""Automatic choice of the backend: a short trial of the first round's work, cached for later runs on this machine.
 
-The choice changes rounding (a block's matrix products may sum in another order), never meaning. It is recorded in the
-run and a resumed run keeps it; the cache makes a repeated run choose the same, so that it repeats bit for bit.
+The choice affects rounding only: a block's matrix products may sum in another order. The run records it and a resumed
+run keeps it; the cache lets a repeated run choose the same backend, so that results are reproduced bit for bit.
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
 
 CANDIDATES = (5, 10, 25, 50, 100)
-"""Block sizes that are tried."""
+"""Block sizes to try."""
 TRIAL_STEPS = 4
-"""Local steps of a trial: enough to see the cost of a step."""
+"""Local steps of a trial: enough to measure the cost of a step."""
 MARGIN = 0.9
 """Blocks must take less than this share of the loop's time to be chosen."""
 LARGE = 1_000_000
-"""Convolutional models with more parameters than this run in the loop on a CPU: the processor is busy with one
-client already.
-"""
+"""Convolutional models with more parameters than this run in the loop on a CPU: one client already saturates it."""
 
 
 def choose(
@@ -47,14 +45,14 @@ def choose(
     blocks_only: bool = False,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Record of the fastest backend for this federation: {"backend": "loop" or "blocks", "block_size": ..., and why}.
+    """Measure the fastest backend for this federation: {"backend": "loop" or "blocks", "block_size": ..., details}.
 
     Args:
-        federation: left as it is; trials run on a copy.
-        algorithm: what will run.
+        federation: not modified; trials run on a copy.
+        algorithm: the algorithm to run.
         ids: cohort of the first round.
-        blocks_only: leave out the loop.
-        cache: file of earlier choices; the user's cache by default.
+        blocks_only: exclude the loop.
+        cache: file of earlier measurements; in the user's cache directory by default.
     """
     model = federation.model
     if not blocks_only and model.convolutional and model.device.type == "cpu" and model.d > LARGE:
@@ -75,8 +73,8 @@ def choose(
 
 
 def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
-    """Seconds of a trial round by candidate: "loop" or a block size. The better of two trials each, after one to
-    warm up; blocks that a GPU has no memory for, or that the code is not made for, are left out.
+    """Seconds of a trial round by candidate ("loop" or a block size): the better of two rounds, after one to warm up.
+    Blocks that exceed the GPU's memory, or that the code does not support, are omitted.
     """
     steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
     seconds: dict[str, float] = {}
@@ -100,7 +98,7 @@ def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray)
 
 
 def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> list[float]:
-    """Seconds of three rounds."""
+    """Seconds of each of three rounds."""
     x, times = trial.model.vector(), []
     state = algorithm.init(x, cohort(trial, 0, ids))
     check(f"{type(algorithm).__name__}.init", state, server=has_server(algorithm))
@@ -114,7 +112,7 @@ def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> lis
 
 
 def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
-    """Everything that the choice depends on."""
+    """Cache key: digest of everything that the choice depends on."""
     model, work, shards = federation.model, federation.work, federation.shards
     where = [platform.node(), platform.processor(), torch.__version__, torch.get_num_threads(), str(model.device)]
     parts = [
@@ -135,7 +133,7 @@ def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
 
 
 def _kind(value: Any) -> Any:
-    """What something does, with other numbers: step sizes do not change how long a step takes."""
+    """Structure of a component without its floating-point settings: step sizes do not affect the time of a step."""
     if isinstance(value, float):
         return "a number"
     if is_dataclass(value):
@@ -147,11 +145,11 @@ def _read(cache: Path) -> dict[str, dict[str, float]]:
     try:
         return dict(json.loads(cache.read_text()))
     except (OSError, ValueError, TypeError):
-        return {}  # no cache, or a broken one: measure again
+        return {}  # missing or corrupt: measure again
 
 
 def _keep(cache: Path, key: str, seconds: dict[str, float]) -> dict[str, float]:
-    """Remember a trial, and return it; or that of another process which was first, as both then choose the same."""
+    """Store a measurement and return it, or return that of a process that was first, so that both choose the same."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with lock(cache.parent):
@@ -159,5 +157,5 @@ def _keep(cache: Path, key: str, seconds: dict[str, float]) -> dict[str, float]:
             seconds = known.setdefault(key, seconds)
             write_atomic(cache, json.dumps(known, indent=1))
     except OSError:
-        pass                                               # a read-only home costs a trial a run, whose seeds share it
+        pass                                               # a read-only home: each run measures once for all seeds
     return seconds

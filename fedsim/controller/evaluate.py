@@ -1,6 +1,6 @@
-"""What is measured: the server's model on the test set and on every client, and what it has cost so far.
+"""Evaluation: the server's model on the test set and on every client, and the cumulative cost.
 
-Each metric row names the model and the samples in its scope: "server/test" is the server's model on the test set,
+The scope of a metric row names the model and the samples: "server/test" is the server's model on the test set,
 "clients/train" (or "clients/holdout") the same model on each client's own samples, for ALL clients, and "total" the
 cumulative cost.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedsim.messages.ledger import Ledger
 
 CHUNK = 2048
-"""Samples whose outputs are held at a time."""
+"""Samples whose outputs are held in memory at a time."""
 
 
 class Row(NamedTuple):
@@ -40,10 +40,10 @@ class Row(NamedTuple):
 
 
 class OwnScores(NamedTuple):
-    """A model on clients' own samples.
+    """Scores of a model on clients' own samples.
 
     Attributes:
-        nodes: ``[k]`` which clients.
+        nodes: ``[k]`` ids of the clients.
         loss: ``[k]`` mean loss of each.
         accuracy: ``[k]``, None for regression.
         samples: ``[k]`` number of samples.
@@ -59,17 +59,17 @@ class OwnScores(NamedTuple):
 class Scores:
     """Loss and accuracy of each sample."""
 
-    loss: np.ndarray  # [N] of each sample
+    loss: np.ndarray  # [N]
     accuracy: np.ndarray | None  # [N], None for regression
 
 
 Scorer: TypeAlias = "Callable[[Prepared, Any, torch.Tensor, torch.Tensor], Scores]"
-"""Scores of a model, a vector ``[d]`` or a ``Far`` one, on samples: see ``fedsim.controller.host.Host.score``."""
+"""Function that scores a model, a vector ``[d]`` or ``Far``, on samples: see ``fedsim.controller.host.Host.score``."""
 
 
 def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row]:
-    """Accuracy and loss of the server's model on the test set; for a problem of theory also the distance to its
-    minimiser.
+    """Loss and accuracy of the server's model on the test set; for a ``Problem`` also its objective, gradient norm and
+    distance to the minimiser.
 
     Raises:
         DivergenceError: the loss is NaN or infinite.
@@ -103,17 +103,17 @@ def gossip(
     nodes: bool,
     ids: Sequence[int],
 ) -> list[Row]:
-    """The average of the nodes' models on the test set, and how far they are apart; with ``nodes`` also each node's
-    own model; of the nodes ``ids``.
+    """Evaluate the average of the models of the nodes ``ids`` on the test set, and their consensus distance; with
+    ``nodes`` also each node's own model.
 
-    "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" what
-    the last mixing left of it, and "nodes contraction_bound" what it can leave at most: lambda^Q. Average and distance
-    are weighted as the nodes are in the objective; the other two there are only where all count equally.
+    "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" the
+    factor by which the last mixing reduced it, and "nodes contraction_bound" the upper bound of that factor, lambda^Q.
+    Average and distance use the nodes' weights in the objective; the other two are reported for equal weights only.
     """
     p = prepared.federation.p[list(ids)]
     weights, average = p / p.max(), torch.zeros_like(x[ids[0]])
-    total = float(weights.sum())                           # the number of nodes, where all are alike
-    for i, weight in zip(ids, weights.tolist(), strict=True):   # one at a time: they may live elsewhere
+    total = float(weights.sum())                           # the number of nodes, if weights are equal
+    for i, weight in zip(ids, weights.tolist(), strict=True):   # one at a time: they may be remote
         average += x[i] * weight / total
     of_average = server(prepared, score, average, round)
     rows = [row._replace(scope=row.scope.replace("server", "average")) for row in of_average]
@@ -133,7 +133,7 @@ def gossip(
 
 
 def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
-    """The model ``x`` on every client's own samples."""
+    """Score the model ``x`` on every client's own samples."""
     own = prepared.own
     scores = score(prepared, x, own.x, own.y)
 
@@ -146,13 +146,13 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
 
 
 def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
-    """The server's model on clients' own samples: each one's value, mean, weighted mean and mean of the worst."""
+    """Rows of the server's model on clients' own samples: each value, mean, weighted mean and mean of the worst."""
     return _by_node(f"clients/{prepared.own_kind}", scores, settings)
 
 
 def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
-    """How many nodes were scored, each one's value, their mean, their mean weighted by size (of nodes without a server,
-    as they count), and that of the worst.
+    """Number of scored nodes, each node's value, the mean, the mean weighted by ``scores.samples``, and the mean of the
+    worst nodes.
     """
     rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
     for metric, each in (("loss", scores.loss), ("accuracy", scores.accuracy)):
@@ -168,7 +168,7 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
 
 
 def cost(ledger: Ledger, nodes: bool) -> list[Row]:
-    """Cumulative bytes and gradient evaluations, their totals first; with ``nodes`` also each node's own."""
+    """Cumulative bytes and gradient evaluations: the totals, then with ``nodes`` those of each node."""
     rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
     for name, each in ledger.by_node().items() if nodes else ():
         rows += [Row("total", node, name, float(value)) for node, value in enumerate(each)]
@@ -180,7 +180,7 @@ def score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, 
     """Loss and accuracy of the model ``x`` on each sample."""
     losses, hits = [], []
     for part, y in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
-        outputs = model.outputs(x, part)                   # not for all at once: text has a vocabulary of outputs each
+        outputs = model.outputs(x, part)                   # in chunks: in text, a sample has a vocabulary of outputs
         losses.append(model.loss(outputs, y).double())
         if classification:
             hits.append(correct(outputs, y).double())

@@ -1,4 +1,4 @@
-"""Where the clients of a run are: in this process. ``fedsim.backends.ray`` and ``flower`` have hosts of their own."""
+"""Host of a run's clients: this process. ``fedsim.backends.ray`` and ``flower`` define hosts of their own."""
 
 from __future__ import annotations
 
@@ -22,59 +22,59 @@ from fedsim.values import Far, Vector
 
 
 def note(text: str) -> None:
-    """Tell the user about an event."""
+    """Print a message on stderr."""
     print(f"fedsim: {text}", file=sys.stderr)
 
 
 class Host:
-    """What the controller leaves to the place where clients are. A context manager, left when the run ends."""
+    """Operations that depend on where the clients are hosted. A context manager, exited when the run ends."""
 
     def __init__(self) -> None:
         self.say: Callable[[str], None] = note
-        self.skipped: list[int] = []                       # clients of the last cohort that its round was done without
+        self.skipped: list[int] = []                       # clients of the last cohort that took no part
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave nothing behind."""
+        """Release all resources."""
 
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
-        """The federation of one seed."""
+        """Prepare the federation of one seed."""
         return prepare(experiment, seed)
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
     ) -> tuple[Federation, dict[str, Any]] | None:
-        """The federation with its backend, and a description of that: the one ``before`` where it goes on from a
-        checkpoint. None has a backend of this process chosen.
+        """Return the federation with its backend, and the record of that backend: ``before`` when resuming from a
+        checkpoint. None lets the controller choose a backend in this process.
         """
         return None
 
     def init(
         self, algorithm: Algorithm[Any], x: Vector, federation: Federation, meter: Meter, template: bool
     ) -> Any:
-        """The state before round 1; as a ``template`` its values do not matter, since a checkpoint has those."""
+        """Return the state before round 1; of a ``template`` only the layout matters: a checkpoint has the values."""
         return algorithm.init(x, cohort(federation, 0, meter=meter))
 
     def round(
         self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
     ) -> Any:
-        """The state after a round with the cohort ``ids``."""
+        """Run a round with the cohort ``ids`` and return the new state."""
         return algorithm.round(state, cohort(federation, round, ids, meter))
 
     def saved(self, state: Any) -> None:
-        """Told that a checkpoint holds this state."""
+        """Handle the event that a checkpoint holds this state."""
 
     def present(self, x: Kept[Vector]) -> Sequence[int]:
-        """The nodes whose models can be had now."""
+        """Ids of the nodes whose models are available now."""
         return range(x.n)
 
     def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> evaluate.Scores:
-        """The model ``x`` on each of some samples."""
+        """Score the model ``x`` on each sample."""
         classes = bool(prepared.dataset.classes)
         return evaluate.score(prepared.federation.model, fetched(x), inputs, targets, classes)
 
     def own_scores(self, prepared: Prepared, x: Vector) -> evaluate.OwnScores:
-        """The model ``x`` on the clients' own samples."""
+        """Score the model ``x`` on the clients' own samples."""
         return evaluate.own_scores(prepared, self.score, x)

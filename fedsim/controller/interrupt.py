@@ -1,4 +1,4 @@
-"""A polite kill (SIGTERM, as schedulers send it) ends like Ctrl-C: with a checkpoint."""
+"""Graceful termination: SIGTERM, as schedulers send it, is handled like Ctrl-C and leaves a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM; outside the main thread signals are left alone."""
+    """Raise KeyboardInterrupt on SIGTERM; outside the main thread, do nothing."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""From an experiment and a seed to a federation: load, partition, distort, withhold, build the model. Deterministic."""
+"""Deterministic setup of one seed's federation: load, partition, apply skew, hold samples out, build the model."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Prepared:
     Attributes:
         federation: model, shards, weights, seed.
         test: the test samples on the device.
-        own: every client's samples to evaluate it on, sorted by client; what it trains on, or what was withheld.
+        own: each client's evaluation samples, sorted by client: its training samples, or the held-out ones.
         own_kind: "train" or "holdout".
         partition: the partition in use.
         dataset: the data set.
-        problem: the problem, when the data is one.
+        problem: the problem, if the data is one.
         unheld: classes of which no client has a sample.
     """
 
@@ -71,25 +71,25 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     dataset = source.dataset if isinstance(source, Problem) else source
     train = dataset.train
     if not len(dataset.test.y):
-        raise ConfigError(f"data set {dataset.name!r} has no test samples; give it some, as test_fraction does")
+        raise ConfigError(f"data set {dataset.name!r} has no test samples; set some aside, as test_fraction does")
     partition = experiment.division.partition(train.y.numpy(), train.client, seed)
     _check_partition(partition, len(train.y), type(experiment.division).__name__)
     if problem is not None and not _own_clients(partition, train):
         raise ConfigError(
-            f"partition {experiment.division} gives the problem {dataset.name!r} other clients than its own, which its"
-            " optimum and its constants are about; leave partition out, or use NaturalIdPartitioner"
+            f"partition {experiment.division} does not keep the clients of the problem {dataset.name!r}, on which its"
+            " optimum and its constants depend; leave partition out, or use NaturalIdPartitioner"
         )
     unequal = experiment.weights == "samples" and len(set(partition.sizes)) > 1
     if problem is not None and problem.f_min is not None and (unequal or experiment.local.weight_decay):
         raise ConfigError(
-            f"the optimum of the problem {dataset.name!r} is that of the plain mean of its clients' objectives: leave"
-            " out weights and local.weight_decay, which give another one"
+            f"the optimum of the problem {dataset.name!r} is that of the plain mean of its clients' objectives; leave"
+            " out weights and local.weight_decay, which change it"
         )
-    if experiment.topology is not None:                    # what no method could use fails here, not in round 1
+    if experiment.topology is not None:                    # an invalid matrix fails here, not in round 1
         check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
         check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
-    rows = torch.from_numpy(partition.indices.copy())      # torch wants its own, writable array
+    rows = torch.from_numpy(partition.indices.copy())      # torch needs a writable array
     inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
 
     def place(part: _Part) -> Shards:
@@ -138,7 +138,7 @@ def _own_clients(partition: Partition, train: Split) -> bool:
 
 
 def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:
-    """The data set or problem that ``data`` names."""
+    """Load the data set or problem that ``data`` names."""
     if not isinstance(data, Data):
         return data
     versions = tuple(map(_changed, data.options.values()))
@@ -146,7 +146,7 @@ def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:
 
 
 def _changed(value: Any) -> int:
-    """When the file that an option names was changed; 0 for other options."""
+    """Modification time of the file that an option names; 0 for other options."""
     try:
         return Path(value).stat().st_mtime_ns
     except (OSError, TypeError, ValueError):
@@ -157,13 +157,13 @@ def _changed(value: Any) -> int:
 def _load(
     name: str, data_dir: str, download: bool, options: tuple[tuple[str, Any], ...], versions: tuple[int, ...]
 ) -> Dataset | Problem:
-    """Seeds of a comparison share the loaded data, as long as the files that its options name stay as they are."""
+    """Load data; the cache lets the seeds of a comparison share it until a file named in its options changes."""
     if name not in PROBLEMS:
         return load(name, data_dir, download=download, **dict(options))
     settings = dict(options)
     if name == "logistic_regression":
         source = settings.pop("data", "a9a")
-        whole: dict[str, Any] = {"test_fraction": 0.0} if source in UNDIVIDED else {}   # theory speaks of all rows
+        whole: dict[str, Any] = {"test_fraction": 0.0} if source in UNDIVIDED else {}   # theory is about all rows
         settings["data"] = load(source, data_dir, download=download, **whole)
     try:
         return PROBLEMS[name](**settings)
@@ -188,9 +188,7 @@ class _Part:
 
 
 def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
-    """Rows (of the data sorted by client) that are trained on, and those withheld; at least one of each client's is
-    trained on.
-    """
+    """Training rows and held-out rows of the data sorted by client; every client keeps at least one for training."""
     sizes = partition.sizes
     held = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
     orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))
@@ -204,15 +202,14 @@ def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Par
         parts.append(_Part(torch.from_numpy(rows), np.r_[0, np.cumsum(counts)]))
     if share and not held.all():
         raise ConfigError(
-            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {partition.n} clients with"
-            " nothing withheld"
-            f" (the smallest has {sizes.min()} samples); give every client more samples, or use holdout 0"
+            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {partition.n} clients without"
+            f" held-out samples (the smallest has {sizes.min()}); give every client more samples, or use holdout 0"
         )
     return parts[0], parts[1]
 
 
 def _distorted(experiment: Experiment, inputs: Tensor, partition: Partition, seed: int) -> Tensor:
-    """Training inputs sorted by client, as each client sees them."""
+    """Training inputs sorted by client, with each client's skew applied."""
     if experiment.skew is None:
         return inputs
     bounds = zip(partition.offsets[:-1], partition.offsets[1:], strict=True)
@@ -227,20 +224,20 @@ def build_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
-    """The model of an experiment, with the initial values that follow from the seed."""
+    """Build the model of an experiment, with initial values that follow from the seed."""
     if problem is not None:
         return Model(copy.deepcopy(problem.module), problem.loss, problem.penalty, device=device, dtype=dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds.bits(seed, "model", 0, 0)) >> 1)
         if isinstance(experiment.model, nn.Module):
-            module = _copied(experiment.model)             # with the user's own initial values, which stay as they are
+            module = _copied(experiment.model)             # a copy: the user's initial values stay unchanged
         else:
             module = experiment.model.build(dataset.input_shape, dataset.classes)
     return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
 
 
 def _check_model(model: Model, shards: Shards) -> None:
-    """Model and loss can take the samples: tried on one of the largest target, which needs all the outputs."""
+    """Check that model and loss accept the samples, on one with the largest target, which needs all outputs."""
     row = int(shards.y.reshape(len(shards.y), -1).amax(1).argmax())
     x, y = shards.x[row : row + 1], shards.y[row : row + 1]
     try:
@@ -251,7 +248,7 @@ def _check_model(model: Model, shards: Shards) -> None:
     except Exception as error:
         target = f"{y.item():g}" if y.numel() == 1 else f"{list(y.shape[1:])}"
         tokens = "" if x.is_floating_point() else (
-            ". These inputs are whole numbers, which are tokens of a text; give features as x.astype('float32')"
+            ". Integer inputs are taken for tokens of text; pass features as x.astype('float32')"
         )
         raise ModelError(
             f"{type(model.module).__name__} with its loss cannot take an input of shape {list(x.shape[1:])} with the"
@@ -278,7 +275,7 @@ def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tenso
         (label,) = dataset.label_names or ("the same",)
         raise DataError(
             f"all labels are {label}: there is nothing to learn; expected two classes or more. If another column holds"
-            " them, name it with --data.target; for numbers to be predicted set --data.regression true"
+            " the labels, name it with --data.target; for regression set --data.regression true"
         )
     return getattr(losses, name)  # type: ignore[no-any-return]
 

@@ -1,13 +1,11 @@
-"""What a person sees while a run goes on: a bar with rate, remaining time, accuracy and bytes; one line now and
-then on a pipe.
-"""
+"""Progress of a run: a bar with rate, remaining time, accuracy and bytes on a terminal, or else occasional lines."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -20,11 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-if TYPE_CHECKING:
-    pass
-
 QUIET_SECONDS = 10.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines if stderr is not a terminal."""
 
 
 class RunProgress:
@@ -33,7 +28,7 @@ class RunProgress:
     Args:
         title: name of the run.
         rounds: rounds of each seed.
-        shown: False for silence.
+        shown: False to print nothing.
     """
 
     def __init__(self, title: str, rounds: int, shown: bool = True) -> None:
@@ -58,7 +53,7 @@ class RunProgress:
         self._bar.stop()
 
     def start(self, seed: int, round: int) -> None:
-        """Begin (or go on with) a seed after ``round`` rounds."""
+        """Begin or resume a seed after ``round`` rounds."""
         self._seed, self._start, self._first, self._printed, self._metrics = (
             seed,
             time.monotonic(),
@@ -72,7 +67,7 @@ class RunProgress:
     def update(
         self, round: int, accuracy: float | None = None, loss: float | None = None, megabytes: float | None = None
     ) -> None:
-        """Show that ``round`` is done, and the latest metrics when there are new ones."""
+        """Show that ``round`` is complete, and the latest metrics."""
         if accuracy is not None or loss is not None:
             value = f"accuracy {accuracy:.3f}" if accuracy is not None else f"loss {loss:.4g}"
             self._metrics = f"{value}  {megabytes:,.1f} MB"

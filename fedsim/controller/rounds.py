@@ -33,7 +33,7 @@ from fedsim.record.state import check, flatten, restore
 from fedsim.types import Kept
 
 MOST_RETURNS = 10
-"""Times that a run goes back to a checkpoint because machines died, before it gives up."""
+"""Attempts at a seed, each from its last checkpoint, before lost machines end the run."""
 
 
 class SeedRun:
@@ -45,10 +45,10 @@ class SeedRun:
     ) -> None:  # fmt: skip
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
         self.federation, self.meter, self.host = prepared.federation, Meter(prepared.federation), host
-        self._start = 0.0                                  # of the clock that counts the seconds of rounds
+        self._start = 0.0                                  # start of the clock that times rounds
 
     def run(self) -> None:
-        """From the latest checkpoint, or from the beginning, to the last round."""
+        """Run from the latest checkpoint, or from the beginning, to the last round."""
         x = self.federation.model.vector()                 # the initial model, before anything trains it
         with self.directory.open_seed(self.seed) as record:
             for attempt in count(1):
@@ -60,7 +60,7 @@ class SeedRun:
                         raise
                     self.host.say(f"{lost}; going back to the last checkpoint")
             self._write_edges()
-            if missing := absent(read_metrics(record.timing.path)):   # also of rounds before it was resumed
+            if missing := absent(read_metrics(record.timing.path)):   # including rounds before a resume
                 self.host.say(f"seed {self.seed}: {summary(missing, self.experiment.rounds)}")
 
     def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
@@ -80,12 +80,12 @@ class SeedRun:
         before = read_metrics(record.timing.path).series("host", "seconds")
         self._start = time.perf_counter() - max(before.values(), default=0.0)
         self.bar.start(self.seed, done)
-        if loaded is None:                                 # a checkpoint of round 0 has its measurements
+        if loaded is None:                                 # otherwise round 0 has been evaluated already
             self._evaluate(record, 0, state)
         self._rounds(record, state, done, backend)
 
     def _write_edges(self) -> None:
-        """What travelled over every link, for methods in which nodes speak to each other."""
+        """Write the bytes sent over each link, for methods whose nodes communicate directly."""
         edges = self.meter.ledger.edges()
         if len(edges):
             lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
@@ -124,11 +124,11 @@ class SeedRun:
                     save()
         except StateLostError:                             # the state that a checkpoint would save is lost too
             raise
-        except (CheckpointError, RunError):                # it may be the disk that refuses
+        except (CheckpointError, RunError):                # the disk may be full
             with contextlib.suppress(FedsimError):
                 save()
             raise
-        except (KeyboardInterrupt, Exception):             # also a bug in an algorithm: what came before it is kept
+        except (KeyboardInterrupt, Exception):             # also a bug in an algorithm: keep the rounds before it
             save()
             raise
 
@@ -138,7 +138,7 @@ class SeedRun:
 
     @contextlib.contextmanager
     def _clock_stopped(self) -> Iterator[None]:
-        """For what is not the algorithm's cost."""
+        """Exclude the enclosed work from the algorithm's time."""
         begun = time.perf_counter()
         yield
         self._start += time.perf_counter() - begun
@@ -164,7 +164,7 @@ class SeedRun:
         self.bar.update(round, values.get("accuracy"), values["loss"], sum(row.value for row in costs[:2]) / 1e6)
 
     def _connect(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
-        """Give the federation a backend: that of the host, or one of this process. All seeds have that of the first."""
+        """Set the federation's backend: that of the host, or one in this process. All seeds share that of the first."""
         known = self.directory.manifest["backend"]
         chosen = chosen or next(iter(known.values()), None)
         connected = self.host.connect(self.experiment, self.prepared, self.directory, chosen)
@@ -174,22 +174,22 @@ class SeedRun:
         return chosen
 
     def _here(self, chosen: dict[str, Any] | None) -> tuple[Federation, dict[str, Any]]:
-        """The federation with a backend of this process: as a checkpoint says, as asked for, or as measured."""
-        fed, experiment, asked = self.federation, self.experiment, self.experiment.execution
+        """The federation with a backend in this process: as recorded, as requested, or as measured."""
+        fed, experiment, execution = self.federation, self.experiment, self.experiment.execution
         if chosen is None:
             ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
-            if asked.backend == "loop":
+            if execution.backend == "loop":
                 chosen = {"backend": "loop", "reason": "asked for"}
-            elif asked.backend == "blocks" and asked.block_size:
-                chosen = {"backend": "blocks", "block_size": asked.block_size, "reason": "asked for"}
+            elif execution.backend == "blocks" and execution.block_size:
+                chosen = {"backend": "blocks", "block_size": execution.block_size, "reason": "asked for"}
             else:
-                chosen = choose(fed, experiment.method, ids, blocks_only=asked.backend == "blocks")
+                chosen = choose(fed, experiment.method, ids, blocks_only=execution.backend == "blocks")
         if chosen["backend"] == "flower":
             raise RunError(
                 f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"
                 f" deploy --resume {self.directory.path}"
             )
-        size = chosen.get("block_size", 0)                 # 0: one after the other
+        size = chosen.get("block_size", 0)                 # 0: one client at a time
         return replace(fed, backend=Blocks(size) if size else Loop()), chosen
 
     def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
@@ -200,7 +200,7 @@ class SeedRun:
             if unread := loaded.tensors.keys() - flatten(state).keys() - {f"ledger.{name}" for name in ledger.state()}:
                 raise CheckpointError(
                     f"the checkpoint of round {loaded.round} in {self.directory.path} holds {min(unread)}, which the"
-                    " algorithm's first state does not; it belongs to another algorithm or version"
+                    " algorithm's initial state lacks; it belongs to another algorithm or version"
                 )
             return state
         except KeyError as error:

@@ -1,8 +1,7 @@
-"""New runs, and runs that go on after an interruption; `fedsim.controller.rounds` has the rounds of one seed.
+"""Start and resume runs; `fedsim.controller.rounds` runs the rounds of one seed.
 
-A run continues bit for bit: everything random is a function of (seed, round, node), a checkpoint holds the algorithm's
-state, the ledger and the length of the metrics file, and resuming cuts the metrics back to that length before it goes
-on.
+A run resumes bit for bit: all randomness is a function of (seed, round, node), a checkpoint holds the algorithm's
+state, the ledger and the length of the metrics file, and resuming truncates the metrics to that length.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from fedsim.record.metrics import read_metrics
 from fedsim.record.version import check_version
 
 HostOf: TypeAlias = Callable[[Experiment], Host]
-"""Chooses where the clients of an experiment are."""
+"""Function that chooses the host of an experiment's clients."""
 
 
 def run(
@@ -47,7 +46,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
     for remark in experiment.remarks:
         host.say(remark)
     if first.unheld:
-        host.say(f"no client has a sample of class {', '.join(first.unheld)}, which nobody can learn: see partition")
+        host.say(f"no client has a sample of class {', '.join(first.unheld)}, which cannot be learned: see partition")
     manifest = {
         "seeds": experiment.seed_list,
         **_place(first),
@@ -62,14 +61,14 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
     try:
         _run_seeds(experiment, directory, experiment.seed_list, first, progress, host)
     except ConfigError:
-        if not _measured(directory, experiment):           # no resume would help
+        if not _measured(directory, experiment):           # resuming would not help
             shutil.rmtree(directory.path)
         raise
     return directory
 
 
 def _measured(directory: RunDirectory, experiment: Experiment) -> bool:
-    """Whether the first seed, the only one begun unless it was finished, has measured a round."""
+    """True if the first seed, the only one begun unless it has finished, has evaluated a round."""
     if directory.manifest["status"][str(experiment.seed)]["state"] == "finished":
         return True
     made = checkpoint.load_latest(directory.seed_path(experiment.seed) / "checkpoints")
@@ -120,7 +119,7 @@ def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
 
 
 def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:
-    """What is not as it was when the run began, and on which its bits depend."""
+    """Changes since the run began that can affect the last digits."""
     before = {"torch": manifest["versions"]["torch"], **manifest}
     for name, now in {"torch": torch.__version__, **_place(first)}.items():
         if now != before[name]:
@@ -132,7 +131,7 @@ def _place(first: Prepared) -> dict[str, Any]:
 
 
 def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Settings that have another value, of those that determine a result."""
+    """Settings that determine a result and have another value."""
     free = ("execution", "data")                           # the data has a hash of its own
     return [key for key in config | other if key not in free and config.get(key) != other.get(key)]
 
@@ -140,7 +139,7 @@ def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _run_seeds(
     experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host
 ) -> None:
-    diverged: dict[int, DivergenceError] = {}              # which says nothing about the other seeds
+    diverged: dict[int, DivergenceError] = {}              # divergence does not end the other seeds
     with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
         for seed in todo:
             try:
@@ -151,10 +150,10 @@ def _run_seeds(
             except KeyboardInterrupt:
                 directory.mark(seed, "interrupted")
                 raise KeyboardInterrupt(f"continue with: fedsim resume {directory.path}") from None
-            except BusyError:                              # its state is for the other process to say
+            except BusyError:                              # the other process records its state
                 raise
             except Exception as error:
-                with contextlib.suppress(RunError):        # on a full disk the first error is the one to read
+                with contextlib.suppress(RunError):        # on a full disk, report the first error
                     directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
                 if not isinstance(error, DivergenceError):
                     raise

@@ -1,4 +1,4 @@
-"""How an experiment is carried out. Neither Ray nor PyTorch is imported before it is needed."""
+"""Execution settings of an experiment. Ray and PyTorch are imported only when needed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Ray:
-    """Processes on the processors and GPUs of this machine or a cluster.
+    """Ray actors on the CPUs and GPUs of this machine or of a cluster.
 
     Args:
-        address: of a cluster to join, as 10.0.0.1:6379; by default a session of our own on this machine.
-        actors: number of processes; by default as many as processors and GPUs allow.
-        cpus: processors for each.
-        gpus: share of a GPU for each, such as 0.25; measured when there are GPUs and none is given.
-        threads: of PyTorch in each; as many as processors by default.
-        object_store_memory: bytes of shared memory for samples, memories of clients and what travels; Ray's share of
-            the machine by default. What does not fit is spilled to disk.
-        on_error: when a client's code raises: "stop" the run, "skip" the client in this round, or "retry" the round.
-        log_to_driver: print what the processes print.
+        address: address of a cluster to join, such as 10.0.0.1:6379; by default a new session on this machine.
+        actors: number of actors, each a process; by default as many as CPUs and GPUs allow.
+        cpus: CPUs for each actor.
+        gpus: share of a GPU for each actor, such as 0.25; by default measured if there are GPUs.
+        threads: PyTorch threads in each actor; by default as many as its CPUs.
+        object_store_memory: bytes of shared memory for samples, client memories and messages; by default Ray's share of
+            the machine. Objects that do not fit are spilled to disk.
+        on_error: reaction to an exception in a client's code: "stop" the run, "skip" the client in this round, or
+            "retry" the round.
+        log_to_driver: forward the output of the actors.
     """
 
     address: str | None = None
@@ -59,20 +60,20 @@ class Ray:
 
 @dataclass(frozen=True)
 class Execution:
-    """How an experiment is carried out; its numbers change by rounding at most.
+    """Execution settings, which change results by rounding at most.
 
     Args:
-        backend: run clients one by one ("loop"), in blocks ("blocks"), as measured to be fastest of these ("auto"), or
-            in several processes ("ray"; also by "auto" where there are several GPUs, or a setting of ``ray`` is given).
-        block_size: clients in a block; measured when 0.
-        device: "cpu", "cuda", or the best there is.
-        threads: of PyTorch in this process; by default as many as it has. Ray's actors have ``ray.threads``, nodes of a
-            deployment their own.
-        memory: where the clients' memories live between rounds: on the "device", the "host", or the "disk" (a temporary
-            file).
-        ray: processes of the Ray backend; short as well, as in --ray.actors 2.
+        backend: run clients one at a time ("loop"), in vectorised blocks ("blocks"), by the faster of these two as
+            measured ("auto"), or in several processes ("ray"; "auto" means this too if there are several GPUs or any
+            setting of ``ray`` is given).
+        block_size: clients in a block; 0 measures the best size.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        threads: PyTorch threads in this process; by default unchanged. Ray actors use ``ray.threads``, and the nodes of
+            a deployment their own number.
+        memory: storage of client memories between rounds: "device", "host", or "disk" (a temporary file).
+        ray: actors of the Ray backend, also without the prefix, as in --ray.actors 2.
         checkpoint_every: rounds between checkpoints; the last round always has one.
-        name: name of the run directory; made from algorithm and data when empty.
+        name: name of the run directory; if empty, it is made from algorithm and data set.
     """
 
     backend: Literal["auto", "loop", "blocks", "ray"] = "auto"
@@ -93,35 +94,35 @@ class Execution:
         whole("block_size", self.block_size, 0)
         whole("checkpoint_every", self.checkpoint_every, 1)
         if self.threads is not None:
-            whole("threads", self.threads, 1, ", or null for those of the process")
+            whole("threads", self.threads, 1, ", or null for the number of the process")
         self.torch_device()
         if self.uses_ray and self.memory != "device":
             raise ConfigError(
                 f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to"
-                " disk; leave it out, and set --ray.object_store_memory"
+                " disk; leave memory out, and set --ray.object_store_memory"
             )
 
     @property
     def uses_ray(self) -> bool:
-        """Whether clients run in Ray's actors."""
+        """True if clients run in Ray actors."""
         if self.asks_for_ray:
             return True
         if self.backend != "auto" or self.device not in ("auto", "cuda") or self.memory != "device":
-            return False                                   # which ask for this process, or for one GPU
+            return False                                   # settings of this process, or of one GPU
         import torch
 
         return torch.cuda.device_count() > 1 and find_spec("ray") is not None
 
     @property
     def asks_for_ray(self) -> bool:
-        """Whether Ray's actors were asked for, and are not just the choice where there are several GPUs."""
+        """True if Ray actors are requested, and not only the default for several GPUs."""
         return self.backend == "ray" or (self.backend == "auto" and self.ray != Ray())
 
     @property
     def remarks(self) -> list[str]:
-        """Settings that change nothing, in words."""
+        """Messages about settings without effect."""
         unread = self.backend == "loop" and self.block_size
-        return ["block_size is for blocks: backend loop makes no use of it"] if unread else []
+        return ["backend loop ignores block_size"] if unread else []
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` names."""

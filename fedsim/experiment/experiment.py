@@ -1,4 +1,4 @@
-"""An experiment: everything that determines a result, as one frozen value, and how it is carried out."""
+"""An experiment as one frozen value: everything that determines a result, and the settings of its execution."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ PARTS = (
     ("skew", ("apply",), "RotationSkew()"),
     ("topology", ("matrix",), "Static(Ring())"),
 )
-"""Components of an experiment, what each must be able to do, and an example."""
+"""Components of an experiment, the methods that each must have, and an example."""
 OPTIONAL = ("skew", "topology")
 DIRICHLET = DirichletPartitioner(50, alpha=0.3)
-"""How samples are divided by default."""
+"""Default partition."""
 LOSSES = ("auto", "cross_entropy", "squared", "logistic")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which data set, and where its files are.
+    """A data set by name, and the location of its files.
 
     Args:
         name: a data set, a file format for your own files, or a problem of ``fedsim.problems``; see ``fedsim list``.
-        data_dir: folder of the data files; the environment variable FEDSIM_DATA or a user cache folder by default.
-        download: fetch missing files from the public source, where their checksums are known.
-        options: the loader's own options, such as ``sequence_length`` or ``path``.
+        data_dir: folder of the data files; by default $FEDSIM_DATA, or else a folder in the user's cache.
+        download: download missing files whose checksums are known from their public source.
+        options: options of the loader, such as ``sequence_length`` or ``path``.
     """
 
     name: str = "digits"
@@ -58,15 +58,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When and what to measure. The last round is always measured.
+    """Evaluation on the test set and on clients' own samples. The last round is always evaluated.
 
     Args:
-        every: rounds between evaluations of the server's model on the test set; it is also evaluated with the clients.
-        clients_every: rounds between evaluations on every single client's samples; 0 for the last round only, null for
+        every: rounds between evaluations of the server's model on the test set, which also accompany those on clients.
+        clients_every: rounds between evaluations on each client's own samples; 0 evaluates the last round only, null
             none.
-        worst: share of clients in the "worst" mean.
-        holdout: share of each client's samples withheld from training to evaluate on; with 0 clients are measured on
-            what they train on.
+        worst: share of clients, those with the worst values, in the "worst" mean.
+        holdout: share of each client's samples held out from training for evaluation; with 0, clients are evaluated on
+            their training samples.
     """
 
     every: int = 5
@@ -87,27 +87,28 @@ class Experiment:
     """One algorithm on one federation.
 
     Args:
-        algorithm: what is run, required; ``fedsim list`` names them all.
-        data: the data set (from Python also a ``Dataset`` or a ``Problem``).
-        partition: how samples are divided among clients; a ``Problem`` has clients of its own.
+        algorithm: the algorithm to run, which is required; ``fedsim list algorithms`` describes them.
+        data: the data set (in Python also a ``Dataset`` or a ``Problem``).
+        partition: division of the samples among clients; a ``Problem`` defines its own clients.
         skew: distortion of each client's inputs; none by default.
-        model: the network (from Python also any ``nn.Module``); a ``Problem`` brings its own.
-        loss: per-sample loss; by the data set's kind when "auto" (from Python also any function, see
+        model: the network (in Python also any ``nn.Module``); a ``Problem`` defines its own.
+        loss: per-sample loss; "auto" chooses it by the kind of the data set (in Python also any function, see
             ``fedsim.engine.model.Loss``).
-        topology: who talks to whom, for methods without a server, e.g. Static with a graph; none with a server.
-        uplink: how clients compress what they send, to a server or to neighbours, by any algorithm; none by default.
-        downlink: how the server compresses what it sends; none by default.
-        local: what a client does in a round.
-        sampling: who takes part in a round; everybody by default where there is no server, and with a ``Problem``.
-        schedule: how local step sizes change over rounds; Cosine descends over all of them by default.
-        weights: weight of each client in the objective: all equal, or by its number of samples.
-        rounds: communication rounds.
+        topology: network of the nodes in methods without a server, e.g. Static with a graph; null in methods with one.
+        uplink: compression of what clients send to the server or to neighbours, for any algorithm; none by default.
+        downlink: compression of what the server sends; none by default.
+        local: local training of a client in one round.
+        sampling: choice of the clients that take part in a round; by default all of them without a server and for a
+            ``Problem``.
+        schedule: learning-rate schedule, a factor of the local step sizes in each round.
+        weights: weights of the clients in the objective, either equal or by their numbers of samples.
+        rounds: number of communication rounds.
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
-        seed: first seed; data partition, initial model, cohorts and minibatches all follow from it.
-        evaluation: when and what to measure.
-        dtype: floating-point type of model and inputs; float64 for theory. (Files of samples are read in float32.)
-        execution: how all this is carried out, which changes numbers by rounding at most. "execution." can be left out:
-            --backend loop is short for --execution.backend loop.
+        seed: first seed, which determines the partition, the initial model, the cohorts and the minibatches.
+        evaluation: evaluation on the test set and on clients' own samples.
+        dtype: floating-point type of model and inputs; use float64 for theory. Data files are read in float32.
+        execution: settings that change results by rounding at most. The prefix can be left out: --backend loop is short
+            for --execution.backend loop.
     """
 
     algorithm: Algorithm[Any]
@@ -142,7 +143,7 @@ class Experiment:
         Compressed(self.algorithm, self.uplink, self.downlink)
 
     def _check_parts(self) -> None:
-        """Every component is an object that can do its part, and no class, name or number in its place."""
+        """Check that every component is an object with its methods, and not a class, a name or a number."""
         for name, verbs, example in PARTS:
             part = getattr(self, name)
             if part is None and name in OPTIONAL:
@@ -172,47 +173,47 @@ class Experiment:
         if has_server(self.algorithm) and self.topology is not None:
             raise ConfigError(
                 f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg; a method without a"
-                " server says `server = False` in its class"
+                " server sets `server = False` in its class"
             )
 
     @cached_property
     def method(self) -> Algorithm[Any]:
-        """What runs: the algorithm, with its messages compressed where a link asks for it."""
+        """The algorithm to run, with messages compressed if an uplink or a downlink is set."""
         if self.uplink is None and self.downlink is None:
             return self.algorithm
         return Compressed(self.algorithm, self.uplink, self.downlink)
 
     @property
     def participation(self) -> Sampling:
-        """Who takes part in a round, with the default made explicit: a tenth, or everybody."""
-        everybody = self.topology is not None or is_problem(self.data)
-        return FixedSize(1.0) if everybody and self.sampling == FixedSize() else self.sampling
+        """The sampling with its default resolved: a tenth of the clients, or all."""
+        full = self.topology is not None or is_problem(self.data)
+        return FixedSize(1.0) if full and self.sampling == FixedSize() else self.sampling
 
     @property
     def division(self) -> Partitioner:
-        """How samples are divided, with the default made explicit."""
+        """The partitioner with its default resolved."""
         return division(self.data, self.partition)
 
     @property
     def decay(self) -> Schedule:
-        """The schedule, with its default length made explicit."""
+        """The schedule with its default length resolved."""
         if isinstance(self.schedule, Cosine) and self.schedule.rounds is None:
             return replace(self.schedule, rounds=self.rounds)
         return self.schedule
 
     @property
     def remarks(self) -> list[str]:
-        """Settings that change nothing, in words."""
-        usual, said = LocalWork(), []
+        """Messages about settings without effect."""
+        usual, found = LocalWork(), []
         given = [n for n in ("batch_size", "epochs", "steps") if getattr(self.local, n) != getattr(usual, n)]
         if given and getattr(self.algorithm, "gradient", "") == "full":
             names = " and ".join(f"local.{name}" for name in given)
-            said.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and makes no use of {names}")
+            found.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and ignores {names}")
         elif {"epochs", "steps"} <= set(given):
-            said.append("local.steps replaces local.epochs")
+            found.append("local.steps replaces local.epochs")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
-            said.append("sampling.size replaces sampling.fraction")
-        return said + self.execution.remarks
+            found.append("sampling.size replaces sampling.fraction")
+        return found + self.execution.remarks
 
     @property
     def seed_list(self) -> list[int]:
@@ -234,10 +235,10 @@ class Experiment:
 
 
 def is_problem(data: Data | Dataset | Problem) -> bool:
-    """Whether this is, or names, a problem of theory."""
+    """True if ``data`` is, or names, a ``Problem``."""
     return isinstance(data, Problem) or (isinstance(data, Data) and data.name in PROBLEMS)
 
 
 def division(data: Data | Dataset | Problem, partition: Partitioner) -> Partitioner:
-    """How samples are divided, with the default made explicit: a problem of theory has clients of its own."""
+    """The partitioner with its default resolved: a ``Problem`` defines its own clients."""
     return NaturalIdPartitioner() if is_problem(data) and partition == DIRICHLET else partition

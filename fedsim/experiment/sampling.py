@@ -1,6 +1,4 @@
-"""Who takes part in a round. A function of (seed, round) alone, so every algorithm of a comparison sees the same
-cohorts.
-"""
+"""Client sampling: a function of (seed, round) alone, so that all algorithms of a comparison see the same cohorts."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ from fedsim import seeds
 from fedsim.checks import number, whole
 from fedsim.errors import ConfigError
 
-SHARE = "a number above 0 (somebody must take part) and at most 1"
+SHARE = "a number above 0 (a cohort is not empty) and at most 1"
 
 
 class Sampling(Protocol):
-    """A rule that picks the cohort of a round."""
+    """Rule that selects the cohort of a round."""
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
         """Ids of the clients that take part, sorted; at least one."""
@@ -32,9 +30,9 @@ class FixedSize:
     """A cohort of fixed size, drawn uniformly without replacement.
 
     Args:
-        fraction: share of all clients, rounded to at least one; by default 0.1; 1 without a server, and for
-            a problem of theory.
-        size: number of clients; replaces ``fraction``.
+        fraction: share of all clients, rounded to at least one client; by default 0.1, but 1 without a server and for a
+            ``Problem``.
+        size: number of clients; overrides ``fraction``.
     """
 
     fraction: float | None = None
@@ -61,8 +59,9 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Every client decides for itself; where nobody would come, the cohort is drawn from those that are not empty:
-    first who comes first, by inversion, then who of those behind.
+    """Independent participation of each client with equal probability, conditional on a cohort that is not empty.
+
+    An empty draw is replaced by one from this conditional distribution: the smallest id by inversion, then those above.
 
     Args:
         p: probability that a client takes part.
@@ -74,7 +73,7 @@ class Bernoulli:
         number("sampling.p", self.p, _is_share, SHARE)
 
     def expected(self, n: int) -> float:
-        """See ``Sampling``; rounds in which nobody came do not count."""
+        """See ``Sampling``; conditional on a cohort that is not empty."""
         return self.p * n / -math.expm1(n * math.log1p(-self.p)) if self.p < 1 else n
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
@@ -83,8 +82,8 @@ class Bernoulli:
         if len(chosen):
             return chosen
         u = seeds.uniform(seed, "cohort", round, np.arange(n), 1)
-        nobody = n * math.log1p(-self.p)                   # logarithm of the probability
-        first = min(n - 1, int(math.log1p(u[0] * math.expm1(nobody)) / math.log1p(-self.p)))
+        empty = n * math.log1p(-self.p)                    # log-probability of an empty cohort
+        first = min(n - 1, int(math.log1p(u[0] * math.expm1(empty)) / math.log1p(-self.p)))
         return np.append(first, first + 1 + np.flatnonzero(u[first + 1 :] < self.p))
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the factor by which a round's local step sizes are multiplied. Rounds count from 1."""
+"""Learning-rate schedules: factors of the local step sizes by round. Rounds count from 1."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fedsim.errors import ConfigError
 
 
 class Schedule(Protocol):
-    """Round number to factor."""
+    """Factor of the local step sizes as a function of the round."""
 
     def __call__(self, round: int) -> float:
-        """The factor in this round, 1 or more being the first."""
+        """Factor in a round; rounds count from 1."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The step size as it is."""
+    """A constant step size."""
 
     def __call__(self, round: int) -> float:
         """See ``Schedule``."""
@@ -28,7 +28,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """``decay ** (round - 1)``, as most federated papers decay.
+    """Exponential decay ``decay ** (round - 1)``, as in most federated papers.
 
     Args:
         decay: factor from one round to the next.
@@ -46,11 +46,11 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class Steps:
-    """Multiplied by ``factor`` after each of the given rounds.
+    """Step decay: multiplication by ``factor`` after each of the given rounds.
 
     Args:
         milestones: rounds after which the step size drops.
-        factor: what it is multiplied by.
+        factor: multiplier at each drop.
     """
 
     milestones: tuple[int, ...] = (100,)
@@ -66,10 +66,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from 1 down to ``floor`` over ``rounds`` rounds, then constant.
+    """Cosine decay from 1 to ``floor`` over ``rounds`` rounds, then constant.
 
     Args:
-        rounds: length of the descent; in an experiment that of the whole run by default.
+        rounds: length of the decay; by default all rounds of the experiment.
         floor: final factor.
     """
 
@@ -85,7 +85,7 @@ class Cosine:
         """See ``Schedule``.
 
         Raises:
-            ConfigError: its length was left to an experiment.
+            ConfigError: ``rounds`` is None, which only an experiment resolves.
         """
         if self.rounds is None:
             raise ConfigError("Cosine.rounds is None, which an experiment replaces by its own; give the length here")

@@ -14,22 +14,22 @@ SHORT = {
     "data_dir": "data.data_dir",
     "ray_address": "execution.ray.address",
 }
-"""Short forms, and what they stand for."""
+"""Short forms, and the settings that they stand for."""
 
 
 def short_forms(known: Collection[str]) -> list[str]:
-    """The short forms for these settings and what is below them."""
+    """Short forms of the settings in ``known`` and of those below them."""
     return [short for short, place in SHORT.items() if place.partition(".")[0] in known]
 
 
 def full_place(key: str) -> str:
-    """The dotted name of a setting, which may begin with a short form."""
+    """Expand the short form with which a dotted name may begin."""
     first, dot, rest = key.partition(".")
     return f"{SHORT.get(first, first)}{dot}{rest}"
 
 
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with none in a short form; those of version 0.1.0 had no other.
+    """Expand all short forms of settings, the only forms in version 0.1.0.
 
     Raises:
         ConfigError: a setting is given in both forms.
@@ -44,8 +44,8 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def put(settings: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """The settings with a value at a dotted place; a component stays a mapping, whose name and fields may come in any
-    order.
+    """The settings with a value set at a dotted place; a component stays a mapping, whose name and fields may be set in
+    any order.
     """
     key, _, rest = place.partition(".")
     old = settings.get(key)
@@ -58,6 +58,6 @@ def put(settings: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
 
 
 def _given(settings: Any, place: str) -> bool:
-    """Whether there is a value at a dotted place."""
+    """True if there is a value at a dotted place."""
     key, _, rest = place.partition(".")
     return isinstance(settings, Mapping) and key in settings and (not rest or _given(settings[key], rest))

@@ -1,4 +1,4 @@
-"""Clients that rounds were done without: told to a person as it happens, and counted from the record afterwards."""
+"""Clients missing from rounds: reported as it happens, and counted from the record afterwards."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from fedsim.errors import many
 from fedsim.record.metrics import Metrics
 
 NAMED = 10
-"""So many clients are named at most."""
+"""Largest number of clients listed in a message."""
 
 
 class Absence:
-    """Tells a person whenever other clients are missing than before. Who is not asked stays what it was."""
+    """Reports changes in the set of missing clients. Clients outside a cohort keep their status."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.missing: set[int] = set()
 
     def note(self, round: int, cohort: Iterable[int], skipped: Collection[int]) -> None:
-        """A round was done with a cohort, but for the clients ``skipped``."""
+        """Record a round with a cohort of which the clients ``skipped`` took no part."""
         if not skipped and not self.missing:
             return
         now = (self.missing - set(cohort)) | set(skipped)
@@ -30,7 +30,7 @@ class Absence:
 
 
 def absent(timing: Metrics) -> dict[int, list[int]]:
-    """The clients that each round was done without, by round, where there are any."""
+    """Clients missing from each round; rounds without any are omitted."""
     found: dict[int, list[int]] = {}
     rows = timing.metric == "skipped"
     for round, node in zip(timing.round[rows].tolist(), timing.node[rows].tolist(), strict=True):
@@ -39,7 +39,7 @@ def absent(timing: Metrics) -> dict[int, list[int]]:
 
 
 def summary(by_round: Mapping[int, Collection[int]], rounds: int) -> str:
-    """What ``absent`` found in so many rounds, in one line."""
+    """One-line summary of the result of ``absent`` in so many rounds."""
     times = Counter(client for clients in by_round.values() for client in clients)
     some = len(by_round)
     names = (f"{client}{'' if count == some else f' ({count})'}" for client, count in sorted(times.items()))

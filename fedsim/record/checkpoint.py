@@ -1,9 +1,9 @@
-"""Checkpoints: named tensors and JSON, atomic, checksummed, without pickle, the same bytes for the same content.
+"""Checkpoints: named tensors and JSON; atomic, checksummed, without pickle, and the same bytes for the same content.
 
     round-000120/shard-00000.safetensors     tensors, at most 256 MiB a file (a larger tensor has a file of its own)
     round-000120/manifest.json               {"content": {format, round, shards: [sha256, ...], meta}, "sha256": ...}
 
-Tensors may be given as functions: state of 10,000 clients is then read, written and forgotten shard by shard.
+Tensors may be given as functions, so that the state of 10,000 clients is read, written and released shard by shard.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedsim.record.files import sync, write_atomic
 
 FORMAT = 1
 REPLACED = "-replaced.tmp"
-"""What the name of a checkpoint ends with while a new one of its round takes its place."""
+"""Suffix of a checkpoint while a new one of the same round replaces it."""
 SHARD_BYTES = 256 * 2**20
 
 Source = Tensor | Callable[[], Tensor]
@@ -38,12 +38,12 @@ class CheckpointWarning(UserWarning):
 
 
 class Loaded(NamedTuple):
-    """A checkpoint that was read.
+    """A loaded checkpoint.
 
     Attributes:
-        round: the round after which it was made.
-        tensors: reads a tensor from disk each time it is asked for.
-        meta: what `save` was given.
+        round: the last round that it contains.
+        tensors: tensors by name, read from disk on each access.
+        meta: the ``meta`` of `save`.
     """
 
     round: int
@@ -62,19 +62,19 @@ def save(
 ) -> Path:
     """Write ``directory/round-000120``, then delete all but the newest ``keep`` checkpoints up to this round.
 
-    Later rounds are deleted too: they were rejected when the run went back to an earlier one. Only the process that
+    Later rounds are deleted too: they were discarded when the run went back to an earlier one. Only the process that
     runs the seed may call this.
 
     Args:
-        directory: made when missing.
-        round: the round that has been completed.
-        tensors: a tensor or a function that returns it, by name; all types, shapes and devices.
-        meta: JSON values, with lists for tuples and strings for keys.
+        directory: created if missing.
+        round: the last completed round.
+        tensors: a tensor or a function that returns it, by name; of any type, shape and device.
+        meta: JSON values, with lists instead of tuples and strings as keys.
         keep: checkpoints to keep, at least 1.
-        shard_bytes: size of a file; memory in use is at most about twice that, or three times the largest tensor.
+        shard_bytes: size of a file; peak memory is about twice that, or three times the largest tensor.
 
     Raises:
-        CheckpointError: ``meta`` would not survive JSON, or the disk refuses; earlier checkpoints are then untouched.
+        CheckpointError: ``meta`` does not survive JSON, or writing fails; earlier checkpoints are untouched.
     """
     if keep < 1 or round < 0:
         raise CheckpointError(f"round is {round} and keep is {keep}; expected round >= 0 and keep >= 1")
@@ -105,15 +105,15 @@ def save(
 
 
 def load_latest(directory: Path) -> Loaded | None:
-    """Read the newest valid checkpoint; a corrupt one is named in a `CheckpointWarning` and skipped.
+    """Read the newest valid checkpoint; a corrupt one is skipped with a `CheckpointWarning`.
 
     Only the process that runs the seed may call this: it removes what a killed `save` left behind.
 
     Returns:
-        None when there is no checkpoint.
+        None if there is no checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints, and all are corrupt.
+        CheckpointError: all checkpoints are corrupt.
     """
     _remove_leftovers(directory)
     tried = []
@@ -201,7 +201,7 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"meta cannot be written as JSON: {error}; give it finite plain values") from error
     if restored != meta:
-        raise CheckpointError(f"meta {meta} would come back as {restored}; use lists for tuples, strings for keys")
+        raise CheckpointError(f"meta {meta} would be read as {restored}; use lists for tuples, strings for keys")
 
 
 def _move_into_place(temporary: Path, final: Path) -> Path:
@@ -226,7 +226,7 @@ def _except_newest(directory: Path, round: int, keep: int) -> list[Path]:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    for path in directory.glob(f"round-*{REPLACED}"):      # its successor did not come into its place
+    for path in directory.glob(f"round-*{REPLACED}"):      # its successor was not moved into place
         final = path.with_name(path.name.removesuffix(REPLACED))
         if not final.exists():
             path.rename(final)

@@ -2,9 +2,9 @@
 
     NAME/config.yaml                 the experiment, as plain YAML
     NAME/manifest.json               versions, git commit, platform, hashes, seeds, status of every seed
-    NAME/seed-0/metrics.jsonl        what the algorithm did: equal bytes for a repeated or resumed run
-    NAME/seed-0/timing.jsonl         what differs from machine to machine: host seconds, clients that were skipped
-    NAME/seed-0/edges.csv            bytes over every directed link, where there is no server; when finished
+    NAME/seed-0/metrics.jsonl        metrics: the same bytes for a repeated or resumed run
+    NAME/seed-0/timing.jsonl         machine-dependent rows: host seconds, skipped clients
+    NAME/seed-0/edges.csv            bytes over each directed link of a finished run without a server
     NAME/seed-0/checkpoints/         see `fedsim.record.checkpoint`
 
 POSIX only: advisory locks keep a second process out of a seed that is being written.
@@ -41,14 +41,14 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 class SeedRecord:
-    """The files of one seed, open for writing. A context manager: leaving it without an error flushes.
+    """The files of one seed, open for writing. A context manager, which flushes unless an error occurred.
 
     Write the rows of a round before its checkpoint, and store `offset` in the checkpoint: a resumed run calls
-    `truncate` with it, and goes on to write the bytes that an uninterrupted run writes.
+    `truncate` with it, and then writes the same bytes as an uninterrupted run.
 
     Attributes:
-        metrics: what the algorithm did.
-        timing: what differs from machine to machine.
+        metrics: writer of reproducible rows.
+        timing: writer of machine-dependent rows.
         checkpoints: directory for `fedsim.record.checkpoint`.
     """
 
@@ -63,7 +63,7 @@ class SeedRecord:
         """Write both files to disk; call it once a round.
 
         Raises:
-            RunError: the disk refused; says up to which round all is safe, and how to go on.
+            RunError: writing failed; names the last safe round, and how to continue.
         """
         try:
             self.metrics.flush()
@@ -80,10 +80,10 @@ class SeedRecord:
         """Go back to the checkpoint of ``round`` that was made at ``offset``; ``(0, -1)`` empties the record.
 
         Raises:
-            RunError: the metrics were changed since.
+            RunError: the metrics have been modified since.
         """
         self.metrics.truncate(offset)
-        self.timing.truncate_after(round)  # its size differs from machine to machine, and a checkpoint must not
+        self.timing.truncate_after(round)  # its size is machine-dependent; a checkpoint must not be
 
     def __enter__(self) -> Self:
         return self
@@ -137,13 +137,13 @@ class RunDirectory:
             manifest.update(entries)
 
     def mark(self, seed: int, state: State, detail: str = "") -> None:
-        """Set the status of one seed; ``detail`` is e.g. the error that it failed with."""
+        """Set the status of one seed; ``detail`` is, for example, its error."""
         with self._edit_manifest() as manifest:
             manifest["status"][str(seed)] = {"state": state, "detail": detail}
 
     @contextlib.contextmanager
     def _edit_manifest(self) -> Iterator[dict[str, Any]]:
-        """Locked, as seeds may run in processes of their own, and each updates the one manifest."""
+        """Edit the manifest under a lock, since seeds may run in separate processes."""
         try:
             with lock(self.path):
                 manifest = self.manifest
@@ -156,24 +156,24 @@ class RunDirectory:
 def create_run(
     root: Path, name: str, config: Mapping[str, Any], manifest: Mapping[str, Any], output: Path | None = None
 ) -> RunDirectory:
-    """Create ``root/name``, or ``name-2``, ``name-3``, ... when it exists; it appears with its files, or not at all.
+    """Create ``root/name``, or ``name-2``, ``name-3``, ... if it exists; it appears with all its files, or not at all.
 
     Args:
-        root: folder of runs, made when missing.
+        root: folder of runs, created if missing.
         name: name of the experiment, one path component.
         config: the resolved experiment; plain YAML values only.
         manifest: seeds, device, backend, ``data_hash``, ``partition_hash``; `environment` is added to it.
-        output: exactly this directory instead.
+        output: path to create instead.
 
     Raises:
-        ConfigError: the name is no directory name, or ``output`` exists.
-        RunError: the config is not plain, or the disk refuses.
+        ConfigError: the name is not a directory name, or ``output`` exists.
+        RunError: the config is not plain, or it cannot be written.
     """
     plain_name(name)
     try:
         config_text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     except yaml.YAMLError as error:
-        raise RunError(f"the config holds a value that YAML cannot: {error}; convert it to a plain value") from error
+        raise RunError(f"the config holds a value that YAML cannot hold: {error}; make it a plain value") from error
     status = {str(seed): {"state": "waiting", "detail": ""} for seed in manifest.get("seeds", ())}
     files = {"config.yaml": config_text, "manifest.json": _json({**environment(), **manifest, "status": status})}
     try:
@@ -186,7 +186,7 @@ def create_run(
 
 
 def _create(target: Path, files: Mapping[str, str]) -> bool:
-    """Make the directory with its files in one rename, which fails when another process was first."""
+    """Make the directory with its files in one rename, which fails if another process was first."""
     if target.exists():
         return False
     temporary = target.parent / f".{target.name}-{uuid.uuid4().hex}.tmp"
@@ -217,7 +217,7 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def environment() -> dict[str, Any]:
-    """Time, versions, platform and git state of this process, as the manifest keeps them."""
+    """Time, versions, platform and git state of this process, for the manifest."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
@@ -231,10 +231,10 @@ def environment() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the working directory, and whether a tracked file differs from it; None outside a repository."""
+    """Commit of the working directory, and a flag for modified tracked files; None outside a repository."""
 
     def git(*arguments: str) -> str:
-        # without optional locks: looking must not get into the way of a commit made at the same time
+        # without optional locks, so that reading the state cannot block a concurrent commit
         command = ["git", "--no-optional-locks", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 

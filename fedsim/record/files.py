@@ -1,4 +1,4 @@
-"""Files and folders that survive a crash: written whole or not at all, and under names that nobody else has."""
+"""Crash-safe files and folders: written completely or not at all, under names that no other process uses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedsim.errors import BusyError, RunError
 
 
 def create_folder(root: Path, name: str) -> Path:
-    """Make an empty ``root/name`` for several runs, or ``name-2``, ``name-3``, ... when it exists.
+    """Create an empty ``root/name`` for several runs, or ``name-2``, ``name-3``, ... if it exists.
 
     Raises:
-        RunError: the disk refuses.
+        RunError: it cannot be created.
     """
     for target in numbered(root, name):
         try:
@@ -44,12 +44,12 @@ def numbered(root: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def lock(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Be alone among the processes that lock this folder. It is the system's lock of the folder itself: there is no
-    file to leave behind, and it ends with the process that holds it.
+    """Hold an exclusive lock on a folder. It is an advisory lock of the operating system on the folder itself: there
+    is no lock file, and it is released when the process ends.
 
     Args:
-        folder: exists.
-        busy: message of the error; None to wait for as long as another process holds the lock.
+        folder: an existing folder.
+        busy: message of the error; None to wait while another process holds the lock.
 
     Raises:
         BusyError: another process holds it, and ``busy`` is given.
@@ -65,8 +65,8 @@ def lock(folder: Path, busy: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which becomes ``path`` when all went well: after a crash that has the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")        # of this process alone
+    """Open a file that becomes ``path`` on success; after a crash ``path`` holds either the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")        # unique to this process
     try:
         with temporary.open("wb") as file:
             yield file
@@ -79,13 +79,13 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace what a file holds, see `atomic`."""
+    """Replace the content of a file; see `atomic`."""
     with atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed in `atomic` left in a folder."""
+    """Remove the temporary files that processes killed in `atomic` left in a folder."""
     for path in folder.glob(".*.tmp"):
         writer = path.name.split(".")[-2]
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
@@ -93,7 +93,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on disk; Windows has no such thing for folders."""
+    """Flush a file or a folder to disk; Windows cannot flush folders."""
     folder = path.is_dir()
     if folder and os.name == "nt":
         return

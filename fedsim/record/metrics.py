@@ -1,7 +1,7 @@
 """Metric rows: JSON Lines in long format, append-only.
 
 A row is one strict JSON object a line: ``{"round": 3, "scope": "server/test", "node": null, "metric": "loss", "value":
-0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. Rows reach the disk
+0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. Rows are flushed
 once a round; a killed process leaves at most one line without its newline, which readers ignore and writers remove.
 """
 
@@ -21,7 +21,7 @@ from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
 
-READ_BYTES = 2**24  # parsed at a time: Python objects are far larger than the columns they become
+READ_BYTES = 2**24  # parsed at a time, since Python objects are far larger than the resulting columns
 
 
 class Metrics(NamedTuple):
@@ -42,7 +42,7 @@ class Metrics(NamedTuple):
     value: np.ndarray
 
     def series(self, scope: str, metric: str) -> dict[int, float]:
-        """Value by round, of the rows that belong to no client; of a round written twice, the later row."""
+        """Value by round of the rows that belong to no client; a later row of the same round wins."""
         rows = (self.node == -1) & (self.scope == scope) & (self.metric == metric)
         return dict(zip(self.round[rows].tolist(), self.value[rows].tolist(), strict=True))
 
@@ -68,8 +68,8 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _parse(lines: list[bytes], path: Path, before: int) -> Metrics:
-    """Columns of the given lines; one call of the JSON parser for all of them is what makes reading fast."""
-    intern = sys.intern  # one object a name, not one a row
+    """Parse lines into columns; a single call of the JSON parser makes this fast."""
+    intern = sys.intern  # one string per name, not per row
     try:
         rows = json.loads(b"[" + b",".join(lines) + b"]")
         return Metrics(
@@ -80,7 +80,7 @@ def _parse(lines: list[bytes], path: Path, before: int) -> Metrics:
             np.array([row["value"] for row in rows], np.float64),  # None becomes NaN
         )
     except (ValueError, KeyError, TypeError) as error:
-        if len(lines) > 1:  # which line is it?
+        if len(lines) > 1:  # find the malformed line
             for number, line in enumerate(lines):
                 _parse([line], path, before + number)
         raise RunError(
@@ -123,7 +123,7 @@ class RowWriter:
         """Write the buffered rows and wait until they are on disk.
 
         Raises:
-            RunError: the disk refused (full, gone); the file then ends with the last flush that succeeded.
+            RunError: writing failed, as on a full disk; the file then ends with the last successful flush.
         """
         if not self._lines:
             return
@@ -146,7 +146,7 @@ class RowWriter:
         return f"cannot write {self.path}: {error.strerror}; {safe}"
 
     def truncate(self, size: int) -> None:
-        """Remove everything after the first ``size`` bytes, and what is buffered.
+        """Remove everything after the first ``size`` bytes, and the buffered rows.
 
         Raises:
             RunError: the file is shorter than that, or the cut would go through a row.
@@ -163,7 +163,7 @@ class RowWriter:
         self.size = size
 
     def truncate_after(self, round: int) -> None:
-        """Remove all from the first row of a later round on, and what is buffered."""
+        """Remove everything from the first row of a later round on, and the buffered rows."""
         later = np.flatnonzero(read_metrics(self.path).round > round)
         if len(later):
             with self.path.open("rb") as file:
@@ -171,5 +171,5 @@ class RowWriter:
         self._lines.clear()
 
     def close(self) -> None:
-        """Release the file; rows that were not flushed are dropped."""
+        """Close the file; rows that were not flushed are dropped."""
         os.close(self._fd)

@@ -1,7 +1,7 @@
-"""An algorithm's state as named tensors and back, for checkpoints.
+"""Conversion of an algorithm's state to named tensors and back, for checkpoints.
 
-A state is a NamedTuple of trees, of ``Kept``, of states, and of mappings from names to any of these; what a mapping
-holds need not be known beforehand, as long as its trees are tuples of tensors.
+A state is a NamedTuple of trees, of ``Kept``, of states, and of mappings from names to any of these; the contents of a
+mapping need not be known in advance, as long as its trees are tuples of tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Put = Callable[[Tensor], Any]
 
 
 def flatten(state: Any) -> dict[str, Callable[[], Tensor]]:
-    """Every tensor of a state by a name, as functions so that large memories are copied to the host one by one."""
+    """Tensors of a state by name, as functions, so that large memories are copied to the host one by one."""
     named: dict[str, Callable[[], Tensor]] = {}
     for field, value in zip(state._fields, state, strict=True):
         _name(named, field, value)
@@ -29,12 +29,12 @@ def flatten(state: Any) -> dict[str, Callable[[], Tensor]]:
 
 
 def restore(template: Any, tensors: Mapping[str, Tensor], put: Put = lambda row: row) -> Any:
-    """The state that ``flatten`` named.
+    """Rebuild a state from the tensors of ``flatten``.
 
     Args:
-        template: a state of the same algorithm, e.g. its first.
-        tensors: as they were named; read one by one.
-        put: where a node's memory goes once it is read.
+        template: a state of the same algorithm, e.g. its initial state.
+        tensors: tensors by name, read one by one.
+        put: places a node's memory after it is read.
     """
     x = template.x
     device = leaves(x.default if isinstance(x, Kept) else x)[0].device
@@ -42,24 +42,24 @@ def restore(template: Any, tensors: Mapping[str, Tensor], put: Put = lambda row:
 
 
 def check(name: str, state: Any, before: Any = None, server: bool | None = None) -> None:
-    """What an algorithm returned is a state that a checkpoint can hold, and read back by the layout of another one.
+    """Check that an algorithm returned a state that a checkpoint can hold and restore.
 
     Args:
-        name: of the method that returned it.
-        state: what it returned.
-        before: the state that it was made from, if any.
-        server: whether the model should be at a server; not checked where it is None.
+        name: name of the method that returned it.
+        state: the returned value.
+        before: the previous state, if any.
+        server: True if the model must be at a server, False if at the nodes; None omits this check.
 
     Raises:
-        ConfigError: it is not; names the field.
+        ConfigError: it is not such a state; names the field.
     """
     if not hasattr(state, "x") or not hasattr(state, "_fields"):
         raise ConfigError(f"{name} returned a {type(state).__name__}; expected a NamedTuple with the model as x")
     if server is not None and server is isinstance(state.x, Kept):
         home = (
-            "Kept, a model at each node; a method without a server says `server = False` in its class"
+            "Kept, a model at each node; a method without a server sets `server = False` in its class"
             if server
-            else "one vector, but its class says `server = False`; expected a model at each node, as of clients.keep(x)"
+            else "one vector, but its class sets `server = False`; expected a model at each node, as of clients.keep(x)"
         )
         raise ConfigError(f"{name} returned a state whose x is {home}")
     for field, value in zip(state._fields, state, strict=True):
@@ -72,11 +72,11 @@ def check(name: str, state: Any, before: Any = None, server: bool | None = None)
 
 def _check(place: str, value: Any, old: Any) -> None:
     if (new := _layout(place, value)) != (made := _layout(place, old)):
-        raise ConfigError(f"{place} is made of {new}, and before of {made}; let init begin with zeros in each place")
+        raise ConfigError(f"{place} holds {new}, and held {made} before; let init return zeros of the same layout")
     if isinstance(value, Kept) and value.rows and (lost := old.rows.keys() - value.rows.keys()):
         raise ConfigError(
-            f"{place} has lost the memories of {len(lost)} clients, such as {min(lost)}; those who took no part keep"
-            " theirs with s.m | new"
+            f"{place} has lost the memories of {len(lost)} clients, such as {min(lost)}; clients outside the cohort"
+            " keep theirs with s.m | new"
         )
     if _is_state(value):
         for part, of_old in zip(value, old, strict=True):
@@ -85,7 +85,7 @@ def _check(place: str, value: Any, old: Any) -> None:
 
 def _layout(place: str, value: Any) -> str:
     if isinstance(value, Kept):
-        some = next(iter(value.rows.values()), value.default)    # all were made in one way
+        some = next(iter(value.rows.values()), value.default)    # all have the same layout
         return f"{_layout(place, value.default)} by default and {_layout(place, some)} of each client"
     if isinstance(value, Mapping):
         for key, part in value.items():
@@ -95,7 +95,7 @@ def _layout(place: str, value: Any) -> str:
                     " without a dot"
                 )
             _layout(place, part)
-        return "a mapping"                                 # whose names come and go
+        return "a mapping"                                 # its names may change
     if _is_state(value):
         return ", ".join(value._fields)
     try:
@@ -124,11 +124,11 @@ def _name(named: dict[str, Callable[[], Tensor]], prefix: str, value: Any) -> No
             _name(named, f"{prefix}.{field}", part)
     else:
         for k, leaf in enumerate(leaves(value)):
-            named[f"{prefix}.{k}"] = leaf.saved if isinstance(leaf, Far) else leaf.cpu   # called when it is written
+            named[f"{prefix}.{k}"] = leaf.saved if isinstance(leaf, Far) else leaf.cpu   # called on writing
 
 
 class _Reader:
-    """Reads values back by the names that `flatten` gave them."""
+    """Reads values by the names that `flatten` gave them."""
 
     def __init__(self, tensors: Mapping[str, Tensor], put: Put, device: torch.device) -> None:
         self.tensors, self.put, self.device = tensors, put, device
@@ -151,7 +151,7 @@ class _Reader:
         return build(like, iter([self.tensors[f"{name}.{k}"].to(self.device) for k in range(len(leaves(like)))]))
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """What a mapping of that name held, with trees as tuples of their tensors."""
+        """Contents of the mapping ``name``, with trees as tuples of tensors."""
         keys = dict.fromkeys(key[len(name) + 1 :].split(".")[0] for key in self.tensors if key.startswith(f"{name}."))
         return {key: self._unknown(f"{name}.{key}") for key in keys}
 
@@ -159,7 +159,7 @@ class _Reader:
         if f"{name}.ids" not in self.tensors:
             return self._tensors(name)
         first = self._tensors(f"{name}.{int(self.tensors[f'{name}.ids'][0])}")
-        like = tree_map(self.put, first)                   # what is saved may be a name, and not of the value's form
+        like = tree_map(self.put, first)                   # a saved leaf may be a reference of another shape
         return self.kept(int(self.tensors[f"{name}.n"]), zeros_like(like), name)
 
     def _tensors(self, name: str) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The version of fedsim. Runs and sweeps of another minor version are read, and not continued."""
+"""Version of fedsim. Runs and sweeps of another minor version can be read, but not resumed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __version__ = "0.2.0.dev0"
 
 
 def check_version(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise RunError where the run or sweep at ``path`` was made by a version that this one does not continue."""
+    """Raise RunError if this version cannot resume the run or sweep at ``path``."""
     made = manifest["versions"]["fedsim"]
     if made.split(".")[:2] != __version__.split(".")[:2]:
         raise RunError(
             f"{path} was made by fedsim {made}, and this is {__version__}, which may read its checkpoints and settings"
-            f" otherwise; resume it with fedsim {made}, or run it anew"
+            f" differently; resume it with fedsim {made}, or run it again"
         )

@@ -1,10 +1,10 @@
 """Sweeps: a grid of experiments in one folder, each a run of its own.
 
-    NAME/sweep.json       the points with their resolved experiments, threads for each; why points failed
+    NAME/sweep.json       points with their resolved experiments, threads per point, errors of failed points
     NAME/lr=0.03/         a run directory for each point (`fedsim.record.directory`)
 
-What has become of a point is what its run directory says, so that a sweep goes on after any interruption: finished
-points are left alone, the others continue from their checkpoints.
+The state of a point is that of its run directory, so that a sweep can resume after any interruption: finished points
+are not run again, and others continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Point(NamedTuple):
     """One experiment of a sweep.
 
     Attributes:
-        name: what distinguishes it, as ``lr=0.03``; its directory below the sweep.
+        name: its distinct settings, such as ``lr=0.03``; also its directory below the sweep.
         config: the resolved experiment, as plain values.
     """
 
@@ -59,7 +59,7 @@ class Sweep:
     points: tuple[Point, ...]
 
     def state(self, point: Point) -> PointState:
-        """What has become of a point."""
+        """State of a point."""
         if not self.directory(point).is_dir():
             return "failed" if point.name in self.failures else "waiting"
         states = {status["state"] for status in open_run(self.directory(point)).manifest["status"].values()}
@@ -70,11 +70,11 @@ class Sweep:
         return self.path / point.name
 
     def done(self) -> tuple[int, int]:
-        """Evaluated rounds so far, and all rounds of all points and seeds; a failed point counts as done."""
+        """Evaluated and total rounds over all points and seeds; a failed point counts as done."""
         failures, done, total = self.failures, 0, 0
         for point in self.points:
             rounds = point.config["rounds"] * point.config["seeds"]
-            with contextlib.suppress(RunError):            # its run is just being removed, as it cannot be run
+            with contextlib.suppress(RunError):            # its directory is being removed after an error
                 done += rounds if point.name in failures else self._rounds_done(point)
             total += rounds
         return done, total
@@ -95,19 +95,19 @@ class Sweep:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Why points failed, by their names."""
+        """Errors of failed points, by name."""
         failures: dict[str, str] = self.manifest["failures"]
         return failures
 
     def threads(self, proposed: int) -> int:
-        """Threads of PyTorch for a point: those ``proposed`` when the sweep first ran, as numbers depend on them."""
+        """PyTorch threads per point, on which results depend: those ``proposed`` on the first call."""
         content = _read(self.path)
         threads: int = content.setdefault("threads", proposed)
         _write(self.path, content)
         return threads
 
     def note(self, point: Point, failure: str | None) -> None:
-        """Remember that a point has failed, or has not."""
+        """Record the error of a point, or clear it."""
         content = _read(self.path)
         if failure is None:
             content["failures"].pop(point.name, None)
@@ -116,16 +116,16 @@ class Sweep:
         _write(self.path, content)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes from running it.
+        """Exclude other processes from running the sweep.
 
         Raises:
-            BusyError: another process does.
+            BusyError: another process is running it.
         """
         return lock(self.path, f"{self.path} is being run by another process; wait for it, or stop it first")
 
 
 def grid(axes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every combination of the values of settings: its name, and the value of each setting."""
+    """Yield each combination of values: its name, and the value of each setting."""
     last = [key.rsplit(".", 1)[-1] for key in axes]
     short = {key: name if last.count(name) == 1 else key for key, name in zip(axes, last, strict=True)}
     for values in itertools.product(*axes.values()):
@@ -137,17 +137,17 @@ def grid(axes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, dict[str, str
 
 
 def start(points: Sequence[Point], *, output: Path | None = None, root: Path = Path("runs"), name: str) -> Sweep:
-    """The sweep of these points: the same one that was begun earlier, or a new one.
+    """Open the sweep of these points if it exists, or create it.
 
     Args:
-        points: with different names.
-        output: exactly this folder; by default ``root/name``, or with a number where other sweeps have that name.
+        points: points with distinct names.
+        output: its folder; by default ``root/name``, with a number if other sweeps have that name.
         root: folder of sweeps.
-        name: of the folder.
+        name: name of the folder.
 
     Raises:
         ConfigError: ``output`` holds something else.
-        RunError: the disk refuses.
+        RunError: the folder cannot be written.
     """
     for known in [output] if output else sorted(root.glob(f"{name}*")):
         if (known / FILE).is_file() and (sweep := open_sweep(known)).points == tuple(points):
@@ -161,7 +161,7 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a folder is that of a sweep."""
+    """True if a folder holds a sweep."""
     return (path / FILE).is_file()
 
 
@@ -169,7 +169,7 @@ def open_sweep(path: Path) -> Sweep:
     """Open an existing sweep.
 
     Raises:
-        RunError: it is none.
+        RunError: the folder holds no sweep.
     """
     return Sweep(path, tuple(Point(point["name"], in_full(point["config"])) for point in _read(path)["points"]))
 
@@ -179,7 +179,7 @@ class Choice(NamedTuple):
 
     Attributes:
         run: its final values over seeds.
-        cost: what the whole run cost, by `fedsim.report.compare.COSTS`.
+        cost: total cost of the run, by `fedsim.report.compare.COSTS`.
     """
 
     run: RunSummary
@@ -187,12 +187,12 @@ class Choice(NamedTuple):
 
 
 def compare_points(sweep: Sweep, scope: str, metric: str | None, target: float | None) -> Comparison | None:
-    """The finished points side by side, the baseline being the best one; None where none has finished.
+    """Compare the finished points with the best one; None if none has finished.
 
     Args:
-        sweep: what was run.
-        scope: which model on which data.
-        metric: by default accuracy, or loss where that was not measured.
+        sweep: the sweep.
+        scope: model and samples of the metric.
+        metric: by default accuracy, or loss if accuracy was not measured.
         target: see `fedsim.report.compare.compare`.
     """
     finished = [sweep.directory(point) for point in sweep.points if sweep.state(point) == "finished"]
@@ -205,7 +205,7 @@ def compare_points(sweep: Sweep, scope: str, metric: str | None, target: float |
 
 
 def choose(comparison: Comparison) -> Choice | None:
-    """The point with the best mean final value over its seeds; None where every point diverged."""
+    """The point with the best mean final value over its seeds; None if every point diverged."""
     winner = best([summary.final.mean for summary in comparison.runs], comparison.metric)
     if isnan(winner):
         return None
@@ -232,7 +232,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _last_round(metrics: Path) -> int:
-    """Round of the last complete row of a metrics file that is being written; 0 where there is none."""
+    """Round of the last complete row of a metrics file that is being written; 0 if there is none."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, metrics.stat().st_size - 4096))

@@ -1,4 +1,4 @@
-"""Running the points of a sweep: one after the other in this process, or several at a time, each in its own."""
+"""Execution of a sweep's points: one after the other in this process, or concurrently in processes of their own."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fedsim.sweeps.grid import Point, Sweep, start
 from fedsim.sweeps.sweep_progress import SweepProgress
 
 Results: TypeAlias = Generator[tuple[Point, str | None], None, None]
-"""Points that are done, and why they failed."""
+"""Completed points, each with its error or None."""
 
 
 class PointTask(NamedTuple):
-    """What a process needs to run a point.
+    """Input of a process that runs a point.
 
     Attributes:
         path: its run directory.
         config: the resolved experiment.
-        threads: of PyTorch, where the experiment does not say how many.
+        threads: PyTorch threads, unless the experiment sets them.
     """
 
     path: Path
@@ -42,17 +42,17 @@ class PointTask(NamedTuple):
 
 
 def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -> dict[str, str]:
-    """Run what is left of a sweep; returns why points failed, by their names.
+    """Run the unfinished points of a sweep; return the errors of failed points, by name.
 
     Args:
-        sweep: what to run.
-        jobs: runs at a time; 1 stays in this process. As many as there are processors by default, if Ray is installed;
-            but 1 where experiments ask for Ray's actors themselves.
-        progress: show on stderr how far it is.
+        sweep: the sweep to run.
+        jobs: number of concurrent runs; 1 runs in this process. By default one per CPU if Ray is installed, but 1 if
+            experiments use Ray actors themselves.
+        progress: show progress on stderr.
 
     Raises:
-        ConfigError: several at a time, each of which wants Ray's actors itself; or Ray is not installed.
-        KeyboardInterrupt: after checkpoints of all that was running.
+        ConfigError: concurrent runs each use Ray actors themselves, or Ray is not installed.
+        KeyboardInterrupt: raised after all running points have written checkpoints.
     """
     with sweep.lock(), terminate_as_interrupt():
         todo = [point for point in sweep.points if sweep.state(point) != "finished"]
@@ -65,7 +65,7 @@ def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -
                 results = (
                     _one_by_one(sweep, todo, threads, bar) if jobs == 1 else _pool(sweep, todo, jobs, threads, bar)
                 )
-                with contextlib.closing(results):          # which ends what is running in an orderly way
+                with contextlib.closing(results):          # stops running points cleanly
                     for point, failure in results:
                         sweep.note(point, failure)
                         bar.ended(point, failure)
@@ -125,7 +125,7 @@ def sweep(
 
 
 def jobs_of(jobs: int | None, todo: list[Point]) -> int:
-    """Runs at a time, for those that are asked for: see `run_sweep`."""
+    """Resolve the number of concurrent runs; see `run_sweep`."""
     nested = any(_asks_for_ray(point) for point in todo)
     if jobs is None:
         jobs = 1 if nested or find_spec("ray") is None else cores()
@@ -134,8 +134,8 @@ def jobs_of(jobs: int | None, todo: list[Point]) -> int:
     several = min(jobs, len(todo))
     if several > 1 and nested:
         raise ConfigError(
-            f"--jobs is {jobs} and experiments ask for Ray's actors (backend ray, or a setting of ray), which use all"
-            " processors themselves: use --jobs 1, or leave these settings out"
+            f"--jobs is {jobs} but experiments use Ray actors (backend ray, or a setting of ray), which occupy all"
+            " CPUs themselves; use --jobs 1, or leave these settings out"
         )
     return max(1, several)
 
@@ -143,7 +143,7 @@ def jobs_of(jobs: int | None, todo: list[Point]) -> int:
 def _asks_for_ray(point: Point) -> bool:
     try:
         return from_config(point.config).execution.asks_for_ray
-    except FedsimError:                                    # it fails when its turn comes, and ends no other
+    except FedsimError:                                    # it fails when it runs, and ends no other
         return False
 
 
@@ -154,7 +154,7 @@ def _one_by_one(sweep: Sweep, todo: list[Point], threads: int, bar: SweepProgres
 
 
 def _pool(sweep: Sweep, todo: list[Point], jobs: int, threads: int, bar: SweepProgress) -> Results:
-    from fedsim.backends.ray.tasks import map_unordered  # the only thing here that needs Ray
+    from fedsim.backends.ray.tasks import map_unordered  # the only code here that needs Ray
 
     points = {sweep.directory(point): point for point in todo}
     tasks = [PointTask(path.resolve(), point.config, threads) for path, point in points.items()]
@@ -175,7 +175,7 @@ def _gpus(todo: list[Point], jobs: int) -> float:
 
 
 def run_task(task: PointTask, progress: bool = False) -> str | None:
-    """Run a point, or go on with it; returns why it failed."""
+    """Run or resume a point; return its error, or None."""
     try:
         with torch_threads(task.threads):
             if task.path.is_dir():

@@ -1,4 +1,4 @@
-"""How far a sweep is: a bar of its points."""
+"""Progress of a sweep: a bar of its points."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SweepProgress:
     """Progress of a sweep on stderr: a bar over the rounds of all points, and a line for every point that ends.
 
     Args:
-        sweep: what is run.
+        sweep: the sweep being run.
         todo: number of points that have not finished yet.
-        jobs: runs at a time; a single one has a bar of its own (`RunProgress`).
-        shown: False for silence.
+        jobs: number of concurrent runs; a single run has its own bar (`RunProgress`).
+        shown: False to print nothing.
     """
 
     def __init__(self, sweep: Sweep, todo: int, jobs: int, shown: bool = True) -> None:
@@ -51,25 +51,25 @@ class SweepProgress:
         self._bar.stop()
 
     def begins(self, point: Point) -> None:
-        """A point begins, when there is but one at a time."""
+        """Report the start of a point in a sequential sweep."""
         self._say(f"[{self._ended + 1}/{self.todo}] {point.name}{self._eta()}")
 
     def ended(self, point: Point, failure: str | None) -> None:
-        """A point has finished or failed."""
+        """Report that a point has finished or failed."""
         self._ended += 1
         how = f"failed: {failure.splitlines()[-1]}" if failure else "finished"
         self._say(f"[{self._ended}/{self.todo}] {point.name} {how}{self._eta()}")
         self.update()
 
     def update(self) -> None:
-        """Look how far the runs are."""
+        """Refresh the bar from the files of the runs."""
         if self._task is not None and self.shown:
             self._bar.update(self._task, completed=self.sweep.done()[0])
             if self._bar.disable and time.monotonic() - self._printed > QUIET_SECONDS:
                 self._say(f"{self.sweep.path.name}: {self._ended}/{self.todo} points{self._eta()}")
 
     def _eta(self) -> str:
-        """Share of the rounds that are done, and the time that the rest will take at the rate so far."""
+        """Percentage of completed rounds, and remaining time at the current rate."""
         done, total = self.sweep.done()
         left = round((total - done) * (time.monotonic() - self._start) / max(1, done - self._before))
         remaining = f", eta {timedelta(seconds=left)}" if done > self._before else ""

@@ -124,7 +124,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["--algorithm", "DFedAvg"], "fedsim topology has no option --algorithm"),
         (["--nodes", "8", "--output", "x.bmp"], "a picture is a .png, .svg or .pdf file"),
         (["--nodes", "8", "--partition", "NaturalIdPartitioner", "--output", "x.png"], "leave out one"),
-        (["--nodes", "8", "--data", "least_squares"], "nodes is 8, but NaturalIdPartitioner decides their number"),
+        (["--nodes", "8", "--data", "least_squares"], "nodes is 8, but NaturalIdPartitioner determines their number"),
     ],
 )
 def test_errors_exit_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

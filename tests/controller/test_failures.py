@@ -154,7 +154,7 @@ class Unsent(Slips):
 @pytest.mark.parametrize(
     ("slip", "said"),
     [
-        (Late, r"Late\.round returned a state whose m is made of 1 tensors, and before of 0 tensors"),
+        (Late, r"Late\.round returned a state whose m holds 1 tensors, and held 0 tensors before"),
         (Counting, r"Counting\.init returned a state whose m cannot be saved.*int: 3.*torch\.tensor"),
         (Naming, r"Naming\.init returned a state whose m holds a Tensor named m; expected tuples of tensors, or Kept"),
         (Forgetful, r"Forgetful\.round returned a state whose m has lost the memories of \d+ clients.* s\.m \| new"),

@@ -74,7 +74,7 @@ class Contradictory(FedAvg):
 
 
 def test_whether_there_is_a_server_is_what_the_class_says(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"takes no topology; .* a method without a server says `server = False` in"):
+    with pytest.raises(ConfigError, match=r"takes no topology; .* a method without a server sets `server = False` in"):
         Experiment(Undeclared(), topology=Static(Ring()))
     with pytest.raises(ConfigError, match=r"Undeclared\.init returned a state whose x is Kept, .* `server = False`"):
         one(replace(SMALL, algorithm=Undeclared(), topology=None), tmp_path)

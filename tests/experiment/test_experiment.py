@@ -111,7 +111,7 @@ def test_a_model_that_does_not_fit_the_data_leaves_no_run(model: nn.Module, tmp_
 def test_inputs_that_are_whole_numbers_are_tokens(tmp_path: Path) -> None:
     train, test = (split._replace(x=split.x.long()) for split in (MINE.train, MINE.test))
     data = replace(MINE, train=train, test=test)
-    with pytest.raises(ModelError, match=r"These inputs are whole numbers, .* x\.astype\('float32'\)"):
+    with pytest.raises(ModelError, match=r"Integer inputs are taken for tokens of text; .* x\.astype\('float32'\)"):
         run(experiment(data=data, model=nn.Linear(6, 2)), root=tmp_path, progress=False)
 
 
@@ -163,7 +163,7 @@ def test_paths_may_be_texts(tmp_path: Path) -> None:
 
 def test_a_data_set_without_test_samples_is_refused(tmp_path: Path) -> None:
     data = Dataset("mine", Split(X, Y), Split(X[:0], Y[:0]), classes=2)
-    with pytest.raises(ConfigError, match="'mine' has no test samples; give it some"):
+    with pytest.raises(ConfigError, match="'mine' has no test samples; set some aside"):
         run(Experiment(FedAvg(), data=data, partition=IidPartitioner(4)), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
@@ -183,7 +183,7 @@ def test_a_problem_keeps_its_own_clients(tmp_path: Path) -> None:
     assert base.participation == FixedSize(1.0)
     assert replace(base, sampling=FixedSize(0.5)).participation == FixedSize(0.5)
     for partition in (IidPartitioner(20), IidPartitioner(10)):
-        with pytest.raises(ConfigError, match=r"other clients than its own.*leave partition out"):
+        with pytest.raises(ConfigError, match=r"does not keep the clients.*leave partition out"):
             run(replace(base, data=logistic_regression(MINE, n=20), partition=partition), root=tmp_path)
 
 
@@ -213,7 +213,7 @@ def test_classes_that_nobody_has_are_named(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("algorithm", "local", "said"),
     [
-        (DCGD(), LocalWork(epochs=3, batch_size=8), ["DCGD takes .* no use of local.batch_size and local.epochs"]),
+        (DCGD(), LocalWork(epochs=3, batch_size=8), ["DCGD takes .* ignores local.batch_size and local.epochs"]),
         (DCGD(gradient="minibatch"), LocalWork(epochs=3), []),
         (FedAvg(), LocalWork(epochs=3, steps=2), ["local.steps replaces local.epochs"]),
         (FedAvg(), LocalWork(steps=2), []),
@@ -273,5 +273,5 @@ def test_other_devices_are_refused() -> None:
 
 def test_settings_that_give_way_to_others_are_named() -> None:
     fraction, block_size = experiment(sampling=FixedSize(0.5, 2), execution=Execution("loop", block_size=2)).remarks
-    assert block_size == "block_size is for blocks: backend loop makes no use of it"
+    assert block_size == "backend loop ignores block_size"
     assert fraction == "sampling.size replaces sampling.fraction"

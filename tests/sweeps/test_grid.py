@@ -158,7 +158,7 @@ def test_a_failed_point_is_named_and_the_others_run(tmp_path: Path, capsys: pyte
     captured = capsys.readouterr()
     assert "num_partitions=3,lr=1e39 failed: DivergenceError: FedAvg.client" in captured.err
     assert captured.err.count(" failed: PartitionError: ") == 2
-    assert "3 of 4 points failed; to try them again: fedsim resume" in captured.err
+    assert "3 of 4 points failed; to retry them: fedsim resume" in captured.err
     assert "Best by final accuracy over 1 seed" in captured.out and "others, such as --seed 1, before" in captured.out
     sweep = open_sweep(tmp_path / "sweep")
     assert sorted(map(sweep.state, sweep.points)) == ["failed", "failed", "failed", "finished"]
@@ -192,7 +192,7 @@ def test_a_bug_in_one_point_does_not_end_the_others(
         (["--algorithm", "FedAvg,FedSpeed", "--algorithm.rho", "0.1"], "algorithm.rho"),
         (["--algorithm.lr", "0.1,0.2", "--jobs", "0"], "--jobs is 0"),
         (["--algorithm.lr", "0.1,0.2", "--jobs", "two"], "--jobs is 'two'; expected a whole number"),
-        (["--algorithm.lr", "0.1,0.1"], "a value twice"),
+        (["--algorithm.lr", "0.1,0.1"], "repeats a value"),
         (["--algorithm.lrr", "0.1,0.2"], "did you mean 'lr'?"),
     ],
 )

@@ -71,7 +71,7 @@ def test_experiments_with_actors_of_their_own_run_one_at_a_time(asking: Executio
     todo = points(Experiment(FedAvg()), Experiment(FedAvg(), execution=asking))
     assert jobs.jobs_of(None, todo) == 1 and jobs.jobs_of(1, todo) == 1
     assert jobs.jobs_of(2, todo[1:]) == 1, "one point is left"
-    with pytest.raises(ConfigError, match=r"--jobs is 2 and experiments ask for Ray's actors .*: use --jobs 1, or"):
+    with pytest.raises(ConfigError, match=r"--jobs is 2, but experiments use Ray actors .*; use --jobs 1, or"):
         jobs.jobs_of(2, todo)
     here = Experiment(FedAvg(), execution=replace(asking, backend="loop"))
     assert jobs.jobs_of(2, points(here, here)) == 2

@@ -1,7 +1,7 @@
-"""An experiment as plain YAML, and back.
+"""Conversion of experiments to and from plain YAML.
 
-A component (algorithm, data, partition, skew, model, sampling, schedule, and what these are made of) is a name, or a
-mapping of its ``name`` and its fields; what is left out keeps its default::
+A component (algorithm, data, partition, skew, model, sampling, schedule, and components of these) is a name, or a
+mapping of its ``name`` and its fields; omitted fields keep their defaults::
 
     algorithm: {name: FedSpeed, lr: 0.05}
     data: {name: shakespeare, sequence_length: 80}

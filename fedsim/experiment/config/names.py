@@ -1,8 +1,8 @@
-"""Components by name: what can stand for the algorithm, the partition, the model ... of an experiment.
+"""Lookup of components (algorithm, partition, model, ...) by name.
 
-A name is that of the catalogue of its kind, which is a list of classes or, where some go by another name than their
-class, a mapping; or the dotted name ``my.module.Class`` of the user's own. The catalogues are looked up when asked for:
-`fedsim` does not depend on `algorithms`, and `topologies` is slow to import.
+A name comes from the catalogue of its kind, a list of classes or a mapping from names to classes, or is the dotted name
+``my.module.Class`` of a user's class. Catalogues are imported on demand: `fedsim` does not depend on `algorithms`, and
+`topologies` is slow to import.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import collections.abc
 import contextlib
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from fedsim.errors import ConfigError, suggest
 
 
 class Catalogue(NamedTuple):
-    """Where the classes of one kind are listed, and the method that every one of them has."""
+    """Location of the list of one kind's classes, and the method that all of them have."""
 
     module: str
     attribute: str
@@ -58,7 +59,7 @@ _allowed: ContextVar[Sequence[str] | None] = ContextVar("allowed modules", defau
 
 @contextlib.contextmanager
 def only_from(modules: Sequence[str]) -> Iterator[None]:
-    """While this lasts, dotted names are imported from these modules alone: for settings that a stranger sent."""
+    """Restrict imports by dotted name to these modules, for settings from an untrusted sender."""
     token = _allowed.set(modules)
     try:
         yield
@@ -68,11 +69,11 @@ def only_from(modules: Sequence[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A network that a class or function of the user's makes: an ``Architecture``, so that its weights follow the seed.
+    """An ``Architecture`` built by a user's class or function, so that its initial weights follow the seed.
 
     Attributes:
         name: dotted name of an ``nn.Module`` class or of a function that returns a module.
-        options: its arguments; ``input_shape`` and ``classes`` are added if it takes them.
+        options: keyword arguments; ``input_shape`` and ``classes`` are added if it accepts them.
     """
 
     name: str
@@ -84,12 +85,12 @@ class ImportedModel:
         data = {"input_shape": input_shape, "classes": classes}
         module = make(**self.options, **{name: data[name] for name in data.keys() & parameters(make).keys()})
         if not isinstance(module, nn.Module):
-            raise ConfigError(f"model {self.name} made a {type(module).__name__}; expected a torch.nn.Module")
+            raise ConfigError(f"model {self.name} returned a {type(module).__name__}; expected a torch.nn.Module")
         return module
 
 
 def catalogue(kind: str) -> dict[str, type]:
-    """The classes of one kind by name; empty for a kind without catalogue."""
+    """Classes of one kind by name; empty for a kind without a catalogue."""
     if kind not in CATALOGUES:
         return {}
     module, attribute, _ = CATALOGUES[kind]
@@ -98,10 +99,10 @@ def catalogue(kind: str) -> dict[str, type]:
 
 
 def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable[..., Any]:
-    """The class, or function, that a config calls ``name`` at ``place``; ``also`` is what else the error may propose.
+    """Find the class or function with a ``name`` at a ``place`` in a config; the error also suggests ``also``.
 
     Raises:
-        ConfigError: there is none, or it is of another kind.
+        ConfigError: the name is unknown, or its class is of another kind.
     """
     known = catalogue(kind)
     if name in known:
@@ -118,10 +119,10 @@ def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable
 
 
 def imported(name: str, place: str) -> Any:
-    """The class or function with this dotted name.
+    """Import a class or function by its dotted name.
 
     Raises:
-        ConfigError: there is none. An error inside the imported module passes through.
+        ConfigError: it does not exist. Errors raised inside the imported module propagate.
     """
     module_name, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")):
@@ -150,7 +151,7 @@ def imported(name: str, place: str) -> Any:
 
 
 def name_of(target: Any) -> str | None:
-    """What `find` finds this class or function by; None where it cannot be imported, as in a script or a lambda."""
+    """Name by which `find` finds a class or function; None if it cannot be imported, such as a lambda."""
     module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
     package = module.partition(".")[0]
     for kind, listed in CATALOGUES.items():
@@ -165,12 +166,12 @@ def name_of(target: Any) -> str | None:
 
 @cache
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a class or function, with defaults and resolved types (``Any`` where there is none)."""
+    """Named parameters of a class or function, with defaults and resolved types (``Any`` if it has none)."""
     constructed = isinstance(make, type) and not is_dataclass(make)
     hinted = inspect.getattr_static(make, "__init__") if constructed else getattr(make, "func", make)
     try:
         hints = get_type_hints(hinted)
-    except NameError:  # a type that is imported for type checkers only
+    except NameError:  # a type imported under TYPE_CHECKING
         hints = {}
     made = (
         {f.name: f.default_factory() for f in fields(make) if f.default_factory is not MISSING}
@@ -185,20 +186,20 @@ def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether values of this type are numbers, texts and lists of them, and not components."""
+    """True if values of this type are numbers, strings and containers of these, and not components."""
     if get_origin(hint) in CONTAINERS:
         return all(is_plain(argument) for argument in get_args(hint) if argument is not ...)
     return hint is Any or hint in SCALARS or hint in CONTAINERS or get_origin(hint) is Literal
 
 
 def literals(hint: Any) -> list[str]:
-    """The texts that a type allows by ``Literal``."""
+    """Strings that a type allows by ``Literal``."""
     choices = [get_args(kind) for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
     return [str(choice) for group in choices for choice in group]
 
 
 def type_in_words(hint: Any) -> str:
-    """A type for people: ``float | None`` is "a number or null"."""
+    """Describe a type in words: ``float | None`` is "a number or null"."""
     words = {
         int: "a whole number",
         float: "a number",
@@ -220,17 +221,19 @@ def type_in_words(hint: Any) -> str:
 
 
 def summary(target: Any) -> str:
-    """The first line of a docstring, without markup."""
-    return plain((inspect.getdoc(target) or "").partition("\n")[0])
+    """First sentence of a docstring, without markup; a full stop in parentheses or after "et al" does not end it."""
+    text = " ".join((inspect.getdoc(target) or "").partition("\n\n")[0].split())
+    ends = (found.start() + 1 for found in re.finditer(r"(?<!et al)\. (?=[A-Z`])", text))
+    return plain(text[: next((end for end in ends if text.count("(", 0, end) == text.count(")", 0, end)), len(text))])
 
 
 @cache
 def help_of(make: Any) -> dict[str, str]:
-    """The docstring's text for each parameter, without markup."""
+    """Docstring text of each parameter, without markup."""
     parsed = docstring_parser.parse(inspect.getdoc(make) or "")
     return {entry.arg_name: plain(" ".join((entry.description or "").split())) for entry in parsed.params}
 
 
 def plain(text: str) -> str:
-    """Docstring text for a terminal."""
+    """Docstring text without markup."""
     return text.replace("``", "")

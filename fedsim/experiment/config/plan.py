@@ -1,4 +1,4 @@
-"""What is to be made of a mapping of settings: every name found, every key known, but no value parsed yet."""
+"""Plan of the objects that a mapping of settings describes: names and keys are resolved, values not yet parsed."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ LOADERS = {**{name: loader for name, (_, loader) in (NAMED | FORMATS).items()}, 
 
 @dataclass(frozen=True)
 class Plan:
-    """One component that is to be made.
+    """A component to build.
 
     Attributes:
-        place: where in the config, such as ``algorithm`` or ``algorithm.compressor``; empty for the whole.
-        name: as the config calls it; empty where there is no choice.
-        about: what it is for.
-        make: called with ``fields`` and ``parts``.
-        sources: the classes and functions whose parameters it has.
-        known: these parameters.
-        fields: the plain values that were given, not yet parsed.
-        parts: its own components; a value that is no plan is used as it is.
+        place: dotted name in the config, such as ``algorithm`` or ``algorithm.compressor``; empty for the root.
+        name: name of its class in the config; empty if only one class is possible.
+        about: its purpose.
+        make: class or function that builds it from ``fields`` and ``parts``.
+        sources: classes and functions that define its parameters.
+        known: those parameters, by name.
+        fields: given plain values, not yet parsed.
+        parts: its own components; a value other than a plan is used unchanged.
     """
 
     place: str
@@ -56,11 +56,11 @@ class Plan:
     parts: dict[str, Any] = field(default_factory=dict)
 
     def at(self, key: str) -> str:
-        """Place of one of its parameters."""
+        """Dotted name of one of its parameters."""
         return f"{self.place}.{key}" if self.place else key
 
     def walk(self) -> Iterator[Plan]:
-        """Itself, then the plans below it."""
+        """Yield this plan, then the plans below it."""
         yield self
         for part in self.parts.values():
             if isinstance(part, Plan):
@@ -75,16 +75,16 @@ class Plan:
 
 
 def plan(cls: Callable[..., Any], config: Mapping[str, Any]) -> Plan:
-    """The plan of ``cls``, a dataclass of settings and components.
+    """Plan ``cls``, a dataclass of settings and components.
 
     Raises:
-        ConfigError: an unknown name or key, or a null where there cannot be one.
+        ConfigError: a name or key is unknown, or a required value is null.
     """
     return _filled(Plan("", "", "", cls, (cls,), parameters(cls)), config)
 
 
 def _filled(plan: Plan, config: Mapping[str, Any]) -> Plan:
-    """The plan with the given values, and with its components."""
+    """Fill a plan with given values and with its components."""
     for key, value in config.items():
         _check(plan, str(key), value)
     for key, parameter in plan.known.items():
@@ -115,7 +115,7 @@ def _optional(hint: Any) -> bool:
 
 
 def _over_default(parameter: inspect.Parameter, given: Any) -> Any:
-    """What is given, with what it leaves out from the default, if that is the same component."""
+    """Complete a given value by the default, if both are the same component."""
     default = parameter.default
     below = default if default is REQUIRED else written(default, parameter.annotation)
     if not isinstance(below, Mapping):
@@ -128,11 +128,11 @@ def _over_default(parameter: inspect.Parameter, given: Any) -> Any:
 
 
 def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
-    """The component at ``key``: a plan, or the value itself where nothing is to be made."""
+    """Plan the component at ``key``, or return the value itself if there is nothing to build."""
     place, about = owner.at(key), help_of(owner.sources[0]).get(key, "")
     if value is None or (value == "null" and _optional(hint)):
         return None
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):  # can be but one class, so it has no name
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):  # only one class is possible, so it has no name
         if not isinstance(value, Mapping):
             raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(parameters(hint))}")
         return _filled(Plan(place, "", about, hint, (hint,), parameters(hint)), value)
@@ -150,12 +150,12 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
 
 
 def names(kind: str) -> list[str]:
-    """The names that a component of this kind can have, besides dotted ones."""
+    """Names of the components of one kind, besides dotted ones."""
     return list(LOADERS if kind == "data" else catalogue(kind))
 
 
 def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Callable[..., Any], ...]:
-    """What makes the component, then those whose parameters it has; alone, a function that IS the component."""
+    """Builder of a component, then the sources of its parameters; a function without sources IS the component."""
     if kind == "data":
         if name not in LOADERS:
             raise ConfigError(f"{place} is {name!r}; {suggest(name, LOADERS)}")
@@ -167,10 +167,10 @@ def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple
 
 
 def _known(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
-    """The parameters that a config may set."""
+    """Parameters that a config may set."""
     hidden = {"data": {"name", "options", "store"}, "model": {"input_shape", "classes"}}.get(kind, set())
     known = {key: value for source in sources for key, value in parameters(source).items() if key not in hidden}
-    if kind == "data":  # a problem takes the data set that it is made of by name
+    if kind == "data":  # a problem names its underlying data set
         named = {key: value.replace(annotation=str, default=None) for key, value in known.items()}
         known = {key: value if is_plain(value.annotation) else named[key] for key, value in known.items()}
     return known
@@ -185,9 +185,9 @@ def _imported_model(name: str, **options: Any) -> ImportedModel:
 
 
 def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str], place: str = "") -> dict[str, Any]:
-    """The values of ``above`` over those of ``below``, such as flags over a file.
+    """Merge the values of ``above`` over those of ``below``, such as flags over a file.
 
-    Where they name different components, the fields that mean the same to both stay; ``notes`` tells which do not.
+    Where they name different components, fields that both share are kept; ``notes`` collects messages about the others.
     """
     result = dict(below)
     for key, value in above.items():
@@ -199,7 +199,7 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
         lower, upper = ({"name": part} if isinstance(part, str) else part for part in (old, value))
         if not isinstance(lower, Mapping):
             raise ConfigError(f"{at} is {old!r}; expected a name, or name and fields")
-        chosen = "name" in upper and at != "execution"     # whose name is that of the run
+        chosen = "name" in upper and at != "execution"     # its name is the run's
         if chosen and "python" in lower:
             lower = {}
         elif chosen and upper["name"] != lower.get("name"):
@@ -209,7 +209,7 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
 
 
 def _common(kind: str, place: str, fields: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
-    """The fields of another component that this one has too, with the same type."""
+    """Fields that the component ``name`` shares with another one, by name and type."""
     new = _known(kind, _target(kind, name, place)[1:])
     old = _known(kind, _target(kind, fields["name"], place)[1:]) if "name" in fields else new   # the default's
     kept = {k: v for k, v in fields.items() if k in old and k in new and old[k].annotation == new[k].annotation}

@@ -1,4 +1,4 @@
-"""From a mapping of settings to the objects: jsonargparse parses the values by the types of the classes themselves."""
+"""Build objects from a mapping of settings; jsonargparse parses the values by the type hints of the classes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ T = TypeVar("T")
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would take the last."""
+    """Loader that refuses duplicate keys, of which YAML would keep the last."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
-            if keys.count(key.value) > 1 and key.value != "<<":   # which merges other mappings
+            if keys.count(key.value) > 1 and key.value != "<<":   # merges other mappings
                 line = key.start_mark.line + 1
-                raise ConfigError(f"{key.value!r} is there twice, the first time in line {line}; expected it once")
+                raise ConfigError(f"{key.value!r} is given twice, first in line {line}; expected once")
         return node
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, of which none is left in a short form.
+    """Read a YAML file of settings, and expand their short forms.
 
     Raises:
-        ConfigError: it cannot be read, is no mapping, or holds a setting in two forms.
+        ConfigError: the file cannot be read, is not a mapping, or holds a setting in two forms.
     """
     try:
         config = yaml.load(Path(path).read_text(), _OnceLoader)
@@ -51,16 +51,16 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any]) -> Experiment:
-    """The experiment that a mapping describes.
+    """Build the experiment that a mapping describes.
 
     Raises:
-        ConfigError: a name or key is unknown, or a value of the wrong type or out of range; says where, and the fix.
+        ConfigError: a name or key is unknown, or a value is of the wrong type or out of range; names the setting.
     """
     return build(Experiment, in_full(config))
 
 
 def build(cls: type[T], config: Mapping[str, Any]) -> T:
-    """Make ``cls``, a dataclass of settings and components, from a mapping.
+    """Build ``cls``, a dataclass of settings and components, from a mapping.
 
     Raises:
         ConfigError: see `from_config`.
@@ -80,7 +80,7 @@ def build(cls: type[T], config: Mapping[str, Any]) -> T:
 
 
 def _wrong_type(whole: Plan, message: str) -> str:
-    """Our own words for jsonargparse's message, which begins with the key."""
+    """Rephrase a message of jsonargparse, which begins with the key."""
     found = re.match(r'Parser key "([^"]+)"', message)
     for part in whole.walk():
         for key, value in part.fields.items():
@@ -101,8 +101,8 @@ def _make(plan: Plan, values: Namespace) -> Any:
 
 
 def _parser(whole: Plan, helpful: bool) -> ArgumentParser:
-    """A parser whose groups are the components, and whose arguments are their fields; ``helpful`` with the names of all
-    that could be there instead, for which every catalogue is imported.
+    """Build a parser with a group for each component and an argument for each field; ``helpful`` adds the names of
+    alternatives, for which every catalogue is imported.
     """
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     for part in whole.walk():
@@ -118,22 +118,22 @@ def _parser(whole: Plan, helpful: bool) -> ArgumentParser:
 
 def _add(group: Any, part: Plan, source: Callable[..., Any]) -> None:
     """Add the plain parameters of one source."""
-    make = getattr(source, "func", source)  # of a partial, which jsonargparse does not read
+    make = getattr(source, "func", source)  # jsonargparse does not inspect a partial
     usual = {key for key, parameter in parameters(make).items() if is_plain(parameter.annotation)}
     hidden = parameters(make).keys() - (usual & part.known.keys())
     for key in hidden & part.known.keys():
         if is_plain(part.known[key].annotation):
-            group.add_argument(f"--{part.at(key)}", type=str, help="a name")
+            group.add_argument(f"--{part.at(key)}", type=str, help="name of a data set.")
     add = group.add_class_arguments if isinstance(make, type) else group.add_function_arguments
     add(make, part.place or None, as_group=False, skip=hidden)
 
 
 def help_text(whole: Plan) -> str:
-    """Every setting of the plan, with the values that the plan has as defaults."""
+    """Help on every setting of the plan, with the plan's values as defaults."""
     parser = _parser(whole, helpful=True)
     parser.set_defaults({p.at(key): value for p in whole.walk() for key, value in p.fields.items()})
     text = parser.format_help().partition("\n\n")[2]
-    text = re.sub(r", --\S+\+ \S+", "", text)  # the "--list+ ITEM" of jsonargparse, which we have not
+    text = re.sub(r", --\S+\+ \S+", "", text)  # the "--list+ ITEM" of jsonargparse, which fedsim does not support
     return plain(re.sub(r"\(required,\s+(type:\s[^()]*default:\s)", r"(\1", text))  # not required: a value is there
 
 
@@ -141,7 +141,7 @@ def _heading(part: Plan) -> str:
     if not part.name:
         return part.about or summary(part.make)
     others = ", ".join(name for name in _all_names(part.place.rpartition(".")[2]) if name != part.name)
-    return f"--{part.place} NAME: {part.about} Now {part.name}: {summary(part.sources[-1])} Others: {others}."
+    return f"--{part.place} NAME: {part.about} Shown: {part.name}. {summary(part.sources[-1])} Others: {others}."
 
 
 def _choices(part: Plan, key: str) -> str:
@@ -150,4 +150,4 @@ def _choices(part: Plan, key: str) -> str:
 
 
 def _all_names(kind: str) -> list[str]:
-    return names(kind) + ([] if kind == "data" else ["your own, as my.module.Class"])
+    return names(kind) + ([] if kind == "data" else ["my.module.Class (your own)"])

@@ -1,4 +1,4 @@
-"""Writing an experiment as plain YAML values."""
+"""Conversion of an experiment to plain YAML values."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fedsim.problems import Problem
 
 
 def to_config(experiment: Experiment) -> dict[str, Any]:
-    """Every field as plain YAML values.
+    """Convert an experiment, with all its fields, to plain YAML values.
 
-    What cannot be imported by a name (an object made in Python, a lambda) becomes ``{python: ...}``, which says what
-    it was; `from_config` refuses it.
+    An object that cannot be imported by name (made in Python, or a lambda) becomes ``{python: its description}``, which
+    `from_config` refuses.
     """
     config: dict[str, Any] = written(experiment, Experiment)
     return config
 
 
 def written(value: Any, hint: Any = None) -> Any:
-    """A value of a setting as plain YAML; a component of exactly the type ``hint`` needs no name."""
+    """Convert a value to plain YAML; a component of exactly the type ``hint`` needs no name."""
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):

@@ -169,7 +169,7 @@ def test_what_is_left_out_keeps_the_default() -> None:
         ({"algorithm": {"name": "FedAMD", "p": "best"}}, r"algorithm\.p is 'best'; expected a number or 'optimal'"),
         ({"algorithm": {"name": "FedAvg", "lr": -1}}, r"FedAvg\.lr is -1\.0; expected a finite number above 0"),
         (config(rouns=3), r"unknown setting rouns: did you mean 'rounds'\?"),
-        (config(rounds=2.5), r"rounds is 2\.5; expected a whole number: communication rounds"),
+        (config(rounds=2.5), r"rounds is 2\.5; expected a whole number: number of communication rounds"),
         (config(rounds=True), "rounds is True; expected a whole number"),
         (config(rounds=None), "rounds is null; expected a whole number"),
         (config(rounds=0), "rounds is 0; expected a whole number, 1 or more"),
@@ -243,7 +243,7 @@ def test_load_config(tmp_path: Path) -> None:
     twice = {"local": "local: {epochs: 2}\nlocal: {}\n", "epochs": "local:\n  epochs: 1\n  epochs: 2\n"}
     for key, text in twice.items():
         path.write_text(text)
-        with pytest.raises(ConfigError, match=f"'{key}' is there twice"):
+        with pytest.raises(ConfigError, match=f"'{key}' is given twice"):
             load_config(path)
     path.write_text("base: &base {lr: 1}\nalgorithm: {<<: *base, name: FedAvg, lr: 2}\n")
     assert load_config(path)["algorithm"] == {"name": "FedAvg", "lr": 2}, "what is merged may be replaced"
