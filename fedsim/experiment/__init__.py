@@ -1,1 +1,1 @@
-"""What determines a result, and how it is executed; ``config`` has its YAML form."""
+"""Settings that determine a result, and those of its execution; ``config`` converts them to and from YAML."""

@@ -134,7 +134,7 @@ def jobs_of(jobs: int | None, todo: list[Point]) -> int:
     several = min(jobs, len(todo))
     if several > 1 and nested:
         raise ConfigError(
-            f"--jobs is {jobs} but experiments use Ray actors (backend ray, or a setting of ray), which occupy all"
+            f"--jobs is {jobs}, but experiments use Ray actors (backend ray, or a setting of ray), which occupy all"
             " CPUs themselves; use --jobs 1, or leave these settings out"
         )
     return max(1, several)
