@@ -58,7 +58,7 @@ def _add_options(group: Any) -> set[str]:
         add("xlabel", "label of the horizontal axis"),
         add("ylabel", "label of the vertical axis"),
         add("footnote", "text below the axes, instead of the explanation of lines and bands; '' for none"),
-        add("width", "width of a text column (3.4 inches) or of a page (7 inches, default)", choices=("column", "page")),
+        add("width", "width: a text column (3.4 inches) or a page (7 inches, default)", choices=("column", "page")),
         add("height", "height of the figure in inches", type=float),
         add("log-x", "logarithmic horizontal axis (default: auto, if costs differ by a factor over ten)", **switch),
         add("log-y", "logarithmic vertical axis (default: auto, if the metric spans a factor of 30)", **switch),
