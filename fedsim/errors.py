@@ -116,7 +116,7 @@ def explained(function: str, round: int) -> Iterator[None]:
 def suggest(name: str, known: Iterable[str]) -> str:
     """Suggest the closest known name, ignoring case, and list all of them."""
     known = list(known)
-    spelled = {each.lower(): each for each in known}
+    spelled = {each.lower(): each for each in reversed(known)}
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
     names = ", ".join(known) or "none"
     return f"did you mean {spelled[near[0]]!r}? Known: {names}" if near else f"known: {names}"

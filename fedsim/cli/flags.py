@@ -10,10 +10,16 @@ from typing import Any
 
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import load_config, override
-from fedsim.experiment.config.names import parameters
-from fedsim.experiment.config.plan import plan
+from fedsim.experiment.config.names import catalogue, parameters
+from fedsim.experiment.config.plan import names, plan
 from fedsim.experiment.config.read import help_text
 from fedsim.experiment.short_forms import full_place, put, short_forms
+
+SYNONYMS = {
+    "clients": "num_partitions", "num_clients": "num_partitions", "dataset": "data", "learning_rate": "lr",
+    "participation": "sampling.fraction",
+}  # fmt: skip
+"""Flags of other simulators, and the settings here."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,20 @@ def _known(command: Command, key: str) -> str:
     settings = parameters(command.settings)
     known = ["help", *command.switches, *command.options, *settings, *short_forms(settings)]
     if key.split(".")[0] not in known:
-        raise ConfigError(f"fedsim {command.name} has no option --{key}; {suggest(key, known)}")
+        places = _places(command, key)
+        hint = f"did you mean {' or '.join(f'--{place}' for place in places)}?" if places else suggest(key, known)
+        raise ConfigError(f"fedsim {command.name} has no option --{key}; {hint}")
     return full_place(key)
+
+
+def _places(command: Command, key: str) -> list[str]:
+    """Dotted names of the settings of components that an unknown flag may mean."""
+    settings = parameters(command.settings)
+    key, required = SYNONYMS.get(key, key), {"algorithm": names("algorithm")[0]} if "algorithm" in settings else {}
+    places = [part.at(name) for part in plan(command.settings, required).walk() for name in part.known]
+    if required:
+        places += [f"algorithm.{name}" for cls in catalogue("algorithm").values() for name in parameters(cls)]
+    return [place for place in dict.fromkeys(places) if f".{place}".endswith(f".{key}")]
 
 
 def print_help(command: Command, settings: Mapping[str, Any]) -> None:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 
 from fedsim.cli.output import width
 from fedsim.data import available
-from fedsim.experiment.config.names import catalogue, summary
+from fedsim.experiment.config.names import aliases, catalogue, summary
 from fedsim.problems import PROBLEMS
 
 
 def _components(kind: str) -> Callable[[], dict[str, str]]:
-    return lambda: {name: summary(cls) for name, cls in catalogue(kind).items()}
+    def described() -> dict[str, str]:
+        short = {name: f"alias of {stands_for}" for name, stands_for in aliases(kind).items()}
+        return {name: summary(cls) for name, cls in catalogue(kind).items()} | short
+
+    return described
 
 
 SECTIONS: dict[str, Callable[[], dict[str, str]]] = {

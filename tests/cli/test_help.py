@@ -12,6 +12,7 @@ import pytest
 import fedsim
 from algorithms import ALGORITHMS
 from fedsim.cli import COMMANDS, main
+from fedsim.experiment.config.names import ALIASES
 from fedsim.experiment.experiment import Experiment
 
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "digits.yaml"
@@ -55,8 +56,32 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in text
     assert main(["list", "algorithms", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["algorithms"] and set(found["algorithms"]) == {cls.__name__ for cls in ALGORITHMS}
+    assert list(found) == ["algorithms"]
+    assert set(found["algorithms"]) == {cls.__name__ for cls in ALGORITHMS} | ALIASES["ALGORITHMS"].keys()
     assert all(found["algorithms"].values()), "every one has a description"
+    assert found["algorithms"]["FedDyn"] == "alias of FedSpeed(rho=0.0, lam=100.0)"
+    assert main(["list", "compressors"]) == 0
+    assert "alias of QSGD(s=1, norm='linf')" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["run", "--lr", "0.1"], "no option --lr; did you mean --algorithm.lr?"),
+        (["run", "--rho", "0.1"], "no option --rho; did you mean --algorithm.rho?"),
+        (["run", "--clients", "10"], "no option --clients; did you mean --partition.num_partitions?"),
+        (["partition", "--num-clients", "10"], "did you mean --partition.num_partitions?"),
+        (["sweep", "--batch-size", "8,16"], "did you mean --local.batch_size?"),
+        (["run", "--alpha", "0.1"], "did you mean --partition.alpha or --algorithm.alpha?"),
+        (["run", "--dataset", "mnist"], "did you mean --data?"),
+        (["partition", "--lr", "0.1"], "no option --lr; known: help"),
+    ],
+)
+def test_an_unknown_flag_names_the_setting_of_a_component(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert hint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])

@@ -50,6 +50,32 @@ CATALOGUES = {
     "graph": Catalogue("topologies", "GRAPHS", "build"),
     "base": Catalogue("topologies", "SCHEDULES", "matrix"),
 }
+
+
+class Alias(NamedTuple):
+    """A name from the literature, which stands for a component with certain settings."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings.items())})"
+
+
+ALIASES = {
+    "ALGORITHMS": {
+        "CHOCO-Gossip": Alias("ChocoSGD", {"lr": 0.0}),
+        "DFedAvgM": Alias("DFedAvg", {"momentum": 0.9}),
+        "DFedSAM-MGS": Alias("DFedSAM", {"gossip_steps": 4}),
+        "FedAdagrad": Alias("FedOpt", {"optimizer": "adagrad", "beta1": 0.0}),
+        "FedAdam": Alias("FedOpt", {"optimizer": "adam"}),
+        "FedDyn": Alias("FedSpeed", {"rho": 0.0, "lam": 100.0}),   # lam is 1 / alpha: alpha = 0.01 in its authors' code
+        "FedYogi": Alias("FedOpt", {"optimizer": "yogi"}),
+        "SCAFFOLD": Alias("Scaffold", {}),
+    },
+    "COMPRESSORS": {"TernGrad": Alias("QSGD", {"s": 1, "norm": "linf"})},
+}
+"""Aliases by catalogue; their case is ignored."""
 SCALARS = (int, float, str, bool, Path, types.NoneType)
 CONTAINERS = (Union, types.UnionType, list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping)
 
@@ -98,17 +124,39 @@ def catalogue(kind: str) -> dict[str, type]:
     return dict(listed) if isinstance(listed, Mapping) else {cls.__name__: cls for cls in listed}
 
 
+def aliases(kind: str) -> dict[str, Alias]:
+    """Aliases of components of one kind."""
+    return ALIASES.get(CATALOGUES[kind].attribute, {}) if kind in CATALOGUES else {}
+
+
+def alias(kind: str, name: str) -> Alias | None:
+    """The alias with a name, in any case, unless the catalogue has that name."""
+    if name in catalogue(kind):
+        return None
+    return {short.lower(): found for short, found in aliases(kind).items()}.get(name.lower())
+
+
+def unaliased(kind: str, value: Any) -> Any:
+    """A component of a config, with an alias replaced by its component and settings; given fields override these."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    found = alias(kind, name) if isinstance(name, str) and kind in CATALOGUES else None
+    if found is None:
+        return value
+    return {**found.settings, **(value if isinstance(value, Mapping) else {}), "name": found.name}
+
+
 def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable[..., Any]:
     """Find the class or function with a ``name`` at a ``place`` in a config; the error also suggests ``also``.
 
     Raises:
         ConfigError: the name is unknown, or its class is of another kind.
     """
-    known = catalogue(kind)
-    if name in known:
-        return known[name]
+    known, short = catalogue(kind), alias(kind, name)
+    if name in known or short:
+        return known[short.name if short else name]
     if "." not in name:
-        raise ConfigError(f"{place} is {name!r}; {suggest(name, [*known, *also, 'my.module.Class (your own)'])}")
+        listed = [*known, *aliases(kind), *also, "my.module.Class (your own)"]
+        raise ConfigError(f"{place} is {name!r}; {suggest(name, listed)}")
     target: Callable[..., Any] = imported(name, place)
     makes_module = kind == "model" and (not isinstance(target, type) or issubclass(target, nn.Module))
     if kind in CATALOGUES and not makes_module and not hasattr(target, CATALOGUES[kind].method):

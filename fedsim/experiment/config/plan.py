@@ -14,6 +14,7 @@ from fedsim.data.catalogue import FORMATS, NAMED
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config.names import (
     ImportedModel,
+    aliases,
     catalogue,
     find,
     help_of,
@@ -21,6 +22,7 @@ from fedsim.experiment.config.names import (
     literals,
     parameters,
     type_in_words,
+    unaliased,
 )
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Data
@@ -88,7 +90,7 @@ def _filled(plan: Plan, config: Mapping[str, Any]) -> Plan:
     for key, value in config.items():
         _check(plan, str(key), value)
     for key, parameter in plan.known.items():
-        given = config.get(key, REQUIRED)
+        given = unaliased(key, config.get(key, REQUIRED))
         if is_plain(parameter.annotation):
             if given is not REQUIRED:
                 plan.fields[key] = given
@@ -151,7 +153,7 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
 
 def names(kind: str) -> list[str]:
     """Names of the components of one kind, besides dotted ones."""
-    return list(LOADERS if kind == "data" else catalogue(kind))
+    return list(LOADERS if kind == "data" else {**catalogue(kind), **aliases(kind)})
 
 
 def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Callable[..., Any], ...]:
@@ -203,7 +205,7 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
         if chosen and "python" in lower:
             lower = {}
         elif chosen and upper["name"] != lower.get("name"):
-            lower = _common(key, at, lower, upper["name"], notes)
+            lower, upper = _common(key, at, lower, upper["name"], notes), unaliased(key, upper)
         result[key] = override(lower, upper, notes, at)
     return result
 

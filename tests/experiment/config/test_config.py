@@ -159,7 +159,6 @@ def test_what_is_left_out_keeps_the_default() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"algorithm": "SCAFFOLD"}, r"algorithm is 'SCAFFOLD'; did you mean 'Scaffold'\?"),
         ({}, r"algorithm is missing; expected a name \(FedAvg, FedAMD"),
         ({"algorithm": "FedSpead"}, r"algorithm is 'FedSpead'; did you mean 'FedSpeed'\?"),
         ({"algorithm": {"lr": 0.1}}, r"algorithm is .*; expected a name, or name and fields"),

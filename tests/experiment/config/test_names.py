@@ -1,0 +1,83 @@
+"""Names of components: aliases from the literature, and summaries of docstrings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from algorithms import DIANA, ChocoSGD, DFedAvg, DFedSAM, FedOpt, FedSpeed, Scaffold
+from fedsim.compress import COMPRESSORS, QSGD
+from fedsim.errors import ConfigError
+from fedsim.experiment.config import from_config, override, to_config
+from fedsim.experiment.config.names import ALIASES, CATALOGUES, catalogue, summary
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ("FedAdam", FedOpt(optimizer="adam")),
+        ("FedYogi", FedOpt(optimizer="yogi")),
+        ("FedAdagrad", FedOpt(optimizer="adagrad", beta1=0.0)),
+        ("FedDyn", FedSpeed(rho=0.0, lam=100.0)),
+        ({"name": "feddyn", "lam": 10.0, "lr": 0.05}, FedSpeed(lr=0.05, rho=0.0, lam=10.0)),
+        ("SCAFFOLD", Scaffold()),
+        ("scaffold", Scaffold()),
+        ("DFedAvgM", DFedAvg(momentum=0.9)),
+        ("DFedSAM-MGS", DFedSAM(gossip_steps=4)),
+        ("CHOCO-Gossip", ChocoSGD(lr=0.0)),
+        ({"name": "DIANA", "compressor": "TernGrad"}, DIANA(compressor=QSGD(1, "linf"))),
+        ({"name": "DIANA", "compressor": {"name": "terngrad", "s": 3}}, DIANA(compressor=QSGD(3, "linf"))),
+    ],
+)
+def test_an_alias_is_a_component_with_settings(algorithm: Any, expected: Any) -> None:
+    topology = None if getattr(expected, "server", True) else "Static"
+    experiment = from_config({"algorithm": algorithm, "topology": topology})
+    assert experiment.algorithm == expected
+    assert to_config(experiment)["algorithm"]["name"] == type(expected).__name__, "the resolved config has no alias"
+
+
+def test_every_alias_names_a_component_that_has_its_settings() -> None:
+    for kind, (_, attribute, _) in CATALOGUES.items():
+        for alias in ALIASES.get(attribute, {}).values():
+            assert alias.settings.keys() <= catalogue(kind)[alias.name].__dataclass_fields__.keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "expected"),
+    [
+        ({"name": "FedSpeed", "rho": 0.2, "lr": 0.05}, "FedDyn", FedSpeed(lr=0.05, rho=0.0, lam=100.0)),
+        ({"name": "FedDyn", "lam": 50.0}, "FedSpeed", FedSpeed(lam=50.0)),
+        ({"name": "FedDyn", "lam": 50.0}, "FedDyn", FedSpeed(rho=0.0, lam=50.0)),
+        ("FedDyn", {"lr": 0.3, "rho": 0.1}, FedSpeed(lr=0.3, rho=0.1, lam=100.0)),
+        ("FedAdam", "FedYogi", FedOpt(optimizer="yogi")),
+    ],
+)
+def test_flags_override_the_file_with_aliases(file: Any, flags: Any, expected: Any) -> None:
+    assert from_config(override({"algorithm": file}, {"algorithm": flags}, [])).algorithm == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("FedDin", "FedDyn"), ("fedadm", "FedAdam"), ("Scafold", "Scaffold"), ("CHOCOGossip", "CHOCO-Gossip")],
+)
+def test_a_mistyped_name_suggests_an_alias(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"algorithm is '{name}'; did you mean '{near}'"):
+        from_config({"algorithm": name})
+
+
+def test_a_summary_is_the_first_sentence() -> None:
+    def one() -> None:
+        """Rows of a
+        table, by Doe et al. Others (Proc. IEEE) omit 0.5 of them. This is the second sentence.
+
+        This is another paragraph.
+        """
+
+    def two() -> None:
+        """No full stop
+        """  # fmt: skip
+
+    assert summary(one) == "Rows of a table, by Doe et al. Others (Proc. IEEE) omit 0.5 of them."
+    assert summary(two) == "No full stop" and summary(lambda: 0) == ""
+    assert all(summary(cls)[-1] == "." for cls in COMPRESSORS.values())
