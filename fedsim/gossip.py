@@ -17,6 +17,8 @@ from fedsim.errors import ConfigError
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+    from topologies import FromFile
+
 
 class Topology(Protocol):
     """Mixing matrices of a federation, one per round."""
@@ -45,6 +47,12 @@ def mixing_matrix(topology: Topology, round: int, seed: int, n: int) -> csr_arra
     if w.shape != (n, n):
         raise ConfigError(f"topology: the mixing matrix of round {round} is {list(w.shape)}; expected [{n}, {n}]")
     return w if w.has_sorted_indices else w.sorted_indices()
+
+
+def graph_file(topology: Topology | None) -> FromFile | None:
+    """The graph file that a topology reads, if it does."""
+    graph = getattr(getattr(topology, "base", topology), "graph", None)   # ``base``: of LinkFailures
+    return graph if type(graph).__name__ == "FromFile" else None
 
 
 def restrict(w: csr_array, active: np.ndarray, round: int, rows: bool = True) -> csr_array:

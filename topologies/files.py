@@ -1,15 +1,19 @@
-"""Graphs that come from elsewhere: any networkx graph, or a file."""
+"""Graphs from elsewhere: networkx graphs and files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import bz2
+import gzip
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import networkx as nx
 
+from topologies.edge_lists import parse_edges
 from topologies.errors import TopologyError
+from topologies.order import natural
 from topologies.setting_checks import check_n
 
 if TYPE_CHECKING:
@@ -17,13 +21,17 @@ if TYPE_CHECKING:
 else:
     Graph = nx.Graph
 
+KINDS = {".graphml": "GraphML", ".gml": "GML"}
+UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress}
+
 
 def in_order(graph: Graph) -> list[Any]:
     """The nodes of a graph, node i of the federation at position i.
 
-    By integer value if all labels are integers (or texts of integers), else sorted, else as the graph lists them.
+    By value if all labels are integers (or texts of integers), in natural order (n2 before n10) if all are texts, else
+    sorted, else as the graph lists them.
     """
-    for key in (int, None):
+    for key in (_integer, natural, None):
         try:
             return sorted(graph, key=key)
         except (TypeError, ValueError, OverflowError):
@@ -31,8 +39,14 @@ def in_order(graph: Graph) -> list[Any]:
     return list(graph)
 
 
+def _integer(label: Any) -> int:
+    if isinstance(label, float):
+        raise TypeError("not an integer")
+    return int(label)
+
+
 def from_edges(n: int, edges: Iterable[tuple[int, int]], directed: bool = False) -> Graph:
-    """The graph on nodes 0..n-1 with these edges."""
+    """Graph on nodes 0..n-1 with these edges."""
     graph: Graph = nx.DiGraph() if directed else nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from(edges)
@@ -57,15 +71,27 @@ def from_networkx(graph: Graph, n: int | None = None) -> Graph:
     return from_edges(len(graph), ((index[a], index[b]) for a, b in graph.edges()), graph.is_directed())
 
 
+def _gml(text: str) -> Graph:
+    """A GML graph by its labels, or by its ids where nodes lack a label or share one."""
+    try:
+        graph: Graph = nx.parse_gml(text, label="label")
+    except nx.NetworkXError:
+        graph = nx.parse_gml(text, label="id")
+    return graph
+
+
 @dataclass(frozen=True)
 class FromFile:
     """The graph in a file, which must be connected.
 
-    Its format is GraphML if its name says ``.graphml``, else an edge list: two labels a line, ``#`` comments.
+    GraphML if the file's name ends in ``.graphml``, GML if it ends in ``.gml``, else an edge list: one edge per line,
+    two labels separated by a space, and perhaps a weight; ``#`` starts a comment. Weights are ignored: W follows from
+    the links alone. Nodes are numbered in natural order of their labels (ids in GraphML), so n2 precedes n10.
 
     Args:
         path: the file.
-        directed: whether the edges of an edge list point from the first label to the second; GraphML says so itself.
+        directed: direct the edges of an edge list from the first label to the second; GraphML and GML state it
+            themselves.
     """
 
     path: Path
@@ -74,27 +100,40 @@ class FromFile:
     def build(self, n: int, seed: int) -> Graph:
         """See ``GraphBuilder``; the number of nodes in the file must be n."""
         check_n(n)
-        graph = self._read()
         try:
-            return from_networkx(graph, n)
+            return from_networkx(self._read()[0], n)
         except TopologyError as error:
             raise TopologyError(f"{self.path}: {error}") from None
 
-    def names(self) -> list[str]:
-        """Labels of the nodes in the file, that of node i at position i."""
-        return list(map(str, in_order(self._read())))
+    def labels(self) -> list[str]:
+        """Label in the file of each node, in the order of their numbers."""
+        return [str(label) for label in in_order(self._read()[0])]
 
-    def _read(self) -> Graph:
+    def remarks(self) -> list[str]:
+        """Content of the file that is ignored, in words."""
+        weighted = self._read()[1]
+        return [f"{self.path}: edge weights are ignored, as W follows from the links alone"] if weighted else []
+
+    def _read(self) -> tuple[Graph, bool]:
+        """The graph as it is in the file, and whether its edges have weights."""
+        name = Path(Path(self.path).name)
+        kind = KINDS.get((Path(name.stem) if name.suffix.lower() in UNPACK else name).suffix.lower(), "an edge list")
         try:
-            if ".graphml" in Path(self.path).name:
-                graph: Graph = nx.read_graphml(self.path)
+            raw = UNPACK.get(name.suffix.lower(), bytes)(Path(self.path).read_bytes())
+            if kind == "GraphML":
+                graph = nx.parse_graphml(raw)
+            elif kind == "GML":
+                graph = _gml(raw.decode("utf-8-sig"))
             else:
-                graph = nx.read_edgelist(self.path, data=False, create_using=nx.DiGraph if self.directed else nx.Graph)
+                edges, weighted = parse_edges(raw.decode("utf-8-sig"))
+                return (nx.DiGraph(edges) if self.directed else nx.Graph(edges)), weighted
+        except TopologyError:
+            raise
         except FileNotFoundError:
-            raise TopologyError(f"there is no graph file {self.path}; expected GraphML or an edge list") from None
+            raise TopologyError("no such graph file; expected GraphML, GML or an edge list") from None
         except Exception as error:  # broken bytes raise whatever the XML and text decoders raise on them
             raise TopologyError(
-                f"{self.path} is not a readable graph ({error}); expected GraphML in a file named .graphml, "
-                "or an edge list with two labels a line, separated by a space"
+                f"not readable as {kind} ({error}); expected UTF-8 text: GraphML in a file named .graphml, GML in one"
+                " named .gml, and an edge list of two labels per line in any other"
             ) from error
-        return graph
+        return graph, any("weight" in attributes for *_, attributes in graph.edges(data=True))

@@ -19,6 +19,7 @@ from torch import nn
 
 from fedsim.cli import flags
 from fedsim.cli.output import console, writing
+from fedsim.controller.host import note
 from fedsim.controller.prepare import resolve_data
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, suggest
@@ -27,7 +28,7 @@ from fedsim.experiment.config.names import parameters
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Data, Experiment, division, is_problem
 from fedsim.experiment.short_forms import in_full
-from fedsim.gossip import Topology, mixing_matrix, refusals, weigh
+from fedsim.gossip import Topology, graph_file, mixing_matrix, refusals, weigh
 from fedsim.messages.wire import nbytes
 from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
@@ -107,6 +108,9 @@ def topology(argv: Sequence[str]) -> int:
     w = mixing_matrix(network.topology, network.round, network.seed, n)
     if counts and parts:
         w = weigh(w, parts.sizes.astype(float), network.round)
+    if graph := graph_file(network.topology):
+        for remark in graph.remarks():
+            note(remark)
     measured = measure(w, _parameters(network, source, dataset))
     if run is not None:
         measured["bytes_over_links"] = _over_links(run, network.seed)

@@ -19,11 +19,13 @@ from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
+from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.config import from_config, to_config
-from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.short_forms import in_full
+from fedsim.gossip import graph_file
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, create_run, open_run
 from fedsim.record.metrics import read_metrics
@@ -43,7 +45,8 @@ def run(
 
 def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
-    for remark in experiment.remarks:
+    own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
+    for remark in [*experiment.remarks, *([first.dataset.notes] if own else [])]:
         host.say(remark)
     if first.unheld:
         host.say(f"no client has a sample of class {', '.join(first.unheld)}, which cannot be learned: see partition")
@@ -54,6 +57,8 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
         "clients": first.partition.n,
         "data_hash": data_hash(first.dataset),
         "data_notes": first.dataset.notes,
+        "client_names": list(first.dataset.client_names or ()),
+        "node_names": graph.labels() if (graph := graph_file(experiment.topology)) else [],
         "partition_hash": {str(experiment.seed): first.partition.hash},
         "backend": {},
     }

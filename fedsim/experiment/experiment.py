@@ -19,7 +19,7 @@ from fedsim.experiment.sampling import FixedSize, Sampling
 from fedsim.experiment.schedule import Constant, Cosine, Schedule
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
-from fedsim.gossip import Topology
+from fedsim.gossip import Topology, graph_file
 from fedsim.models import MLP, Architecture
 from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner, Skew
 from fedsim.problems import PROBLEMS, Problem
@@ -213,6 +213,8 @@ class Experiment:
             found.append("local.steps replaces local.epochs")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             found.append("sampling.size replaces sampling.fraction")
+        if graph := graph_file(self.topology):
+            found += graph.remarks()
         return found + self.execution.remarks
 
     @property

@@ -92,7 +92,10 @@ def _runs_below(path: Path) -> list[RunDirectory]:
         return [open_run(path)]
     if not path.is_dir():
         return []
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    from topologies.order import natural  # slow: networkx
+
+    folders = [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    folders.sort(key=lambda child: natural(child.name))
     return [run for folder in folders for run in _runs_below(folder)]
 
 

@@ -34,6 +34,7 @@ from topologies import (
     from_networkx,
 )
 from topologies.graphs import GraphBuilder
+from topologies.order import natural
 
 BUILDERS: list[GraphBuilder] = [
     Ring(),
@@ -253,20 +254,90 @@ def test_files(tmp_path: FilePath) -> None:
     assert FromFile(tmp_path / "directed.graphml").build(2, 0).is_directed()
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("0,1\n1,2\n", "line 1: '0,1' has labels separated by ','; expected a space"),
+        ("0 1\n1,2\n2 3\n3 0\n", "line 2: '1,2' has labels separated by ','"),
+        ("0;1\n", ".* separated by ';'"),
+        ("0 1\n# end\n1\n", "line 3: '1' is a single label; expected one edge per line"),
+        ("0 1 2 3\n1 2\n", "line 1: 4 entries.*adjacency list"),
+        ("0 1\n1 2 0\n", "line 2: 3 entries, but line 1 has 2.*adjacency list"),
+        ("0 1 2\n1 2 0\n2 0 1\n", "line 1: '2' is a weight or a second neighbour"),
+        ("0 1 near\n", "line 1: 'near' is no weight"),
+        ("source target\n0 1\n1 2\n", "line 1: 'source target' is a header"),
+        ("0 1\n1 1\n", "line 2: an edge from '1' to itself"),
+        ("<?xml version='1.0'?>\n", ".* is the beginning of GraphML; name the file .graphml"),
+        ("graph [\n  node [\n", ".* is the beginning of GML; name the file .gml"),
+        ("# nothing\n", "no edges; expected one edge per line"),
+        ("0 1\xff", "not readable as an edge list .*expected UTF-8"),
+    ],
+)
+def test_edge_lists_that_are_something_else(tmp_path: FilePath, text: str, match: str) -> None:
+    file = tmp_path / "odd.txt"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(TopologyError, match=rf"odd\.txt: {match}"):
+        FromFile(file).build(4, 0)
+
+
 def test_files_that_will_not_do(tmp_path: FilePath) -> None:
-    with pytest.raises(TopologyError, match=r"there is no graph file .*none.txt"):
+    with pytest.raises(TopologyError, match=r"none.txt: no such graph file"):
         FromFile(tmp_path / "none.txt").build(3, 0)
+    with pytest.raises(TopologyError, match="not readable as an edge list"):
+        FromFile(tmp_path).build(3, 0)
     (tmp_path / "ring.txt").write_text("0 1\n1 2\n2 0\n")
     with pytest.raises(TopologyError, match=r"ring.txt: the graph has 3 nodes, but there are n=10: use n=3"):
         FromFile(tmp_path / "ring.txt").build(10, 0)
-    (tmp_path / "commas.txt").write_text("0,1\n1,2\n")
-    with pytest.raises(TopologyError, match="has 0 nodes"):
-        FromFile(tmp_path / "commas.txt").build(3, 0)
     with pytest.raises(TopologyError, match="expected a networkx graph, got list"):
         from_networkx([(0, 1)])  # type: ignore[arg-type]
 
 
-@given(st.binary(max_size=60), st.sampled_from(["a.graphml", "a.txt"]))
+@pytest.mark.parametrize("name", ["g.graphml", "g.GraphML", "g.graphml.gz", "g.gml", "g.GML", "g.txt", "g.txt.bz2"])
+def test_numbers_in_node_names_are_numbers(tmp_path: FilePath, name: str) -> None:
+    """The hub n2 of a star is node 2, whatever the order and the format."""
+    star = nx.Graph((f"n{i}", "n2") for i in (11, 3, 1, 0, 10, 4, 5, 6, 7, 8, 9))
+    kind = name.lower().split(".")[1]
+    writer = {"graphml": nx.write_graphml, "gml": nx.write_gml, "txt": nx.write_edgelist}[kind]
+    writer(star, tmp_path / name)
+    graph = FromFile(tmp_path / name).build(12, 0)
+    assert dict(graph.degree)[2] == 11
+    assert FromFile(tmp_path / name).labels() == [f"n{i}" for i in range(12)]
+
+
+def test_gml_without_labels(tmp_path: FilePath) -> None:
+    nodes = "".join(f"node [ id {i} ] " for i in (10, 2, 1))
+    (tmp_path / "g.gml").write_text(f"graph [ {nodes} edge [ source 10 target 2 ] edge [ source 2 target 1 ] ]")
+    assert FromFile(tmp_path / "g.gml").labels() == ["1", "2", "10"]
+
+
+def test_a_byte_order_mark_is_no_label(tmp_path: FilePath) -> None:
+    nx.write_gml(nx.path_graph(3), tmp_path / "b.gml")
+    (tmp_path / "b.txt").write_text("0 1\n1 2\n")
+    for name in ("b.txt", "b.gml"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+        assert sorted(FromFile(tmp_path / name).build(3, 0).edges()) == [(0, 1), (1, 2)]
+
+
+def test_ignored_weights_are_reported(tmp_path: FilePath) -> None:
+    weighted, plain = nx.Graph(), nx.Graph([(0, 1), (1, 2)])
+    weighted.add_weighted_edges_from([(0, 1, 0.5), (1, 2, 0.25)])
+    for name, write in (("a.graphml", nx.write_graphml), ("a.gml", nx.write_gml), ("a.txt", nx.write_edgelist)):
+        for graph, expected in ((weighted, 1), (plain, 0)):
+            write(graph, tmp_path / name)
+            remarks = FromFile(tmp_path / name).remarks()
+            assert len(remarks) == expected and all("edge weights are ignored" in remark for remark in remarks)
+    nx.write_weighted_edgelist(weighted, tmp_path / "w.txt")
+    assert FromFile(tmp_path / "w.txt").remarks()
+
+
+def test_natural_order() -> None:
+    names = ["hospital_12", "hospital_1", "hospital_2", "a", "2", "10", "hospital_02"]
+    assert sorted(names, key=natural) == ["2", "10", "a", "hospital_1", "hospital_02", "hospital_2", "hospital_12"]
+    points = ["lr=0.1", "lr=0.03,rho=10", "lr=0.03,rho=9", "lr=1e-3"]
+    assert sorted(points, key=natural) == ["lr=1e-3", "lr=0.03,rho=9", "lr=0.03,rho=10", "lr=0.1"]
+
+
+@given(st.binary(max_size=60), st.sampled_from(["a.graphml", "a.gml", "a.txt"]))
 @settings(max_examples=60)
 def test_any_bytes_give_a_graph_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes, name: str

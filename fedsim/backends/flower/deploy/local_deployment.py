@@ -23,6 +23,7 @@ from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import write_atomic
+from topologies.order import natural
 
 NOTE = "deployment.json"
 DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\.[A-Za-z_]\w*")
@@ -140,16 +141,10 @@ def own_folders(local: LocalDeployment) -> list[Path]:
     if not local.own_data.is_dir():
         raise DeployError(f"{local.own_data} is not a folder; expected one with a folder or file for each node")
     shown = (path.absolute() for path in local.own_data.iterdir() if not path.name.startswith("."))
-    found = sorted(shown, key=natural)
+    found = sorted(shown, key=lambda path: natural(path.name))
     if len(found) != local.nodes:
         raise DeployError(f"{local.own_data} holds {len(found)} folders or files; expected {local.nodes}, one a node")
     return found
-
-
-def natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
-    """Sort key for natural order: node-2 before node-10."""
-    parts = [part for part in re.split(r"([0-9]+)", path.name) if part]
-    return [(False, int(p), "") if p[0] in "0123456789" else (True, 0, p) for p in parts], path.name
 
 
 def at_home(experiment: Experiment) -> Experiment:
