@@ -108,8 +108,8 @@ def topology(argv: Sequence[str]) -> int:
     w = mixing_matrix(network.topology, network.round, network.seed, n)
     if counts and parts:
         w = weigh(w, parts.sizes.astype(float), network.round)
-    if graph := graph_file(network.topology):
-        for remark in graph.remarks():
+    if file := graph_file(network.topology):
+        for remark in file.remarks():
             note(remark)
     measured = measure(w, _parameters(network, source, dataset))
     if run is not None:

@@ -141,14 +141,16 @@ def resolve_data(data: Data | Dataset | Problem) -> Dataset | Problem:
     """Load the data set or problem that ``data`` names."""
     if not isinstance(data, Data):
         return data
-    versions = tuple(map(_changed, data.options.values()))
+    versions = tuple(_changed(value) for name, value in data.options.items() if name.endswith("path"))
     return _load(data.name, str(data_directory(data.data_dir)), data.download, _frozen(data.options), versions)
 
 
 def _changed(value: Any) -> int:
-    """Modification time of the file that an option names; 0 for other options."""
+    """Hash of the sizes and times of change of a file, or of the files in a folder; 0 if there is none."""
     try:
-        return Path(value).stat().st_mtime_ns
+        path = Path(value).expanduser()
+        files = [path, *path.rglob("*")] if path.is_dir() else [path]
+        return hash(tuple(sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)))
     except (OSError, TypeError, ValueError):
         return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from fedsim.data.csv_folder import csv_folder, heart_disease
 from fedsim.data.dataset import Dataset
 from fedsim.data.digits import digits
 from fedsim.data.idx import fashion_mnist, idx, mnist
+from fedsim.data.leaf import leaf
 from fedsim.data.libsvm import a9a, libsvm, libsvm_named
 from fedsim.data.npz import npz, uci_har
 from fedsim.data.sources import Store, data_directory
+from fedsim.data.summary import summary
 from fedsim.data.text import jsonl, shakespeare, tiny_shakespeare
 from fedsim.errors import ConfigError, suggest
 
@@ -39,8 +42,9 @@ NAMED: dict[str, tuple[str, Loader]] = {
 }
 FORMATS: dict[str, tuple[str, Loader]] = {
     "npz": ("your own arrays: an .npz file with x, y and perhaps client", npz),
-    "csv": ("your own tables: a folder with one CSV file per client", csv_folder),
+    "csv": ("your own tables: a folder with one CSV file per client, or one CSV file", csv_folder),
     "jsonl": ("your own texts: JSON lines {client, text}", jsonl),
+    "leaf": ("your own samples by user: LEAF's JSON, a file or a folder", leaf),
     "libsvm": ("your own features: a LIBSVM text file", libsvm),
     "idx": ("your own grey images: a folder of IDX files named as MNIST's", idx),
     "cifar_binary": ("your own colour images: a folder of CIFAR binary files", cifar_binary),
@@ -48,7 +52,7 @@ FORMATS: dict[str, tuple[str, Loader]] = {
 
 
 def available() -> Mapping[str, str]:
-    """Name and one-line description of everything `load` knows."""
+    """Name and one-line description of every data set and format that `load` reads."""
     return {name: description for name, (description, _) in (NAMED | FORMATS).items()}
 
 
@@ -86,4 +90,5 @@ def load(
         raise ConfigError(f"data set {name!r} needs option 'path': where your files are")
     if download:
         raise ConfigError(f"data set {name!r} is your own files, which cannot be downloaded; leave out download")
-    return loader(**options)
+    data = loader(**options)
+    return replace(data, notes=summary(data, options["path"]))

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.images import Constants, check_labels, normalize
-from fedsim.data.sources import MissingDataError, Remote, Source, Store, read_bytes
+from fedsim.data.sources import MissingDataError, Remote, Source, Store, read_bytes, user_folder
+from fedsim.data.splits import in_order
 from fedsim.errors import ConfigError, DataError
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
@@ -29,7 +30,7 @@ CIFAR10 = Source(
 
 
 def read_batches(paths: list[Path], label_bytes: int, classes: int | None, mean: Constants, std: Constants) -> Split:
-    """The records of some batch files, in order; the last label byte is the label."""
+    """Records of some batch files, in order; the last label byte is the label."""
     size, batches = label_bytes + 3072, []
     for path in paths:
         data = np.frombuffer(read_bytes(path), np.uint8)
@@ -61,8 +62,9 @@ def cifar_binary(path: str | Path, *, label_bytes: int = 1, mean: Constants = ME
     """
     if label_bytes not in (1, 2):
         raise ConfigError(f"label_bytes is {label_bytes}; expected 1 (CIFAR-10) or 2 (CIFAR-100)")
-    folder = Path(path).expanduser()
-    paths = sorted(folder.glob("*.bin"))
+    folder = user_folder(path, "a folder of CIFAR binary files")
+    found = [p.name for p in folder.iterdir() if p.suffix.lower() == ".bin" and p.name[0] != "."]
+    paths = [folder / name for name in in_order(found)]
     parts = [[p for p in paths if p.name.startswith("test") == testing] for testing in (False, True)]
     if not all(parts):
         raise MissingDataError(f"{folder}: found {[p.name for p in paths]}; expected test*.bin and *.bin to train on")

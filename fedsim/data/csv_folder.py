@@ -1,24 +1,21 @@
-"""A folder of CSV files, one per client, and heart disease in that form.
+"""CSV files, one per client or one with a client column, and heart disease in the first form.
 
 Heart disease: Janosi, Steinbrunn, Pfisterer and Detrano, UCI Machine Learning Repository, 1988.
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.sources import MissingDataError, Source, Store, read_text
-from fedsim.data.splits import divide, encode_targets, fill_in, holdout, number_clients
+from fedsim.data.sources import MissingDataError, Source, Store
+from fedsim.data.splits import divide, encode_targets, fill_in, holdout, in_order, number_clients
+from fedsim.data.tables import labels_of, read_table
 from fedsim.errors import DataError
 
-MISSING = {"", "?", "na", "nan"}
 HEART_DISEASE = Source(
     title="heart disease",
     origin="https://archive.ics.uci.edu/dataset/45, its four processed files with a header line of the 14 column names",
@@ -27,109 +24,86 @@ HEART_DISEASE = Source(
 )
 
 
-class Table(NamedTuple):
-    """One CSV file.
-
-    Attributes:
-        columns: names of the features.
-        x: features ``[N, d]``, NaN where missing.
-        labels: target of each row as written.
-    """
-
-    columns: list[str]
-    x: NDArray[np.float64]
-    labels: list[str]
-
-
-def number(cell: str, where: str) -> float:
-    """The number in a cell, NaN if it is missing."""
-    if cell.strip().lower() in MISSING:
-        return np.nan
-    try:
-        value = float(cell)
-    except ValueError as error:
-        raise DataError(f"{where}: {cell!r} is not a number; expected numbers (number categories first)") from error
-    if not np.isfinite(value):
-        raise DataError(f"{where}: {cell!r} is not finite; expected a finite number, or nothing where it is missing")
-    return value
-
-
-def read_table(path: Path, target: str | None) -> Table:
-    """A CSV file with a header line; ``target`` names the label column, by default the last."""
-    reader = csv.reader(read_text(path).splitlines(keepends=True), strict=True)
-    try:
-        rows = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}; expected comma-separated values") from error
-    if len(rows) < 2:
-        raise DataError(f"{path}: {len(rows)} lines; expected a header line and at least one row")
-    header = [name.strip() for name in rows[0][1]]
-    target = header[-1] if target is None else target
-    if header.count(target) != 1:
-        raise DataError(f"{path}: columns {', '.join(header)}; expected one column {target!r} with the label")
-    at = header.index(target)
-    features, labels = [], []
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise DataError(f"{path}, line {line}: {len(row)} cells; expected {len(header)}, as in the header")
-        label = row.pop(at).strip()
-        if label.lower() in MISSING:
-            raise DataError(f"{path}, line {line}: no label in column {target!r}; expected one in each row")
-        labels.append(label)
-        features.append([number(cell, f"{path}, line {line}") for cell in row])
-    return Table([name for name in header if name != target], np.array(features), labels)
-
-
-def numbers_or_strings(labels: list[str]) -> NDArray[Any]:
-    """Labels as numbers if all of them are, else as strings."""
-    try:
-        return np.array(labels, dtype=np.float64)
-    except ValueError:
-        return np.array(labels)
-
-
 def read_tables(
-    paths: list[Path], target: str | None, regression: bool, standardize: bool, test_fraction: float, seed: int
+    paths: list[Path],
+    target: str | None,
+    regression: bool,
+    standardize: bool,
+    test_fraction: float,
+    seed: int,
+    client: str | None = None,
+    file_is_client: bool = True,
 ) -> Dataset:
-    """CSV files with the same columns, each a natural client named as the file."""
-    tables = [read_table(path, target) for path in paths]
+    """CSV files with the same columns; a natural client is what the column ``client`` names, else a file."""
+    tables = [read_table(path, target, client) for path in paths]
     expected = tables[0].columns
     for path, table in zip(paths, tables, strict=True):
         if table.columns != expected:
             raise DataError(f"{path}: features {table.columns}; expected {expected}, as in {paths[0].name}")
-    labels = numbers_or_strings([label for table in tables for label in table.labels])
-    targets = encode_targets(labels, paths[0].parent, regression)
-    owner = np.repeat([path.stem for path in paths], [len(table.labels) for table in tables])
-    test = holdout((np.zeros(len(owner)) if regression else targets.y, owner), test_fraction, seed, paths[0].parent)
-    client, names = number_clients(owner, test)
+    where = paths[0].parent if len(paths) > 1 else paths[0]
+    targets = encode_targets(labels_of(tables, regression), where, regression)
+    rows = [len(table.labels) for table in tables]
+    strata = np.zeros(sum(rows)) if regression else targets.y
+    if client is not None:
+        owner = np.array([name for table in tables for name in table.owners])
+    elif file_is_client:
+        owner = np.repeat([_stem(path) for path in paths], rows)
+    else:
+        owner = None
+    test = holdout((strata,) if owner is None else (strata, owner), test_fraction, seed, where)
+    numbers, names = (None, None) if owner is None else number_clients(owner, test)
     x = fill_in(np.concatenate([table.x for table in tables]), test, standardize)
-    return Dataset("csv", *divide(x, targets.y, client, test), targets.classes, names, targets.label_names)
+    data = Dataset("csv", *divide(x, targets.y, numbers, test), targets.classes, names, targets.label_names)
+    return replace(data, feature_names=tuple(expected))
+
+
+def _stem(path: Path) -> str:
+    """Name of a file without ``.csv`` or ``.csv.gz``."""
+    name = path.name
+    return name[: name.lower().rindex(".csv")]
 
 
 def csv_folder(
     path: str | Path,
     *,
     target: str | None = None,
+    client: str | None = None,
     regression: bool = False,
     standardize: bool = True,
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> Dataset:
-    """A folder with one ``*.csv`` per natural client; features float32 ``[N, d]``, missing ones (empty, ?, NA) become
-    the training mean.
+    """A folder with one ``*.csv`` per natural client, or one file; features float32 ``[N, d]``, of which missing ones
+    (empty, ?, NA) become the training mean.
 
     Args:
-        path: the folder.
-        target: name of the column that holds the labels; the last one by default.
-        regression: whether targets are real numbers to be predicted, and no classes.
+        path: the folder or the file.
+        target: column with the labels; by default the last one.
+        client: column with the natural client of each row; by default each file of a folder is a client, and a single
+            file has none.
+        regression: predict real numbers; by default targets are classes.
         standardize: shift and scale each feature to mean 0 and variance 1 over the training samples.
         test_fraction: share of each class of each client that is held out for testing.
-        seed: of the choice of test samples, whatever the run's seed is.
+        seed: seed of the choice of test samples, independent of the run's.
     """
-    folder = Path(path).expanduser()
-    if not (paths := sorted(folder.glob("*.csv"))):
-        raise MissingDataError(f"{folder}: no *.csv; expected a folder with one CSV file per client")
-    return read_tables(paths, target, regression, standardize, test_fraction, seed)
+    place = Path(path).expanduser()
+    if place.is_file():
+        data = read_tables([place], target, regression, standardize, test_fraction, seed, client, False)
+        if named := {"client", "client_id"} & set(data.feature_names or ()):
+            name = named.pop()
+            raise DataError(
+                f"{place}: column {name!r} would be a feature; set --data.client {name} if it names the client of each"
+                " row, or rename it"
+            )
+        return data
+    listed = {p.name: p for p in place.iterdir() if p.name[0] != "."} if place.is_dir() else {}
+    names = in_order(name for name in listed if name.lower().endswith((".csv", ".csv.gz")))
+    if not names:
+        found = f" (found {', '.join(in_order(listed)[:5])})" if listed else ""
+        raise MissingDataError(f"{place}: no *.csv{found}; expected a folder with one CSV file per client, or one file")
+    files = [listed.pop(name) for name in names]
+    data = read_tables(files, target, regression, standardize, test_fraction, seed, client)
+    return replace(data, notes=f"files ignored: {', '.join(in_order(listed))}") if listed else data
 
 
 def heart_disease(store: Store, *, test_fraction: float = 0.2, seed: int = 0) -> Dataset:

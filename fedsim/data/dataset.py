@@ -1,4 +1,4 @@
-"""What a data set is: two splits of tensors, and who each sample belongs to by nature."""
+"""Data sets: two splits of tensors, and the natural owner of each sample."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ class Dataset:
     """A named data set.
 
     Attributes:
-        name: how the loader calls it.
+        name: the loader's name of it.
         train: samples that clients train on.
-        test: samples that nobody trains on.
+        test: samples that no client trains on.
         classes: number of classes (vocabulary size for text, 0 for regression).
         client_names: name of natural client ``k`` at position ``k``; None without natural clients.
         label_names: name of class ``k`` at position ``k``; None when labels are just numbers.
-        notes: what a reader of a result must know (e.g. samples that differ from the published files).
+        notes: facts for the reader of a result, such as samples that differ from the published files.
+        feature_names: name of feature ``j`` of ``x`` at position ``j``, where the file names them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Dataset:
     client_names: tuple[str, ...] | None = None
     label_names: tuple[str, ...] | None = None
     notes: str = ""
+    feature_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for kind, split in (("train", self.train), ("test", self.test)):
@@ -80,6 +82,8 @@ def _check(where: str, split: Split, classes: int) -> None:
     if len(x) != len(y) or (client is not None and len(client) != len(y)):
         owners = "" if client is None else f" and {len(client)} clients"
         raise DataError(f"{where}: {len(x)} inputs, {len(y)} targets{owners}; expected as many of each")
+    if 0 in x.shape[1:]:
+        raise DataError(f"{where}: inputs of shape {list(x.shape[1:])} hold no number; expected at least one feature")
     if x.is_floating_point() and not x.sum(dtype=torch.float64).isfinite():   # a sum is finite only if all numbers are
         raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
     if classes and (y.is_floating_point() or y.is_complex()):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.images import Constants, check_labels, normalize
-from fedsim.data.sources import Remote, Source, Store, existing, own_files, read_bytes
+from fedsim.data.sources import Remote, Source, Store, existing, own_files, read_bytes, user_folder
 from fedsim.data.splits import number_clients
 from fedsim.errors import DataError
 
@@ -93,6 +93,8 @@ def read_part(files: dict[str, Path], part: str, classes: int | None, mean: Cons
         raise DataError(
             f"{path}: {pixels.dtype} array of shape {list(pixels.shape)}; expected bytes [N, H, W] or [N, C, H, W]"
         )
+    if 0 in pixels.shape[1:]:
+        raise DataError(f"{path}: shape {list(pixels.shape)}; expected images with at least one pixel")
     path = files[LABELS.format(part)]
     return Split(normalize(pixels, mean, std), check_labels(read_idx(path), len(pixels), classes, path))
 
@@ -100,10 +102,15 @@ def read_part(files: dict[str, Path], part: str, classes: int | None, mean: Cons
 def read_writers(folder: Path, parts: Sequence[Split]) -> list[NDArray[Any]] | None:
     """Writer id of each sample of the two splits, from the files of ids in ``folder``; None without them."""
     paths = [path for part in PARTS if (path := existing(folder / WRITERS.format(part)))]
-    if len(paths) < len(PARTS):
+    if not paths:
         return None
+    if len(paths) < len(PARTS):
+        expected = " and ".join(map(WRITERS.format, PARTS))
+        raise DataError(f"{paths[0]}: the writers of one split alone; expected {expected}, or neither")
     writers = [read_idx(path) for path in paths]
     for path, ids, split in zip(paths, writers, parts, strict=True):
+        if ids.dtype.kind not in "iu":
+            raise DataError(f"{path}: writers of type {ids.dtype}; expected whole numbers")
         if ids.shape != (len(split.y),):
             raise DataError(f"{path}: shape {list(ids.shape)}; expected one writer for each of {len(split.y)} images")
     return writers
@@ -152,7 +159,7 @@ def idx(path: str | Path, *, mean: Constants = 0.0, std: Constants = 1.0) -> Dat
         mean: of the pixels, which lie in [0, 1], of each channel or of all; it is subtracted.
         std: their standard deviation, by which they are then divided.
     """
-    folder = Path(path).expanduser()
+    folder = user_folder(path, "a folder of IDX files")
     files = own_files(folder, [kind.format(part) for part in PARTS for kind in (IMAGES, LABELS)])
     train, test = (read_part(files, part, None, mean, std) for part in PARTS)
     classes = int(max(train.y.max(), test.y.max())) + 1

@@ -1,4 +1,4 @@
-"""What image loaders share: normalized tensors, checked labels."""
+"""Steps of the image loaders: normalized tensors, checked labels."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def check_labels(labels: NDArray[Any], count: int, classes: int | None, where: P
     """Labels as int64 ``[N]``; raises `DataError` unless there are ``count`` of them, all below ``classes``."""
     if labels.shape != (count,):
         raise DataError(f"{where}: labels of shape {list(labels.shape)}; expected one for each of {count} images")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{where}: labels of type {labels.dtype}; expected whole numbers")
     if count == 0:
         raise DataError(f"{where}: no images; expected at least one")
     if labels.min() < 0 or (classes is not None and labels.max() >= classes):

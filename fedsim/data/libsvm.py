@@ -5,6 +5,8 @@ The named sets are those of https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datas
 
 from __future__ import annotations
 
+import codecs
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.sources import MissingDataError, Remote, Source, Store
+from fedsim.data.sources import Remote, Source, Store, read_bytes, user_file
 from fedsim.data.splits import divide, encode_targets, fill_in, holdout
 from fedsim.errors import DataError
 
@@ -32,15 +34,52 @@ def read_libsvm(path: Path, n_features: int | None, zero_based: bool) -> tuple[A
     """Sparse features ``[N, d]`` and targets ``[N]``; raises `DataError` if the file is corrupt or empty."""
     from sklearn.datasets import load_svmlight_file
 
-    if not path.is_file():
-        raise MissingDataError(f"{path}: no such file; expected LIBSVM text")
+    data = read_bytes(user_file(path, "LIBSVM text")).removeprefix(codecs.BOM_UTF8)
+    settings: dict[str, Any] = {"n_features": n_features, "dtype": np.float32, "zero_based": zero_based}
     try:
-        x, y = load_svmlight_file(str(path), n_features=n_features, dtype=np.float32, zero_based=zero_based)
-    except (ValueError, OverflowError, OSError, EOFError) as error:
-        raise DataError(f"{path}: {error}; expected lines {FORM} with indices from {1 - zero_based}") from error
-    if not len(y):
-        raise DataError(f"{path}: no samples; expected lines {FORM}")
+        x, y = load_svmlight_file(io.BytesIO(data), **settings)
+    except (ValueError, OverflowError):
+        try:
+            x, y = load_svmlight_file(io.BytesIO(tidy(data, path, zero_based)), **settings)
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{path}: {error}; expected lines {FORM} with indices from {1 - zero_based}") from error
+    if not len(y) or not x.nnz:
+        raise DataError(f"{path}: {len(y)} samples without features; expected lines {FORM}")
+    if not np.isfinite(x.data).all():
+        tidy(data, path, zero_based)
     return x, y
+
+
+def tidy(data: bytes, path: Path, zero_based: bool) -> bytes:
+    """LIBSVM text with the indices of every line sorted; raises `DataError` naming the first line that is not valid."""
+    least, lines = 1 - zero_based, []
+    for number, line in enumerate(data.decode(errors="replace").split("\n"), 1):
+        label, *entries = line.split("#", 1)[0].split() or [""]
+        if not label:
+            continue
+        pairs: dict[int, str] = {}
+        try:
+            word = label
+            float(label)
+            for word in entries:
+                index, _, value = word.partition(":")
+                if index == "qid":
+                    continue
+                if not abs(float(value)) <= np.finfo(np.float32).max:
+                    raise DataError(f"{path}, line {number}: {word!r} is not finite; expected finite float32 values")
+                if int(index) in pairs:
+                    raise DataError(f"{path}, line {number}: index {index} twice; expected each feature once")
+                pairs[int(index)] = value
+        except ValueError:
+            kind = "the label" if word is label else "an entry index:value"
+            raise DataError(
+                f"{path}, line {number}: {word[:40]!r} is not {kind}; expected {FORM} with numbers"
+            ) from None
+        if pairs and min(pairs) < least:
+            fix = "; if the file counts from 0, set --data.zero_based true" if min(pairs) == 0 else ""
+            raise DataError(f"{path}, line {number}: index {min(pairs)}; expected indices from {least}{fix}")
+        lines.append(" ".join([label, *(f"{index}:{pairs[index]}" for index in sorted(pairs))]))
+    return "\n".join(lines).encode()
 
 
 def libsvm(
@@ -60,12 +99,12 @@ def libsvm(
         path: the file.
         test_path: another file with the test samples.
         n_features: number of features d; by default the highest index found.
-        zero_based: whether indices begin with 0 instead of 1.
-        regression: whether targets are real numbers to be predicted, and no classes.
+        zero_based: indices begin with 0 instead of 1.
+        regression: predict real numbers; by default targets are classes.
         standardize: shift and scale each feature to mean 0 and variance 1 over the training samples.
         test_fraction: share of each class that is held out where there is no ``test_path``; with 0 all samples, in the
             order of the file, are training samples and test samples, as problems of theory want it.
-        seed: of the choice of test samples, whatever the run's seed is.
+        seed: seed of the choice of test samples, independent of the run's.
     """
     paths = [Path(p).expanduser() for p in (path, test_path) if p is not None]
     parts = [read_libsvm(p, n_features, zero_based) for p in paths]
@@ -88,7 +127,8 @@ def libsvm(
     if standardize:
         features = fill_in(features, test, standardize)
     train, rest = divide(features, targets.y, None, test)
-    return Dataset("libsvm", train, rest if test.any() else train, targets.classes, None, targets.label_names)
+    notes = "no sample uses index 0: does the file count from 1?" if zero_based and not features[:, 0].any() else ""
+    return Dataset("libsvm", train, rest if test.any() else train, targets.classes, None, targets.label_names, notes)
 
 
 def libsvm_named(
@@ -108,6 +148,6 @@ def a9a(store: Store) -> Dataset:
 
 
 def libsvm_source(*names: str) -> Source:
-    """Where the named files come from."""
+    """Source of the named files."""
     files = {name: Remote(name, CHECKSUMS[name]) if name in CHECKSUMS else None for name in names}
     return Source(names[0], f"{BASE_URL}.html", "libsvm", files, BASE_URL)

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.sources import MissingDataError, Source, Store, read_bytes
+from fedsim.data.sources import Source, Store, read_bytes, user_file
 from fedsim.data.splits import Targets, divide, encode_targets, holdout, number_clients
 from fedsim.errors import ConfigError, DataError
 
 UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 KINDS = {"x": "biuf", "y": "biufU", "client": "iuU"}  # NumPy's letters for bool, int, uint, float, str
+KNOWN = {"x", "y", "client", "label_names", "test_clients", "x_test", "y_test", "client_test"}
+NEEDS = {"y_test": ["x_test"], "client_test": ["x_test", "client"], "test_clients": ["client"]}
 HAR = Source(
     title="UCI HAR",
     origin="https://archive.ics.uci.edu/dataset/240, its inertial signals saved with numpy.savez as arrays x float32 "
@@ -31,14 +33,16 @@ HAR = Source(
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an ``.npz`` file; raises `DataError` if it is corrupt, holds Python objects, or lengths differ."""
-    if not path.is_file():
-        raise MissingDataError(f"{path}: no such file; expected an .npz with arrays x and y")
+    """Arrays of an ``.npz`` file; raises `DataError` if it is corrupt, holds Python objects, or arrays do not fit."""
+    user_file(path, "an .npz with arrays x and y")
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except UNREADABLE as error:
         raise DataError(f"{path}: not a readable .npz of plain arrays ({error}); save it with numpy.savez") from error
+    for name, others in NEEDS.items():
+        if missing := [other for other in others if name in arrays and other not in arrays]:
+            raise DataError(f"{path}: {name} without {missing[0]}, so it would be ignored; give both, or neither")
     for suffix in ("", "_test") if "x_test" in arrays else ("",):
         names = [f"{key}{suffix}" for key in ("x", "y", "client")]
         for name in names[:2]:
@@ -50,22 +54,52 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 shapes = f"{name} {list(arrays[name].shape)} does not fit {names[0]} {list(arrays[names[0]].shape)}"
                 raise DataError(f"{path}: {shapes}; expected one value for each row of {names[0]}")
     check_kinds(arrays, path)
+    for name in ("x", "y", "client"):
+        if f"{name}_test" in arrays:
+            check_pair(name, arrays[name], arrays[f"{name}_test"], path)
     return arrays
 
 
 def check_kinds(arrays: dict[str, NDArray[Any]], path: Path) -> None:
-    """Raise `DataError` for an array that does not hold what its name says."""
+    """Raise `DataError` for an array of another type or shape than its name requires."""
     for name, array in arrays.items():
         if array.dtype.kind not in KINDS.get(name.removesuffix("_test"), array.dtype.kind):
             raise DataError(
                 f"{path}: {name} has type {array.dtype}; expected numbers, or strings as labels and clients"
             )
+        if name in ("x", "x_test") and (array.ndim < 2 or 0 in array.shape[1:]):
+            raise DataError(f"{path}: {name} {list(array.shape)} has no feature; expected [N, ...], such as x[:, None]")
         if name in ("x", "x_test") and array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
             where = np.argwhere(~finite)[0].tolist()
             raise DataError(f"{path}: {name}{where} is {array[tuple(where)]}; expected finite numbers")
-    if "x_test" in arrays and arrays["x"].shape[1:] != arrays["x_test"].shape[1:]:
-        shapes = f"x {list(arrays['x'].shape)}, x_test {list(arrays['x_test'].shape)}"
+    if "test_clients" in arrays and "x_test" in arrays:
+        raise DataError(f"{path}: both test_clients and x_test choose the test samples; remove one of them")
+
+
+def check_pair(name: str, train: NDArray[Any], test: NDArray[Any], path: Path) -> None:
+    """Raise `DataError` if the training and the test array of one name are not of the same kind, shape and unit."""
+    if name == "x" and train.shape[1:] != test.shape[1:]:
+        shapes = f"x {list(train.shape)}, x_test {list(test.shape)}"
         raise DataError(f"{path}: {shapes}; expected samples of the same shape")
+    kind, other = (_kind(array, name) for array in (train, test))
+    if kind != other:
+        raise DataError(
+            f"{path}: {name} is {train.dtype} ({kind}), {name}_test {test.dtype} ({other}); expected the same type"
+        )
+    if name == "x" and train.dtype.kind == "f" and train.size and test.size and min(train.min(), test.min()) >= 0:
+        small, large = sorted([float(train.max()), float(test.max())])
+        if small <= 1 and 16 < large <= 255:
+            raise DataError(
+                f"{path}: x reaches {train.max():g}, x_test {test.max():g}; expected the same unit: divide one by 255"
+            )
+
+
+def _kind(array: NDArray[Any], name: str) -> str:
+    if name == "x" and array.dtype == np.uint8:
+        return "pixels, divided by 255"
+    if name == "x" and array.dtype.kind == "b":
+        return "booleans"
+    return {"f": "real numbers", "U": "strings"}.get(array.dtype.kind, "whole numbers")
 
 
 def as_inputs(x: NDArray[Any]) -> NDArray[Any]:
@@ -78,7 +112,8 @@ def as_inputs(x: NDArray[Any]) -> NDArray[Any]:
 def as_targets(y: NDArray[Any], label_names: NDArray[Any] | None, path: Path) -> Targets:
     """Real numbers as they are, labels numbered; with ``label_names`` the labels are already positions in it."""
     if label_names is None:
-        return encode_targets(y, path, regression=y.dtype.kind == "f")
+        fix = "to predict numbers, save y as real numbers: y.astype(float)"
+        return encode_targets(y, path, y.dtype.kind == "f", fix)
     names = tuple(map(str, np.ravel(label_names)))
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(names):
         raise DataError(f"{path}: y does not hold positions in label_names; expected integers 0 to {len(names) - 1}")
@@ -86,7 +121,7 @@ def as_targets(y: NDArray[Any], label_names: NDArray[Any] | None, path: Path) ->
 
 
 def mark_test(arrays: dict[str, NDArray[Any]], path: Path, test_fraction: float | None, seed: int) -> NDArray[np.bool_]:
-    """Which samples, those of x and then those of x_test, are test samples."""
+    """Mask of the test samples, over those of x and then those of x_test."""
     y = arrays["y"]
     if "x_test" in arrays:
         if test_fraction is not None:
@@ -121,7 +156,10 @@ def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) 
     arrays = read_npz(path)
     test = mark_test(arrays, path, test_fraction, seed)
     targets = as_targets(joined(arrays, "y"), arrays.get("label_names"), path)
-    train, held = divide(as_inputs(joined(arrays, "x")), targets.y, None, test)
+    if "x_test" in arrays:                                 # scaled by its own type
+        arrays |= {name: as_inputs(arrays[name]) for name in ("x", "x_test")}
+    x = joined(arrays, "x") if "x_test" in arrays else as_inputs(arrays["x"])
+    train, held = divide(x, targets.y, None, test)
     names = None
     if "client" in arrays:
         owner = joined(arrays, "client")
@@ -129,7 +167,9 @@ def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) 
         client, names = number_clients(owner, owned)
         train = train._replace(client=client[~owned])
         held = held._replace(client=client[owned] if len(owned) == len(test) else None)
-    return Dataset("npz", train, held, targets.classes, names, targets.label_names)
+    ignored = sorted(arrays.keys() - KNOWN)
+    notes = f"arrays ignored: {', '.join(ignored)}" if ignored else ""
+    return Dataset("npz", train, held, targets.classes, names, targets.label_names, notes)
 
 
 def uci_har(store: Store, *, test_fraction: float | None = None, seed: int = 0) -> Dataset:
@@ -139,4 +179,4 @@ def uci_har(store: Store, *, test_fraction: float | None = None, seed: int = 0) 
     fraction of each subject's windows is.
     """
     data = npz(store.find(HAR)["uci_har.npz"], test_fraction=test_fraction, seed=seed)
-    return replace(data, name="uci_har")
+    return replace(data, name="uci_har", notes="")

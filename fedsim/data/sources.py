@@ -1,4 +1,4 @@
-"""Where the files of a data set are sought, where they come from, and how they are fetched.
+"""Files of data sets: where they are sought, their public sources, and the download.
 
 The data directory is the caller's choice, else the environment variable ``FEDSIM_DATA``, else the user's cache.
 Nothing is downloaded unless asked for, and only files whose checksum is known.
@@ -6,13 +6,14 @@ Nothing is downloaded unless asked for, and only files whose checksum is known.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import os
 import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,20 +33,35 @@ def data_directory(given: str | Path | None = None) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file, decompressed if its name ends in ``.gz``; raises `DataError` where that fails."""
+    """Content of a file, decompressed if its name ends in ``.gz`` or ``.bz2``; raises `DataError` where that fails."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
+        return UNPACK.get(path.suffix.lower(), bytes)(path.read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; expected an intact file, so fetch it again") from error
 
 
 def read_text(path: Path) -> str:
-    """Content of a UTF-8 text file, decompressed if its name ends in ``.gz``."""
+    """Content of a UTF-8 text file without its byte order mark, decompressed as by `read_bytes`."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}; expected UTF-8 text") from error
+
+
+def user_file(path: str | Path, expected: str) -> Path:
+    """The path of a user's file; raises `MissingDataError` if it is a folder or missing."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingDataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {expected}")
+    return path
+
+
+def user_folder(path: str | Path, expected: str) -> Path:
+    """The path of a user's folder; raises `MissingDataError` if it is a file or missing."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise MissingDataError(f"{path}: {'a file' if path.is_file() else 'no such folder'}; expected {expected}")
+    return path
 
 
 def existing(path: Path) -> Path | None:
@@ -57,15 +73,21 @@ def own_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """Path of each file of a user's folder (plain or ``.gz``), by name; raises `MissingDataError` naming the absent."""
     found = {name: existing(folder / name) for name in names}
     if missing := [name for name, path in found.items() if path is None]:
-        raise MissingDataError(f"{folder}: no {', '.join(missing)} (plain or .gz); expected {', '.join(found)}")
+        others = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise MissingDataError(
+            f"{folder}: no {', '.join(missing)} (plain or .gz), found {others}; expected {', '.join(found)}"
+        )
     return {name: path for name, path in found.items() if path}
+
+
+UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress}
 
 
 class Remote(NamedTuple):
     """A published file.
 
     Attributes:
-        name: what follows the base address; a ``.tar.gz`` is unpacked, a ``.gz`` is kept as it is.
+        name: file name below the base address; a ``.tar.gz`` is unpacked, a ``.gz`` is kept as it is.
         checksum: SHA-256 in hex, or ``md5:`` and the MD5 where the publisher states only that.
     """
 
@@ -78,12 +100,12 @@ class Source:
     """The files of one data set.
 
     Attributes:
-        title: what people call it.
-        origin: where a person gets it, and in which form.
-        folder: where the files belong below the data directory.
-        files: each file's name, and what to download for it (None: its checksum is not known).
-        base_url: address that the names of `Remote` follow.
-        elsewhere: further folders to look into, such as a Linux distribution's.
+        title: usual name.
+        origin: its source, and the form expected here, for a user to fetch it.
+        folder: folder of the files below the data directory.
+        files: name of each file, and its download (None: no checksum is known).
+        base_url: address below which the names of `Remote` are found.
+        elsewhere: further folders to search, such as a Linux distribution's.
     """
 
     title: str
@@ -100,7 +122,7 @@ class Store:
 
     Attributes:
         root: the data directory.
-        download: fetch what is missing from the public source.
+        download: fetch missing files from the public source.
         base_url: a mirror to download from instead of the public source.
     """
 
@@ -109,7 +131,7 @@ class Store:
     base_url: str | None = None
 
     def find(self, source: Source) -> dict[str, Path]:
-        """Path of each file of ``source``, by name; raises `MissingDataError` if one is not to be had."""
+        """Path of each file of ``source``, by name; raises `MissingDataError` if one is missing and not downloaded."""
         found = self.look(source)
         missing = [name for name in source.files if name not in found]
         if missing and self.download and all(source.files[name] for name in missing):
@@ -127,7 +149,7 @@ class Store:
 
 
 def explain(source: Source, missing: list[str], root: Path) -> str:
-    """What is missing, where it was sought, and how to come by it."""
+    """Message on missing files: the folders searched, the source, and the options."""
     folder = root / source.folder
     if all(source.files[name] for name in missing):
         automatic = "load with download=True (--data.download true)"
@@ -145,7 +167,7 @@ def explain(source: Source, missing: list[str], root: Path) -> str:
 
 
 def fetch(source: Source, names: list[str], folder: Path, base_url: str) -> None:
-    """Download the files ``names`` into ``folder``; each appears there whole and checked, or not at all.
+    """Download the files ``names`` into ``folder``; each appears there complete and verified, or not at all.
 
     Raises `DataError` if the server does not answer, the transfer breaks off, or the checksum differs.
     """

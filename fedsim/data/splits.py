@@ -1,7 +1,8 @@
-"""What every loader needs: labels as class numbers, clients as numbers, a test split, standardised features."""
+"""Steps of every loader: labels to class numbers, clients to numbers, a test split, standardized features."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +12,13 @@ from numpy.typing import NDArray
 from fedsim.data.dataset import Split
 from fedsim.errors import ConfigError, DataError
 
+SMALL = 10
+"""Up to so many classes may have few samples each."""
+REGRESS = "to predict numbers, set --data.regression true"
+
 
 class Targets(NamedTuple):
-    """Targets as a model wants them.
+    """Targets in the form that a model takes.
 
     Attributes:
         y: ``[N]`` int64 class numbers, or ``[N]`` float32 for regression.
@@ -26,10 +31,23 @@ class Targets(NamedTuple):
     label_names: tuple[str, ...] | None
 
 
-def encode_targets(values: NDArray[Any], where: object, regression: bool = False) -> Targets:
-    """Number the labels ``values`` ``[N]`` (numbers or strings) in sorted order, or take them as real targets.
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in natural order: numbers in them compare as numbers."""
+    names = sorted(names)
+    if not any(digit in name for name in names for digit in "0123456789"):
+        return names
+    from topologies.order import natural  # slow: networkx
 
-    Raises `DataError`, naming ``where``, for targets that are not finite, or not whole numbers outside regression.
+    return sorted(names, key=natural)
+
+
+def encode_targets(
+    values: NDArray[Any], where: object, regression: bool = False, regress: str = REGRESS
+) -> Targets:
+    """Number the labels ``values`` ``[N]`` (numbers, or strings in natural order), or take them as real targets.
+
+    Raises `DataError`, naming ``where``, for targets that are not finite, not whole numbers outside regression, or
+    nearly all different; ``regress`` tells how to predict them as numbers.
     """
     if values.dtype.kind == "f" or regression:
         if values.dtype.kind not in "buif" or not np.isfinite(values).all():
@@ -37,27 +55,41 @@ def encode_targets(values: NDArray[Any], where: object, regression: bool = False
         if regression:
             return Targets(values.astype(np.float32), 0, None)
         if (fractional := values[values != np.round(values)]).size:
-            raise DataError(
-                f"{where}: label {fractional[0]:g} is not a whole number; expected class labels, or set regression=True"
-            )
+            raise DataError(f"{where}: label {fractional[0]:g} is not a whole number; expected class labels; {regress}")
+        if (large := values[np.abs(values) > 2**53]).size:
+            raise DataError(f"{where}: label {large[0]:g} is too large for a class label; {regress}")
         values = values.astype(np.int64)
     labels, y = np.unique(values, return_inverse=True)
+    if len(labels) > max(SMALL, len(values) / 2):
+        kind, fix = ("words", "choose another target column") if labels.dtype.kind == "U" else ("numbers", regress)
+        raise DataError(
+            f"{where}: {len(labels)} different {kind} as labels of {len(values)} samples; expected classes with several"
+            f" samples each; {fix}"
+        )
+    if labels.dtype.kind == "U":
+        ordered = np.array(in_order(labels.tolist()))
+        order = np.argsort(ordered)
+        labels, y = ordered, order[y]
     return Targets(y.astype(np.int64), len(labels), tuple(str(label) for label in labels))
 
 
 def number_clients(owner: NDArray[Any], test: NDArray[np.bool_]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Number the natural owners ``[N]`` of the samples in sorted order, those with training samples first.
+    """Number the natural owners ``[N]`` of the samples in order (names in natural order), those with training samples
+    first.
 
     Returns the number of each sample's owner ``[N]`` and the owners' names by number.
     """
     training = np.unique(owner[~test])
-    names = np.concatenate([training, np.setdiff1d(owner, training)])
+    groups = [training, np.setdiff1d(owner, training)]
+    if owner.dtype.kind == "U":
+        groups = [np.array(in_order(group.tolist()), owner.dtype) for group in groups]
+    names = np.concatenate(groups)
     order = np.argsort(names)
     return order[np.searchsorted(names, owner, sorter=order)].astype(np.int64), tuple(str(name) for name in names)
 
 
 def holdout(keys: tuple[NDArray[Any], ...], test_fraction: float, seed: int, where: object) -> NDArray[np.bool_]:
-    """Which samples ``[N]`` are test samples: the same ``test_fraction`` of every stratum, to within one sample.
+    """Mask ``[N]`` of the test samples: the same ``test_fraction`` of every stratum, to within one sample.
 
     A stratum is the samples with equal ``keys`` (arrays ``[N]``, the coarsest last). Systematic sampling: shuffle
     within the strata, then take every ``1/test_fraction``-th sample. Raises `DataError`,
@@ -77,7 +109,7 @@ def holdout(keys: tuple[NDArray[Any], ...], test_fraction: float, seed: int, whe
 def divide(
     x: NDArray[Any], y: NDArray[Any], client: NDArray[np.int64] | None, test: NDArray[np.bool_]
 ) -> tuple[Split, Split]:
-    """The training and the test split of samples ``x`` ``[N, ...]``; ``test`` ``[N]`` marks the test samples."""
+    """Training and test split of samples ``x`` ``[N, ...]``; ``test`` ``[N]`` marks the test samples."""
     train, held = (
         Split(torch.from_numpy(x[part]), torch.from_numpy(y[part]), None if client is None else client[part])
         for part in (~test, test)

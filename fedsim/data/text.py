@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset, Split
-from fedsim.data.sources import MissingDataError, Remote, Source, Store, read_text
+from fedsim.data.sources import Remote, Source, Store, read_text, user_file
 from fedsim.errors import ConfigError, DataError
 
 SHAKESPEARE = Source(
@@ -35,22 +35,34 @@ TINY_SHAKESPEARE = Source(
     base_url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare",
 )
 
+LINE = '{"client": ..., "text": ...}'
+
 
 def read_jsonl(path: Path) -> dict[str, str]:
     """Text of each client of a JSON lines file; the texts of a client with several lines are joined by a newline."""
-    if not path.is_file():
-        raise MissingDataError(f'{path}: no such file; expected lines {{"client": ..., "text": ...}}')
+    content = read_text(user_file(path, f"lines {LINE}"))
     texts: dict[str, list[str]] = {}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    kinds: dict[type, int] = {}
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             entry = json.loads(line)
-            client, text = entry["client"], entry["text"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DataError(f'{path}, line {number}: {error!r}; expected {{"client": ..., "text": ...}}') from error
-        if not isinstance(client, str | int) or not isinstance(text, str):
-            raise DataError(f"{path}, line {number}: expected client as a string or whole number and text as a string")
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: {error!r}; expected {LINE}, one object per line") from error
+        if not isinstance(entry, dict) or not {"client", "text"} <= entry.keys():
+            if isinstance(entry, dict) and "user_data" in entry:
+                raise DataError(f"{where}: this is LEAF's JSON; read it with --data leaf")
+            found = f"keys {', '.join(list(entry)[:8])}" if isinstance(entry, dict) else f"a {type(entry).__name__}"
+            raise DataError(f"{where}: {found}; expected {LINE}, one object per line")
+        client, text = entry["client"], entry["text"]
+        if not isinstance(client, str | int) or isinstance(client, bool) or not isinstance(text, str):
+            raise DataError(f"{where}: expected client as a string or whole number and text as a string")
+        if len(kinds | {type(client): number}) > 1:
+            first = next(iter(kinds.values()))
+            raise DataError(f"{where}: client {client!r} is a {type(client).__name__}, unlike that of line {first}")
+        kinds.setdefault(type(client), number)
         texts.setdefault(str(client), []).append(text)
     return {client: "\n".join(parts) for client, parts in texts.items()}
 
@@ -105,8 +117,8 @@ def jsonl(path: str | Path, *, sequence_length: int = 80, test_fraction: float =
     Args:
         path: the file.
         sequence_length: characters T of a window.
-        test_fraction: share of each client's windows, the last ones, that is for testing.
-        min_chars: clients with fewer characters, or too few for one window, are left out.
+        test_fraction: share of each client's windows, the last ones, that is held out for testing.
+        min_chars: least number of characters; clients with fewer, or too few for one window, are left out.
     """
     path = Path(path).expanduser()
     return sequences(read_jsonl(path), path, sequence_length, test_fraction, min_chars)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,10 @@ def write_jsonl(path: Path) -> None:
 
 def write_libsvm(path: Path) -> None:
     path.write_text("".join(f"{'+1' if i % 3 else '-1'} 1:{i} {2 + i % 4}:0.5\n" for i in range(30)))
+
+
+def write_leaf(path: Path, users: Iterable[str] = ("f2", "f10"), samples: int = 6) -> None:
+    data = {user: {"x": [[i, 0.5, k] for i in range(samples)], "y": [i % 2 for i in range(samples)]}
+            for k, user in enumerate(users)}  # fmt: skip
+    content = {"users": list(data), "num_samples": [samples] * len(data), "user_data": data}
+    path.write_text(json.dumps(content))

@@ -13,6 +13,7 @@ import yaml
 import algorithms
 from algorithms import CENTRAL, COMPRESSED, EF21, EF21BC, L1, DFedAvg, FedAvg, FedSpeed
 from fedsim.compress import Composed, LowRank, PowerSGD, Sign, TopK
+from fedsim.data.catalogue import FORMATS
 from fedsim.engine.local_work import LocalWork
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, load_config, override, to_config
@@ -106,7 +107,7 @@ def test_round_trip_of_a_second_compressor_and_a_regulariser() -> None:
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_round_trip_of_every_data_set(name: str) -> None:
-    options = {"path": "x"} if name in ("npz", "csv", "jsonl", "libsvm", "idx", "cifar_binary") else {}
+    options = {"path": "x"} if name in FORMATS else {}
     experiment = Experiment(FedAvg(), data=Data(name, data_dir="/d", options=options))
     assert through_yaml(experiment) == experiment
 
