@@ -105,8 +105,8 @@ class FromFile:
         except TopologyError as error:
             raise TopologyError(f"{self.path}: {error}") from None
 
-    def labels(self) -> list[str]:
-        """Label in the file of each node, in the order of their numbers."""
+    def names(self) -> list[str]:
+        """Labels of the nodes in the file, that of node i at position i."""
         return [str(label) for label in in_order(self._read()[0])]
 
     def remarks(self) -> list[str]:

@@ -58,7 +58,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
         "data_hash": data_hash(first.dataset),
         "data_notes": first.dataset.notes,
         "client_names": list(first.dataset.client_names or ()),
-        "node_names": graph.labels() if (graph := graph_file(experiment.topology)) else [],
+        "node_names": graph.names() if (graph := graph_file(experiment.topology)) else [],
         "partition_hash": {str(experiment.seed): first.partition.hash},
         "backend": {},
     }

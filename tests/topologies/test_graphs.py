@@ -301,13 +301,13 @@ def test_numbers_in_node_names_are_numbers(tmp_path: FilePath, name: str) -> Non
     writer(star, tmp_path / name)
     graph = FromFile(tmp_path / name).build(12, 0)
     assert dict(graph.degree)[2] == 11
-    assert FromFile(tmp_path / name).labels() == [f"n{i}" for i in range(12)]
+    assert FromFile(tmp_path / name).names() == [f"n{i}" for i in range(12)]
 
 
 def test_gml_without_labels(tmp_path: FilePath) -> None:
     nodes = "".join(f"node [ id {i} ] " for i in (10, 2, 1))
     (tmp_path / "g.gml").write_text(f"graph [ {nodes} edge [ source 10 target 2 ] edge [ source 2 target 1 ] ]")
-    assert FromFile(tmp_path / "g.gml").labels() == ["1", "2", "10"]
+    assert FromFile(tmp_path / "g.gml").names() == ["1", "2", "10"]
 
 
 def test_a_byte_order_mark_is_no_label(tmp_path: FilePath) -> None:
