@@ -27,7 +27,7 @@ from fedsim.feedback import EF21Uplink
 
 
 class Own(NamedTuple):
-    """What a node keeps besides its model."""
+    """Memories of a node besides its model."""
 
     h: Vector          # its public model
     heard_h: Vector    # sum_j w_ij h_j

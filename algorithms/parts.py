@@ -1,4 +1,4 @@
-"""What several algorithms are made of: gradients over a round's minibatches, a sharpness-aware step, common checks."""
+"""Parts that several algorithms share: gradients over a round's minibatches, a sharpness-aware step, common checks."""
 
 from __future__ import annotations
 

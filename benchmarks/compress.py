@@ -1,4 +1,4 @@
-"""How fast compression is, on a vector of ResNet-18's size by default.
+"""Speed of compression, on a vector of ResNet-18's size by default.
 
 1. Selection: the exact Top-k of ``fedsim.compress`` against one ``torch.topk`` of the magnitudes, which leaves open
    which of equal ones it takes, and against copying the vector.

@@ -1,4 +1,4 @@
-"""What error feedback costs: a round of EF21 against a round of gradient descent without compression.
+"""Cost of error feedback: a round of EF21 against a round of gradient descent without compression.
 
     python -m benchmarks.feedback
 

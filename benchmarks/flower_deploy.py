@@ -1,4 +1,4 @@
-"""What a deployment costs beside the algorithm: bytes on the nodes' sockets against the ledger, and where seconds go.
+"""Overhead of a deployment: bytes on the nodes' sockets against the ledger, and where seconds go.
 
     python -m benchmarks.flower_deploy
 

@@ -45,7 +45,7 @@ CASES = {
 
 
 def chosen(work: Work, round: int) -> np.ndarray:
-    """Who takes part in a round."""
+    """Clients that take part in a round."""
     return np.sort(np.random.default_rng(round).choice(work.clients, work.cohort, replace=False))
 
 

@@ -1,4 +1,4 @@
-"""How fast gossip is: one exchange of many models on a sparse graph, and a whole round of DFedSAM with many nodes.
+"""Speed of gossip: one exchange of many models on a sparse graph, and a whole round of DFedSAM with many nodes.
 
 1. Mixing: one step ``X <- W X`` of ``mix_rows`` on a torus (4 neighbours each), against its floor: five rows read and
    one written for every row, at the speed at which memory is copied in the same run (a copy reads one and writes one,

@@ -1,4 +1,4 @@
-"""What a round costs beside gradients: sampling, batches, the algorithm's algebra, messages, ledger, recording.
+"""Overhead of a round beside its gradients: sampling, batches, the algorithm's algebra, messages, ledger, recording.
 
     python -m benchmarks.overhead
 

@@ -1,4 +1,4 @@
-"""What the Ray backend costs and brings: rounds in actors against rounds in one process, in turns.
+"""Overhead and speed-up of the Ray backend: rounds in actors against rounds in one process, in turns.
 
     python -m benchmarks.ray                        # all three questions
     python -m benchmarks.ray overhead speedup

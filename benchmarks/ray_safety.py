@@ -1,4 +1,4 @@
-"""What it costs that a round can always be done again: memories of clients outside the actors, and an actor lost.
+"""Cost of rounds that can always be repeated: memories of clients outside the actors, and an actor lost.
 
     python -m benchmarks.ray_safety
 

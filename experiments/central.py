@@ -86,7 +86,7 @@ def tuned(name: str, base: Experiment, folder: Path) -> Any:
 
 
 def described(name: str, algorithm: Any) -> str:
-    """What the grid decides, as "lr=0.3"."""
+    """The setting that the grid decides, as "lr=0.3"."""
     varied = [f.name for f in fields(algorithm) if len({getattr(other, f.name) for other in GRIDS[name]}) > 1]
     return ", ".join(f"{field}={getattr(algorithm, field):g}" for field in varied)
 

@@ -1,4 +1,4 @@
-"""What the experiments on problems of theory share: runs from one initial model, in two processes, and their curves."""
+"""Shared parts of the experiments on problems of theory: runs from one initial model in two processes, and curves."""
 
 from __future__ import annotations
 

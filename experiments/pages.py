@@ -1,4 +1,4 @@
-"""What several experiments need to write a page."""
+"""Tables and pictures of the pages that experiments write."""
 
 from __future__ import annotations
 

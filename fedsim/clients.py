@@ -124,8 +124,8 @@ class Clients:
 
         Args:
             fn: client function. Without memories it returns a message. With memories it returns a tuple of a message
-                and as many new memories, or a message alone if it only reads them. (A message of several vectors is a
-                nested tuple or a NamedTuple.)
+                and any number of new memories, or a message alone if it only reads them. (A message of several vectors
+                is a nested tuple or a NamedTuple.)
             down: message of the server: a tensor, a compressed vector, or a tuple of them.
             mine: memories that ``fn`` reads.
 

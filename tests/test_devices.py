@@ -1,4 +1,4 @@
-"""What must hold on every device: the CPU in every run of these tests, a GPU where there is one."""
+"""Properties on every device: the CPU in every run of these tests, a GPU where there is one."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_no_exchange_leaves_more_than_the_bound(topology: Static, active: np.nda
 
 
 def test_push_sum_has_no_bound() -> None:
-    """What it spreads are sums, which need not come closer."""
+    """Push-sum spreads sums, which need not come closer."""
     fed = federation(topology=Static(Star(), "column_stochastic"))
     meter = Meter(fed)
     cohort(fed, 1, meter=meter).push(Sent(np.arange(5), Stacked(Z)))

@@ -1,4 +1,4 @@
-"""Who talks to whom in decentralized learning: graphs, mixing matrices, and schedules that change over time."""
+"""Communication in decentralized learning: graphs, mixing matrices, and schedules that change over time."""
 
 from topologies.errors import TopologyError
 from topologies.files import FromFile, from_networkx

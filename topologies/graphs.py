@@ -1,4 +1,4 @@
-"""Who can talk to whom: undirected and directed graphs on nodes 0..n-1.
+"""Undirected and directed communication graphs on nodes 0..n-1.
 
 The exponential graph is that of Assran et al., ICML 2019 (arXiv:1811.10792), and Ying et al., NeurIPS 2021
 (arXiv:2110.13363). In a directed graph the edge i -> j lets i speak to j.
@@ -21,7 +21,7 @@ from topologies.setting_checks import check_edges, check_n
 
 
 class GraphBuilder(Protocol):
-    """What every class in ``GRAPHS`` is: settings from which a graph of any size is made."""
+    """Interface of the classes in ``GRAPHS``: settings from which a graph of any size is made."""
 
     def build(self, n: int, seed: int) -> Graph:
         """A connected ``networkx.Graph`` (or strongly connected ``DiGraph``) on nodes 0..n-1, without self-loops.

@@ -66,7 +66,7 @@ def check_connected(links: csr_array, what: str) -> None:
 
 
 def is_symmetric(W: csr_array, tolerance: float = TOLERANCE) -> bool:
-    """Whether W = W^T, up to ``tolerance`` in every entry."""
+    """Test for W = W^T, up to ``tolerance`` in every entry."""
     return bool(abs(W - W.T).max() <= tolerance)
 
 

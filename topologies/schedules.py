@@ -26,7 +26,7 @@ from topologies.setting_checks import check_n, probability, whole
 
 
 class MixingSchedule(Protocol):
-    """What every class in ``SCHEDULES`` is."""
+    """Interface of the classes in ``SCHEDULES``."""
 
     def matrix(self, round: int, seed: int, n: int) -> csr_array:
         """W of this round, ``[n, n]`` float64, ``x_i <- sum_j W[i, j] x_j``; not to be written to.

@@ -12,7 +12,7 @@ MAX_EDGES = 5_000_000
 
 
 def is_whole(value: object) -> bool:
-    """Whether this is an integer of Python or numpy, and not a bool."""
+    """Test for an integer of Python or NumPy that is not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""How fast repeated mixing with W reaches agreement: the eigenvalues of W next to 1.
+"""Speed of consensus under repeated mixing with W: the eigenvalues of W next to 1.
 
 For symmetric W: ``||W z - zbar|| <= lam ||z - zbar||`` with ``lam = max(|lambda_2|, |lambda_n|)``; for other W, lam
 is the second largest modulus, to which the contraction per round tends.

@@ -1,4 +1,4 @@
-"""What is said of an algorithm (``Theory``), how it is asked for, and what the formulas share."""
+"""Results of theory for an algorithm (``Theory``), the call that looks them up, and the terms that formulas share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a round costs, in model-sized vectors and gradient evaluations, by the ledger; and the checks of settings."""
+"""Costs of a round, in model-sized vectors and gradient evaluations, by the ledger; and the checks of settings."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_roles_pay_for_themselves(backend: Any) -> None:
     "algorithm", [FedAvg(), FedProx(), FedOpt(), FedCM(), FedSAM(), Scaffold(), FedSpeed(), FedAMD()]
 )
 def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, backend: Any) -> None:
-    """Which all n clients send, each from its whole shard."""
+    """All n clients send them, each from its whole shard."""
     fed = federation(F, LocalWork(8), backend)
     meter = Meter(fed)
     states(algorithm, fed, np.zeros(F.d), [], meter)

@@ -1,4 +1,4 @@
-"""Where the compressed methods end up on heterogeneous quadratics: exact, on a floor, or nowhere; and how fast."""
+"""Limits of the compressed methods on heterogeneous quadratics: exact, on a floor, or nowhere; and how fast."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Claimed:
 
 
 def test_ef21_diverges_with_an_unbiased_compressor_that_is_not_scaled() -> None:
-    """What the check of its settings is for."""
+    """The reason for the check of its settings."""
     claimed: Any = Claimed()
     try:
         final = error(EF21(GAMMA, claimed), 200)

@@ -46,7 +46,7 @@ def heads(p: float) -> Callable[[int], bool]:
 
 
 class At:
-    """Where client ``i`` compresses in round ``t``."""
+    """Site at which client ``i`` compresses in round ``t``."""
 
     shapes = (torch.Size([F.d]),)
 

@@ -1,4 +1,4 @@
-"""What a round of gossip costs every node, by the ledger; and the checks of settings."""
+"""Costs of a round of gossip for every node, by the ledger; and the checks of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where gossip ends up: closed-form fixed points, their order by topology, exact convergence, and floors."""
+"""Limits of gossip: closed-form fixed points, their order by topology, exact convergence, and floors."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_dpsgd_ends_at_its_closed_form_fixed_point(eta: float) -> None:
 @pytest.mark.parametrize("topology", [Static(Ring()), Static(Exponential())], ids=["ring", "exponential"])
 @pytest.mark.parametrize("algorithm", [GradientTracking(lr=0.3), Extra(lr=0.5), ExactDiffusion(lr=0.5)], ids=str)
 def test_corrected_methods_reach_the_minimiser_at_every_node(algorithm: Any, topology: Topology) -> None:
-    """Where D-PSGD, above, has a floor."""
+    """D-PSGD, above, has a floor there."""
     assert furthest(SIX, limit(algorithm, SIX, topology, 1)) < 1e-9
 
 

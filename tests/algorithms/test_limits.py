@@ -1,4 +1,4 @@
-"""Where the methods end up: at the minimiser where theory says so, at a known other point, or on a floor."""
+"""Limits of the methods: at the minimiser where theory says so, at a known other point, or on a floor."""
 
 from __future__ import annotations
 

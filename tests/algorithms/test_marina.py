@@ -1,4 +1,4 @@
-"""What MARINA sends and computes: x alone, and one gradient, except for clients that were away."""
+"""Messages and gradients of MARINA: x alone, and one gradient, except for clients that were away."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEVER, ALWAYS = 1e-12, 1.0
 
 
 def charged(algorithm: Any, fed: Federation, cohorts: list[list[int]]) -> list[Ledger]:
-    """What every round costs, from round 0 on."""
+    """Ledger of every round, from round 0 on."""
     meters = [Meter(fed) for _ in range(len(cohorts) + 1)]
     state = algorithm.init(X, cohort(fed, 0, meter=meters[0]))
     for t, S in enumerate(cohorts, 1):

@@ -38,7 +38,7 @@ class Refused(Exception):
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, dict[str, Any]]]:
-    """What `api.run` was called with, which then raises `DivergenceError`."""
+    """Arguments of `api.run`, which then raises `DivergenceError`."""
     calls: list[tuple[Experiment, dict[str, Any]]] = []
 
     def run(experiment: Experiment, **settings: Any) -> None:

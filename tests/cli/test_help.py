@@ -1,4 +1,4 @@
-"""What the command line explains: help, and the list of names."""
+"""Help of the command line, and the list of names."""
 
 from __future__ import annotations
 

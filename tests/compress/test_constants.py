@@ -146,7 +146,7 @@ def test_vectors_and_narrow_matrices_travel_as_they_are() -> None:
     ("form", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("e4m3", torch.float8_e4m3fn)]
 )
 def test_floats_of_few_bits(form: str, dtype: torch.dtype) -> None:
-    """Where nothing leaves the range of the format, what is read is what a cast gives, whatever the scale."""
+    """Within the range of the format the decoded value is that of a cast, whatever the scale."""
     x = torch.linspace(-1.99, 1.99, 1001)
     sent = LowPrecision(form).compress(x, At()).unpack()
     near = x.abs() > 0.1

@@ -1,4 +1,4 @@
-"""What theory says of every compressor: constants and what attains them, means, scale; and stacks of clients."""
+"""Properties of every compressor in theory: constants and what attains them, means, scale; and stacks of clients."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def initial(fed: Federation) -> Tensor:
 
 
 def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
-    """Who takes part in rounds 1, 2, 3: everybody where the algorithm insists on it."""
+    """Cohorts of rounds 1, 2, 3: everybody where the algorithm insists on it."""
     insists = (EF21BC, Extra, ExactDiffusion, ChocoSGD, BEER)
     uplink = algorithm.uplink if isinstance(algorithm, Compressed) else None
     return (tuple(range(6)),) * 3 if isinstance(algorithm, insists) or isinstance(uplink, Choco) else COHORTS
@@ -280,5 +280,5 @@ def gap(a: Any, b: Any) -> float:
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Whether two states are equal bit for bit."""
+    """Test for two states that are equal bit for bit."""
     return all(torch.equal(s, t) for s, t in zip(tensors(a), tensors(b), strict=True))

@@ -1,4 +1,4 @@
-"""What every algorithm promises: fixed settings, a state that says all, and rounds that are functions of the two."""
+"""Promises of every algorithm: fixed settings, a state that says all, and rounds that are functions of the two."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class MomentumState(NamedTuple):
 
 
 class Slips(FedAvg):
-    """What one writes by mistake; each would lose work or give numbers that no run repeats."""
+    """Code that one writes by mistake; each would lose work or give numbers that no run repeats."""
 
     def init(self, x: Any, clients: Any) -> Any:
         return MomentumState(x, clients.keep(torch.zeros_like(x)))

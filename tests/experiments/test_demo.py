@@ -1,4 +1,4 @@
-"""What `make demo` runs, in fewer rounds."""
+"""The experiment of `make demo`, in fewer rounds."""
 
 from __future__ import annotations
 

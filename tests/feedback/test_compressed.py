@@ -62,7 +62,7 @@ def top(v: np.ndarray, k: int = 2) -> np.ndarray:
 
 
 def update(f: Quadratics, i: int, x: np.ndarray, eta: float = 0.5) -> np.ndarray:
-    """What client i of FedAvg with one full-batch step sends."""
+    """Message of client i of FedAvg with one full-batch step."""
     return -eta * f.grad(i, x)
 
 

@@ -1,4 +1,4 @@
-"""Where each mechanism leads."""
+"""Limits of each mechanism."""
 
 from __future__ import annotations
 

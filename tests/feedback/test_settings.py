@@ -1,4 +1,4 @@
-"""Which compressed links an algorithm can have, and what is said of those that it cannot."""
+"""Links that an algorithm can have, and the errors for those that it cannot."""
 
 from __future__ import annotations
 

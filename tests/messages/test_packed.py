@@ -67,7 +67,7 @@ def client(local: Local, x: Tensor) -> tuple[Packed, Tensor]:
 
 
 def seen(i: int, backend: Any = None) -> Tensor:
-    """What the server reads from client ``i``."""
+    """The vector that the server reads from client ``i``."""
     (packed, _) = cohort(federation(backend or Loop()), 1, np.array([i])).each(client, X).stacked
     row: Tensor = packed.unpack()[0]
     return row

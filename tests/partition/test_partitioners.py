@@ -1,4 +1,4 @@
-"""What every partitioner promises: each sample at most once, sizes that add up, the same for the same seed."""
+"""Promises of every partitioner: each sample at most once, sizes that add up, the same for the same seed."""
 
 from __future__ import annotations
 

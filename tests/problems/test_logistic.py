@@ -66,7 +66,7 @@ def test_gradient_equals_finite_differences(regularizer: Regularizer) -> None:
 
 
 def test_module_loss_and_penalty_say_the_same() -> None:
-    """What the engine trains is what ``value`` measures."""
+    """The engine trains the objective that ``value`` measures."""
     problem, x = PROBLEMS["nonconvex"], point(2)
     torch.nn.utils.vector_to_parameters(x, problem.module.parameters())
     train = problem.dataset.train

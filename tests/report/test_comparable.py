@@ -1,4 +1,4 @@
-"""What makes runs incomparable is told: data, model, work, seeds, and clients that were missing."""
+"""Warnings of runs that are not comparable: data, model, work, seeds, and clients that were missing."""
 
 from __future__ import annotations
 

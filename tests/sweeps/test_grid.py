@@ -26,7 +26,7 @@ SMALL = [
 
 
 def metrics(folder: Path) -> dict[str, bytes]:
-    """What every seed of every run below a folder measured, by its place."""
+    """Metrics of every seed of every run below a folder, by their place."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("metrics.jsonl"))}
 
 

@@ -1,4 +1,4 @@
-"""What a mixing matrix or a graph may get wrong, and the repair that the error names."""
+"""Faults of mixing matrices and graphs, and the repair that each error names."""
 
 from __future__ import annotations
 

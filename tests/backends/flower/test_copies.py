@@ -130,7 +130,7 @@ def test_a_server_that_died_sends_whole_copies_once_more(tmp_path: Path) -> None
 
 
 def test_a_round_that_is_done_again() -> None:
-    """Who has moved its copy by a message that was taken back gets the whole; who has the same again, nothing new."""
+    """A client whose copy moved by a message that was taken back receives the whole; one that has it, nothing."""
     copies = Copies(Memories(torch.zeros(10), lambda handle: torch.zeros(10)))
     whole = bytes(40)
 

@@ -63,7 +63,7 @@ def in_round(number: int, fate: Callable[[Message], Message | None]) -> Callable
 
 
 def vanish(answer: Message) -> Message:
-    """What Flower says when a node computed its answer, and then died."""
+    """Flower's error for a node that computed its answer, and then died."""
     return Message(Error(5, "node unavailable"), metadata=answer.metadata)
 
 

@@ -1,4 +1,4 @@
-"""What clients keep of a run is removed when it has ended, and not before."""
+"""Memories of a run are removed from clients when it has ended, and not before."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_node_config(config: dict[str, Any], why: str) -> None:
 
 
 def test_node_config_as_text() -> None:
-    """What Flower reads from a command line is what is said."""
+    """Settings arrive as Flower reads them from a command line."""
     said = NodeSettings(2, Path("/a b"), Path("/c"), Path("/d"), ("x.y", "z"))
     assert NodeSettings.of(parse_config_args([said.text()]), Path("other")) == said
     assert NodeSettings.of({"partition-id": 0}, Path("other")) == NodeSettings(0, Path("other"))

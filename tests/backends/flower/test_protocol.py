@@ -1,4 +1,4 @@
-"""What arrives is never trusted: every malformed message is refused, by name, and nothing else happens."""
+"""Nothing that arrives is trusted: every malformed message is refused, by name, and nothing else happens."""
 
 from __future__ import annotations
 

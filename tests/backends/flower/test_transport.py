@@ -1,4 +1,4 @@
-"""Who is there and who answers, call by call, on a grid whose messages are made by hand."""
+"""Presence and answers of nodes, call by call, on a grid whose messages are made by hand."""
 
 from __future__ import annotations
 

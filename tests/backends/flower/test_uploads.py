@@ -1,4 +1,4 @@
-"""What nodes upload is what the ledger charges: the bytes of their answers, added up, for every algorithm."""
+"""Uploads of nodes equal the ledger's charges: the bytes of their answers, added up, for every algorithm."""
 
 from __future__ import annotations
 

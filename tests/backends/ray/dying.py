@@ -48,7 +48,7 @@ class Dying(Scaffold):
         return super().client(local, *arguments)
 
     def _due(self, local: Any) -> bool:
-        """Whether this is the client and the round; the loop's ``Local`` has one client, that of a block several."""
+        """Test for the client and the round; the loop's ``Local`` has one client, that of a block several."""
         round = round_of(local)
         nodes = [local._node] if hasattr(local, "_node") else local.ids.tolist()
         over = bool(self.once) and Path(self.once).exists()

@@ -1,4 +1,4 @@
-"""What the tests share: a Ray session with two workers, as to start one takes long; a run in this process alone."""
+"""Shared by the tests: a Ray session with two workers, as to start one takes long; a run in this process alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def workers() -> Workers:
 
 
 def measured(path: Path) -> bytes:
-    """What was measured in a run."""
+    """Measurements of a run."""
     return (path / "seed-0" / "metrics.jsonl").read_bytes()
 
 

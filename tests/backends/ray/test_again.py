@@ -1,4 +1,4 @@
-"""What is done again, and how often: rounds that are lost, devices that are full, clients that raise. No Ray is
+"""Retries: rounds that are lost, devices that are full, clients that raise. No Ray is
 started, as what goes wrong is made up.
 """
 
@@ -49,7 +49,7 @@ class Made:
         return self.round(x, clients)
 
     def round(self, s: Any, clients: Any) -> str:
-        """Who took part is noted."""
+        """Note the cohort."""
         self.cohorts.append(clients.ids.tolist())
         assert len(self.cohorts) < 100, "it is done again for ever"
         self.fate(self.cohorts[-1], len(self.cohorts))
@@ -125,7 +125,7 @@ def test_skip_goes_on_as_long_as_somebody_is_left() -> None:
 
 
 def test_skip_does_not_go_on_with_the_same_clients() -> None:
-    """Where the method runs somebody who is not in the cohort."""
+    """The method runs a client that is not in the cohort."""
     def fate(cohort: list[int], attempt: int) -> None:
         raise raising(30)
 
@@ -212,7 +212,7 @@ class Gpu:
         return Blocks(self.block_size).run(federation, meter, call)
 
     def call(self, worker: int, method: str) -> str:
-        """What it takes is asked for at the end, and forgotten at the beginning of every trial."""
+        """Its peak is read at the end, and reset at the beginning of every trial."""
         assert method == "device"
         return method
 

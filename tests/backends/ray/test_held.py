@@ -1,4 +1,4 @@
-"""What workers hold is what somebody may still ask for, however long a run is and whoever has work in it."""
+"""Workers hold only what may still be requested, however long a run is and whoever has work in it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def federation() -> Federation:
 
 
 def held(what: str = "_held") -> list[int]:
-    """How many of these each worker has."""
+    """Number of these in each worker."""
     look = [actor.__ray_call__.remote(lambda self, what=what: len(getattr(self, what))) for actor in workers()._actors]
     return list(workers().ray.get(look))
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong is refused before the first round, with the fix."""
+"""Mistakes of a user are refused before the first round, with the fix."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_the_app_of_the_repository_has_the_same_settings(tmp_path: Path) -> None
 def test_a_resumed_run_is_deployed_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is given with --resume goes before."""
+    """Settings given with --resume take precedence."""
     made: list[LocalDeployment] = []
 
     def deploy(experiment: object, output: Path, local: LocalDeployment, progress: bool) -> RunDirectory:

@@ -95,7 +95,7 @@ def wait(federation: LocalFederation, run_id: str) -> dict[str, Any]:
 
 
 def final(path: Path, last: int = ROUNDS) -> dict[tuple[str, str], float]:
-    """What was measured in the last round."""
+    """Measurements of the last round."""
     lines = (path / "seed-0/metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return {(r["scope"], r["metric"]): r["value"] for r in rows if r["round"] == last and r["node"] is None}

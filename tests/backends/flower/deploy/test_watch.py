@@ -1,4 +1,4 @@
-"""What ``fedsim deploy`` shows of a run, without Flower's processes: files that grow as a run's do."""
+"""Output of ``fedsim deploy`` during a run, without Flower's processes: files that grow as a run's do."""
 
 from __future__ import annotations
 
