@@ -115,7 +115,7 @@ def test_what_is_measured_is_the_weighted_average(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"algorithm": SGP()}, "push-sum converges to the unweighted mean of the nodes: set weights to uniform"),
-        ({"topology": Static(Exponential(directed=True), "uniform_directed")}, "weights of nodes need a symmetric"),
+        ({"topology": Static(Exponential(directed=True), "uniform_directed")}, "unequal node weights need a symmetric"),
     ],
 )
 def test_what_takes_no_weights(tmp_path: Path, change: dict[str, Any], message: str) -> None:
