@@ -104,7 +104,7 @@ def picture(comparison: Comparison, path: Path) -> None:
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("FedAvg", "FedSpeed"), strict=True):
         runs = [summary.run for summary in comparison.runs if summary.run.label.startswith(name)]
         for run_of, color in zip(runs, PALETTE, strict=False):
-            x, mean, half = curve_of(run_of.seeds, "megabytes_up")
+            x, mean, half, _ = curve_of(run_of.seeds, "megabytes_up")
             axes.plot(x[1:], mean[1:], color=color, lw=1.6, label=run_of.label)        # nothing was sent before round 1
             if half is not None:
                 axes.fill_between(x[1:], (mean - half)[1:], (mean + half)[1:], color=color, alpha=0.12, lw=0)

@@ -85,13 +85,12 @@ def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progre
     directory = open_run(path)
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
     _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
+    if experiment is not None and (other := _differing(in_full(directory.config), to_config(experiment))):
+        raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
     if not todo:
         return directory
     check_version(path, directory.manifest)
-    if experiment is None:
-        experiment = from_config(directory.config)
-    elif other := _differing(in_full(directory.config), to_config(experiment)):
-        raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
+    experiment = experiment or from_config(directory.config)
     with torch_threads(experiment.execution.threads or directory.manifest["threads"]), host_of(experiment) as there:
         first = there.prepare(experiment, todo[0])
         found, expected = data_hash(first.dataset), directory.manifest["data_hash"]

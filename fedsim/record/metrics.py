@@ -47,12 +47,13 @@ class Metrics(NamedTuple):
         return dict(zip(self.round[rows].tolist(), self.value[rows].tolist(), strict=True))
 
 
-def read_metrics(path: Path) -> Metrics:
+def read_metrics(path: Path | str) -> Metrics:
     """Read a metrics or timing file; a last line without newline (a killed writer) is ignored.
 
     Raises:
         RunError: the file is missing, or a complete line is not a row.
     """
+    path = Path(path)
     blocks = [_parse([], path, 0)]
     lines_read = 0
     try:

@@ -79,6 +79,8 @@ def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
         RunError: a path holds no run.
     """
     found: dict[Path, RunDirectory] = {}  # a run that is reached by two paths counts once
+    if not paths:
+        raise RunError("no paths of runs; expected a directory made by `fedsim run`, or a folder of them")
     for path in paths:
         runs = _runs_below(path)
         if not runs:

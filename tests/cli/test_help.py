@@ -35,7 +35,7 @@ def test_help_explains_the_chosen_components(
         assert f"--{field}" in text, "every field is explained"
     assert main(["run", "--uplink", "EF14", "--uplink.compressor", "TopK", "--data", "csv", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "QSGD" in text and "name of the column that holds the labels" in text
+    assert "QSGD" in text and "column with the labels; by default the last one" in text
     assert main(["partition", "--data", "logistic_regression", "-h"]) == 0
     text = capsys.readouterr().out
     assert "--data.lam" in text and "--data.data DATA" in text and "--algorithm" not in text

@@ -120,3 +120,10 @@ def test_a_finished_run_of_objects_made_in_python_needs_none_to_resume(tmp_path:
     directory.mark(0, "interrupted")
     with pytest.raises(ConfigError, match="was made in Python"):
         resume(directory.path, progress=False)
+
+
+def test_a_finished_run_is_not_taken_for_another_experiment(tmp_path: Path) -> None:
+    made = run(replace(SMALL, rounds=1), output=tmp_path / "run", progress=False)
+    assert resume(made.path, replace(SMALL, rounds=1), progress=False).path == made.path
+    with pytest.raises(RunError, match=r"was run with other settings of rounds; resume it with its own experiment"):
+        resume(made.path, replace(SMALL, rounds=2), progress=False)

@@ -280,3 +280,8 @@ def test_json_and_csv_hold_the_same_numbers(two: Comparison) -> None:
     assert [row["run"] for row in rows] == ["slow", "fast"]
     assert float(rows[1]["final_half_width"]) == fast["final_half_width"]
     assert rows[0]["difference_mean"] == "" and rows[0]["target"] == "0.79"
+
+
+def test_no_paths_are_no_runs() -> None:
+    with pytest.raises(RunError, match="no paths of runs; expected a directory"):
+        compare([])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class RayActors:
     def _first(self, default: Any) -> Any:
         """Reference to the initial memory, for clients that have none yet."""
         for known, ref in self._firsts:
-            if all(a is b for a, b in zip(leaves(known), leaves(default), strict=False)):
+            if len(leaves(known)) == len(leaves(default)) and all(map(is_, leaves(known), leaves(default))):
                 return ref
         ref = self.workers.ray.put(arrays(fetched(default)))
         self._firsts = [*self._firsts[-3:], (default, ref)]
