@@ -12,6 +12,8 @@ from fedsim.backends.flower.protocol.calls import from_records
 from tests.backends.flower.grids import federation
 from tests.backends.flower.test_parity import CASES, CONFIG, deploy, metrics
 
+pytestmark = pytest.mark.slow
+
 NODES = 3
 
 
