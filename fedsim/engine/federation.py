@@ -49,10 +49,16 @@ class ClientCall(NamedTuple):
         if not self.sends:
             new = self.fn(local, *mine) if down is None else self.fn(local, down, *mine)
             return None, new if type(new) is tuple else (new,)
-        result = self.fn(local, down, *mine)
-        if self.mine is None or type(result) is not tuple:     # a NamedTuple is a message of several vectors
-            return result, ()
-        return result[0], result[1:]
+        message, *kept = message_and_memories(self.fn(local, down, *mine), reads=self.mine is not None)
+        return message, tuple(kept)
+
+
+def message_and_memories(result: Any, *, reads: bool) -> tuple[Any, ...]:
+    """Split the result of a sending client function into its message and its new memories.
+
+    Only a function that ``reads`` memories returns new ones. A NamedTuple is one message of several vectors.
+    """
+    return result if reads and type(result) is tuple else (result,)
 
 
 class Backend(Protocol):

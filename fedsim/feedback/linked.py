@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.clients import Clients
+from fedsim.engine.federation import message_and_memories
 from fedsim.errors import ConfigError, title
 from fedsim.feedback.mechanisms import Downlink, Gossip, Memory, Uplink, short_name
 from fedsim.messages.mixing import spread
@@ -113,7 +114,7 @@ class Upload:
 
     def __call__(self, local: Local, down: Any, *mine: Any) -> tuple[Any, ...]:
         *own, memory = mine
-        message, *new = _parts(self.fn(local, unpacked(down), *own), own)
+        message, *new = message_and_memories(self.fn(local, unpacked(down), *own), reads=bool(own))
         if self.by is not None:
             message, memory = each_vector(self.by.send, message, memory, local)
         return message, *new, memory
@@ -136,7 +137,7 @@ class Offer:
 
     def __call__(self, local: Local, down: Any, *mine: Any) -> tuple[Any, ...]:
         *own, memory = mine
-        message, *new = _parts(self.fn(local, down, *own), own)
+        message, *new = message_and_memories(self.fn(local, down, *own), reads=bool(own))
         compressed, memory = each_vector(self.by.offer, message, memory, Draw(local, 0))
         return compressed, *new, message, memory
 
@@ -156,11 +157,6 @@ class Hearing:
 
     def __call__(self, local: Local, down: Any, *mine: Any) -> Any:
         return self.fn(local, unpacked(down), *mine)
-
-
-def _parts(result: Any, own: Sequence[Any]) -> tuple[Any, ...]:
-    """Split the result of a client function into its message and new memories, as ``ClientCall.at`` does."""
-    return result if own and type(result) is tuple else (result,)
 
 
 class LinkSettings(Protocol):
