@@ -65,6 +65,6 @@ class DFedAvg:
         def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
             y, m = carry
             m = self.momentum * m + local.grad(y, batch)
-            return y - eta * m, m
+            return local.descend(y, m, eta), m
 
         return local.fold(step, (x, torch.zeros_like(x)), self.lr * local.decay)[0]

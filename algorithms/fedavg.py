@@ -54,10 +54,10 @@ class FedAvg:
         def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
             y, m = carry
             m = self.momentum * m + local.grad(y, batch)
-            return y - eta * m, m
+            return local.descend(y, m, eta), m
 
         def plain(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            return y - eta * local.grad(y, batch)
+            return local.descend(y, local.grad(y, batch), eta)
 
         eta = self.lr * local.decay
         if not self.momentum:

@@ -55,7 +55,7 @@ class FedCM:
 
     def client(self, local: Local, down: tuple[Vector, Vector]) -> tuple[Vector, Tensor]:
         def step(y: Vector, batch: Batch, pull: Vector, eta: Vector) -> Vector:
-            return y - eta * (self.alpha * local.grad(y, batch) + pull)
+            return local.descend(y, self.alpha * local.grad(y, batch) + pull, eta)
 
         x, delta = down
         y = local.fold(step, x, (1 - self.alpha) * delta, self.lr * local.decay)

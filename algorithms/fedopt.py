@@ -77,6 +77,6 @@ class FedOpt:
 
     def client(self, local: Local, x: Vector) -> Vector:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            return y - eta * local.grad(y, batch)
+            return local.descend(y, local.grad(y, batch), eta)
 
         return local.fold(step, x, self.lr * local.decay) - x

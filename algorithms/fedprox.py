@@ -48,6 +48,6 @@ class FedProx:
 
     def client(self, local: Local, x: Vector) -> Vector:
         def step(y: Vector, batch: Batch, x: Vector, eta: Vector) -> Vector:
-            return y - eta * (local.grad(y, batch) + self.mu * (y - x))
+            return local.descend(y, local.grad(y, batch) + self.mu * (y - x), eta)
 
         return local.fold(step, x, x, self.lr * local.decay) - x

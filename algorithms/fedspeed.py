@@ -80,7 +80,7 @@ class FedSpeed:
             if self.rho and self.alpha:
                 rho = self.rho / (torch.linalg.vector_norm(g) + EPS) if self.normalize else self.rho
                 g = (1 - self.alpha) * g + self.alpha * local.grad(y + rho * g, batch)
-            return y - eta * (g - h + (y - x) / self.lam)
+            return local.descend(y, g - h + (y - x) / self.lam, eta)
 
         dx = local.fold(step, x, x, h, self.lr * local.decay) - x
         h = h - dx / self.lam

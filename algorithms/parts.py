@@ -43,11 +43,11 @@ def mean_difference(local: Local, x: Vector, y: Vector) -> Vector:
 
 
 def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
-    """``y - eta grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
+    """Descend from ``y`` along ``grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
     g = local.grad(y, batch)
     if rho:
         g = local.grad(y + rho * g / (torch.linalg.vector_norm(g) + EPS), batch)
-    return y - eta * g
+    return local.descend(y, g, eta)
 
 
 def omega_of(compressor: Compressor, d: int) -> float:

@@ -53,7 +53,7 @@ class Scaffold:
 
     def client(self, local: Local, down: tuple[Vector, Vector], c_i: Vector) -> tuple[tuple[Vector, Vector], Vector]:
         def step(y: Vector, batch: Batch, eta: Vector, correction: Vector) -> Vector:
-            return y - eta * (local.grad(y, batch) + correction)
+            return local.descend(y, local.grad(y, batch) + correction, eta)
 
         x, c = down
         eta = self.lr * local.decay

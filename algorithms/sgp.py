@@ -55,7 +55,7 @@ class SGP:
 
     def client(self, local: Local, _: None, x: Vector, w: Vector) -> Mass:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            return y - eta * local.grad(y, batch)
+            return local.descend(y, local.grad(y, batch), eta)
 
         y = local.fold(step, x, self.lr * local.decay)
         return Mass(w * x + (y - x), w)

@@ -104,6 +104,16 @@ class Local(Site, Protocol):
         weight decay.
         """
 
+    def descend(self, y: Vector, direction: Vector, eta: Tensor | float) -> Vector:
+        """Make the local step from ``y [d]`` along ``direction [d]`` with step size ``eta``: ``y - eta * direction``.
+
+        The direction is the gradient with the method's corrections. Every local step of a method is made by this word,
+        once in a step of ``local.fold``, so that settings of the step hold for all methods.
+
+        Raises:
+            ConfigError: called twice in a step, or outside of ``local.fold``.
+        """
+
     def sample(self, size: int) -> Batch:
         """Large batch of ``size`` samples without replacement; the whole shard if it is not larger."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
+from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Minibatches, draw, minibatches
 from fedsim.engine.loop import CHUNK, Rows, refuse_captured_tensors
@@ -88,6 +89,7 @@ class _Block:
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._index, self._lengths = _padded(plans, federation.model.device)
         self._widths = self._lengths.max(0)
+        self.descend = Descent()
         self.tape: Tape | None = None  # while a step is being recorded
         self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
@@ -201,6 +203,7 @@ class _Block:
                 state = step(self._batch(k, active), state, consts + last, own + [True] * shares)
         finally:
             self._in_fold, self._samples = False, outer_samples
+            self.descend.end()
         return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True))
 
     def _batch(self, k: int, active: int) -> Batch:

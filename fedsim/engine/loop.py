@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Minibatches, draw, minibatches
 from fedsim.engine.purity import pure
@@ -32,6 +33,7 @@ class LoopLocal:
     ) -> None:
         self._fed, self._meter, self._node = federation, meter, node
         self._round, self._plan, self.decay = round, plan, decay
+        self.descend = Descent()
 
     @property
     def steps(self) -> Tensor:
@@ -71,7 +73,9 @@ class LoopLocal:
         weights = torch.from_numpy(self._plan.shares).to(model.device, model.dtype) if shares else None
         for k in range(skip, len(index)):
             batch = self._fed.shards.take(index[k, : self._plan.lengths[k]])
+            self.descend.begin()
             carry = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
+        self.descend.end()
         return carry
 
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from fedsim.engine.descent import Descent
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
 from fedsim.engine.replay import Gradients, Program
@@ -34,6 +35,7 @@ class Stack(Gradients, Protocol):
     """The block of clients that runs a step."""
 
     tape: Tape | None
+    descend: Descent
 
 
 class LocalStep:
@@ -85,6 +87,7 @@ class LocalStep:
     ) -> tuple[Tensor, ...]:
         def one(batch: Batch, *flat: Tensor) -> tuple[Tensor, ...]:
             carry, *rest = build(self._like, iter(flat))
+            self._block.descend.begin()
             return tuple(leaves(self._step(carry, batch, *rest)))
 
         dims = (tuple(0 for _ in samples), *(0 for _ in state), *(0 if o else None for o in own))

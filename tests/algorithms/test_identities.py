@@ -155,6 +155,9 @@ class OneClient:
         self.gradients.append(F.grad(self.i, x.numpy()))
         return torch.from_numpy(self.gradients[-1])
 
+    def descend(self, y: Any, direction: Any, eta: Any) -> Any:
+        return y - eta * direction
+
     def fold(self, step: Any, carry: Any, *consts: Any) -> Any:
         for _ in range(self.K):
             carry = step(carry, None, *consts)

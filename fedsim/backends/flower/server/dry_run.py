@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.model import Model
 from fedsim.messages.stacked import Stacked
@@ -20,7 +21,7 @@ class DryLocal:
     """``Local`` with zero gradients and a single step."""
 
     def __init__(self, model: Model, sample: Batch) -> None:
-        self._model, self._sample = model, sample
+        self._model, self._sample, self.descend = model, sample, Descent()
         self.decay = torch.ones((), dtype=model.dtype, device=model.device)
         self.steps = torch.ones_like(self.decay)
 
@@ -45,7 +46,10 @@ class DryLocal:
         self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
     ) -> Any:
         """See ``fedsim.types.Local``."""
-        return step(carry, self._sample, *consts, *[self.steps] * shares)
+        self.descend.begin()
+        carry = step(carry, self._sample, *consts, *[self.steps] * shares)
+        self.descend.end()
+        return carry
 
 
 @torch.no_grad()
