@@ -40,7 +40,7 @@ DEPLOY = flags.Command(
     },
     {
         "insecure": "disable TLS and the authentication of nodes",
-        "print_commands": "print the commands for real machines, and exit",
+        "print_commands": "write the resolved experiment to a file, print the commands for real machines, and exit",
         "quiet": "show no progress on stderr",
         "json": "print the result as one line of JSON",
     },
@@ -54,8 +54,9 @@ def deploy(argv: Sequence[str]) -> int:
         flags.print_help(DEPLOY, {"algorithm": names("algorithm")[0], **line.settings})
         return 0
     flower_version()                                       # fails first if Flower is missing
+    from fedsim.backends.flower.deploy.app import write_app
     from fedsim.backends.flower.deploy.instructions import instructions
-    from fedsim.backends.flower.deploy.local_deployment import check, modules
+    from fedsim.backends.flower.deploy.local_deployment import check, federation_folder, modules, write_experiment
     from fedsim.backends.flower.deploy.local_deployment import deploy as deploy_here
 
     resumed = Path(line.options["resume"]) if "resume" in line.options else None
@@ -70,7 +71,8 @@ def deploy(argv: Sequence[str]) -> int:
     output, local = resumed or _output(line, experiment), _local(line, resumed)
     if "print_commands" in line.switches:
         check(experiment, local)
-        file = next((word for word in argv if word.endswith((".yaml", ".yml"))), "FILE.yaml")
+        file = write_experiment(federation_folder(output.absolute()), experiment)
+        write_app(file.parent / "app", {})
         print(instructions(file, line.options.get("host", "server.example.org"), local, output, modules(experiment)))
         return 0
     directory = deploy_here(experiment, output, local, progress="quiet" not in line.switches)

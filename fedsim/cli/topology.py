@@ -225,7 +225,8 @@ def _in_words(settings: Any) -> str:
     """A component by its settings, as in Static(graph=FromFile(path=graph.txt, directed=False), lazy=False)."""
     if not isinstance(settings, dict):
         return str(settings)
-    own = ", ".join(f"{key}={_in_words(value)}" for key, value in settings.items() if key != "name")
+    named = {key: Path(value).name if key == "path" else value for key, value in settings.items() if key != "name"}
+    own = ", ".join(f"{key}={_in_words(value)}" for key, value in named.items())
     return f"{str(settings.get('name', '')).rsplit('.', 1)[-1]}({own})"
 
 

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from fedsim.errors import ConfigError
 from fedsim.experiment.config.names import help_of, is_plain, literals, parameters, plain, summary
+from fedsim.experiment.config.paths import absolute
 from fedsim.experiment.config.plan import REQUIRED, Plan, names, plan
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.short_forms import in_full
@@ -34,7 +35,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, and expand their short forms.
+    """Read a YAML file of settings, expand their short forms, and make relative paths absolute, from the file's folder.
 
     Raises:
         ConfigError: the file cannot be read, is not a mapping, or holds a setting in two forms.
@@ -47,7 +48,7 @@ def load_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds {config!r:.60}; expected settings, such as 'algorithm: FedAvg'")
-    return in_full(config)
+    return absolute(in_full(config), Path(path).parent)
 
 
 def from_config(config: Mapping[str, Any]) -> Experiment:

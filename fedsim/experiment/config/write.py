@@ -11,18 +11,18 @@ import numpy as np
 
 from fedsim.data import Dataset
 from fedsim.experiment.config.names import ImportedModel, name_of, parameters
+from fedsim.experiment.config.paths import absolute
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.problems import Problem
 
 
 def to_config(experiment: Experiment) -> dict[str, Any]:
-    """Convert an experiment, with all its fields, to plain YAML values.
+    """Convert an experiment, with all its fields, to plain YAML values; paths become absolute.
 
     An object that cannot be imported by name (made in Python, or a lambda) becomes ``{python: its description}``, which
     `from_config` refuses.
     """
-    config: dict[str, Any] = written(experiment, Experiment)
-    return config
+    return absolute(written(experiment, Experiment))
 
 
 def written(value: Any, hint: Any = None) -> Any:

@@ -39,7 +39,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # of the classes that need some; other
     "Steps": {"milestones": (3, 5)},
     "BarabasiAlbert": {"m": 2},
     "ErdosRenyi": {"p": 0.5},
-    "FromFile": {"path": Path("graph.graphml")},
+    "FromFile": {"path": Path("/graph.graphml")},
     "LinkFailures": {"base": RandomMatching(), "probability": 0.1},
     "RandomNeighbours": {"degree": 4},
     "RandomRegular": {"degree": 4},
@@ -107,7 +107,7 @@ def test_round_trip_of_a_second_compressor_and_a_regulariser() -> None:
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_round_trip_of_every_data_set(name: str) -> None:
-    options = {"path": "x"} if name in FORMATS else {}
+    options = {"path": "/x"} if name in FORMATS else {}
     experiment = Experiment(FedAvg(), data=Data(name, data_dir="/d", options=options))
     assert through_yaml(experiment) == experiment
 

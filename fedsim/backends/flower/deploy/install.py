@@ -46,6 +46,9 @@ def command(name: str) -> str:
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """Environment of Flower's processes: offline, with its own home, and this process's search paths."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    modules = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    found = os.pathsep.join([str(Path(part).absolute()) for part in modules] + [str(Path.cwd())])
-    return {**os.environ, **OFFLINE, "PATH": path, "PYTHONPATH": found, "FLWR_HOME": str(home), **extra}
+    folders = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    modules = os.pathsep.join([str(Path(part).absolute()) for part in folders] + [str(Path.cwd())])
+    found = {"PATH": path, "PYTHONPATH": modules, "FLWR_HOME": str(home)}
+    if folder := os.environ.get("FEDSIM_DATA"):
+        found["FEDSIM_DATA"] = str(Path(folder).expanduser().absolute())
+    return {**os.environ, **OFFLINE, **found, **extra}

@@ -17,11 +17,11 @@ from fedsim.errors import how_to_install
 FOLDER = Path("federation")
 
 
-def instructions(file: str, host: str, local: LocalDeployment, output: Path, allow: tuple[str, ...] = ()) -> str:
+def instructions(file: Path, host: str, local: LocalDeployment, output: Path, allow: tuple[str, ...] = ()) -> str:
     """Format the shell commands, with comments that name the machine.
 
     Args:
-        file: experiment file.
+        file: resolved experiment, beside the folder of its app.
         host: name or address of the server.
         local: nodes, port, security and policy.
         output: run directory on the server.
@@ -75,13 +75,14 @@ def _node(credentials: Credentials | None, i: int, host: str, local: LocalDeploy
     return f"# On node {i}:\n{_line([*words, '--node-config', settings.text()])}"
 
 
-def _run(file: str, local: LocalDeployment, output: Path) -> str:
-    config = {"experiment": str(Path(file).absolute()), "output": str(output.absolute())}
+def _run(file: Path, local: LocalDeployment, output: Path) -> str:
+    config = {"experiment": str(file), "output": str(output.absolute())}
     values = {**config, "own-data": local.nodes if local.own_data else 0, **asdict(local.policy)}
     text = " ".join(f"{key}={as_toml(value)}" for key, value in values.items())
-    words = ["flwr", "run", str(Path("experiments/flower")), CONNECTION, "-c", text, "--stream"]
+    words = ["flwr", "run", str(file.parent / "app"), CONNECTION, "-c", text, "--stream"]
     return (
-        f"# On the server, when the nodes are up (in a checkout of fedsim):\n{_line(words)}\n"
+        f"# On the server, when the nodes are up; {file.parent} has the experiment and its app,\n"
+        f"# so copy it there if this is another machine:\n{_line(words)}\n"
         f"# flwr run exits with 0 even if the run failed; check the status:\nflwr list {CONNECTION}"
     )
 

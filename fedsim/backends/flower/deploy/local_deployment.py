@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,11 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
     """
     output = output.absolute()
     check(experiment, local)
-    experiment = at_home(experiment)
     nodes = node_settings(experiment, output, local)
     federation = LocalFederation(federation_folder(output), nodes, local.port, local.insecure)
     with terminate_as_interrupt(), federation:
-        text = yaml.safe_dump(to_config(experiment), sort_keys=False)
-        config = {"experiment": text, "output": str(output), "own-data": local.nodes if local.own_data else 0}
+        file = write_experiment(federation.folder, experiment)
+        config = {"experiment": str(file), "output": str(output), "own-data": local.nodes if local.own_data else 0}
         events = Tail(federation.folder / "server.log")
         config["log"] = str(events.path)
         app = write_app(federation.folder / "app", {**config, **asdict(local.policy)})
@@ -96,6 +96,22 @@ def check(experiment: Experiment, local: LocalDeployment) -> None:
         )
     if not isinstance(experiment.data, Data):
         raise ConfigError("the experiment's data is a Python object; only named data can be deployed")
+
+
+def write_experiment(folder: Path, experiment: Experiment) -> Path:
+    """Write the resolved experiment, which server and nodes run; return the path of the file, named by its content.
+
+    Raises:
+        DeployError: the folder cannot be written.
+    """
+    text = yaml.safe_dump(to_config(experiment), sort_keys=False, allow_unicode=True)
+    file = folder / f"experiment-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text)
+    except OSError as error:
+        raise DeployError(f"cannot write {file}: {error.strerror}; choose another --output") from error
+    return file
 
 
 def federation_folder(output: Path) -> Path:
@@ -126,7 +142,7 @@ def node_settings(experiment: Experiment, output: Path, local: LocalDeployment) 
     """Settings of every node. On the user's own machine every module of the experiment is allowed."""
     data, own, folder = experiment.data, own_folders(local), federation_folder(output)
     assert isinstance(data, Data)
-    directory = None if data.data_dir is None else Path(data.data_dir)
+    directory = None if data.data_dir is None else Path(data.data_dir).expanduser().absolute()
     allow = modules(experiment)
     return [
         NodeSettings(i, folder / f"node-{i}" / "memory", own[i] if own else None, directory, allow)
@@ -147,19 +163,9 @@ def own_folders(local: LocalDeployment) -> list[Path]:
     return found
 
 
-def at_home(experiment: Experiment) -> Experiment:
-    """Make paths in an experiment absolute, as processes of a federation start in their own folders."""
-    data = experiment.data
-    assert isinstance(data, Data)
-    path = data.options.get("path")
-    options = {**data.options, "path": str(Path(str(path)).expanduser().absolute())} if path else data.options
-    directory = None if data.data_dir is None else str(Path(data.data_dir).expanduser().absolute())
-    return replace(experiment, data=replace(data, options=options, data_dir=directory))
-
-
 def modules(experiment: Experiment) -> tuple[str, ...]:
     """Modules that a node must allow to run this experiment."""
-    return tuple(sorted(modules_of(to_config(at_home(experiment)))))   # an absolute path does not look like a module
+    return tuple(sorted(modules_of(to_config(experiment))))   # whose paths are absolute: none looks like a module
 
 
 def modules_of(config: Any) -> set[str]:

@@ -17,15 +17,16 @@ from fedsim.backends.flower.deploy.app import DEFAULTS, write_app
 from fedsim.backends.flower.deploy.local_deployment import (
     NOTE,
     LocalDeployment,
-    at_home,
     federation_folder,
     modules_of,
     node_settings,
     remember,
+    write_experiment,
 )
 from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.policy import Policy
+from fedsim.backends.flower.server.server_app import experiment_of
 from fedsim.cli import main
 from fedsim.errors import DeployError
 from fedsim.experiment.config import from_config
@@ -107,8 +108,8 @@ def test_without_flower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["deploy", str(EXPERIMENT), "--nodes", "3", "--print-commands", "--port", "9000"]
-    command += ["--host", "a.example.org"]
-    assert main([*command, "--output", str(tmp_path / "run"), "--minimum", "0.7"]) == 0
+    command += ["--host", "a.example.org", "--output", str(tmp_path / "run"), "--minimum", "0.7"]
+    assert main([*command, "--rounds", "77", "--algorithm.lr", "0.55"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line and not line.startswith("#")]
     assert lines[1][:4] == ["fedsim", "certificates", "--output", "federation/certificates"]
     assert "a.example.org,localhost,127.0.0.1" in lines[1]
@@ -120,17 +121,22 @@ def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_p
     assert keys == [f"node-{i}.key" for i in range(3)]
     assert [line[-1].split()[0] for line in nodes] == [f"partition-id={i}" for i in range(3)]
     (run,) = [line for line in lines if line[:2] == ["flwr", "run"]]
-    config = tomllib.loads(run[run.index("-c") + 1].replace(" ", "\n"))
-    assert config["minimum"] == 0.7 and config["experiment"] == str(EXPERIMENT) and set(config) <= set(DEFAULTS)
+    app, config = Path(run[2]), tomllib.loads(run[run.index("-c") + 1].replace(" ", "\n"))
+    assert config["minimum"] == 0.7 and set(config) <= set(DEFAULTS)
+    assert tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"] == DEFAULTS
+    resolved = experiment_of(config["experiment"])         # flags and all
+    expected = from_config({**yaml.safe_load(EXPERIMENT.read_text()), "rounds": 77})
+    assert resolved == replace(expected, algorithm=replace(expected.algorithm, lr=0.55))  # type: ignore[type-var]
     assert main([*command, "--insecure"]) == 0
     text = capsys.readouterr().out
     assert "WITHOUT encryption" in text and "certificates" not in text
-    assert not list(tmp_path.iterdir())
+    assert experiment_of(config["experiment"]) == resolved, "what was printed before stays what it is"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.federation"]
 
 
-def test_nodes_are_told_which_modules_to_allow(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nodes_are_told_which_modules_to_allow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Those of the experiment's classes, not the stem of a file's name."""
-    command = ["deploy", str(EXPERIMENT), "--nodes", "3", "--print-commands"]
+    command = ["deploy", str(EXPERIMENT), "--nodes", "3", "--print-commands", "--output", str(tmp_path / "run")]
     assert main(command) == 0
     assert "allow" not in capsys.readouterr().out
     command += ["--model", "experiments.flower.own_data.hospitals.Net", "--data", "npz", "--data.path", "my.npz"]
@@ -188,8 +194,9 @@ def test_paths_are_made_absolute_and_named_modules_allowed(tmp_path: Path, monke
     """Processes of a federation start in folders of their own."""
     monkeypatch.chdir(tmp_path)
     config = {"algorithm": "FedAvg", "data": {"name": "csv", "path": "here"}, "model": "experiments.x.Net"}
-    experiment = at_home(from_config({**config, "model": "experiments.flower.own_data.hospitals.Net"}))
-    assert experiment.data.options["path"] == str(tmp_path / "here")  # type: ignore[union-attr]
+    experiment = from_config({**config, "model": "experiments.flower.own_data.hospitals.Net"})
+    written = experiment_of(str(write_experiment(tmp_path / "elsewhere", experiment)))
+    assert written.data.options["path"] == str(tmp_path / "here")  # type: ignore[union-attr]
     (node,) = node_settings(experiment, tmp_path / "run", LocalDeployment(1))
     assert node.allow == ("experiments.flower.own_data.hospitals",)
     assert node.store == tmp_path / "run.federation/node-0/memory"
