@@ -2,11 +2,15 @@
 
 from algorithms.beer import BEER
 from algorithms.choco import ChocoSGD
+from algorithms.co2 import CO2
+from algorithms.cocod_sgd import CoCoDSGD
 from algorithms.dcgd import DCGD
+from algorithms.dco2 import DCO2
 from algorithms.deep_squeeze import DeepSqueeze
 from algorithms.dfedavg import DFedAvg
 from algorithms.dfedsam import DFedSAM
 from algorithms.diana import DIANA
+from algorithms.diloco import DiLoCo
 from algorithms.dpsgd import DPSGD
 from algorithms.ec_ideal import ECIdeal
 from algorithms.econtrol import EControl
@@ -28,8 +32,12 @@ from algorithms.fedsam import FedSAM
 from algorithms.fedspeed import FedSpeed
 from algorithms.gradient_tracking import GradientTracking
 from algorithms.marina import MARINA
+from algorithms.noloco import NoLoCo
+from algorithms.overlap_sgd import OverlapSGD
 from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
+from algorithms.slowmo import SlowMo
+from algorithms.streaming_diloco import StreamingDiLoCo
 from algorithms.theory import Theory, theory_of, with_theory
 
 CENTRAL = (FedAvg, FedAMD, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold)
@@ -37,14 +45,17 @@ COMPRESSED = (DCGD, DIANA, EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EF21W, MARINA
 GOSSIP = (
     BEER, ChocoSGD, DeepSqueeze, DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP,
 )  # fmt: skip
-ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP)
+OVERLAP = (CO2, DCO2, CoCoDSGD, DiLoCo, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo)
+ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP)
 
 __all__ = [
     "ALGORITHMS",
     "BEER",
     "CENTRAL",
+    "CO2",
     "COMPRESSED",
     "DCGD",
+    "DCO2",
     "DIANA",
     "DPSGD",
     "EF14",
@@ -56,11 +67,14 @@ __all__ = [
     "GOSSIP",
     "L1",
     "MARINA",
+    "OVERLAP",
     "SGP",
     "ChocoSGD",
+    "CoCoDSGD",
     "DFedAvg",
     "DFedSAM",
     "DeepSqueeze",
+    "DiLoCo",
     "ECIdeal",
     "EControl",
     "EF21Plus",
@@ -74,7 +88,11 @@ __all__ = [
     "FedSAM",
     "FedSpeed",
     "GradientTracking",
+    "NoLoCo",
+    "OverlapSGD",
     "Scaffold",
+    "SlowMo",
+    "StreamingDiLoCo",
     "Theory",
     "theory_of",
     "with_theory",

@@ -75,3 +75,12 @@ def everybody(clients: Clients, name: str) -> None:
             f"{name} needs every node in every round, {len(clients)} of {clients.n} take part; set sampling.fraction"
             " to 1, or use DFedAvg or DFedSAM, which allow absent nodes"
         )
+
+
+def local_sgd(local: Local, x: Vector, lr: float) -> Vector:
+    """The local steps of a round from ``x``: ``y <- y - eta grad f_i(y; B)`` over its minibatches."""
+
+    def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
+        return local.descend(y, local.grad(y, batch), eta)
+
+    return local.fold(step, x, lr * local.decay)

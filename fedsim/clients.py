@@ -17,6 +17,7 @@ from fedsim import seeds
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import ConfigError, DivergenceError, explained, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
+from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.wire import nbytes
 from fedsim.tree import tree_map, unpacked, zeros_like
 from fedsim.types import Kept, Messages, NamedTree, Sent
@@ -184,36 +185,57 @@ class Clients:
         """Run a client function; ``down_bytes [c]`` replaces the size of ``down`` if nodes reconstruct it."""
         if not len(self):
             raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
-        if down is not None:
-            self._meter.ledger.down[self.ids] += nbytes(down) if down_bytes is None else down_bytes
-        call = ClientCall(fn, self.ids, self.round, down, joined(mine, self.ids), verb == "each")
+        ids, meter = self.ids, self._meter
+        size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes
+        meter.ledger.down[ids] += size
+        evaluated = meter.ledger.gradient_evaluations[ids]
+        call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each")
         with explained(title(fn), self.round):
-            messages, rows = self._federation.backend.run(self._federation, self._meter, call)
+            messages, rows = self._federation.backend.run(self._federation, meter, call)
+        if meter.trace is not None:
+            evaluations = meter.ledger.gradient_evaluations[ids] - evaluated
+            meter.trace.append(Computed(ids, np.broadcast_to(size, ids.shape), evaluations))
         count = len(next(iter(rows.values()), ()))
         return messages, tuple(self._kept({node: row[k] for node, row in rows.items()}) for k in range(count))
 
     @overload
-    def mean(self, sent: Sent[Packed] | Sent[Vector | Packed], factors: np.ndarray | None = None) -> Vector: ...
+    def mean(
+        self, sent: Sent[Packed] | Sent[Vector | Packed], factors: np.ndarray | None = None, *, behind: float = 0.0
+    ) -> Vector: ...
     @overload
-    def mean(self, sent: Sent[M], factors: np.ndarray | None = None) -> M: ...
-    def mean(self, sent: Sent[Any], factors: np.ndarray | None = None) -> Any:
+    def mean(self, sent: Sent[M], factors: np.ndarray | None = None, *, behind: float = 0.0) -> M: ...
+    def mean(self, sent: Sent[Any], factors: np.ndarray | None = None, *, behind: float = 0.0) -> Any:
         """Receive the messages; return their mean, weighted by p_i over the cohort, with compressed vectors unpacked.
 
-        ``factors [n]`` multiply the weights of the nodes.
+        Args:
+            sent: the messages.
+            factors: ``[n]`` factors of the weights of the nodes.
+            behind: share of the nodes' next local work that runs while the messages are under way, from 0 (the nodes
+                wait) to 1; the algorithm must not read the result in that share. It changes the seconds of a clock, no
+                value and no byte.
         """
-        self._charge_up(sent, "mean")
+        self._charge_up(sent, "mean", behind)
         w = self._cohort_weights(sent)
         return sent.messages.mean(w if factors is None else w * torch.from_numpy(factors[sent.ids]).to(w))
 
-    def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], V]) -> V:
+    def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], V], *, behind: float = 0.0) -> V:
         """Receive the messages and aggregate them by ``rule(rows, weights [c])``, such as a ``fedsim.types.Rule``.
 
-        ``rows`` holds tensors ``[c, ...]`` in the order of ``ids``; compressed vectors are unpacked.
+        ``rows`` holds tensors ``[c, ...]`` in the order of ``ids``; compressed vectors are unpacked. See `mean` for
+        ``behind``.
         """
-        self._charge_up(sent, "reduce")
+        self._charge_up(sent, "reduce", behind)
         return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
 
-    def mix(self, sent: Sent[M], steps: int = 1, *, symmetric: bool = False, fixed: bool = False) -> Kept[M]:
+    def mix(
+        self,
+        sent: Sent[M],
+        steps: int = 1,
+        *,
+        symmetric: bool = False,
+        fixed: bool = False,
+        behind: float = 0.0,
+    ) -> Kept[M]:
         """Gossip: each node sends its message to its neighbours and keeps ``sum_j w_ij m_j``; ``steps`` times.
 
         W is the mixing matrix of the round, restricted to the cohort: absent nodes neither send nor receive. Every
@@ -225,18 +247,20 @@ class Clients:
             symmetric: require a symmetric W.
             fixed: require full participation and the same W in every round, for methods whose nodes remember their
                 neighbours' messages.
+            behind: see `mean`.
 
         Raises:
             ConfigError: there is no topology, W is not doubly stochastic, or W does not meet these requirements.
         """
-        return self._gossip(sent, steps, fixed=fixed, symmetric=symmetric)
+        return self._gossip(sent, steps, behind, fixed=fixed, symmetric=symmetric)
 
-    def push(self, sent: Sent[M]) -> Kept[M]:
+    def push(self, sent: Sent[M], *, behind: float = 0.0) -> Kept[M]:
         """Like ``mix``, over any directed graph: only the columns of W need to sum to 1, which preserves mass."""
-        return self._gossip(sent, 1, rows=False)
+        return self._gossip(sent, 1, behind, rows=False)
 
-    def _gossip(self, sent: Sent[M], steps: int, fixed: bool = False, **needs: bool) -> Kept[M]:
+    def _gossip(self, sent: Sent[M], steps: int, behind: float, fixed: bool = False, **needs: bool) -> Kept[M]:
         fed = self._federation
+        _check_behind("mix", behind)
         if fed.topology is None:
             raise ConfigError("a method without a server needs a topology: --topology Static --topology.graph Ring")
         whole, sums = mixing_matrix(fed.topology, self.round, fed.seed, self.n), needs.get("rows", True)
@@ -248,9 +272,11 @@ class Clients:
         edges = w.tocoo()
         links = edges.row != edges.col
         to, by = edges.row[links], edges.col[links]
-        meter = self._meter
-        meter.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * sent.messages.sizes()[by])
+        meter, size = self._meter, sent.messages.sizes()[by]
+        meter.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * size)
         np.add.at(meter.ledger.paper_bits, sent.ids[by], steps * sent.messages.paper_bits()[by])
+        if meter.trace is not None:
+            meter.trace.append(Exchanged(sent.ids[to], sent.ids[by], size, steps, behind))
         rows, contraction = sent.messages.mix(w, steps, meter.measures)
         if meter.measures:
             meter.mixed(contraction, w if sums else None, steps)
@@ -274,14 +300,18 @@ class Clients:
         """Clients selected by the mask ``chosen [c]``, in the order of ``ids``."""
         return Clients(self._federation, self._meter, self.ids[chosen], self.round)
 
-    def _charge_up(self, sent: Sent[Any], verb: str) -> None:
+    def _charge_up(self, sent: Sent[Any], verb: str, behind: float) -> None:
         if not isinstance(sent, Sent):
             raise ConfigError(f"clients.{verb} got a {type(sent).__name__}; expected the messages of clients.each")
+        _check_behind(verb, behind)
         meter = self._meter
         if sent not in meter.delivered:                    # a message is uploaded once, however often it is read
             meter.delivered.add(sent)
-            meter.ledger.up[sent.ids] += sent.messages.sizes()
+            size = sent.messages.sizes()
+            meter.ledger.up[sent.ids] += size
             meter.ledger.paper_bits[sent.ids] += sent.messages.paper_bits()
+            if meter.trace is not None:
+                meter.trace.append(Uploaded(sent.ids, size, behind))
 
     def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
         p = self._federation.p[sent.ids]
@@ -295,6 +325,11 @@ class Clients:
                 f" sent NaN or infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set"
                 " local.clip_norm, or check these clients' data."
             )
+
+
+def _check_behind(verb: str, behind: float) -> None:
+    if not 0 <= behind <= 1:
+        raise ConfigError(f"clients.{verb}(behind={behind!r}): expected a share of the next local work, from 0 to 1")
 
 
 def joined(mine: Sequence[Kept[Any]], ids: np.ndarray) -> Kept[tuple[Any, ...]] | None:

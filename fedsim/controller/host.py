@@ -63,6 +63,13 @@ class Host:
         """Run a round with the cohort ``ids`` and return the new state."""
         return algorithm.round(state, cohort(federation, round, ids, meter))
 
+    def finish(
+        self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int
+    ) -> Any:
+        """Return the state after the last round, with what an algorithm still has under way."""
+        end = getattr(algorithm, "finish", None)
+        return state if end is None else end(state, cohort(federation, round, meter=meter))
+
     def saved(self, state: Any) -> None:
         """Handle the event that a checkpoint holds this state."""
 

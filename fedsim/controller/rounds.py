@@ -112,6 +112,11 @@ class SeedRun:
                 with pure(f"{name}.round", state):
                     new = self.host.round(method, state, fed, self.meter, round, ids)
                 check(f"{name}.round", new, state)
+                if last:
+                    with pure(f"{name}.finish", new):
+                        ended = self.host.finish(method, new, fed, self.meter, round)
+                    check(f"{name}.finish", ended, new)
+                    new = ended
                 absence.note(round, ids.tolist(), self.host.skipped)
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)

@@ -19,6 +19,7 @@ from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
 from fedsim.gossip import Topology, alike
 from fedsim.messages.ledger import Ledger
+from fedsim.messages.trace import Phase
 from fedsim.types import Kept, Local, Messages, Sent
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Meter:
         contraction: consensus distance after mixing as a fraction of that before; None if not measured.
         contraction_bound: upper bound on ``contraction``; None if unknown.
         delivered: messages already charged, as an upload is charged once.
+        trace: what was sent and computed since it was last emptied, for a clock; None without one.
     """
 
     def __init__(self, federation: Federation) -> None:
@@ -91,7 +93,19 @@ class Meter:
         self.contraction: float | None = None
         self.contraction_bound: float | None = None
         self.delivered: WeakSet[Sent[Any]] = WeakSet()
+        self.trace: list[Phase] | None = None
         self._bound: tuple[csr_array, float | None] | None = None
+
+    def snapshot(self) -> tuple[dict[str, Tensor], int]:
+        """The costs so far, for `restore`."""
+        return self.ledger.snapshot(), len(self.trace or ())
+
+    def restore(self, before: tuple[dict[str, Tensor], int]) -> None:
+        """Forget all costs since ``before``."""
+        costs, length = before
+        self.ledger.restore(costs)
+        if self.trace is not None:
+            del self.trace[length:]
 
     def mixed(self, contraction: float | None, w: csr_array | None, steps: int) -> None:
         """Record the contraction of ``steps`` exchanges by W; without W no bound is known."""

@@ -89,6 +89,15 @@ class Compressed:
         inner = self.algorithm.round(s.inner, Linked(clients, links))
         return CompressedState(inner, links.nodes, links.server, links.public)
 
+    def finish(self, s: CompressedState, clients: Clients) -> CompressedState:
+        """See ``Algorithm``."""
+        end = getattr(self.algorithm, "finish", None)
+        if end is None:
+            return s
+        links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
+        inner = end(s.inner, Linked(clients, links))
+        return CompressedState(inner, links.nodes, links.server, links.public)
+
     def offer(self, local: Local, step: Tensor, y: Any, memory: Memory) -> tuple[Any, Memory]:
         """Client function of gossip: the compressed message of exchange ``step`` of the round."""
         return each_vector(cast(Gossip, self.uplink).offer, y, memory, Draw(local, 0, step))

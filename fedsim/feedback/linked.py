@@ -271,11 +271,11 @@ class Linked(Clients):
         held = iter(copies)
         return each_vector(lambda x, _, at: (next(held), ()), down, (), self)[0], down_bytes
 
-    def mean(self, sent: Sent[Any], factors: np.ndarray | None = None) -> Any:
+    def mean(self, sent: Sent[Any], factors: np.ndarray | None = None, *, behind: float = 0.0) -> Any:
         links = self._links
         by, name = cast("Uplink | None", links.settings.uplink), links.names[sent]
         if by is None:
-            return super().mean(sent, factors)
+            return super().mean(sent, factors, behind=behind)
         if factors is not None:
             raise ConfigError(
                 f"uplink {short_name(by)} gives the server the mean of messages with the clients' own weights, but"
@@ -283,27 +283,28 @@ class Linked(Clients):
             )
         if sent not in links.means:                        # else the server's memory would be updated twice
             fraction = float(self._federation.p[sent.ids].sum())
+            mean = super().mean(sent, behind=behind)
             links.means[sent], memory = each_vector(
-                lambda v, own, _: by.receive(v, own, fraction), super().mean(sent), links.server.get(name, ()), self
+                lambda v, own, _: by.receive(v, own, fraction), mean, links.server.get(name, ()), self
             )
             if memory:
                 links.server[name] = memory
         return links.means[sent]
 
-    def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], Any]) -> Any:
+    def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], Any], *, behind: float = 0.0) -> Any:
         by = cast("Uplink | None", self._links.settings.uplink)
         if by is not None and not by.individual:
             raise ConfigError(
                 f"uplink {short_name(by)} gives the server the mean of all messages and not each of them, which this"
                 " algorithm needs; use EF14 or Plain"
             )
-        return super().reduce(sent, rule)
+        return super().reduce(sent, rule, behind=behind)
 
-    def _gossip(self, sent: Sent[Any], steps: int, fixed: bool = False, **needs: bool) -> Kept[Any]:
+    def _gossip(self, sent: Sent[Any], steps: int, behind: float, fixed: bool = False, **needs: bool) -> Kept[Any]:
         links, meter = self._links, self._meter
         by, name = links.settings.uplink, links.names[sent]
         if by is None:
-            return super()._gossip(sent, steps, fixed, **needs)
+            return super()._gossip(sent, steps, behind, fixed, **needs)
         (x, memory), message = links.offered[sent], sent
         before = _spread(x, self.ids) if meter.measures else 0.0
         measures, meter.measures = meter.measures, False   # mixing differences is no measure of the models
@@ -312,7 +313,8 @@ class Linked(Clients):
             for step in range(steps):
                 if step:
                     message, memory = self._each(links.settings.offer, torch.tensor(step), (x, memory), free)
-                received = super()._gossip(message, 1, fixed or cast(Gossip, by).fixed, **needs)
+                last = step == steps - 1
+                received = super()._gossip(message, 1, behind * last, fixed or cast(Gossip, by).fixed, **needs)
                 x, memory = super().apply(links.settings.combine, x, memory, received)
             links.remember(name, memory)
         finally:

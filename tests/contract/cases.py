@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from algorithms import (
     BEER,
+    CO2,
     DCGD,
+    DCO2,
     DIANA,
     DPSGD,
     EF14,
@@ -27,9 +29,11 @@ from algorithms import (
     MARINA,
     SGP,
     ChocoSGD,
+    CoCoDSGD,
     DeepSqueeze,
     DFedAvg,
     DFedSAM,
+    DiLoCo,
     ECIdeal,
     EControl,
     EF21Plus,
@@ -43,8 +47,13 @@ from algorithms import (
     FedSAM,
     FedSpeed,
     GradientTracking,
+    NoLoCo,
+    OverlapSGD,
     Scaffold,
+    SlowMo,
+    StreamingDiLoCo,
 )
+from algorithms.co2 import gap_aware
 from fedsim.algorithm import has_server
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
@@ -122,6 +131,18 @@ ALGORITHMS: dict[str, Any] = {
     "CHOCO-SGD": ChocoSGD(gamma=0.3, compressor=TOP),
     "DeepSqueeze": DeepSqueeze(gamma=0.2, compressor=TOP),
     "BEER": BEER(gamma=0.3, compressor=TOP),
+    "DiLoCo": DiLoCo(),
+    "DiLoCo heavy ball": DiLoCo(outer_lr=0.5, nesterov=False),
+    "SlowMo": SlowMo(outer_lr=0.7),
+    "CO2": CO2(),
+    "CO2 gap": CO2(clip=0.01, gap=gap_aware),
+    "DCO2": DCO2(clip=0.01, gap=gap_aware),
+    "Overlap-Local-SGD": OverlapSGD(),
+    "CoCoD-SGD": CoCoDSGD(),
+    "Streaming DiLoCo": StreamingDiLoCo(fragments=2, overlap=0.4),
+    "NoLoCo": NoLoCo(),
+    "CO2, EF14": Compressed(CO2(), EF14Uplink(TOP)),
+    "DCO2, CHOCO": Compressed(DCO2(), Choco(TOP, gamma=0.3)),
     "FedAvg, EF21 and EF21-P": Compressed(FedAvg(momentum=0.5), EF21Uplink(TOP), EF21P(TopK(0.4))),
     "SCAFFOLD, EF14": Compressed(Scaffold(), EF14Uplink(RandK(0.3, scaled=False)), Plain(Natural())),
     "FedSpeed, EControl": Compressed(FedSpeed(), EControlUplink(TopK(0.2, scope="layer"))),

@@ -193,7 +193,7 @@ class RayHost(Host):
             ClientError: a client function raised.
             RunError: the round was lost in every attempt.
         """
-        before, chosen = meter.ledger.snapshot(), ids
+        before, chosen = meter.snapshot(), ids
         for attempt in count(1):
             clients = cohort(federation, round, ids, meter)
             try:
@@ -202,7 +202,7 @@ class RayHost(Host):
             except ClientError as error:
                 ids = self._without(error, ids, attempt)
                 self.say(f"round {round} again: {str(error).splitlines()[0]}; policy: {self.settings.on_error}")
-                meter.ledger.restore(before)
+                meter.restore(before)
         self.skipped = np.setdiff1d(chosen, ids).tolist()
         return new
 
@@ -228,7 +228,7 @@ class RayHost(Host):
         Raises:
             RunError: workers died in every attempt.
         """
-        before, lost = meter.ledger.snapshot(), 0
+        before, lost = meter.snapshot(), 0
         while True:
             try:
                 return do()
@@ -238,7 +238,7 @@ class RayHost(Host):
                 elif (lost := lost + 1) >= MOST_ATTEMPTS:
                     raise RunError(f"{what} was lost {lost} times; the last time: {error}") from error
                 self.say(f"{what} again: {error}")
-                meter.ledger.restore(before)
+                meter.restore(before)
 
     def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
         """Clients for the next attempt at a round: without the failed ones, or all of them, as ``on_error`` says."""

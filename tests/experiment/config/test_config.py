@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import algorithms
-from algorithms import CENTRAL, COMPRESSED, EF21, EF21BC, L1, DFedAvg, FedAvg, FedSpeed
+from algorithms import EF21, EF21BC, L1, DFedAvg, FedAvg, FedSpeed
+from fedsim.algorithm import has_server
 from fedsim.compress import Composed, LowRank, PowerSGD, Sign, TopK
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.local_work import LocalWork
@@ -68,7 +69,7 @@ def holding(kind: str, component: Any) -> Experiment:
     if kind in ("compressor", "values"):
         compressor = component if kind == "compressor" else Composed(values=component)
         return Experiment(CompressedGradient(compressor=compressor))
-    plain = component in (a() for a in (*CENTRAL, *COMPRESSED)) or kind not in ("algorithm", "topology")
+    plain = has_server(component) if kind == "algorithm" else kind != "topology"
     return replace(Experiment(FedAvg()) if plain else serverless, **{kind: component})
 
 

@@ -125,7 +125,7 @@ class FlowerHost(Host):
         Raises:
             DeployError: too few clients are left, or the algorithm needs the lost ones.
         """
-        before = meter.ledger.snapshot()
+        before = meter.snapshot()
         copies = self.backend.copies.snapshot()
         everybody, lost, losses, self._round = ids, None, Counter[int](), round
         while True:
@@ -134,7 +134,7 @@ class FlowerHost(Host):
                 self.skipped = np.setdiff1d(everybody, ids).tolist()
                 return new
             except ClientsLostError as error:
-                meter.ledger.restore(before)
+                meter.restore(before)
                 self.backend.copies.restore(copies)
                 lost = error
                 ids = self._without(ids, lost, len(everybody), losses)
