@@ -46,6 +46,8 @@ CATALOGUES = {
     "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "uplink": Catalogue("fedsim.feedback", "UPLINKS", "__init__"),
     "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast"),
+    "aggregate": Catalogue("fedsim.robust", "RULES", "aggregate"),
+    "rule": Catalogue("fedsim.robust", "RULES", "aggregate"),
     "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
     "graph": Catalogue("topologies", "GRAPHS", "build"),
     "base": Catalogue("topologies", "SCHEDULES", "matrix"),

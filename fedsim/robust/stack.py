@@ -1,0 +1,129 @@
+"""The rows that a rule aggregates, or linear combinations of them, with one stack in memory.
+
+Distances, norms and combinations are computed in the Gram matrix: ``O(n^2 d)`` for ``n`` rows of length ``d``, in one
+pass over the stack. A step such as nearest-neighbour mixing replaces rows by combinations of rows, ``M X``: only the
+matrix M is kept, so that no second stack is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedsim.messages.sums import weighted_sum
+from fedsim.values import Vector
+
+COLUMNS = {"cpu": 2**14, "cuda": 2**20}
+"""Columns processed at a time: few enough for the processor's cache."""
+CANCELLED = 1e-3
+"""Share of a squared norm below which a squared distance is computed again in float64."""
+
+
+class RowStack:
+    """Rows ``M X`` for ``X [k, d]`` and a mixture ``M [n, k]``; X itself by default.
+
+    Attributes:
+        rows: X, finite.
+        mixture: M, float64 on the CPU; None for the identity.
+    """
+
+    def __init__(self, rows: Tensor, mixture: Tensor | None = None) -> None:
+        self.rows = rows if rows.is_floating_point() else rows.double()
+        self.mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.mixture is None else len(self.mixture)
+
+    def mixed(self, m: Tensor) -> RowStack:
+        """The rows ``m M X``, for ``m [n', n]``; a Gram matrix that is known already is not computed again."""
+        new = RowStack(self.rows, m if self.mixture is None else m @ self.mixture)
+        if "gram" in self.__dict__:
+            new.__dict__["gram"] = m @ self.gram @ m.T
+        return new
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products of the rows, float64 ``[n, n]`` on the CPU, exact enough for the distances among them.
+
+        float32 rows are multiplied in float32 by blocks of columns, which are summed in float64. If the square of a
+        distance is too small a part of the norms for that, or a product overflows, all is computed in float64.
+        """
+        g = self._products(None)
+        norms = g.diagonal()
+        squares = (norms[:, None] + norms - 2 * g).fill_diagonal_(torch.inf)
+        exact = squares > CANCELLED * torch.maximum(norms, norms[:, None])   # false for NaN too
+        if self.rows.dtype != torch.float64 and not bool(exact.all()):
+            g = self._products(torch.float64)
+        return g if self.mixture is None else self.mixture @ g @ self.mixture.T
+
+    @cached_property
+    def cosines(self) -> Tensor:
+        """Inner products of the rows divided by their norms, float64 ``[n, n]``; 0 for rows that are zero."""
+        g = self.__dict__["gram"] if "gram" in self.__dict__ or self.mixture is not None else self._products(None)
+        if not bool(torch.isfinite(g).all() & (g.diagonal() > 0).all()):   # squares beyond the range of float32
+            g = self.gram
+        norms = g.diagonal().clamp(min=0).sqrt()
+        inverse = torch.where(norms > 0, 1 / norms, 0.0)
+        self.__dict__.setdefault("norms", norms)
+        return inverse[:, None] * g * inverse
+
+    def _products(self, dtype: torch.dtype | None) -> Tensor:
+        """``X X^T``, float64 ``[k, k]`` on the CPU, from products in ``dtype``, by default that of the rows."""
+        x, width = self.rows, self._width
+        g = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
+        for start in range(0, x.shape[1], width):
+            part = x[:, start : start + width].to(dtype or x.dtype)
+            g += part @ part.T
+        return g.cpu()
+
+    @property
+    def _width(self) -> int:
+        return COLUMNS.get(self.rows.device.type, COLUMNS["cuda"])
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Norms of the rows, float64 ``[n]`` on the CPU."""
+        if "gram" in self.__dict__ or self.mixture is not None:
+            return self.gram.diagonal().clamp(min=0).sqrt()
+        return self.distances(None)
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """Squared distances between the rows, float64 ``[n, n]`` on the CPU."""
+        norms = self.gram.diagonal()
+        return (norms[:, None] + norms - 2 * self.gram).clamp(min=0).fill_diagonal_(0)
+
+    def distances(self, center: Vector | None) -> Tensor:
+        """Distances of the rows to ``center [d]`` (0 if None), float64 ``[n]`` on the CPU."""
+        return self.distances_to(lambda columns, part: 0.0 if center is None else center[columns])
+
+    def distances_to(self, center: Callable[[slice, Tensor], Tensor | float]) -> Tensor:
+        """Distances of the rows to the values that ``center(columns, block)`` computes from each block of columns."""
+        total = torch.zeros(len(self), dtype=torch.float64, device=self.rows.device)
+        for columns, part in self.columns():
+            off = part.sub_(center(columns, part))
+            largest = off.abs().amax().clamp(min=torch.finfo(off.dtype).tiny)   # squares stay in range
+            total += torch.linalg.vector_norm(off.div_(largest), dim=1).double().mul_(largest.double()).square_()
+        return total.sqrt().cpu()
+
+    def columns(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the rows by blocks of columns, ``[n, w]`` in new memory."""
+        m = None if self.mixture is None else self.mixture.to(self.rows)
+        for start in range(0, self.rows.shape[1], self._width):
+            part = self.rows[:, start : start + self._width]
+            yield slice(start, start + self._width), part.clone() if m is None else m @ part
+
+    def combine(self, w: Tensor) -> Vector:
+        """``sum_i w_i x_i``, for weights ``[n]``."""
+        w = w.double().cpu()
+        w = w if self.mixture is None else self.mixture.T @ w
+        if int((w != 0).sum()) == 1 and float(w.sum()) == 1:   # a selected row, bit for bit
+            return self.rows[int(w.argmax())].clone()
+        return w.to(self.rows) @ self.rows
+
+    def mean(self, w: Tensor) -> Vector:
+        """``sum_i w_i x_i``, with the bits of ``Clients.mean`` if the rows are not mixed."""
+        return weighted_sum(self.rows, w.to(self.rows)) if self.mixture is None else self.combine(w)
