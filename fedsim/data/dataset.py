@@ -57,6 +57,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for kind, split in (("train", self.train), ("test", self.test)):
+            if not isinstance(split, Split):
+                raise DataError(
+                    f"data set {self.name!r}, {kind} is a {type(split).__name__}; expected a Split(x, y) of tensors: of"
+                    " a TensorDataset, Split(*dataset.tensors), of another dataset of PyTorch, Split(torch.stack([x for"
+                    " x, _ in dataset]), torch.tensor([y for _, y in dataset]))"
+                )
             _check(f"data set {self.name!r}, {kind}", split, self.classes)
         if not len(self.train.y):
             raise DataError(f"data set {self.name!r}, train: there are no samples; expected one at least")
