@@ -114,7 +114,7 @@ class SeedRun:
                     new = self.host.round(method, state, fed, self.meter, round, ids)
                 check(f"{name}.round", new, state)
                 if last:
-                    with pure(f"{name}.finish", new):
+                    with pure(f"{name}.finish", new), explained(f"{name}.finish"):
                         ended = self.host.finish(method, new, fed, self.meter, round)
                     check(f"{name}.finish", ended, new)
                     new = ended
