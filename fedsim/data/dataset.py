@@ -44,6 +44,7 @@ class Dataset:
         label_names: name of class ``k`` at position ``k``; None when labels are just numbers.
         notes: facts for the reader of a result, such as samples that differ from the published files.
         feature_names: name of feature ``j`` of ``x`` at position ``j``, where the file names them.
+        target_name: name of the target's column, where the file names it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset:
     label_names: tuple[str, ...] | None = None
     notes: str = ""
     feature_names: tuple[str, ...] | None = None
+    target_name: str | None = None
 
     def __post_init__(self) -> None:
         for kind, split in (("train", self.train), ("test", self.test)):
