@@ -1,9 +1,11 @@
 """The catalogue: one algorithm a file, both its halves, opening with the citation and the update equations."""
 
 from algorithms.beer import BEER
+from algorithms.bvr_l_sgd import BVRLSGD
 from algorithms.choco import ChocoSGD
 from algorithms.co2 import CO2
 from algorithms.cocod_sgd import CoCoDSGD
+from algorithms.d2 import D2
 from algorithms.dcgd import DCGD
 from algorithms.dco2 import DCO2
 from algorithms.deep_squeeze import DeepSqueeze
@@ -23,27 +25,40 @@ from algorithms.ef21_sgdm import EF21SGDM
 from algorithms.ef21_w import EF21W
 from algorithms.exact_diffusion import ExactDiffusion
 from algorithms.extra import Extra
+from algorithms.fedadmm import FedADMM
 from algorithms.fedamd import FedAMD
 from algorithms.fedavg import FedAvg
 from algorithms.fedcm import FedCM
+from algorithms.fedgamma import FedGamma
+from algorithms.fednova import FedNova
 from algorithms.fedopt import FedOpt
+from algorithms.fedpage import FedPAGE
 from algorithms.fedprox import FedProx
 from algorithms.fedsam import FedSAM
+from algorithms.fedsmoo import FedSMOO
 from algorithms.fedspeed import FedSpeed
 from algorithms.gradient_tracking import GradientTracking
+from algorithms.kgt import KGT
 from algorithms.marina import MARINA
+from algorithms.mofedsam import MoFedSAM
+from algorithms.nids import NIDS
 from algorithms.noloco import NoLoCo
 from algorithms.overlap_sgd import OverlapSGD
+from algorithms.qg_dsgdm import QGDSGDm
 from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
 from algorithms.slowmo import SlowMo
 from algorithms.streaming_diloco import StreamingDiLoCo
 from algorithms.theory import Theory, theory_of, with_theory
 
-CENTRAL = (FedAvg, FedAMD, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold)
+CENTRAL = (
+    FedAvg, FedAMD, FedADMM, FedCM, FedGamma, FedNova, FedOpt, FedPAGE, FedProx, FedSAM, FedSMOO, FedSpeed, MoFedSAM,
+    Scaffold, BVRLSGD,
+)  # fmt: skip
 COMPRESSED = (DCGD, DIANA, EF14, EF21, EF21BC, EF21PAGE, EF21SGDM, EF21W, MARINA, ECIdeal, EControl, EF21Plus)
 GOSSIP = (
-    BEER, ChocoSGD, DeepSqueeze, DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking, SGP,
+    BEER, D2, KGT, NIDS, SGP, ChocoSGD, DeepSqueeze, DFedAvg, DFedSAM, DPSGD, ExactDiffusion, Extra, GradientTracking,
+    QGDSGDm,
 )  # fmt: skip
 OVERLAP = (CO2, DCO2, CoCoDSGD, DiLoCo, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo)
 ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP)
@@ -51,9 +66,11 @@ ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP)
 __all__ = [
     "ALGORITHMS",
     "BEER",
+    "BVRLSGD",
     "CENTRAL",
     "CO2",
     "COMPRESSED",
+    "D2",
     "DCGD",
     "DCO2",
     "DIANA",
@@ -65,8 +82,10 @@ __all__ = [
     "EF21SGDM",
     "EF21W",
     "GOSSIP",
+    "KGT",
     "L1",
     "MARINA",
+    "NIDS",
     "OVERLAP",
     "SGP",
     "ChocoSGD",
@@ -80,16 +99,23 @@ __all__ = [
     "EF21Plus",
     "ExactDiffusion",
     "Extra",
+    "FedADMM",
     "FedAMD",
     "FedAvg",
     "FedCM",
+    "FedGamma",
+    "FedNova",
     "FedOpt",
+    "FedPAGE",
     "FedProx",
     "FedSAM",
+    "FedSMOO",
     "FedSpeed",
     "GradientTracking",
+    "MoFedSAM",
     "NoLoCo",
     "OverlapSGD",
+    "QGDSGDm",
     "Scaffold",
     "SlowMo",
     "StreamingDiLoCo",

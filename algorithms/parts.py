@@ -42,12 +42,15 @@ def mean_difference(local: Local, x: Vector, y: Vector) -> Vector:
     return local.fold(step, torch.zeros_like(x), x, y, shares=True)
 
 
+def sam_gradient(local: Local, y: Vector, batch: Batch, rho: float) -> Vector:
+    """``grad f(y + rho g / ||g||)`` with ``g = grad f(y)``, both on ``batch``; ``g`` itself where rho is 0."""
+    g = local.grad(y, batch)
+    return local.grad(y + rho * g / (torch.linalg.vector_norm(g) + EPS), batch) if rho else g
+
+
 def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
     """Descend from ``y`` along ``grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
-    g = local.grad(y, batch)
-    if rho:
-        g = local.grad(y + rho * g / (torch.linalg.vector_norm(g) + EPS), batch)
-    return local.descend(y, g, eta)
+    return local.descend(y, sam_gradient(local, y, batch, rho), eta)
 
 
 def omega_of(compressor: Compressor, d: int) -> float:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.engine.federation import ClientCall, Federation, Meter
-from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
-from fedsim.errors import ConfigError, DivergenceError, title
+from fedsim.errors import ConfigError, DivergenceError, explained, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.wire import nbytes
@@ -186,13 +185,13 @@ class Clients:
         """Run a client function; ``down_bytes [c]`` replaces the size of ``down`` if nodes reconstruct it."""
         if not len(self):
             raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
-        check_arguments(f"clients.{verb}({title(fn)}, ...) in round {self.round}", fn, down, mine)
         ids, meter = self.ids, self._meter
         size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes
         meter.ledger.down[ids] += size
         evaluated = meter.ledger.gradient_evaluations[ids]
         call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each")
-        messages, rows = self._federation.backend.run(self._federation, meter, call)
+        with explained(title(fn), self.round):
+            messages, rows = self._federation.backend.run(self._federation, meter, call)
         if meter.trace is not None:
             evaluations = meter.ledger.gradient_evaluations[ids] - evaluated
             meter.trace.append(Computed(ids, np.broadcast_to(size, ids.shape), evaluations))
@@ -225,8 +224,6 @@ class Clients:
         ``rows`` holds tensors ``[c, ...]`` in the order of ``ids``; compressed vectors are unpacked. See `mean` for
         ``behind``.
         """
-        if not callable(rule):
-            raise ConfigError(f"clients.reduce got the rule {rule!r:.80}; expected a function of (rows, weights)")
         self._charge_up(sent, "reduce", behind)
         return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
 
@@ -236,6 +233,7 @@ class Clients:
         steps: int = 1,
         *,
         symmetric: bool = False,
+        above: float = -1.0,
         fixed: bool = False,
         behind: float = 0.0,
     ) -> Kept[M]:
@@ -248,6 +246,7 @@ class Clients:
             sent: one message of every node of the cohort.
             steps: number of exchanges, each of the previous one's results; 1 for compressed messages.
             symmetric: require a symmetric W.
+            above: require, of a symmetric W in round 1, that all eigenvalues exceed this; those of any W exceed -1.
             fixed: require full participation and the same W in every round, for methods whose nodes remember their
                 neighbours' messages.
             behind: see `mean`.
@@ -255,15 +254,15 @@ class Clients:
         Raises:
             ConfigError: there is no topology, W is not doubly stochastic, or W does not meet these requirements.
         """
-        return self._gossip(sent, steps, behind, fixed=fixed, symmetric=symmetric)
+        least = above if self.round == 1 else -1.0
+        return self._gossip(sent, steps, behind, fixed=fixed, symmetric=symmetric, above=least)
 
     def push(self, sent: Sent[M], *, behind: float = 0.0) -> Kept[M]:
         """Like ``mix``, over any directed graph: only the columns of W need to sum to 1, which preserves mass."""
         return self._gossip(sent, 1, behind, rows=False)
 
-    def _gossip(self, sent: Sent[M], steps: int, behind: float, fixed: bool = False, **needs: bool) -> Kept[M]:
+    def _gossip(self, sent: Sent[M], steps: int, behind: float, fixed: bool = False, **needs: Any) -> Kept[M]:
         fed = self._federation
-        check_sent(sent, "mix" if needs.get("rows", True) else "push")
         _check_behind("mix", behind)
         if fed.topology is None:
             raise ConfigError("a method without a server needs a topology: --topology Static --topology.graph Ring")
@@ -300,15 +299,19 @@ class Clients:
         heads = seeds.uniform(self._federation.seed, "role", self.round, self.ids) < p
         return self.only(heads), self.only(~heads)
 
+    def pick(self) -> Clients:
+        """One client of the cohort, drawn in proportion to its p_i; all nodes derive it from the seed and the round."""
+        ends = np.cumsum(self._federation.p[self.ids])
+        drawn = seeds.uniform(self._federation.seed, "pick", self.round, 0) * ends[-1]
+        return self.only(np.arange(len(self)) == np.searchsorted(ends, drawn, side="right"))
+
     def only(self, chosen: np.ndarray) -> Clients:
         """Clients selected by the mask ``chosen [c]``, in the order of ``ids``."""
         return Clients(self._federation, self._meter, self.ids[chosen], self.round)
 
-    def __getattr__(self, name: str) -> Any:
-        raise no_such_word("clients", name, Clients)
-
     def _charge_up(self, sent: Sent[Any], verb: str, behind: float) -> None:
-        check_sent(sent, verb)
+        if not isinstance(sent, Sent):
+            raise ConfigError(f"clients.{verb} got a {type(sent).__name__}; expected the messages of clients.each")
         _check_behind(verb, behind)
         meter = self._meter
         if sent not in meter.delivered:                    # a message is uploaded once, however often it is read

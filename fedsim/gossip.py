@@ -84,13 +84,16 @@ def restrict(w: csr_array, active: np.ndarray, round: int, rows: bool = True) ->
     return among
 
 
-def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = True) -> None:
+def check(
+    w: csr_array, round: int, *, symmetric: bool = False, above: float = -1.0, rows: bool = True
+) -> None:
     """Raise ConfigError unless W is non-negative with columns, and by default rows, that sum to 1.
 
     Args:
         w: mixing matrix of the round.
         round: number of the round, for errors.
         symmetric: require W = W^T.
+        above: require, of a symmetric W, that all eigenvalues exceed this.
         rows: require rows that sum to 1; push-sum does not.
     """
     from topologies.matrix_checks import check, is_symmetric
@@ -103,6 +106,16 @@ def check(w: csr_array, round: int, *, symmetric: bool = False, rows: bool = Tru
             f"{name} is not symmetric, which this method needs; use an undirected graph, or a method that does without:"
             " DFedAvg, DFedSAM or GradientTracking where W is doubly stochastic, SGP on any directed graph"
         )
+    if above > -1:
+        from topologies import spectral
+
+        with refusals():
+            least = spectral(w).lambda_n
+        if least < above + 1e-9:
+            raise ConfigError(
+                f"the smallest eigenvalue of {name} is {least:.4g}, and this method converges above {above:.4g} only;"
+                " set lazy of the topology, which takes (I + W) / 2"
+            )
 
 
 def alike(p: np.ndarray) -> bool:

@@ -300,7 +300,7 @@ class Linked(Clients):
             )
         return super().reduce(sent, rule, behind=behind)
 
-    def _gossip(self, sent: Sent[Any], steps: int, behind: float, fixed: bool = False, **needs: bool) -> Kept[Any]:
+    def _gossip(self, sent: Sent[Any], steps: int, behind: float, fixed: bool = False, **needs: Any) -> Kept[Any]:
         links, meter = self._links, self._meter
         by, name = links.settings.uplink, links.names[sent]
         if by is None:

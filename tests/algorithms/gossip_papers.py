@@ -142,3 +142,83 @@ def sgp(f: Quadratics, x0: np.ndarray, P: Mixing, batches: Batches, eta: StepSiz
         z = [x[i] / w[i] for i in range(f.n)]
         history.append(np.array(z))
     return history
+
+
+def nids(
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int, theta: float = 0.5,
+    lam: float = 0.0,
+) -> list[np.ndarray]:  # fmt: skip
+    """Li, Shi, Yan 2019, Algorithm 1, with c alpha = theta for every node and r = lam ||x||_1."""
+
+    def prox(z: np.ndarray, t: int) -> np.ndarray:
+        return np.where(z > eta(t) * lam, z - eta(t) * lam, np.where(z < -eta(t) * lam, z + eta(t) * lam, 0))
+
+    x_k = [x0] * f.n
+    g_k = gradients(f, x_k, batches, 1)
+    z = [x_k[i] - eta(1) * g_k[i] for i in range(f.n)]
+    x = [prox(z_i, 1) for z_i in z]
+    history = [np.array(x)]
+    for t in range(2, T + 1):
+        g = gradients(f, x, batches, t)
+        W_tilde = np.eye(f.n) - theta * (np.eye(f.n) - W(t))
+        heard = gossip(W_tilde, [2 * x[i] - x_k[i] - eta(t) * g[i] + eta(t - 1) * g_k[i] for i in range(f.n)])
+        z = [z[i] - x[i] + heard[i] for i in range(f.n)]
+        x_k, g_k, x = x, g, [prox(z_i, t) for z_i in z]
+        history.append(np.array(x))
+    return history
+
+
+def d2(f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int) -> list[np.ndarray]:
+    """Tang et al. 2018, Algorithm 1."""
+    x_t = [x0] * f.n
+    g_t = gradients(f, x_t, batches, 1)
+    x = gossip(W(1), [x_t[i] - eta(1) * g_t[i] for i in range(f.n)])
+    history = [np.array(x)]
+    for t in range(2, T + 1):
+        g = gradients(f, x, batches, t)
+        half = [2 * x[i] - x_t[i] - eta(t) * g[i] + eta(t - 1) * g_t[i] for i in range(f.n)]
+        x_t, g_t, x = x, g, gossip(W(t), half)
+        history.append(np.array(x))
+    return history
+
+
+def kgt(
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int, eta_s: float = 1.0
+) -> list[np.ndarray]:
+    """Liu et al. 2023; z_i is the mean corrected gradient of node i's steps, and c_i begins at 0."""
+    x, c = [x0] * f.n, [np.zeros_like(x0)] * f.n
+    history = []
+    for t in range(1, T + 1):
+        z = []
+        for i in range(f.n):
+            y, corrected = x[i], []
+            for B in batches(t, i):
+                corrected.append(f.grad(i, y, B) + c[i])
+                y = y - eta(t) * corrected[-1]
+            z.append(sum(corrected) / len(corrected))
+        K = [len(batches(t, i)) for i in range(f.n)]
+        x = gossip(W(t), [x[i] - K[i] * eta_s * eta(t) * z[i] for i in range(f.n)])
+        heard = gossip(W(t), z)
+        c = [c[i] - z[i] + heard[i] for i in range(f.n)]
+        history.append(np.array(x))
+    return history
+
+
+def qg_dsgdm(
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int, beta: float, mu: float,
+    nesterov: bool = False,
+) -> list[np.ndarray]:  # fmt: skip
+    """Lin et al. 2021, Algorithm 1: m^ is the quasi-global momentum."""
+    x, m_hat = [x0] * f.n, [np.zeros_like(x0)] * f.n
+    history = []
+    for t in range(1, T + 1):
+        g, half = gradients(f, x, batches, t), []
+        for i in range(f.n):
+            m = beta * m_hat[i] + g[i]
+            half.append(x[i] - eta(t) * (g[i] + beta * m if nesterov else m))
+        new = gossip(W(t), half)
+        d = [(x[i] - new[i]) / eta(t) for i in range(f.n)]
+        m_hat = [mu * m_hat[i] + (1 - mu) * d[i] for i in range(f.n)]
+        x = new
+        history.append(np.array(x))
+    return history

@@ -9,7 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
+from algorithms import (
+    BVRLSGD,
+    FedADMM,
+    FedAMD,
+    FedAvg,
+    FedCM,
+    FedGamma,
+    FedNova,
+    FedOpt,
+    FedPAGE,
+    FedProx,
+    FedSAM,
+    FedSMOO,
+    FedSpeed,
+    MoFedSAM,
+    Scaffold,
+)
 from algorithms.fedamd import optimal_p
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
@@ -55,6 +71,11 @@ TABLE = [                          # vectors down, up; whole-shard gradients a s
     (FedSpeed(), 1, 1, 2, 0),
     (FedSpeed(dual_avg="active"), 1, 1, 2, 0),
     (FedSpeed(rho=0.0), 1, 1, 1, 0),
+    (FedADMM(), 1, 1, 1, 0),
+    (FedGamma(), 2, 2, 2, 0),
+    (FedGamma(rho=0.0), 2, 2, 1, 0),
+    (FedSMOO(), 2, 2, 2, 0),
+    (FedSMOO(rho=0.0), 2, 2, 1, 0),
     (FedAMD(p=0.0), 2, 1, 2, -2),     # whose first two cancel
     (FedAMD(p=1.0), 1, 1, 0, 1),
 ]  # fmt: skip
@@ -73,17 +94,61 @@ def test_a_client_of_the_cohort_pays_what_the_paper_says(
 
 
 @BACKENDS
-def test_a_client_of_fedcm_sends_a_vector_and_a_number(backend: Any) -> None:
-    """Two vectors down, in the first round as well."""
+@pytest.mark.parametrize(
+    ("algorithm", "down", "per_step"),
+    [(FedCM(), 2, 1), (MoFedSAM(), 2, 2), (MoFedSAM(rho=0.0), 2, 1), (FedNova(), 1, 1), (FedNova(momentum=0.9), 1, 1)],
+)
+def test_a_vector_and_a_number_are_sent(algorithm: Any, down: int, per_step: int, backend: Any) -> None:
+    """FedCM's two vectors down, in the first round as well."""
     fed = federation(F, LocalWork(0, steps=K), backend)
     meter = Meter(fed)
-    states(FedCM(), fed, np.zeros(F.d), [S], meter)
+    states(algorithm, fed, np.zeros(F.d), [S], meter)
     taking_part = np.isin(np.arange(F.n), S).astype(int)
     x = torch.zeros(F.d, dtype=torch.float64)
     assert nbytes((x, x[0])) < nbytes(x) + 20
     np.testing.assert_array_equal(meter.ledger.up, nbytes((x, x[0])) * taking_part)
-    np.testing.assert_array_equal(vectors(meter.ledger.down), 2 * taking_part)
-    np.testing.assert_array_equal(meter.ledger.gradient_evaluations, K * M * taking_part)
+    np.testing.assert_array_equal(vectors(meter.ledger.down), down * taking_part)
+    np.testing.assert_array_equal(meter.ledger.gradient_evaluations, per_step * K * M * taking_part)
+
+
+@BACKENDS
+@pytest.mark.parametrize("pick", ["one", "mean"])
+def test_bvr_l_sgd_uploads_the_model_of_one_and_all_have_worked_for_it(pick: Any, backend: Any) -> None:
+    """Two messages of a vector down, one up, and another of those who are picked."""
+    fed, algorithm = federation(F, LocalWork(0, steps=K), backend), BVRLSGD(pick=pick)
+    (before,), meter = states(algorithm, fed, np.zeros(F.d), []), Meter(fed)
+    algorithm.round(before, cohort(fed, 1, np.array(S), meter=meter))
+    taking_part = np.isin(np.arange(F.n), S).astype(int)
+    picked = np.isin(np.arange(F.n), cohort(fed, 1, np.array(S)).pick().ids) if pick == "one" else taking_part
+    np.testing.assert_array_equal(meter.ledger.down, 2 * (1 + 6 + 8 * F.d) * taking_part)
+    np.testing.assert_array_equal(meter.ledger.up, (1 + 6 + 8 * F.d) * (taking_part + picked))
+    np.testing.assert_array_equal(meter.ledger.gradient_evaluations, (2 * K - 1) * M * taking_part)
+
+
+def test_who_is_picked_follows_the_weights() -> None:
+    """One of the cohort; of 3000 rounds each by its share."""
+    weights = np.array([1, 1, 2, 1, 1, 1, 1, 4, 2, 1])
+    fed = federation(F, LocalWork(0), weights=weights)
+    drawn = [cohort(fed, t, np.array([2, 7, 8])).pick().ids.item() for t in range(3000)]
+    assert {i: drawn.count(i) / 3000 for i in set(drawn)} == pytest.approx({2: 0.25, 7: 0.5, 8: 0.25}, abs=0.03)
+
+
+@BACKENDS
+def test_a_round_of_fedpage_is_of_all_clients_or_of_the_cohort(backend: Any) -> None:
+    """1 vector each way and a gradient for all n; 3 down, 1 up, two large batches and two gradients a further step."""
+    fed = federation(F, LocalWork(8, steps=K), backend)
+    taking_part, meters = np.isin(np.arange(F.n), S).astype(int), [Meter(fed), Meter(fed)]
+    (state,) = states(FedPAGE(p=1e-9), fed, np.zeros(F.d), [])
+    for t, meter in enumerate(meters, 1):
+        state = FedPAGE(p=1e-9, large_batch=0 if t == 1 else 25).round(state, cohort(fed, t, np.array(S), meter))
+    heads, tails = (meter.ledger for meter in meters)
+    np.testing.assert_array_equal(vectors(heads.down), 1)
+    np.testing.assert_array_equal(vectors(heads.up), 1)
+    np.testing.assert_array_equal(heads.gradient_evaluations, M)
+    np.testing.assert_array_equal(tails.down, taking_part * (3 * (6 + 8 * F.d) + 3))
+    np.testing.assert_array_equal(vectors(tails.up), taking_part)
+    further = np.minimum(K * 8, M) - np.minimum(8, M)
+    np.testing.assert_array_equal(tails.gradient_evaluations, 2 * (np.minimum(25, M) + further) * taking_part)
 
 
 @BACKENDS
@@ -102,7 +167,11 @@ def test_roles_pay_for_themselves(backend: Any) -> None:
 
 @BACKENDS
 @pytest.mark.parametrize(
-    "algorithm", [FedAvg(), FedProx(), FedOpt(), FedCM(), FedSAM(), Scaffold(), FedSpeed(), FedAMD()]
+    "algorithm",
+    [
+        *(cls() for cls in (FedAvg, FedProx, FedOpt, FedCM, FedSAM, Scaffold, FedSpeed, FedAMD, FedADMM)),
+        *(cls() for cls in (FedNova, MoFedSAM, FedGamma, FedSMOO, BVRLSGD, FedPAGE)),
+    ],
 )
 def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, backend: Any) -> None:
     """All n clients send them, each from its whole shard."""
@@ -115,9 +184,7 @@ def test_initialisation_is_free_but_for_fedamds_first_gradients(algorithm: Any, 
     np.testing.assert_array_equal(meter.ledger.gradient_evaluations, first * M)
 
 
-@pytest.mark.parametrize(
-    ("n", "cohort", "p"), [(100, 20, 0.880), (100, 10, 0.830), (20, 10, 0.811), (100, 100, 0.955)]
-)
+@pytest.mark.parametrize(("n", "cohort", "p"), [(100, 20, 0.880), (100, 10, 0.830), (20, 10, 0.811), (100, 100, 0.955)])
 def test_the_optimal_anchor_probability(n: int, cohort: int, p: float) -> None:
     assert optimal_p(n, cohort) == pytest.approx(p, abs=5e-4)
     grid = np.linspace(0.001, 0.999, 999)
@@ -157,6 +224,16 @@ def test_fedamd_uses_it_by_default() -> None:
         (FedSAM, {"server_lr": 0.0}, "FedSAM.server_lr is 0.0"),
         (Scaffold, {"lr": "0.1"}, "Scaffold.lr is '0.1'"),
         (Scaffold, {"option": "III"}, "Scaffold.option is 'III'; expected one of 'I', 'II'"),
+        (FedNova, {"momentum": 1.0}, "FedNova.momentum is 1.0"),
+        (FedADMM, {"rho": 0.0}, "FedADMM.rho is 0.0"),
+        (FedADMM, {"server_lr": -1.0}, "FedADMM.server_lr is -1.0"),
+        (MoFedSAM, {"alpha": 0.0}, "MoFedSAM.alpha is 0.0"),
+        (FedGamma, {"rho": -0.1}, "FedGamma.rho is -0.1"),
+        (FedSMOO, {"lam": -1.0}, "FedSMOO.lam is -1.0"),
+        (BVRLSGD, {"period": 0}, "BVRLSGD.period is 0; expected a whole number, 1 or more"),
+        (BVRLSGD, {"pick": "all"}, "BVRLSGD.pick is 'all'; expected one of 'one', 'mean'"),
+        (FedPAGE, {"p": 0.0}, "FedPAGE.p is 0.0; expected a number above 0"),
+        (FedPAGE, {"large_batch": -1}, "FedPAGE.large_batch is -1; expected a whole number, 0 or more"),
         (FedSpeed, {"lam": 0.0}, "FedSpeed.lam is 0.0"),
         (FedSpeed, {"rho": -0.1}, "FedSpeed.rho is -0.1"),
         (FedSpeed, {"alpha": 1.1}, r"FedSpeed.alpha is 1.1; expected a number in \[0, 1\]"),

@@ -9,7 +9,10 @@ import pytest
 
 from algorithms import (
     BEER,
+    D2,
     DPSGD,
+    KGT,
+    NIDS,
     SGP,
     ChocoSGD,
     DeepSqueeze,
@@ -18,6 +21,7 @@ from algorithms import (
     ExactDiffusion,
     Extra,
     GradientTracking,
+    QGDSGDm,
 )
 from fedsim.clients import cohort
 from fedsim.compress import QSGD, TopK
@@ -58,6 +62,8 @@ TABLE = [                          # messages over each link, bytes of one, grad
     (GradientTracking(), 1, 3 + 2 * VECTOR, 1),
     (Extra(), 1, 1 + VECTOR, 1),
     (ExactDiffusion(), 1, 1 + VECTOR, 1),
+    (KGT(), 1, 3 + 2 * VECTOR, 1),
+    (QGDSGDm(), 1, 1 + VECTOR, 1),
     (SGP(), 1, 3 + VECTOR + NUMBER, 1),
     (ChocoSGD(compressor=TOP), 1, 1 + PACKED, 1),
     (ChocoSGD(lr=0, compressor=TOP), 1, 1 + PACKED, 0),
@@ -77,6 +83,17 @@ def test_a_node_pays_for_every_link_and_exchange(
     np.testing.assert_array_equal(ledger.up, messages * degree * size)
     np.testing.assert_array_equal(ledger.down, messages * degree * size)
     np.testing.assert_array_equal(ledger.gradient_evaluations, gradients * K * M)
+
+
+@BACKENDS
+def test_nids_sends_nothing_in_its_first_round_and_as_d2_a_vector_afterwards(backend: Any) -> None:
+    fed = gossiping(F, LocalWork(0, steps=K), TOPOLOGIES["irregular"], backend)
+    for algorithm, exchanges in ((NIDS(), 2), (D2(), 3)):
+        meter = Meter(fed)
+        states(algorithm, fed, np.zeros(F.d), [ALL] * 3, meter)
+        np.testing.assert_array_equal(meter.ledger.up, exchanges * np.array([1, 4, 2, 2, 3, 2]) * (1 + VECTOR))
+        np.testing.assert_array_equal(meter.ledger.down, meter.ledger.up)
+        np.testing.assert_array_equal(meter.ledger.gradient_evaluations, 3 * K * M)
 
 
 @pytest.mark.parametrize("Q", [1, 3])
@@ -109,7 +126,7 @@ def test_one_peer_is_one_message_each() -> None:
     "algorithm",
     [
         *(DFedAvg(), DFedSAM(), DPSGD(), Extra(), ExactDiffusion(), SGP(), GradientTracking()),
-        *(ChocoSGD(), DeepSqueeze(), BEER()),
+        *(ChocoSGD(), DeepSqueeze(), BEER(), NIDS(), D2(), KGT(), QGDSGDm()),
     ],
     ids=str,
 )
@@ -138,6 +155,11 @@ def test_initialisation_sends_nothing_and_only_trackers_need_gradients(algorithm
         (GradientTracking, {"lr": "0.1"}, "GradientTracking.lr is '0.1'"),
         (Extra, {"lr": 0.0}, "Extra.lr is 0.0"),
         (ExactDiffusion, {"lr": float("inf")}, "ExactDiffusion.lr is inf"),
+        (NIDS, {"theta": 0.0}, "NIDS.theta is 0.0"),
+        (D2, {"lr": 0.0}, "D2.lr is 0.0"),
+        (KGT, {"server_lr": 0.0}, "KGT.server_lr is 0.0"),
+        (QGDSGDm, {"momentum": 1.0}, "QGDSGDm.momentum is 1.0"),
+        (QGDSGDm, {"mu": 1.0}, "QGDSGDm.mu is 1.0"),
         (SGP, {"lr": 0}, "SGP.lr is 0"),
         (ChocoSGD, {"lr": -0.1}, "ChocoSGD.lr is -0.1; expected a finite number, 0 or more"),
         (ChocoSGD, {"gamma": 1.5}, "ChocoSGD.gamma is 1.5; expected a number above 0 and at most 1"),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from algorithms import DPSGD, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, GradientTracking
+from algorithms import D2, DPSGD, KGT, L1, NIDS, SGP, DFedAvg, DFedSAM, ExactDiffusion, Extra, GradientTracking, QGDSGDm
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
@@ -53,11 +53,22 @@ CASES = {
     ),
     "D-PSGD": Case(DPSGD(lr=0.2), papers.dpsgd),
     "DSGT": Case(GradientTracking(lr=0.2), papers.dsgt),
+    "K-GT": Case(KGT(lr=0.2), papers.kgt),
+    "K-GT, shorter exchange": Case(KGT(lr=0.2, server_lr=0.7), papers.kgt, {"eta_s": 0.7}),
+    "QG-DSGDm": Case(QGDSGDm(lr=0.2, momentum=0.8), papers.qg_dsgdm, {"beta": 0.8, "mu": 0.8}),
+    "QG-DSGDm-N": Case(
+        QGDSGDm(lr=0.2, momentum=0.8, mu=0.5, nesterov=True),
+        papers.qg_dsgdm,
+        {"beta": 0.8, "mu": 0.5, "nesterov": True},
+    ),
     "SGP": Case(SGP(lr=0.2), papers.sgp),
 }
 SYMMETRIC = {
     "EXTRA": Case(Extra(lr=0.2), papers.extra),
     "Exact Diffusion": Case(ExactDiffusion(lr=0.2), papers.exact_diffusion),
+    "NIDS": Case(NIDS(lr=0.2), papers.nids),
+    "NIDS, regularised": Case(NIDS(lr=0.2, theta=0.4, prox=L1(0.3)), papers.nids, {"theta": 0.4, "lam": 0.3}),
+    "D2": Case(D2(lr=0.2), papers.d2),
 }
 
 

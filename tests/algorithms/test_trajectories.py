@@ -8,12 +8,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
+from algorithms import (
+    BVRLSGD,
+    FedADMM,
+    FedAMD,
+    FedAvg,
+    FedCM,
+    FedGamma,
+    FedNova,
+    FedOpt,
+    FedPAGE,
+    FedProx,
+    FedSAM,
+    FedSMOO,
+    FedSpeed,
+    MoFedSAM,
+    Scaffold,
+)
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
-from tests.algorithms import papers
+from tests.algorithms import baseline_papers, papers
 from tests.algorithms.quadratics import X0, F, batches_of, everybody, federation, iterates, some
 
 WORKS = {
@@ -21,6 +37,7 @@ WORKS = {
     "epochs": LocalWork(batch_size=8, epochs=2),
     "steps": LocalWork(batch_size=12, steps=5),
 }
+BACKENDS = pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
 COHORTS = {"everybody": everybody(F.n, 5), "2 of 10": some(F.n, 2, 6)}
 
 
@@ -79,6 +96,22 @@ CASES = {
         FedSpeed(lr=0.2, lam=2.0, rho=0.3, normalize=False),
         with_(papers.fedspeed_code, lamb=0.5, rho=0.3, normalized=False),
     ),
+    "FedNova": Case(FedNova(lr=0.2), baseline_papers.fednova),
+    "FedNova momentum": Case(
+        FedNova(lr=0.2, momentum=0.8, server_lr=0.7), with_(baseline_papers.fednova, rho=0.8, eta_g=0.7)
+    ),
+    "FedADMM": Case(FedADMM(lr=0.2, rho=0.6), with_(baseline_papers.fedadmm, rho=0.6)),
+    "FedADMM active": Case(
+        FedADMM(lr=0.2, rho=0.6, server_lr=0.9), with_(baseline_papers.fedadmm, rho=0.6, eta_g=0.9)
+    ),
+    "MoFedSAM": Case(
+        MoFedSAM(lr=0.2, rho=0.3, alpha=0.3, server_lr=0.6),
+        with_(baseline_papers.mofedsam, rho=0.3, alpha=0.3, eta_g=0.6),
+    ),
+    "FedGamma": Case(
+        FedGamma(lr=0.2, rho=0.3, server_lr=0.8), with_(baseline_papers.fedgamma, rho=0.3, eta_g=0.8)
+    ),
+    "FedSMOO": Case(FedSMOO(lr=0.2, lam=2.0, rho=0.3), with_(baseline_papers.fedsmoo, lamb=0.5, rho=0.3)),
     "FedSpeed without ascent is FedDyn": Case(FedSpeed(lr=0.2, lam=2.0, rho=0.0), with_(papers.feddyn, a=0.5)),
 }
 
@@ -107,7 +140,7 @@ def test_models_are_the_papers(case: str, work: str, cohorts: str, backend: Any)
     assert_equal(iterates(algorithm, fed, X0, COHORTS[cohorts]), theirs)
 
 
-@pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
+@BACKENDS
 @pytest.mark.parametrize("cohorts", COHORTS)
 @pytest.mark.parametrize("work", WORKS)
 def test_fedamd_with_coins(work: str, cohorts: str, backend: Any) -> None:
@@ -131,7 +164,41 @@ def test_fedamd_in_sequence(period: int, work: str, cohorts: str) -> None:
     assert_equal(iterates(FedAMD(lr=0.2, period=period), fed, X0, S), theirs)
 
 
-WEIGHTED = ["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedAdagrad", "FedCM", "FedSpeed without ascent is FedDyn"]
+@BACKENDS
+@pytest.mark.parametrize("cohorts", COHORTS)
+@pytest.mark.parametrize("work", WORKS)
+def test_bvr_l_sgd(work: str, cohorts: str, backend: Any) -> None:
+    """The picked ones differ from round to round."""
+    fed = federation(F, WORKS[work], backend, decayed)
+    S, eta = COHORTS[cohorts], lambda t: 0.2 * decayed(t)
+    picked = [cohort(fed, t, np.array(ids)).pick().ids.item() for t, ids in enumerate(S, 1)]
+    assert len(set(picked)) > 2 and all(i in ids for i, ids in zip(picked, S, strict=True))
+    for pick, who in (("one", picked), ("mean", None)):
+        for period in (1, 3) if cohorts == "everybody" else (1,):
+            theirs = baseline_papers.bvr_l_sgd(F, X0, S, batches_of(fed), eta, who, period)
+            ours = iterates(BVRLSGD(lr=0.2, pick=pick, period=period), fed, X0, S)  # type: ignore[arg-type]
+            assert_equal(ours, theirs)
+
+
+@BACKENDS
+@pytest.mark.parametrize("cohorts", COHORTS)
+@pytest.mark.parametrize("work", WORKS)
+def test_fedpage(work: str, cohorts: str, backend: Any) -> None:
+    """Both steps follow the schedule."""
+    fed = federation(F, WORKS[work], backend, decayed)
+    S = COHORTS[cohorts]
+    heads = [cohort(fed, t).toss(0.3) for t in range(1, len(S) + 1)]
+    assert any(heads[1:]) and not all(heads[1:])
+    theirs = baseline_papers.fedpage(
+        F, X0, S, batches_of(fed), lambda t: 0.2 * decayed(t), heads, lambda t: 0.7 * decayed(t)
+    )
+    assert_equal(iterates(FedPAGE(lr=0.2, server_lr=0.7, p=0.3), fed, X0, S), theirs)
+
+
+WEIGHTED = [
+    *("FedNova", "FedAvg", "FedProx", "FedAdam", "FedYogi", "FedAdagrad", "FedCM"),
+    "FedSpeed without ascent is FedDyn",
+]
 
 
 @pytest.mark.parametrize("cohorts", COHORTS)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from algorithms import (
     BEER,
+    BVRLSGD,
     CO2,
+    D2,
     DCGD,
     DCO2,
     DIANA,
@@ -25,8 +27,10 @@ from algorithms import (
     EF21PAGE,
     EF21SGDM,
     EF21W,
+    KGT,
     L1,
     MARINA,
+    NIDS,
     SGP,
     ChocoSGD,
     CoCoDSGD,
@@ -39,16 +43,23 @@ from algorithms import (
     EF21Plus,
     ExactDiffusion,
     Extra,
+    FedADMM,
     FedAMD,
     FedAvg,
     FedCM,
+    FedGamma,
+    FedNova,
     FedOpt,
+    FedPAGE,
     FedProx,
     FedSAM,
+    FedSMOO,
     FedSpeed,
     GradientTracking,
+    MoFedSAM,
     NoLoCo,
     OverlapSGD,
+    QGDSGDm,
     Scaffold,
     SlowMo,
     StreamingDiLoCo,
@@ -103,6 +114,18 @@ ALGORITHMS: dict[str, Any] = {
     "FedAMD half": FedAMD(p=0.5, large_batch=6),
     "FedAMD all anchors": FedAMD(p=1.0),
     "FedAMD sequence": FedAMD(server_lr=0.5, period=2),
+    "FedNova": FedNova(server_lr=0.7),
+    "FedNova momentum": FedNova(lr=0.05, momentum=0.9),
+    "FedADMM": FedADMM(rho=0.5),
+    "FedADMM active": FedADMM(rho=0.5, server_lr=0.7),
+    "MoFedSAM": MoFedSAM(server_lr=0.7),
+    "FedGamma": FedGamma(rho=0.1, server_lr=0.7),
+    "FedSMOO": FedSMOO(lam=2.0),
+    "FedSMOO no ascent": FedSMOO(rho=0.0),
+    "BVR-L-SGD": BVRLSGD(),
+    "BVR-L-SGD mean": BVRLSGD(period=2, pick="mean"),
+    "FedPAGE": FedPAGE(server_lr=0.2, p=0.3),
+    "FedPAGE large batch": FedPAGE(server_lr=0.2, p=0.3, large_batch=6),
     "DFedAvg": DFedAvg(),
     "DFedAvg momentum": DFedAvg(lr=0.05, momentum=0.9, gossip_steps=2, order="CTA"),
     "DFedSAM": DFedSAM(),
@@ -111,6 +134,12 @@ ALGORITHMS: dict[str, Any] = {
     "Gradient tracking": GradientTracking(),
     "EXTRA": Extra(),
     "Exact Diffusion": ExactDiffusion(),
+    "NIDS": NIDS(),
+    "NIDS prox": NIDS(theta=0.4, prox=L1()),
+    "D2": D2(),
+    "K-GT": KGT(server_lr=0.8),
+    "QG-DSGDm": QGDSGDm(lr=0.05),
+    "QG-DSGDm-N": QGDSGDm(lr=0.05, mu=0.5, nesterov=True),
     "SGP": SGP(),
     "DCGD": DCGD(compressor=TOP, gradient="minibatch"),
     "EF14": EF14(compressor=TOP, gradient="minibatch"),
@@ -157,8 +186,8 @@ CERTAIN = ("FedAMD all anchors", "EF21", "EF21 compressed start", "EF21-BC")
 """Those that draw nothing: whole shards, no coins, no random compressor."""
 
 OWN_CHANCE = (
-    "FedAMD optimal", "FedAMD half", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA", "SCAFFOLD, EF14", "FedAMD, EF21",
-    "FedAvg, PowerSGD",
+    "FedAMD optimal", "FedAMD half", "FedPAGE large batch", "BVR-L-SGD", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA",
+    "SCAFFOLD, EF14", "FedAMD, EF21", "FedAvg, PowerSGD",
 )  # fmt: skip
 """Those that draw something for each client by its number besides its minibatches."""
 
@@ -255,9 +284,10 @@ def initial(fed: Federation) -> Tensor:
 
 def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
     """Cohorts of rounds 1, 2, 3: everybody where the algorithm insists on it."""
-    insists = (EF21BC, Extra, ExactDiffusion, ChocoSGD, BEER)
+    insists = (EF21BC, Extra, ExactDiffusion, NIDS, D2, ChocoSGD, BEER)
     uplink = algorithm.uplink if isinstance(algorithm, Compressed) else None
-    return (tuple(range(6)),) * 3 if isinstance(algorithm, insists) or isinstance(uplink, Choco) else COHORTS
+    everybody = isinstance(algorithm, insists) or isinstance(uplink, Choco) or getattr(algorithm, "period", 0) > 1
+    return (tuple(range(6)),) * 3 if everybody else COHORTS
 
 
 def rounds(

@@ -98,12 +98,14 @@ def test_state_is_tensors_and_memories(algorithm: str, backend: str) -> None:
 @LOOP_AND_BLOCKS
 @every_algorithm
 def test_memory_is_kept_for_those_who_took_part_and_no_more(algorithm: str, backend: str) -> None:
-    """A row that were a view of its block would keep the whole block alive."""
+    """A row that were a view of its block would keep the rows of others alive."""
     run = play(algorithm, backend=backend)
     for first, kept in zip(run.states[0], run.states[1], strict=True):
         if not isinstance(kept, Kept):
             continue
         assert set(kept.rows) <= set(cohorts_of(ALGORITHMS[algorithm])[0]) | set(first.rows)
+        if len(kept.rows) == kept.n:                       # of a stack whose rows are all kept, views cost nothing
+            continue
         for row in kept.rows.values():
             assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in tensors(row))
 

@@ -66,6 +66,7 @@ class Alias(NamedTuple):
 
 ALIASES = {
     "ALGORITHMS": {
+        "BVR-L-SGD": Alias("BVRLSGD", {}),
         "CHOCO-Gossip": Alias("ChocoSGD", {"lr": 0.0}),
         "DFedAvgM": Alias("DFedAvg", {"momentum": 0.9}),
         "DFedSAM-MGS": Alias("DFedSAM", {"gossip_steps": 4}),
@@ -73,6 +74,9 @@ ALIASES = {
         "FedAdam": Alias("FedOpt", {"optimizer": "adam"}),
         "FedDyn": Alias("FedSpeed", {"rho": 0.0, "lam": 100.0}),   # lam is 1 / alpha: alpha = 0.01 in its authors' code
         "FedYogi": Alias("FedOpt", {"optimizer": "yogi"}),
+        "K-GT": Alias("KGT", {}),
+        "QG-DSGDm": Alias("QGDSGDm", {}),
+        "QG-DSGDm-N": Alias("QGDSGDm", {"nesterov": True}),
         "SCAFFOLD": Alias("Scaffold", {}),
     },
     "COMPRESSORS": {"TernGrad": Alias("QSGD", {"s": 1, "norm": "linf"})},

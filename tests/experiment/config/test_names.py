@@ -59,7 +59,7 @@ def test_flags_override_the_file_with_aliases(file: Any, flags: Any, expected: A
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("FedDin", "FedDyn"), ("fedadm", "FedAdam"), ("Scafold", "Scaffold"), ("CHOCOGossip", "CHOCO-Gossip")],
+    [("FedDin", "FedDyn"), ("fedadagard", "FedAdagrad"), ("Scafold", "Scaffold"), ("CHOCOGossip", "CHOCO-Gossip")],
 )
 def test_a_mistyped_name_suggests_an_alias(name: str, near: str) -> None:
     with pytest.raises(ConfigError, match=f"algorithm is '{name}'; did you mean '{near}'"):
