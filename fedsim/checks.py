@@ -11,6 +11,9 @@ from fedsim.errors import ConfigError
 
 _ANY_LENGTH = 2**40                                        # for queries that do not depend on a vector's length
 
+SIMULATED = ("compress", "unpack", "nbytes", "paper_bits", "alpha", "omega")
+"""Methods of a compressor that a simulation calls."""
+
 
 def positive(settings: Any, *names: str) -> None:
     """Require each named field to be a finite number above 0."""
@@ -85,6 +88,11 @@ def is_compressor(settings: Any, name: str = "compressor") -> Any:
     if isinstance(by, type) or not hasattr(by, "compress"):
         raise ConfigError(
             f"{type(settings).__name__}.{name} is {by!r}; expected an object of fedsim.compress, such as TopK(0.01)"
+        )
+    if lacking := [verb for verb in SIMULATED if not callable(getattr(by, verb, None))]:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name}: {type(by).__name__} lacks {', '.join(lacking)}; expected the methods of"
+            " fedsim.values.Compressor (encode and decode for deployments only)"
         )
     return by
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.engine.federation import ClientCall, Federation, Meter
-from fedsim.errors import ConfigError, DivergenceError, explained, title
+from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
+from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.wire import nbytes
@@ -185,13 +186,13 @@ class Clients:
         """Run a client function; ``down_bytes [c]`` replaces the size of ``down`` if nodes reconstruct it."""
         if not len(self):
             raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
+        check_arguments(f"clients.{verb}({title(fn)}, ...) in round {self.round}", fn, down, mine)
         ids, meter = self.ids, self._meter
         size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes
         meter.ledger.down[ids] += size
         evaluated = meter.ledger.gradient_evaluations[ids]
         call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each")
-        with explained(title(fn), self.round):
-            messages, rows = self._federation.backend.run(self._federation, meter, call)
+        messages, rows = self._federation.backend.run(self._federation, meter, call)
         if meter.trace is not None:
             evaluations = meter.ledger.gradient_evaluations[ids] - evaluated
             meter.trace.append(Computed(ids, np.broadcast_to(size, ids.shape), evaluations))
@@ -224,6 +225,8 @@ class Clients:
         ``rows`` holds tensors ``[c, ...]`` in the order of ``ids``; compressed vectors are unpacked. See `mean` for
         ``behind``.
         """
+        if not callable(rule):
+            raise ConfigError(f"clients.reduce got the rule {rule!r:.80}; expected a function of (rows, weights)")
         self._charge_up(sent, "reduce", behind)
         return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
 
@@ -263,6 +266,7 @@ class Clients:
 
     def _gossip(self, sent: Sent[M], steps: int, behind: float, fixed: bool = False, **needs: Any) -> Kept[M]:
         fed = self._federation
+        check_sent(sent, "mix" if needs.get("rows", True) else "push")
         _check_behind("mix", behind)
         if fed.topology is None:
             raise ConfigError("a method without a server needs a topology: --topology Static --topology.graph Ring")
@@ -309,9 +313,11 @@ class Clients:
         """Clients selected by the mask ``chosen [c]``, in the order of ``ids``."""
         return Clients(self._federation, self._meter, self.ids[chosen], self.round)
 
+    def __getattr__(self, name: str) -> Any:
+        raise no_such_word("clients", name, Clients)
+
     def _charge_up(self, sent: Sent[Any], verb: str, behind: float) -> None:
-        if not isinstance(sent, Sent):
-            raise ConfigError(f"clients.{verb} got a {type(sent).__name__}; expected the messages of clients.each")
+        check_sent(sent, verb)
         _check_behind(verb, behind)
         meter = self._meter
         if sent not in meter.delivered:                    # a message is uploaded once, however often it is read

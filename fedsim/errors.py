@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -69,11 +72,15 @@ class RoundLostError(FedsimError):
     """A round failed through no fault of the clients' code; it can be retried."""
 
 
-class DeviceFullError(RoundLostError):
-    """A device ran out of memory for a block of clients; the backend has halved its block size."""
+class BlocksLostError(RoundLostError):
+    """A block of clients was too large for a device, or for the clients' code; the backend has made blocks smaller."""
 
 
-class ClientError(FedsimError):
+class CodeError(FedsimError):
+    """Code that a user wrote raised an exception: an algorithm's method, or a model."""
+
+
+class ClientError(CodeError):
     """A client function raised an exception.
 
     Attributes:
@@ -84,6 +91,15 @@ class ClientError(FedsimError):
         which = f"client {ids[0]}" if len(ids) == 1 else f"one of the clients {', '.join(map(str, ids[:10]))}"
         super().__init__(f"{function} in round {round}: {which} raised {error}\n{traceback.rstrip()}")
         self.ids = ids
+
+
+class BlockError(CodeError, ConfigError):
+    """Code that runs for one client at a time cannot run for a block of clients."""
+
+    @property
+    def reason(self) -> str:
+        """One line that names the code and its error."""
+        return str(self).splitlines()[0]
 
 
 def many(count: int, what: str) -> str:
@@ -97,20 +113,40 @@ def title(fn: Callable[..., Any]) -> str:
 
 
 @contextlib.contextmanager
-def explained(function: str, round: int) -> Iterator[None]:
-    """Add the function, the round, and the rules for client code as a note to exceptions of client code."""
+def explained(place: str) -> Iterator[None]:
+    """Turn exceptions of a user's code, named by ``place``, into ``CodeError`` with the lines that raised them.
+
+    Raises:
+        CodeError: the code raised an exception that is not one of fedsim's.
+    """
     try:
         yield
     except FedsimError:
         raise
     except Exception as error:
-        error.add_note(
-            f"\nfedsim: raised by {function} in round {round}. Client code is written for one client and run for"
-            " many at a time: use torch.where instead of `if` on a tensor, fedsim.seeds.uniform_of(local.key(), d)"
-            " instead of torch.rand, no .item(), and no in-place operation on an argument. --backend loop runs one"
-            " client at a time."
-        )
-        raise
+        raise CodeError(f"{place} raised {in_one_line(error)}\n{lines_of(error)}") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Format an exception as one line: its type, unless it is one of fedsim's, and the first line of its message."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, FedsimError) else f"{type(error).__name__}: {first}"
+
+
+def lines_of(error: BaseException) -> str:
+    """Format the lines of the user's code that led to an exception, one on each line of text, the innermost last.
+
+    Frames of fedsim, of PyTorch and of the standard library are left out, unless there are no others.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(LIBRARIES)] or frames[-1:]
+    return "\n".join(f"  {f.filename}, line {f.lineno}, in {f.name}: {f.line}" for f in own[-MOST_LINES:])
+
+
+LIBRARIES = (str(Path(__file__).parent), *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")), "<")
+"""Folders of code that is not the user's."""
+MOST_LINES = 4
+"""Lines of code in a message."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

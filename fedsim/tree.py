@@ -58,6 +58,17 @@ def fetched(tree: Any) -> Any:
     return rebuilt(tree, [fetched(branch) for branch in tree]) if isinstance(tree, tuple) else tree
 
 
+def form(tree: Any) -> list[tuple[torch.Size, torch.dtype]]:
+    """Shape and type of every leaf of a tree."""
+    return [(t.shape, t.dtype) for t in leaves(tree)]
+
+
+def described(tree: Any) -> str:
+    """Format the `form` of a tree: ``[10] float32, [] int64``."""
+    shapes = [f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in form(tree)]
+    return ", ".join(shapes) or "nothing"
+
+
 def zeros_like(tree: Any) -> Any:
     """Zeros with the structure, shapes, types and devices of a tree; nothing is fetched."""
     return tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=getattr(t, "device", None)), tree)

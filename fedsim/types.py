@@ -7,13 +7,14 @@ runs code on a node or transfers a byte. A tree is a tensor or compressed vector
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from fedsim.tree import fetched
+from fedsim.errors import ConfigError
+from fedsim.tree import described, fetched, form
 from fedsim.values import Packed as Packed
 from fedsim.values import Site, Vector
 
@@ -25,6 +26,8 @@ Rule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 T = TypeVar("T")
 C = TypeVar("C")
+
+RECEIVE = "receive the messages first: clients.mean(y), clients.reduce(y, rule) or clients.mix(y)"
 
 
 class Batch(NamedTuple):
@@ -62,6 +65,16 @@ class Kept(Generic[T]):
         return row
 
     def __or__(self, new: Kept[T]) -> Kept[T]:
+        if not isinstance(new, Kept):
+            raise ConfigError(
+                f"Kept | {type(new).__name__}: expected new memories of clients on the right, as clients.each and"
+                " clients.apply return them: y, m = clients.each(fn, s.x, s.m), then s.m | m"
+            )
+        if new.rows and form(self.default) != form(new.default):
+            raise ConfigError(
+                f"a memory of {described(self.default)} at each client is replaced by {described(new.default)};"
+                " expected the same shapes and types: let clients.keep begin with zeros of those"
+            )
         return Kept(self.n, self.default, {**self.rows, **new.rows})
 
     def __repr__(self) -> str:
@@ -81,6 +94,18 @@ class Sent(Generic[T]):
     def stacked(self) -> T:
         """All messages, gathered in this process: every tensor is ``[len(ids), ...]``."""
         return self.messages.stacked()
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(
+            "a Sent, one message from each client, cannot be unpacked; a client function that reads memories returns"
+            " (message, new memory), and then clients.each returns both"
+        )
+
+    def __getitem__(self, key: object) -> Any:
+        raise TypeError(f"a Sent, one message from each client, has no [{key!r:.40}]; {RECEIVE}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a Sent, one message from each client, has no attribute {name!r}; {RECEIVE}")
 
     def __repr__(self) -> str:
         return f"Sent(from {len(self.ids)} nodes)"

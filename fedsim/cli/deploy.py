@@ -54,10 +54,7 @@ def deploy(argv: Sequence[str]) -> int:
         flags.print_help(DEPLOY, {"algorithm": names("algorithm")[0], **line.settings})
         return 0
     flower_version()                                       # fails first if Flower is missing
-    from fedsim.backends.flower.deploy.app import write_app
-    from fedsim.backends.flower.deploy.instructions import instructions
-    from fedsim.backends.flower.deploy.local_deployment import check, federation_folder, modules, write_experiment
-    from fedsim.backends.flower.deploy.local_deployment import deploy as deploy_here
+    from fedsim.backends.flower.deploy import local_deployment as here
 
     resumed = Path(line.options["resume"]) if "resume" in line.options else None
     if resumed is not None and (line.settings or "output" in line.options):
@@ -70,12 +67,10 @@ def deploy(argv: Sequence[str]) -> int:
     experiment = from_config(open_run(resumed).config if resumed else line.settings)
     output, local = resumed or _output(line, experiment), _local(line, resumed)
     if "print_commands" in line.switches:
-        check(experiment, local)
-        file = write_experiment(federation_folder(output.absolute()), experiment)
-        write_app(file.parent / "app", {})
-        print(instructions(file, line.options.get("host", "server.example.org"), local, output, modules(experiment)))
+        here.check(experiment, local)
+        print(_commands(experiment, output.absolute(), local, line.options.get("host", "server.example.org")))
         return 0
-    directory = deploy_here(experiment, output, local, progress="quiet" not in line.switches)
+    directory = here.deploy(experiment, output, local, progress="quiet" not in line.switches)
     print_result(directory, "json" in line.switches)
     return 0
 
@@ -98,6 +93,18 @@ def certificates(argv: Sequence[str]) -> int:
     print(f"{made.folder}: {made.ca.name} for every machine, server.pem and server.key for the SuperLink,")
     print(f"node-0.key ... for one node each, whose .pub is registered; keep {made.folder / 'ca.key'} secret")
     return 0
+
+
+def _commands(experiment: Experiment, output: Path, local: LocalDeployment, host: str) -> str:
+    """Commands for real machines, for the resolved experiment in a file, which is written here beside its app."""
+    from fedsim.backends.flower.deploy import local_deployment as here
+    from fedsim.backends.flower.deploy.app import write_app
+    from fedsim.backends.flower.deploy.instructions import instructions
+
+    file = here.write_experiment(here.federation_folder(output), experiment)
+    write_app(file.parent / "app", {})
+    needs = here.files_of(experiment, local), here.modules(experiment)
+    return instructions(file, host, local, output, *needs)
 
 
 def _finished(run: RunDirectory) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.loop import Loop
-from fedsim.errors import ConfigError
+from fedsim.errors import BlockError, explained
 from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
 
@@ -44,6 +45,7 @@ def choose(
     *,
     blocks_only: bool = False,
     cache: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure the fastest backend for this federation: {"backend": "loop" or "blocks", "block_size": ..., details}.
 
@@ -53,19 +55,26 @@ def choose(
         ids: cohort of the first round.
         blocks_only: exclude the loop.
         cache: file of earlier measurements; in the user's cache directory by default.
+        say: prints a message.
+
+    Raises:
+        BlockError: with ``blocks_only``, code that runs in the loop alone.
     """
     model = federation.model
     if not blocks_only and model.convolutional and model.device.type == "cpu" and model.d > LARGE:
         return {"backend": "loop", "reason": f"convolutions of {model.d:,} parameters on a CPU"}
     cache = cache or Path(platformdirs.user_cache_dir("fedsim")) / "backends.json"
     key = _key(federation, algorithm, len(ids))
-    seconds = _read(cache).get(key) or _keep(cache, key, _measure(federation, algorithm, ids))
+    seconds = _read(cache).get(key)
+    if seconds is None:
+        try:
+            seconds = _keep(cache, key, _measure(federation, algorithm, ids))
+        except BlockError as error:                        # not cached: its cause may be mended
+            if blocks_only:
+                raise
+            say(f"{error.reason}; clients run one at a time")
+            return {"backend": "loop", "reason": error.reason}
     names = [name for name in seconds if name != "loop" or not blocks_only]
-    if not names:
-        raise ConfigError(
-            "the model, or the algorithm, cannot run for many clients at a time: write torch.where instead of `if` on a"
-            " tensor, or use --backend loop"
-        )
     fastest = min(names, key=lambda name: seconds[name] * (MARGIN if name == "loop" else 1))
     if fastest == "loop":
         return {"backend": "loop", "trial_seconds": seconds}
@@ -74,7 +83,10 @@ def choose(
 
 def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
     """Seconds of a trial round by candidate ("loop" or a block size): the better of two rounds, after one to warm up.
-    Blocks that exceed the GPU's memory, or that the code does not support, are omitted.
+    Blocks that exceed the GPU's memory are omitted.
+
+    Raises:
+        BlockError: the model or the algorithm runs in the loop alone.
     """
     steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
     seconds: dict[str, float] = {}
@@ -90,21 +102,19 @@ def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray)
                 raise
             torch.cuda.empty_cache()
             break
-        except RuntimeError as error:                      # `if` on a tensor, for example
-            if name == "loop" or "vmap" not in str(error):
-                raise
-            break
     return seconds
 
 
 def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> list[float]:
     """Seconds of each of three rounds."""
-    x, times = trial.model.vector(), []
-    state = algorithm.init(x, cohort(trial, 0, ids))
-    check(f"{type(algorithm).__name__}.init", state, server=has_server(algorithm))
+    x, times, name = trial.model.vector(), list[float](), type(algorithm).__name__
+    with explained(f"{name}.init"):
+        state = algorithm.init(x, cohort(trial, 0, ids))
+    check(f"{name}.init", state, server=has_server(algorithm))
     for round in (1, 2, 3):
         start = time.perf_counter()
-        algorithm.round(state, cohort(trial, round, ids))
+        with explained(f"{name}.round in round {round}"):
+            algorithm.round(state, cohort(trial, round, ids))
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         times.append(time.perf_counter() - start)

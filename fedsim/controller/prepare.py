@@ -24,7 +24,7 @@ from fedsim.engine.loop import Loop
 from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
 from fedsim.engine.unpicklable import refused
-from fedsim.errors import ConfigError, DataError, ModelError, PartitionError
+from fedsim.errors import ConfigError, DataError, ModelError, PartitionError, explained
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.models import losses
@@ -72,7 +72,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     train = dataset.train
     if not len(dataset.test.y):
         raise ConfigError(f"data set {dataset.name!r} has no test samples; set some aside, as test_fraction does")
-    partition = experiment.division.partition(train.y.numpy(), train.client, seed)
+    with explained(f"{type(experiment.division).__name__}.partition"):
+        partition = experiment.division.partition(train.y.numpy(), train.client, seed)
     _check_partition(partition, len(train.y), type(experiment.division).__name__)
     if problem is not None and not _own_clients(partition, train):
         raise ConfigError(
@@ -86,8 +87,9 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             " out weights and local.weight_decay, which change it"
         )
     if experiment.topology is not None:                    # an invalid matrix fails here, not in round 1
-        check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
-        check_connected(experiment.topology, seed, partition.n)
+        with explained(f"{type(experiment.topology).__name__}.matrix"):
+            check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
+            check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     rows = torch.from_numpy(partition.indices.copy())      # torch needs a writable array
     inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
@@ -215,7 +217,8 @@ def _distorted(experiment: Experiment, inputs: Tensor, partition: Partition, see
     if experiment.skew is None:
         return inputs
     bounds = zip(partition.offsets[:-1], partition.offsets[1:], strict=True)
-    return torch.cat([experiment.skew.apply(inputs[a:b], i, partition.n, seed) for i, (a, b) in enumerate(bounds)])
+    with explained(f"{type(experiment.skew).__name__}.apply"):
+        return torch.cat([experiment.skew.apply(inputs[a:b], i, partition.n, seed) for i, (a, b) in enumerate(bounds)])
 
 
 def build_model(

@@ -18,10 +18,11 @@ from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import Loop
 from fedsim.engine.purity import pure
-from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError
+from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError, explained
 from fedsim.experiment.experiment import Experiment
 from fedsim.gossip import alike
 from fedsim.record import checkpoint
@@ -69,7 +70,7 @@ class SeedRun:
         backend = self._connect(loaded.meta["backend"] if loaded else None)
         fed, self.meter = self.federation, Meter(self.federation)
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
-        with pure(name, x):
+        with pure(name, x), explained(name):
             state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
         check(name, state, server=has_server(algorithm))
         if loaded:
@@ -109,11 +110,11 @@ class SeedRun:
                 last = round == experiment.rounds
                 due = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
                 self.meter.measures = due and alike(fed.p)
-                with pure(f"{name}.round", state):
+                with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
                     new = self.host.round(method, state, fed, self.meter, round, ids)
                 check(f"{name}.round", new, state)
                 if last:
-                    with pure(f"{name}.finish", new):
+                    with pure(f"{name}.finish", new), explained(f"{name}.finish"):
                         ended = self.host.finish(method, new, fed, self.meter, round)
                     check(f"{name}.finish", ended, new)
                     new = ended
@@ -175,8 +176,12 @@ class SeedRun:
         connected = self.host.connect(self.experiment, self.prepared, self.directory, chosen)
         self.federation, chosen = connected or self._here(chosen)
         self.prepared = replace(self.prepared, federation=self.federation)
-        self.directory.update_manifest(backend={**known, str(self.seed): chosen})
+        self._note_backend(chosen)
         return chosen
+
+    def _note_backend(self, chosen: dict[str, Any]) -> None:
+        known = self.directory.manifest["backend"]
+        self.directory.update_manifest(backend={**known, str(self.seed): chosen})
 
     def _here(self, chosen: dict[str, Any] | None) -> tuple[Federation, dict[str, Any]]:
         """The federation with a backend in this process: as recorded, as requested, or as measured."""
@@ -188,13 +193,23 @@ class SeedRun:
             elif execution.backend == "blocks" and execution.block_size:
                 chosen = {"backend": "blocks", "block_size": execution.block_size, "reason": "asked for"}
             else:
-                chosen = choose(fed, experiment.method, ids, blocks_only=execution.backend == "blocks")
+                only = execution.backend == "blocks"
+                chosen = choose(fed, experiment.method, ids, blocks_only=only, say=self.host.say)
         if chosen["backend"] == "flower":
             raise RunError(
                 f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"
                 f" deploy --resume {self.directory.path}"
             )
         size = chosen.get("block_size", 0)                 # 0: one client at a time
+        if size and execution.backend == "auto":
+            fallen: dict[str, str] = chosen.get("in_loop", {})
+
+            def fell(text: str) -> None:
+                self.host.say(text)
+                chosen["in_loop"] = fallen
+                self._note_backend(chosen)
+
+            return replace(fed, backend=BlocksOrLoop(size, fallen, fell)), chosen
         return replace(fed, backend=Blocks(size) if size else Loop()), chosen
 
     def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:

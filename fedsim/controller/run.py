@@ -21,7 +21,7 @@ from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
-from fedsim.errors import BusyError, ConfigError, DivergenceError, RunError
+from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.short_forms import in_full
@@ -65,19 +65,20 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
     directory = create_run(root, experiment.title, to_config(experiment), manifest, output)
     try:
         _run_seeds(experiment, directory, experiment.seed_list, first, progress, host)
-    except ConfigError:
-        if not _measured(directory, experiment):           # resuming would not help
+    except (ConfigError, CodeError) as error:
+        rounds = 1 if isinstance(error, CodeError) else experiment.evaluation.every
+        if not _begun(directory, experiment, rounds):      # resuming would not help
             shutil.rmtree(directory.path)
         raise
     return directory
 
 
-def _measured(directory: RunDirectory, experiment: Experiment) -> bool:
-    """True if the first seed, the only one begun unless it has finished, has evaluated a round."""
+def _begun(directory: RunDirectory, experiment: Experiment, rounds: int) -> bool:
+    """True if the first seed, the only one begun unless it has finished, has completed so many rounds."""
     if directory.manifest["status"][str(experiment.seed)]["state"] == "finished":
         return True
     made = checkpoint.load_latest(directory.seed_path(experiment.seed) / "checkpoints")
-    return made is not None and made.round >= experiment.evaluation.every
+    return made is not None and made.round >= rounds
 
 
 def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool) -> RunDirectory:

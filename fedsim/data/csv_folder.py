@@ -54,7 +54,7 @@ def read_tables(
     numbers, names = (None, None) if owner is None else number_clients(owner, test)
     x = fill_in(np.concatenate([table.x for table in tables]), test, standardize)
     data = Dataset("csv", *divide(x, targets.y, numbers, test), targets.classes, names, targets.label_names)
-    return replace(data, feature_names=tuple(expected))
+    return replace(data, feature_names=tuple(expected), target_name=tables[0].target)
 
 
 def _stem(path: Path) -> str:

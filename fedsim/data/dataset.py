@@ -44,6 +44,7 @@ class Dataset:
         label_names: name of class ``k`` at position ``k``; None when labels are just numbers.
         notes: facts for the reader of a result, such as samples that differ from the published files.
         feature_names: name of feature ``j`` of ``x`` at position ``j``, where the file names them.
+        target_name: name of the target's column, where the file names it.
     """
 
     name: str
@@ -54,9 +55,16 @@ class Dataset:
     label_names: tuple[str, ...] | None = None
     notes: str = ""
     feature_names: tuple[str, ...] | None = None
+    target_name: str | None = None
 
     def __post_init__(self) -> None:
         for kind, split in (("train", self.train), ("test", self.test)):
+            if not isinstance(split, Split):
+                raise DataError(
+                    f"data set {self.name!r}, {kind} is a {type(split).__name__}; expected a Split(x, y) of tensors: of"
+                    " a TensorDataset, Split(*dataset.tensors), of another dataset of PyTorch, Split(torch.stack([x for"
+                    " x, _ in dataset]), torch.tensor([y for _, y in dataset]))"
+                )
             _check(f"data set {self.name!r}, {kind}", split, self.classes)
         if not len(self.train.y):
             raise DataError(f"data set {self.name!r}, train: there are no samples; expected one at least")

@@ -27,6 +27,7 @@ class Table(NamedTuple):
     Attributes:
         path: the file.
         columns: names of the features.
+        target: name of the label column.
         x: features ``[N, d]``, NaN where missing.
         labels: target of each row as written.
         owners: client of each row, where a column names it.
@@ -35,6 +36,7 @@ class Table(NamedTuple):
 
     path: Path
     columns: list[str]
+    target: str
     x: NDArray[np.float64]
     labels: list[str]
     owners: list[str]
@@ -91,7 +93,8 @@ def read_table(path: Path, target: str | None, client: str | None = None) -> Tab
         labels.append(found[target])
         owners.append(found.get(client or "", ""))
         features.append([number(row[k], path, line, header[k]) for k in places])
-    table = Table(path, columns, np.array(features), labels, owners if client else [], [line for line, _ in rows[1:]])
+    lines = [line for line, _ in rows[1:]]
+    table = Table(path, columns, target, np.array(features), labels, owners if client else [], lines)
     _check_index(table)
     return table
 

@@ -7,7 +7,7 @@ sorted by their number of steps and leave the block when they finish, so unequal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,15 @@ from fedsim.compress.stacks import unbatched
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Minibatches, draw, minibatches
-from fedsim.engine.loop import CHUNK, Rows, refuse_captured_tensors
-from fedsim.engine.purity import pure
+from fedsim.engine.loop import CHUNK, Loop, Rows, refuse_captured_tensors
+from fedsim.engine.purity import pure, unwritten
+from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Tape
 from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import build, leaves, tree_map
-from fedsim.types import Batch, Messages
+from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
 
@@ -58,7 +59,13 @@ class Blocks:
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
                 block = _Block(federation, meter, ids[chosen], call.round, [plans[i] for i in chosen])
-                message, new = block.run(call)
+                try:
+                    message, new = block.run(call)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:                 # raises the loop's error, if there is one
+                    Loop().run(federation, Meter(federation), call._replace(ids=np.sort(block.ids)))
+                    raise block_error(call.fn, call.round, error) from error
                 if call.sends:
                     rows.put(message, chosen)
                 for i, node in enumerate(ids[chosen].tolist() if new else ()):
@@ -113,7 +120,8 @@ class _Block:
         own: list[Tensor] = []
         if mine is not None:
             own = leaves(tree_map(lambda *rows: torch.stack(rows), *(mine[i] for i in self.ids.tolist())))
-        stacked = torch.vmap(one)(slots, steps, *own)
+        with unwritten(title(call.fn), tuple(own)):
+            stacked = torch.vmap(one)(slots, steps, *own)
         out = build(shape[0], iter(stacked))
         return out if call.sends else (None, *out)
 
@@ -144,6 +152,8 @@ class _Block:
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         """See ``fedsim.types.Local``."""
+        if not isinstance(x, Tensor):
+            raise no_vector(self.fed.model, x)
         if batch is None:
             self._outside("local.grad(x) on the whole shard")
             (g,) = _stacked(self._whole, x, self._slot)
@@ -225,12 +235,21 @@ class _Block:
     def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
         """``Model.gradients`` of the first ``len(x)`` clients, charged to them."""
         self._charge(len(x), *batch[1:])
-        return self.fed.model.gradients(x, Batch(*batch))
+        try:
+            return self.fed.model.gradients(x, Batch(*batch))
+        except Exception as error:
+            raise self._model_error(x, batch, error) from error
 
     def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterator[tuple[int, Tensor]]:
         """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
         self._charge(len(x), *batch[1:])
-        return self.fed.model.gradient_parts(x, Batch(*batch))
+        try:
+            yield from self.fed.model.gradient_parts(x, Batch(*batch))
+        except Exception as error:
+            raise self._model_error(x, batch, error) from error
+
+    def _model_error(self, x: Tensor, batch: Sequence[Tensor], error: Exception) -> Exception:
+        return model_error(self.fed.model, x[0], Batch(*(t[0] for t in batch)), error)
 
     def _charge(self, c: int, targets: Tensor, weight: Tensor | None = None) -> None:
         _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
@@ -253,9 +272,15 @@ class _Block:
                 runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
                 batch = self._take(*_stack(runs, here[some]))
             share = torch.from_numpy(here[some] / sizes[some]).to(x).unsqueeze(1)
-            g[some] += self.fed.model.gradients(x[some], batch) * share
+            try:
+                g[some] += self.fed.model.gradients(x[some], batch) * share
+            except Exception as error:
+                raise self._model_error(x, [t for t in batch if t is not None], error) from error
         self.meter.ledger.gradient_evaluations[self.ids] += sizes
         return (g,)
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_such_word("local", name, Local)
 
     def _outside(self, what: str) -> None:
         if self._in_fold:

@@ -16,6 +16,7 @@ from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.machine import keep_freed_memory
 from fedsim.engine.memory import Memory, OnDevice
 from fedsim.engine.model import Model
+from fedsim.engine.refusals import refuse_no_tensors
 from fedsim.errors import ConfigError
 from fedsim.gossip import Topology, alike
 from fedsim.messages.ledger import Ledger
@@ -49,8 +50,11 @@ class ClientCall(NamedTuple):
         """Run the function on one node: its message, None if it sends none, and its new memories."""
         if not self.sends:
             new = self.fn(local, *mine) if down is None else self.fn(local, down, *mine)
+            refuse_no_tensors(self.fn, new)
             return None, new if type(new) is tuple else (new,)
-        message, *kept = message_and_memories(self.fn(local, down, *mine), reads=self.mine is not None)
+        result = self.fn(local, down, *mine)
+        refuse_no_tensors(self.fn, result)
+        message, *kept = message_and_memories(result, reads=self.mine is not None)
         return message, tuple(kept)
 
 

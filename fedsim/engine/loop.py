@@ -15,10 +15,11 @@ from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Minibatches, draw, minibatches
 from fedsim.engine.purity import pure
-from fedsim.errors import ConfigError, DivergenceError, title
+from fedsim.engine.refusals import client_error, model_error, no_such_word, no_vector, other_form, refuse_other_form
+from fedsim.errors import ConfigError, DivergenceError, FedsimError, title
 from fedsim.messages.stacked import Stacked
-from fedsim.tree import leaves, tree_map
-from fedsim.types import Batch, Messages
+from fedsim.tree import form, leaves, tree_map
+from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
 M = TypeVar("M")
@@ -49,17 +50,25 @@ class LoopLocal:
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         fed = self._fed
+        if not isinstance(x, Tensor):
+            raise no_vector(fed.model, x)
         if batch is None:
             rows = fed.shards.rows(self._node)
             g = torch.zeros_like(x)
             for start in range(0, len(rows.x), CHUNK):
                 part = Batch(rows.x[start : start + CHUNK], rows.y[start : start + CHUNK])
-                g += fed.model.gradient(x, part) * (len(part.x) / len(rows.x))
+                g += self._gradient(x, part) * (len(part.x) / len(rows.x))
             batch = rows
         else:
-            g = fed.model.gradient(x, batch)
+            g = self._gradient(x, batch)
         self._meter.ledger.gradient_evaluations[self._node] += len(batch.x)
         return fed.work.regularise(g, x)
+
+    def _gradient(self, x: Vector, batch: Batch) -> Vector:
+        try:
+            return self._fed.model.gradient(x, batch)
+        except Exception as error:
+            raise model_error(self._fed.model, x, batch, error) from error
 
     def sample(self, size: int) -> Batch:
         (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
@@ -74,9 +83,15 @@ class LoopLocal:
         for k in range(skip, len(index)):
             batch = self._fed.shards.take(index[k, : self._plan.lengths[k]])
             self.descend.begin()
-            carry = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
+            new = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
+            if k == skip:
+                refuse_other_form(step, carry, new)
+            carry = new
         self.descend.end()
         return carry
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_such_word("local", name, Local)
 
 
 CHUNK = 512
@@ -96,7 +111,8 @@ class Loop:
         decay = federation.factor(call.round)
         memory: dict[int, tuple[Any, ...]] = {}
         rows = Rows[Any](len(nodes))
-        own = [] if mine is None else [mine.rows[node] for node in nodes if node in mine.rows]
+        own = [] if mine is None else [mine.default, *(mine.rows[node] for node in nodes if node in mine.rows)]
+        first: Any = None                                  # result of the first client, whose form all have
         with torch.no_grad(), pure(title(call.fn), call.down, *own):
             for position, (node, plan) in enumerate(zip(nodes, plans, strict=True)):
                 local = LoopLocal(federation, meter, node, call.round, plan, decay)
@@ -104,8 +120,15 @@ class Loop:
                     message, new = call.at(local, call.down, () if mine is None else mine[node])
                 except DivergenceError as error:           # from a compressor, which does not know the client
                     raise DivergenceError(f"client {node} in round {call.round}: {error}") from error
+                except FedsimError:
+                    raise
+                except Exception as error:
+                    raise client_error(node, call.fn, call.round, error) from error
+                result = (message, new) if call.sends else new
+                first = result if first is None else first
+                if form(result) != form(first):
+                    raise other_form(call.fn, nodes[0], first, node, result)
                 if new:
-                    leaves(new)                            # tensors only
                     memory[node] = new
                 if call.sends:
                     rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])

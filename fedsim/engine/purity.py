@@ -31,17 +31,28 @@ def pure(name: str, *arguments: Any) -> Iterator[None]:
         ConfigError: it wrote into an argument, or drew from a global generator of PyTorch or NumPy.
     """
     before = _generator_states()
+    with unwritten(name, arguments):
+        yield
+    if _generator_states() != before:
+        raise ConfigError(
+            f"{name} draws from, or seeds, the global generator of PyTorch or NumPy, which no seed of a run controls;"
+            " expected fedsim.seeds.uniform_of(local.key(), d), at the server of clients.key(), for d numbers in [0, 1)"
+        )
+
+
+@contextlib.contextmanager
+def unwritten(name: str, arguments: Any) -> Iterator[None]:
+    """Check that the code ``name``, run in this context, does not write into its arguments; see ``pure``.
+
+    Raises:
+        ConfigError: it did.
+    """
     versions = [(t, t._version) for t in _tensors(arguments) if not t.is_inference()]
     yield
     if any(t._version != version for t, version in versions):
         raise ConfigError(
             f"{name} writes into an argument, which others read as well; expected new tensors: y = 0.5 * x instead of"
             " x.mul_(0.5), or x.clone() before writing"
-        )
-    if _generator_states() != before:
-        raise ConfigError(
-            f"{name} draws from, or seeds, the global generator of PyTorch or NumPy, which no seed of a run controls;"
-            " expected fedsim.seeds.uniform_of(local.key(), d), at the server of clients.key(), for d numbers in [0, 1)"
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsim.engine.descent import Descent
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
+from fedsim.engine.refusals import refuse_other_form
 from fedsim.engine.replay import Gradients, Program
 from fedsim.engine.tape import Tape, Unreplayable, fingerprint
 from fedsim.tree import build, leaves
@@ -88,7 +89,9 @@ class LocalStep:
         def one(batch: Batch, *flat: Tensor) -> tuple[Tensor, ...]:
             carry, *rest = build(self._like, iter(flat))
             self._block.descend.begin()
-            return tuple(leaves(self._step(carry, batch, *rest)))
+            new = self._step(carry, batch, *rest)
+            refuse_other_form(self._step, carry, new)
+            return tuple(leaves(new))
 
         dims = (tuple(0 for _ in samples), *(0 for _ in state), *(0 if o else None for o in own))
         out: tuple[Tensor, ...] = torch.vmap(lambda batch, *flat: one(Batch(*batch), *flat), in_dims=dims)(

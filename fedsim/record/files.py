@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -63,12 +63,27 @@ def lock(folder: Path, busy: str | None = None) -> Iterator[None]:
         os.close(fd)
 
 
+def private_folder(path: Path) -> Path:
+    """Create a folder that no other user can open, unless it exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def private(path: str, flags: int) -> int:
+    """Opener of a file that no other user can read."""
+    return os.open(path, flags, 0o600)
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that becomes ``path`` on success; after a crash ``path`` holds either the old content or the new."""
+def atomic(path: Path, opener: Callable[[str, int], int] | None = None) -> Iterator[BinaryIO]:
+    """Open a file that becomes ``path`` on success; after a crash ``path`` holds either the old content or the new.
+
+    ``opener`` is that of ``open``, such as `private`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")        # unique to this process
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=opener) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -78,9 +93,9 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, opener: Callable[[str, int], int] | None = None) -> None:
     """Replace the content of a file; see `atomic`."""
-    with atomic(path) as file:
+    with atomic(path, opener) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

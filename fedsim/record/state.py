@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.tree import build, leaves, tree_map, zeros_like
+from fedsim.tree import build, described, leaves, tree_map, zeros_like
 from fedsim.types import Kept
 from fedsim.values import Far
 
@@ -64,15 +64,14 @@ def check(name: str, state: Any, before: Any = None, server: bool | None = None)
         raise ConfigError(f"{name} returned a state whose x is {home}")
     for field, value in zip(state._fields, state, strict=True):
         _check(f"{name} returned a state whose {field}", value, getattr(before, field, value))
-    if isinstance(state.x, Tensor) and before is not None:
-        new, old = ((list(x.shape), x.dtype) for x in (state.x, before.x))
-        if new != old:
-            raise ConfigError(f"{name} returned a state whose x is {new[0]} of {new[1]}; expected {old[0]} of {old[1]}")
 
 
 def _check(place: str, value: Any, old: Any) -> None:
     if (new := _layout(place, value)) != (made := _layout(place, old)):
-        raise ConfigError(f"{place} holds {new}, and held {made} before; let init return zeros of the same layout")
+        raise ConfigError(
+            f"{place} holds {new}, and held {made} before; expected the same shapes and types in every round: let init"
+            " return zeros of those"
+        )
     if isinstance(value, Kept) and value.rows and (lost := old.rows.keys() - value.rows.keys()):
         raise ConfigError(
             f"{place} has lost the memories of {len(lost)} clients, such as {min(lost)}; clients outside the cohort"
@@ -86,7 +85,8 @@ def _check(place: str, value: Any, old: Any) -> None:
 def _layout(place: str, value: Any) -> str:
     if isinstance(value, Kept):
         some = next(iter(value.rows.values()), value.default)    # all have the same layout
-        return f"{_layout(place, value.default)} by default and {_layout(place, some)} of each client"
+        one, other = _layout(place, value.default), _layout(place, some)
+        return f"{one} at each client" if one == other else f"{one} by default and {other} at each client"
     if isinstance(value, Mapping):
         for key, part in value.items():
             if not isinstance(part, Kept | tuple) or _is_state(part) or "." in key:
@@ -99,7 +99,7 @@ def _layout(place: str, value: Any) -> str:
     if _is_state(value):
         return ", ".join(value._fields)
     try:
-        return f"{len(leaves(value))} tensors"
+        return described(value)
     except TypeError as error:
         raise ConfigError(f"{place} cannot be saved: {error}; a number is torch.tensor(0.0)") from error
 

@@ -19,7 +19,7 @@ from fedsim.algorithm import Algorithm
 from fedsim.compress import LowRank, TopK
 from fedsim.controller import choose as choosing
 from fedsim.controller.prepare import prepare
-from fedsim.errors import ConfigError
+from fedsim.errors import BlockError
 from tests.controller.test_run import SMALL
 
 IDS = np.arange(4)
@@ -88,5 +88,6 @@ class Branching(nn.Module):
 def test_a_model_that_cannot_run_in_blocks_runs_in_the_loop(tmp_path: Path) -> None:
     federation, cache = prepare(replace(SMALL, model=Branching()), 0).federation, tmp_path / "backends.json"
     assert choosing.choose(federation, FedAvg(), IDS, cache=cache)["backend"] == "loop"
-    with pytest.raises(ConfigError, match=r"cannot run for many clients at a time.*use --backend loop"):
+    with pytest.raises(BlockError, match=r"(?s)model Branching cannot run for a block .*torch.where.*--backend loop"):
         choosing.choose(federation, FedAvg(), IDS, cache=cache, blocks_only=True)
+    assert not cache.exists(), "who mends the model gets another answer"

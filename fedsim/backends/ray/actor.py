@@ -35,7 +35,7 @@ from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
-from fedsim.errors import FedsimError, explained, title
+from fedsim.errors import ClientError, FedsimError
 from fedsim.messages.mixing import mix_rows, squared_distances
 from fedsim.messages.stacked import Stacked, partial_means
 from fedsim.tree import build, leaves, tree_map, unpacked
@@ -134,8 +134,7 @@ class Worker:
         meter = Meter(fed)
         backend: Any = Blocks(task.block_size) if task.block_size else Loop()
         call = self._call(task, down, first, rows)
-        with explained(title(call.fn), task.round):
-            sent, memory = backend.run(fed, meter, call)
+        sent, memory = backend.run(fed, meter, call)
         of = [memory[node] for node in task.ids.tolist()] if memory else []
         gradients, kept = meter.ledger.gradient_evaluations[task.ids], tree_map(form, of[0]) if of else ()
         tensors = [array for tree in of for array in arrays(tree)]
@@ -177,12 +176,12 @@ class Worker:
     ) -> ClientFailure:
         """Find the failing clients by running them one by one, so that one retry of the round can omit all of them."""
         fn = self._functions[task.fn]
-        line, text = described(error, fn)
+        line, text = described(_raised(error), fn)
         if isinstance(error, torch.OutOfMemoryError):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return ClientFailure([], line, text, full=True)
-        if isinstance(error, FedsimError):
+        if isinstance(error, FedsimError) and not isinstance(error, ClientError):
             return ClientFailure([], line, text, refused=error)
         call = self._call(task, down, first, rows)
         failed: dict[int, tuple[str, str]] = {}
@@ -190,7 +189,7 @@ class Worker:
             try:
                 Loop().run(self._fed, Meter(self._fed), call._replace(ids=np.array([node])))
             except Exception as alone:
-                failed[node] = described(alone, fn)
+                failed[node] = described(_raised(alone), fn)
         if not failed:
             return ClientFailure(task.ids.tolist(), line, text)
         return ClientFailure(list(failed), *next(iter(failed.values())))
@@ -251,6 +250,11 @@ class Worker:
         self._held[e.into] = mixed
         found = [to_array(t[i]) for i in range(e.w.shape[0]) for t in leaves(mixed)] if e.last else []
         return several([None, *found], 1 + len(found))
+
+
+def _raised(error: Exception) -> Exception:
+    """The exception of the client's code behind the loop's error."""
+    return error.__cause__ if isinstance(error, ClientError) and isinstance(error.__cause__, Exception) else error
 
 
 def several(values: list[Any], count: int) -> Any:

@@ -21,7 +21,7 @@ from fedsim.backends.ray.protocol import ClientFailure, ClientTask, Report, form
 from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run
 from fedsim.controller.evaluate import CHUNK, Scores
 from fedsim.engine.federation import ClientCall, Federation, Meter
-from fedsim.errors import ClientError, ConfigError, DeviceFullError, RunError
+from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RunError
 from fedsim.tree import fetched, leaves, tree_map
 from fedsim.types import Messages
 from fedsim.values import Far, Vector
@@ -33,12 +33,13 @@ class RayActors:
     Args:
         workers: actors of the session.
         block_size: clients in a block; 0 to run them one by one. Halved when a device is out of memory.
+        or_loop: run clients one by one once a client function cannot run in blocks.
     """
 
-    def __init__(self, workers: Workers, block_size: int = 25) -> None:
+    def __init__(self, workers: Workers, block_size: int = 25, or_loop: bool = False) -> None:
         if block_size < 0:
             raise ConfigError(f"block size is {block_size}; expected 0 or more")
-        self.workers, self.block_size = workers, block_size
+        self.workers, self.block_size, self.or_loop = workers, block_size, or_loop
         self._widths: dict[str, int] = {}                  # number of tensors in a new memory, by client function
         self._firsts: list[tuple[Any, Any]] = []           # initial memories in the object store
 
@@ -50,7 +51,7 @@ class RayActors:
         Raises:
             ClientError: a client function raised.
             RoundLostError: a worker died; the round can be retried.
-            DeviceFullError: a device is out of memory; the round can be retried, with the block size halved.
+            BlocksLostError: the round can be retried with smaller blocks, or one client at a time.
             StateLostError: client memories are lost; only a checkpoint has them.
         """
         w, ids, down, mine = self.workers, call.ids, call.down, call.mine
@@ -120,6 +121,9 @@ class RayActors:
         """Raise the error of failed runs, if any."""
         failures: list[ClientFailure] = [report.failure for report in reports if report.failure is not None]
         for failure in failures:
+            if isinstance(failure.refused, BlockError) and self.or_loop:
+                self.block_size = 0
+                raise BlocksLostError(f"{failure.refused.reason}; clients run one at a time from here on")
             if failure.refused is not None:
                 raise failure.refused
         for failure in failures:
@@ -127,7 +131,7 @@ class RayActors:
                 if self.block_size <= 1:
                     raise RunError(f"a device has no memory for a single client: {failure.error}; use a smaller model")
                 self.block_size //= 2
-                raise DeviceFullError(f"a device is out of memory: blocks of {self.block_size} clients from here on")
+                raise BlocksLostError(f"a device is out of memory: blocks of {self.block_size} clients from here on")
         if failures:
             clients = sorted({node for failure in failures for node in failure.ids})
             raise ClientError(clients, name.rsplit(" ", 1)[0], round, failures[0].error, failures[0].traceback)

@@ -27,7 +27,7 @@ from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.machine import cores
-from fedsim.errors import ClientError, ConfigError, DeviceFullError, RoundLostError, RunError, many
+from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RoundLostError, RunError, many
 from fedsim.experiment.execution import Ray
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
@@ -115,7 +115,8 @@ class RayHost(Host):
         size = self._block_size(experiment, fed, ids, len(self._workers)) if given is None else given
         if self._most is not None:
             size = min(size, self._most)
-        connected = replace(fed, backend=RayActors(self._workers, size), memory=ObjectStore(ray))
+        backend = RayActors(self._workers, size, or_loop=not experiment.execution.block_size)
+        connected = replace(fed, backend=backend, memory=ObjectStore(ray))
         self._report_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
         self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
         return connected, self._chosen
@@ -139,7 +140,7 @@ class RayHost(Host):
         second round includes the memories kept in the first.
         """
         one = Workers(ray, replace(self.settings, actors=1, gpus=1), 1.0)
-        backend = RayActors(one, size)
+        backend = RayActors(one, size, or_loop=not experiment.execution.block_size)
         trial = replace(fed, work=replace(fed.work, epochs=1, steps=TRIAL_STEPS), backend=backend)
         some = ids if experiment.topology else ids[trial.work.order(fed.shards.sizes[ids])[: size or 1]]
 
@@ -158,7 +159,7 @@ class RayHost(Host):
         """Block size as chosen in this process, but small enough to give every worker a block."""
         size = MOST_TOGETHER
         if fed.model.device.type != "cuda":
-            size = int(choose(fed, experiment.method, ids).get("block_size", 0))
+            size = int(choose(fed, experiment.method, ids, say=self.say).get("block_size", 0))
         return min(size, max(1, math.ceil(len(ids) / workers)))
 
     def _report_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
@@ -199,7 +200,7 @@ class RayHost(Host):
             try:
                 new = self._repeated(f"round {round}", federation, meter, partial(algorithm.round, state, clients))
                 break
-            except ClientError as error:
+            except (ClientError, BlockError) as error:     # the latter also where a client fails now and then
                 ids = self._without(error, ids, attempt)
                 self.say(f"round {round} again: {str(error).splitlines()[0]}; policy: {self.settings.on_error}")
                 meter.restore(before)
@@ -222,8 +223,8 @@ class RayHost(Host):
         return self._repeated("evaluation", prepared.federation, Meter(prepared.federation), scores)
 
     def _repeated(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
-        """Return ``do()``, retried a limited number of times when workers die, and whenever a device is out of memory,
-        which ends at the latest when blocks of one client cannot be halved.
+        """Return ``do()``, retried a limited number of times when workers die, and whenever blocks of clients are made
+        smaller, which ends at the latest when clients run one by one.
 
         Raises:
             RunError: workers died in every attempt.
@@ -233,16 +234,17 @@ class RayHost(Host):
             try:
                 return do()
             except RoundLostError as error:
-                if isinstance(error, DeviceFullError):
-                    self._chosen["block_size"] = federation.backend.block_size   # type: ignore[attr-defined]
+                if isinstance(error, BlocksLostError):
+                    size = federation.backend.block_size   # type: ignore[attr-defined]
+                    self._chosen |= {"block_size": size, "reason": str(error)}
                 elif (lost := lost + 1) >= MOST_ATTEMPTS:
                     raise RunError(f"{what} was lost {lost} times; the last time: {error}") from error
                 self.say(f"{what} again: {error}")
                 meter.restore(before)
 
-    def _without(self, error: ClientError, ids: np.ndarray, attempt: int) -> np.ndarray:
+    def _without(self, error: ClientError | BlockError, ids: np.ndarray, attempt: int) -> np.ndarray:
         """Clients for the next attempt at a round: without the failed ones, or all of them, as ``on_error`` says."""
-        left = ids[~np.isin(ids, error.ids)]
+        left = ids[~np.isin(ids, getattr(error, "ids", ()))]
         if self.settings.on_error == "skip" and 0 < len(left) < len(ids):
             return left
         if self.settings.on_error == "retry" and attempt < MOST_ATTEMPTS:

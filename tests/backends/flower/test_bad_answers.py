@@ -51,7 +51,7 @@ def _impersonate(answer: Message) -> Message:
 
 
 def _babble(answer: Message) -> Message:
-    answer.content["call"]["json"] = '{"protocol": 1, "verb": "each", "client": 1}'
+    answer.content["call"]["json"] = '{"protocol": 2, "verb": "each", "client": 1}'
     del answer.content["data.message"]
     return answer
 
@@ -69,7 +69,7 @@ def _boast(answer: Message) -> Message:
         (_poison, "its message holds NaN or infinity"),
         (_cut, "truncated message"),
         (_fatten, "refused as oversized"),
-        (_reshape, r"sent the form \['float32', \[7\]\]; expected \['tuple', \['float32', \[610\]\]"),
+        (_reshape, r"its message has the form \['float32', \[7\]\]; expected \['tuple', \['float32', \[610\]\]"),
         (_impersonate, "answered as client 0"),
         (_babble, "sent an invalid response: KeyError"),
         (_boast, "the call is not JSON: a whole number of 401 digits"),

@@ -302,4 +302,4 @@ def test_a_memory_that_was_damaged_or_lost_is_named(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="the policy needs 2"):
         deploy(tmp_path, {**CONFIG, "algorithm": "Scaffold"}, grid, say=said.append, patience=1.0)
     assert any("round 2: client 0 refused: memory" in line and "does not match its checksum" in line for line in said)
-    assert any("round 3: client 1 refused: memory 1.2.0 is not in" in line for line in said)
+    assert any("round 3: client 1 refused: memory 1.2.0 is not there" in line for line in said)

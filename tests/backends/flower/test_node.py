@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from flwr.common.config import parse_config_args
@@ -15,11 +14,13 @@ from flwr.common.config import parse_config_args
 from fedsim.backends.flower.node.answer import answer
 from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.protocol.calls import Call
+from fedsim.backends.flower.protocol.common import as_text
 from fedsim.backends.flower.protocol.forms import fingerprint
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.backends.flower.server.remote_data import common_of
 from fedsim.controller.prepare import prepare
 from fedsim.errors import DeployError
-from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.config import from_config
 from fedsim.messages import wire
 
 RUN = "a" * 32
@@ -30,12 +31,9 @@ CONFIG = {
     "model": {"name": "MLP", "hidden": [4]},
     "local": {"steps": 1},
 }
-TEXT = json.dumps(to_config(from_config(CONFIG)))
-PREPARED = prepare(from_config(CONFIG), 0)
-D = PREPARED.federation.model.d
-COMMON = {
-    "input_shape": [1, 8, 8], "classes": 10, "labels": None, "d": D, "n": 3, "partition": PREPARED.partition.hash,
-}  # fmt: skip
+COMMON = common_of(prepare(from_config(CONFIG), 0))
+TEXT = as_text(from_config(CONFIG), COMMON)
+D = COMMON.d
 ZEROS = {"zeros": ["float32", [D]]}
 FORM = ["tuple", ["float32", [D]], ["float32", [D]]]
 
@@ -44,7 +42,7 @@ def question(values: dict[str, Any] | None = None) -> Call:
     """A call of Scaffold's client function to client 1, with changed values."""
     down = wire.encode((torch.zeros(D), torch.zeros(D)))
     usual = {
-        "client": 1, "run": RUN, "seed": 0, "common": COMMON, "round": 1, "alive": [], "write": "1.1",
+        "client": 1, "run": RUN, "seed": 0, "round": 1, "alive": [], "write": "1.1",
         "function": "client", "form": FORM, "memory": [ZEROS], "sends": True, "keep": False,
     }  # fmt: skip
     values = {**usual, **(values or {})}
@@ -55,6 +53,15 @@ def question(values: dict[str, Any] | None = None) -> Call:
 def ask(folder: Path, values: dict[str, Any] | None = None, text: str = TEXT, **settings: Any) -> Call:
     """The answer of client 1."""
     return answer(question(values), text, NodeSettings(1, folder, **settings))
+
+
+def told(common: dict[str, Any] | None = None, signature: dict[str, Any] | None = None, **settings: Any) -> str:
+    """The text with other settings of the experiment, or another description of its data and model."""
+    values = json.loads(TEXT)
+    values["experiment"] |= settings
+    values["common"] |= common or {}
+    values["common"]["data"] |= signature or {}
+    return json.dumps(values)
 
 
 def refusal(call: Call) -> str:
@@ -90,25 +97,18 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
         ({"data": {"down": wire.encode((torch.full((D,), torch.nan), torch.zeros(D)))}}, "down message holds NaN"),
         ({"data": {"down": bytes(10**7)}}, "refused as oversized"),
         ({"memory": [{"version": "../secret"}]}, "a memory is called '../secret'"),
-        ({"memory": [{"version": "1.7.0"}]}, "memory 1.7.0 is not in"),
+        ({"memory": [{"version": "1.7.0"}]}, "memory 1.7.0 is not there"),
         ({"memory": [{"pickle": "x"}]}, "a memory is called 'x'"),
         ({"memory": [{"zeros": ["Tensor", [3]]}]}, "is not a dtype"),
         ({"memory": 3}, "memory is 3"),
         ({"memory": [3]}, "a memory is 3"),
         ({"public": 3, "data": {}}, "public is 3"),
         ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {}}, "public is {'held'"),
-        ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {"news-0": b""}}, "memory 1.1.256 is not in"),
+        ({"public": {"held": ["1.1.256"], "form": FORM}, "data": {"news-0": b""}}, "memory 1.1.256 is not there"),
         ({"public": {"held": ["../x"], "form": FORM}, "data": {"news-0": b""}}, "a memory is called '../x'"),
         ({"public": {"held": [], "form": FORM}, "data": {"news-0": b"junk"}}, "expected a message of version"),
         ({"memory": [{"initial": "shared-0"}]}, "the initial model differs from the server's"),
-        ({"common": {"d": 3}}, "description of the data is malformed"),
-        ({"common": {**COMMON, "n": 1}}, "this node is client 1, but there are clients 0 to 0"),
-        ({"common": {**COMMON, "partition": "0" * 64}}, "give both the same files and the same fedsim"),
-        ({"common": {**COMMON, "input_shape": [3]}}, r"samples have shape \[1, 8, 8\], the experiment's \[3\]"),
-        ({"common": {**COMMON, "classes": 4}}, "this node's data has 10 classes, the experiment's 4 classes"),
-        ({"common": {**COMMON, "classes": 0}}, "10 classes, the experiment's numbers as targets"),
-        ({"common": {**COMMON, "d": D + 1}}, "parameters here"),
-        ({"verb": "mix", "own": "1.1.255"}, "memory 1.1.255 is not in"),
+        ({"verb": "mix", "own": "1.1.255"}, "memory 1.1.255 is not there"),
         ({"verb": "value", "read": "1.1.0"}, "read is '1.1.0'; expected names"),
         ({"verb": "value", "read": ["../x"]}, "a memory is called '../x'"),
         ({"verb": "score", "data": {"x": wire.encode(torch.zeros(3))}}, "has the form"),
@@ -120,11 +120,31 @@ def test_what_is_refused(values: dict[str, Any], why: str, tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("common", "signature", "why"),
+    [
+        ({"d": "x"}, None, "description of the data is malformed"),
+        ({}, {"labels": 3}, "description of the data is malformed"),
+        ({"n": 1}, None, "this node is client 1, but there are clients 0 to 0"),
+        ({"partition": "0" * 64}, None, "give both the same files and the same fedsim"),
+        ({}, {"shape": [3]}, r"its inputs are not float32\[3\], as the experiment's are"),
+        ({}, {"dtype": "int64"}, r"its inputs are not int64\[1, 8, 8\]"),
+        ({}, {"classes": 4}, "it has more classes than the experiment's 4"),
+        ({}, {"classes": 0}, "its targets are classes, the experiment's are not"),
+        ({}, {"scale": [100.0]}, "its values of all inputs are more than 50 times as small as the experiment's"),
+        ({}, {"checksums": [[0.0, 1.0], [0.0, 1.0]]}, "its inputs differ from the experiment's"),
+        ({"d": D + 1}, None, "parameters here"),
+    ],
+)
+def test_data_and_models_that_differ(common: Any, signature: Any, why: str, tmp_path: Path) -> None:
+    assert re.search(why, refusal(ask(tmp_path, text=told(common, signature))))
+
+
 def test_a_first_memory_is_sent_once(tmp_path: Path) -> None:
     value = torch.randn(D)
     name = fingerprint(value)
     down = {"down": wire.encode((torch.zeros(D), torch.zeros(D)))}
-    assert "is not in" in refusal(ask(tmp_path, {"memory": [{"shared": name}]}))
+    assert "is not there" in refusal(ask(tmp_path, {"memory": [{"shared": name}]}))
     assert ask(tmp_path, {"memory": [{"shared": name}], "data": {**down, name: wire.encode(value)}}).verb == "each"
     assert ask(tmp_path, {"memory": [{"shared": name}], "write": "1.2"}).verb == "each"
     other = {**down, name: wire.encode(value + 1)}
@@ -143,52 +163,31 @@ class Strange:
 
 
 def test_only_modules_that_the_operator_allows_are_imported(tmp_path: Path) -> None:
-    text = json.dumps({**json.loads(TEXT), "model": f"{__name__}.Strange"})
+    text = told(model=f"{__name__}.Strange", common={"d": 650})
     refused = refusal(ask(tmp_path, text=text))
     assert "which this node does not import for others" in refused and "allow" in refused
     for name in ("os.system", "builtins.eval", "subprocess.Popen"):
-        harmful = json.dumps({**json.loads(TEXT), "model": {"name": name}})
+        harmful = told(model={"name": name})
         assert "does not import" in refusal(ask(tmp_path, text=harmful))
     assert not MADE
-    assert ask(tmp_path, {"common": {**COMMON, "d": 650}, "verb": "hello"}, text, allow=(__name__,)).verb == "hello"
+    assert ask(tmp_path, {"verb": "hello"}, text, allow=(__name__,)).verb == "hello"
     assert MADE
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"algorithm": "Nonesuch"}', '{"algorithm": {"name": "FedAvg", "lr": -1}}']
-)
-def test_an_experiment_that_is_none(text: str, tmp_path: Path) -> None:
-    assert refusal(ask(tmp_path, text=text))
-
-
-def own_csv(folder: Path, labels: list[str], columns: int = 2, rows: int = 10) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    lines = [",".join([*(f"f{k}" for k in range(columns)), "label"])]
-    for i in range(rows):
-        lines.append(",".join([*(f"{v:.3f}" for v in rng.normal(size=columns)), labels[i % len(labels)]]))
-    (folder / "own.csv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def test_own_data(tmp_path: Path) -> None:
-    """Classes are numbered as the server numbers them, though this node has met only two of three."""
-    config = {**CONFIG, "data": {"name": "csv", "path": "elsewhere", "test_fraction": 0.3}}
-    text = json.dumps(to_config(from_config(config)))
-    d = 2 * 4 + 4 + 4 * 3 + 3
-    common = {"input_shape": [2], "classes": 3, "labels": ["ill", "odd", "well"], "d": d, "n": 3, "partition": ""}
-    values = {"common": common, "verb": "score", "data": {"x": wire.encode(torch.zeros(d))}}
-    good = ask(tmp_path, values, text, data=own_csv(tmp_path / "good", ["well", "ill"]))
-    assert good.verb == "score" and good.values["samples"] == 7
-    assert good.values["loss"] == pytest.approx(np.log(3))
-    strange = ask(tmp_path, values, text, data=own_csv(tmp_path / "strange", ["well", "dead"]))
-    assert "has the label 'dead'; the experiment's are ill, odd, well" in refusal(strange)
-    wide = ask(tmp_path, values, text, data=own_csv(tmp_path / "wide", ["well", "ill"], columns=3))
-    assert "samples have shape [3], the experiment's [2]" in refusal(wide)
-    assert "own data to this run; add to --node-config" in refusal(ask(tmp_path, values, text))
-    assert "no *.csv" in refusal(ask(tmp_path, values, text, data=tmp_path / "nothing"))
-    mine = ask(tmp_path, None, data=tmp_path / "good")
-    assert "this node has its own data" in refusal(mine) and "--own-data" in refusal(mine)
+    ("text", "why"),
+    [
+        ("", "is not JSON"),
+        ("[]", "is a list; expected a JSON object"),
+        ("{", "is not JSON"),
+        ("{}", "not a JSON object of settings"),
+        (told(algorithm="Nonesuch"), "algorithm is 'Nonesuch'"),
+        (told(algorithm={"name": "FedAvg", "lr": -1}), "FedAvg.lr is -1"),
+        (told(data="nonesuch"), "data is 'nonesuch'"),
+    ],
+)  # fmt: skip
+def test_an_experiment_that_is_none(text: str, why: str, tmp_path: Path) -> None:
+    assert why in refusal(ask(tmp_path, text=text))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +206,6 @@ def test_node_config(config: dict[str, Any], why: str) -> None:
 
 def test_node_config_as_text() -> None:
     """Settings arrive as Flower reads them from a command line."""
-    said = NodeSettings(2, Path("/a b"), Path("/c"), Path("/d"), ("x.y", "z"))
+    said = NodeSettings(2, Path("/a b"), Path("/c"), Path("/d"), (Path("/e f"), Path("/g")), ("x.y", "z"))
     assert NodeSettings.of(parse_config_args([said.text()]), Path("other")) == said
     assert NodeSettings.of({"partition-id": 0}, Path("other")) == NodeSettings(0, Path("other"))

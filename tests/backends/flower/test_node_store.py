@@ -47,7 +47,7 @@ def test_versions_are_dropped_when_they_are_older_than_the_call_and_not_alive(st
 def test_runs_and_clients_are_apart(tmp_path: Path) -> None:
     NodeStore(tmp_path, RUN, 1).write("1.1.0", torch.ones(1))
     for other in (NodeStore(tmp_path, RUN, 2), NodeStore(tmp_path, "f" * 32, 1)):
-        with pytest.raises(DeployError, match=r"memory 1\.1\.0 is not in .*: the node's store was emptied or replaced"):
+        with pytest.raises(DeployError, match=r"memory 1\.1\.0 is not there .*: the node's store was emptied"):
             other.read("1.1.0")
 
 

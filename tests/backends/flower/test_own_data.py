@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import runpy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ import yaml
 from algorithms import FedAvg
 from fedsim import Experiment
 from fedsim.backends.flower.node.data import side_of
-from fedsim.backends.flower.protocol.common import Common
+from fedsim.backends.flower.protocol.common import Common, as_text
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.server.remote_data import of_own_data
 from fedsim.backends.flower.server.server_app import experiment_of, serve
 from fedsim.controller.prepare import prepare
 from fedsim.errors import DeployError
-from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Data
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
@@ -65,6 +65,22 @@ def test_the_example(data: Path, tmp_path: Path) -> None:
     assert last["total", "gradient_evaluations", None] == pytest.approx(5 * 2 * sum(trained), abs=5 * 2 * 3)
 
 
+def reorder(file: Path, columns: Callable[[list[str]], list[str]]) -> None:
+    """Write the columns of a CSV file, header included, in another order."""
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    order = [rows[0].index(name) for name in columns(rows[0])]
+    file.write_text("\n".join(",".join(row[k] for k in order) for row in rows) + "\n")
+
+
+def test_the_order_of_a_nodes_columns_does_not_matter(data: Path, tmp_path: Path) -> None:
+    """Columns that were matched by position trained on radii as if they were textures, without a word."""
+    expected = metrics(run(tmp_path / "one", data, config(data, rounds=1)))
+    shutil.copytree(data, tmp_path / "data")
+    reorder(tmp_path / "data/nodes/hospital-1/measurements.csv", lambda names: [names[1], names[0], *names[2:]])
+    reorder(tmp_path / "data/nodes/hospital-2/measurements.csv", lambda names: names[::-1])
+    assert metrics(run(tmp_path / "other", tmp_path / "data", config(data, rounds=1))) == expected
+
+
 def test_a_holdout_is_what_the_nodes_held_back(data: Path, tmp_path: Path) -> None:
     holdout = config(data, evaluation={"every": 1, "holdout": 0.2}, rounds=1)
     scopes = {row["scope"] for row in metrics(run(tmp_path, data, holdout))}
@@ -78,8 +94,8 @@ def test_targets_of_regression_are_of_the_experiments_type_on_every_side(tmp_pat
     experiment = Experiment(FedAvg(), data=data, partition=IidPartitioner(2), model=MLP((4,)), dtype="float64")
     sized: list[Common] = []
     prepared = of_own_data(experiment, 0, 2, lambda common: (sized.append(common), np.array([20, 20]))[1])
-    text = json.dumps(to_config(experiment))
-    side = side_of(text, 0, sized[0], NodeSettings(client=0, store=tmp_path / "store", data=tmp_path))
+    text = as_text(experiment, sized[0])
+    side = side_of(text, 0, NodeSettings(client=0, store=tmp_path / "store", data=tmp_path))
     simulated = prepare(experiment, 0)
     for samples in (side.federation.shards, side.own, prepared.test, simulated.federation.shards, simulated.test):
         assert samples.x.dtype == samples.y.dtype == torch.float64
@@ -100,5 +116,5 @@ def test_what_cannot_be(data: Path, tmp_path: Path) -> None:
     text = (data / "server/measurements.csv").read_text().replace("malignant", "bad")
     (odd / "measurements.csv").write_text(text)
     strange = {**config(data), "data": {"name": "csv", "path": str(odd)}}
-    with pytest.raises(DeployError, match=r"0 of 3 clients connected .* 'malignant'; the experiment's are bad, benign"):
+    with pytest.raises(DeployError, match=r"0 of 3 clients connected .* 1 label that .* lack, which have bad, benign"):
         run(tmp_path, data, strange)

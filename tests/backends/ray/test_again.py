@@ -27,7 +27,7 @@ from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, MOST_TOGETHER, RayHost, 
 from fedsim.controller.prepare import prepare
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Meter
-from fedsim.errors import ClientError, DeviceFullError, RoundLostError, RunError
+from fedsim.errors import BlocksLostError, ClientError, RoundLostError, RunError
 from fedsim.experiment.execution import OnError, Ray
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
@@ -196,7 +196,7 @@ class Gpu:
         self.room, self.sizes, self.cohorts, self.steps = room, list[int](), list[int](), set[int]()
         self.block_size = self.largest = 0
 
-    def __call__(self, workers: Any, block_size: int) -> Gpu:
+    def __call__(self, workers: Any, block_size: int, or_loop: bool) -> Gpu:
         self.block_size = block_size
         return self
 
@@ -207,7 +207,7 @@ class Gpu:
         self.steps |= set(federation.work.counts(federation.shards.sizes[call.ids]).tolist())
         if self.block_size > self.room:
             self.block_size //= 2
-            raise DeviceFullError("full")
+            raise BlocksLostError("full")
         self.largest = max(self.largest, self.block_size)
         return Blocks(self.block_size).run(federation, meter, call)
 

@@ -14,7 +14,7 @@ import pytest
 from algorithms import Scaffold
 from fedsim import Evaluation, Experiment, FixedSize, run
 from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, RayHost, share_of
-from fedsim.errors import ClientError, ConfigError, DivergenceError, RunError
+from fedsim.errors import BlockError, ClientError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.execution import Execution, OnError, Ray
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
@@ -146,8 +146,20 @@ def test_retry_does_the_round_again(one_process: bytes, tmp_path: Path) -> None:
 
 
 def test_code_that_cannot_run_for_many_clients_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ClientError, match=r"(?s)Branching\.client in round 1.*torch\.where.*--backend loop"):
+    with pytest.raises(BlockError, match=r"(?s)Branching\.client in round 1.*torch\.where.*--backend loop"):
         run_there(Branching(), tmp_path / "run")
+
+
+def test_code_that_cannot_run_for_many_clients_runs_for_one_at_a_time(tmp_path: Path) -> None:
+    """The block size is free, and blocks are what a measurement before would have chosen."""
+    host = Listening(Ray())
+    host._block_size = lambda *_: 2                        # type: ignore[method-assign]
+    experiment = replace(BASE, algorithm=Branching()).with_execution(backend="ray", block_size=0)
+    path = run(experiment, output=tmp_path / "run", progress=False, host=host).path
+    chosen = json.loads((path / "manifest.json").read_text())["backend"]["0"]
+    assert sum("clients run one at a time from here on" in said for said in host.said) == 1
+    here = run(experiment.with_execution(backend="loop"), output=tmp_path / "here", progress=False)
+    assert measured(path) == measured(here.path) and chosen["block_size"] in (0, 2)
 
 
 def test_a_message_that_is_not_finite_is_refused_as_in_one_process(tmp_path: Path) -> None:

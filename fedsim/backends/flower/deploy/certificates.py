@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fedsim.errors import ConfigError, DeployError, how_to_install
+from fedsim.record.files import private_folder
 
 try:
     from cryptography import x509
@@ -103,7 +104,7 @@ def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0
     ca_key, server_key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
     ca = _authority(ca_key)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         _write_private(folder / "ca.key", _pem(ca_key))
         _write_private(made.server[1], _pem(server_key))
         made.server[0].write_bytes(_server(server_key, names, ca, ca_key).public_bytes(Encoding.PEM))

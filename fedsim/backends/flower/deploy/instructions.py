@@ -17,7 +17,9 @@ from fedsim.errors import how_to_install
 FOLDER = Path("federation")
 
 
-def instructions(file: Path, host: str, local: LocalDeployment, output: Path, allow: tuple[str, ...] = ()) -> str:
+def instructions(
+    file: Path, host: str, local: LocalDeployment, output: Path, files: tuple[Path, ...], allow: tuple[str, ...]
+) -> str:
     """Format the shell commands, with comments that name the machine.
 
     Args:
@@ -25,6 +27,7 @@ def instructions(file: Path, host: str, local: LocalDeployment, output: Path, al
         host: name or address of the server.
         local: nodes, port, security and policy.
         output: run directory on the server.
+        files: files that the experiment reads on nodes.
         allow: modules outside fedsim whose classes the experiment uses.
     """
     credentials = None if local.insecure else Credentials(FOLDER / "certificates", local.nodes)
@@ -37,7 +40,12 @@ def instructions(file: Path, host: str, local: LocalDeployment, output: Path, al
             f"# The experiment uses classes of {', '.join(allow)}: install that on every machine. Importing it\n"
             "# on a node is for its operator to decide: without allow in its command, the node refuses."
         )
-    parts += [_node(credentials, i, host, local, allow) for i in range(local.nodes)]
+    if files:
+        parts.append(
+            f"# The experiment reads {', '.join(map(str, files))} on every node, whose operator decides that:\n"
+            "# without files in its command, the node refuses."
+        )
+    parts += [_node(credentials, i, host, local, files, allow) for i in range(local.nodes)]
     parts.append(_run(file, local, output))
     return "\n\n".join(parts)
 
@@ -67,9 +75,16 @@ def _server(credentials: Credentials | None, local: LocalDeployment) -> str:
     return "\n".join(lines)
 
 
-def _node(credentials: Credentials | None, i: int, host: str, local: LocalDeployment, allow: tuple[str, ...]) -> str:
+def _node(
+    credentials: Credentials | None,
+    i: int,
+    host: str,
+    local: LocalDeployment,
+    files: tuple[Path, ...],
+    allow: tuple[str, ...],
+) -> str:
     own = Path("/path/to/own/data") if local.own_data else None
-    settings = NodeSettings(i, Path("/var/lib/fedsim"), own, allow=allow)
+    settings = NodeSettings(i, Path("/var/lib/fedsim"), own, files=files, allow=allow)
     here = None if credentials is None else Credentials(Path(), local.nodes)
     words = ["flower-supernode", "--superlink", f"{host}:{local.port}", *supernode_security(here, i)]
     return f"# On node {i}:\n{_line([*words, '--node-config', settings.text()])}"

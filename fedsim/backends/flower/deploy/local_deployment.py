@@ -21,9 +21,10 @@ from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.errors import ConfigError, DeployError
 from fedsim.experiment.config import to_config
+from fedsim.experiment.config.paths import paths
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.record.directory import RunDirectory, open_run
-from fedsim.record.files import write_atomic
+from fedsim.record.files import private, private_folder, write_atomic
 from topologies.order import natural
 
 NOTE = "deployment.json"
@@ -107,8 +108,8 @@ def write_experiment(folder: Path, experiment: Experiment) -> Path:
     text = yaml.safe_dump(to_config(experiment), sort_keys=False, allow_unicode=True)
     file = folder / f"experiment-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, text)
+        private_folder(folder)
+        write_atomic(file, text, private)
     except OSError as error:
         raise DeployError(f"cannot write {file}: {error.strerror}; choose another --output") from error
     return file
@@ -139,15 +140,22 @@ def remembered(output: Path) -> dict[str, Any]:
 
 
 def node_settings(experiment: Experiment, output: Path, local: LocalDeployment) -> list[NodeSettings]:
-    """Settings of every node. On the user's own machine every module of the experiment is allowed."""
+    """Settings of every node. On the user's own machine every module and file of the experiment is allowed."""
     data, own, folder = experiment.data, own_folders(local), federation_folder(output)
     assert isinstance(data, Data)
     directory = None if data.data_dir is None else Path(data.data_dir).expanduser().absolute()
-    allow = modules(experiment)
+    files, allow = files_of(experiment, local), modules(experiment)
     return [
-        NodeSettings(i, folder / f"node-{i}" / "memory", own[i] if own else None, directory, allow)
+        NodeSettings(i, folder / f"node-{i}" / "memory", own[i] if own else None, directory, files, allow)
         for i in range(local.nodes)
     ]
+
+
+def files_of(experiment: Experiment, local: LocalDeployment) -> tuple[Path, ...]:
+    """Files that a node must be allowed to read to run this experiment, besides its own data and named data sets."""
+    config = {**to_config(experiment), "topology": None}
+    data = {key: value for key, value in config["data"].items() if key != "data_dir"}
+    return tuple(map(Path, paths({**config, "data": None if local.own_data else data})))
 
 
 def own_folders(local: LocalDeployment) -> list[Path]:

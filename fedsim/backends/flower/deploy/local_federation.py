@@ -27,6 +27,7 @@ from fedsim.backends.flower.deploy.install import command, environment
 from fedsim.backends.flower.deploy.processes import Process, end_leftovers, stop_all
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.errors import DeployError
+from fedsim.record.files import private_folder
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -63,6 +64,7 @@ class LocalFederation:
 
     def __enter__(self) -> Self:
         self.port = ports.check(self.port)
+        private_folder(self.folder)
         end_leftovers(self.folder)
         try:
             self._prepare()
@@ -134,7 +136,8 @@ class LocalFederation:
         words = [command("flower-supernode"), "--superlink", f"{HOST}:{self.port}", "--host", HOST]
         words += ["--port", str(own_port), *supernode_security(self.credentials, node.client)]
         words += ["--node-config", node.text()]
-        return Process(f"SuperNode {node.client}", words, environment(home, **_THREADS), home / "supernode.log")
+        name = f"SuperNode {node.client}"
+        return Process(name, words, environment(home, **_THREADS), home / "supernode.log", umask=0o077)
 
     def _healthy(self) -> bool:
         scheme = "https" if self.credentials else "http"

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from fedsim.errors import DeployError
+from fedsim.record.files import private, private_folder
 
 END_SECONDS = 8.0
 """Time for a process to end after SIGTERM, before SIGKILL."""
@@ -45,10 +46,14 @@ class Process:
         command: program and arguments.
         environment: complete environment.
         log: file for its output.
+        umask: of the files that it writes; -1 for that of this process.
     """
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path, umask: int = -1
+    ) -> None:
         self.name, self.command, self.environment, self.log = name, list(command), dict(environment), log
+        self.umask = umask
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,13 +63,13 @@ class Process:
 
     def start(self) -> None:
         """Start it; append its output to the log."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        private_folder(self.log.parent)
+        with open(self.log, "ab", opener=private) as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *self.command],
                 env={**self.environment, MARK: self.mark},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.log.parent,
-                start_new_session=True,
+                start_new_session=True, umask=self.umask,
             )  # fmt: skip
 
     @property

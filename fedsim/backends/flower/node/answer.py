@@ -15,9 +15,9 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.backends.flower.node.data import NodeSide, side_of
+from fedsim.backends.flower.node.discretion import refusal
 from fedsim.backends.flower.node.node_store import NodeStore
-from fedsim.backends.flower.protocol.calls import Call
-from fedsim.backends.flower.protocol.common import Common
+from fedsim.backends.flower.protocol.calls import Call, RefusedError
 from fedsim.backends.flower.protocol.forms import (
     arguments,
     check_finite,
@@ -26,12 +26,13 @@ from fedsim.backends.flower.protocol.forms import (
     fingerprint,
     form_of,
     function_of,
+    received,
 )
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
 from fedsim.controller.evaluate import score
 from fedsim.engine.federation import ClientCall, Meter
-from fedsim.errors import DeployError, FedsimError
+from fedsim.errors import FedsimError
 from fedsim.feedback.linked import is_vector, moved
 from fedsim.messages import wire
 from fedsim.messages.mixing import mix_rows
@@ -43,19 +44,18 @@ def answer(call: Call, text: str, settings: NodeSettings) -> Call:
     """Respond to a call that came with the experiment ``text``; errors become the verb "refused" with a reason."""
     try:
         started = time.perf_counter()
-        common, seed = Common.of(call.values.get("common")), number(call, "seed")
         store = NodeStore(settings.store, str(call.values.get("run")), settings.client)
-        side = side_of(text, seed, common, settings)
+        side = side_of(text, number(call, "seed"), settings)
         return Node(side, store, settings.client).answer(call, time.perf_counter() - started)
-    except (FedsimError, ValueError) as error:             # ValueError: decoders of malformed bytes
-        return Call("refused", {"error": str(error)})
+    except (FedsimError, ValueError) as error:
+        return refusal(error)
 
 
 def number(call: Call, key: str) -> int:
-    """Read a nonnegative integer from a call's values; raise DeployError for anything else."""
+    """Read a nonnegative integer from a call's values; raise RefusedError for anything else."""
     value = call.values.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise DeployError(f"{key} is {value!r:.40}; expected a whole number, 0 or more")
+        raise RefusedError(f"{key} is {value!r:.40}; expected a whole number, 0 or more")
     return value
 
 
@@ -85,10 +85,10 @@ class Node:
             "forget": self.forget,
         }  # fmt: skip
         if call.verb != "hello" and number(call, "client") != self.client:
-            raise DeployError(f"a call for client {call.values['client']} came to client {self.client}")
+            raise RefusedError(f"a call for client {call.values['client']} came to client {self.client}")
         most = (LARGEST_VECTORS + self.federation.shards.n) * 8 * self.federation.model.d + 2**20
         if call.nbytes() > most:
-            raise DeployError(f"a call with {call.nbytes():,} bytes of messages; refused as oversized above {most:,}")
+            raise RefusedError(f"a call with {call.nbytes():,} bytes of messages; refused as oversized above {most:,}")
         self.seconds = {"load": load, "compute": 0.0, "encode": 0.0, "memory": 0.0}
         with torch.no_grad():
             made = verbs[call.verb](call)
@@ -108,7 +108,7 @@ class Node:
         clock = self._spent("encode", clock)
         spec = values.get("memory")
         if not isinstance(spec, list):
-            raise DeployError(f"memory is {spec!r:.80}; expected a list")
+            raise RefusedError(f"memory is {spec!r:.80}; expected a list")
         memories, sends = self._memory(spec, call), bool(values.get("sends"))
         if sends or down is not None:
             down, *memories = arguments(fn, down, *memories)
@@ -145,7 +145,7 @@ class Node:
         own = self.store.read(str(values.get("own"))).numpy().tobytes()
         weights, at = values.get("weights"), number(call, "position")
         if not isinstance(weights, list) or at >= len(weights) or len(call.data) != len(weights) - 1:
-            raise DeployError(f"{len(call.data)} messages to mix with the weights {weights!r:.80}; expected one each")
+            raise RefusedError(f"{len(call.data)} messages to mix with the weights {weights!r:.80}; expected one each")
         clock = self._spent("memory", clock)
         form = form_of(wire.decode(own, self.compressors, self.federation.model.d), self.compressors)
         order = [call.data[str(k)] for k in range(len(call.data))]
@@ -170,7 +170,7 @@ class Node:
         """Send memories to the server, which evaluates the nodes' models."""
         names = call.values.get("read")
         if not isinstance(names, list):
-            raise DeployError(f"read is {names!r:.40}; expected names of versions")
+            raise RefusedError(f"read is {names!r:.40}; expected names of versions")
         return Call("value", {}, {str(k): wire.encode(self.store.read(str(name))) for k, name in enumerate(names)})
 
     def forget(self, call: Call) -> Call:
@@ -191,10 +191,7 @@ class Node:
 
     def _received(self, data: bytes, form: Any, whose: str) -> Any:
         """Decode a message; refuse another form than ``form``, and NaN or infinity."""
-        tree = wire.decode(data, self.compressors, self.federation.model.d)
-        if (found := form_of(tree, self.compressors)) != form:
-            raise DeployError(f"the {whose} message has the form {found!s:.200}; expected {form!s:.200}")
-        check_finite(tree, f"the {whose} message")
+        tree = received(data, form, f"the {whose} message", self.compressors, self.federation.model.d)
         return tree_map(lambda t: t.to(self.federation.model.device), tree)
 
     def _down(self, call: Call) -> Any:
@@ -206,7 +203,7 @@ class Node:
             case {"held": [*names], "form": form} if "news-0" in data:
                 copies = [self.store.read(str(name)).to(model.device) for name in names]
             case public:
-                raise DeployError(f"public is {public!r:.80}; expected versions, form and messages of the copies")
+                raise RefusedError(f"public is {public!r:.80}; expected versions, form and messages of the copies")
         for k in range(len(data)):
             if f"news-{k}" in data:
                 down = moved(copies, self._received(data[f"news-{k}"], form, "down"))
@@ -218,7 +215,7 @@ class Node:
         if isinstance(spec, list):
             return tuple(self._memory(branch, call) for branch in spec)
         if not isinstance(spec, dict) or len(spec) != 1:
-            raise DeployError(f"a memory is {spec!r:.80}; expected one of version, zeros, initial, shared")
+            raise RefusedError(f"a memory is {spec!r:.80}; expected one of version, zeros, initial, shared")
         ((kind, what),) = spec.items()
         return self._leaf(kind, what, call).to(self.federation.model.device)
 
@@ -229,12 +226,15 @@ class Node:
             return torch.zeros(what[1], dtype=dtype_of(what[0]))
         if kind == "initial":
             if fingerprint(self.initial) != what:
-                raise DeployError("the initial model differs from the server's; install the same PyTorch")
+                raise RefusedError("the initial model differs from the server's; install the same PyTorch")
             return self.initial
         if kind == "shared" and str(what) in call.data:
-            value = wire.decode(call.data[what])
+            try:
+                value = wire.decode(call.data[what])
+            except ValueError as error:
+                raise RefusedError(f"a shared initial memory is malformed: {error}") from error
             if fingerprint(value) != what:
-                raise DeployError(f"a shared initial memory does not have the checksum {what}")
+                raise RefusedError(f"a shared initial memory does not have the checksum {what}")
             self.store.write(what, value)
         return self.store.read(str(what))
 
@@ -250,7 +250,7 @@ class Node:
     def _now(self, call: Call) -> tuple[int, int]:
         epoch, _, count = str(call.values.get("write")).partition(".")
         if not (epoch.isdecimal() and count.isdecimal()):
-            raise DeployError(f"write is {call.values.get('write')!r:.40}; expected epoch and number of the call")
+            raise RefusedError(f"write is {call.values.get('write')!r:.40}; expected epoch and number of the call")
         return int(epoch), int(count)
 
     def _spent(self, what: str, since: float) -> float:

@@ -10,7 +10,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim.backends.flower.node import worker
-from fedsim.backends.flower.protocol.calls import VERBS, Call, RefusedError, experiment_of, from_records, to_records
+from fedsim.backends.flower.node.discretion import log, refusal, sentence
+from fedsim.backends.flower.protocol.calls import VERBS, RefusedError, experiment_of, from_records, to_records
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.errors import FedsimError
 
@@ -38,8 +39,13 @@ def reply(message: Message, context: Context) -> Message:
             from fedsim.backends.flower.node.answer import answer  # imports PyTorch
 
             made = answer(call, experiment, settings)
-    except FedsimError as refused:
-        made = Call("refused", {"error": str(refused)})
+    except FedsimError as error:
+        made = refusal(error)
+    except worker.WorkerError:
+        raise
+    except Exception as error:                             # Flower would send its text to the server
+        log(error)
+        raise worker.WorkerError(sentence(error)) from None
     return Message(to_records(made), reply_to=message)
 
 

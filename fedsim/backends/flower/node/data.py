@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.backends.flower.protocol.calls import parsed
-from fedsim.backends.flower.protocol.common import Common
+from fedsim.backends.flower.protocol.calls import RefusedError
+from fedsim.backends.flower.protocol.common import Common, of_text
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.controller.prepare import Prepared, build_model, prepare, resolve_data
 from fedsim.data import Dataset
 from fedsim.data.catalogue import FORMATS
+from fedsim.data.signature import MismatchError, fitted
 from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
-from fedsim.errors import DeployError
+from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
 from fedsim.experiment.config.names import only_from
+from fedsim.experiment.config.paths import paths
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.types import Batch
 
@@ -56,77 +60,77 @@ class NodeSide:
     classification: bool
 
 
-def side_of(text: str, seed: int, common: Common, settings: NodeSettings) -> NodeSide:
-    """Build the node's side of the experiment in the JSON ``text``.
+def side_of(text: str, seed: int, settings: NodeSettings) -> NodeSide:
+    """Build the node's side of an experiment, given as the ``text`` of ``fedsim.backends.flower.protocol.common``.
 
     Raises:
-        FedsimError: the experiment names a module that is not allowed, or the data is missing or does not match
-            ``common``.
+        RefusedError: the experiment names a module or path that is not allowed, or this node's data differ from the
+            server's.
+        FedsimError: the node's data cannot be read.
     """
+    _, common = of_text(text)
     if not settings.client < common.n:
-        raise DeployError(f"this node is client {settings.client}, but there are clients 0 to {common.n - 1}")
+        raise RefusedError(f"this node is client {settings.client}, but there are clients 0 to {common.n - 1}")
     with only_from(settings.allow):
         found = _of_partition if settings.data is None else _of_own
-        experiment, model, initial, rows, own = found(text, seed, common, settings)
+        try:
+            experiment, model, initial, rows, own = found(text, seed, settings)
+        except MismatchError as error:
+            raise RefusedError(f"this node's data do not fit: {error.public}", error) from error
     if model.d != common.d:
-        raise DeployError(f"the model has {model.d:,} parameters here and {common.d:,} at the server; install the same")
+        both = f"{model.d:,} parameters here and {common.d:,} at the server"
+        raise RefusedError(f"the model has {both}; install the same")
     federation = Federation(
         model, OneShard(rows.x, rows.y, settings.client, common.n), experiment.local, seed, Loop(),
         cohort_size=experiment.participation.expected(common.n), decay=experiment.decay,
     )  # fmt: skip
-    return NodeSide(experiment, federation, initial, own, bool(common.classes))
+    return NodeSide(experiment, federation, initial, own, bool(common.data.classes))
 
 
 _Found = tuple[Experiment, Model, Tensor, Batch, Batch]
 
 
-def _of_partition(text: str, seed: int, common: Common, settings: NodeSettings) -> _Found:
+def _of_partition(text: str, seed: int, settings: NodeSettings) -> _Found:
     """Use the client's part of the experiment's data set."""
+    common = of_text(text)[1]
     if not common.partition:
-        raise DeployError("every node brings its own data to this run; add to --node-config: data=\"/path\"")
-    experiment, prepared, initial = _prepared(text, seed, settings.data_dir, settings.allow)
+        raise RefusedError("every node brings its own data to this run; add to --node-config: data=\"/path\"")
+    experiment, prepared, initial = _prepared(text, seed, replace(settings, client=0, store=Path()))
     if prepared.partition.hash != common.partition:
-        raise DeployError(
+        raise RefusedError(
             f"the data set is partitioned to {prepared.partition.hash[:12]} here and to {common.partition[:12]} at the"
             " server; give both the same files and the same fedsim"
         )
-    _check_shape(prepared.dataset, common)
     rows, own = (shards.rows(settings.client) for shards in (prepared.federation.shards, prepared.own))
     return experiment, prepared.federation.model, initial, rows, own
 
 
 @lru_cache(maxsize=2)
-def _prepared(
-    text: str, seed: int, data_dir: Path | None, allow: tuple[str, ...]
-) -> tuple[Experiment, Prepared, Tensor]:
+def _prepared(text: str, seed: int, settings: NodeSettings) -> tuple[Experiment, Prepared, Tensor]:
     """Prepare the whole federation and its initial model; clients in one process, as in a simulation, share it."""
-    experiment, data = _experiment(text)
-    experiment = replace(experiment, data=replace(data, data_dir=None if data_dir is None else str(data_dir)))
-    prepared = prepare(experiment, seed)
+    config, common = of_text(text)
+    experiment, data = _experiment(config, settings)
+    found = resolve_data(replace(data, data_dir=None if settings.data_dir is None else str(settings.data_dir)))
+    if isinstance(found, Dataset):
+        found = fitted(found, common.data)
+    prepared = prepare(replace(experiment, data=found), seed)
     return experiment, prepared, prepared.federation.model.vector()   # before local work overwrites the module
 
 
-def _experiment(text: str) -> tuple[Experiment, Data]:
-    """Parse the experiment, and its data with downloads disabled."""
-    experiment = from_config(parsed(text, "experiment"))
-    if not isinstance(experiment.data, Data):
-        raise DeployError(f"the experiment's data is a {type(experiment.data).__name__}; expected a name")
-    return experiment, replace(experiment.data, download=False)
-
-
 @lru_cache(maxsize=1)
-def _of_own(text: str, seed: int, common: Common, settings: NodeSettings) -> _Found:
+def _of_own(text: str, seed: int, settings: NodeSettings) -> _Found:
     """Use all training samples in the node's own folder; its test samples serve as the holdout."""
-    experiment, data = _experiment(text)
-    if data.name not in FORMATS or common.partition:
-        raise DeployError(
-            f"this node has its own data ({settings.data}), but the run divides the data set {data.name!r} among nodes;"
-            f" run it with --own-data and a file format ({', '.join(FORMATS)}), or start the node without data"
+    config, common = of_text(text)
+    name = dict(config.get("data") or {}).get("name") if isinstance(config.get("data"), Mapping) else config.get("data")
+    if name not in FORMATS or common.partition:
+        raise RefusedError(
+            f"this node has its own data, but the run divides the data set {name!r:.80} among nodes; run it with"
+            f" --own-data and a file format ({', '.join(FORMATS)}), or start the node without data"
         )
-    dataset = resolve_data(replace(data, options={**data.options, "path": str(settings.data)}))
+    experiment, data = _experiment({**config, "data": _at(settings.data, config["data"], common)}, settings)
+    dataset = resolve_data(data)
     assert isinstance(dataset, Dataset)
-    _check_shape(dataset, common)
-    dataset = _relabelled(dataset, common)
+    dataset = fitted(dataset, common.data)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     train = dataset.train.to(device, dtype)
     own = dataset.test.to(device, dtype) if experiment.evaluation.holdout else train
@@ -134,28 +138,35 @@ def _of_own(text: str, seed: int, common: Common, settings: NodeSettings) -> _Fo
     return experiment, model, model.vector(), Batch(train.x, train.y), Batch(own.x, own.y)
 
 
-def _check_shape(dataset: Dataset, common: Common) -> None:
-    if dataset.input_shape != common.input_shape:
-        raise DeployError(
-            f"this node's samples have shape {list(dataset.input_shape)}, the experiment's {list(common.input_shape)};"
-            " give the node data of that shape"
-        )
-    if bool(dataset.classes) != bool(common.classes) or dataset.classes > common.classes:
-        raise DeployError(f"this node's data has {_kinds(dataset.classes)}, the experiment's {_kinds(common.classes)}")
+def _at(path: Path | None, data: Any, common: Common) -> dict[str, Any]:
+    """Settings of the experiment's data with the node's own files in place of the server's."""
+    settings = dict(data) if isinstance(data, Mapping) else {"name": data}
+    server = {key for key in settings if key == "data_dir" or str(key).endswith("path")}
+    settings = {key: value for key, value in settings.items() if key not in server} | {"path": str(path)}
+    if common.data.target is not None:                     # the last column there need not be the last one here
+        settings["target"] = settings.get("target") or common.data.target
+    return settings
 
 
-def _kinds(classes: int) -> str:
-    return f"{classes} classes" if classes else "numbers as targets"
+def _experiment(config: Mapping[str, Any], settings: NodeSettings) -> tuple[Experiment, Data]:
+    """Build the experiment, and its data with downloads disabled.
 
-
-def _relabelled(dataset: Dataset, common: Common) -> Dataset:
-    """Renumber the classes as at the server: a node need not have samples of every class."""
-    if dataset.label_names is None or common.labels is None:
-        return replace(dataset, classes=common.classes)
-    if strange := sorted(set(dataset.label_names) - set(common.labels)):
-        raise DeployError(
-            f"this node's data has the label {strange[0]!r}; the experiment's are {', '.join(common.labels)}"
-        )
-    number = torch.tensor([common.labels.index(label) for label in dataset.label_names])
-    train, test = (split._replace(y=number[split.y]) for split in (dataset.train, dataset.test))
-    return replace(dataset, train=train, test=test, classes=common.classes, label_names=common.labels)
+    Raises:
+        RefusedError: it is invalid, or names a path that the operator has not given to experiments.
+    """
+    data = config.get("data")
+    whole = {**config, "data": {**data, "data_dir": None} if isinstance(data, Mapping) else data}
+    given = [path.resolve() for path in (*settings.files, *([settings.data] if settings.data else []))]
+    for path in paths(whole):
+        if not any(Path(path).resolve().is_relative_to(folder) for folder in given):
+            raise RefusedError(
+                f"the experiment names {path!r:.200}, which this node does not read for others; its operator can allow"
+                f" that with --node-config '... files=\"{path:.200}\"', or give the node data of its own"
+            )
+    try:
+        experiment = from_config(whole)
+    except ConfigError as error:
+        raise RefusedError(str(error)) from error
+    if not isinstance(experiment.data, Data):
+        raise RefusedError(f"the experiment's data is a {type(experiment.data).__name__}; expected a name")
+    return experiment, replace(experiment.data, download=False)

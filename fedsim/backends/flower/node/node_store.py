@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedsim.errors import DeployError
-from fedsim.record.files import remove_unfinished, write_atomic
+from fedsim.backends.flower.protocol.calls import RefusedError
+from fedsim.record.files import private, private_folder, remove_unfinished, write_atomic
 
 NAME = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,3}")
 """A version: server epoch, call number, leaf of the memory."""
@@ -43,40 +43,44 @@ class NodeStore:
 
     def __init__(self, folder: Path, run: str, client: int) -> None:
         if not RUN.fullmatch(run):
-            raise DeployError(f"the run's token is {run!r:.80}; expected 32 hexadecimal digits")
+            raise RefusedError(f"the run's token is {run!r:.80}; expected 32 hexadecimal digits")
         self.folder = folder / run / f"client-{client}"
 
     def write(self, name: str, value: Tensor) -> None:
         """Store a value atomically."""
         path = self._path(name)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self.folder.parent.parent)
+            private_folder(self.folder.parent)
+            private_folder(self.folder)
             data = save({"value": value.detach().cpu().contiguous()})
-            write_atomic(path, hashlib.sha256(data).digest() + data)
+            write_atomic(path, hashlib.sha256(data).digest() + data, private)
         except OSError as error:
-            raise DeployError(f"cannot keep memory in {path}: {error.strerror}; give the node another store") from error
+            raise RefusedError(f"cannot keep a memory: {error.strerror}; give the node another store", path) from error
 
     def read(self, name: str) -> Tensor:
         """Load the value of a version.
 
         Raises:
-            DeployError: it is missing, or the file is damaged.
+            RefusedError: it is missing, or the file is damaged.
         """
         path = self._path(name)
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DeployError(
-                f"memory {name} is not in {self.folder} ({error.strerror}): the node's store was emptied or replaced;"
-                " bring it back, or start the run again"
+            raise RefusedError(
+                f"memory {name} is not there ({error.strerror}): the node's store was emptied or replaced; bring it"
+                " back, or start the run again",
+                path,
             ) from error
         digest, content = data[:32], data[32:]
         if hashlib.sha256(content).digest() != digest:
-            raise DeployError(f"memory {path} does not match its checksum; restore the file, or start the run again")
+            fix = "restore the file, or start the run again"
+            raise RefusedError(f"memory {name} does not match its checksum; {fix}", path)
         try:
             return load(content)["value"]
         except (SafetensorError, KeyError) as error:
-            raise DeployError(f"memory {path} is not a tensor: {error}") from error
+            raise RefusedError(f"memory {name} is not a tensor", f"{path}: {error}") from error
 
     def names(self) -> list[str]:
         """Names of all stored versions and shared initial values."""
@@ -98,7 +102,7 @@ class NodeStore:
 
     def _path(self, name: str) -> Path:
         if not NAME.fullmatch(name) and not SHARED.fullmatch(name):
-            raise DeployError(f"a memory is called {name!r:.80}; expected a version such as 3.17.0")
+            raise RefusedError(f"a memory is called {name!r:.80}; expected a version such as 3.17.0")
         return self.folder / f"{name}.safetensors"
 
 

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.connection import Client, Connection
@@ -28,10 +27,11 @@ from typing import Any
 
 import psutil
 
+from fedsim.backends.flower.node.discretion import log, sentence
 from fedsim.backends.flower.protocol.calls import Call
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.errors import DeployError
-from fedsim.record.files import lock
+from fedsim.record.files import lock, private_folder
 
 IDLE_SECONDS = 120.0
 NEW_SECONDS = 60.0
@@ -83,8 +83,8 @@ def serve(path: Path, settings: NodeSettings, node: int, idle: float = IDLE_SECO
                     try:
                         _send(client, answer(call, beside["experiment"], NodeSettings.of(beside["settings"])))
                     except Exception as error:
-                        traceback.print_exc()
-                        _send(client, Call("refused"), raised=f"{type(error).__name__}: {error}")
+                        log(error)
+                        _send(client, Call("refused"), raised=sentence(error))
                 except (EOFError, OSError):                # the calling process has ended
                     continue
 
@@ -171,7 +171,7 @@ def _connect(path: Path) -> Connection | None:
 
 def _locked(store: Path) -> AbstractContextManager[None]:
     """Lock among the processes that find, start or end a worker of this node."""
-    store.mkdir(parents=True, exist_ok=True)
+    private_folder(store)
     return lock(store)
 
 
@@ -189,6 +189,7 @@ def _receive(of: Connection) -> tuple[Call, dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)                                        # what it writes is this user's alone
     signal.signal(signal.SIGINT, signal.SIG_DFL)           # Ctrl-C reaches the SuperNode's whole group
     signal.signal(signal.SIGTERM, lambda *_: _end(Path(sys.argv[1])))
     serve(Path(sys.argv[1]), NodeSettings.of(json.loads(sys.argv[2])), int(sys.argv[3]))

@@ -24,12 +24,14 @@ try:
 except ImportError as error:
     raise DeployError(f"deployment needs Flower ({error}); {how_to_install('flower')}") from error
 
-PROTOCOL = 1
+PROTOCOL = 2
 STYPE = "fedsim.wire"
 VERBS = {"hello": "query", "value": "query", "forget": "query", "each": "train", "mix": "train", "score": "evaluate"}
 """Verbs of calls to a node, and their type of Flower message."""
 LARGEST_CONFIG = 2**20
-"""Largest experiment, or plain values of a call, in bytes."""
+"""Largest plain values of a call, in bytes."""
+LARGEST_EXPERIMENT = 2**24
+"""Largest experiment, with the names and units of the features of its data, in bytes."""
 DIGITS = 20
 """Largest number of digits in an integer, as in 2**64."""
 DATA_NAME = re.compile(r"[a-z0-9_-]{1,80}")
@@ -55,7 +57,15 @@ class Call:
 
 
 class RefusedError(DeployError):
-    """A received call or response is invalid."""
+    """A received call or response is refused. The text goes back to its sender, and has nothing of the refuser's data.
+
+    Attributes:
+        detail: more for the log of this side alone.
+    """
+
+    def __init__(self, text: str, detail: object = "") -> None:
+        super().__init__(text)
+        self.detail = str(detail)
 
 
 class Encoder:
@@ -101,7 +111,7 @@ def from_records(records: RecordDict, largest: int) -> Call:
     Raises:
         RefusedError: it is malformed, of another protocol version, or too large.
     """
-    values = parsed(_text(records, "call", "json"), "call")
+    values = parsed(_text(records, "call", LARGEST_CONFIG), "call")
     if values.pop("protocol", None) != PROTOCOL:
         raise RefusedError(f"a message whose protocol version is not {PROTOCOL}; install the same fedsim on both ends")
     verb = values.pop("verb", None)
@@ -123,14 +133,14 @@ def from_records(records: RecordDict, largest: int) -> Call:
 
 def experiment_of(records: RecordDict) -> str:
     """Extract the experiment of a call, as JSON."""
-    return _text(records, "experiment", "json")
+    return _text(records, "experiment", LARGEST_EXPERIMENT)
 
 
-def _text(records: RecordDict, record: str, key: str) -> str:
+def _text(records: RecordDict, record: str, largest: int) -> str:
     found = records.get(record)
-    text = found.get(key) if isinstance(found, ConfigRecord) else None
-    if not isinstance(text, str) or len(text) > LARGEST_CONFIG:
-        raise RefusedError(f"a message needs a record {record!r} that holds text below 1 MiB")
+    text = found.get("json") if isinstance(found, ConfigRecord) else None
+    if not isinstance(text, str) or len(text) > largest:
+        raise RefusedError(f"a message needs a record {record!r} that holds text below {largest // 2**20} MiB")
     return text
 
 

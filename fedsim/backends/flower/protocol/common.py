@@ -1,11 +1,19 @@
-"""Metadata that the server shares with all nodes of a federation."""
+"""What the server tells all nodes of a federation, once: the experiment, and the metadata of its data and model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedsim.errors import DeployError
+from fedsim.backends.flower.protocol.calls import RefusedError, parsed
+from fedsim.data.signature import Signature
+from fedsim.experiment.config import to_config
+from fedsim.experiment.experiment import Experiment
+
+NO_GRAPH = {"name": "Static", "graph": "Complete"}
+"""Topology of the experiment as nodes have it: they mix by weights that the server sends, and need no graph file."""
 
 
 @dataclass(frozen=True)
@@ -13,27 +21,37 @@ class Common:
     """Properties of the federation's data and model that all nodes share.
 
     Attributes:
-        input_shape: of one sample.
-        classes: number of classes, 0 for regression.
-        labels: class names; None if classes are plain numbers.
         d: number of model parameters.
         n: number of clients.
         partition: hash of the partition; empty if every node has its own data.
+        data: signature of the server's data set.
     """
 
-    input_shape: tuple[int, ...]
-    classes: int
-    labels: tuple[str, ...] | None
     d: int
     n: int
     partition: str
+    data: Signature
 
     @classmethod
     def of(cls, values: Any) -> Common:
-        """Parse the values of a received call; raise DeployError if they are malformed."""
+        """Parse received values; raise RefusedError if they are malformed."""
         try:
-            labels = None if values["labels"] is None else tuple(map(str, values["labels"]))
-            shape = tuple(int(length) for length in values["input_shape"])
-            return cls(shape, int(values["classes"]), labels, int(values["d"]), int(values["n"]), values["partition"])
+            data = Signature.parsed(values["data"])
+            return cls(int(values["d"]), int(values["n"]), str(values["partition"]), data)
         except (KeyError, TypeError, ValueError) as error:
-            raise DeployError(f"the server's description of the data is malformed: {error!r}") from None
+            raise RefusedError(f"the server's description of the data is malformed: {error!r:.200}") from None
+
+
+def as_text(experiment: Experiment, common: Common) -> str:
+    """Serialise an experiment and its metadata as JSON."""
+    config = to_config(experiment)
+    config |= {} if config["topology"] is None else {"topology": NO_GRAPH}
+    return json.dumps({"experiment": config, "common": asdict(common)}, sort_keys=True)
+
+
+def of_text(text: str) -> tuple[Mapping[str, Any], Common]:
+    """Parse the settings of an experiment and its metadata; raise RefusedError if they are malformed."""
+    values = parsed(text, "experiment")
+    if not isinstance(values.get("experiment"), dict):
+        raise RefusedError("the experiment is not a JSON object of settings")
+    return values["experiment"], Common.of(values.get("common"))

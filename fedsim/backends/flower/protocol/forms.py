@@ -16,10 +16,12 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from fedsim.backends.flower.protocol.calls import RefusedError
 from fedsim.errors import DeployError
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.linked import Hearing, Offer, Upload
 from fedsim.feedback.mechanisms import Gossip, Uplink
+from fedsim.messages import wire
 from fedsim.tree import leaves
 from fedsim.types import Local
 from fedsim.values import Compressor, Packed
@@ -38,11 +40,27 @@ def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
     return [_name(tree.dtype), list(tree.shape)]
 
 
+def received(data: bytes, form: object, what: str, compressors: Sequence[Compressor] = (), longest: int = 0) -> Any:
+    """Decode a message of a given form.
+
+    Raises:
+        RefusedError: it is malformed, of another form, or not finite.
+    """
+    try:
+        tree = wire.decode(data, compressors, longest)
+    except ValueError as error:
+        raise RefusedError(f"{what} is malformed: {error}") from error
+    if (found := form_of(tree, compressors)) != form:
+        raise RefusedError(f"{what} has the form {found!s:.200}; expected {form!s:.200}")
+    check_finite(tree, what)
+    return tree
+
+
 def check_finite(tree: Any, what: str) -> None:
-    """Raise DeployError if a tensor holds NaN or infinity."""
+    """Raise RefusedError if a tensor holds NaN or infinity."""
     for leaf in leaves(tree):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-            raise DeployError(f"{what} holds NaN or infinity; lower the learning rate, or look at this client's data")
+            raise RefusedError(f"{what} holds NaN or infinity; lower the learning rate, or look at this client's data")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -50,10 +68,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def dtype_of(name: object) -> torch.dtype:
-    """Look up a dtype by name; raise DeployError if it is unknown."""
+    """Look up a dtype by name; raise RefusedError if it is unknown."""
     found = getattr(torch, name, None) if isinstance(name, str) else None
     if not isinstance(found, torch.dtype):
-        raise DeployError(f"{name!r:.40} is not a dtype; expected one such as float32")
+        raise RefusedError(f"{name!r:.40} is not a dtype; expected one such as float32")
     return found
 
 
@@ -93,7 +111,7 @@ def function_of(algorithm: object, name: object) -> Callable[..., Any]:
     """Look up a client function by name; inverse of `name_of`.
 
     Raises:
-        DeployError: no method of that name takes a ``Local`` as its first argument.
+        RefusedError: no method of that name takes a ``Local`` as its first argument.
     """
     if isinstance(name, str) and isinstance(algorithm, Compressed):
         if name.endswith(UPLOAD):
@@ -107,7 +125,7 @@ def function_of(algorithm: object, name: object) -> Callable[..., Any]:
     owner = dict(_parts(algorithm, "")).get(f"{path}." if path else "")
     known = [key for key, value in vars(type(owner)).items() if _runs_at_client(value)]
     if method not in known:
-        raise DeployError(
+        raise RefusedError(
             f"{type(algorithm).__name__} has no client function {name!r:.80}; it has {', '.join(known) or 'none'}"
         )
     found: Callable[..., Any] = getattr(owner, method)

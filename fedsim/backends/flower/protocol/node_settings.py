@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import DeployError
+from fedsim.backends.flower.protocol.calls import RefusedError
 
-KNOWN = ("partition-id", "num-partitions", "store", "data", "data-dir", "allow")
+KNOWN = ("partition-id", "num-partitions", "store", "data", "data-dir", "files", "allow")
+LISTS = ("files", "allow")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class NodeSettings:
         data: file or folder with the node's own samples, in the experiment's format; None to use its part of the
             experiment's data set.
         data_dir: folder of named data sets.
+        files: files and folders that an experiment may name besides the data sets there; comma-separated in the node
+            config.
         allow: modules besides fedsim whose classes an experiment may name; comma-separated in the node config.
     """
 
@@ -29,6 +32,7 @@ class NodeSettings:
     store: Path
     data: Path | None = None
     data_dir: Path | None = None
+    files: tuple[Path, ...] = ()
     allow: tuple[str, ...] = ()
 
     @classmethod
@@ -36,25 +40,27 @@ class NodeSettings:
         """Parse Flower's node config; ``store`` is the default of that setting.
 
         Raises:
-            DeployError: a setting is missing or unknown.
+            RefusedError: a setting is missing or unknown.
         """
         client = config.get("partition-id")
         if not isinstance(client, int) or isinstance(client, bool) or client < 0:
-            raise DeployError(f"partition-id is {client!r}; start the node with --node-config 'partition-id=0 ...'")
+            raise RefusedError(f"partition-id is {client!r}; start the node with --node-config 'partition-id=0 ...'")
         if unknown := sorted(set(config) - set(KNOWN)):
-            raise DeployError(f"unknown node config {', '.join(unknown)}; expected {', '.join(KNOWN)}")
+            raise RefusedError(f"unknown node config {', '.join(unknown)}; expected {', '.join(KNOWN)}")
         paths = {key: Path(str(config[key])).expanduser() for key in ("store", "data", "data-dir") if key in config}
         if (kept := paths.get("store", store)) is None:
-            raise DeployError("the node config lacks a store; expected store=\"/folder/for/memories\"")
-        allow = tuple(name.strip() for name in str(config.get("allow", "")).split(",") if name.strip())
-        return cls(client, kept, paths.get("data"), paths.get("data-dir"), allow)
+            raise RefusedError("the node config lacks a store; expected store=\"/folder/for/memories\"")
+        files, allow = (tuple(filter(None, map(str.strip, str(config.get(key, "")).split(",")))) for key in LISTS)
+        own = tuple(Path(file).expanduser() for file in files)
+        return cls(client, kept, paths.get("data"), paths.get("data-dir"), own, allow)
 
     def config(self) -> dict[str, int | str]:
         """Settings as Flower's node config."""
         paths = {"store": self.store, "data": self.data, "data-dir": self.data_dir}
         config: dict[str, int | str] = {"partition-id": self.client}
         config |= {key: str(path) for key, path in paths.items() if path is not None}
-        return config | ({"allow": ",".join(self.allow)} if self.allow else {})
+        lists = {"files": map(str, self.files), "allow": self.allow}
+        return config | {key: text for key, values in lists.items() if (text := ",".join(values))}
 
     def text(self) -> str:
         """Settings as the argument of ``--node-config``."""

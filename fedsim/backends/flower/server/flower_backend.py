@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.backends.flower.protocol.calls import Call, RefusedError, is_count
-from fedsim.backends.flower.protocol.forms import Form, check_finite, compressors_of, form_of, name_of
+from fedsim.backends.flower.protocol.forms import Form, compressors_of, form_of, name_of, received
 from fedsim.backends.flower.server.copies import Copies
 from fedsim.backends.flower.server.dry_run import outcome
 from fedsim.backends.flower.server.memories import Handle, Memories
@@ -45,13 +45,11 @@ class ServerIdentity(NamedTuple):
         run: token of the run, which separates memories of different runs on a node.
         epoch: number of server starts in this run; versions of an earlier epoch are older.
         seed: root of all randomness.
-        common: fields of ``Common``.
     """
 
     run: str
     epoch: int
     seed: int
-    common: Mapping[str, Any]
 
 
 class FlowerBackend:
@@ -59,7 +57,7 @@ class FlowerBackend:
 
     Args:
         link: connection to the nodes.
-        identity: run, epoch, seed, data.
+        identity: run, epoch, seed.
         algorithm: whose client functions nodes run.
         federation: provides the model.
         sample: one sample, for dry runs of client functions.
@@ -155,9 +153,7 @@ class FlowerBackend:
 
         def accept(client: int, answer: Call) -> None:
             for k, (name, handle) in enumerate(ask[client].items()):
-                value = wire.decode(answer.data.get(str(k), b""))
-                _expect(form_of(value), [str(handle.dtype).removeprefix("torch."), list(handle.shape)])
-                check_finite(value, f"memory {name}")
+                value = received(answer.data.get(str(k), b""), form_of(handle), f"memory {name}")
                 self._fetched[client, name] = value.to(self.device)
 
         lost = self._exchange(calls, round, accept).failed if calls else {}
@@ -222,6 +218,8 @@ class FlowerBackend:
                 raise RefusedError(f"answered as client {answer.values.get('client')!r:.40}")
             try:
                 return accept(client, answer)
+            except RefusedError as error:
+                raise RefusedError(f"sent an invalid response: {error}") from error
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RefusedError(f"sent an invalid response: {error!r:.500}") from error
 
@@ -232,9 +230,9 @@ class FlowerBackend:
 
     def _values(self, client: int, round: int) -> dict[str, Any]:
         """Values common to all calls."""
-        run, _, seed, common = self.identity
+        run, _, seed = self.identity
         alive = self.memories.alive(client)
-        return {"client": client, "run": run, "seed": seed, "common": common, "round": round, "alive": alive}
+        return {"client": client, "run": run, "seed": seed, "round": round, "alive": alive}
 
     def _read(self, client: int, write: str, answer: Call, like: Any, kept: Any) -> Done:
         """Validate the response to a client function against the forms of its dry run."""
@@ -247,9 +245,8 @@ class FlowerBackend:
                 raise RefusedError(f"sent {', '.join(sorted(answer.data))!r:.80}; expected no message")
             return Done(b"", None, memory, None, evaluations)
         data = answer.data["message"]
-        tree = wire.decode(data, self.compressors, self.model.d)
-        _expect(form_of(tree, self.compressors), form_of(like, self.compressors))
-        check_finite(tree, "its message")
+        form = form_of(like, self.compressors)
+        tree = received(data, form, "its message", self.compressors, self.model.d)
         message = self.memories.message(client, write, len(data)) if self.gossip else None
         return Done(data, self._as(like, tree), memory, message, evaluations)
 
@@ -258,26 +255,20 @@ class FlowerBackend:
         if last:
             return Done(b"", None, self._kept(client, write, answer, like), None, 0)
         data = answer.data["message"]
-        tree = wire.decode(data)
-        _expect(form_of(tree), form_of(like))
-        check_finite(tree, "its mixed value")
+        tree = received(data, form_of(like), "its mixed value")
         message = self.memories.message(client, write, len(data))
         return Done(data, self._as(like, tree), None, message, 0)
 
     def _kept(self, client: int, write: str, answer: Call, like: Any) -> Any:
         """Handles of new memories, whose form must be that of ``like``."""
         form = form_of(like)
-        _expect(answer.values["memory"], form)
+        if answer.values["memory"] != form:
+            raise RefusedError(f"its memory has the form {answer.values['memory']!s:.200}; expected {form!s:.200}")
         return self._as(like, self.memories.handles(client, write, form))
 
     def _as(self, like: Any, tree: Any) -> Any:
         """Convert a tree to the NamedTuples of ``like``, on the model's device."""
         return build(like, iter(t if isinstance(t, Far) else t.to(self.device) for t in leaves(tree)))
-
-
-def _expect(found: object, form: object) -> None:
-    if found != form:
-        raise RefusedError(f"sent the form {found!s:.200}; expected {form!s:.200}")
 
 
 def _read_score(client: int, answer: Call) -> tuple[float, float | None, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from flwr.serverapp import Grid
 from fedsim.algorithm import Algorithm
 from fedsim.backends.flower.protocol import versions
 from fedsim.backends.flower.protocol.calls import Call, is_count
-from fedsim.backends.flower.protocol.common import Common
+from fedsim.backends.flower.protocol.common import Common, as_text
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.backends.flower.server.dry_run import Dry
 from fedsim.backends.flower.server.flower_backend import FlowerBackend, ServerIdentity
@@ -30,7 +29,6 @@ from fedsim.controller.prepare import Prepared
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.memory import OnDevice
 from fedsim.errors import ClientsLostError, ConfigError, DeployError
-from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import RowWriter
@@ -95,7 +93,7 @@ class FlowerHost(Host):
         known = directory.manifest.get("deployment", {})
         token, epoch = known.get("run", uuid.uuid4().hex), known.get("epoch", 0) + 1
         directory.update_manifest(deployment={"run": token, "epoch": epoch, "policy": asdict(self.policy)})
-        identity = ServerIdentity(token, epoch, fed.seed, asdict(self.common))
+        identity = ServerIdentity(token, epoch, fed.seed)
         sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
         gossip = experiment.topology is not None
         self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)
@@ -170,8 +168,8 @@ class FlowerHost(Host):
     def _meet(self, experiment: Experiment, common: Common, seed: int) -> None:
         """Connect to the nodes of a new seed."""
         self.common, self._samples = common, {}
-        hello = Call("hello", {"run": NO_RUN, "seed": seed, "common": asdict(common)})
-        text = as_text(experiment)
+        hello = Call("hello", {"run": NO_RUN, "seed": seed})
+        text = as_text(experiment, common)
         largest = versions.LARGEST_VECTORS * 8 * common.d + 2**20
         self.link = Link(self.grid, text, hello, self.policy, largest, self._greet, self.say)
         patience, n = self.policy.patience, common.n
@@ -225,11 +223,6 @@ def _handles(state: Any) -> Iterator[Handle]:
     elif isinstance(state, tuple | Mapping):
         for part in state.values() if isinstance(state, Mapping) else state:
             yield from _handles(part)
-
-
-def as_text(experiment: Experiment) -> str:
-    """Serialise an experiment as JSON."""
-    return json.dumps(to_config(experiment), sort_keys=True)
 
 
 def _note(path: Path, round: int, verb: str, exchange: Exchange) -> None:

@@ -12,6 +12,7 @@ from fedsim.backends.flower.protocol.common import Common
 from fedsim.controller.prepare import Prepared, build_model, resolve_data
 from fedsim.data import Dataset
 from fedsim.data.catalogue import FORMATS
+from fedsim.data.signature import signature
 from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
@@ -37,9 +38,8 @@ def without_samples(prepared: Prepared) -> Prepared:
 
 def common_of(prepared: Prepared) -> Common:
     """Metadata of a prepared federation, to share with all nodes."""
-    dataset = prepared.dataset
     d, n, partition = prepared.federation.model.d, prepared.partition.n, prepared.partition.hash
-    return Common(dataset.input_shape, dataset.classes, dataset.label_names, d, n, partition)
+    return Common(d, n, partition, signature(prepared.dataset, same=True))
 
 
 def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[Common], np.ndarray]) -> Prepared:
@@ -65,7 +65,7 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
     assert isinstance(dataset, Dataset)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     model = build_model(experiment, dataset, None, seed, device, dtype)
-    sizes = sizes_of(Common(dataset.input_shape, dataset.classes, dataset.label_names, model.d, n, ""))
+    sizes = sizes_of(Common(model.d, n, "", signature(dataset)))
     federation = Federation(
         model, Elsewhere(sizes), experiment.local, seed, Loop(),
         weights=sizes if experiment.weights == "samples" else None,

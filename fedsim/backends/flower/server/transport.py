@@ -74,7 +74,7 @@ class Link:
 
     Args:
         grid: Flower's connection to the nodes.
-        experiment: as JSON; part of every call.
+        experiment: and its metadata, as JSON; part of every call.
         hello: handshake call to new nodes.
         policy: timeouts and retries.
         largest: size limit of a response's messages in bytes.

@@ -15,6 +15,8 @@ import fedsim
 from fedsim.backends.flower.deploy import processes
 from fedsim.experiment.config import from_config
 from tests.backends.flower.deploy.test_local_federation import config_of, final, folder
+from tests.backends.flower.test_own_data import config, reorder, run
+from tests.backends.flower.test_parity import metrics
 from tests.processes import children
 
 __all__ = ["folder"]
@@ -60,13 +62,24 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def test_every_node_has_its_own_data(tmp_path: Path) -> None:
-    """The example of the documentation, with TLS and keys; nothing is left running."""
+    """The example of the documentation, with TLS and keys, and one node's columns in another order.
+
+    Nothing is left running, and no file of the federation is open to other users.
+    """
     module = [sys.executable, "-m", "experiments.flower.own_data.hospitals", str(tmp_path / "data")]
     subprocess.run(module, check=True, cwd=ROOT)
+    rows = metrics(run(tmp_path, tmp_path / "data", config(tmp_path / "data", rounds=2)))
+    expected = {(row["scope"], row["metric"], row["node"]): row["value"] for row in rows}
+    reorder(tmp_path / "data/nodes/hospital-1/measurements.csv", lambda names: names[::-1])
     words = ["experiments/flower/own_data/hospitals.yaml", "--nodes", "3", "--own-data", str(tmp_path / "data/nodes")]
-    words += ["--data.path", str(tmp_path / "data/server"), "--rounds", "2", "--output", str(tmp_path / "run")]
+    words += ["--data.path", str(tmp_path / "data/server"), "--rounds", "2", "--output", str(tmp_path / "deployed")]
     done = subprocess.run([*DEPLOY, *words, "--json"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["final"]
-    assert result["server/test"]["loss"]["mean"] < 0.69 and result["total"]["bytes_up"]["mean"] > 0
+    for scope, metric in (("server/test", "loss"), ("clients/train", "accuracy_mean"), ("total", "bytes_up")):
+        assert result[scope][metric]["mean"] == pytest.approx(expected[scope, metric, None], rel=1e-6)
+    federation = tmp_path / "deployed.federation"
+    nodes = [path for i in range(3) for path in (federation / f"node-{i}").rglob("*") if path.is_file()]
+    assert nodes and not [path for path in nodes if path.stat().st_mode & 0o077]
+    assert federation.stat().st_mode & 0o777 == 0o700
     assert not [mark for mark in processes.marked().values() if str(tmp_path) in mark]

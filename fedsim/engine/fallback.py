@@ -1,0 +1,45 @@
+"""Blocks of clients where client code allows it, one client after the other where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.loop import Loop
+from fedsim.errors import BlockError, title
+from fedsim.types import Messages
+
+
+@dataclass(frozen=True)
+class BlocksOrLoop:
+    """Backend that runs a client function in blocks until that raises an error that the loop does not have, and in the
+    loop from then on.
+
+    Args:
+        size: clients per block.
+        fallen: client functions that run in the loop, with the reasons; added to. A checkpoint holds them, so that a
+            resumed run falls back in the same round.
+        fell: called with a message when one is added.
+    """
+
+    size: int
+    fallen: dict[str, str]
+    fell: Callable[[str], None]
+
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+        """See ``fedsim.engine.federation.Backend``."""
+        name, charged = title(call.fn), meter.ledger.gradient_evaluations
+        if name not in self.fallen:
+            before = charged.copy()
+            try:
+                return Blocks(self.size).run(federation, meter, call)
+            except BlockError as error:
+                charged[:] = before
+                self.fallen[name] = error.reason
+                self.fell(f"{error.reason}; it runs for one client at a time from here on")
+        return Loop().run(federation, meter, call)
