@@ -22,6 +22,7 @@ import torch
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.examine import snapshot
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.loop import Loop
 from fedsim.errors import BlockError, explained
@@ -93,15 +94,17 @@ def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray)
     sizes = [size for size in CANDIDATES if size < len(ids)] + [len(ids)]
     candidates: dict[str, Backend] = {"loop": Loop()}
     candidates |= {str(size): Blocks(size) for size in sizes if size <= CANDIDATES[-1]}
-    for name, backend in candidates.items():
-        trial = replace(federation, work=replace(federation.work, steps=steps), backend=backend)
-        try:
+    before = snapshot(federation.model)
+    try:
+        for name, backend in candidates.items():
+            trial = replace(federation, work=replace(federation.work, steps=steps), backend=backend)
             seconds[name] = float(f"{min(_times(trial, algorithm, ids)[1:]):.6f}")
-        except torch.OutOfMemoryError:                     # larger blocks will not fit either
-            if not seconds:
-                raise
-            torch.cuda.empty_cache()
-            break
+    except torch.OutOfMemoryError:                         # larger blocks will not fit either
+        if not seconds:
+            raise
+        torch.cuda.empty_cache()
+    finally:
+        before.restore()                                   # what a module holds of a block means nothing outside it
     return seconds
 
 

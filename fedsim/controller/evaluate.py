@@ -179,9 +179,10 @@ def cost(ledger: Ledger, nodes: bool) -> list[Row]:
 def score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, classification: bool) -> Scores:
     """Loss and accuracy of the model ``x`` on each sample."""
     losses, hits = [], []
-    for part, y in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
-        outputs = model.outputs(x, part)                   # in chunks: in text, a sample has a vocabulary of outputs
-        losses.append(model.loss(outputs, y).double())
-        if classification:
-            hits.append(correct(outputs, y).double())
+    with model.evaluating():
+        for part, y in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
+            outputs = model.outputs(x, part)               # in chunks: in text, a sample has a vocabulary of outputs
+            losses.append(model.loss(outputs, y).double())
+            if classification:
+                hits.append(correct(outputs, y).double())
     return Scores(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)

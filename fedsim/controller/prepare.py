@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from fedsim import seeds
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
+from fedsim.engine.examine import examine, give_shapes
 from fedsim.engine.federation import Federation
-from fedsim.engine.linear_stack import per_sample
 from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
 from fedsim.engine.unpicklable import refused
-from fedsim.errors import ConfigError, DataError, ModelError, PartitionError, explained
+from fedsim.errors import ConfigError, DataError, PartitionError, explained
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.models import losses
@@ -114,7 +114,6 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         topology=experiment.topology,
         memory=MEMORIES[experiment.execution.memory](),
     )
-    _check_model(federation.model, shards)
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
     return Prepared(federation, test, own, kind, partition, dataset, problem, unheld)
@@ -229,48 +228,47 @@ def build_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
-    """Build the model of an experiment, with initial values that follow from the seed."""
+    """Build the model of an experiment, with initial values that follow from the seed, and try it on training samples.
+
+    Raises:
+        ModelError: see ``fedsim.engine.examine.examine``.
+    """
+    model = _built(experiment, dataset, problem, seed, device, dtype)
+    examine(model, dataset.train)
+    return model
+
+
+def _built(
+    experiment: Experiment,
+    dataset: Dataset,
+    problem: Problem | None,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Model:
     if problem is not None:
         return Model(copy.deepcopy(problem.module), problem.loss, problem.penalty, device=device, dtype=dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds.bits(seed, "model", 0, 0)) >> 1)
         if isinstance(experiment.model, nn.Module):
-            module = _copied(experiment.model)             # a copy: the user's initial values stay unchanged
+            module = _copied(experiment.model, "model")    # a copy: the user's initial values stay unchanged
         else:
             module = experiment.model.build(dataset.input_shape, dataset.classes)
+        give_shapes(module, dataset.train.x[:1])           # drawn here, to follow from the seed
     return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
 
 
-def _check_model(model: Model, shards: Shards) -> None:
-    """Check that model and loss accept the samples, on one with the largest target, which needs all outputs."""
-    row = int(shards.y.reshape(len(shards.y), -1).amax(1).argmax())
-    x, y = shards.x[row : row + 1], shards.y[row : row + 1]
-    try:
-        with torch.no_grad():
-            per_sample(model.loss(model.outputs(model.vector(), x), y), 1)
-    except ModelError:
-        raise
-    except Exception as error:
-        target = f"{y.item():g}" if y.numel() == 1 else f"{list(y.shape[1:])}"
-        tokens = "" if x.is_floating_point() else (
-            ". Integer inputs are taken for tokens of text; pass features as x.astype('float32')"
-        )
-        raise ModelError(
-            f"{type(model.module).__name__} with its loss cannot take an input of shape {list(x.shape[1:])} with the"
-            f" target {target} ({type(error).__name__}: {error}); expected a model that takes inputs [B,"
-            f" {str(list(x.shape[1:]))[1:]} and has an output for each class{tokens}"
-        ) from error
-
-
-def _copied(module: nn.Module) -> nn.Module:
+def _copied(module: nn.Module, what: str) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except Exception as error:
-        raise refused(error, "be copied", {"model": module}, copy.deepcopy) from error
+        raise refused(error, "be copied", {what: module}, copy.deepcopy) from error
 
 
 def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tensor], Tensor]:
     """The per-sample loss of an experiment."""
+    if isinstance(experiment.loss, nn.Module):
+        return _copied(experiment.loss, "loss")
     if callable(experiment.loss):
         return experiment.loss
     name = experiment.loss

@@ -261,9 +261,9 @@ class _Block:
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x = tensors[0] if own[0] else tensors[0].expand(c, -1)
         shards, sizes = self.fed.shards, self.fed.shards.sizes[self.ids]
-        g = torch.zeros_like(x)
-        for start in range(0, int(sizes.max()), CHUNK):
-            here = np.clip(sizes - start, 0, CHUNK)
+        g, size = torch.zeros_like(x), int(sizes.max()) if self.fed.model.mixes else CHUNK
+        for start in range(0, int(sizes.max()), size):
+            here = np.clip(sizes - start, 0, size)
             some = np.flatnonzero(here)                    # clients with samples left
             some = some[np.argsort(self.ids[some])]        # in memory order
             first = shards.offsets[self.ids[some]] + start

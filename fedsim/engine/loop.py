@@ -54,9 +54,9 @@ class LoopLocal:
             raise no_vector(fed.model, x)
         if batch is None:
             rows = fed.shards.rows(self._node)
-            g = torch.zeros_like(x)
-            for start in range(0, len(rows.x), CHUNK):
-                part = Batch(rows.x[start : start + CHUNK], rows.y[start : start + CHUNK])
+            g, size = torch.zeros_like(x), len(rows.x) if fed.model.mixes else CHUNK
+            for start in range(0, len(rows.x), size):
+                part = Batch(rows.x[start : start + size], rows.y[start : start + size])
                 g += self._gradient(x, part) * (len(part.x) / len(rows.x))
             batch = rows
         else:
@@ -95,7 +95,7 @@ class LoopLocal:
 
 
 CHUNK = 512
-"""Samples per pass of a whole-shard gradient; bounds its memory."""
+"""Samples per pass of a whole-shard gradient; bounds its memory. A model that mixes samples takes all in one pass."""
 
 
 @dataclass(frozen=True)

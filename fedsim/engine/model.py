@@ -6,6 +6,7 @@ runs either hand-written matrix products (``linear_stack``) or ``torch.vmap`` of
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
@@ -26,14 +27,17 @@ class Model:
     """A module, its per-sample loss and an optional penalty, as functions of the flat parameter vector ``[d]``.
 
     Args:
-        module: any ``nn.Module`` without BatchNorm and Dropout.
-        loss: ``(outputs [B, ...], targets [B, ...]) -> [B]``; one number per sample, not their mean.
+        module: any ``nn.Module`` without Dropout whose only state is its parameters; see ``fedsim.engine.examine``.
+        loss: ``(outputs [B, ...], targets [B, ...]) -> [B]``; one number per sample, not their mean. An ``nn.Module``
+            is in eval mode during evaluation, as the model is.
         penalty: differentiable function of the vector, added to every client's objective.
         device: device of the parameters and of all computation.
         dtype: floating-point type of parameters and inputs.
+        mixes: in training, an output or a loss depends on the other samples of its minibatch, padding included.
 
     Raises:
-        ModelError: the module mixes the samples of a batch, or draws its own random numbers.
+        ModelError: the module has BatchNorm in training mode, draws its own random numbers, or has parameters without a
+            shape; or the loss has parameters to train.
     """
 
     def __init__(
@@ -44,10 +48,16 @@ class Model:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        mixes: bool = False,
     ) -> None:
         _refuse_unsafe_layers(module)
+        _refuse_parameters_of(loss)
         self.module = module.to(device=device, dtype=dtype)
-        self.loss, self.penalty, self.device, self.dtype = loss, penalty, torch.device(device), dtype
+        for layer in module.modules():
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+                layer.sparse = False                       # the same gradient, as a part of the vector
+        self.loss = loss.to(device=device, dtype=dtype) if isinstance(loss, nn.Module) else loss
+        self.penalty, self.device, self.dtype, self.mixes = penalty, torch.device(device), dtype, mixes
         if self.device.type == "cuda":
             _make_cuda_deterministic()
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones are never sent
@@ -75,14 +85,17 @@ class Model:
                 p.data = view.view(shape)
         return self.module
 
+    def losses(self, x: Vector, batch: Batch) -> Tensor:
+        """Losses ``[B]`` of one client's batch in training, without the penalty."""
+        return per_sample(self.loss(self.load(x)(self._input(batch.x)), batch.y), len(batch.y))
+
     def gradient(self, x: Vector, batch: Batch) -> Vector:
         """Gradient ``[d]`` of the mean loss (plus penalty) of one client's batch."""
         return torch.cat(self._one_client(x, batch))
 
     def _one_client(self, x: Vector, batch: Batch) -> list[Tensor]:
-        self.load(x)
         with torch.enable_grad():
-            losses = per_sample(self.loss(self.module(self._input(batch.x)), batch.y), len(batch.y))
+            losses = self.losses(x, batch)
             grads = torch.autograd.grad(_mean(losses, batch.weight), self.parameters, materialize_grads=True)
         flat = [g.reshape(-1) for g in grads]
         if self.penalty is None:
@@ -93,7 +106,7 @@ class Model:
     def gradients(self, xs: Tensor, batch: Batch) -> Tensor:
         """Gradients ``[c, d]`` of ``c`` clients at ``xs [c, d]``, each on its row of ``batch`` (``[c, B, ...]``)."""
         if len(xs) == 1 and self.dense is None:
-            return torch.cat(self._one_client(xs[0], _row(batch, 0))).unsqueeze(0)
+            return torch.cat(self._one_client(xs[0], self._row(batch, 0))).unsqueeze(0)
         return torch.cat([part for _, part in sorted(self.gradient_parts(xs, batch), key=itemgetter(0))], 1)
 
     def gradient_parts(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
@@ -101,12 +114,12 @@ class Model:
 
         A part owns its memory, and its columns of ``xs`` are not read after it is yielded.
         """
-        if self.dense is not None and self.dense.takes(batch.x):
+        if self.dense is not None and not self.mixes and self.dense.takes(batch.x):
             extra = None if self.penalty is None else torch.vmap(torch.func.grad(self.penalty))(xs)
             for offset, part in self.dense.gradients(xs, batch):
                 yield offset, part if extra is None else part.add_(extra[:, offset : offset + part.shape[1]])
-        elif len(xs) == 1 or self._recurrent:              # as in the loop; also, grouped convolutions are slower
-            each = [self._one_client(x, _row(batch, i)) for i, x in enumerate(xs)]
+        elif len(xs) == 1 or self._recurrent or (self.mixes and batch.weight is not None):   # as in the loop
+            each = [self._one_client(x, self._row(batch, i)) for i, x in enumerate(xs)]
             stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
             yield from zip(self.offsets, _owned(stacked), strict=True)
         else:
@@ -130,13 +143,34 @@ class Model:
     def outputs(self, x: Vector, inputs: Tensor, batch_size: int = 256) -> Tensor:
         """Outputs of the module at ``x`` for ``inputs [N, ...]``, computed ``batch_size`` samples at a time."""
         module = self.load(x)
-        modes = [(layer, layer.training) for layer in module.modules()]
-        module.eval()
+        with self.evaluating():
+            outputs = [module(self._input(part)) for part in torch.split(inputs, batch_size)]
+        if other := [out for out in outputs if not isinstance(out, Tensor)]:
+            raise ModelError(
+                f"{type(module).__name__} returned a {type(other[0]).__name__}; expected one tensor of outputs"
+                " [B, ...]: return that from forward, and leave the others out"
+            )
+        return torch.cat(outputs)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Have module and loss in eval mode, and then back in the modes in which they were."""
+        parts = [part for part in (self.module, self.loss) if isinstance(part, nn.Module)]
+        modes = [(layer, layer.training) for part in parts for layer in part.modules()]
+        for part in parts:
+            part.eval()
         try:
-            return torch.cat([module(self._input(part)) for part in torch.split(inputs, batch_size)])
+            yield
         finally:
             for layer, training in modes:
                 layer.training = training
+
+    def _row(self, batch: Batch, i: int) -> Batch:
+        """Minibatch of the i-th client of a block, without its padding if that would change the gradient."""
+        weight = None if batch.weight is None else batch.weight[i]
+        if weight is None or not self.mixes:
+            return Batch(batch.x[i], batch.y[i], weight)
+        return Batch(batch.x[i][weight > 0], batch.y[i][weight > 0])
 
     def _functional_loss(self, parts: list[Tensor], x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
         out = torch.func.functional_call(self.module, dict(zip(self.names, parts, strict=True)), (x,))
@@ -160,10 +194,6 @@ def _make_cuda_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False   # type: ignore[attr-defined]
 
 
-def _row(batch: Batch, i: int) -> Batch:
-    return Batch(batch.x[i], batch.y[i], None if batch.weight is None else batch.weight[i])
-
-
 def _owned(parts: Iterable[Tensor]) -> list[Tensor]:
     """Copy parts that share memory, as autograd may return: the gradients of ``a + b`` are one tensor."""
     own: dict[int, Tensor] = {}
@@ -178,7 +208,17 @@ def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
     return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
 
+def _refuse_parameters_of(loss: Loss) -> None:
+    if isinstance(loss, nn.Module) and (names := [name for name, p in loss.named_parameters() if p.requires_grad]):
+        raise ModelError(
+            f"the loss {type(loss).__name__} has parameters ({', '.join(names)}), which nothing would train; make them"
+            " a part of the model, or buffers if they are constants"
+        )
+
+
 def _refuse_unsafe_layers(module: nn.Module) -> None:
+    if shapeless := [name for name, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ModelError(f"parameter {shapeless[0]!r} has no shape yet; call the module on a sample before")
     for name, layer in module.named_modules():
         kind = type(layer).__name__
         batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)

@@ -30,10 +30,10 @@ def pure(name: str, *arguments: Any) -> Iterator[None]:
     Raises:
         ConfigError: it wrote into an argument, or drew from a global generator of PyTorch or NumPy.
     """
-    before = _generator_states()
+    before = generator_states()
     with unwritten(name, arguments):
         yield
-    if _generator_states() != before:
+    if generator_states() != before:
         raise ConfigError(
             f"{name} draws from, or seeds, the global generator of PyTorch or NumPy, which no seed of a run controls;"
             " expected fedsim.seeds.uniform_of(local.key(), d), at the server of clients.key(), for d numbers in [0, 1)"
@@ -68,7 +68,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
-def _generator_states() -> list[bytes]:
+def generator_states() -> list[bytes]:
     """States of the global generators of PyTorch and NumPy."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]

@@ -69,7 +69,9 @@ from fedsim.algorithm import has_server
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
 from fedsim.compress import QSGD, LowPrecision, Natural, PowerSGD, RandK, Scaled, TopK
+from fedsim.data import Split
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.examine import examine
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
@@ -225,12 +227,27 @@ class TiedTokens(nn.Module):
         return out
 
 
+class Mixing(nn.Module):
+    """Somebody's own module: it subtracts the mean of the minibatch, so that padding would change it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.output = nn.Linear(16, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 1, 4, 4]`` to logits."""
+        h = torch.tanh(self.hidden(x.flatten(1)))
+        out: Tensor = self.output(h - h.mean(0) if self.training else h)
+        return out
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, CLASSES)),
     "convolutional": lambda: nn.Sequential(                # biases right before the norm have gradients +-g: a tie
         nn.Conv2d(1, 2, 3), nn.Tanh(), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(8, CLASSES)
     ),
     "tied tokens": TiedTokens,
+    "mixing": Mixing,
 }
 
 
@@ -263,8 +280,10 @@ def federation(
         shards.append((x, y))
     xs, ys = (torch.cat([shards[i][part] for i in order]) for part in (0, 1))
     sizes = np.array(SIZES)[list(order)]
+    made = Model(MODELS[model](), cross_entropy, dtype=dtype)
+    examine(made, Split(xs, ys))
     return Federation(
-        Model(MODELS[model](), cross_entropy, dtype=dtype),
+        made,
         Shards(xs, ys, np.r_[0, np.cumsum(sizes)]),
         WORKS[work],
         seed,

@@ -82,7 +82,7 @@ class Branching(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.linear(x.flatten(1))
-        return y if y.sum() > 0 else 2 * y
+        return y if y.isfinite().all() else torch.zeros_like(y)
 
 
 def test_a_model_that_cannot_run_in_blocks_runs_in_the_loop(tmp_path: Path) -> None:

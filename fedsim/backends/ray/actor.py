@@ -77,7 +77,7 @@ class Worker:
         self.forget_all()
         self._functions.clear()
         s: WorkerSetup = pickle.loads(site)
-        model = Model(s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype)
+        model = Model(s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype, mixes=s.mixes)
         shards = Shards(shared(x).to(s.device), shared(y).to(s.device), s.offsets)
         self._fed = Federation(model, shards, s.work, s.seed, Loop())
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from fedsim.backends.ray.actor import MOST_FUNCTIONS, Worker
 from fedsim.backends.ray.object_store import to_array
@@ -177,7 +178,10 @@ class Workers:
 
         def site() -> WorkerSetup:
             module = copy.deepcopy(m.module).cpu()         # parameters with their own storage, not views of a vector
-            return WorkerSetup(module, m.loss, m.penalty, m.dtype, m.device.type, f.shards.offsets, f.work, f.seed)
+            loss = copy.deepcopy(m.loss).cpu() if isinstance(m.loss, Module) else m.loss
+            return WorkerSetup(
+                module, loss, m.penalty, m.dtype, m.mixes, m.device.type, f.shards.offsets, f.work, f.seed
+            )
 
         data = self._pickled(site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
         self._shared, self._vector = [], m.d * m.dtype.itemsize

@@ -21,7 +21,7 @@ class WorkerSetup(NamedTuple):
     """The federation, constant from round to round, without its samples.
 
     Attributes:
-        module, loss, penalty, dtype: of the model.
+        module, loss, penalty, dtype, mixes: of the model.
         device: "cpu" or "cuda".
         offsets: ``[n + 1]`` first sample of each client.
         work: the local work.
@@ -32,6 +32,7 @@ class WorkerSetup(NamedTuple):
     loss: Any
     penalty: Any
     dtype: torch.dtype
+    mixes: bool
     device: str
     offsets: np.ndarray
     work: LocalWork
