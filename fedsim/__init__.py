@@ -13,6 +13,7 @@ _NAMES = {
     "fedsim.algorithm": ["Algorithm"],
     "fedsim.api": ["resume", "run"],
     "fedsim.clients": ["Clients"],
+    "fedsim.clock": ["Clock", "HalfNormal", "LogNormal", "OnOff", "TracedClock", "Uniform"],
     "fedsim.compress": [
         "BernoulliCompressor", "Blockwise", "Composed", "Identity", "LowPrecision", "LowRank", "Natural",
         "NaturalDithering", "PowerSGD", "QSGD", "RandK", "Scaled", "Sign", "Threshold", "TopK",

@@ -2,6 +2,12 @@ from fedsim.algorithm import Algorithm as Algorithm
 from fedsim.api import resume as resume
 from fedsim.api import run as run
 from fedsim.clients import Clients as Clients
+from fedsim.clock import Clock as Clock
+from fedsim.clock import HalfNormal as HalfNormal
+from fedsim.clock import LogNormal as LogNormal
+from fedsim.clock import OnOff as OnOff
+from fedsim.clock import TracedClock as TracedClock
+from fedsim.clock import Uniform as Uniform
 from fedsim.compress import QSGD as QSGD
 from fedsim.compress import BernoulliCompressor as BernoulliCompressor
 from fedsim.compress import Blockwise as Blockwise

@@ -15,6 +15,7 @@ FLOORS = (
     ("topologies",),
     ("fedsim.errors", "fedsim.checks", "fedsim.seeds", "fedsim.values", "fedsim.tree", "fedsim.types"),
     ("fedsim.gossip", "fedsim.messages", "fedsim.compress", "fedsim.record"),
+    ("fedsim.clock",),
     ("fedsim.data", "fedsim.models", "fedsim.partition", "fedsim.problems"),
     ("fedsim.engine",),
     ("fedsim.clients", "fedsim.algorithm"),

@@ -34,6 +34,9 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "downlinks": _components("downlink"),
     "topologies": _components("topology"),
     "graphs": _components("graph"),
+    "clocks": _components("clock"),
+    "distributions": _components("seconds"),
+    "availabilities": _components("availability"),
 }
 
 

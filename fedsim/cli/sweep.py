@@ -155,7 +155,8 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
 def _verdict(metric: str, choice: Choice | None) -> str:
     if choice is None:
         return "No best point: all diverged."
-    costs = [f"{text_of(choice.cost[name])} {unit}" for name, unit in {**COSTS, "seconds": "host seconds"}.items()]
+    units = {**COSTS, "seconds": "host seconds"}
+    costs = [f"{text_of(cost)} {units[name]}" for name, cost in choice.cost.items()]
     run, final = choice.run.run, text_of(choice.run.final)
     return (
         f"Best by final {metric} over {many(len(run.seeds), 'seed')}: {run.path}: {final}, for {', '.join(costs)}.\n"

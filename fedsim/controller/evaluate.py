@@ -167,12 +167,15 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
     return rows
 
 
-def cost(ledger: Ledger, nodes: bool) -> list[Row]:
-    """Cumulative bytes and gradient evaluations: the totals, then with ``nodes`` those of each node."""
+def cost(ledger: Ledger, nodes: bool, simulated: float | None = None) -> list[Row]:
+    """Cumulative bytes, gradient evaluations and, with a clock, ``simulated`` seconds: the totals, then with ``nodes``
+    those of each node.
+    """
+    seconds = [] if simulated is None else [Row("simulated", None, "seconds", simulated)]
     rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
     for name, each in ledger.by_node().items() if nodes else ():
         rows += [Row("total", node, name, float(value)) for node, value in enumerate(each)]
-    return rows
+    return rows + seconds
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
+from fedsim.clock.devices import Devices
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
 from fedsim.engine.examine import examine, give_shapes
@@ -48,6 +49,7 @@ class Prepared:
         dataset: the data set.
         problem: the problem, if the data is one.
         unheld: classes of which no client has a sample.
+        devices: devices of the clients, for a clock.
     """
 
     federation: Federation
@@ -58,6 +60,7 @@ class Prepared:
     dataset: Dataset
     problem: Problem | None
     unheld: Sequence[str] = ()
+    devices: Devices | None = None
 
 
 def prepare(experiment: Experiment, seed: int) -> Prepared:
@@ -116,7 +119,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     )
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
-    return Prepared(federation, test, own, kind, partition, dataset, problem, unheld)
+    devices = None if experiment.clock is None else experiment.clock.devices(partition.n, seed)
+    return Prepared(federation, test, own, kind, partition, dataset, problem, unheld, devices)
 
 
 def _unheld(dataset: Dataset, held: Tensor) -> list[str]:

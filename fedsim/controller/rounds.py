@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from fedsim.algorithm import has_server
+from fedsim.clock.devices import Devices, read_devices
+from fedsim.clock.virtual import VirtualClock
 from fedsim.controller import evaluate
 from fedsim.controller.choose import choose
 from fedsim.controller.host import Host
@@ -47,13 +49,16 @@ class SeedRun:
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
         self.federation, self.meter, self.host = prepared.federation, Meter(prepared.federation), host
         self._start = 0.0                                  # start of the clock that times rounds
+        self.clock: VirtualClock | None = None             # of simulated seconds
 
     def run(self) -> None:
         """Run from the latest checkpoint, or from the beginning, to the last round."""
         x = self.federation.model.vector()                 # the initial model, before anything trains it
         with self.directory.open_seed(self.seed) as record:
+            devices = self._devices()
             for attempt in count(1):
                 try:
+                    self.clock = None if devices is None else VirtualClock(devices)
                     self._run(record, x)
                     break
                 except StateLostError as lost:
@@ -64,15 +69,26 @@ class SeedRun:
             if missing := absent(read_metrics(record.timing.path)):   # including rounds before a resume
                 self.host.say(f"seed {self.seed}: {summary(missing, self.experiment.rounds)}")
 
+    def _devices(self) -> Devices | None:
+        """The devices with which the seed began, from the run directory; they are drawn once."""
+        path, drawn = self.directory.seed_path(self.seed) / "devices.npz", self.prepared.devices
+        if drawn is not None and path.exists():
+            return read_devices(path)
+        if drawn is not None:
+            write_atomic(path, drawn.to_bytes())
+        return drawn
+
     def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
         loaded = checkpoint.load_latest(record.checkpoints)
         algorithm = self.experiment.method
         backend = self._connect(loaded.meta["backend"] if loaded else None)
         fed, self.meter = self.federation, Meter(self.federation)
+        self.meter.trace = None if self.clock is None else []
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
         with pure(name, x), explained(name):
             state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
         check(name, state, server=has_server(algorithm))
+        self._tick(0)
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
             record.truncate(loaded.meta["offset"], done)
@@ -92,13 +108,24 @@ class SeedRun:
             lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
             write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
 
+    def _tick(self, round: int) -> None:
+        """Let the clock, if there is one, follow what happened in a round."""
+        if self.clock is not None and self.meter.trace is not None:
+            self.clock.advance(self.meter.trace, round)
+            self.meter.trace.clear()
+
+    def _costs(self) -> dict[str, torch.Tensor]:
+        """Ledger and clock as they are now, for a checkpoint."""
+        costs = {f"ledger.{name}": tensor for name, tensor in self.meter.ledger.snapshot().items()}
+        times = {} if self.clock is None else self.clock.snapshot()
+        return costs | {f"clock.{name}": tensor for name, tensor in times.items()}
+
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
         experiment, fed, method = self.experiment, self.federation, self.experiment.method
-        name, offset, ledger = type(experiment.algorithm).__name__, record.offset(), self.meter.ledger.snapshot()
+        name, offset, costs = type(experiment.algorithm).__name__, record.offset(), self._costs()
         absence = Absence(self.host.say)
 
         def save() -> None:  # the last completed round, whatever came after it
-            costs = {f"ledger.{name}": t for name, t in ledger.items()}
             meta = {"offset": offset, "backend": backend}
             with self._clock_stopped():
                 checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, meta)
@@ -118,6 +145,7 @@ class SeedRun:
                         ended = self.host.finish(method, new, fed, self.meter, round)
                     check(f"{name}.finish", ended, new)
                     new = ended
+                self._tick(round)
                 absence.note(round, ids.tolist(), self.host.skipped)
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)
@@ -125,7 +153,7 @@ class SeedRun:
                     self._evaluate(record, round, new)
                 else:
                     self.bar.update(round)
-                state, done, ledger, offset = new, round, self.meter.ledger.snapshot(), record.offset()
+                state, done, costs, offset = new, round, self._costs(), record.offset()
                 if last or round % experiment.execution.checkpoint_every == 0:
                     save()
         except StateLostError:                             # the state that a checkpoint would save is lost too
@@ -163,7 +191,7 @@ class SeedRun:
             rows = evaluate.server(self.prepared, self.host.score, state.x, round)
             if due:
                 rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
-        costs = evaluate.cost(self.meter.ledger, due)
+        costs = evaluate.cost(self.meter.ledger, due, None if self.clock is None else self.clock.now)
         for row in rows + costs:
             record.metrics.add(round, row.scope, row.metric, row.value, row.node)
         values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
@@ -216,8 +244,10 @@ class SeedRun:
         ledger = self.meter.ledger
         try:
             ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
+            if self.clock is not None:
+                self.clock.restore({name: loaded.tensors[f"clock.{name}"] for name in self.clock.snapshot()})
             state = restore(template, loaded.tensors, self.federation.memory.put)
-            if unread := loaded.tensors.keys() - flatten(state).keys() - {f"ledger.{name}" for name in ledger.state()}:
+            if unread := loaded.tensors.keys() - flatten(state).keys() - self._costs().keys():
                 raise CheckpointError(
                     f"the checkpoint of round {loaded.round} in {self.directory.path} holds {min(unread)}, which the"
                     " algorithm's initial state lacks; it belongs to another algorithm or version"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.checks import number, plain_name, whole
+from fedsim.clock import Timing
 from fedsim.data import Dataset
 from fedsim.engine.local_work import LocalWork
 from fedsim.errors import ConfigError
@@ -31,9 +32,10 @@ PARTS = (
     ("schedule", ("__call__",), "ExponentialDecay(0.998)"),
     ("skew", ("apply",), "RotationSkew()"),
     ("topology", ("matrix",), "Static(Ring())"),
+    ("clock", ("devices",), "Clock(jitter=0.3)"),
 )
 """Components of an experiment, the methods that each must have, and an example."""
-OPTIONAL = ("skew", "topology")
+OPTIONAL = ("skew", "topology", "clock")
 DIRICHLET = DirichletPartitioner(50, alpha=0.3)
 """Default partition."""
 LOSSES = ("auto", "cross_entropy", "squared", "logistic")
@@ -102,6 +104,7 @@ class Experiment:
             ``Problem``.
         schedule: learning-rate schedule, a factor of the local step sizes in each round.
         weights: weights of the clients in the objective, either equal or by their numbers of samples.
+        clock: devices and links of the clients, to measure simulated seconds; it changes no model. None by default.
         rounds: number of communication rounds.
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
         seed: first seed, which determines the partition, the initial model, the cohorts and the minibatches.
@@ -124,6 +127,7 @@ class Experiment:
     sampling: Sampling = field(default_factory=FixedSize)
     schedule: Schedule = field(default_factory=Constant)
     weights: Literal["uniform", "samples"] = "uniform"
+    clock: Timing | None = None
     rounds: int = 100
     seeds: int = 1
     seed: int = 0

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from rich.box import SIMPLE
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -28,12 +29,17 @@ from rich.text import Text
 
 from fedsim.errors import ConfigError, suggest
 from fedsim.report.comparable import doubts
-from fedsim.report.series import RunSeries, load_runs
+from fedsim.report.series import NOTHING, RunSeries, load_runs
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
 
 LATE = 5
 """Evaluations at the end whose mean is the late value: a single final value depends strongly on the last cohort."""
-COSTS = {"round": "rounds", "megabytes": "MB", "gradient_evaluations": "grad evals"}
+COSTS = {
+    "round": "rounds",
+    "megabytes": "MB",
+    "gradient_evaluations": "grad evals",
+    "simulated_seconds": "sim. seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -162,22 +168,29 @@ def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
     return f"{mean} ±\N{NO-BREAK SPACE}{value.half_width:{form}}"
 
 
+def costs_of(comparison: Comparison) -> dict[str, str]:
+    """The `COSTS` of a comparison; simulated seconds only where a run has recorded some."""
+    series = [series for summary in comparison.runs for series in summary.run.seeds.values()]
+    timed = any(np.isfinite(each.cost["simulated_seconds"]).any() for each in series if each is not NOTHING)
+    return {name: unit for name, unit in COSTS.items() if timed or name != "simulated_seconds"}
+
+
 def header(comparison: Comparison) -> list[str]:
     """Column titles of `cells`."""
     difference = [f"− {comparison.baseline}"] if len(comparison.runs) > 1 else []
-    return ["run", "seeds", "final", f"last {LATE}", "best", *difference, *COSTS.values()]
+    return ["run", "seeds", "final", f"last {LATE}", "best", *difference, *costs_of(comparison).values()]
 
 
 def cells(comparison: Comparison) -> list[list[str]]:
     """The comparison as text, one row a run."""
-    rows = []
+    rows, names = [], costs_of(comparison)
     for summary in comparison.runs:
         seeds = len(summary.run.seeds)
         short = f"missed by {seeds - summary.reached} of {seeds}"
-        missing = ["not recorded"] * len(COSTS) if summary.reached == seeds else [short, *["–"] * (len(COSTS) - 1)]
+        missing = ["not recorded"] * len(names) if summary.reached == seeds else [short, *["–"] * (len(names) - 1)]
         alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
         difference = [text_of(summary.difference, alone, "+")] if len(comparison.runs) > 1 else []
-        costs = [text_of(summary.cost[name], why) for name, why in zip(COSTS, missing, strict=True)]
+        costs = [text_of(summary.cost[name], why) for name, why in zip(names, missing, strict=True)]
         values = [*map(text_of, (summary.final, summary.late, summary.best)), *difference, *costs]
         rows.append([summary.run.label, str(seeds), *values])
     return rows
@@ -201,6 +214,7 @@ def notes(comparison: Comparison, hidden: Sequence[str] = ()) -> str:
         "rounds": "Costs: up to the first evaluation that reaches the target. Missed: seeds that never reached it.",
         "MB": "MB: sent and received by clients, 10⁶ bytes; a message between two of them counts for both.",
         "grad evals": "Grad evals: gradient evaluations of all clients.",
+        "sim. seconds": "Sim. seconds: by the clock of the experiment." if len(costs_of(comparison)) > 3 else "",
     }
     return " ".join(text for name, text in columns.items() if text and name not in hidden)
 
@@ -219,7 +233,8 @@ class Rendering(JupyterMixin):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Leave out columns, the least important first, until no word is broken; runs may wrap between words."""
         names, rows = header(self.comparison), cells(self.comparison)
-        spare = ["grad evals", "best", f"last {LATE}", "MB", "seeds", "rounds", *names[5:-3]]
+        difference = names[5 : -len(costs_of(self.comparison))]
+        spare = ["grad evals", "best", f"last {LATE}", "MB", "seeds", "rounds", *difference]
         hidden: list[str] = []
         while True:
             table = _table(names, rows, hidden)
@@ -262,7 +277,8 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     for summary in comparison.runs:
         row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}
         estimates = {name: getattr(summary, name) for name in ("final", "late", "best", "difference")}
-        for name, value in {**estimates, **{f"{cost}_to_target": summary.cost[cost] for cost in COSTS}}.items():
+        estimates |= {f"{cost}_to_target": summary.cost[cost] for cost in costs_of(comparison)}
+        for name, value in estimates.items():
             row[f"{name}_mean"] = None if value is None or math.isnan(value.mean) else value.mean
             width = None if value is None else value.half_width
             row[f"{name}_half_width"] = None if width is None or math.isnan(width) else width

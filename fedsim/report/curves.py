@@ -91,7 +91,8 @@ def curves(
     Args:
         comparison: runs to draw.
         path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
-        x: ``round``, ``megabytes``, ``megabytes_up``, ``paper_bits``, ``gradient_evaluations`` or ``seconds``.
+        x: ``round``, ``megabytes``, ``megabytes_up``, ``paper_bits``, ``gradient_evaluations``, ``seconds`` on the host
+            or, of experiments with a clock, ``simulated_seconds``.
         format: needed without a file name.
         options: title, size, axes, footnote and so on; see `Options`.
 

@@ -14,7 +14,7 @@ import yaml
 
 from fedsim.errors import RunError
 from fedsim.record.files import write_atomic
-from fedsim.report.compare import Comparison, cells, compare, header, notes, text_of, title
+from fedsim.report.compare import Comparison, cells, compare, costs_of, header, notes, text_of, title
 from fedsim.report.curves import curves
 from fedsim.report.series import AXES, RunSeries
 from fedsim.report.statistics import best, estimate
@@ -103,7 +103,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _curves(comparison: Comparison) -> str:
-    return '<div class="curves">\n' + "\n".join(_image(comparison, x) for x in AXES) + "\n</div>"
+    axes = [x for x in AXES if x != "simulated_seconds" or x in costs_of(comparison)]
+    return '<div class="curves">\n' + "\n".join(_image(comparison, x) for x in axes) + "\n</div>"
 
 
 def _image(comparison: Comparison, x: str) -> str:

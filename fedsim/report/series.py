@@ -22,6 +22,7 @@ AXES = {
     "paper_bits": "bits sent up as papers count them (32 a value, no indices, from round 1 on)",
     "gradient_evaluations": "gradient evaluations, all clients",
     "seconds": "host seconds",
+    "simulated_seconds": "simulated seconds, by the clock of the experiment",
 }
 
 
@@ -168,6 +169,7 @@ def _load_series(directory: Path, scope: str, metric: str) -> Series:
             "paper_bits": _from_round_1(total(metrics, "total", "paper_bits"), rounds),
             "gradient_evaluations": total(metrics, "total", "gradient_evaluations"),
             "seconds": total(timing, "host", "seconds"),
+            "simulated_seconds": total(metrics, "simulated", "seconds"),
         },
         last=_last_values(metrics),
         absent=absent(timing),

@@ -25,7 +25,7 @@ from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import environment, open_run
 from fedsim.record.files import create_folder, lock, write_atomic
 from fedsim.record.metrics import read_metrics
-from fedsim.report.compare import Comparison, RunSummary, compare
+from fedsim.report.compare import Comparison, RunSummary, compare, costs_of
 from fedsim.report.statistics import Estimate, best, estimate
 
 FILE = "sweep.json"
@@ -211,7 +211,7 @@ def choose(comparison: Comparison) -> Choice | None:
         return None
     summary = next(summary for summary in comparison.runs if summary.final.mean == winner)
     seeds = summary.run.seeds.values()
-    names = ("round", "megabytes", "gradient_evaluations", "seconds")
+    names = (*costs_of(comparison), "seconds")
     return Choice(summary, {name: estimate([float(series.cost[name][-1]) for series in seeds]) for name in names})
 
 

@@ -49,6 +49,12 @@ CATALOGUES = {
     "aggregate": Catalogue("fedsim.robust", "RULES", "aggregate"),
     "rule": Catalogue("fedsim.robust", "RULES", "aggregate"),
     "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
+    "clock": Catalogue("fedsim.clock", "CLOCKS", "devices"),
+    **dict.fromkeys(
+        ("seconds", "bandwidth_down", "bandwidth_up", "latency"),
+        Catalogue("fedsim.clock", "DISTRIBUTIONS", "quantile"),
+    ),
+    "availability": Catalogue("fedsim.clock", "AVAILABILITIES", "windows"),
     "graph": Catalogue("topologies", "GRAPHS", "build"),
     "base": Catalogue("topologies", "SCHEDULES", "matrix"),
 }

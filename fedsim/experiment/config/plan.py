@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import NoneType
 from typing import Any, get_args
+
+import yaml
 
 from fedsim.data.catalogue import FORMATS, NAMED
 from fedsim.errors import ConfigError, suggest
@@ -138,6 +141,8 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(parameters(hint))}")
         return _filled(Plan(place, "", about, hint, (hint,), parameters(hint)), value)
+    if float in get_args(hint) and (numbers := _numbers(value)) is not None:
+        return numbers
     value = {"name": value} if isinstance(value, str) else value
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         example = next(iter(names(key)), "my.module.Class")
@@ -149,6 +154,16 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
     if not sources and not fields:
         return make
     return _filled(Plan(place, name, about, make, tuple(sources), _known(key, sources)), fields)
+
+
+def _numbers(value: Any) -> float | tuple[float, ...] | None:
+    """A number, or several, as a value or as text; None for anything else."""
+    with contextlib.suppress(yaml.YAMLError):
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+    try:                                                   # YAML takes 6e6 for text
+        return tuple(float(part) for part in value) if isinstance(value, list | tuple) else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def names(kind: str) -> list[str]:
@@ -195,7 +210,7 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
     for key, value in above.items():
         old, at = below.get(key), f"{place}.{key}" if place else key
         component = isinstance(value, Mapping) or (isinstance(value, str) and names(key))
-        if old is None or not component:
+        if old is None or not component or _numbers(value) is not None:
             result[key] = value
             continue
         lower, upper = ({"name": part} if isinstance(part, str) else part for part in (old, value))

@@ -13,6 +13,7 @@ import yaml
 import algorithms
 from algorithms import EF21, EF21BC, L1, DFedAvg, FedAvg, FedSpeed
 from fedsim.algorithm import has_server
+from fedsim.clock import Clock
 from fedsim.compress import Composed, LowRank, PowerSGD, Sign, TopK
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.local_work import LocalWork
@@ -44,6 +45,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # of the classes that need some; other
     "LinkFailures": {"base": RandomMatching(), "probability": 0.1},
     "RandomNeighbours": {"degree": 4},
     "RandomRegular": {"degree": 4},
+    "TracedClock": {"path": "/phones.csv"},
     "WattsStrogatz": {"k": 4, "p": 0.1},
 }
 
@@ -69,10 +71,14 @@ def holding(kind: str, component: Any) -> Experiment:
     if kind in ("compressor", "values"):
         compressor = component if kind == "compressor" else Composed(values=component)
         return Experiment(CompressedGradient(compressor=compressor))
+    if kind in CLOCKS:
+        return Experiment(FedAvg(), clock=Clock(**{kind: component}))
     plain = has_server(component) if kind == "algorithm" else kind != "topology"
     return replace(Experiment(FedAvg()) if plain else serverless, **{kind: component})
 
 
+CLOCKS = ("seconds", "bandwidth_down", "bandwidth_up", "latency", "availability")
+"""Kinds of components of a clock."""
 COMPONENTS = [
     (kind, name, cls)
     for kind in CATALOGUES if kind != "server_compressor"
@@ -94,7 +100,7 @@ def test_round_trip_of_every_component(kind: str, name: str, cls: type) -> None:
         "compressor": config["algorithm"],
         "values": config["algorithm"].get("compressor"),
     }
-    written = owner.get(kind, config)[kind]
+    written = (config["clock"] if kind in CLOCKS else owner.get(kind, config))[kind]
     assert written["name"] == name
     assert list(written) == ["name", *fields], "every field is written"
     assert through_yaml(experiment) == experiment

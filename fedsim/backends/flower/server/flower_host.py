@@ -72,8 +72,11 @@ class FlowerHost(Host):
         """Prepare the federation of one seed, and wait for enough nodes.
 
         Raises:
+            ConfigError: the experiment has a clock of simulated seconds.
             DeployError: too few nodes connect.
         """
+        if experiment.clock is not None:
+            raise ConfigError("a deployment takes real seconds, and the experiment simulates them; leave clock out")
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
             self._meet(experiment, common_of(prepared), seed)

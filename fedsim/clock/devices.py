@@ -1,0 +1,130 @@
+"""The devices and links of all clients of a run, as plain arrays, and the seconds that a task takes on them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from fedsim import seeds
+from fedsim.clock.distributions import normal_quantile
+from fedsim.clock.windows import Windows
+from fedsim.errors import ConfigError, RunError
+
+ARRAYS = ("seconds", "down", "up", "latency")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of ``n`` clients.
+
+    Args:
+        seconds: ``[n]`` seconds for each gradient evaluation.
+        down: ``[n]`` bytes per second that a client receives.
+        up: ``[n]`` bytes per second that it sends.
+        latency: ``[n]`` seconds that each of its messages is delayed.
+        jitter: coefficient of variation of the seconds of one client's tasks.
+        server_down: bytes per second that the server receives from all clients together.
+        server_up: bytes per second that it sends.
+        windows: availability; always by default.
+        seed: seed of the jitter.
+
+    Raises:
+        ConfigError: a client's value is out of range.
+    """
+
+    seconds: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
+    latency: np.ndarray
+    jitter: float = 0.0
+    server_down: float = np.inf
+    server_up: float = np.inf
+    windows: Windows | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, above in (("seconds", 0, False), ("down", 0, True), ("up", 0, True), ("latency", 0, False)):
+            values = getattr(self, name)
+            good = values > least if above else (values >= least) & (values < np.inf)
+            bad = np.flatnonzero(~good)
+            if len(bad):
+                what = {"down": "bandwidth down", "up": "bandwidth up"}.get(name, name)
+                expected = "above 0" if above else "a finite number, 0 or more"
+                given = values[bad[0]] * (8 if above else 1)
+                raise ConfigError(f"clock: client {bad[0]} has {what} {given:g}; expected {expected}")
+
+    @property
+    def n(self) -> int:
+        """Number of clients."""
+        return len(self.seconds)
+
+    def work(self, ids: np.ndarray, evaluations: np.ndarray, task: int) -> np.ndarray:
+        """Seconds ``[c]`` in which clients compute gradients; the jitter is a function of (seed, task, client)."""
+        seconds: np.ndarray = evaluations * self.seconds[ids]
+        if self.jitter:
+            variance = np.log1p(self.jitter**2)            # of the logarithm; the mean factor is 1
+            normal = normal_quantile(seeds.uniform(self.seed, "jitter", task, ids))
+            seconds = seconds * np.exp(np.sqrt(variance) * normal - variance / 2)
+        return seconds
+
+    def download(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Seconds ``[c]`` in which messages of ``size [c]`` bytes arrive that the server sends at once; 0 for none."""
+        seconds = self.latency[ids] + np.maximum(size / self.down[ids], size.sum() / self.server_up)
+        return np.where(size > 0, seconds, 0.0)
+
+    def upload(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Seconds ``[c]`` in which messages of ``size [c]`` bytes reach the server that are sent at once."""
+        seconds: np.ndarray = self.latency[ids] + np.maximum(size / self.up[ids], size.sum() / self.server_down)
+        return seconds
+
+    def link(self, to: np.ndarray, by: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Seconds ``[E]`` over each edge: a node's line is shared by all that it sends, and by all that it receives."""
+        sent, received = (np.bincount(ends, size, self.n) for ends in (by, to))
+        slower = np.maximum(sent[by] / self.up[by], received[to] / self.down[to])
+        seconds: np.ndarray = self.latency[by] + self.latency[to] + slower
+        return seconds
+
+    def begin(self, ids: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """The first times from ``times [c]`` on at which clients are available."""
+        if self.windows is None:
+            return times
+        begin = self.windows.begin
+        return np.array([begin(i, t) for i, t in zip(ids.tolist(), times.tolist(), strict=True)])
+
+    def to_bytes(self) -> bytes:
+        """The devices as an npz file."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays["rest"] = np.array([self.jitter, self.server_down, self.server_up, self.seed])
+        if self.windows is not None:
+            arrays["windows"] = np.concatenate(self.windows.windows)
+            arrays["counts"] = np.array([len(own) for own in self.windows.windows])
+            arrays["periods"] = self.windows.periods
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        return file.getvalue()
+
+
+def read_devices(path: Path) -> Devices:
+    """Read the devices that `Devices.to_bytes` wrote.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        jitter, server_down, server_up, seed = arrays["rest"].tolist()
+        windows = None
+        if "windows" in arrays:
+            parts = np.split(arrays["windows"], np.cumsum(arrays["counts"])[:-1])
+            windows = Windows(parts, arrays["periods"])
+        own = {name: arrays[name] for name in ARRAYS}
+        return Devices(
+            **own, jitter=jitter, server_down=server_down, server_up=server_up, windows=windows, seed=int(seed)
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, ConfigError) as error:
+        raise RunError(f"{path} does not hold the devices of a run ({error}); restore it, or repeat the run") from error

@@ -1,0 +1,103 @@
+"""A virtual clock: a fold of the traces of rounds into the time of every node and that of the server, in seconds.
+
+A trace holds sizes and counts and no tensor, so a clock cannot change a model. A round without ``behind``:
+
+    told by the server     begins at max(the node's own time, the server's), downloads, computes
+    upload                 the server's time is that of the last arrival; nodes wait for it when they are told again
+    gossip, each step      a node's time is the maximum of its own and, over its neighbours, theirs plus the link
+
+An exchange with ``behind = b`` is under way while the nodes go on: their next work of c seconds, begun at s, ends at
+``max(s + b c, arrival) + (1 - b) c``, where the arrival includes the download of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.clock.devices import Devices
+from fedsim.messages.trace import Computed, Exchanged, Phase, Uploaded
+
+
+class VirtualClock:
+    """The time on given devices.
+
+    Attributes:
+        server: seconds at which the server has everything it has waited for.
+        at: ``[n]`` seconds at which each node is free.
+        ready: ``[n]`` seconds at which the exchange arrives that runs behind a node's next work; -inf for none.
+        behind: ``[n]`` share of the next work that does not wait for it.
+    """
+
+    def __init__(self, devices: Devices) -> None:
+        self.devices = devices
+        self.server = 0.0
+        self.at, self.behind = np.zeros(devices.n), np.zeros(devices.n)
+        self.ready = np.full(devices.n, -np.inf)
+
+    @property
+    def now(self) -> float:
+        """Seconds at which everything that was sent has arrived."""
+        return float(max(self.server, self.at.max(), self.ready.max()))
+
+    def advance(self, trace: Sequence[Phase], round: int) -> None:
+        """Fold the trace of a round."""
+        begun, seen = self.server, np.zeros(self.devices.n, bool)
+        for phase in trace:
+            if isinstance(phase, Computed):
+                self._compute(phase, round, np.where(seen[phase.ids], self.server, begun))
+                seen[phase.ids] = True                     # two roles begin together, two exchanges follow each other
+            elif isinstance(phase, Uploaded):
+                self._upload(phase)
+            else:
+                self._exchange(phase)
+
+    def _compute(self, phase: Computed, round: int, called: np.ndarray) -> None:
+        devices, i, told = self.devices, phase.ids, phase.down > 0
+        work = devices.work(i, phase.evaluations, round)
+        if not told.any() and not phase.evaluations.any():
+            return                                         # takes no time; only what is sent next waits
+        pending = self.ready[i] > -np.inf
+        self.server = max(self.server, float(np.max(self.ready[i])))
+        start = np.where(told, np.maximum(self.at[i], called), self.at[i])
+        arrival = np.where(pending, np.maximum(self.ready[i], np.where(told, called, 0.0)), start)
+        arrival = arrival + devices.download(i, phase.down)
+        start = devices.begin(i, np.where(pending, start, arrival))
+        share = np.where(pending, self.behind[i], 0.0)
+        self.at[i] = np.maximum(start + share * work, arrival) + (1 - share) * work
+        self.ready[i] = -np.inf
+
+    def _upload(self, phase: Uploaded) -> None:
+        i = phase.ids
+        arrival = np.maximum(self.at[i], self.ready[i]) + self.devices.upload(i, phase.size)
+        last = float(arrival.max())
+        if phase.behind:
+            self.ready[i], self.behind[i] = last, phase.behind
+        else:
+            self.server = max(self.server, last)
+            self.at[i], self.ready[i] = arrival, -np.inf
+
+    def _exchange(self, phase: Exchanged) -> None:
+        touched = np.unique(np.concatenate([phase.to, phase.by]))
+        times, seconds = np.maximum(self.at, self.ready), self.devices.link(phase.to, phase.by, phase.size)
+        for _ in range(phase.steps):
+            later = times.copy()
+            np.maximum.at(later, phase.to, times[phase.by] + seconds)
+            times = later
+        if phase.behind:
+            self.ready[touched], self.behind[touched] = times[touched], phase.behind
+        else:
+            self.at[touched], self.ready[touched] = times[touched], -np.inf
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The times, for a checkpoint."""
+        arrays = {"server": np.array([self.server]), "at": self.at, "ready": self.ready, "behind": self.behind}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a `snapshot`."""
+        self.server = float(state["server"][0])
+        self.at, self.ready, self.behind = (state[name].numpy().copy() for name in ("at", "ready", "behind"))
