@@ -1,5 +1,7 @@
 """The catalogue: one algorithm a file, both its halves, opening with the citation and the update equations."""
 
+from typing import Any
+
 from algorithms.beer import BEER
 from algorithms.bvr_l_sgd import BVRLSGD
 from algorithms.choco import ChocoSGD
@@ -50,6 +52,7 @@ from algorithms.sgp import SGP
 from algorithms.slowmo import SlowMo
 from algorithms.streaming_diloco import StreamingDiLoCo
 from algorithms.theory import Theory, theory_of, with_theory
+from fedsim.errors import suggest
 
 CENTRAL = (
     FedAvg, FedAMD, FedADMM, FedCM, FedGamma, FedNova, FedOpt, FedPAGE, FedProx, FedSAM, FedSMOO, FedSpeed, MoFedSAM,
@@ -123,3 +126,13 @@ __all__ = [
     "theory_of",
     "with_theory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Explain names that the catalogue lacks, such as those of the literature that stand for another's settings."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    raise ImportError(
+        f"algorithms has no {name}; {suggest(name, __all__)}. `fedsim list algorithms` explains others:"
+        " FedAdam is FedOpt(optimizer='adam'), FedDyn is FedSpeed(rho=0.0, lam=100.0)"
+    )

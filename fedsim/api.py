@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fedsim.controller import run as controller
 from fedsim.controller.host import Host
+from fedsim.errors import ConfigError
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
 
@@ -33,6 +35,7 @@ def run(
         FedsimError: the run failed midway; resume it from its last checkpoint.
         KeyboardInterrupt: the run was interrupted; a checkpoint of the last completed round has been written.
     """
+    _check_experiment("run", experiment)
     directory = None if output is None else Path(output)
     return controller.run(
         experiment, lambda e: host or host_of(e, progress), output=directory, root=Path(root), progress=progress
@@ -56,7 +59,15 @@ def resume(
         FedsimError: the directory holds no run, or one of another experiment or version of fedsim; the data set has
             changed; there is no valid checkpoint; or the run failed again.
     """
+    if experiment is not None:
+        _check_experiment("resume", experiment)
     return controller.resume(Path(path), experiment, lambda e: host or host_of(e, progress), progress=progress)
+
+
+def _check_experiment(call: str, given: Any) -> None:
+    if not isinstance(given, Experiment):
+        fix = f"Experiment({type(given).__name__}(...))" if hasattr(given, "round") else "Experiment(FedAvg())"
+        raise ConfigError(f"fedsim.{call} got {given!r:.200}; expected an Experiment, such as {fix}")
 
 
 def host_of(experiment: Experiment, progress: bool = True) -> Host:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.output import console, writing
+from fedsim.cli.output import Arguments, console, writing
 from fedsim.report import compare as comparing
 from fedsim.report.series import AXES
 
@@ -85,8 +85,8 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser(command: str, about: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(f"fedsim {command}", description=about)
+def _parser(command: str, about: str) -> Arguments:
+    parser = Arguments(f"fedsim {command}", description=about)
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them")
     parser.add_argument("--metric", default="accuracy", help="metric to compare (default: accuracy)")
     parser.add_argument("--scope", default="server/test", help="model and samples of the metric (default: server/test)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.backends.flower.deploy.install import flower_version
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.cli import flags
+from fedsim.cli.output import Arguments
 from fedsim.cli.run import print_result
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
@@ -77,7 +77,7 @@ def deploy(argv: Sequence[str]) -> int:
 
 def certificates(argv: Sequence[str]) -> int:
     """Create certificates for the SuperLink and keys for the nodes."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         "fedsim certificates",
         description="Create a certificate authority, a certificate for the SuperLink, and a key for each SuperNode.",
     )

@@ -94,6 +94,7 @@ def split(command: Command, argv: Sequence[str]) -> Words:
     line = CommandLine()
     files: list[str] = []
     flags: list[tuple[str, str]] = []
+    spelled: dict[str, str] = {}
     for key, value in _pairs(argv, {"help", *command.switches}):
         if key == "":
             files.append(value)
@@ -102,7 +103,10 @@ def split(command: Command, argv: Sequence[str]) -> Words:
         elif key in command.options:
             line.options[key] = value
         else:
-            flags.append((_known(command, key), value))
+            place = _known(command, key)
+            if (before := spelled.setdefault(place, key)) != key:
+                raise ConfigError(f"--{before} and --{key} are one setting, given twice; leave out one of them")
+            flags.append((place, value))
     if len(files) > 1:
         raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings such as --rounds 20")
     return Words(line, load_config(Path(files[0])) if files else {}, flags)

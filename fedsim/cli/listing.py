@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 from collections.abc import Callable, Sequence
 
-from fedsim.cli.output import width
+from fedsim.cli.output import Arguments, width
 from fedsim.data import available
 from fedsim.experiment.config.names import aliases, catalogue, summary
 from fedsim.problems import PROBLEMS
@@ -42,7 +41,7 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
 
 def list_names(argv: Sequence[str]) -> int:
     """Print names with their one-line descriptions."""
-    parser = argparse.ArgumentParser("fedsim list", description="List the components that settings can name.")
+    parser = Arguments("fedsim list", description="List the components that settings can name.")
     parser.add_argument("section", nargs="?", choices=SECTIONS, help="kind of component to list; all kinds by default")
     parser.add_argument("--json", action="store_true", help="print JSON: section, name, description")
     arguments = parser.parse_args(argv)

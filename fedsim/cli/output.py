@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
-from fedsim.errors import RunError
+from fedsim.errors import ConfigError, RunError, suggest
 
 
 def width() -> int | None:
@@ -22,6 +24,17 @@ def width() -> int | None:
 def console() -> Console:
     """Console for tables on stdout: as wide as the terminal, or 160 columns in a file or pipe."""
     return Console(file=sys.stdout, width=width() or 160)
+
+
+class Arguments(argparse.ArgumentParser):
+    """Parser whose errors are ``ConfigError``, one line instead of the usage of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error."""
+        options = [option for action in self._actions for option in action.option_strings]
+        unknown = message.rpartition("unrecognized arguments: ")[2].split()
+        hint = f"; {suggest(unknown[0], options)}" if unknown and "unrecognized" in message else ""
+        raise ConfigError(f"{self.prog}: {message}{hint}; {self.prog} --help explains the command")
 
 
 @contextmanager

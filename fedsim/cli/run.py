@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from fedsim import api
 from fedsim.cli import flags
-from fedsim.cli.output import console
+from fedsim.cli.output import Arguments, console
 from fedsim.cli.sweep import JOBS, Ending, finish
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.config.plan import names
@@ -63,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 def resume(argv: Sequence[str]) -> int:
     """Resume a run or a sweep, with the output of `run` or `fedsim sweep`."""
     about = "Resume an interrupted run or sweep from its checkpoints."
-    parser = argparse.ArgumentParser("fedsim resume", description=about)
+    parser = Arguments("fedsim resume", description=about)
     parser.add_argument("run", type=Path, metavar="DIR", help="run directory or folder of a sweep")
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])

@@ -90,6 +90,8 @@ def topology(argv: Sequence[str]) -> int:
     """Print the properties of a command line's topology, and draw it."""
     line = flags.read(TOPOLOGY, argv)
     run = open_run(Path(line.options["run"])) if "run" in line.options else None
+    if run is not None and not run.config.get("topology") and "topology" not in line.settings:
+        raise ConfigError(f"{run.path} has a server and no topology; give one with --topology, or leave out --run")
     settings = line.settings if run is None else override(in_full(run.config), line.settings, [])
     known = parameters(Experiment).keys() | parameters(Network).keys()
     for key in settings.keys() - known:

@@ -5,10 +5,12 @@ Heart disease: Janosi, Steinbrunn, Pfisterer and Detrano, UCI Machine Learning R
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
 from fedsim.data.sources import MissingDataError, Source, Store
@@ -52,9 +54,18 @@ def read_tables(
         owner = None
     test = holdout((strata,) if owner is None else (strata, owner), test_fraction, seed, where)
     numbers, names = (None, None) if owner is None else number_clients(owner, test)
-    x = fill_in(np.concatenate([table.x for table in tables]), test, standardize)
+    found = np.concatenate([table.x for table in tables])
+    x = fill_in(found, test, standardize)
     data = Dataset("csv", *divide(x, targets.y, numbers, test), targets.classes, names, targets.label_names)
-    return replace(data, feature_names=tuple(expected), target_name=tables[0].target)
+    names = tuple(expected)
+    return replace(data, feature_names=names, target_name=tables[0].target, notes=_filled(found, names))
+
+
+def _filled(x: NDArray[np.float64], columns: Sequence[str]) -> str:
+    """Say how many numbers of each column were missing; "" if none were."""
+    counts = np.isnan(x).sum(0)
+    some = [f"{column} ({count})" for column, count in zip(columns, counts.tolist(), strict=True) if count]
+    return f"missing cells filled with the training mean: {', '.join(some)}" if some else ""
 
 
 def _stem(path: Path) -> str:
@@ -103,7 +114,8 @@ def csv_folder(
         raise MissingDataError(f"{place}: no *.csv{found}; expected a folder with one CSV file per client, or one file")
     files = [listed.pop(name) for name in names]
     data = read_tables(files, target, regression, standardize, test_fraction, seed, client)
-    return replace(data, notes=f"files ignored: {', '.join(in_order(listed))}") if listed else data
+    ignored = [f"files ignored: {', '.join(in_order(listed))}"] if listed else []
+    return replace(data, notes="; ".join([*([data.notes] if data.notes else []), *ignored]))
 
 
 def heart_disease(store: Store, *, test_fraction: float = 0.2, seed: int = 0) -> Dataset:

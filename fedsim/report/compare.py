@@ -28,8 +28,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import ConfigError, suggest
+from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
-from fedsim.report.series import NOTHING, RunSeries, load_runs
+from fedsim.report.series import NOTHING, RunSeries, load_runs, unmeasured
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
 
 LATE = 5
@@ -88,7 +89,7 @@ class Comparison:
 
 
 def compare(
-    paths: Path | str | Sequence[Path | str],
+    paths: Path | str | RunDirectory | Sequence[Path | str | RunDirectory],
     scope: str = "server/test",
     metric: str = "accuracy",
     target: float | None = None,
@@ -97,7 +98,7 @@ def compare(
     """Compare all runs at these paths.
 
     Args:
-        paths: runs, or folders that contain runs.
+        paths: runs, as `fedsim.run` returns them or by their directories, or folders that contain runs.
         scope: which model on which data.
         metric: name in the metrics file.
         target: count costs up to this value; by default a round number 5 to 7 % short of the best mean final value.
@@ -107,14 +108,28 @@ def compare(
         RunError: no run there.
         ConfigError: unknown metric or baseline.
     """
-    paths = [paths] if isinstance(paths, Path | str) else paths
-    runs = load_runs([Path(path) for path in paths], scope, metric)
+    places = paths_of(paths)
+    runs = load_runs(places, scope, metric)
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
     means = [final.mean for final in finals]
     target = default_target(means, metric) if target is None else target
     reference = _baseline(runs, means, metric, baseline)
     summaries = tuple(_summary(run, final, reference, metric, target) for run, final in zip(runs, finals, strict=True))
-    return Comparison(scope, metric, target, reference.label, summaries, tuple(doubts(runs)))
+    return Comparison(scope, metric, target, reference.label, summaries, (*unmeasured(places), *doubts(runs)))
+
+
+def paths_of(runs: Any) -> list[Path]:
+    """Paths of runs: of one or several, each a path, or an object that has one, such as what `fedsim.run` returns.
+
+    Raises:
+        ConfigError: something else was given.
+    """
+    listed = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    paths: list[Any] = [getattr(run, "path", run) for run in listed]
+    for path in paths:
+        if not isinstance(path, Path | str):
+            raise ConfigError(f"got {path!r:.200}; expected runs: their directories, or what fedsim.run returns")
+    return [Path(path) for path in paths]
 
 
 def _baseline(runs: Sequence[RunSeries], means: Sequence[float], metric: str, baseline: str) -> RunSeries:

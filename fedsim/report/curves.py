@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, TypedDict, Unpack
 
@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.record import figures
-from fedsim.report.compare import Comparison
+from fedsim.record.directory import RunDirectory
+from fedsim.report.compare import Comparison, compare
 from fedsim.report.series import AXES, Series
 from fedsim.report.statistics import estimate
 
@@ -80,7 +81,7 @@ class Options(TypedDict, total=False):
 
 
 def curves(
-    comparison: Comparison,
+    comparison: Comparison | RunDirectory | Path | str | Sequence[RunDirectory | Path | str],
     path: Path | str | IO[bytes],
     x: str = "round",
     format: str | None = None,
@@ -89,7 +90,7 @@ def curves(
     """Draw the metric of all runs against ``x`` into a file; equal bytes for equal runs.
 
     Args:
-        comparison: runs to draw.
+        comparison: runs to draw: a comparison of one metric, or the runs, whose accuracy on the test set is drawn.
         path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
         x: ``round``, ``megabytes``, ``megabytes_up``, ``paper_bits``, ``gradient_evaluations``, ``seconds`` on the host
             or, of experiments with a clock, ``simulated_seconds``.
@@ -101,8 +102,9 @@ def curves(
         RunError: no run recorded this cost.
     """
     kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
+    compared = comparison if isinstance(comparison, Comparison) else compare(comparison)
     with figures.style():
-        figures.save(draw(comparison, x, **options), path, kind)
+        figures.save(draw(compared, x, **options), path, kind)
 
 
 def draw(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -> Figure:

@@ -102,14 +102,35 @@ def _runs_below(path: Path) -> list[RunDirectory]:
     return [run for folder in folders for run in _runs_below(folder)]
 
 
+def unmeasured(paths: Sequence[Path]) -> list[str]:
+    """Say which of several runs at these paths measured nothing, and why, and are left out of a comparison."""
+    runs = find_runs(paths)
+    bare = [run for run in runs if not _measured(run)]
+    if len(bare) == len(runs):
+        return []
+    return [f"left out: {run.path} measured nothing ({_reason(run)})" for run in bare]
+
+
+def _measured(run: RunDirectory) -> bool:
+    seeds = [int(seed) for seed in run.manifest["status"]]
+    files = [run.seed_path(seed) / "metrics.jsonl" for seed in seeds]
+    return any(file.is_file() and file.stat().st_size for file in files) or any(_diverged(run, seed) for seed in seeds)
+
+
+def _reason(run: RunDirectory) -> str:
+    states = {seed: f"{s['state']} {s.get('detail', '')}".split("\n")[0] for seed, s in run.manifest["status"].items()}
+    return "; ".join(f"seed {seed}: {state.strip()}" for seed, state in states.items())
+
+
 def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]:
-    """Read one metric of all runs at these paths.
+    """Read one metric of all runs at these paths; of several, those that measured nothing are left out.
 
     Raises:
         RunError: no run there.
         ConfigError: a run never recorded this metric (names those that it did record).
     """
-    directories = find_runs(paths)
+    every = find_runs(paths)
+    directories = [run for run in every if _measured(run)] or every
     configs = [in_full(run.config) for run in directories]
     labels = _labels(configs, [run.path for run in directories])
     return [

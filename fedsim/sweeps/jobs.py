@@ -103,12 +103,15 @@ def sweep(
             model, data set or function given as an object), or ``output`` holds something else.
         KeyboardInterrupt: after checkpoints of all running points.
     """
-    if not points:
-        example = "{'lr=0.1': Experiment(FedAvg(0.1))}"
-        raise ConfigError(f"a sweep of no points; expected experiments by name, such as {example}")
+    example = "{'lr=0.1': Experiment(FedAvg(0.1))}"
+    if not isinstance(points, Mapping) or not points:
+        given = f"a {type(points).__name__}" if points else "no points"
+        raise ConfigError(f"a sweep of {given}; expected experiments by name, such as {example}")
     made = []
     for title, experiment in points.items():
         plain_name(title)
+        if not isinstance(experiment, Experiment):
+            raise ConfigError(f"point {title} is {experiment!r:.200}; expected an Experiment, such as {example}")
         config = to_config(experiment)
         try:
             from_config(config)

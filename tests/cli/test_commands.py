@@ -136,13 +136,6 @@ def test_wrong_arguments_exit_2(argv: list[str], message: str, capsys: pytest.Ca
     assert captured.out == "" and "Traceback" not in captured.err
 
 
-@pytest.mark.parametrize("argv", [["list", "algorythms"], ["compare"], ["resume"], ["report", "x", "--metrix", "y"]])
-def test_argparse_errors_exit_2(argv: list[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        main(argv)
-    assert error.value.code == 2
-
-
 def test_failures_exit_1(started: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--algorithm", "FedAvg"]) == 1
     assert capsys.readouterr() == ("", "fedsim: it diverged\n")
@@ -226,8 +219,7 @@ def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert imread(files["png"]).shape[:2] == (300, 510)
     assert main([*argv, "--metric", "f1"]) == 2
     for wrong in (["--title", "T"], ["--plot", "x.png", "--log-y", "maybe"]):
-        with pytest.raises(SystemExit, match="2"):
-            main([*argv, *wrong])
+        assert main([*argv, *wrong]) == 2
     assert "--title is an option of --plot FILE" in capsys.readouterr().err
     assert main([*argv, "--csv", str(finished / "a" / "manifest.json" / "x.csv")]) == 1
     assert "cannot write" in capsys.readouterr().err

@@ -61,24 +61,35 @@ CATALOGUES = {
 
 
 class Alias(NamedTuple):
-    """A name from the literature, which stands for a component with certain settings."""
+    """A name from the literature, which stands for a component with certain settings.
+
+    Attributes:
+        name: the component.
+        settings: of it, which make it that method.
+        defaults: of its other settings.
+        without: settings of the component that do not exist in the method.
+    """
 
     name: str
     settings: Mapping[str, Any]
+    defaults: Mapping[str, Any] = {}
+    without: Sequence[str] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.settings.items())})"
+        settings = {**self.settings, **self.defaults}
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
 ALIASES = {
     "ALGORITHMS": {
         "BVR-L-SGD": Alias("BVRLSGD", {}),
         "CHOCO-Gossip": Alias("ChocoSGD", {"lr": 0.0}),
-        "DFedAvgM": Alias("DFedAvg", {"momentum": 0.9}),
-        "DFedSAM-MGS": Alias("DFedSAM", {"gossip_steps": 4}),
-        "FedAdagrad": Alias("FedOpt", {"optimizer": "adagrad", "beta1": 0.0}),
+        "DFedAvgM": Alias("DFedAvg", {}, {"momentum": 0.9}),
+        "DFedSAM-MGS": Alias("DFedSAM", {}, {"gossip_steps": 4}),
+        "FedAdagrad": Alias("FedOpt", {"optimizer": "adagrad", "beta1": 0.0}, without=("beta2",)),
         "FedAdam": Alias("FedOpt", {"optimizer": "adam"}),
-        "FedDyn": Alias("FedSpeed", {"rho": 0.0, "lam": 100.0}),   # lam is 1 / alpha: alpha = 0.01 in its authors' code
+        # lam is 1 / alpha of the paper, 0.01 in its authors' code; alpha of FedSpeed weighs its two gradients
+        "FedDyn": Alias("FedSpeed", {"rho": 0.0}, {"lam": 100.0}, without=("alpha",)),
         "FedYogi": Alias("FedOpt", {"optimizer": "yogi"}),
         "K-GT": Alias("KGT", {}),
         "QG-DSGDm": Alias("QGDSGDm", {}),
@@ -154,7 +165,12 @@ def unaliased(kind: str, value: Any) -> Any:
     found = alias(kind, name) if isinstance(name, str) and kind in CATALOGUES else None
     if found is None:
         return value
-    return {**found.settings, **(value if isinstance(value, Mapping) else {}), "name": found.name}
+    given = value if isinstance(value, Mapping) else {}
+    for key in given.keys() & {*found.settings, *found.without}:
+        if key in found.without or given[key] != found.settings[key]:
+            how = f"has no {key}" if key in found.without else f"is {found.name} with {key}={found.settings[key]!r}"
+            raise ConfigError(f"{kind}.{key} is {given[key]!r}, but {name} {how}; leave it out, or use {found.name}")
+    return {**found.settings, **found.defaults, **given, "name": found.name}
 
 
 def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable[..., Any]:
@@ -203,7 +219,8 @@ def imported(name: str, place: str) -> Any:
         ) from None
     found = getattr(module, attribute, None)
     if not callable(found):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name}
+        names = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
         raise ConfigError(
             f"{place} is {name!r}, but {module_name} has no such class or function; {suggest(attribute, names)}"
         )

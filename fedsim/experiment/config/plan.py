@@ -105,7 +105,11 @@ def _filled(plan: Plan, config: Mapping[str, Any]) -> Plan:
 def _check(plan: Plan, key: str, value: Any) -> None:
     if key not in plan.known:
         short = [] if plan.place else short_forms(plan.known)
-        raise ConfigError(f"unknown setting {plan.at(key)}: {suggest(key, [*plan.known, *short])}")
+        kind = plan.place.rpartition(".")[2]
+        named = names(kind) if plan.name else []
+        others = [name for name in named if key in _known(kind, _target(kind, name, kind)[1:])]
+        of = f" of {plan.name} (but one of {', '.join(others)}: --{plan.place} {others[0]})" if others else ""
+        raise ConfigError(f"unknown setting {plan.at(key)}{of}: {suggest(key, [*plan.known, *short])}")
     if isinstance(value, Mapping) and "python" in value:
         raise ConfigError(
             f"{plan.at(key)} was made in Python ({value['python']}), which a config file cannot hold; "

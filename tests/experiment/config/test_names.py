@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from fedsim.experiment.config.names import ALIASES, CATALOGUES, catalogue, summa
         ("DFedSAM-MGS", DFedSAM(gossip_steps=4)),
         ("CHOCO-Gossip", ChocoSGD(lr=0.0)),
         ({"name": "DIANA", "compressor": "TernGrad"}, DIANA(compressor=QSGD(1, "linf"))),
-        ({"name": "DIANA", "compressor": {"name": "terngrad", "s": 3}}, DIANA(compressor=QSGD(3, "linf"))),
+        ({"name": "DIANA", "compressor": {"name": "terngrad", "s": 1}}, DIANA(compressor=QSGD(1, "linf"))),
     ],
 )
 def test_an_alias_is_a_component_with_settings(algorithm: Any, expected: Any) -> None:
@@ -40,7 +41,21 @@ def test_an_alias_is_a_component_with_settings(algorithm: Any, expected: Any) ->
 def test_every_alias_names_a_component_that_has_its_settings() -> None:
     for kind, (_, attribute, _) in CATALOGUES.items():
         for alias in ALIASES.get(attribute, {}).values():
-            assert alias.settings.keys() <= catalogue(kind)[alias.name].__dataclass_fields__.keys()  # type: ignore[attr-defined]
+            named = {*alias.settings, *alias.defaults, *alias.without}
+            assert named <= catalogue(kind)[alias.name].__dataclass_fields__.keys()   # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ({"name": "FedDyn", "alpha": 0.1}, "algorithm.alpha is 0.1, but FedDyn has no alpha; leave it out, or"),
+        ({"name": "FedAdagrad", "beta1": 0.9}, "algorithm.beta1 is 0.9, but FedAdagrad is FedOpt with beta1=0.0"),
+        ({"name": "DIANA", "compressor": {"name": "TernGrad", "s": 3}}, "compressor.s is 3, but TernGrad is QSGD"),
+    ],
+)
+def test_an_alias_refuses_settings_that_it_fixes_or_lacks(algorithm: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        from_config({"algorithm": algorithm})
 
 
 @pytest.mark.parametrize(
@@ -49,7 +64,7 @@ def test_every_alias_names_a_component_that_has_its_settings() -> None:
         ({"name": "FedSpeed", "rho": 0.2, "lr": 0.05}, "FedDyn", FedSpeed(lr=0.05, rho=0.0, lam=100.0)),
         ({"name": "FedDyn", "lam": 50.0}, "FedSpeed", FedSpeed(lam=50.0)),
         ({"name": "FedDyn", "lam": 50.0}, "FedDyn", FedSpeed(rho=0.0, lam=50.0)),
-        ("FedDyn", {"lr": 0.3, "rho": 0.1}, FedSpeed(lr=0.3, rho=0.1, lam=100.0)),
+        ("FedDyn", {"lr": 0.3, "lam": 10.0}, FedSpeed(lr=0.3, rho=0.0, lam=10.0)),
         ("FedAdam", "FedYogi", FedOpt(optimizer="yogi")),
     ],
 )
