@@ -223,10 +223,11 @@ def _refuse_unsafe_layers(module: nn.Module) -> None:
         kind = type(layer).__name__
         batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
         if layer.training and (batch_norm or getattr(layer, "track_running_stats", False)):
+            without = "fedsim.models.group_norm(model)" if batch_norm else "track_running_stats=False"
             raise ModelError(
                 f"layer {name!r} is {kind} in training mode: its statistics mix samples and are not parameters, so they"
-                " would be neither averaged nor charged. Use nn.GroupNorm (or put the layer in eval mode with frozen"
-                " statistics)."
+                f" would be neither averaged nor charged. Train without them ({without}), or with frozen ones: put the"
+                " layer in eval mode, layer.eval()"
             )
         setting = "p" if isinstance(layer, nn.modules.dropout._DropoutNd) else "dropout"
         chance = getattr(layer, setting, 0.0)
