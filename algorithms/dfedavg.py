@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from algorithms.parts import one_momentum
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import at_least_one, in_range, one_of, positive
 
@@ -67,4 +68,5 @@ class DFedAvg:
             m = self.momentum * m + local.grad(y, batch)
             return local.descend(y, m, eta), m
 
+        one_momentum(local, self)
         return local.fold(step, (x, torch.zeros_like(x)), self.lr * local.decay)[0]

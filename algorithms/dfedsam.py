@@ -6,7 +6,8 @@
     the paper's order is "ATC" (adapt, then combine); "CTA" starts the local steps from sum_l [W^Q]_il x_l, and x_i <- y
 
 rho = 0 is DFedAvg; W = 1 1^T / n with Q = 1 is FedSAM with everybody taking part. Weight decay is a part of f_i here,
-so it is in g as well, as in FedSAM. Each node sends Q vectors to each neighbour a round; two gradients a step.
+so it is in g as well, unless local.weight_decay_mode is "step", as in FedSAM. Each node sends Q vectors to each
+neighbour a round; two gradients a step.
 """
 
 from __future__ import annotations

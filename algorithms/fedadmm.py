@@ -57,7 +57,7 @@ class FedADMM:
 
     def client(self, local: Local, x: Vector, u: Vector, z: Vector) -> tuple[Vector, Vector, Vector]:
         def step(y: Vector, batch: Batch, x: Vector, u: Vector, eta: Vector) -> Vector:
-            return local.descend(y, local.grad(y, batch) + u + self.rho * (y - x), eta)
+            return local.descend(y, local.grad(y, batch) + u + self.rho * (y - x), eta, prox=self.rho)
 
         y = local.fold(step, x, x, u, self.lr * local.decay)
         u = u + self.rho * (y - x)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from algorithms.parts import one_momentum
 from fedsim import Batch, Clients, Local, Rule, Vector
 from fedsim.checks import in_range, positive
 
@@ -59,6 +60,7 @@ class FedAvg:
         def plain(y: Vector, batch: Batch, eta: Vector) -> Vector:
             return local.descend(y, local.grad(y, batch), eta)
 
+        one_momentum(local, self)
         eta = self.lr * local.decay
         if not self.momentum:
             return local.fold(plain, x, eta) - x

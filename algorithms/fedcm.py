@@ -6,7 +6,8 @@
 Delta, 0 at first, is the cohort's mean direction of a step, by the eta of its own round; so the first round moves by
 alpha eta only. The paper has one K for all clients; where theirs differ, each sends its own. alpha = 1 is FedAvg, and
 any alpha has the fixed point of FedAvg with the step size alpha eta. Weight decay and clipping belong to grad f_i
-here; published code adds the decay outside of alpha, and clips the gradient plus the correction.
+here, so alpha scales them; published code adds the decay to the step, outside of alpha (local.weight_decay_mode
+"step"), and clips the gradient plus the correction (local.clip_mode "direction"). Delta then holds both.
 Down 2 vectors, up 1 vector and 1 number for each client of the cohort S.
 """
 
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from algorithms.parts import plain_steps
 from fedsim import Batch, Clients, Local, Vector
 from fedsim.checks import positive, share
 
@@ -57,6 +59,7 @@ class FedCM:
         def step(y: Vector, batch: Batch, pull: Vector, eta: Vector) -> Vector:
             return local.descend(y, self.alpha * local.grad(y, batch) + pull, eta)
 
+        plain_steps(local, "FedCM divides by K eta, as for SGD; use FedAvg with this optimiser, or SGD")
         x, delta = down
         y = local.fold(step, x, (1 - self.alpha) * delta, self.lr * local.decay)
         return y - x, local.steps

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms.parts import sam_gradient
+from algorithms.parts import plain_steps, sam_gradient
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import non_negative, positive
 
@@ -58,6 +58,7 @@ class FedGamma:
         def step(y: Vector, batch: Batch, eta: Vector, correction: Vector) -> Vector:
             return local.descend(y, sam_gradient(local, y, batch, self.rho) + correction, eta)
 
+        plain_steps(local, "FedGamma divides by K eta, as for SGD; use SCAFFOLD's option I with this optimiser, or SGD")
         x, c = down
         eta = self.lr * local.decay                        # 0 at the end of some schedules, where nothing moves
         y = local.fold(step, x, eta, c - c_i)

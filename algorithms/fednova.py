@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from algorithms.parts import plain_steps
 from fedsim import Batch, Clients, Local, Vector
 from fedsim.checks import in_range, positive
 
@@ -57,6 +58,7 @@ class FedNova:
             m = self.momentum * m + local.grad(y, batch)
             return local.descend(y, m, eta), m
 
+        plain_steps(local, "FedNova counts gradients as SGD does; FedNova.momentum is a heavy ball")
         rho, tau = self.momentum, local.steps
         a = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
         y, _ = local.fold(step, (x, torch.zeros_like(x)), self.lr * local.decay)

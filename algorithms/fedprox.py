@@ -4,7 +4,8 @@
     server:    x <- x + eta_g mean_S (y_i - x)
 
 The paper's clients minimise f_i(y) + (mu/2) ||y - x||^2 inexactly, by any solver; here by K_i gradient steps, as is
-usual. eta_g = 1 is the paper's. mu = 0, or one step a round, is FedAvg.
+usual. eta_g = 1 is the paper's. mu = 0, or one step a round, is FedAvg. With local.clip_mode "direction" what is
+clipped is grad f_i(y; B) - mu x, as in the code of FL-Simulator, which adds mu y after clipping, like weight decay.
 Down 1 vector, up 1 vector for each client of the cohort S.
 """
 
@@ -48,6 +49,6 @@ class FedProx:
 
     def client(self, local: Local, x: Vector) -> Vector:
         def step(y: Vector, batch: Batch, x: Vector, eta: Vector) -> Vector:
-            return local.descend(y, local.grad(y, batch) + self.mu * (y - x), eta)
+            return local.descend(y, local.grad(y, batch) + self.mu * (y - x), eta, prox=self.mu)
 
         return local.fold(step, x, x, self.lr * local.decay) - x

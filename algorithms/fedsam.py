@@ -4,8 +4,10 @@
                send y - x
     server:    x <- x + eta_g mean_S (y_i - x)
 
-rho = 0 is FedAvg. Weight decay is a part of f_i here, so it is in g as well; the code of FedSpeed's authors leaves it
-out there. Down 1 vector, up 1 vector for each client of the cohort S; two gradients a step, of the same minibatch.
+rho = 0 is FedAvg. Weight decay is a part of f_i here, so it is in g as well; with local.weight_decay_mode "step" it is
+in neither gradient but in the step, and clipping with local.clip_mode "direction" leaves g alone, as in the code of
+FedSpeed's authors. Down 1 vector, up 1 vector for each client of the cohort S; two gradients a step, of the same
+minibatch.
 """
 
 from __future__ import annotations

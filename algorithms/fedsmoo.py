@@ -73,7 +73,7 @@ class FedSMOO:
                 u = g - mu - s
                 e = self.rho * u / (torch.linalg.vector_norm(u) + EPS)
                 g, mu = local.grad(y + e, batch), mu + e - s
-            return local.descend(y, g - h + (y - x) / self.lam, eta), mu
+            return local.descend(y, g - h + (y - x) / self.lam, eta, prox=1 / self.lam), mu
 
         x, s = down
         y, mu = local.fold(step, (x, mu), x, s, h, self.lr * local.decay)

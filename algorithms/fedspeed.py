@@ -10,7 +10,8 @@
 h_i is the paper's prox-correction ghat_i. The two server rules are one under full participation; under partial
 participation only "all", the rule of the authors' code, converges to the minimiser, so it is the default: the server
 follows the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. Others call 1 / lambda
-``lamb``. Weight decay is a part of f_i here, so it is in g1 as well; the authors' code leaves it out there.
+``lamb``. Weight decay is a part of f_i here, so it is in g1 as well; the authors' code adds it to the step
+(local.weight_decay_mode "step"), and clips g2 - h_i - x / lambda there (local.clip_mode "direction").
 
 FedSpeed(rho=0, lam=1 / alpha) is FedDyn with K gradient steps (Acar, Zhao, Matas, Mattina, Whatmough, Saligrama, ICLR
 2021, arXiv 2111.04263): h_i is its client's grad L_i, hbar its server's h, and alpha its weight, 0.01 in its authors'
@@ -80,7 +81,7 @@ class FedSpeed:
             if self.rho and self.alpha:
                 rho = self.rho / (torch.linalg.vector_norm(g) + EPS) if self.normalize else self.rho
                 g = (1 - self.alpha) * g + self.alpha * local.grad(y + rho * g, batch)
-            return local.descend(y, g - h + (y - x) / self.lam, eta)
+            return local.descend(y, g - h + (y - x) / self.lam, eta, prox=1 / self.lam)
 
         dx = local.fold(step, x, x, h, self.lr * local.decay) - x
         h = h - dx / self.lam

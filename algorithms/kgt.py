@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from algorithms.parts import plain_steps
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import positive
 
@@ -59,6 +60,7 @@ class KGT:
         def step(y: Vector, batch: Batch, c: Vector, eta: Vector) -> Vector:
             return local.descend(y, local.grad(y, batch) + c, eta)
 
+        plain_steps(local, "K-GT divides by K eta, as for SGD; use DFedAvg with this optimiser, or SGD")
         eta = self.lr * local.decay                        # 0 at the end of some schedules, where nothing moves
         dx = x - local.fold(step, x, c, eta)
         z = torch.where(eta > 0, dx / (local.steps * eta), 0)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.parts import sam_gradient
+from algorithms.parts import plain_steps, sam_gradient
 from fedsim import Batch, Clients, Local, Vector
 from fedsim.checks import non_negative, positive, share
 
@@ -60,6 +60,7 @@ class MoFedSAM:
         def step(y: Vector, batch: Batch, pull: Vector, eta: Vector) -> Vector:
             return local.descend(y, self.alpha * sam_gradient(local, y, batch, self.rho) + pull, eta)
 
+        plain_steps(local, "MoFedSAM divides by K eta, as for SGD; use FedSAM with this optimiser, or SGD")
         x, delta = down
         y = local.fold(step, x, (1 - self.alpha) * delta, self.lr * local.decay)
         return y - x, local.steps

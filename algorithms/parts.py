@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from fedsim import Batch, Clients, Compressor, Local, Vector
+from fedsim import SGD, Batch, Clients, Compressor, Local, Vector
 from fedsim.checks import contractive, share
 from fedsim.errors import ConfigError
 
@@ -51,6 +51,23 @@ def sam_gradient(local: Local, y: Vector, batch: Batch, rho: float) -> Vector:
 def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
     """Descend from ``y`` along ``grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
     return local.descend(y, sam_gradient(local, y, batch, rho), eta)
+
+
+def plain_steps(local: Local, why: str) -> None:
+    """Raise ConfigError, which says ``why``, unless local steps are those of SGD."""
+    if not isinstance(local.optimizer, SGD):
+        raise ConfigError(f"local.optimizer is {type(local.optimizer).__name__}, but {why}")
+
+
+def one_momentum(local: Local, settings: Any) -> None:
+    """Raise ConfigError if the algorithm's own ``momentum`` meets an optimiser that has one."""
+    by = local.optimizer
+    if settings.momentum and (getattr(by, "momentum", 0) or getattr(by, "beta1", 0)):
+        name = type(settings).__name__
+        raise ConfigError(
+            f"local.optimizer {type(by).__name__} and {name}.momentum {settings.momentum} are two momenta of the same"
+            f" steps; set {name}.momentum to 0"
+        )
 
 
 def omega_of(compressor: Compressor, d: int) -> float:

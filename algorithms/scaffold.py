@@ -5,7 +5,10 @@
                send (y - x, c_i+ - c_i)
     server:    x <- x + eta_g mean_S (y_i - x);   c <- c + (|S| / n) mean_S (c_i+ - c_i)
 
-eta and K in option II are those of this round and this client. Down 2 vectors, up 2 vectors, as published.
+eta and K in option II are those of this round and this client; it takes steps for gradients, so local optimisers other
+than SGD need option I. With local.weight_decay_mode "step" and local.clip_mode "direction", as in published code, decay
+and clipping act on the corrected gradient, and c_i+ of option II holds both.
+Down 2 vectors, up 2 vectors, as published.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from algorithms.parts import plain_steps
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import one_of, positive
 
@@ -55,6 +59,8 @@ class Scaffold:
         def step(y: Vector, batch: Batch, eta: Vector, correction: Vector) -> Vector:
             return local.descend(y, local.grad(y, batch) + correction, eta)
 
+        if self.option == "II":
+            plain_steps(local, "SCAFFOLD's option II divides by K eta, as for SGD; set algorithm.option to I")
         x, c = down
         eta = self.lr * local.decay
         y = local.fold(step, x, eta, c - c_i)

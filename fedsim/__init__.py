@@ -20,6 +20,7 @@ _NAMES = {
     ],
     "fedsim.data": ["Dataset", "Split"],
     "fedsim.engine.local_work": ["LocalWork"],
+    "fedsim.engine.optimizers": ["SGD", "Adagrad", "Adam", "AdamW", "HeavyBall", "Nesterov", "RMSprop"],
     "fedsim.experiment.execution": ["Execution", "Ray"],
     "fedsim.experiment.experiment": ["Data", "Evaluation", "Experiment"],
     "fedsim.experiment.sampling": ["Bernoulli", "FixedSize"],

@@ -26,6 +26,13 @@ from fedsim.compress import TopK as TopK
 from fedsim.data import Dataset as Dataset
 from fedsim.data import Split as Split
 from fedsim.engine.local_work import LocalWork as LocalWork
+from fedsim.engine.optimizers import SGD as SGD
+from fedsim.engine.optimizers import Adagrad as Adagrad
+from fedsim.engine.optimizers import Adam as Adam
+from fedsim.engine.optimizers import AdamW as AdamW
+from fedsim.engine.optimizers import HeavyBall as HeavyBall
+from fedsim.engine.optimizers import Nesterov as Nesterov
+from fedsim.engine.optimizers import RMSprop as RMSprop
 from fedsim.experiment.execution import Execution as Execution
 from fedsim.experiment.execution import Ray as Ray
 from fedsim.experiment.experiment import Data as Data

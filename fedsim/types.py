@@ -111,6 +111,24 @@ class Sent(Generic[T]):
         return f"Sent(from {len(self.ids)} nodes)"
 
 
+Slots: TypeAlias = tuple[Tensor, ...]
+"""State of a local optimiser at one client: vectors ``[d]`` and numbers, 0-dim."""
+
+
+class Optimizer(Protocol):
+    """Maker of local steps: a frozen dataclass, such as those of ``fedsim.engine.optimizers``.
+
+    It is written for one client and run for many at a time, as client functions are. A field ``state`` with the value
+    "keep" leaves its slots with the client between rounds; else they begin anew in each.
+    """
+
+    def slots(self, x: Vector) -> Slots:
+        """Initial slots for points like ``x [d]``."""
+
+    def step(self, y: Vector, g: Vector, eta: Tensor | float, slots: Slots) -> tuple[Vector, Slots]:
+        """Next point and slots, after a step from ``y [d]`` along minus ``g [d]`` with step size ``eta``."""
+
+
 class Local(Site, Protocol):
     """Interface of a client function to its client in one round; randomness depends on (seed, round, node) alone."""
 
@@ -126,14 +144,25 @@ class Local(Site, Protocol):
         """Gradient ``[d]`` of the local objective at ``x`` on ``batch``; by default on the whole shard.
 
         The objective is the mean loss plus the penalty plus weight decay; gradient clipping, if enabled, precedes
-        weight decay.
+        weight decay. Either may be set to act in ``descend`` instead.
         """
 
-    def descend(self, y: Vector, direction: Vector, eta: Tensor | float) -> Vector:
+    @property
+    def optimizer(self) -> Optimizer:
+        """Optimiser of the local steps; by default ``fedsim.SGD()``."""
+
+    def descend(self, y: Vector, direction: Vector, eta: Tensor | float, *, prox: float = 0.0) -> Vector:
         """Make the local step from ``y [d]`` along ``direction [d]`` with step size ``eta``: ``y - eta * direction``.
 
         The direction is the gradient with the method's corrections. Every local step of a method is made by this word,
-        once in a step of ``local.fold``, so that settings of the step hold for all methods.
+        once in a step of ``local.fold``, so that the local optimiser, and weight decay and clipping at the step, hold
+        for all methods.
+
+        Args:
+            y: where the step begins.
+            direction: what the step descends along.
+            eta: step size.
+            prox: factor of ``y`` in a proximal term of the direction, which clipping of the direction leaves out.
 
         Raises:
             ConfigError: called twice in a step, or outside of ``local.fold``.

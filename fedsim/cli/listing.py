@@ -28,6 +28,7 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _components("model"),
     "samplings": _components("sampling"),
     "schedules": _components("schedule"),
+    "optimizers": _components("optimizer"),
     "compressors": _components("compressor"),
     "uplinks": _components("uplink"),
     "downlinks": _components("downlink"),

@@ -17,6 +17,7 @@ from fedsim.clock.virtual import VirtualClock
 from fedsim.controller import evaluate
 from fedsim.controller.choose import choose
 from fedsim.controller.host import Host
+from fedsim.controller.keeping import method_of
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.engine.blocks import Blocks
@@ -80,7 +81,7 @@ class SeedRun:
 
     def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
         loaded = checkpoint.load_latest(record.checkpoints)
-        algorithm = self.experiment.method
+        algorithm = method_of(self.experiment)
         backend = self._connect(loaded.meta["backend"] if loaded else None)
         fed, self.meter = self.federation, Meter(self.federation)
         self.meter.trace = None if self.clock is None else []
@@ -121,7 +122,7 @@ class SeedRun:
         return costs | {f"clock.{name}": tensor for name, tensor in times.items()}
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
-        experiment, fed, method = self.experiment, self.federation, self.experiment.method
+        experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
         name, offset, costs = type(experiment.algorithm).__name__, record.offset(), self._costs()
         absence = Absence(self.host.say)
 

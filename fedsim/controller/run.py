@@ -16,6 +16,7 @@ import torch
 
 from fedsim.controller.host import Host
 from fedsim.controller.interrupt import terminate_as_interrupt
+from fedsim.controller.local_steps import check_local_steps
 from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
@@ -45,6 +46,7 @@ def run(
 
 def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
+    check_local_steps(experiment, first)
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
     for remark in [*experiment.remarks, *([first.dataset.notes] if own else [])]:
         host.say(remark)

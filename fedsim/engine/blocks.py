@@ -96,7 +96,8 @@ class _Block:
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._index, self._lengths = _padded(plans, federation.model.device)
         self._widths = self._lengths.max(0)
-        self.descend = Descent()
+        self.descend = Descent(federation.work)
+        self.optimizer = federation.work.optimizer
         self.tape: Tape | None = None  # while a step is being recorded
         self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
@@ -176,16 +177,19 @@ class _Block:
         """See ``fedsim.types.Local``."""
         refuse_captured_tensors(step)
         self._outside("local.fold")
-        n_carry = len(leaves(carry))
-        like = (carry, *consts, *[self._slot] * shares)
+        self.descend.start(self.fed.model.zeros())
+        state = carry, self.descend.slots
+        n_carry = len(leaves(state))
+        like = (state, *consts, *[self._slot] * shares)
 
         def run(c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
             own, tensors = own[1:], tensors[1:]            # the first is the slot
-            state = [t if o else t.expand(c, *t.shape) for t, o in zip(tensors[:n_carry], own, strict=False)]
-            return self._loop(step, like, state, tensors[n_carry:], own[n_carry:], skip, shares)
+            stacks = [t if o else t.expand(c, *t.shape) for t, o in zip(tensors[:n_carry], own, strict=False)]
+            return self._loop(step, like, stacks, tensors[n_carry:], own[n_carry:], skip, shares)
 
-        given = leaves((carry, *consts))
-        return build(carry, iter(_stacked(run, self._slot, *given)))
+        given = leaves((state, *consts))
+        carry, self.descend.slots = build(state, iter(_stacked(run, self._slot, *given)))
+        return carry
 
     def _loop(
         self, step: Callable[..., Any], like: Any, state: list[Tensor], consts: list[Tensor], own: list[bool],

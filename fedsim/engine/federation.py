@@ -37,6 +37,8 @@ class ClientCall(NamedTuple):
         down: message to every node; None for none.
         mine: memories that ``fn`` reads, as one tuple per node; None for none.
         sends: whether ``fn`` returns a message.
+        keeps: whether the last memory in ``mine`` is not for ``fn`` but for the local optimiser: its slots, which the
+            new memories end with as well.
     """
 
     fn: Callable[..., Any]
@@ -45,16 +47,22 @@ class ClientCall(NamedTuple):
     down: Any
     mine: Kept[tuple[Any, ...]] | None
     sends: bool = True
+    keeps: bool = False
 
     def at(self, local: Local, down: Any, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """Run the function on one node: its message, None if it sends none, and its new memories."""
+        if self.keeps:
+            descent: Any = local.descend
+            *mine_of_fn, descent.slots = mine
+            message, new = self._replace(keeps=False).at(local, down, tuple(mine_of_fn))
+            return message, (*new, descent.slots)
         if not self.sends:
             new = self.fn(local, *mine) if down is None else self.fn(local, down, *mine)
             refuse_no_tensors(self.fn, new)
             return None, new if type(new) is tuple else (new,)
         result = self.fn(local, down, *mine)
         refuse_no_tensors(self.fn, result)
-        message, *kept = message_and_memories(result, reads=self.mine is not None)
+        message, *kept = message_and_memories(result, reads=bool(mine))
         return message, tuple(kept)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.checks import number, whole
-from fedsim.errors import PartitionError
-from fedsim.types import Batch
+from fedsim.engine.optimizers import SGD
+from fedsim.errors import ConfigError, PartitionError
+from fedsim.types import Batch, Optimizer
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class LocalWork:
         weight_decay: coefficient of the L2 term (weight_decay / 2) ||x||^2 in every client's objective.
         clip_norm: maximum L2 norm of a gradient, of a minibatch or a whole shard, before weight decay is added; no
             clipping by default.
+        optimizer: maker of the local steps from the methods' directions; those without local steps refuse all but SGD.
+        weight_decay_mode: place of the weight decay: "objective", in every gradient, or "step", added to the direction
+            of each local step after clipping, so that no correction of a method scales it, as in most published code.
+        clip_mode: what clip_norm limits: each "gradient", or the "direction" of a local step, which is the gradient
+            with a method's corrections, as in most published code.
     """
 
     batch_size: int = 32
@@ -36,6 +43,9 @@ class LocalWork:
     steps: int | None = None
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    optimizer: Optimizer = field(default_factory=SGD)
+    weight_decay_mode: Literal["objective", "step"] = "objective"
+    clip_mode: Literal["gradient", "direction"] = "gradient"
 
     def __post_init__(self) -> None:
         whole("local.batch_size", self.batch_size, 0, "; 0 is the whole shard")
@@ -45,13 +55,44 @@ class LocalWork:
         number("local.weight_decay", self.weight_decay, lambda v: v >= 0, "a finite number, 0 or more")
         if self.clip_norm is not None:
             number("local.clip_norm", self.clip_norm, lambda v: v > 0, "a positive norm, or none for no clipping")
+        verbs = ("slots", "step")
+        if isinstance(self.optimizer, type) or not all(callable(getattr(self.optimizer, v, None)) for v in verbs):
+            raise ConfigError(
+                f"local.optimizer is {self.optimizer!r:.200}; expected an optimiser such as AdamW(), or another object"
+                f" with {' and '.join(verbs)}"
+            )
+        for name, choices in (("weight_decay_mode", ("objective", "step")), ("clip_mode", ("gradient", "direction"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"local.{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}")
 
     def regularise(self, g: Tensor, x: Tensor) -> Tensor:
         """Clip the gradient ``g [..., d]`` and add the gradient of the weight decay at ``x [..., d]``."""
-        if self.clip_norm is not None:
-            norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
-            g = g * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        return g + self.weight_decay * x if self.weight_decay else g
+        if self.clip_mode == "gradient":
+            g = self._clipped(g)
+        return g + self.weight_decay * x if self.weight_decay and self.weight_decay_mode == "objective" else g
+
+    def regularise_step(self, direction: Tensor, y: Tensor, prox: float) -> Tensor:
+        """Clip the ``direction [..., d]`` of a local step, but for the term ``prox * y``, and add the weight decay at
+        ``y [..., d]``, where the modes say so.
+        """
+        if self.clip_mode == "direction" and self.clip_norm is not None:
+            direction = self._clipped(direction - prox * y) + prox * y if prox else self._clipped(direction)
+        decays = self.weight_decay and self.weight_decay_mode == "step"
+        return direction + self.weight_decay * y if decays else direction
+
+    def _clipped(self, g: Tensor) -> Tensor:
+        if self.clip_norm is None:
+            return g
+        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
+        clipped: Tensor = g * (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        return clipped
+
+    @property
+    def step_settings(self) -> list[str]:
+        """Settings that act in ``local.descend`` alone, as they are written in a config."""
+        found = [] if self.optimizer == SGD() else [f"local.optimizer {type(self.optimizer).__name__}"]
+        found += ["local.weight_decay_mode step"] * (self.weight_decay_mode == "step")
+        return found + ["local.clip_mode direction"] * (self.clip_mode == "direction")
 
     def batch(self, size: int | np.ndarray) -> np.ndarray:
         """Minibatch size of clients with ``size`` samples."""

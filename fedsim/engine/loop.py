@@ -34,7 +34,8 @@ class LoopLocal:
     ) -> None:
         self._fed, self._meter, self._node = federation, meter, node
         self._round, self._plan, self.decay = round, plan, decay
-        self.descend = Descent()
+        self.descend = Descent(federation.work)
+        self.optimizer = federation.work.optimizer
 
     @property
     def steps(self) -> Tensor:
@@ -80,6 +81,7 @@ class LoopLocal:
         index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
         model = self._fed.model
         weights = torch.from_numpy(self._plan.shares).to(model.device, model.dtype) if shares else None
+        self.descend.start(model.zeros())
         for k in range(skip, len(index)):
             batch = self._fed.shards.take(index[k, : self._plan.lengths[k]])
             self.descend.begin()

@@ -77,6 +77,10 @@ class Model:
         """Copy of the module's current parameters, ``[d]``."""
         return torch.cat([p.detach().reshape(-1) for p in self.parameters])
 
+    def zeros(self) -> Vector:
+        """Zeros ``[d]`` that take no memory; not to be written into."""
+        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.d)
+
     def load(self, x: Vector) -> nn.Module:
         """Set the module's parameters to views of ``x``, and return the module."""
         if self.parameters[0].data_ptr() != x.data_ptr():   # equal while a step updates x in place

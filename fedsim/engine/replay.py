@@ -27,7 +27,7 @@ class Gradients(Protocol):
 
 
 COLUMNWISE = {*OVER.keys(), *OVER.values()} | {
-    *(aten.neg.default, aten.abs.default, aten.sign.default, aten.sqrt.default, aten.rsqrt.default),
+    *(aten.neg.default, aten.abs.default, aten.sign.default, aten.rsqrt.default),
     *(aten.reciprocal.default, aten.pow.Tensor_Scalar, aten.clamp.default, aten.maximum.default, aten.minimum.default),
     *(aten.where.self, aten.addcdiv.default),
 }

@@ -20,6 +20,8 @@ OVER: dict[Any, Any] = {
     aten.mul.Tensor: aten.mul.out,
     aten.div.Tensor: aten.div.out,
     aten.addcmul.default: aten.addcmul.out,
+    aten.lerp.Scalar: aten.lerp.Scalar_out,
+    aten.sqrt.default: aten.sqrt.out,
 }
 """Operations that can overwrite one of their operands, with the variant that takes ``out``."""
 
@@ -30,6 +32,7 @@ def rewrite(r: Recording) -> None:
     _drop_ones(r)
     _merge_products(r)
     _drop_unused(r)
+    _hoist_numbers(r)
     _own_results(r)
     for n, op in enumerate(r.ops):
         if variant := OVER.get(op.fn):
@@ -93,10 +96,25 @@ def _is_product(r: Recording, op: Op | None, user: Op) -> bool:
     )
 
 
+def _hoist_numbers(r: Recording) -> None:
+    """Move what needs neither the last gradient nor whole vectors, such as Adam's bias corrections, before it."""
+    at = max((n for n, op in enumerate(r.ops) if op.fn is None), default=len(r.ops))
+    gradient, after = r.ops[at : at + 1], r.ops[at + 1 :]
+    late = {slot for op in gradient for slot in op.out}
+    first: list[Op] = []
+    rest: list[Op] = []
+    for op in after:
+        stays = late.intersection(op.reads()) or r.alike(op.out[0], gradient[0].out[0])
+        (rest if stays else first).append(op)
+        late.update(op.out if stays else ())
+    r.ops = [*r.ops[:at], *first, *gradient, *rest]
+
+
 def _own_results(r: Recording) -> None:
     """Copy results that share memory with each other, with inputs other than the carry, or with constants."""
     ours = {*r.made(), *r.carry}
-    taken = {r.storage(i) for i in range(len(r.tensors)) if i not in ours}
+    read = {slot for op in r.ops for slot in op.reads()}   # what no operation reads may be a view of a result
+    taken = {r.storage(i) for i in {*map(Slot, range(r.inputs)), *read, *r.results} - ours}
     for i, slot in enumerate(r.results):
         if r.storage(slot) in taken or not r.tensors[slot].is_contiguous():
             copy = Slot(len(r.tensors))

@@ -44,7 +44,7 @@ class LocalStep:
 
     Args:
         step: the function passed to ``local.fold``.
-        like: tree with the structure of (carry, *consts).
+        like: tree with the structure of ((carry, slots of the optimiser), *consts).
         model: model whose gradient the step evaluates.
         work: local work of the round.
         block: the clients; the ``local`` of the step.
@@ -57,7 +57,8 @@ class LocalStep:
         if len(steps) > MOST_STEPS:
             steps.clear()
         try:
-            self._programs: Programs | None = steps.setdefault((fingerprint(step, block), work), {})
+            form = fingerprint((step, work.optimizer.step), block), work
+            self._programs: Programs | None = steps.setdefault(form, {})
         except Unreplayable:
             self._programs = None
 
@@ -66,7 +67,7 @@ class LocalStep:
 
         Args:
             batch: stacked minibatches of the clients.
-            state: tensors of the carry, ``[c, ...]``; may be overwritten.
+            state: tensors of the carry and of the slots, ``[c, ...]``; may be overwritten.
             consts: tensors of the remaining arguments.
             own: which of ``consts`` have a row per client.
         """
@@ -87,11 +88,11 @@ class LocalStep:
         self, samples: Sequence[Tensor], state: Sequence[Tensor], consts: Sequence[Tensor], own: list[bool]
     ) -> tuple[Tensor, ...]:
         def one(batch: Batch, *flat: Tensor) -> tuple[Tensor, ...]:
-            carry, *rest = build(self._like, iter(flat))
+            (carry, self._block.descend.slots), *rest = build(self._like, iter(flat))
             self._block.descend.begin()
             new = self._step(carry, batch, *rest)
             refuse_other_form(self._step, carry, new)
-            return tuple(leaves(new))
+            return tuple(leaves((new, self._block.descend.slots)))
 
         dims = (tuple(0 for _ in samples), *(0 for _ in state), *(0 if o else None for o in own))
         out: tuple[Tensor, ...] = torch.vmap(lambda batch, *flat: one(Batch(*batch), *flat), in_dims=dims)(

@@ -155,7 +155,7 @@ class OneClient:
         self.gradients.append(F.grad(self.i, x.numpy()))
         return torch.from_numpy(self.gradients[-1])
 
-    def descend(self, y: Any, direction: Any, eta: Any) -> Any:
+    def descend(self, y: Any, direction: Any, eta: Any, prox: float) -> Any:
         return y - eta * direction
 
     def fold(self, step: Any, carry: Any, *consts: Any) -> Any:

@@ -13,11 +13,11 @@ from torch import Tensor
 from algorithms import DCGD, EF21PAGE, GradientTracking
 from algorithms.parts import mean_difference, mean_gradient
 from fedsim import Batch, Local
-from fedsim.backends.flower.server.dry_run import outcome
 from fedsim.clients import cohort
 from fedsim.compress import Identity
 from fedsim.engine import step
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.dry_run import DryLocal, outcome
 from fedsim.engine.federation import Backend, ClientCall, Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
@@ -126,5 +126,5 @@ def test_the_shape_of_a_mean_is_found_without_a_client() -> None:
     """As the Flower backend finds it."""
     fed = federation(F, LocalWork(3))
     call = ClientCall(mean_gradient, np.arange(1), 1, X, None)
-    message, kept = outcome(call, fed.model, fed.shards.take(torch.tensor([0])), ())
+    message, kept = outcome(call, DryLocal(fed.model, fed.work, fed.shards.take(torch.tensor([0]))), ())
     assert message.shape == X.shape and kept == ()

@@ -260,7 +260,7 @@ class Play(NamedTuple):
 
 def federation(
     model: str = "dense",
-    work: str = "epochs",
+    work: str | LocalWork = "epochs",
     backend: str = "loop",
     dtype: torch.dtype = torch.float64,
     weighted: bool = False,
@@ -285,7 +285,7 @@ def federation(
     return Federation(
         made,
         Shards(xs, ys, np.r_[0, np.cumsum(sizes)]),
-        WORKS[work],
+        WORKS[work] if isinstance(work, str) else work,
         seed,
         Loop() if backend == "loop" else BACKENDS[backend](),
         weights=sizes if weighted else None,

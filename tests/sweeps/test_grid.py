@@ -78,6 +78,14 @@ def test_every_combination_is_a_run(whole: Path) -> None:
     assert len(metrics(whole)) == 8
 
 
+def test_local_optimisers_are_an_axis(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    axis = ["--local.optimizer", "SGD,AdamW"]
+    assert main(["sweep", *SMALL, *axis, "--jobs", "1", "--output", str(folder)]) == 0
+    one, other = metrics(folder).values()
+    assert one != other
+
+
 def test_a_point_measures_what_a_run_of_its_own_does(whole: Path, tmp_path: Path) -> None:
     alone = ["--algorithm.lr", "0.5", "--local.batch_size", "8", "--seeds", "2"]
     assert main(["run", *SMALL, *alone, "--output", str(tmp_path / "run")]) == 0

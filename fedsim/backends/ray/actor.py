@@ -151,7 +151,7 @@ class Worker:
     def _call(self, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]) -> ClientCall:
         mine = self._mine(task, first, rows)
         return ClientCall(
-            self._functions[task.fn], task.ids, task.round, self._tree(task.down, down), mine, task.sends
+            self._functions[task.fn], task.ids, task.round, self._tree(task.down, down), mine, task.sends, task.keeps
         )
 
     def _mine(self, task: ClientTask, first: list[np.ndarray], rows: Sequence[np.ndarray]) -> Kept[Any] | None:

@@ -51,6 +51,7 @@ class ClientTask:
         block_size: clients in a block; 0 to run them one by one.
         fn: registered name of the client function.
         sends: True if it returns a message.
+        keeps: True if the last memory is the local optimiser's.
         down: form of the broadcast; None for nothing.
         mine: form of a client's memories; None if it reads none.
         known: bool mask over ``ids``: clients whose memory is passed; the others use the initial one.
@@ -65,6 +66,7 @@ class ClientTask:
     block_size: int
     fn: str
     sends: bool
+    keeps: bool
     down: Any
     mine: Any
     known: np.ndarray

@@ -72,7 +72,7 @@ class RayActors:
             rows = {} if mine is None else {node: mine.rows[node] for node in nodes.tolist() if node in mine.rows}
             known = np.isin(nodes, list(rows))
             task = ClientTask(
-                token, nodes, call.round, federation.decay(call.round), self.block_size, name, call.sends,
+                token, nodes, call.round, federation.decay(call.round), self.block_size, name, call.sends, call.keeps,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
                 known, width, w.dropped(run.worker),
             )  # fmt: skip

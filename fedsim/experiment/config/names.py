@@ -44,6 +44,7 @@ CATALOGUES = {
     "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
+    "optimizer": Catalogue("fedsim.engine.optimizers", "OPTIMIZERS", "step"),
     "uplink": Catalogue("fedsim.feedback", "UPLINKS", "__init__"),
     "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast"),
     "aggregate": Catalogue("fedsim.robust", "RULES", "aggregate"),

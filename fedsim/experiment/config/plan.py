@@ -17,6 +17,7 @@ from fedsim.data.catalogue import FORMATS, NAMED
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config.names import (
     ImportedModel,
+    alias,
     aliases,
     catalogue,
     find,
@@ -175,6 +176,11 @@ def names(kind: str) -> list[str]:
     return list(LOADERS if kind == "data" else {**catalogue(kind), **aliases(kind)})
 
 
+def _may_name(kind: str, value: str) -> bool:
+    """True unless no component of this kind has the name ``value``: FedOpt's optimizer is a word, not a component."""
+    return value in names(kind) or alias(kind, value) is not None or ("." in value and bool(names(kind)))
+
+
 def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Callable[..., Any], ...]:
     """Builder of a component, then the sources of its parameters; a function without sources IS the component."""
     if kind == "data":
@@ -213,7 +219,7 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
     result = dict(below)
     for key, value in above.items():
         old, at = below.get(key), f"{place}.{key}" if place else key
-        component = isinstance(value, Mapping) or (isinstance(value, str) and names(key))
+        component = isinstance(value, Mapping) or (isinstance(value, str) and _may_name(key, value))
         if old is None or not component or _numbers(value) is not None:
             result[key] = value
             continue

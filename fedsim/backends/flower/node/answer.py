@@ -32,6 +32,7 @@ from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
 from fedsim.controller.evaluate import score
 from fedsim.engine.federation import ClientCall, Meter
+from fedsim.engine.optimizers import keeps
 from fedsim.errors import FedsimError
 from fedsim.feedback.linked import is_vector, moved
 from fedsim.messages import wire
@@ -118,7 +119,8 @@ class Node:
         self.store.drop(values.get("alive", ()), self._now(call))
         clock = self._spent("memory", clock)
         meter = Meter(fed)
-        work = ClientCall(fn, np.array([self.client]), number(call, "round"), down, mine, sends)
+        ids, keep = np.array([self.client]), keeps(fed.work.optimizer)
+        work = ClientCall(fn, ids, number(call, "round"), down, mine, sends, keep)
         sent, kept = fed.backend.run(fed, meter, work)
         clock = self._spent("compute", clock)
         what, data = f"in round {values['round']} the {{}} of client {self.client}", {}

@@ -19,10 +19,10 @@ from torch import Tensor
 from fedsim.backends.flower.protocol.calls import Call, RefusedError, is_count
 from fedsim.backends.flower.protocol.forms import Form, compressors_of, form_of, name_of, received
 from fedsim.backends.flower.server.copies import Copies
-from fedsim.backends.flower.server.dry_run import outcome
 from fedsim.backends.flower.server.memories import Handle, Memories
 from fedsim.backends.flower.server.relay import Done, Relayed, neighbours
 from fedsim.backends.flower.server.transport import REFUSED, Exchange, Link
+from fedsim.engine.dry_run import DryLocal, outcome
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import ClientsLostError
 from fedsim.feedback.linked import is_vector
@@ -101,7 +101,7 @@ class FlowerBackend:
             data["down"] = wire.encode(down, self.compressors)
         ids = call.ids.tolist()
         memories = {i: () if mine is None else mine.rows.get(i, mine.default) for i in ids}
-        message, memory = outcome(call, self.model, self.sample, memories[ids[0]])
+        message, memory = outcome(call, DryLocal(self.model, federation.work, self.sample), memories[ids[0]])
         calls = {}
         for client, kept in memories.items():
             shipped: dict[str, bytes] = {}

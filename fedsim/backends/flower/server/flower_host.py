@@ -17,7 +17,6 @@ from fedsim.backends.flower.protocol import versions
 from fedsim.backends.flower.protocol.calls import Call, is_count
 from fedsim.backends.flower.protocol.common import Common, as_text
 from fedsim.backends.flower.protocol.policy import Policy
-from fedsim.backends.flower.server.dry_run import Dry
 from fedsim.backends.flower.server.flower_backend import FlowerBackend, ServerIdentity
 from fedsim.backends.flower.server.memories import Handle
 from fedsim.backends.flower.server.remote_data import common_of, of_own_data, without_samples
@@ -26,6 +25,7 @@ from fedsim.clients import cohort
 from fedsim.controller.evaluate import OwnScores
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
+from fedsim.engine.dry_run import Dry
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.memory import OnDevice
 from fedsim.errors import ClientsLostError, ConfigError, DeployError

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import tree_map
@@ -20,8 +21,9 @@ from fedsim.values import Far, Vector
 class DryLocal:
     """``Local`` with zero gradients and a single step."""
 
-    def __init__(self, model: Model, sample: Batch) -> None:
-        self._model, self._sample, self.descend = model, sample, Descent()
+    def __init__(self, model: Model, work: LocalWork, sample: Batch) -> None:
+        self._model, self._sample = model, sample
+        self.descend, self.optimizer = Descent(work), work.optimizer
         self.decay = torch.ones((), dtype=model.dtype, device=model.device)
         self.steps = torch.ones_like(self.decay)
 
@@ -46,6 +48,7 @@ class DryLocal:
         self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
     ) -> Any:
         """See ``fedsim.types.Local``."""
+        self.descend.start(self._model.zeros())
         self.descend.begin()
         carry = step(carry, self._sample, *consts, *[self.steps] * shares)
         self.descend.end()
@@ -53,24 +56,31 @@ class DryLocal:
 
 
 @torch.no_grad()
-def outcome(call: ClientCall, model: Model, sample: Batch, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+def outcome(call: ClientCall, local: DryLocal, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     """Dummy message and new memories, with the shapes that a client function returns for the memories ``mine``."""
-    here = tree_map(lambda t: _like(t, model.device), mine)
-    return call.at(DryLocal(model, sample), call.down, here)
+    here = tree_map(lambda t: _like(t, local.decay.device), mine)
+    return call.at(local, call.down, here)
 
 
 class Dry:
-    """``Backend`` that returns dummy values of the right shapes without calling a client."""
+    """``Backend`` that returns dummy values of the right shapes without calling a client.
+
+    Attributes:
+        descended: True once a client function has made a step by ``local.descend``.
+    """
 
     def __init__(self, sample: Batch) -> None:
         self._sample = sample
+        self.descended = False
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
     ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         first = () if call.mine is None else call.mine[int(call.ids[0])]
-        message, new = outcome(call, federation.model, self._sample, first)
+        local = DryLocal(federation.model, federation.work, self._sample)
+        message, new = outcome(call, local, first)
+        self.descended |= local.descend.used
         memory = dict.fromkeys(call.ids.tolist(), new) if new else {}
         return Stacked(tree_map(lambda t: t.expand(len(call.ids), *t.shape), message)) if call.sends else None, memory
 

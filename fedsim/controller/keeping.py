@@ -1,0 +1,93 @@
+"""Any algorithm whose clients keep the state of their local optimiser between rounds, without a change to its code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from fedsim.algorithm import Algorithm, has_server
+from fedsim.clients import Clients
+from fedsim.engine.federation import Backend, ClientCall, Federation, Meter
+from fedsim.engine.optimizers import keeps
+from fedsim.experiment.experiment import Experiment
+from fedsim.tree import tree_map
+from fedsim.types import Kept, Messages, Optimizer, Slots
+from fedsim.values import Vector
+
+
+class KeepingState(NamedTuple):
+    inner: Any           # the algorithm's own state
+    slots: Kept[Slots]   # of every client's optimiser; never travel
+
+    @property
+    def x(self) -> Any:
+        """The model in the algorithm's state."""
+        return self.inner.x
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """An algorithm with a memory of its clients' optimisers; itself an algorithm.
+
+    Args:
+        algorithm: the algorithm to run.
+        optimizer: the local optimiser.
+    """
+
+    algorithm: Algorithm[Any]
+    optimizer: Optimizer
+
+    @property
+    def server(self) -> bool:
+        """True if the algorithm has a server."""
+        return has_server(self.algorithm)
+
+    def init(self, x: Vector, clients: Clients) -> KeepingState:
+        """See ``Algorithm``."""
+        keeper = Keeper(clients, clients.keep(self.optimizer.slots(x)))
+        return KeepingState(self.algorithm.init(x, keeper.clients), keeper.slots)
+
+    def round(self, s: KeepingState, clients: Clients) -> KeepingState:
+        """See ``Algorithm``."""
+        keeper = Keeper(clients, s.slots)
+        return KeepingState(self.algorithm.round(s.inner, keeper.clients), keeper.slots)
+
+
+class Keeper:
+    """Backend of one round that hands each client the slots of its optimiser, and collects them afterwards.
+
+    Attributes:
+        clients: the clients on this backend.
+        slots: the current slots of all clients.
+    """
+
+    def __init__(self, clients: Clients, slots: Kept[Slots]) -> None:
+        federation = clients._federation
+        self._backend: Backend = federation.backend
+        self.clients = Clients(replace(federation, backend=self), clients._meter, clients.ids, clients.round)
+        self.slots = slots
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def run(
+        self, federation: Federation, meter: Meter, call: ClientCall
+    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+        """See ``fedsim.engine.federation.Backend``."""
+        slots, given = self.slots, call.mine or Kept(self.slots.n, ())
+        nodes = [node for node in call.ids.tolist() if node in given.rows or node in slots.rows]
+        rows = {
+            node: (*given.rows.get(node, given.default), slots.rows.get(node, slots.default)) for node in nodes
+        }
+        mine = Kept(slots.n, (*given.default, slots.default), rows)
+        messages, memory = self._backend.run(federation, meter, call._replace(mine=mine, keeps=True))
+        put = federation.memory.put
+        new = {node: tree_map(put, own) for node, (*_, own) in memory.items()}
+        self.slots = slots | Kept(slots.n, slots.default, new)
+        return messages, {node: tuple(others) for node, (*others, _) in memory.items()}
+
+
+def method_of(experiment: Experiment) -> Algorithm[Any]:
+    """The algorithm to run, with a memory of the local optimisers if they keep their state."""
+    optimizer = experiment.local.optimizer
+    return Keeping(experiment.method, optimizer) if keeps(optimizer) else experiment.method

@@ -1,0 +1,44 @@
+"""Check at set-up that an algorithm makes local steps, where settings act in them alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedsim.clients import cohort
+from fedsim.controller.prepare import Prepared
+from fedsim.engine.dry_run import Dry
+from fedsim.engine.memory import OnDevice
+from fedsim.errors import ConfigError, DivergenceError
+from fedsim.experiment.experiment import Experiment
+from fedsim.types import Batch
+
+ROUNDS = 3
+"""Rounds in which a method has to make a local step; some toss a coin for it."""
+
+
+def check_local_steps(experiment: Experiment, prepared: Prepared) -> None:
+    """Run the algorithm without data or gradients, if a setting acts in ``local.descend`` alone.
+
+    Raises:
+        ConfigError: the algorithm never calls it, or refuses the local optimiser.
+    """
+    settings = experiment.local.step_settings
+    if not settings:
+        return
+    test, algorithm = prepared.test, experiment.algorithm
+    dry = Dry(Batch(test.x[:1], test.y[:1]))
+    fed = replace(prepared.federation, backend=dry, memory=OnDevice())
+    try:
+        state = algorithm.init(fed.model.vector(), cohort(fed, 0))
+        for round in range(1, ROUNDS + 1):
+            ids = experiment.participation.cohort(fed.seed, round, fed.shards.n)
+            state = algorithm.round(state, cohort(fed, round, ids))
+            if dry.descended:
+                return
+    except DivergenceError:                                # of zero gradients; a true round will tell
+        return
+    raise ConfigError(
+        f"{type(algorithm).__name__} makes no local steps, so {' and '.join(settings)} would have no effect; leave"
+        f" {'it' if len(settings) == 1 else 'them'} out, or use a method with local steps, such as FedAvg (a method of"
+        " your own makes them by local.descend)"
+    )

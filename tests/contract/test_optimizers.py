@@ -1,0 +1,38 @@
+"""Local optimisers and settings of the step in every method that makes local steps, on every backend as in the loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedsim import Adagrad, AdamW, HeavyBall, LocalWork, Nesterov, RMSprop
+from tests.contract.cases import gap, play
+
+WORKS = {
+    "AdamW": LocalWork(4, epochs=2, optimizer=AdamW()),
+    "Nesterov": LocalWork(4, steps=3, optimizer=Nesterov()),
+    "RMSprop": LocalWork(4, epochs=2, optimizer=RMSprop(eps=1e-3)),
+    "HeavyBall, at the step": LocalWork(
+        4, steps=3, optimizer=HeavyBall(0.5), weight_decay=0.1, clip_norm=0.3, weight_decay_mode="step",
+        clip_mode="direction",
+    ),
+    "Adagrad, at the step": LocalWork(
+        4, epochs=2, optimizer=Adagrad(), weight_decay=0.1, clip_norm=0.3, weight_decay_mode="step",
+        clip_mode="direction",
+    ),
+}  # fmt: skip
+METHODS = (
+    "FedAvg", "FedProx", "FedAdam", "FedSAM", "SCAFFOLD I", "FedSpeed", "FedSpeed plain", "DFedAvg", "DFedSAM", "SGP",
+    "FedAvg, PowerSGD",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["blocks of 4", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("work", WORKS)
+def test_as_in_the_loop(method: str, work: str, backend: Any) -> None:
+    loop, other = play(method, work=WORKS[work]), play(method, work=WORKS[work], backend=backend)
+    for a, b in zip(loop.states, other.states, strict=True):
+        assert gap(a, b) <= 1e-12
+    assert gap(loop.states[-1], play(method).states[-1]) > 1e-6

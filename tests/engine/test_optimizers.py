@@ -1,0 +1,176 @@
+"""Local optimisers: those of ``torch.optim``, on every backend, with their state reset or kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from algorithms import FedAvg
+from fedsim import SGD, Adagrad, Adam, AdamW, HeavyBall, LocalWork, Nesterov, RMSprop
+from fedsim.clients import cohort
+from fedsim.controller.keeping import Keeping
+from fedsim.engine import replay, step
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation, Meter
+from fedsim.engine.local_work import minibatches
+from fedsim.engine.loop import Loop
+from fedsim.engine.optimizers import OPTIMIZERS
+from fedsim.errors import ConfigError
+from fedsim.models.losses import cross_entropy
+from fedsim.record.state import flatten, restore
+from tests.engine.test_replay import SIZES, federation
+
+LR = 0.05
+TORCH: dict[Any, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
+    SGD(): lambda p: torch.optim.SGD(p, LR),
+    HeavyBall(0.8): lambda p: torch.optim.SGD(p, LR, momentum=0.8),
+    Nesterov(0.8): lambda p: torch.optim.SGD(p, LR, momentum=0.8, nesterov=True),
+    Adam(0.8, 0.99, 1e-6): lambda p: torch.optim.Adam(p, LR, (0.8, 0.99), 1e-6),
+    Adam(0.0, 0.0): lambda p: torch.optim.Adam(p, LR, (0.0, 0.0)),
+    AdamW(weight_decay=0.3): lambda p: torch.optim.AdamW(p, LR, weight_decay=0.3),
+    RMSprop(0.9): lambda p: torch.optim.RMSprop(p, LR, 0.9),
+    Adagrad(): lambda p: torch.optim.Adagrad(p, LR),
+}
+WORK = LocalWork(8, epochs=2)
+COHORTS = (np.array([0, 1, 3, 4]), np.array([1, 2, 4, 5]), np.array([1, 3, 5]))
+
+
+class InTorch:
+    """FedAvg of plain PyTorch training, with one optimiser for each client."""
+
+    def __init__(self, fed: Federation, make: Callable[..., torch.optim.Optimizer], keep: bool) -> None:
+        self.fed, self.make, self.keep = fed, make, keep
+        self.known: dict[int, Any] = {}                    # state_dicts by client
+
+    def trained(self, x: Tensor, round: int, node: int) -> Tensor:
+        module = copy.deepcopy(self.fed.model.module)
+        nn.utils.vector_to_parameters(x.clone(), module.parameters())
+        optimizer = self.make(module.parameters())
+        if self.keep and node in self.known:
+            optimizer.load_state_dict(self.known[node])
+        (plan,) = minibatches(WORK, self.fed.shards, self.fed.seed, round, np.array([node]))
+        for rows, length in zip(plan.index, plan.lengths, strict=True):
+            batch = self.fed.shards.take(torch.from_numpy(rows[:length]))
+            optimizer.zero_grad()
+            cross_entropy(module(batch.x), batch.y).mean().backward()
+            optimizer.step()
+        self.known[node] = copy.deepcopy(optimizer.state_dict())
+        return nn.utils.parameters_to_vector(module.parameters()).detach()
+
+    def run(self, x: Tensor) -> list[Tensor]:
+        states = []
+        for round, ids in enumerate(COHORTS, 1):
+            x = torch.stack([self.trained(x, round, int(i)) for i in ids]).mean(0)
+            states.append(x)
+        return states
+
+
+def rounds(fed: Federation, algorithm: Any, meter: Meter | None = None) -> list[Any]:
+    state, states = algorithm.init(fed.model.vector(), cohort(fed, 0, meter=meter)), []
+    for round, ids in enumerate(COHORTS, 1):
+        state = algorithm.round(state, cohort(fed, round, ids, meter))
+        states.append(state)
+    return states
+
+
+def working(optimizer: Any, backend: Any) -> Federation:
+    return federation(backend, LocalWork(8, epochs=2, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("backend", [Loop(), Blocks(4), Blocks(1)], ids=["loop", "blocks", "blocks of 1"])
+@pytest.mark.parametrize("optimizer", TORCH, ids=str)
+@pytest.mark.parametrize("least", [0, replay.LEAST_PART], ids=["in parts", "whole"])
+def test_they_are_those_of_torch(
+    optimizer: Any, backend: Any, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "LEAST_PART", least)
+    fed = working(optimizer, backend)
+    want = InTorch(fed, TORCH[optimizer], keep=False).run(fed.model.vector())
+    for a, b in zip(want, rounds(fed, FedAvg(LR)), strict=True):
+        torch.testing.assert_close(b.x, a, rtol=0, atol=1e-12)
+    assert {type(o) for o in TORCH} == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
+@pytest.mark.parametrize("optimizer", [AdamW(state="keep"), HeavyBall(state="keep")], ids=str)
+def test_a_kept_state_goes_on_at_its_client_and_never_travels(optimizer: Any, backend: Any) -> None:
+    """Under partial participation each client counts its own steps."""
+    fed, reset = working(optimizer, backend), working(optimizer, backend)
+    make = {AdamW: lambda p: torch.optim.AdamW(p, LR), HeavyBall: lambda p: torch.optim.SGD(p, LR, momentum=0.9)}
+    want = InTorch(fed, make[type(optimizer)], keep=True).run(fed.model.vector())
+    meter, meter_of_reset = Meter(fed), Meter(reset)
+    kept, anew = rounds(fed, Keeping(FedAvg(LR), optimizer), meter), rounds(reset, FedAvg(LR), meter_of_reset)
+    for a, b in zip(want, kept, strict=True):
+        torch.testing.assert_close(b.x, a, rtol=0, atol=1e-12)
+    assert (kept[-1].x - anew[-1].x).abs().max() > 1e-3
+    for name, costs in vars(meter.ledger).items():
+        np.testing.assert_array_equal(costs, getattr(meter_of_reset.ledger, name))
+    if isinstance(optimizer, AdamW):
+        steps = 2 * -(-SIZES // 8)
+        taken = np.bincount(np.concatenate(COHORTS), minlength=len(SIZES))
+        assert [int(kept[-1].slots[i][2]) for i in range(len(SIZES))] == (steps * taken).tolist()
+
+
+@pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
+def test_a_kept_state_is_checkpointed(backend: Any) -> None:
+    optimizer = AdamW(state="keep")
+    fed, algorithm = working(optimizer, backend), Keeping(FedAvg(LR), optimizer)
+    _, second, third = rounds(fed, algorithm)
+    saved = {name: read() for name, read in flatten(second).items()}
+    template = algorithm.init(fed.model.vector(), cohort(fed, 0))
+    again = algorithm.round(restore(template, saved, lambda t: t), cohort(fed, 3, COHORTS[2]))
+    for name, read in flatten(third).items():
+        assert torch.equal(read(), flatten(again)[name]()), name
+    assert any("slots" in name for name in saved)
+
+
+def test_the_tape_replays_a_step_of_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Any] = []
+    record = step.LocalStep._record
+    monkeypatch.setattr(step.LocalStep, "_record", lambda *a: recorded.append(record(*a)) or recorded[-1])
+    monkeypatch.setattr(replay, "LEAST_PART", 0)
+    rounds(working(AdamW(), Blocks(6)), FedAvg())
+    assert recorded and all(program is not None and program._tail for program in recorded)
+
+
+@dataclass(frozen=True)
+class Lamb:
+    """An optimiser of somebody's own: the length of the step is that of the point."""
+
+    def slots(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.zeros_like(x),)
+
+    def step(self, y: Tensor, g: Tensor, eta: Any, slots: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        m = 0.9 * slots[0] + g
+        return y - eta * torch.linalg.vector_norm(y) * m / (torch.linalg.vector_norm(m) + 1e-9), (m,)
+
+
+def test_an_optimiser_of_ones_own() -> None:
+    loop, blocks = (rounds(working(Lamb(), backend), FedAvg()) for backend in (Loop(), Blocks(4)))
+    torch.testing.assert_close(blocks[-1].x, loop[-1].x, rtol=0, atol=1e-12)
+    assert (loop[-1].x - rounds(working(SGD(), Loop()), FedAvg())[-1].x).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HeavyBall(1.0), r"HeavyBall.momentum is 1.0; expected a number in \[0, 1\)"),
+        (lambda: Adam(eps=0), "Adam.eps is 0; expected a finite number above 0"),
+        (lambda: AdamW(weight_decay=-1), "AdamW.weight_decay is -1"),
+        (lambda: RMSprop(alpha=1), "RMSprop.alpha is 1"),
+        (lambda: Adagrad(state="carry"), "Adagrad.state is 'carry'; expected one of 'reset', 'keep'"),   # type: ignore[arg-type]
+        (lambda: LocalWork(optimizer=AdamW), "local.optimizer is <class .*; expected an optimiser such as AdamW"),  # type: ignore[arg-type]
+        (lambda: LocalWork(optimizer="AdamW"), "local.optimizer is 'AdamW'; expected"),   # type: ignore[arg-type]
+        (lambda: LocalWork(clip_mode="norm"), "local.clip_mode is 'norm'; expected gradient or direction"),   # type: ignore[arg-type]
+    ],
+)
+def test_bad_settings(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
