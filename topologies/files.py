@@ -71,6 +71,19 @@ def from_networkx(graph: Graph, n: int | None = None) -> Graph:
     return from_edges(len(graph), ((index[a], index[b]) for a, b in graph.edges()), graph.is_directed())
 
 
+def _by_label(graph: Graph) -> Graph:
+    """A graph by the attribute ``label`` or ``name`` of its nodes, if all have one and no two the same."""
+    for key in ("label", "name"):
+        labels = {
+            node: str(value) for node, attributes in graph.nodes(data=True)
+            for name, value in attributes.items() if str(name).lower() == key
+        }  # fmt: skip
+        if len(labels) == len(set(labels.values())) == len(graph):
+            named: Graph = nx.relabel_nodes(graph, labels)
+            return named
+    return graph
+
+
 def _gml(text: str) -> Graph:
     """A GML graph by its labels, or by its ids where nodes lack a label or share one."""
     try:
@@ -86,7 +99,8 @@ class FromFile:
 
     GraphML if the file's name ends in ``.graphml``, GML if it ends in ``.gml``, else an edge list: one edge per line,
     two labels separated by a space, and perhaps a weight; ``#`` starts a comment. Weights are ignored: W follows from
-    the links alone. Nodes are numbered in natural order of their labels (ids in GraphML), so n2 precedes n10.
+    the links alone. Nodes are numbered in natural order of their labels, so n2 precedes n10; in GraphML and GML, where
+    some lack one or share one, of their ids.
 
     Args:
         path: the file.
@@ -121,7 +135,7 @@ class FromFile:
         try:
             raw = UNPACK.get(name.suffix.lower(), bytes)(Path(self.path).read_bytes())
             if kind == "GraphML":
-                graph = nx.parse_graphml(raw)
+                graph = _by_label(nx.parse_graphml(raw))
             elif kind == "GML":
                 graph = _gml(raw.decode("utf-8-sig"))
             else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,10 +181,12 @@ def print_help(command: Command, settings: Mapping[str, Any]) -> None:
     """Print every option of the command, with the fields of the components that the settings name."""
     own = {f"--{key.replace('_', '-')} {key.upper()}": about for key, about in command.options.items()}
     switches = {"help": "show this help and exit", **command.switches}
+    own = {"FILE.yaml": "file of settings, which flags override", **own}
     own |= {f"--{key}".replace("_", "-"): about for key, about in switches.items()}
-    lines = [f"  {option:<22}{about}" for option, about in own.items()]
-    print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{command.about}")
-    print("\noptions:\n  FILE.yaml             file of settings, which flags override\n" + "\n".join(lines))
-    print(
-        f"  --data-dir DATA_DIR   short for --data.data_dir\n\n{help_text(plan(command.settings, settings))}", end=""
-    )
+    own["--data-dir DATA_DIR"] = "short for --data.data_dir"
+    columns = shutil.get_terminal_size().columns - 2       # as wide as argparse writes the rest
+    print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{textwrap.fill(command.about, columns)}")
+    print("\noptions:")
+    for option, about in own.items():
+        print(textwrap.fill(about, columns, initial_indent=f"  {option:<21} ", subsequent_indent=" " * 24))
+    print(f"\n{help_text(plan(command.settings, settings))}", end="")

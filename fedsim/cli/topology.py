@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
-from rich.text import Text
 from scipy.sparse import csr_array, diags_array
 from scipy.sparse.csgraph import connected_components, shortest_path
 from torch import nn
@@ -127,7 +126,8 @@ def topology(argv: Sequence[str]) -> int:
         about = {"topology": written(network.topology), "round": network.round, "seed": network.seed}
         print(json.dumps({**about, **measured}))
     else:
-        console().print(_render(network, measured))
+        console().print(f"{_in_words(written(network.topology))}, round {network.round}", markup=False, highlight=False)
+        console().print(_render(measured))
     return 0
 
 
@@ -240,9 +240,8 @@ def _title(network: Network, measured: dict[str, Any]) -> str:
     )
 
 
-def _render(network: Network, measured: dict[str, Any]) -> Table:
-    heading = f"{_in_words(written(network.topology))}, round {network.round}"
-    table = Table("", "", title=Text(heading), title_justify="left", box=SIMPLE)
+def _render(measured: dict[str, Any]) -> Table:
+    table = Table("", "", box=SIMPLE)
     table.show_header = False
     table.columns[1].justify = "right"
 

@@ -18,6 +18,16 @@ from fedsim.experiment.experiment import Experiment
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "digits.yaml"
 
 
+@pytest.mark.parametrize("command", ["run", "deploy", "sweep", "partition", "topology"])
+def test_help_fits_the_terminal(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    words = capsys.readouterr().out.splitlines()
+    assert not [line for line in words if len(line) > 80]
+
+
 def test_help_explains_the_chosen_components(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

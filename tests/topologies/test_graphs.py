@@ -310,6 +310,20 @@ def test_gml_without_labels(tmp_path: FilePath) -> None:
     assert FromFile(tmp_path / "g.gml").names() == ["1", "2", "10"]
 
 
+def test_nodes_of_graphml_have_the_names_of_their_labels(tmp_path: FilePath) -> None:
+    """A star around Ulm, whose id is n1; nodes are numbered by name, as files and clients are."""
+    star = nx.Graph([("n1", "n0"), ("n1", "n2")])
+    for key in ("label", "name"):
+        named = nx.Graph(star)
+        nx.set_node_attributes(named, {"n0": "Wien", "n1": "Ulm", "n2": "Bern"}, key)
+        nx.write_graphml(named, tmp_path / "g.graphml")
+        graph = FromFile(tmp_path / "g.graphml")
+        assert graph.names() == ["Bern", "Ulm", "Wien"] and sorted(graph.build(3, 0).edges()) == [(0, 1), (1, 2)]
+    nx.set_node_attributes(star, {"n0": "Wien", "n1": "Ulm", "n2": "Ulm"}, "label")
+    nx.write_graphml(star, tmp_path / "g.graphml")
+    assert FromFile(tmp_path / "g.graphml").names() == ["n0", "n1", "n2"]
+
+
 def test_a_byte_order_mark_is_no_label(tmp_path: FilePath) -> None:
     nx.write_gml(nx.path_graph(3), tmp_path / "b.gml")
     (tmp_path / "b.txt").write_text("0 1\n1 2\n")

@@ -16,6 +16,8 @@ OFFLINE = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Disable telemetry, update checks, and the installation of packages when an app starts."""
+HERE = "localhost,127.0.0.1,::1"
+"""This machine, whose servers are reached without the proxy that the environment may name."""
 
 
 def flower_version() -> str:
@@ -44,11 +46,15 @@ def command(name: str) -> str:
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """Environment of Flower's processes: offline, with its own home, and this process's search paths."""
+    """Environment of Flower's processes: offline, with its own home, this process's search paths, and no
+    proxy on the way to this machine.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     folders = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     modules = os.pathsep.join([str(Path(part).absolute()) for part in folders] + [str(Path.cwd())])
     found = {"PATH": path, "PYTHONPATH": modules, "FLWR_HOME": str(home)}
     if folder := os.environ.get("FEDSIM_DATA"):
         found["FEDSIM_DATA"] = str(Path(folder).expanduser().absolute())
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        found[name] = ",".join(filter(None, [os.environ.get(name), HERE]))
     return {**os.environ, **OFFLINE, **found, **extra}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedsim.backends.flower.deploy.app import as_toml
 from fedsim.backends.flower.deploy.certificates import Credentials
-from fedsim.backends.flower.deploy.install import OFFLINE
+from fedsim.backends.flower.deploy.install import HERE, OFFLINE
 from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
 from fedsim.backends.flower.deploy.local_federation import CONNECTION, superlink_security, supernode_security
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
@@ -32,6 +32,7 @@ def instructions(
     """
     credentials = None if local.insecure else Credentials(FOLDER / "certificates", local.nodes)
     offline = "export " + " ".join(f"{name}={value}" for name, value in OFFLINE.items())
+    offline += f' NO_PROXY="{HERE},$NO_PROXY" no_proxy="{HERE},$no_proxy"'
     parts = [f"# On every machine: {how_to_install('flower')}, the same version everywhere, and\n{offline}"]
     parts += ["# WITHOUT encryption and authentication."] if credentials is None else [_certificates(credentials, host)]
     parts.append(_server(credentials, local))

@@ -214,7 +214,10 @@ def test_own_folders_are_taken_in_the_order_of_their_names(tmp_path: Path) -> No
     assert [node.data for node in nodes] == [tmp_path / "own" / name for name in expected]
 
 
-def test_processes_stay_offline(tmp_path: Path) -> None:
+def test_processes_stay_offline_and_reach_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
     found = install.environment(tmp_path)
+    assert (found["NO_PROXY"], found["no_proxy"]) == (f"example.org,{install.HERE}", install.HERE)
     assert {found[name] for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")} == {"0"}
     assert found["FLWR_DISABLE_UPDATE_CHECK"] == found["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def test_every_node_has_its_own_data(tmp_path: Path) -> None:
-    """The example of the documentation, with TLS and keys, and one node's columns in another order.
+    """The example of the documentation, with TLS and keys, columns in another order, and a proxy that is down.
 
     Nothing is left running, and no file of the federation is open to other users.
     """
@@ -73,7 +74,9 @@ def test_every_node_has_its_own_data(tmp_path: Path) -> None:
     reorder(tmp_path / "data/nodes/hospital-1/measurements.csv", lambda names: names[::-1])
     words = ["experiments/flower/own_data/hospitals.yaml", "--nodes", "3", "--own-data", str(tmp_path / "data/nodes")]
     words += ["--data.path", str(tmp_path / "data/server"), "--rounds", "2", "--output", str(tmp_path / "deployed")]
-    done = subprocess.run([*DEPLOY, *words, "--json"], capture_output=True, text=True, cwd=ROOT)
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+    nowhere = {**os.environ, **dict.fromkeys(proxies, "http://127.0.0.1:9")}
+    done = subprocess.run([*DEPLOY, *words, "--json"], capture_output=True, text=True, cwd=ROOT, env=nowhere)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["final"]
     for scope, metric in (("server/test", "loss"), ("clients/train", "accuracy_mean"), ("total", "bytes_up")):
