@@ -6,8 +6,9 @@
     server:    x <- x + eta_g mean_S (y_i - x);   c <- c + (|S| / n) mean_S (c_i+ - c_i)
 
 SCAFFOLD (option II) with sharpness-aware gradients, whose mean over clients the control variates follow: rho = 0 is
-SCAFFOLD. eta and K are those of this round and this client. Down 2 vectors, up 2 vectors; two gradients a step, of the
-same minibatch.
+SCAFFOLD. eta and K are those of this round and this client; published code (FL-Simulator) takes K from client 0, which
+is wrong where clients' numbers of samples differ. Weight decay and clipping at the step are as in SCAFFOLD.
+Down 2 vectors, up 2 vectors; two gradients a step, of the same minibatch.
 """
 
 from __future__ import annotations

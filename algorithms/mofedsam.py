@@ -5,7 +5,8 @@
                send y - x and K_i
     server:    x <- x + eta_g mean_S (y_i - x);   Delta <- -mean_S (y_i - x) / (eta mean_S K_i)
 
-FedCM's momentum with FedSAM's gradient: rho = 0 is FedCM, alpha = 1 FedSAM, and Delta, 0 at first, is as in FedCM.
+FedCM's momentum with FedSAM's gradient: rho = 0 is FedCM, alpha = 1 FedSAM. Delta, 0 at first, is as in FedCM, and so
+are weight decay and clipping at the step (local.weight_decay_mode, local.clip_mode).
 Down 2 vectors, up 1 vector and 1 number for each client of the cohort S; two gradients a step, of the same minibatch.
 """
 
