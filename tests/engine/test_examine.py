@@ -202,12 +202,22 @@ def centred(losses: Tensor) -> Tensor:
         (lambda m, x: m.linear(x / x.amax(0) if m.training else x), cross_entropy),
         (lambda m, x: m.linear(x / x.std(0) if m.training else x), cross_entropy),
         (lambda m, x: m.linear(x), Contrasting()),
+        (lambda m, x: m.linear(x) / (len(x) if m.training else 1), cross_entropy),
         (lambda m, x: m.linear(x), lambda o, t: centred(cross_entropy(o, t))),
     ],
-    ids=["mean", "largest", "deviation, of no one sample", "loss", "gradients alone"],
+    ids=["mean", "largest", "deviation, of no one sample", "loss", "number", "gradients alone"],
 )
 def test_mixing_in_training_is_found_out(body: Any, loss: Any) -> None:
     assert tried(body, loss).mixes
+
+
+def test_coarse_rounding_is_not_taken_for_mixing() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            h = torch.tanh(m.linear(x))
+            return (h @ h.new_ones(CLASSES, CLASSES) + h).float()
+
+    assert not tried(body).mixes
 
 
 def test_a_dense_model_that_mixes_by_its_loss_alone() -> None:
@@ -230,6 +240,8 @@ def test_mixing_in_evaluation_is_refused() -> None:
         tried(lambda m, x: m.linear(x - x.mean(0)))
     with pytest.raises(ModelError, match=r"the loss Contrasting mixes the samples of a batch in evaluation"):
         tried(lambda m, x: m.linear(x), Contrasting(always=True))
+    with pytest.raises(ModelError, match=r"the loss .*lambda.* mixes the samples of a batch in evaluation"):
+        tried(lambda m, x: m.linear(x), lambda o, t: cross_entropy(o, t) / len(o))
 
 
 def test_attention_that_takes_the_samples_for_positions() -> None:
