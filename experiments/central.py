@@ -13,19 +13,18 @@ The folder holds table.md and accuracy.png. What was measured is in experiments/
 from __future__ import annotations
 
 import argparse
-import contextlib
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
 from experiments.pages import markdown
+from experiments.tuning import described, tuned
 from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.cli.output import console
-from fedsim.errors import DivergenceError, FedsimError
+from fedsim.errors import FedsimError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 from fedsim.record.files import create_folder
@@ -62,34 +61,6 @@ QUICK: dict[str, Any] = {
     "rounds": 10,
     "seeds": 2,
 }
-HELD = {"scope": "clients/holdout", "metric": "accuracy_weighted_mean"}
-
-
-def tuned(name: str, base: Experiment, folder: Path) -> Any:
-    """The setting of a method that is best on withheld samples; those that diverge are out.
-
-    Raises:
-        DivergenceError: all diverge.
-    """
-    trial = replace(base, seed=100, seeds=2, evaluation=Evaluation(every=base.rounds, holdout=0.2))
-    best, chosen = -math.inf, None
-    for algorithm in GRIDS[name]:
-        with contextlib.suppress(DivergenceError):
-            made = run(replace(trial, algorithm=algorithm).with_execution(name=name), root=folder, progress=False)
-            accuracy = compare(made.path, **HELD).runs[0].final.mean
-            if accuracy > best:
-                best, chosen = accuracy, algorithm
-    if chosen is None:
-        raise DivergenceError(f"{name} diverges with every setting of its grid")
-    console().print(f"{name}: {described(name, chosen)}; {best:.3f} on withheld samples", highlight=False)
-    return chosen
-
-
-def described(name: str, algorithm: Any) -> str:
-    """The setting that the grid decides, as "lr=0.3"."""
-    varied = [f.name for f in fields(algorithm) if len({getattr(other, f.name) for other in GRIDS[name]}) > 1]
-    return ", ".join(f"{field}={getattr(algorithm, field):g}" for field in varied)
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Choose, run, print the table and write the curves; returns the exit code."""
@@ -104,11 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
     base = replace(BASE, **{**(QUICK if options.quick else {}), **given})
     try:
         folder = create_folder(options.root, "central")
-        chosen = {name: tuned(name, base, folder / "tuning" / name) for name in options.methods}
+        chosen = {name: tuned(name, GRIDS[name], base, folder / "tuning" / name) for name in options.methods}
         runs = [run(replace(base, algorithm=a).with_execution(name=name), root=folder) for name, a in chosen.items()]
         comparison = compare([r.path for r in runs])
         rows = [[*header(comparison), "chosen"]]
-        rows += [[*row, described(*which)] for row, which in zip(cells(comparison), chosen.items(), strict=True)]
+        which = [described(GRIDS[name], algorithm) for name, algorithm in chosen.items()]
+        rows += [[*row, setting] for row, setting in zip(cells(comparison), which, strict=True)]
         (folder / "table.md").write_text(markdown(rows))
         console().print(render(comparison))
         curves(comparison, folder / "accuracy.png", x="megabytes")
