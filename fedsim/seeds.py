@@ -7,13 +7,14 @@ on the order of draws, nor on interruptions. Everything is vectorised over nodes
 from __future__ import annotations
 
 import hashlib
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Words: TypeAlias = np.ndarray
+T = TypeVar("T", np.ndarray, Tensor)
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -61,21 +62,40 @@ def shuffles(
     seed: int, purpose: str, round: int, nodes: np.ndarray, sizes: np.ndarray, epochs: np.ndarray
 ) -> list[np.ndarray]:
     """Independent permutations of ``range(size)``: the rows of an ``[epochs, size]`` array for each node."""
+    if not epochs.any():
+        return [np.empty((0, size), np.int64) for size in sizes.tolist()]
     repeats = np.repeat(sizes, epochs)  # one segment for each (node, epoch)
     ends = np.cumsum(repeats)
-    index = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - repeats, repeats)
-    epoch = np.concatenate([np.arange(e) for e in epochs]) if len(epochs) else np.zeros(0, np.int64)
+    index = np.arange(ends[-1]) - np.repeat(ends - repeats, repeats)
+    epoch = np.concatenate([np.arange(e) for e in epochs])
     draws = bits(seed, purpose, round, np.repeat(np.repeat(nodes, epochs), repeats), index, np.repeat(epoch, repeats))
     width = np.uint64(max(1, len(repeats).bit_length()))
     segment = np.repeat(np.arange(len(repeats), dtype=np.uint64), repeats)
     order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then randomly
-    parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1]) if len(nodes) else []
+    parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1])
     return [part.reshape(e, s) for part, e, s in zip(parts, epochs, sizes, strict=True)]
 
 
 def key(seed: int, purpose: str, round: int, nodes: np.ndarray) -> Tensor:
     """Random keys of the nodes, int64 ``[c]``, for ``uniform_of``."""
     return torch.from_numpy(bits(seed, purpose, round, nodes).view(np.int64).copy())
+
+
+def root(seed: int, purpose: str, round: int, nodes: np.ndarray) -> np.ndarray:
+    """Random keys of the nodes, int64 ``[c]``, for ``split``: ten times faster than ``key`` for few nodes."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return split(split(np.frombuffer(digest, np.int64), np.array([round])), nodes)
+
+
+def split(key: T, index: T) -> T:
+    """Key number ``index`` of those that follow from ``key``; int64, broadcast: SplitMix64 (Steele, Lea and Flood,
+    "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    """
+    z: Any = key + (index + 1) * -0x61C8864680B583EB       # the published constants as signed; wraps to 64 bits
+    z = (z ^ (z >> 30) & 0x3FFFFFFFF) * -0x40A7B892E31B1A47          # >> keeps the sign
+    z = (z ^ (z >> 27) & 0x1FFFFFFFFF) * -0x6B2FB644ECCEEE15
+    mixed: T = z ^ (z >> 31) & 0x1FFFFFFFF
+    return mixed
 
 
 def uniform_of(key: Tensor, n: int) -> Tensor:

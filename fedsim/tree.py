@@ -1,9 +1,15 @@
-"""Trees: a tensor, a compressed vector, the handle of a tensor stored elsewhere, or tuples and NamedTuples of trees."""
+"""Trees of messages and memories, and trees of samples.
+
+A message or memory is a tensor, a compressed vector, the handle of a tensor stored elsewhere, or tuples and NamedTuples
+of them. Inputs, targets and outputs are ``Samples``: tensors whose first axis is that of the samples, in dicts too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import fields, is_dataclass
+from operator import attrgetter, itemgetter
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -72,3 +78,93 @@ def described(tree: Any) -> str:
 def zeros_like(tree: Any) -> Any:
     """Zeros with the structure, shapes, types and devices of a tree; nothing is fetched."""
     return tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=getattr(t, "device", None)), tree)
+
+
+Samples: TypeAlias = Any
+"""A tensor ``[N, ...]``, or tuples, NamedTuples and dicts of them, nested."""
+
+
+def flat(tree: Samples) -> list[Any]:
+    """Tensors of samples in order; None, for an optional part, has none."""
+    if isinstance(tree, tuple | dict):
+        return [leaf for branch in (tree.values() if isinstance(tree, dict) else tree) for leaf in flat(branch)]
+    return [] if tree is None else [tree]
+
+
+def shaped(like: Samples, parts: Iterator[Any]) -> Samples:
+    """Samples with the structure of ``like`` and their tensors taken from ``parts``."""
+    if isinstance(like, tuple):
+        return rebuilt(like, [shaped(branch, parts) for branch in like])
+    if isinstance(like, dict):
+        return {name: shaped(branch, parts) for name, branch in like.items()}
+    return None if like is None else next(parts)
+
+
+def mapped(fn: Callable[[Any], Any], tree: Samples) -> Samples:
+    """Apply ``fn`` to every tensor."""
+    return fn(tree) if isinstance(tree, Tensor) else shaped(tree, map(fn, flat(tree)))
+
+
+def structure(tree: Samples) -> Samples:
+    """Structure of samples, without their tensors, to give to ``shaped``."""
+    return mapped(lambda _: ..., tree)
+
+
+def count(tree: Samples, axis: int = 0) -> int:
+    """Number of samples: the length of the first tensor's axis."""
+    first: Tensor = tree if isinstance(tree, Tensor) else flat(tree)[0]
+    return first.shape[axis]
+
+
+def pieces(tree: Samples, size: int) -> Iterator[Samples]:
+    """Consecutive parts of ``size`` samples; the last may be smaller."""
+    for start in range(0, max(count(tree), 1), size):
+        yield mapped(itemgetter(slice(start, start + size)), tree)
+
+
+def shapes(tree: Samples) -> Any:
+    """Tree of the shapes of one sample, as tuples of numbers."""
+    return mapped(lambda t: tuple(t.shape[1:]), tree)
+
+
+def written(tree: Samples) -> str:
+    """Shapes of one sample for a message."""
+    return str(mapped(lambda t: list(t.shape[1:]), tree))
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """Tensors of a module's outputs: in tuples, lists, dicts and dataclasses."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if is_dataclass(outputs):                              # Hugging Face's are dicts as well
+        outputs = [getattr(outputs, f.name) for f in fields(outputs)]
+    elif isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    return [t for part in outputs for t in tensors_of(part)] if isinstance(outputs, tuple | list) else []
+
+
+def joined(outputs: Sequence[Any], counts: Sequence[int]) -> Any:
+    """Outputs of consecutive samples as those of all: tensors, tuples, lists, dicts and dataclasses.
+
+    Anything else, such as a mean loss or a cache, and a tensor without a row for each sample, becomes None.
+
+    Args:
+        outputs: of a module, for each part of the samples.
+        counts: number of samples in each part.
+    """
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        by_row = all(t.dim() and len(t) == n for t, n in zip(outputs, counts, strict=True))
+        return torch.cat(tuple(outputs)) if by_row else None
+
+    def of(read: Callable[[Any], Any]) -> Any:
+        return joined([read(output) for output in outputs], counts)
+
+    if is_dataclass(first) and not isinstance(first, type):
+        return type(first)(**{f.name: of(attrgetter(f.name)) for f in fields(first) if f.init})
+    if isinstance(first, dict):
+        return {name: of(itemgetter(name)) for name in first}
+    if isinstance(first, tuple | list):
+        branches = [of(itemgetter(i)) for i in range(len(first))]
+        return rebuilt(first, branches) if isinstance(first, tuple) else branches
+    return None

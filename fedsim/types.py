@@ -8,13 +8,14 @@ runs code on a node or transfers a byte. A tree is a tensor or compressed vector
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.tree import described, fetched, form
+from fedsim.tree import Samples, described, fetched, form, mapped
 from fedsim.values import Packed as Packed
 from fedsim.values import Site, Vector
 
@@ -31,13 +32,25 @@ RECEIVE = "receive the messages first: clients.mean(y), clients.reduce(y, rule) 
 
 
 class Batch(NamedTuple):
-    """Samples of one client: inputs ``[B, ...]``, targets ``[B, ...]``, and weights ``[B]`` that are 0 for padding rows
-    and 1 for others; None without padding.
+    """Samples of one client.
+
+    Attributes:
+        x: inputs ``[B, ...]``: a tensor, or tuples and dicts of tensors; see ``fedsim.tree.Samples``.
+        y: targets ``[B, ...]``, in the same forms.
+        weight: ``[B]``, 0 for padding rows and 1 for others; None without padding.
+        key: int64 ``[B]``, one number for all rows, from which random operations on this minibatch follow, such as
+            dropout; a function of (seed, round, node, step). None in a batch that the runtime did not draw.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Samples
+    y: Samples
     weight: Tensor | None = None
+    key: Tensor | None = None
+
+    def part(self, rows: slice) -> Batch:
+        """Some of its rows, with the same key."""
+        weight, key = (None if t is None else t[rows] for t in (self.weight, self.key))
+        return Batch(mapped(itemgetter(rows), self.x), mapped(itemgetter(rows), self.y), weight, key)
 
 
 class NamedTree(Protocol):

@@ -55,7 +55,7 @@ def partition(argv: Sequence[str]) -> int:
     chosen = build(Division, settings)
     source = resolve_data(chosen.data)
     dataset = source.dataset if isinstance(source, Problem) else source
-    labels = dataset.train.y.numpy()
+    labels = dataset.labels
     parts = division(chosen.data, chosen.partition).partition(labels, dataset.train.client, chosen.seed)
     measured = card(parts, labels, dataset.classes)
     if "output" in line.options:

@@ -175,7 +175,7 @@ def _partition(network: Network, dataset: Dataset) -> Partition:
             name = type(partitioner).__name__
             raise ConfigError(f"nodes is {network.nodes}, but {name} determines their number; leave out one of them")
         partitioner = replace(partitioner, num_partitions=network.nodes)
-    partition: Partition = partitioner.partition(dataset.train.y.numpy(), dataset.train.client, network.seed)
+    partition: Partition = partitioner.partition(dataset.labels, dataset.train.client, network.seed)
     return partition
 
 
@@ -188,7 +188,7 @@ def _parameters(network: Network, source: Dataset | Problem, dataset: Dataset) -
 
 
 def _skew(parts: Partition, dataset: Dataset) -> tuple[np.ndarray, str]:
-    distances = card(parts, dataset.train.y.numpy(), dataset.classes).js_per_client
+    distances = card(parts, dataset.labels, dataset.classes).js_per_client
     if distances is None:
         return parts.sizes.astype(float), "samples of the node"
     return np.array(distances, float), "label skew: Jensen-Shannon distance to the whole data set (0 is IID)"

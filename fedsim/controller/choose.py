@@ -28,6 +28,7 @@ from fedsim.engine.loop import Loop
 from fedsim.errors import BlockError, explained
 from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
+from fedsim.tree import written
 
 CANDIDATES = (5, 10, 25, 50, 100)
 """Block sizes to try."""
@@ -133,7 +134,7 @@ def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
         getattr(model.loss, "__qualname__", type(model.loss).__name__),
         model.shapes,
         str(model.dtype),
-        list(shards.x.shape[1:]),
+        written(shards.x),
         np.percentile(shards.sizes, [0, 50, 100]).tolist(),
         work.batch_size,
         min(TRIAL_STEPS, int(work.counts(shards.sizes).max())),

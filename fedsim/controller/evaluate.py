@@ -16,7 +16,8 @@ import torch
 
 from fedsim.engine.model import Model
 from fedsim.errors import DivergenceError
-from fedsim.models.losses import correct
+from fedsim.models.losses import correct, logits_of
+from fedsim.tree import Samples, pieces
 from fedsim.types import Kept
 from fedsim.values import Vector
 
@@ -63,7 +64,7 @@ class Scores:
     accuracy: np.ndarray | None  # [N], None for regression
 
 
-Scorer: TypeAlias = "Callable[[Prepared, Any, torch.Tensor, torch.Tensor], Scores]"
+Scorer: TypeAlias = "Callable[[Prepared, Any, Samples, Samples], Scores]"
 """Function that scores a model, a vector ``[d]`` or ``Far``, on samples: see ``fedsim.controller.host.Host.score``."""
 
 
@@ -179,13 +180,13 @@ def cost(ledger: Ledger, nodes: bool, simulated: float | None = None) -> list[Ro
 
 
 @torch.no_grad()
-def score(model: Model, x: Vector, inputs: torch.Tensor, targets: torch.Tensor, classification: bool) -> Scores:
+def score(model: Model, x: Vector, inputs: Samples, targets: Samples, classification: bool) -> Scores:
     """Loss and accuracy of the model ``x`` on each sample."""
     losses, hits = [], []
     with model.evaluating():
-        for part, y in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
+        for part, y in pieces((inputs, targets), CHUNK):
             outputs = model.outputs(x, part)               # in chunks: in text, a sample has a vocabulary of outputs
             losses.append(model.loss(outputs, y).double())
-            if classification:
-                hits.append(correct(outputs, y).double())
+            if classification and (logits := logits_of(outputs)) is not None:
+                hits.append(correct(logits, y).double())
     return Scores(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)

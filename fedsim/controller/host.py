@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
-from torch import Tensor
 
 from fedsim.algorithm import Algorithm
 from fedsim.clients import cohort
@@ -16,7 +15,7 @@ from fedsim.controller.prepare import Prepared, prepare
 from fedsim.engine.federation import Federation, Meter
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
-from fedsim.tree import fetched
+from fedsim.tree import Samples, fetched
 from fedsim.types import Kept
 from fedsim.values import Far, Vector
 
@@ -77,7 +76,7 @@ class Host:
         """Ids of the nodes whose models are available now."""
         return range(x.n)
 
-    def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> evaluate.Scores:
+    def score(self, prepared: Prepared, x: Vector | Far, inputs: Samples, targets: Samples) -> evaluate.Scores:
         """Score the model ``x`` on each sample."""
         classes = bool(prepared.dataset.classes)
         return evaluate.score(prepared.federation.model, fetched(x), inputs, targets, classes)

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.models import losses
 from fedsim.partition import NaturalIdPartitioner, Partition
 from fedsim.problems import PROBLEMS, Problem
+from fedsim.tree import Samples, count, flat, joined, mapped, shapes, written
 
 UNDIVIDED = ("mushrooms", "w8a", "phishing", "german_scale", "australian")
 """LIBSVM sets published without a test split."""
@@ -73,11 +76,11 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     problem = source if isinstance(source, Problem) else None
     dataset = source.dataset if isinstance(source, Problem) else source
     train = dataset.train
-    if not len(dataset.test.y):
+    if not count(dataset.test.y):
         raise ConfigError(f"data set {dataset.name!r} has no test samples; set some aside, as test_fraction does")
     with explained(f"{type(experiment.division).__name__}.partition"):
-        partition = experiment.division.partition(train.y.numpy(), train.client, seed)
-    _check_partition(partition, len(train.y), type(experiment.division).__name__)
+        partition = experiment.division.partition(dataset.labels, train.client, seed)
+    _check_partition(partition, count(train.y), type(experiment.division).__name__)
     if problem is not None and not _own_clients(partition, train):
         raise ConfigError(
             f"partition {experiment.division} does not keep the clients of the problem {dataset.name!r}, on which its"
@@ -95,10 +98,11 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     rows = torch.from_numpy(partition.indices.copy())      # torch needs a writable array
-    inputs, targets = _distorted(experiment, train.x[rows], partition, seed), train.y[rows]
+    inputs, targets = mapped(lambda t: t[rows], (train.x, train.y))
+    inputs = _distorted(experiment, inputs, partition, seed)
 
     def place(part: _Part) -> Shards:
-        samples = Split(inputs[part.index], targets[part.index]).to(device, dtype)
+        samples = Split(*mapped(lambda t: t[part.index], (inputs, targets))).to(device, dtype)
         return Shards(samples.x, samples.y, part.offsets)
 
     keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
@@ -123,8 +127,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     return Prepared(federation, test, own, kind, partition, dataset, problem, unheld, devices)
 
 
-def _unheld(dataset: Dataset, held: Tensor) -> list[str]:
-    if not dataset.classes or held.dim() != 1:
+def _unheld(dataset: Dataset, held: Samples) -> list[str]:
+    if not dataset.classes or held.dim() != 1:             # classes are one tensor
         return []
     gone = np.setdiff1d(dataset.train.y, held)
     return [dataset.label_names[k] if dataset.label_names else str(k) for k in gone]
@@ -182,7 +186,10 @@ def data_hash(dataset: Dataset) -> str:
     """SHA-256 of the samples of a data set."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.test):
-        for tensor in (split.x, split.y):
+        for tree in (split.x, split.y):
+            if not isinstance(tree, Tensor):               # its names and nesting
+                digest.update(repr(shapes(tree)).encode())
+        for tensor in flat((split.x, split.y)):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
@@ -215,13 +222,20 @@ def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Par
     return parts[0], parts[1]
 
 
-def _distorted(experiment: Experiment, inputs: Tensor, partition: Partition, seed: int) -> Tensor:
+def _distorted(experiment: Experiment, inputs: Samples, partition: Partition, seed: int) -> Samples:
     """Training inputs sorted by client, with each client's skew applied."""
     if experiment.skew is None:
         return inputs
-    bounds = zip(partition.offsets[:-1], partition.offsets[1:], strict=True)
-    with explained(f"{type(experiment.skew).__name__}.apply"):
-        return torch.cat([experiment.skew.apply(inputs[a:b], i, partition.n, seed) for i, (a, b) in enumerate(bounds)])
+    parts, skewed = (mapped(itemgetter(slice(*rows)), inputs) for rows in pairwise(partition.offsets.tolist())), []
+    for i, part in enumerate(parts):
+        with explained(f"{type(experiment.skew).__name__}.apply"):
+            skewed.append(experiment.skew.apply(part, i, partition.n, seed))
+        if shapes(skewed[i]) != shapes(part) or count(skewed[i]) != count(part):
+            raise PartitionError(
+                f"{type(experiment.skew).__name__}.apply returned {count(skewed[i])} inputs of shape"
+                f" {written(skewed[i])}; expected as it was given, {count(part)} of shape {written(part)}"
+            )
+    return joined(skewed, partition.sizes.tolist())
 
 
 def build_model(
@@ -258,7 +272,7 @@ def _built(
             module = _copied(experiment.model, "model")    # a copy: the user's initial values stay unchanged
         else:
             module = experiment.model.build(dataset.input_shape, dataset.classes)
-        give_shapes(module, dataset.train.x[:1])           # drawn here, to follow from the seed
+        give_shapes(module, mapped(itemgetter(slice(1)), dataset.train.x))   # drawn here, to follow from the seed
     return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
 
 

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.errors import DataError
+from fedsim.tree import Samples, count, flat, mapped, shapes, structure, written
 
 
 class Split(NamedTuple):
     """Samples of one split.
 
     Attributes:
-        x: inputs ``[N, ...]``; float32 features or images, int64 token ids for text.
-        y: targets ``[N]`` int64 class labels, ``[N, T]`` int64 next tokens, or ``[N]`` float32 for regression.
+        x: inputs ``[N, ...]``; float32 features or images, int64 token ids for text. A dict or tuple of tensors holds
+            the arguments of the model, such as token ids and attention mask.
+        y: targets ``[N]`` int64 class labels, ``[N, T]`` int64 next tokens, or ``[N]`` float32 for regression. A dict
+            or tuple of tensors goes to a loss of your own.
         client: ``[N]`` int64 natural owner of each sample (writer, subject, role, hospital), or None.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Samples
+    y: Samples
     client: np.ndarray | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Split:
         """The samples on ``device``; floating-point inputs and targets in ``dtype``, whole numbers as they are."""
-        x, y = (part.to(device, dtype if part.is_floating_point() else part.dtype) for part in (self.x, self.y))
+        x, y = mapped(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), (self.x, self.y))
         return Split(x, y, self.client)
 
 
@@ -66,37 +70,68 @@ class Dataset:
                     " x, _ in dataset]), torch.tensor([y for _, y in dataset]))"
                 )
             _check(f"data set {self.name!r}, {kind}", split, self.classes)
-        if not len(self.train.y):
+        if not count(self.train.y):
             raise DataError(f"data set {self.name!r}, train: there are no samples; expected one at least")
-        shapes = [split.x.shape[1:] for split in (self.train, self.test)]
-        if shapes[0] != shapes[1]:
-            raise DataError(
-                f"data set {self.name!r}: training inputs have shape {list(shapes[0])}, test inputs {list(shapes[1])}; "
-                "expected the same"
-            )
+        for what, one, other in (("inputs", self.train.x, self.test.x), ("targets", self.train.y, self.test.y)):
+            if (shapes(one) != shapes(other)) if what == "inputs" else (structure(one) != structure(other)):
+                raise DataError(
+                    f"data set {self.name!r}: training {what} have shape {written(one)}, test {what}"
+                    f" {written(other)}; expected the same"
+                )
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the sample axis."""
-        return tuple(self.train.x.shape[1:])
+    def input_shape(self) -> Any:
+        """Shape of one input, without the sample axis; a dict or tuple of shapes for such inputs."""
+        return shapes(self.train.x)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Targets of the training samples, by which partitioners divide; the first tensor of a dict or tuple."""
+        labels: np.ndarray = flat(self.train.y)[0].numpy()
+        return labels
 
 
 def _check(where: str, split: Split, classes: int) -> None:
     """One target of a possible value for every input, and all inputs finite."""
     for name, value in (("x", split.x), ("y", split.y)):
-        if not isinstance(value, Tensor):
-            raise DataError(f"{where}: {name} is a {type(value).__name__}; expected a tensor: torch.as_tensor({name})")
-    x, y, client = split
-    if len(x) != len(y) or (client is not None and len(client) != len(y)):
+        for leaf in flat(value) or [value]:
+            _check_tensor(where, name, leaf, within=leaf is not value)
+    x, y, client = flat(split.x), flat(split.y), split.client
+    n = len(y[0])
+    if {len(t) for t in (*x, *y)} != {n} or (client is not None and len(client) != n):
+        inputs, targets = ("/".join(str(many) for many in dict.fromkeys(map(len, leaves))) for leaves in (x, y))
         owners = "" if client is None else f" and {len(client)} clients"
-        raise DataError(f"{where}: {len(x)} inputs, {len(y)} targets{owners}; expected as many of each")
-    if 0 in x.shape[1:]:
-        raise DataError(f"{where}: inputs of shape {list(x.shape[1:])} hold no number; expected at least one feature")
-    if x.is_floating_point() and not x.sum(dtype=torch.float64).isfinite():   # a sum is finite only if all numbers are
-        raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
-    if classes and (y.is_floating_point() or y.is_complex()):
+        raise DataError(f"{where}: {inputs} inputs, {targets} targets{owners}; expected as many of each")
+    for t in x:
+        if 0 in t.shape[1:]:
+            empty = list(t.shape[1:])
+            raise DataError(f"{where}: inputs of shape {empty} hold no number; expected at least one feature")
+        if t.is_floating_point() and not t.sum(dtype=torch.float64).isfinite():   # only if all numbers are
+            raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
+    if classes:
+        _check_classes(where, split.y, classes)
+
+
+def _check_tensor(where: str, name: str, leaf: Any, within: bool) -> None:
+    if not isinstance(leaf, Tensor):
+        fix = "tensors in tuples and dicts" if within else f"a tensor: torch.as_tensor({name})"
+        if isinstance(leaf, Mapping | tuple):              # empty, or not a dict
+            fix = f"a dict that holds tensors: dict({name})" if isinstance(leaf, Mapping) else "a tuple of tensors"
+        verb = "contains" if within else "is"
+        raise DataError(f"{where}: {name} {verb} a {type(leaf).__name__}; expected {fix}")
+    if not leaf.dim():
+        raise DataError(f"{where}: {name} is a tensor without axes; expected one with a row for each sample")
+
+
+def _check_classes(where: str, y: Samples, classes: int) -> None:
+    if not isinstance(y, Tensor):
+        raise DataError(
+            f"{where}: targets of {classes} classes are a {type(y).__name__}; expected one tensor, or classes=0 and a"
+            " loss of your own"
+        )
+    if y.is_floating_point() or y.is_complex():
         raise DataError(f"{where}: targets of {classes} classes are {y.dtype}; expected int64, or classes=0 to regress")
-    if classes and y.dtype != torch.int64:
+    if y.dtype != torch.int64:
         raise DataError(f"{where}: targets are {y.dtype}; expected int64: y.long()")
-    if classes and len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(classes, 2):   # one class: a binary logit
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(classes, 2):   # one class: a binary logit
         raise DataError(f"{where}: targets from {y.min()} to {y.max()}; expected 0 to {max(classes, 2) - 1}")

@@ -7,8 +7,10 @@ sorted by their number of steps and leave the block when they finish, so unequal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,15 +21,15 @@ from fedsim import seeds
 from fedsim.compress.stacks import unbatched
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
-from fedsim.engine.local_work import Minibatches, draw, minibatches
-from fedsim.engine.loop import CHUNK, Loop, Rows, refuse_captured_tensors
+from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
+from fedsim.engine.loop import Loop, Rows, refuse_captured_tensors
 from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Tape
 from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
-from fedsim.tree import build, leaves, tree_map
+from fedsim.tree import build, flat, leaves, mapped, shaped, structure, tree_map
 from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
@@ -96,6 +98,10 @@ class _Block:
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._index, self._lengths = _padded(plans, federation.model.device)
         self._widths = self._lengths.max(0)
+        self._keys, self._whole_keys, self._large_keys = (
+            torch.from_numpy(np.stack(keys)).to(federation.model.device).unsqueeze(-1)
+            for keys in zip(*((plan.keys, plan.whole, plan.large) for plan in plans), strict=True)
+        )
         self.descend = Descent(federation.work)
         self.optimizer = federation.work.optimizer
         self.tape: Tape | None = None  # while a step is being recorded
@@ -159,17 +165,19 @@ class _Block:
             self._outside("local.grad(x) on the whole shard")
             (g,) = _stacked(self._whole, x, self._slot)
         else:
-            (g,) = _stacked(self._minibatch, x, *[t for t in batch if t is not None])
+            (g,) = _stacked(partial(self._minibatch, structure(batch)), x, *flat(batch))
         return self.fed.work.regularise(g, x)
 
     def sample(self, size: int) -> Batch:
         """See ``fedsim.types.Local``."""
         self._outside("local.sample")
         sizes = np.minimum(size, self.fed.shards.sizes[self.ids])
-        batch = self._take(*_stack(draw(self.fed.shards, self.fed.seed, self.round, self.ids, size), sizes))
-        self._drawn[batch.y.data_ptr()] = batch.y, sizes
-        tensors = [t for t in batch if t is not None]
-        return Batch(*_stacked(lambda c, own, _: tuple(tensors), self._slot))
+        rows = draw(self.fed.shards, self.fed.seed, self.round, self.ids, size)
+        batch = self._take(*_stack(rows, sizes), self._large_keys.expand(-1, int(sizes.max())))
+        y, *_ = flat(batch.y)
+        self._drawn[y.data_ptr()] = y, sizes
+        drawn: Batch = shaped(batch, iter(_stacked(lambda c, own, _: tuple(flat(batch)), self._slot)))
+        return drawn
 
     def fold(
         self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
@@ -223,44 +231,46 @@ class _Block:
     def _batch(self, k: int, active: int) -> Batch:
         width = int(self._widths[k])
         weight = None if (self._samples == width).all() else np.arange(width) < self._samples[:, None]
-        return self._take(self._index[:active, k, :width], weight)
+        return self._take(self._index[:active, k, :width], weight, self._keys[:active, k].expand(-1, width))
 
-    def _take(self, index: np.ndarray | Tensor, weight: np.ndarray | None) -> Batch:
+    def _take(self, index: np.ndarray | Tensor, weight: np.ndarray | None, key: Tensor) -> Batch:
         model = self.fed.model
         w = None if weight is None else torch.from_numpy(weight).to(model.device, model.dtype)
-        return self.fed.shards.take(torch.as_tensor(index, device=model.device), w)
+        return self.fed.shards.take(torch.as_tensor(index, device=model.device), w, key)
 
-    def _minibatch(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    def _minibatch(self, like: Batch, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x, *batch = (t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True))
         if self.tape is not None:
-            return (self.tape.gradient(x, batch),)
-        return (self.gradients(x, *batch),)
+            return (self.tape.gradient(x, batch, like),)
+        return (self.gradients(x, *batch, like=like),)
 
-    def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
+    def gradients(self, x: Tensor, *batch: Tensor, like: Batch) -> Tensor:
         """``Model.gradients`` of the first ``len(x)`` clients, charged to them."""
-        self._charge(len(x), *batch[1:])
+        at = self._charged(len(x), shaped(like, iter(batch)))
         try:
-            return self.fed.model.gradients(x, Batch(*batch))
+            return self.fed.model.gradients(x, at)
         except Exception as error:
-            raise self._model_error(x, batch, error) from error
+            raise self._model_error(x, at, error) from error
 
-    def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def gradient_parts(self, x: Tensor, *batch: Tensor, like: Batch) -> Iterator[tuple[int, Tensor]]:
         """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
-        self._charge(len(x), *batch[1:])
+        at = self._charged(len(x), shaped(like, iter(batch)))
         try:
-            yield from self.fed.model.gradient_parts(x, Batch(*batch))
+            yield from self.fed.model.gradient_parts(x, at)
         except Exception as error:
-            raise self._model_error(x, batch, error) from error
+            raise self._model_error(x, at, error) from error
 
-    def _model_error(self, x: Tensor, batch: Sequence[Tensor], error: Exception) -> Exception:
-        return model_error(self.fed.model, x[0], Batch(*(t[0] for t in batch)), error)
+    def _model_error(self, x: Tensor, batch: Batch, error: Exception) -> Exception:
+        return model_error(self.fed.model, x[0], mapped(itemgetter(0), batch), error)
 
-    def _charge(self, c: int, targets: Tensor, weight: Tensor | None = None) -> None:
+    def _charged(self, c: int, batch: Batch) -> Batch:
+        targets, *_ = flat(batch.y)
         _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
         width = targets.shape[1]
         if width != samples.max():                         # the step uses part of its minibatch
-            samples = np.full(c, width) if weight is None else (weight > 0).sum(1).cpu().numpy()
+            samples = np.full(c, width) if batch.weight is None else (batch.weight > 0).sum(1).cpu().numpy()
         self.meter.ledger.gradient_evaluations[self.ids[:c]] += samples[:c]
+        return batch
 
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x = tensors[0] if own[0] else tensors[0].expand(c, -1)
@@ -271,15 +281,17 @@ class _Block:
             some = np.flatnonzero(here)                    # clients with samples left
             some = some[np.argsort(self.ids[some])]        # in memory order
             first = shards.offsets[self.ids[some]] + start
-            batch = shards.runs(first, here[some])
-            if batch is None:
+            key = self._whole_keys[some, start // CHUNK].expand(-1, int(here.max()))
+            if (batch := shards.runs(first, here[some])) is not None:
+                batch = batch._replace(key=key)
+            else:
                 runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
-                batch = self._take(*_stack(runs, here[some]))
+                batch = self._take(*_stack(runs, here[some]), key)
             share = torch.from_numpy(here[some] / sizes[some]).to(x).unsqueeze(1)
             try:
                 g[some] += self.fed.model.gradients(x[some], batch) * share
             except Exception as error:
-                raise self._model_error(x, [t for t in batch if t is not None], error) from error
+                raise self._model_error(x, batch, error) from error
         self.meter.ledger.gradient_evaluations[self.ids] += sizes
         return (g,)
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.data import Split
 from fedsim.engine.linear_stack import per_sample
-from fedsim.engine.model import Model
+from fedsim.engine.model import Model, called
 from fedsim.engine.purity import generator_states
 from fedsim.engine.snapshot import Snapshot, alike
 from fedsim.errors import ModelError
+from fedsim.tree import Samples, count, flat, mapped, tensors_of, written
 from fedsim.types import Batch
 from fedsim.values import Vector
 
@@ -38,8 +40,8 @@ def examine(model: Model, samples: Split) -> None:
             mix samples in evaluation.
     """
     initial, before = model.vector(), snapshot(model)
-    rows = _rows(samples.y)
-    x, y, _ = Split(samples.x[rows], samples.y[rows]).to(model.device, model.dtype)
+    rows = itemgetter(_rows(samples.y))
+    x, y, _ = Split(mapped(rows, samples.x), mapped(rows, samples.y)).to(model.device, model.dtype)
     trial = initial + _noise(model.d).to(initial)          # some initial values hide things: a last layer of zeros
     try:
         _check_fit(model, x, y)
@@ -51,15 +53,15 @@ def examine(model: Model, samples: Split) -> None:
         raise
     except Exception as error:
         raise ModelError(
-            f"{name_of(model.module)} or its loss raised {type(error).__name__} on {len(x)} samples of shape"
-            f" {list(x.shape[1:])}: {error}"
+            f"{name_of(model.module)} or its loss raised {type(error).__name__} on {count(y)} samples of shape"
+            f" {written(x)}: {error}"
         ) from error
     finally:
         before.restore()
         model.load(initial)
 
 
-def give_shapes(module: nn.Module, x: Tensor) -> None:
+def give_shapes(module: nn.Module, x: Samples) -> None:
     """Give lazy layers their shapes and initial values, by calling the module on samples ``x [B, ...]``.
 
     Raises:
@@ -69,10 +71,11 @@ def give_shapes(module: nn.Module, x: Tensor) -> None:
         return
     try:
         with torch.no_grad():
-            module(x.to(torch.get_default_dtype()) if x.is_floating_point() else x)
+            dtype = torch.get_default_dtype()
+            called(module, mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, x))
     except Exception as error:
         raise ModelError(
-            f"{name_of(module)} with lazy layers raised {type(error).__name__} on inputs {list(x.shape)}: {error}"
+            f"{name_of(module)} with lazy layers raised {type(error).__name__} on inputs of shape {written(x)}: {error}"
         ) from error
 
 
@@ -86,8 +89,9 @@ def name_of(fn: Callable[..., object]) -> str:
     return type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__qualname__", type(fn).__name__)
 
 
-def _rows(y: Tensor) -> Tensor:
+def _rows(targets: Samples) -> Tensor:
     """Rows of some samples, first that of the largest target, which needs all outputs."""
+    y, *_ = flat(targets)
     first, last = int(y.reshape(len(y), -1).amax(1).argmax()), len(y) - 1
     others = {k * last // (SAMPLES - 1) for k in range(SAMPLES)} - {first}
     return torch.tensor([first, *sorted(others)][:SAMPLES], device=y.device)
@@ -98,42 +102,46 @@ def _noise(d: int) -> Tensor:
     return numbers.repeat(d // len(numbers) + 1)[:d]       # repeated: many millions would take their time
 
 
-def _check_fit(model: Model, x: Tensor, y: Tensor) -> None:
+def _check_fit(model: Model, x: Samples, y: Samples) -> None:
     """Run module and loss on one sample, as in evaluation."""
     try:
         with torch.no_grad(), model.evaluating():
-            outputs = model.outputs(model.vector(), x[:1])
-            if outputs.shape[:1] != (1,):
+            first, target, *_ = Batch(x, y).part(slice(1))
+            outputs = model.outputs(model.vector(), first)
+            if not (tensors := tensors_of(outputs)) or tensors[0].shape[:1] != (1,):
+                given = list(tensors[0].shape) if tensors else f"of type {type(outputs).__name__}"
                 raise ModelError(
-                    f"{name_of(model.module)} returned outputs {list(outputs.shape)} for inputs {list(x[:1].shape)};"
-                    " expected [1, ...], one row for each sample (a squeeze() without an axis drops this one)"
+                    f"{name_of(model.module)} returned outputs {given} for one input of shape {written(x)}; expected"
+                    " [1, ...], one row for each sample (a squeeze() without an axis drops this one)"
                 )
-            per_sample(model.loss(outputs, y[:1]), 1)
+            per_sample(model.loss(outputs, target), 1)
     except ModelError:
         raise
     except Exception as error:
         raise _misfit(model, x, y, error) from error
 
 
-def _misfit(model: Model, x: Tensor, y: Tensor, error: Exception) -> ModelError:
-    target = f"{y[0].item():g}" if y[0].numel() == 1 else f"{list(y.shape[1:])}"
-    tokens = "" if x.is_floating_point() else (
-        ". Integer inputs are taken for tokens of text; pass features as x.astype('float32')"
-    )
+def _misfit(model: Model, x: Samples, y: Samples, error: Exception) -> ModelError:
+    target = f"{y[0].item():g}" if isinstance(y, Tensor) and y[0].numel() == 1 else written(y)
+    expected = f"inputs [B, {written(x)[1:]} and has an output for each class"
+    if not isinstance(x, Tensor):
+        expected = "the entries of a dict by name, or those of a tuple in order, and a loss for what it returns"
+    elif not x.is_floating_point():
+        expected += ". Integer inputs are taken for tokens of text; pass features as x.astype('float32')"
     return ModelError(
-        f"{name_of(model.module)} with its loss cannot take an input of shape {list(x.shape[1:])} with the target"
-        f" {target} ({type(error).__name__}: {error}); expected a model that takes inputs [B,"
-        f" {str(list(x.shape[1:]))[1:]} and has an output for each class{tokens}"
+        f"{name_of(model.module)} with its loss cannot take an input of shape {written(x)} with the target"
+        f" {target} ({type(error).__name__}: {error}); expected a model that takes {expected}"
     )
 
 
-def _refuse_state(model: Model, v: Vector, x: Tensor, y: Tensor, before: Snapshot) -> None:
+def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snapshot) -> None:
     """Compare what training on a minibatch gives and leaves behind, first and after another minibatch."""
-    half, tolerance, sum_of = (len(x) + 1) // 2, _tolerance(model), partial(torch.sum, dtype=torch.float64)
-    batches = Batch(x[:half], y[:half]), Batch(x[-half:], y[-half:])   # of equal shapes, by which a cache may go
+    half, tolerance, sum_of = (count(y) + 1) // 2, _tolerance(model), partial(torch.sum, dtype=torch.float64)
+    halves = slice(half), slice(-half, None)               # of equal shapes, by which a cache may go
+    batches = [Batch(x, y).part(rows) for rows in halves]
     lasting = model.module.state_dict(keep_vars=True)      # these may not change; others may hold the last call
     total, moved, equal = sum_of(v), set[str](), True
-    seen: dict[int, tuple[tuple[Vector, Tensor], Snapshot]] = {}
+    seen: dict[int, tuple[list[Tensor], Snapshot]] = {}
     for order in ((0, 1), (1, 0)):
         before.restore()
         for i in order:
@@ -164,10 +172,10 @@ def _refuse_state(model: Model, v: Vector, x: Tensor, y: Tensor, before: Snapsho
         )
 
 
-def _train(model: Model, v: Vector, batch: Batch) -> tuple[tuple[Vector, Tensor], Snapshot]:
+def _train(model: Model, v: Vector, batch: Batch) -> tuple[list[Tensor], Snapshot]:
     """Gradient on a minibatch and then outputs in evaluation, and the state that these leave behind."""
     drawn = generator_states()
-    given = model.gradient(v, batch), model.outputs(v, batch.x[:1])
+    given = [model.gradient(v, batch), *tensors_of(model.outputs(v, batch.part(slice(1)).x))]
     if generator_states() != drawn:
         raise ModelError(
             f"{name_of(model.module)} or its loss draws from the global generator of PyTorch or NumPy, which no seed of"
@@ -176,16 +184,15 @@ def _train(model: Model, v: Vector, batch: Batch) -> tuple[tuple[Vector, Tensor]
     return given, snapshot(model)
 
 
-def _refuse_mixing_in_evaluation(model: Model, v: Vector, x: Tensor, y: Tensor) -> None:
-    if _mixed(partial(model.outputs, v), _tolerance(model), x):
+def _refuse_mixing_in_evaluation(model: Model, v: Vector, x: Samples, y: Samples) -> None:
+    if _mixed(lambda x: tensors_of(model.outputs(v, x)), _tolerance(model), x):
         raise ModelError(
             f"{name_of(model.module)} mixes the samples of a batch in evaluation: the output for a sample depends on"
             " the others beside it. Let axis 0 be the samples (batch_first=True in attention and recurrent layers),"
             " normalise over features (nn.LayerNorm, nn.GroupNorm), and mix samples only `if self.training`"
         )
-    outputs = model.outputs(v, x)
     with torch.no_grad(), model.evaluating():
-        mixed = _mixed(model.loss, _tolerance(model), outputs, y)
+        mixed = _mixed(lambda x, y: [model.loss(model.outputs(v, x), y)], _tolerance(model), x, y)
     if mixed:
         raise ModelError(
             f"the loss {name_of(model.loss)} mixes the samples of a batch in evaluation: the loss of a sample depends"
@@ -194,30 +201,33 @@ def _refuse_mixing_in_evaluation(model: Model, v: Vector, x: Tensor, y: Tensor) 
         )
 
 
-def _mixes(model: Model, v: Vector, x: Tensor, y: Tensor) -> bool:
+def _mixes(model: Model, v: Vector, x: Samples, y: Samples) -> bool:
     """Compare losses and gradients in training: a row of padding may mix in gradients alone."""
     with torch.no_grad():
-        if _mixed(lambda x, y: model.losses(v, Batch(x, y)), _tolerance(model), x, y):
+        if _mixed(lambda x, y: [model.losses(v, Batch(x, y))], _tolerance(model), x, y):
             return True
-    weight = torch.ones(len(x), dtype=model.dtype, device=model.device)
+    n = count(y)
+    weight = torch.ones(n, dtype=model.dtype, device=model.device)
     weight[1:][-1:] = 0                                    # unless there is but one sample
-    a, b = (model.gradient(v, Batch(x[rows], y[rows], weight)) for rows in ([*range(len(x))], [*range(len(x) - 1), 0]))
+    rows = (itemgetter(chosen) for chosen in ([*range(n)], [*range(n - 1), 0]))
+    a, b = (model.gradient(v, Batch(mapped(of, x), mapped(of, y), weight)) for of in rows)
     return not alike(a, b, _tolerance(model))
 
 
-def _mixed(f: Callable[..., Tensor], tolerance: float, *samples: Tensor) -> bool:
-    """Return whether a row of ``f(*samples)`` changes with the samples beside it, or with their number.
+def _mixed(f: Callable[..., list[Tensor]], tolerance: float, *samples: Samples) -> bool:
+    """Return whether a row of a tensor of ``f(*samples)`` changes with the samples beside it, or with their number.
 
     Others of the same number leave the rounding as it is; another number may change it, in half precision by a percent.
     """
-    n, together = len(samples[0]), f(*samples)
+    n, together = count(samples[0]), f(*samples)
     half = n // 2
     for rows in (range(half), range(half, n)) if half else ():
         beside = [i if i in rows else rows[i % len(rows)] for i in range(n)]
         for chosen, bound in ((beside, tolerance), (rows, max(tolerance, COARSE))):
-            found = f(*(part[chosen] for part in samples))
-            if not alike(together[rows], found[rows] if chosen is beside else found, bound):
-                return True
+            found = f(*(mapped(itemgetter(chosen), part) for part in samples))
+            for a, b in zip(together, found, strict=True):
+                if not alike(a[rows], b[rows] if chosen is beside else b, bound):
+                    return True
     return False
 
 

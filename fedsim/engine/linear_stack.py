@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import ModelError
 from fedsim.models.losses import cross_entropy
+from fedsim.tree import Samples
 from fedsim.types import Batch
 
 
@@ -76,9 +77,9 @@ class DenseStack:
                 return None
         return cls(layers, loss, flatten) if layers else None
 
-    def takes(self, x: Tensor) -> bool:
+    def takes(self, x: Samples) -> bool:
         """Return whether the products below compute the module for inputs ``[c, B, ...]``."""
-        return (self.flatten or x.dim() == 3) and x[0, 0].numel() == self.layers[0].columns
+        return isinstance(x, Tensor) and (self.flatten or x.dim() == 3) and x[0, 0].numel() == self.layers[0].columns
 
     def gradients(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         """Gradients at ``xs [c, d]`` of each client's mean loss on its row of ``batch`` (``[c, B, ...]``).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedsim import seeds
 from fedsim.checks import number, whole
 from fedsim.engine.optimizers import SGD
 from fedsim.errors import ConfigError, PartitionError
+from fedsim.tree import Samples, mapped
 from fedsim.types import Batch, Optimizer
 
 
@@ -113,7 +115,7 @@ class LocalWork:
 class Shards:
     """Training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]:offsets[i + 1]``."""
 
-    def __init__(self, x: Tensor, y: Tensor, offsets: np.ndarray) -> None:
+    def __init__(self, x: Samples, y: Samples, offsets: np.ndarray) -> None:
         self.x, self.y, self.offsets = x, y, offsets
         self.sizes = np.diff(offsets)
         empty = np.flatnonzero(self.sizes == 0)
@@ -131,14 +133,17 @@ class Shards:
     def rows(self, node: int) -> Batch:
         """All samples of one client."""
         start, stop = int(self.offsets[node]), int(self.offsets[node + 1])
-        return Batch(self.x[start:stop], self.y[start:stop])
+        own = itemgetter(slice(start, stop))
+        return Batch(mapped(own, self.x), mapped(own, self.y))
 
-    def take(self, index: Tensor, weight: Tensor | None = None) -> Batch:
-        """Samples at rows ``index [...]`` of the sorted data; the axes of ``index`` lead."""
-        flat = index.reshape(-1)
-        x = self.x.index_select(0, flat).view(*index.shape, *self.x.shape[1:])
-        y = self.y.index_select(0, flat).view(*index.shape, *self.y.shape[1:])
-        return Batch(x, y, weight)
+    def take(self, index: Tensor, weight: Tensor | None = None, key: Tensor | None = None) -> Batch:
+        """Samples at rows ``index [...]`` of the sorted data; its axes lead, of ``weight`` and ``key`` too."""
+        rows, form = index.reshape(-1), index.shape
+
+        def pick(t: Tensor) -> Tensor:
+            return t.index_select(0, rows).view(*form, *t.shape[1:])
+
+        return Batch(mapped(pick, self.x), mapped(pick, self.y), weight, key)
 
     def runs(self, first: np.ndarray, lengths: np.ndarray) -> Batch | None:
         """View of the samples from each row of ``first [c]`` on; None unless the runs have equal length and spacing."""
@@ -150,15 +155,30 @@ class Shards:
             shape = len(first), int(lengths[0]), *t.shape[1:]
             return t[int(first[0]) :].as_strided(shape, (apart[0] * t.stride(0), *t.stride()))
 
-        return Batch(view(self.x), view(self.y))
+        return Batch(*mapped(view, (self.x, self.y)))
+
+
+CHUNK = 512
+"""Samples per pass of a whole-shard gradient; bounds its memory. A model that mixes samples takes all in one pass."""
 
 
 @dataclass(frozen=True)
 class Minibatches:
-    """A client's round: sample rows ``[K_i, B_i]``; in step ``k``, rows beyond the first ``lengths[k]`` are padding."""
+    """A client's round.
+
+    Attributes:
+        index: rows of its samples ``[K_i, B_i]``; in step ``k``, those beyond the first ``lengths[k]`` are padding.
+        lengths: ``[K_i]``.
+        keys: ``Batch.key`` of each step, int64 ``[K_i]`` or longer.
+        whole: that of each ``CHUNK`` of its shard, int64 ``[n_i / CHUNK]`` or longer.
+        large: that of its large batch.
+    """
 
     index: np.ndarray
     lengths: np.ndarray
+    keys: np.ndarray
+    whole: np.ndarray
+    large: np.int64
 
     @property
     def shares(self) -> np.ndarray:
@@ -175,6 +195,9 @@ def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.
     per_epoch = -(-sizes // batch)
     epochs = np.where(whole, 0, -(-counts // per_epoch))
     orders = seeds.shuffles(seed, "minibatch", round, ids, sizes, epochs)
+    parts = 1 + -(-int(sizes.max(initial=0)) // CHUNK)
+    numbers = np.concatenate([np.arange(-1, -1 - parts, -1), np.arange(counts.max(initial=0))])
+    keys = seeds.split(seeds.root(seed, "batch", round, ids)[:, None], numbers)
     plans = []
     for i, node in enumerate(ids):
         n, b, k = int(sizes[i]), int(batch[i]), int(counts[i])
@@ -186,7 +209,8 @@ def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.
             lengths = np.full(len(order) * int(per_epoch[i]), b)
             lengths[per_epoch[i] - 1 :: per_epoch[i]] = b - padding
             index, lengths = order.reshape(-1, b)[:k], lengths[:k]
-        plans.append(Minibatches(index + shards.offsets[node], lengths))
+        own_keys = keys[i, parts:], keys[i, 1:parts], keys[i, 0]
+        plans.append(Minibatches(index + shards.offsets[node], lengths, *own_keys))
     return plans
 
 

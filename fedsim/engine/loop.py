@@ -13,12 +13,12 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
-from fedsim.engine.local_work import Minibatches, draw, minibatches
+from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
 from fedsim.engine.purity import pure
 from fedsim.engine.refusals import client_error, model_error, no_such_word, no_vector, other_form, refuse_other_form
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, title
 from fedsim.messages.stacked import Stacked
-from fedsim.tree import form, leaves, tree_map
+from fedsim.tree import count, form, leaves, tree_map
 from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
@@ -54,15 +54,17 @@ class LoopLocal:
         if not isinstance(x, Tensor):
             raise no_vector(fed.model, x)
         if batch is None:
-            rows = fed.shards.rows(self._node)
-            g, size = torch.zeros_like(x), len(rows.x) if fed.model.mixes else CHUNK
-            for start in range(0, len(rows.x), size):
-                part = Batch(rows.x[start : start + size], rows.y[start : start + size])
-                g += self._gradient(x, part) * (len(part.x) / len(rows.x))
-            batch = rows
+            batch = fed.shards.rows(self._node)
+            n = count(batch.y)
+            g, chunk = torch.zeros_like(x), n if fed.model.mixes else CHUNK
+            keys = self._keys(self._plan.whole, chunk)
+            for i, start in enumerate(range(0, n, chunk)):
+                size = min(chunk, n - start)
+                part = batch if size == n else batch.part(slice(start, start + size))
+                g += self._gradient(x, part._replace(key=keys[i, :size])) * (size / n)
         else:
             g = self._gradient(x, batch)
-        self._meter.ledger.gradient_evaluations[self._node] += len(batch.x)
+        self._meter.ledger.gradient_evaluations[self._node] += count(batch.y)
         return fed.work.regularise(g, x)
 
     def _gradient(self, x: Vector, batch: Batch) -> Vector:
@@ -73,7 +75,12 @@ class LoopLocal:
 
     def sample(self, size: int) -> Batch:
         (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
-        return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device))
+        (key,) = self._keys(np.array([self._plan.large]), len(rows))
+        return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device), key=key)
+
+    def _keys(self, keys: np.ndarray, size: int) -> Tensor:
+        """``Batch.key`` of batches of ``size`` samples, ``[len(keys), size]``."""
+        return torch.from_numpy(keys).to(self._fed.model.device).unsqueeze(1).expand(-1, size)
 
     def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
         refuse_captured_tensors(step)
@@ -81,9 +88,11 @@ class LoopLocal:
         index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
         model = self._fed.model
         weights = torch.from_numpy(self._plan.shares).to(model.device, model.dtype) if shares else None
+        keys = self._keys(self._plan.keys, index.shape[1])
         self.descend.start(model.zeros())
         for k in range(skip, len(index)):
-            batch = self._fed.shards.take(index[k, : self._plan.lengths[k]])
+            length = self._plan.lengths[k]
+            batch = self._fed.shards.take(index[k, :length], key=keys[k, :length])
             self.descend.begin()
             new = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
             if k == skip:
@@ -94,10 +103,6 @@ class LoopLocal:
 
     def __getattr__(self, name: str) -> Any:
         raise no_such_word("local", name, Local)
-
-
-CHUNK = 512
-"""Samples per pass of a whole-shard gradient; bounds its memory. A model that mixes samples takes all in one pass."""
 
 
 @dataclass(frozen=True)

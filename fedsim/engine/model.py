@@ -10,17 +10,19 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.engine.linear_stack import DenseStack, per_sample
 from fedsim.errors import ModelError
+from fedsim.tree import Samples, count, joined, mapped, pieces
 from fedsim.types import Batch
 from fedsim.values import Vector
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Per-sample loss: maps outputs ``[B, ...]`` and targets ``[B, ...]`` to ``[B]``."""
+Loss = Callable[[Any, Any], Tensor]
+"""Per-sample loss: maps what the module returns, and targets ``[B, ...]``, to ``[B]``."""
 
 
 class Model:
@@ -91,7 +93,8 @@ class Model:
 
     def losses(self, x: Vector, batch: Batch) -> Tensor:
         """Losses ``[B]`` of one client's batch in training, without the penalty."""
-        return per_sample(self.loss(self.load(x)(self._input(batch.x)), batch.y), len(batch.y))
+        outputs = called(self.load(x), self._input(batch.x))
+        return per_sample(self.loss(outputs, batch.y), count(batch.y))
 
     def gradient(self, x: Vector, batch: Batch) -> Vector:
         """Gradient ``[d]`` of the mean loss (plus penalty) of one client's batch."""
@@ -144,17 +147,17 @@ class Model:
         return [g + p for g, p in zip(flat, extra, strict=True)]
 
     @torch.no_grad()
-    def outputs(self, x: Vector, inputs: Tensor, batch_size: int = 256) -> Tensor:
-        """Outputs of the module at ``x`` for ``inputs [N, ...]``, computed ``batch_size`` samples at a time."""
+    def outputs(self, x: Vector, inputs: Samples, batch_size: int = 256) -> Any:
+        """Outputs of the module at ``x`` for ``inputs [N, ...]``, computed ``batch_size`` samples at a time; see
+        ``fedsim.tree.joined``.
+        """
         module = self.load(x)
         with self.evaluating():
-            outputs = [module(self._input(part)) for part in torch.split(inputs, batch_size)]
-        if other := [out for out in outputs if not isinstance(out, Tensor)]:
-            raise ModelError(
-                f"{type(module).__name__} returned a {type(other[0]).__name__}; expected one tensor of outputs"
-                " [B, ...]: return that from forward, and leave the others out"
-            )
-        return torch.cat(outputs)
+            parts = list(pieces(inputs, batch_size))
+            outputs = [called(module, self._input(part)) for part in parts]
+        if isinstance(outputs[0], Tensor):
+            return torch.cat(outputs)
+        return joined(outputs, [count(part) for part in parts])
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -171,22 +174,38 @@ class Model:
 
     def _row(self, batch: Batch, i: int) -> Batch:
         """Minibatch of the i-th client of a block, without its padding if that would change the gradient."""
-        weight = None if batch.weight is None else batch.weight[i]
-        if weight is None or not self.mixes:
-            return Batch(batch.x[i], batch.y[i], weight)
-        return Batch(batch.x[i][weight > 0], batch.y[i][weight > 0])
+        row: Batch = mapped(itemgetter(i), batch)
+        if row.weight is None or not self.mixes:
+            return row
+        cut: Batch = mapped(itemgetter(row.weight > 0), row)
+        return cut._replace(weight=None)
 
-    def _functional_loss(self, parts: list[Tensor], x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-        out = torch.func.functional_call(self.module, dict(zip(self.names, parts, strict=True)), (x,))
-        return _mean(per_sample(self.loss(out, y), len(y)), weight)
+    def _functional_loss(self, parts: list[Tensor], x: Samples, y: Samples, weight: Tensor | None) -> Tensor:
+        named = dict(zip(self.names, parts, strict=True))
 
-    def _input(self, x: Tensor) -> Tensor:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(self.module, named, args, kwargs)
+
+        return _mean(per_sample(self.loss(called(forward, x), y), count(y)), weight)
+
+    def _input(self, x: Samples) -> Samples:
         """Convert images to channels-last, the fastest layout for oneDNN's convolutions and PyTorch's pooling."""
-        if not self._channels_last or x.dim() != 4:
-            return x
-        if x.shape[1] == 1:                                # ambiguous for one channel: set strides
-            return x.contiguous().as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
-        return x.contiguous(memory_format=torch.channels_last)
+        return mapped(_channels_last, x) if self._channels_last else x
+
+
+def called(module: Callable[..., Any], x: Samples) -> Any:
+    """Outputs of a module: the entries of a dict are its keyword arguments, those of a tuple its arguments."""
+    if isinstance(x, dict):
+        return module(**x)
+    return module(*x) if isinstance(x, tuple) else module(x)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    if x.dim() != 4:
+        return x
+    if x.shape[1] == 1:                                    # ambiguous for one channel: set strides
+        return x.contiguous().as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _make_cuda_deterministic() -> None:

@@ -20,7 +20,7 @@ from fedsim.errors import (
     suggest,
     title,
 )
-from fedsim.tree import described, form, leaves
+from fedsim.tree import described, flat, form, leaves
 from fedsim.types import Batch, Kept, Sent
 
 
@@ -74,7 +74,8 @@ def model_error(model: Model, x: Any, batch: Any, error: Exception) -> Exception
         return ConfigError(f"local.grad got a {type(batch).__name__} as its batch; expected that of the step")
     if isinstance(error, FedsimError | torch.OutOfMemoryError):
         return error
-    given = f"inputs {described(batch.x)} and targets {described(batch.y)}"
+    inputs, targets = (described(tuple(flat(samples))) for samples in (batch.x, batch.y))
+    given = f"inputs {inputs} and targets {targets}"
     return ModelError(
         f"the model {type(model.module).__name__}, or its loss, raised {in_one_line(error)}, given {given}"
         f"\n{lines_of(error)}"

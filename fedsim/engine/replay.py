@@ -14,15 +14,16 @@ from torch import Tensor
 
 from fedsim.engine.rewrite import OVER, aten, rewrite
 from fedsim.engine.tape import Op, Recording, Slot
+from fedsim.types import Batch
 
 
 class Gradients(Protocol):
     """Gradients of a block of clients at ``x [c, d]`` on the tensors of their batch."""
 
-    def gradients(self, x: Tensor, *batch: Tensor) -> Tensor:
-        """See ``Model.gradients``; ``[c, d]``."""
+    def gradients(self, x: Tensor, *batch: Tensor, like: Batch) -> Tensor:
+        """See ``Model.gradients``; ``[c, d]``, on a batch of the form ``like``."""
 
-    def gradient_parts(self, x: Tensor, *batch: Tensor) -> Iterable[tuple[int, Tensor]]:
+    def gradient_parts(self, x: Tensor, *batch: Tensor, like: Batch) -> Iterable[tuple[int, Tensor]]:
         """See ``Model.gradient_parts``."""
 
 
@@ -84,7 +85,7 @@ class Program:
         first, *ops = self._tail
         assembled = [(slot, torch.empty_like(env[first.args[0]])) for slot in self._assembled]
         whole = [(slot, env[slot]) for slot in self._whole]
-        for start, part in block.gradient_parts(*[env[slot] for slot in first.args]):
+        for start, part in block.gradient_parts(*[env[slot] for slot in first.args], **first.kwargs):
             columns = slice(start, start + part.shape[1])
             for slot, t in whole:
                 env[slot] = t[..., columns]
@@ -119,7 +120,7 @@ def _split(r: Recording, parts: int) -> tuple[list[Op], list[Op]]:
 def _do(op: Op, env: list[Any], block: Gradients) -> None:
     args = [_fill(a, env) for a in op.args]
     if op.fn is None:
-        env[op.out[0]] = block.gradients(*args)
+        env[op.out[0]] = block.gradients(*args, **op.kwargs)
         return
     out = op.fn(*args, **op.kwargs) if op.over is None else op.fn(*args, **op.kwargs, out=env[op.over])
     for slot, t in zip(op.out, [out] if isinstance(out, Tensor) else out, strict=True):

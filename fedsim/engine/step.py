@@ -19,7 +19,7 @@ from fedsim.engine.model import Model
 from fedsim.engine.refusals import refuse_other_form
 from fedsim.engine.replay import Gradients, Program
 from fedsim.engine.tape import Tape, Unreplayable, fingerprint
-from fedsim.tree import build, leaves
+from fedsim.tree import build, flat, leaves, mapped, shaped
 from fedsim.types import Batch
 
 Programs = dict[Hashable, Program | None]
@@ -71,44 +71,44 @@ class LocalStep:
             consts: tensors of the remaining arguments.
             own: which of ``consts`` have a row per client.
         """
-        samples = [t for t in batch if t is not None]
+        samples = flat(batch)
         if self._programs is not None:
-            form = len(samples), len(batch.x)              # within one fold, all else follows from it
-            if form not in self._met:
-                key = (*form, *own, *((t.shape, t.stride(), t.dtype) for t in (*state, *consts)))
+            met = len(samples), len(samples[0])            # within one fold, all else follows from it
+            if met not in self._met:
+                key = (*met, *own, *((t.shape, t.stride(), t.dtype) for t in (*state, *consts)))
                 if key not in self._programs:
-                    self._programs[key] = self._record(samples, state, consts, own)
-                self._met[form] = self._programs[key]
-            if (program := self._met[form]) is not None:
+                    self._programs[key] = self._record(batch, state, consts, own)
+                self._met[met] = self._programs[key]
+            if (program := self._met[met]) is not None:
                 return program(self._block, [*samples, *state, *consts])
-        out = self._vmapped(samples, state, consts, own)
+        out = self._vmapped(batch, state, consts, own)
         return [t.clone(memory_format=torch.contiguous_format) for t in out]  # a replayed step may overwrite it
 
     def _vmapped(
-        self, samples: Sequence[Tensor], state: Sequence[Tensor], consts: Sequence[Tensor], own: list[bool]
+        self, batch: Batch, state: Sequence[Tensor], consts: Sequence[Tensor], own: list[bool]
     ) -> tuple[Tensor, ...]:
-        def one(batch: Batch, *flat: Tensor) -> tuple[Tensor, ...]:
-            (carry, self._block.descend.slots), *rest = build(self._like, iter(flat))
+        samples = tuple(flat(batch))
+
+        def one(samples: tuple[Tensor, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+            (carry, self._block.descend.slots), *rest = build(self._like, iter(tensors))
             self._block.descend.begin()
-            new = self._step(carry, batch, *rest)
+            new = self._step(carry, shaped(batch, iter(samples)), *rest)
             refuse_other_form(self._step, carry, new)
             return tuple(leaves((new, self._block.descend.slots)))
 
         dims = (tuple(0 for _ in samples), *(0 for _ in state), *(0 if o else None for o in own))
-        out: tuple[Tensor, ...] = torch.vmap(lambda batch, *flat: one(Batch(*batch), *flat), in_dims=dims)(
-            tuple(samples), *state, *consts
-        )
+        out: tuple[Tensor, ...] = torch.vmap(one, in_dims=dims)(samples, *state, *consts)
         return out
 
     def _record(
-        self, samples: list[Tensor], state: list[Tensor], consts: list[Tensor], own: list[bool]
+        self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]
     ) -> Program | None:
-        samples, consts = [t.detach() for t in samples], [t.detach() for t in consts]  # one object for each argument
+        batch, consts = mapped(Tensor.detach, batch), [t.detach() for t in consts]  # one object for each argument
         state = [t.clone() for t in state]
-        self._block.tape = tape = Tape(samples, state, consts)
+        self._block.tape = tape = Tape(flat(batch), state, consts)
         try:
             with tape:
-                out = self._vmapped(samples, state, consts, own)
+                out = self._vmapped(batch, state, consts, own)
             return Program(tape.recording(out), len(self._model.sizes))
         except Unreplayable:
             return None

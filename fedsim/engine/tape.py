@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.types import Batch
+
 MOST_OPERATIONS = 500
 """Maximum length of a recording; longer steps are more than algebra around a gradient."""
 
@@ -106,12 +108,12 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Unreplayable("the step computes with the samples themselves")
         return Recording(self._ops, self._tensors, self._inputs, self._carry, [self._slot(t) for t in results])
 
-    def gradient(self, x: Tensor, batch: Sequence[Tensor]) -> Tensor:
-        """Record a call of the model's gradient, and return zeros."""
+    def gradient(self, x: Tensor, batch: Sequence[Tensor], like: Batch) -> Tensor:
+        """Record a call of the model's gradient on the tensors of a batch of the form ``like``, and return zeros."""
         self._paused = True
         g = torch.zeros_like(x, memory_format=torch.contiguous_format)
         self._paused = False
-        self._ops.append(Op(None, [self._slot(t) for t in (x, *batch)], {}, [self._new(g)]))
+        self._ops.append(Op(None, [self._slot(t) for t in (x, *batch)], {"like": like}, [self._new(g)]))
         return g
 
     @classmethod

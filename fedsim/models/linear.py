@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.models.shapes import output_width
+from fedsim.models.shapes import features, output_width
 
 
 def linear_layers(*widths: int) -> list[nn.Module]:
@@ -34,7 +33,7 @@ class Logistic:
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """The network for samples of any shape; see ``Architecture.build``."""
-        linear = nn.Linear(prod(input_shape), output_width(classes), bias=self.bias)
+        linear = nn.Linear(features("Logistic", input_shape), output_width(classes), bias=self.bias)
         if self.zero:
             for parameter in linear.parameters():
                 nn.init.zeros_(parameter)
@@ -57,4 +56,5 @@ class MLP:
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """The network for samples of any shape; see ``Architecture.build``."""
-        return nn.Sequential(nn.Flatten(), *linear_layers(prod(input_shape), *self.hidden, output_width(classes)))
+        widths = features("MLP", input_shape), *self.hidden, output_width(classes)
+        return nn.Sequential(nn.Flatten(), *linear_layers(*widths))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError, ModelError
-from fedsim.models.shapes import unfit
+from fedsim.models.shapes import one_tensor, unfit
 
 
 class CharacterModel(nn.Module):
@@ -49,7 +49,7 @@ class CharLSTM:
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> CharacterModel:
         """The network for sequences ``[T]`` of token ids below ``classes``; see ``Architecture.build``."""
-        if len(input_shape) != 1:
+        if not one_tensor(input_shape) or len(input_shape) != 1:
             raise unfit("CharLSTM", "sequences of token ids [T]", input_shape)
         if classes < 1:
             raise ModelError(f"CharLSTM got classes={classes}; expected the vocabulary's size, at least 1")

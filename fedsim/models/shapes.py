@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from math import prod
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -21,7 +22,7 @@ class Architecture(Protocol):
         """Build a freshly initialised network; parameters are drawn from torch's global generator, so seed it first.
 
         Args:
-            input_shape: shape of one sample, without the batch axis.
+            input_shape: shape of one sample, without the batch axis; a dict or tuple of shapes for such inputs.
             classes: number of classes; 0 (regression) and 1 (a binary logit) both give one output.
 
         Raises:
@@ -31,7 +32,20 @@ class Architecture(Protocol):
 
 def unfit(model: str, expected: str, input_shape: tuple[int, ...]) -> ModelError:
     """Error for samples of an unsupported shape, with the shapes that each model accepts."""
-    return ModelError(f"{model} got samples of shape {list(input_shape)}; expected {expected}. {FITS}.")
+    shape = list(input_shape) if one_tensor(input_shape) else input_shape
+    return ModelError(f"{model} got samples of shape {shape}; expected {expected}. {FITS}.")
+
+
+def one_tensor(input_shape: Any) -> bool:
+    """True for the shape of one tensor, not of several."""
+    return isinstance(input_shape, tuple) and all(isinstance(length, int) for length in input_shape)
+
+
+def features(model: str, input_shape: tuple[int, ...]) -> int:
+    """Number of features of a sample, a tensor of any shape."""
+    if not one_tensor(input_shape):
+        raise unfit(model, "one tensor, or a module of your own for several", input_shape)
+    return prod(input_shape)
 
 
 def output_width(classes: int) -> int:
@@ -43,7 +57,7 @@ def output_width(classes: int) -> int:
 
 def image_shape(model: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
     """Check for an image of at least ``smallest`` by ``smallest`` pixels; return ``(channels, height, width)``."""
-    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
+    if not one_tensor(input_shape) or len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
         raise unfit(model, f"images [channels, height, width] of at least {smallest}x{smallest} pixels", input_shape)
     channels, height, width = input_shape
     return channels, height, width

@@ -42,7 +42,10 @@ def check_level(name: str, value: float) -> None:
 
 
 def check_real(x: Tensor) -> None:
-    """Raise unless the inputs are real numbers."""
+    """Raise unless the inputs are one tensor of real numbers."""
+    if not isinstance(x, Tensor):
+        fix = "write a skew of your own, with a method apply(x, client, n, seed)"
+        raise PartitionError(f"this skew distorts one tensor, and inputs are a {type(x).__name__} of tensors: {fix}")
     if not x.is_floating_point():
         raise PartitionError(f"feature skew needs real-valued inputs, got {x.dtype}: it does not apply to token ids")
 

@@ -94,6 +94,8 @@ def logistic_regression(
 def _binary_dataset(data: Dataset | tuple[np.ndarray, np.ndarray]) -> Dataset:
     """The data as float64 ``[N, d]`` and int64 ``[N]`` in {0, 1}, without owners."""
     if isinstance(data, Dataset):
+        if not isinstance(data.train.x, Tensor):
+            raise ConfigError(f"got inputs of shapes {data.input_shape}; expected one tensor of features [N, d]")
         values = np.unique(data.train.y.numpy())
         train, test = (_binary(s.x.flatten(1).numpy(), s.y.numpy(), values) for s in (data.train, data.test))
         return Dataset(data.name, train, test, classes=2, notes=data.notes)

@@ -38,7 +38,7 @@ from fedsim.engine.model import Model
 from fedsim.errors import ClientError, FedsimError
 from fedsim.messages.mixing import mix_rows, squared_distances
 from fedsim.messages.stacked import Stacked, partial_means
-from fedsim.tree import build, leaves, tree_map, unpacked
+from fedsim.tree import build, leaves, shaped, tree_map, unpacked
 from fedsim.types import Kept
 
 MOST_FUNCTIONS = 64
@@ -72,13 +72,14 @@ class Worker:
         torch.cuda.reset_peak_memory_stats()
         return peak, total
 
-    def settle(self, site: bytes, x: np.ndarray, y: np.ndarray) -> None:
+    def settle(self, site: bytes, *samples: np.ndarray) -> None:
         """Set up a federation; the samples stay in shared memory."""
         self.forget_all()
         self._functions.clear()
         s: WorkerSetup = pickle.loads(site)
         model = Model(s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype, mixes=s.mixes)
-        shards = Shards(shared(x).to(s.device), shared(y).to(s.device), s.offsets)
+        x, y = shaped(s.like, (shared(array).to(s.device) for array in samples))
+        shards = Shards(x, y, s.offsets)
         self._fed = Federation(model, shards, s.work, s.seed, Loop())
 
     def forget(self, *tokens: int) -> None:
@@ -194,12 +195,10 @@ class Worker:
             return ClientFailure(task.ids.tolist(), line, text)
         return ClientFailure(list(failed), *next(iter(failed.values())))
 
-    def score(
-        self, x: np.ndarray, inputs: np.ndarray, targets: np.ndarray, start: int, stop: int, classification: bool
-    ) -> Scores:
+    def score(self, x: np.ndarray, start: int, stop: int, classification: bool, *samples: np.ndarray) -> Scores:
         """Score the model ``x [d]`` on samples ``start`` to ``stop``, exclusive."""
-        model = self._fed.model
-        part, y = (shared(samples)[start:stop].to(model.device) for samples in (inputs, targets))
+        model, shards = self._fed.model, self._fed.shards
+        part, y = shaped((shards.x, shards.y), (shared(t)[start:stop].to(model.device) for t in samples))
         return score(model, to_tensor(x, model.dtype, model.device), part, y, classification)
 
     def mean(self, token: int, w: np.ndarray, start: int) -> Any:

@@ -24,6 +24,7 @@ from fedsim.engine.federation import Federation
 from fedsim.engine.unpicklable import refused
 from fedsim.errors import ConfigError, RoundLostError, RunError, StateLostError
 from fedsim.experiment.execution import Ray
+from fedsim.tree import Samples, flat, structure
 
 PATIENCE = 180.0
 """Seconds an actor may take to start."""
@@ -174,25 +175,27 @@ class Workers:
         self._site = site
 
     def _describe(self, f: Federation) -> tuple[Any, ...]:
-        m = f.model
+        m, samples = f.model, (f.shards.x, f.shards.y)
 
         def site() -> WorkerSetup:
             module = copy.deepcopy(m.module).cpu()         # parameters with their own storage, not views of a vector
             loss = copy.deepcopy(m.loss).cpu() if isinstance(m.loss, Module) else m.loss
             return WorkerSetup(
-                module, loss, m.penalty, m.dtype, m.mixes, m.device.type, f.shards.offsets, f.work, f.seed
-            )
+                module, loss, m.penalty, m.dtype, m.mixes, m.device.type, f.shards.offsets, f.work, f.seed,
+                structure(samples),
+            )  # fmt: skip
 
         data = self._pickled(site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
         self._shared, self._vector = [], m.d * m.dtype.itemsize
-        return self.ray.put(data), *self.share(f.shards.x, f.shards.y)
+        return self.ray.put(data), *self.share(samples)
 
-    def share(self, *samples: Tensor) -> list[Any]:
-        """Put samples into the object store, once per federation; return references.
+    def share(self, tree: Samples) -> list[Any]:
+        """Put the tensors of samples into the object store, once per federation; return references.
 
         Raises:
             ConfigError: they do not fit; the message gives the size required.
         """
+        samples = flat(tree)
         new = [t for t in samples if all(t is not known for known, _ in self._shared)]
         if new:
             self._check_room(sum(t.nbytes for t in new) + sum(t.nbytes for t, _ in self._shared))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.engine.local_work import LocalWork
 from fedsim.errors import FedsimError
+from fedsim.tree import Samples
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -26,6 +27,7 @@ class WorkerSetup(NamedTuple):
         offsets: ``[n + 1]`` first sample of each client.
         work: the local work.
         seed: root of all randomness.
+        like: structure of the inputs and the targets of a sample.
     """
 
     module: torch.nn.Module
@@ -37,6 +39,7 @@ class WorkerSetup(NamedTuple):
     offsets: np.ndarray
     work: LocalWork
     seed: int
+    like: tuple[Samples, Samples]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from operator import is_
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from fedsim.backends.ray.actors import Workers
 from fedsim.backends.ray.object_store import FarRow, arrays, far_tree, to_array
@@ -22,7 +21,7 @@ from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run
 from fedsim.controller.evaluate import CHUNK, Scores
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RunError
-from fedsim.tree import fetched, leaves, tree_map
+from fedsim.tree import Samples, count, fetched, leaves, tree_map
 from fedsim.types import Messages
 from fedsim.values import Far, Vector
 
@@ -153,7 +152,7 @@ def split(costs: np.ndarray, size: int, workers: int) -> list[Run]:
     return [Run(k, int(a), int(b)) for k, (a, b) in enumerate(pairwise(bounds))]
 
 
-def score(workers: Workers, x: Vector | Far, inputs: Tensor, targets: Tensor, classification: bool) -> Scores:
+def score(workers: Workers, x: Vector | Far, inputs: Samples, targets: Samples, classification: bool) -> Scores:
     """Loss and accuracy of a model on each sample, on workers with the federation set up.
 
     Raises:
@@ -162,9 +161,9 @@ def score(workers: Workers, x: Vector | Far, inputs: Tensor, targets: Tensor, cl
     """
     ray = workers.ray
     model = x.ref if isinstance(x, FarRow) else ray.put(to_array(fetched(x)))
-    samples = workers.share(inputs, targets)
-    runs = split(np.ones(len(inputs)), CHUNK, len(workers))
-    calls = [workers.call(run.worker, "score", model, *samples, run.start, run.stop, classification) for run in runs]
+    samples = workers.share((inputs, targets))
+    runs = split(np.ones(count(targets)), CHUNK, len(workers))
+    calls = [workers.call(run.worker, "score", model, run.start, run.stop, classification, *samples) for run in runs]
     parts: list[Scores] = workers.get([first for first, *_ in calls])
     hits = [part.accuracy for part in parts if part.accuracy is not None]
     return Scores(np.concatenate([part.loss for part in parts]), np.concatenate(hits) if hits else None)

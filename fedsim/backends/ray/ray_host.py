@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsim.algorithm import Algorithm
 from fedsim.backends.ray.actors import Workers
@@ -31,6 +30,7 @@ from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError,
 from fedsim.experiment.execution import Ray
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
+from fedsim.tree import Samples
 from fedsim.values import Far, Vector
 
 T = TypeVar("T")
@@ -207,7 +207,7 @@ class RayHost(Host):
         self.skipped = np.setdiff1d(chosen, ids).tolist()
         return new
 
-    def score(self, prepared: Prepared, x: Vector | Far, inputs: Tensor, targets: Tensor) -> Scores:
+    def score(self, prepared: Prepared, x: Vector | Far, inputs: Samples, targets: Samples) -> Scores:
         """See ``Host``; evaluated by the workers.
 
         Raises:

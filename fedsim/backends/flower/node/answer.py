@@ -37,7 +37,7 @@ from fedsim.errors import FedsimError
 from fedsim.feedback.linked import is_vector, moved
 from fedsim.messages import wire
 from fedsim.messages.mixing import mix_rows
-from fedsim.tree import leaves, tree_map, unpacked
+from fedsim.tree import count, leaves, tree_map, unpacked
 from fedsim.types import Kept
 
 
@@ -98,7 +98,7 @@ class Node:
     def hello(self, call: Call) -> Call:
         """Handshake: report client number, number of samples, and versions."""
         rows = self.federation.shards.rows(self.client)
-        return Call("hello", {"samples": len(rows.x), "own": len(self.side.own.x), "versions": versions()})
+        return Call("hello", {"samples": count(rows.y), "own": count(self.side.own.y), "versions": versions()})
 
     def each(self, call: Call) -> Call:
         """Run a client function."""
@@ -189,7 +189,7 @@ class Node:
         scores = score(self.federation.model, x, own.x, own.y, self.side.classification)
         self._spent("compute", clock)
         hits = None if scores.accuracy is None else float(scores.accuracy.mean())
-        return Call("score", {"loss": float(scores.loss.mean()), "accuracy": hits, "samples": len(own.x)})
+        return Call("score", {"loss": float(scores.loss.mean()), "accuracy": hits, "samples": count(own.y)})
 
     def _received(self, data: bytes, form: Any, whose: str) -> Any:
         """Decode a message; refuse another form than ``form``, and NaN or infinity."""

@@ -28,16 +28,17 @@ from fedsim.experiment.config import from_config
 from fedsim.experiment.config.names import only_from
 from fedsim.experiment.config.paths import paths
 from fedsim.experiment.experiment import Data, Experiment
+from fedsim.tree import Samples, count
 from fedsim.types import Batch
 
 
 class OneShard(Shards):
     """Shards of ``n`` clients with the samples of one."""
 
-    def __init__(self, x: Tensor, y: Tensor, client: int, n: int) -> None:
+    def __init__(self, x: Samples, y: Samples, client: int, n: int) -> None:
         self.x, self.y = x, y
         self.sizes = np.zeros(n, np.int64)
-        self.sizes[client] = len(x)
+        self.sizes[client] = count(y)
         self.offsets = np.r_[0, np.cumsum(self.sizes)]
 
 

@@ -97,7 +97,7 @@ class FlowerHost(Host):
         token, epoch = known.get("run", uuid.uuid4().hex), known.get("epoch", 0) + 1
         directory.update_manifest(deployment={"run": token, "epoch": epoch, "policy": asdict(self.policy)})
         identity = ServerIdentity(token, epoch, fed.seed)
-        sample = Batch(prepared.test.x[:1], prepared.test.y[:1])
+        sample = Batch(prepared.test.x, prepared.test.y).part(slice(1))
         gossip = experiment.topology is not None
         self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)
         self._pinned.clear()
