@@ -5,8 +5,9 @@ authors of FedSpeed and FedSMOO: CIFAR-10, ResNet-18 with GroupNorm, 1000 rounds
 100 clients with batches of 50, B 5 % of 200 clients with batches of 25; IID, or a Dirichlet prior of classes for every
 client (0.6, 0.3, 0.1). As in that code, clients take part independently of one another, class pools are refilled when
 they run out, weight decay 1e-3 and clipping at 10 act on the step, step sizes decay in every round, and the figure is
-the BEST test accuracy over rounds. Where the README gives two values of a setting, the first is meant. Its FedSMOO row
-was made with code that had an error, which was mended later; its authors report differences of 0.4 between re-runs.
+the BEST test accuracy over rounds. Unlike there, pictures are not cropped and flipped at random. Where the README gives
+two values of a setting, the first is meant. Its FedSMOO row was made with code that had an error, which was mended
+later; its authors report differences of 0.4 between re-runs.
 
 Run: python -m experiments.published --methods FedAvg FedSpeed --setup A --split 0.6 (one cell for each method). A
 second call goes on where the first one stopped. Times: --predict makes two rounds of each cell and says how long all of

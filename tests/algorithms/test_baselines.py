@@ -151,6 +151,25 @@ def test_reaches_the_minimiser_with_constant_steps(algorithm: Any, size: int, ro
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [4, 1], ids=["everybody", "1 of 4"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [FedADMM(lr=0.2, rho=0.3), FedPAGE(lr=0.05, server_lr=0.3, p=0.5), BVRLSGD(lr=0.2, pick="mean"), BVRLSGD(lr=0.2)],
+)
+def test_weighted_clients_reach_the_minimiser_of_the_weighted_objective(algorithm: Any, size: int) -> None:
+    """sum_i p_i f_i, whoever takes part; BVR-L-SGD needs everybody."""
+    if isinstance(algorithm, BVRLSGD) and size == 1:
+        return
+    w = np.array([1.0, 2.0, 3.0, 6.0])
+    H = sum(w[i] * FEW.H(i) for i in range(4))
+    weighted = np.linalg.solve(H, sum(w[i] * FEW.H(i) @ FEW.own_minimiser(i) for i in range(4)))
+    fed = federation(FEW, LocalWork(0, steps=STEPS), Blocks(4) if size == 4 else None, weights=w)
+    last = iterates(algorithm, fed, np.zeros(8), some(4, size, 250 if size == 4 else 1500))[-1]
+    assert np.linalg.norm(last - weighted) < 1e-6
+    assert np.linalg.norm(weighted - FEW.minimiser()) > 1e-2
+
+
+@pytest.mark.slow
 def test_with_minibatches_bvr_l_sgd_and_fedpage_reach_it_as_well() -> None:
     """Variance reduction: the noise vanishes with the steps."""
     fed = federation(FEW, LocalWork(4, steps=5))

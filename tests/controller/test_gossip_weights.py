@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from algorithms import BEER, DPSGD, SGP, DFedAvg, ExactDiffusion, Extra, GradientTracking
+from algorithms import BEER, DPSGD, KGT, NIDS, SGP, DFedAvg, ExactDiffusion, Extra, GradientTracking
 from fedsim import Evaluation, LocalWork, run
 from fedsim.clients import cohort
 from fedsim.compress import TopK
@@ -74,7 +74,10 @@ def test_the_weighted_mean_moves_by_the_weighted_mean_of_the_steps(topology: Any
     assert meter.contraction is None and meter.contraction_bound is None
 
 
-EXACT = [GradientTracking(lr=0.3), Extra(lr=0.5), ExactDiffusion(lr=0.5), BEER(lr=0.1, gamma=0.3, compressor=TopK(k=3))]
+EXACT = [
+    *(GradientTracking(lr=0.3), Extra(lr=0.5), ExactDiffusion(lr=0.5), NIDS(lr=0.5), KGT(lr=0.1)),
+    BEER(lr=0.1, gamma=0.3, compressor=TopK(k=3)),
+]
 
 
 @pytest.mark.slow
