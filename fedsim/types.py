@@ -157,7 +157,8 @@ class Local(Site, Protocol):
         """Gradient ``[d]`` of the local objective at ``x`` on ``batch``; by default on the whole shard.
 
         The objective is the mean loss plus the penalty plus weight decay; gradient clipping, if enabled, precedes
-        weight decay. Either may be set to act in ``descend`` instead.
+        weight decay. Either may be set to act in ``descend`` instead. At running statistics of BatchNorm, which follow
+        the parameters in ``x``, it is 0.
         """
 
     @property
@@ -169,7 +170,7 @@ class Local(Site, Protocol):
 
         The direction is the gradient with the method's corrections. Every local step of a method is made by this word,
         once in a step of ``local.fold``, so that the local optimiser, and weight decay and clipping at the step, hold
-        for all methods.
+        for all methods. Running statistics of BatchNorm become those after the step's first gradient.
 
         Args:
             y: where the step begins.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedsim import seeds
 from fedsim.clock.devices import Devices
+from fedsim.controller.batch_norm import check_minibatches, check_statistics
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
 from fedsim.engine.examine import examine, give_shapes
@@ -121,6 +122,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         topology=experiment.topology,
         memory=MEMORIES[experiment.execution.memory](),
     )
+    if federation.model.statistics:
+        check_minibatches(federation)
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
     devices = None if experiment.clock is None else experiment.clock.devices(partition.n, seed)
@@ -249,10 +252,13 @@ def build_model(
     """Build the model of an experiment, with initial values that follow from the seed, and try it on training samples.
 
     Raises:
-        ModelError: see ``fedsim.engine.examine.examine``.
+        ModelError: see ``fedsim.engine.examine.examine``; or the model has running statistics that the method does not
+            average.
     """
     model = _built(experiment, dataset, problem, seed, device, dtype)
     examine(model, dataset.train)
+    if model.statistics:
+        check_statistics(experiment)
     return model
 
 

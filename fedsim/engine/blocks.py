@@ -102,7 +102,7 @@ class _Block:
             torch.from_numpy(np.stack(keys)).to(federation.model.device).unsqueeze(-1)
             for keys in zip(*((plan.keys, plan.whole, plan.large) for plan in plans), strict=True)
         )
-        self.descend = Descent(federation.work)
+        self.descend = Descent(federation.work, federation.model.learned)
         self.optimizer = federation.work.optimizer
         self.tape: Tape | None = None  # while a step is being recorded
         self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
@@ -166,7 +166,7 @@ class _Block:
             (g,) = _stacked(self._whole, x, self._slot)
         else:
             (g,) = _stacked(partial(self._minibatch, structure(batch)), x, *flat(batch))
-        return self.fed.work.regularise(g, x)
+        return self.descend.gradient(g, x, of_minibatch=batch is not None)
 
     def sample(self, size: int) -> Batch:
         """See ``fedsim.types.Local``."""

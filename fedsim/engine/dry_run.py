@@ -23,7 +23,7 @@ class DryLocal:
 
     def __init__(self, model: Model, work: LocalWork, sample: Batch) -> None:
         self._model, self._sample = model, sample
-        self.descend, self.optimizer = Descent(work), work.optimizer
+        self.descend, self.optimizer = Descent(work, model.learned), work.optimizer
         self.decay = torch.ones((), dtype=model.dtype, device=model.device)
         self.steps = torch.ones_like(self.decay)
 

@@ -43,6 +43,7 @@ def examine(model: Model, samples: Split) -> None:
     rows = itemgetter(_rows(samples.y))
     x, y, _ = Split(mapped(rows, samples.x), mapped(rows, samples.y)).to(model.device, model.dtype)
     trial = initial + _noise(model.d).to(initial)          # some initial values hide things: a last layer of zeros
+    trial = trial if model.learned is None else torch.where(model.learned, trial, initial)   # a variance is positive
     try:
         _check_fit(model, x, y)
         _refuse_state(model, trial, x, y, before)
@@ -135,11 +136,15 @@ def _misfit(model: Model, x: Samples, y: Samples, error: Exception) -> ModelErro
 
 
 def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snapshot) -> None:
-    """Compare what training on a minibatch gives and leaves behind, first and after another minibatch."""
+    """Compare what training on a minibatch gives and leaves behind, first and after another minibatch.
+
+    Buffers of a state_dict may not change, unless each call sets them as BatchNorm's; others may hold the last call.
+    """
     half, tolerance, sum_of = (count(y) + 1) // 2, _tolerance(model), partial(torch.sum, dtype=torch.float64)
     halves = slice(half), slice(-half, None)               # of equal shapes, by which a cache may go
     batches = [Batch(x, y).part(rows) for rows in halves]
-    lasting = model.module.state_dict(keep_vars=True)      # these may not change; others may hold the last call
+    lasting = model.module.state_dict(keep_vars=True).keys() - model.statistics.keys()
+    uncounted = {name.replace("running_mean", "num_batches_tracked") for name in model.statistics}   # nothing reads it
     total, moved, equal = sum_of(v), set[str](), True
     seen: dict[int, tuple[list[Tensor], Snapshot]] = {}
     for order in ((0, 1), (1, 0)):
@@ -158,7 +163,7 @@ def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snaps
             f"{name_of(model.module)} writes into its parameters in forward; expected new tensors: w.clamp(0) for"
             " w.clamp_(0)"
         )
-    if moved:
+    if moved := moved - uncounted:
         raise ModelError(
             f"{name_of(model.module)} keeps state besides its parameters: {_listed(moved, lasting)} changed during a"
             " minibatch. Only parameters are averaged, charged and saved, so results would depend on the order in which"

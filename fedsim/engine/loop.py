@@ -34,7 +34,7 @@ class LoopLocal:
     ) -> None:
         self._fed, self._meter, self._node = federation, meter, node
         self._round, self._plan, self.decay = round, plan, decay
-        self.descend = Descent(federation.work)
+        self.descend = Descent(federation.work, federation.model.learned)
         self.optimizer = federation.work.optimizer
 
     @property
@@ -53,6 +53,7 @@ class LoopLocal:
         fed = self._fed
         if not isinstance(x, Tensor):
             raise no_vector(fed.model, x)
+        whole = batch is None
         if batch is None:
             batch = fed.shards.rows(self._node)
             n = count(batch.y)
@@ -65,7 +66,7 @@ class LoopLocal:
         else:
             g = self._gradient(x, batch)
         self._meter.ledger.gradient_evaluations[self._node] += count(batch.y)
-        return fed.work.regularise(g, x)
+        return self.descend.gradient(g, x, of_minibatch=not whole)
 
     def _gradient(self, x: Vector, batch: Batch) -> Vector:
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim.engine.batch_norm import statistics_of
 from fedsim.engine.linear_stack import DenseStack, per_sample
 from fedsim.errors import ModelError
 from fedsim.tree import Samples, count, joined, mapped, pieces
@@ -26,7 +27,10 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 class Model:
-    """A module, its per-sample loss and an optional penalty, as functions of the flat parameter vector ``[d]``.
+    """A module, its per-sample loss and an optional penalty, as functions of the flat vector ``[d]`` of its parameters.
+
+    Running statistics of BatchNorm in training mode follow the parameters in the vector. In their coordinates a
+    gradient has the new statistics, and a step takes them over: see ``fedsim.engine.descent``.
 
     Args:
         module: any ``nn.Module`` without Dropout whose only state is its parameters; see ``fedsim.engine.examine``.
@@ -37,9 +41,13 @@ class Model:
         dtype: floating-point type of parameters and inputs.
         mixes: in training, an output or a loss depends on the other samples of its minibatch, padding included.
 
+    Attributes:
+        statistics: the running statistics that are part of the vector, by name.
+        learned: mask of the parameters in the vector, bool ``[d]``; None without statistics.
+
     Raises:
-        ModelError: the module has BatchNorm in training mode, draws its own random numbers, or has parameters without a
-            shape; or the loss has parameters to train.
+        ModelError: the module keeps statistics that cannot be a part of the vector, draws its own random numbers, or
+            has parameters without a shape; or the loss has parameters to train.
     """
 
     def __init__(
@@ -65,10 +73,16 @@ class Model:
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones are never sent
         if not named:
             raise ModelError(f"{type(module).__name__} has no parameters to train; expected some with requires_grad")
-        self.names, self.parameters = list(named), list(named.values())
-        self.shapes = [p.shape for p in self.parameters]
-        self.sizes = [p.numel() for p in self.parameters]
+        self.parameters, self.statistics = list(named.values()), statistics_of(module)
+        if self.statistics and penalty is not None:
+            raise ModelError("a penalty is a function of parameters alone; expected a module without live BatchNorm")
+        self.names, self._held = [*named, *self.statistics], [*self.parameters, *self.statistics.values()]
+        self.shapes = [t.shape for t in self._held]
+        self.sizes = [t.numel() for t in self._held]
         self.d = sum(self.sizes)
+        self.learned: Tensor | None = None
+        if self.statistics:
+            self.learned = torch.arange(self.d, device=self.device) < sum(p.numel() for p in self.parameters)
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self.dense = DenseStack.of(module, loss) if len(named) == len(list(module.parameters())) else None
@@ -76,19 +90,22 @@ class Model:
         self._channels_last = self.convolutional and self.device.type == "cpu"
 
     def vector(self) -> Vector:
-        """Copy of the module's current parameters, ``[d]``."""
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        """Copy of the module's current parameters and statistics, ``[d]``."""
+        return torch.cat([t.detach().reshape(-1) for t in self._held])
 
     def zeros(self) -> Vector:
         """Zeros ``[d]`` that take no memory; not to be written into."""
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.d)
 
     def load(self, x: Vector) -> nn.Module:
-        """Set the module's parameters to views of ``x``, and return the module."""
-        if self.parameters[0].data_ptr() != x.data_ptr():   # equal while a step updates x in place
+        """Set the module's parameters to views of ``x``, its statistics to copies; return the module."""
+        same = self.parameters[0].data_ptr() == x.data_ptr()   # while a step updates x in place
+        if not same or self.statistics:
             views = x.detach().split_with_sizes(self.sizes)
-            for p, view, shape in zip(self.parameters, views, self.shapes, strict=True):
+            for p, view, shape in zip(self.parameters, views, self.shapes, strict=False):
                 p.data = view.view(shape)
+            for t, view in zip(self.statistics.values(), views[len(self.parameters) :], strict=True):
+                t.copy_(view.view_as(t))                   # the forward pass writes into them
         return self.module
 
     def losses(self, x: Vector, batch: Batch) -> Tensor:
@@ -104,7 +121,7 @@ class Model:
         with torch.enable_grad():
             losses = self.losses(x, batch)
             grads = torch.autograd.grad(_mean(losses, batch.weight), self.parameters, materialize_grads=True)
-        flat = [g.reshape(-1) for g in grads]
+        flat = [g.reshape(-1) for g in grads] + [t.clone().reshape(-1) for t in self.statistics.values()]
         if self.penalty is None:
             return flat
         extra = torch.func.grad(self.penalty)(x).split_with_sizes(self.sizes)
@@ -136,11 +153,13 @@ class Model:
         """Gradients of every parameter, ``[c, d_p]`` each, from ``torch.vmap`` of the module."""
         with torch.enable_grad():
             columns = zip(xs.split_with_sizes(self.sizes, 1), self.shapes, strict=True)
-            parts = [p.reshape(-1, *s).detach().requires_grad_() for p, s in columns]
+            held = [t.reshape(-1, *s).detach() for t, s in columns]
+            parts = [t.requires_grad_() for t in held[: len(self.parameters)]]
+            statistics = [t.clone(memory_format=torch.contiguous_format) for t in held[len(parts) :]]
             mean = torch.vmap(self._functional_loss, in_dims=(0, 0, 0, None if batch.weight is None else 0))
-            total = mean(parts, batch.x, batch.y, batch.weight).sum()
+            total = mean([*parts, *statistics], batch.x, batch.y, batch.weight).sum()
             grads = torch.autograd.grad(total, parts, materialize_grads=True)
-        flat = [g.reshape(len(xs), -1) for g in grads]
+        flat = [t.reshape(len(xs), -1) for t in (*grads, *statistics)]   # into which the forward pass wrote
         if self.penalty is None:
             return flat
         extra = torch.vmap(torch.func.grad(self.penalty))(xs).split_with_sizes(self.sizes, 1)
@@ -244,14 +263,6 @@ def _refuse_unsafe_layers(module: nn.Module) -> None:
         raise ModelError(f"parameter {shapeless[0]!r} has no shape yet; call the module on a sample before")
     for name, layer in module.named_modules():
         kind = type(layer).__name__
-        batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        if layer.training and (batch_norm or getattr(layer, "track_running_stats", False)):
-            without = "fedsim.models.group_norm(model)" if batch_norm else "track_running_stats=False"
-            raise ModelError(
-                f"layer {name!r} is {kind} in training mode: its statistics mix samples and are not parameters, so they"
-                f" would be neither averaged nor charged. Train without them ({without}), or with frozen ones: put the"
-                " layer in eval mode, layer.eval()"
-            )
         setting = "p" if isinstance(layer, nn.modules.dropout._DropoutNd) else "dropout"
         chance = getattr(layer, setting, 0.0)
         if isinstance(layer, nn.RReLU) or (isinstance(chance, float) and chance > 0):

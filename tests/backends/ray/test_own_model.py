@@ -1,4 +1,4 @@
-"""A user's own model on actors, from the command line: the measurements are those of one process."""
+"""A user's own model on actors gives what it gives in one process, also from the command line."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from algorithms import FedAvg
+from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.cli import main
-from tests.backends.ray.shared import measured
+from fedsim.engine.loop import Loop
+from tests.backends.ray.shared import measured, workers
+from tests.engine.test_batch_norm import federation, trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 WORDS = [
@@ -28,3 +33,9 @@ def test_a_model_that_mixes_samples_and_holds_its_last_call(tmp_path: Path) -> N
     assert made.returncode == 0, made.stderr
     assert main([*words, "--backend", "blocks", "--output", str(tmp_path / "blocks")]) == 0
     assert measured(tmp_path / "ray") == measured(tmp_path / "blocks")
+
+
+def test_batch_norm_in_training() -> None:
+    expected = trained(federation(Loop()), FedAvg(lr=0.2))
+    found = trained(federation(RayActors(workers(), 2)), FedAvg(lr=0.2))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

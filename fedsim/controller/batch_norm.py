@@ -1,0 +1,116 @@
+"""Experiments under which BatchNorm's running statistics are averaged as they should be, found out by trying them.
+
+The statistics of a BatchNorm layer that stands first depend on the samples alone. So what every method should make of
+them is known without it: each client's moving averages over its minibatches, and then their mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.algorithm import has_server
+from fedsim.clients import cohort
+from fedsim.engine.federation import Federation
+from fedsim.engine.local_work import Shards, minibatches
+from fedsim.engine.loop import Loop
+from fedsim.engine.model import Model
+from fedsim.errors import ConfigError, ModelError
+from fedsim.experiment.experiment import Experiment
+from fedsim.models.losses import squared
+from topologies import Complete, Static
+
+COHORTS = ((0, 1, 2), (0, 2), (0, 1, 2))
+"""Clients of three rounds, where there is a server."""
+
+SIZES, FEATURES = (8, 6, 4), 2
+
+
+def check_statistics(experiment: Experiment) -> None:
+    """Check that the method of an experiment averages BatchNorm's statistics, on a small federation of its own.
+
+    Raises:
+        ModelError: it does not.
+    """
+    try:
+        gap = _gap(experiment)
+        reason = f"they are off by {gap:.2g} of their size after {len(COHORTS)} rounds"
+    except Exception as error:
+        gap, reason = np.inf, f"{type(error).__name__}: {error}"
+    if not gap < 1e-9:
+        raise ModelError(
+            f"the model has BatchNorm in training mode, and {type(experiment.algorithm).__name__} with these settings"
+            f" does not leave the mean of the clients' running statistics at the server ({reason}). Train without"
+            " them, fedsim.models.group_norm(model); with frozen ones, layer.eval(); or by a method that averages the"
+            " clients' models, such as FedAvg"
+        )
+
+
+def check_minibatches(federation: Federation) -> None:
+    """Check that no client has a minibatch of one sample, if the model cannot take it.
+
+    Raises:
+        ConfigError: one has.
+    """
+    model, work, shards = federation.model, federation.work, federation.shards
+    sizes, batch = shards.sizes, work.batch(shards.sizes)
+    alone = np.flatnonzero(((sizes - 1) % batch == 0) & (work.counts(sizes) > (sizes - 1) // batch))
+    if not len(alone):
+        return
+    rows, initial = shards.rows(int(alone[0])), model.vector()
+    try:
+        model.gradient(initial, rows.part(slice(1)))
+    except ValueError as error:                            # of torch
+        raise ConfigError(
+            f"{len(alone)} of {shards.n} clients have a minibatch of one sample, as client {alone[0]} with"
+            f" {sizes[alone[0]]} samples and local.batch_size {work.batch_size}, but BatchNorm cannot normalise it"
+            f" ({error}); choose another batch_size, or local.steps that end before"
+        ) from error
+    finally:
+        model.load(initial)
+
+
+def _gap(experiment: Experiment) -> float:
+    """Largest difference of the statistics to what they should be, relative to their size."""
+    method: Any = experiment.method
+    fed = _federation(experiment, central := has_server(method))
+    state, expected = method.init(fed.model.vector(), cohort(fed, 0)), fed.model.vector()[-2 * FEATURES :]
+    gap = 0.0
+    for round, ids in enumerate(COHORTS if central else (COHORTS[0],) * len(COHORTS), 1):
+        clients = cohort(fed, round, np.array(ids))
+        state = method.round(state, clients)
+        each = torch.stack([_after(fed, expected, round, i) for i in ids])
+        weights = torch.from_numpy(fed.p[list(ids)])
+        expected = weights @ each / weights.sum()
+        for x in [state.x] if central else [state.x[i] for i in ids]:
+            gap = max(gap, float((x[-2 * FEATURES :] - expected).norm() / expected.norm()))
+    return gap
+
+
+def _federation(experiment: Experiment, central: bool) -> Federation:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(SIZES), FEATURES, generator=generator, dtype=torch.float64).cumsum(0)
+    with torch.random.fork_rng(devices=[]):
+        module = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, 1))
+    return Federation(
+        Model(module, squared, dtype=torch.float64, mixes=True),
+        Shards(x, x.sum(1), np.r_[0, np.cumsum(SIZES)]),
+        replace(experiment.local, batch_size=2, epochs=1, steps=None),
+        0,
+        Loop(),
+        weights=np.array(SIZES) if central and experiment.weights == "samples" else None,
+        topology=None if central else Static(Complete()),
+    )
+
+
+def _after(fed: Federation, statistics: Tensor, round: int, client: int) -> Tensor:
+    """Running means and variances of a client after its local work, from ``statistics`` before it."""
+    (plan,) = minibatches(fed.work, fed.shards, fed.seed, round, np.array([client]))
+    for rows in plan.index:
+        batch = fed.shards.x[torch.from_numpy(rows)]
+        statistics = 0.9 * statistics + 0.1 * torch.cat([batch.mean(0), batch.var(0)])
+    return statistics

@@ -1,0 +1,117 @@
+"""BatchNorm in training runs under methods that average its statistics; others are refused with the ways out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import algorithms
+from algorithms import DFedAvg, DFedSAM, FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
+from fedsim import Batch, Clients, Evaluation, Execution, Experiment, FixedSize, Local, LocalWork, read_metrics, run
+from fedsim.compress import TopK
+from fedsim.controller.batch_norm import check_statistics
+from fedsim.controller.prepare import prepare
+from fedsim.engine.optimizers import AdamW
+from fedsim.errors import ConfigError, ModelError
+from fedsim.feedback import EF21Uplink
+from fedsim.partition import IidPartitioner
+from topologies import Ring, Static
+
+RING = Static(Ring())
+
+
+class State(NamedTuple):
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Own:
+    """A user's FedAvg, without ``local.descend``, or with a server that keeps half of its model."""
+
+    descends: bool = True
+    kept: float = 0.0
+
+    def init(self, x: Tensor, clients: Clients) -> State:
+        return State(x)
+
+    def round(self, s: State, clients: Clients) -> State:
+        return State(self.kept * s.x + (1 - self.kept) * clients.mean(clients.each(self.client, s.x)))
+
+    def client(self, local: Local, x: Tensor) -> Tensor:
+        def step(y: Tensor, batch: Batch) -> Tensor:
+            g = local.grad(y, batch)
+            return local.descend(y, g, 0.1) if self.descends else y - 0.1 * g
+
+        return local.fold(step, x)
+
+
+AVERAGED: dict[str, Experiment] = {
+    **{type(a).__name__: Experiment(a) for a in (FedAvg(), FedProx(), FedSAM(), Scaffold(), FedCM(), Own())},
+    **{type(a).__name__: Experiment(a, topology=RING) for a in (DFedAvg(), DFedSAM())},
+    "weights": Experiment(FedAvg(), weights="samples"),
+    "AdamW": Experiment(FedAvg(), local=LocalWork(0, steps=7, optimizer=AdamW(state="keep"))),
+    "decay": Experiment(FedAvg(lr=1e3), local=LocalWork(weight_decay=0.3, clip_norm=0.1)),
+}
+OTHERS: dict[str, Experiment] = {
+    **{type(a).__name__: Experiment(a) for a in (FedOpt(), FedSpeed(), FedAMD())},
+    "a server's step": Experiment(Own(kept=0.5)),
+    "no step": Experiment(Own(descends=False)),
+    "compressed": Experiment(FedAvg(), uplink=EF21Uplink(TopK(0.5))),
+    "all clients": Experiment(algorithms.EF21BC()),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_methods_that_average_the_clients_models(name: str) -> None:
+    drawn = torch.get_rng_state()
+    check_statistics(AVERAGED[name])
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_are_refused_with_the_ways_out(name: str) -> None:
+    method, ways = type(OTHERS[name].algorithm).__name__, r"group_norm\(model\).*layer\.eval\(\).*such as FedAvg"
+    with pytest.raises(ModelError, match=rf"BatchNorm in training mode, and {method}.*{ways}"):
+        check_statistics(OTHERS[name])
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10), nn.BatchNorm1d(10)
+    )  # fmt: skip
+
+
+SMALL = Experiment(
+    FedAvg(lr=0.2), model=network(), partition=IidPartitioner(10), local=LocalWork(batch_size=16), rounds=4,
+    sampling=FixedSize(0.5), evaluation=Evaluation(every=4), dtype="float64", execution=Execution("loop"),
+)  # fmt: skip
+
+
+def test_a_run_learns_and_is_the_same_in_blocks(tmp_path: Path) -> None:
+    loop, blocks = SMALL.execution, Execution("blocks", block_size=2)
+    ends = []
+    for name, execution in (("loop", loop), ("again", loop), ("blocks", blocks)):
+        made = run(replace(SMALL, execution=execution), output=tmp_path / name, progress=False)
+        ends.append(made.seed_path(0) / "metrics.jsonl")
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    first, _, also = (read_metrics(path).series("server/test", "loss")[4] for path in ends)
+    assert first < 1 and also == pytest.approx(first, abs=1e-9)
+
+
+def test_an_experiment_with_another_method_ends_before_it_begins() -> None:
+    with pytest.raises(ModelError, match="and FedSpeed with these settings does not leave the mean"):
+        prepare(replace(SMALL, algorithm=FedSpeed()), 0)
+
+
+def test_minibatches_of_one_sample() -> None:
+    """Eight clients have 13 minibatches of 11 and one of 1; two have 143 samples."""
+    with pytest.raises(ConfigError, match=r"8 of 10 clients have a minibatch of one sample, as client 0 with 144"):
+        prepare(replace(SMALL, local=LocalWork(batch_size=11)), 0)
+    prepare(replace(SMALL, local=LocalWork(batch_size=11, steps=13)), 0)
+    prepare(replace(SMALL, local=LocalWork(batch_size=11), model=nn.Sequential(*network()[:5])), 0)  # type: ignore[index]
