@@ -45,6 +45,7 @@ class ChocoSGD:
     gamma: float = 0.1
     compressor: Compressor = field(default_factory=TopK)
     server = False
+    no_rule = "its nodes add up differences of their neighbours' memories"
 
     def __post_init__(self) -> None:
         non_negative(self, "lr")

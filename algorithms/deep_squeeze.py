@@ -43,6 +43,7 @@ class DeepSqueeze:
     gamma: float = 0.02
     compressor: Compressor = field(default_factory=TopK)
     server = False
+    no_rule = "its nodes add up differences of their neighbours' memories"
 
     def __post_init__(self) -> None:
         non_negative(self, "lr")

@@ -43,6 +43,7 @@ class DIANA:
     compressor: Compressor = field(default_factory=RandK)
     alpha: float | None = None
     gradient: Gradient = "full"
+    no_rule = "its server adds up differences of its clients' memories"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -52,6 +52,7 @@ class EControl:
     eta: float | None = None
     start: Start = "dense"
     gradient: Gradient = "full"
+    sums = (0,)  # the server adds up c_i
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -74,6 +74,7 @@ class EF21:
     gradient: Gradient = "full"
     momentum: float = 0.0
     prox: Callable[[Vector, Vector], Vector] | None = None
+    sums = (0,)  # the server adds up c_i
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -51,6 +51,7 @@ class EF21BC:
     lr: float = 0.1
     compressor: Compressor = field(default_factory=TopK)
     server_compressor: Compressor = field(default_factory=TopK)
+    sums = (0,)  # the server adds up c_i
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -48,6 +48,7 @@ class EF21PAGE:
     lr: float = 0.1
     compressor: Compressor = field(default_factory=TopK)
     p: float = 0.1
+    sums = (0,)  # the server adds up c_i
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -46,6 +46,7 @@ class EF21Plus:
     lr: float = 0.1
     compressor: Compressor = field(default_factory=TopK)
     gradient: Gradient = "full"
+    no_rule = "its server reads every message by itself"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -52,6 +52,7 @@ class EF21SGDM:
     eta: float = 0.1
     momenta: int = 1
     first_batch: int = 0
+    sums = (0,)  # the server adds up c_i
 
     def __post_init__(self) -> None:
         positive(self, "lr")

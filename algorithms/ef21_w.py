@@ -55,6 +55,7 @@ class EF21W:
     compressor: Compressor = field(default_factory=TopK)
     gradient: Gradient = "full"
     smoothness: tuple[float, ...] = ()
+    no_rule = "it weighs messages by factors of its own"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -33,6 +33,7 @@ class ExactDiffusion:
 
     lr: float = 0.1
     server = False
+    no_rule = "its correction is that of a linear mixing"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

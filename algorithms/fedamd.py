@@ -53,6 +53,7 @@ class FedAMD:
     p: float | Literal["optimal"] = "optimal"
     period: int = 0
     large_batch: int = 0
+    no_rule = "its server adds up differences of its clients' memories"
 
     def __post_init__(self) -> None:
         positive(self, "lr", "server_lr")

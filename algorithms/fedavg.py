@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from algorithms.parts import one_momentum
-from fedsim import Batch, Clients, Local, Rule, Vector
+from fedsim import Batch, Clients, Local, Vector
 from fedsim.checks import in_range, positive
 
 
@@ -31,13 +31,11 @@ class FedAvg:
         lr: local step size eta.
         server_lr: server step size eta_g.
         momentum: heavy-ball coefficient theta of the local steps; the buffer is reset each round.
-        aggregate: rule that replaces the weighted mean of the clients' updates y_i - x.
     """
 
     lr: float = 0.1
     server_lr: float = 1.0
     momentum: float = 0.0
-    aggregate: Rule | None = None
 
     def __post_init__(self) -> None:
         positive(self, "lr", "server_lr")
@@ -48,8 +46,7 @@ class FedAvg:
 
     def round(self, s: FedAvgState, clients: Clients) -> FedAvgState:
         dx = clients.each(self.client, s.x)
-        mean = clients.mean(dx) if self.aggregate is None else clients.reduce(dx, self.aggregate)
-        return FedAvgState(s.x + self.server_lr * mean)
+        return FedAvgState(s.x + self.server_lr * clients.mean(dx))
 
     def client(self, local: Local, x: Vector) -> Vector:
         def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:

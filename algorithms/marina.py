@@ -57,6 +57,7 @@ class MARINA:
     compressor: Compressor = field(default_factory=RandK)
     p: float | None = None
     gradient: Gradient = "full"
+    no_rule = "its server adds up differences of its clients' memories"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -43,6 +43,7 @@ class Scaffold:
     lr: float = 0.1
     server_lr: float = 1.0
     option: Literal["I", "II"] = "II"
+    sums = (1,)  # the server adds up c_i+ - c_i
 
     def __post_init__(self) -> None:
         positive(self, "lr", "server_lr")

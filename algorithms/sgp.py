@@ -41,6 +41,7 @@ class SGP:
 
     lr: float = 0.1
     server = False
+    no_rule = "it needs a mixing that preserves sums"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

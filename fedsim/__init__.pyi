@@ -50,6 +50,7 @@ from fedsim.feedback import EControlUplink as EControlUplink
 from fedsim.feedback import EF14Uplink as EF14Uplink
 from fedsim.feedback import EF21Uplink as EF21Uplink
 from fedsim.feedback import Plain as Plain
+from fedsim.feedback import WorkerMomentum as WorkerMomentum
 from fedsim.models import MLP as MLP
 from fedsim.models import CharLSTM as CharLSTM
 from fedsim.models import CifarLeNet as CifarLeNet

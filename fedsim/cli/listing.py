@@ -32,6 +32,8 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "compressors": _components("compressor"),
     "uplinks": _components("uplink"),
     "downlinks": _components("downlink"),
+    "rules": _components("aggregate"),
+    "attacks": _components("attack"),
     "topologies": _components("topology"),
     "graphs": _components("graph"),
     "clocks": _components("clock"),

@@ -70,7 +70,7 @@ Scorer: TypeAlias = "Callable[[Prepared, Any, Samples, Samples], Scores]"
 
 def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row]:
     """Loss and accuracy of the server's model on the test set; for a ``Problem`` also its objective, gradient norm and
-    distance to the minimiser.
+    distance to the minimiser, and under a backdoor its success.
 
     Raises:
         DivergenceError: the loss is NaN or infinite.
@@ -82,6 +82,10 @@ def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row
     rows = [Row("server/test", None, "loss", loss)]
     if scores.accuracy is not None:
         rows.append(Row("server/test", None, "accuracy", float(scores.accuracy.mean())))
+    if prepared.triggered is not None:
+        fooled = score(prepared, x, prepared.triggered.x, prepared.triggered.y).accuracy
+        if fooled is not None:
+            rows.append(Row("server/test", None, "attack_success", float(fooled.mean())))
     problem = prepared.problem
     if problem is not None:
         z = x.detach().cpu().double()
@@ -110,7 +114,9 @@ def gossip(
     "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" the
     factor by which the last mixing reduced it, and "nodes contraction_bound" the upper bound of that factor, lambda^Q.
     Average and distance use the nodes' weights in the objective; the other two are reported for equal weights only.
+    They are those of honest nodes; "attackers/test" has the models of the others.
     """
+    everybody, ids = ids, [i for i in ids if i not in prepared.attackers]
     p = prepared.federation.p[list(ids)]
     weights, average = p / p.max(), torch.zeros_like(x[ids[0]])
     total = float(weights.sum())                           # the number of nodes, if weights are equal
@@ -125,11 +131,12 @@ def gossip(
         value = getattr(meter, name)
         rows += [] if value is None else [Row("nodes", None, name, value)]
     if nodes:
-        scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in ids]
+        p = prepared.federation.p[list(everybody)]
+        scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in everybody]
         losses = np.array([s.loss.mean() for s in scores])
         hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
-        each = OwnScores(ids, losses, np.array(hits) if hits else None, weights)
-        rows += _by_node("nodes/test", each, settings)
+        each = OwnScores(everybody, losses, np.array(hits) if hits else None, p / p.max())
+        rows += _apart("nodes", "test", prepared, each, settings)
     return rows
 
 
@@ -147,8 +154,24 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
 
 
 def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
-    """Rows of the server's model on clients' own samples: each value, mean, weighted mean and mean of the worst."""
-    return _by_node(f"clients/{prepared.own_kind}", scores, settings)
+    """Rows of the server's model on clients' own samples: each value, mean, weighted mean and mean of the worst.
+
+    Attackers are in rows of their own, of scope "attackers/train" or "attackers/holdout".
+    """
+    return _apart("clients", prepared.own_kind, prepared, scores, settings)
+
+
+def _apart(scope: str, kind: str, prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
+    bad = np.isin(scores.nodes, prepared.attackers)
+    rows = _by_node(f"{scope}/{kind}", scores if not bad.any() else _only(scores, ~bad), settings)
+    return rows + (_by_node(f"attackers/{kind}", _only(scores, bad), settings) if bad.any() else [])
+
+
+def _only(scores: OwnScores, chosen: np.ndarray) -> OwnScores:
+    nodes = np.asarray(scores.nodes)[chosen].tolist()
+    return OwnScores(
+        nodes, scores.loss[chosen], None if scores.accuracy is None else scores.accuracy[chosen], scores.samples[chosen]
+    )
 
 
 def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedsim import seeds
 from fedsim.clock.devices import Devices
+from fedsim.controller import byzantine
 from fedsim.controller.batch_norm import check_minibatches, check_statistics
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
@@ -54,6 +55,9 @@ class Prepared:
         problem: the problem, if the data is one.
         unheld: classes of which no client has a sample.
         devices: devices of the clients, for a clock.
+        attackers: Byzantine clients.
+        triggered: test samples that bear the pattern of a backdoor, with its target as their class.
+        remarks: on attackers and rule.
     """
 
     federation: Federation
@@ -65,6 +69,9 @@ class Prepared:
     problem: Problem | None
     unheld: Sequence[str] = ()
     devices: Devices | None = None
+    attackers: Sequence[int] = ()
+    triggered: Split | None = None
+    remarks: Sequence[str] = ()
 
 
 def prepare(experiment: Experiment, seed: int) -> Prepared:
@@ -108,6 +115,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
 
     keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
     shards = place(keep)
+    attackers, remarks = byzantine.attackers(experiment, seed, shards.sizes)
+    byzantine.poison(experiment.attack, attackers, shards, dataset.classes, seed)
     own = place(withheld) if experiment.evaluation.holdout else shards
     weights = shards.sizes if experiment.weights == "samples" else None
     federation = Federation(
@@ -127,7 +136,10 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
     devices = None if experiment.clock is None else experiment.clock.devices(partition.n, seed)
-    return Prepared(federation, test, own, kind, partition, dataset, problem, unheld, devices)
+    triggered = byzantine.triggered(experiment.attack, test)
+    return Prepared(
+        federation, test, own, kind, partition, dataset, problem, unheld, devices, attackers, triggered, remarks
+    )  # fmt: skip
 
 
 def _unheld(dataset: Dataset, held: Samples) -> list[str]:

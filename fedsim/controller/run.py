@@ -48,7 +48,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
     check_local_steps(experiment, first)
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
-    for remark in [*experiment.remarks, *([first.dataset.notes] if own else [])]:
+    for remark in [*experiment.remarks, *first.remarks, *([first.dataset.notes] if own else [])]:
         host.say(remark)
     if first.unheld:
         host.say(f"no client has a sample of class {', '.join(first.unheld)}, which cannot be learned: see partition")

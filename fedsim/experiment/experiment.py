@@ -24,6 +24,10 @@ from fedsim.gossip import Topology, graph_file
 from fedsim.models import MLP, Architecture
 from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner, Skew
 from fedsim.problems import PROBLEMS, Problem
+from fedsim.robust.attack import Attack
+from fedsim.robust.robust import Robust
+from fedsim.robust.rule import parts
+from fedsim.types import Rule
 
 PARTS = (
     ("algorithm", ("init", "round"), "FedAvg(lr=0.1)"),
@@ -99,6 +103,9 @@ class Experiment:
         topology: network of the nodes in methods without a server, e.g. Static with a graph; null in methods with one.
         uplink: compression of what clients send to the server or to neighbours, for any algorithm; none by default.
         downlink: compression of what the server sends; none by default.
+        aggregate: rule that replaces the mean of the clients' messages or, without a server, that of a node's and its
+            neighbours'; for any algorithm that averages.
+        attack: which clients are Byzantine, and what they send; none by default.
         local: local training of a client in one round.
         sampling: choice of the clients that take part in a round; by default all of them without a server and for a
             ``Problem``.
@@ -123,6 +130,8 @@ class Experiment:
     topology: Topology | None = None
     uplink: Uplink | Gossip | None = None
     downlink: Downlink | None = None
+    aggregate: Rule | None = None
+    attack: Attack | None = None
     local: LocalWork = field(default_factory=LocalWork)
     sampling: Sampling = field(default_factory=FixedSize)
     schedule: Schedule = field(default_factory=Constant)
@@ -144,7 +153,7 @@ class Experiment:
         self._check_parts()
         self._check_topology()
         plain_name(self.title)
-        Compressed(self.algorithm, self.uplink, self.downlink)
+        Robust(self.linked, self.aggregate, self.attack)
 
     def _check_parts(self) -> None:
         """Check that every component is an object with its methods, and not a class, a name or a number."""
@@ -181,11 +190,18 @@ class Experiment:
             )
 
     @cached_property
-    def method(self) -> Algorithm[Any]:
-        """The algorithm to run, with messages compressed if an uplink or a downlink is set."""
+    def linked(self) -> Algorithm[Any]:
+        """The algorithm as clients run it, with messages compressed if an uplink or a downlink is set."""
         if self.uplink is None and self.downlink is None:
             return self.algorithm
         return Compressed(self.algorithm, self.uplink, self.downlink)
+
+    @cached_property
+    def method(self) -> Algorithm[Any]:
+        """The algorithm to run: with its links, its rule and its attack."""
+        if self.aggregate is None and self.attack is None:
+            return self.linked
+        return Robust(self.linked, self.aggregate, self.attack)
 
     @property
     def participation(self) -> Sampling:
@@ -239,7 +255,8 @@ class Experiment:
             return self.execution.name
         data = self.data.dataset.name if isinstance(self.data, Problem) else self.data.name
         links = [short_name(link).lower() for link in (self.uplink, self.downlink) if link is not None]
-        return "-".join([type(self.algorithm).__name__.lower(), *links, data])
+        rules = [type(rule).__name__.lower() for rule in (*parts(self.aggregate), self.attack) if rule is not None]
+        return "-".join([type(self.algorithm).__name__.lower(), *links, *rules, data])
 
     def with_execution(self, **settings: Any) -> Experiment:
         """The same experiment with other settings of its execution, such as ``name="baseline"``."""

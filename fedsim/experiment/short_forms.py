@@ -29,7 +29,7 @@ def full_place(key: str) -> str:
 
 
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Expand all short forms of settings, the only forms in version 0.1.0.
+    """Expand all short forms of settings, the only forms in version 0.1.0, where a rule was a setting of FedAvg.
 
     Raises:
         ConfigError: a setting is given in both forms.
@@ -40,6 +40,13 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
             if _given(full, place):
                 raise ConfigError(f"{short} and {place} are one setting, given twice; leave out {short}")
             full = put(full, place, config[short])
+    algorithm = full.get("algorithm")
+    if isinstance(algorithm, Mapping) and algorithm.get("name") == "FedAvg" and "aggregate" in algorithm:
+        rule = algorithm["aggregate"]
+        if rule is not None and full.get("aggregate") is not None:
+            raise ConfigError("algorithm.aggregate is now aggregate, and both are given; leave out algorithm.aggregate")
+        full["algorithm"] = {key: value for key, value in algorithm.items() if key != "aggregate"}
+        full |= {} if rule is None else {"aggregate": rule}
     return full
 
 

@@ -8,3 +8,4 @@ from fedsim.feedback.mechanisms import EControlUplink as EControlUplink
 from fedsim.feedback.mechanisms import EF14Uplink as EF14Uplink
 from fedsim.feedback.mechanisms import EF21Uplink as EF21Uplink
 from fedsim.feedback.mechanisms import Plain as Plain
+from fedsim.feedback.mechanisms import WorkerMomentum as WorkerMomentum

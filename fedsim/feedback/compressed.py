@@ -60,12 +60,6 @@ class Compressed:
             raise ConfigError(f"{name} has no server and so no downlink; leave it out: uplink is for all messages")
         _check_link("uplink", self.uplink, "up" if self.server else "gossip", name)
         _check_link("downlink", self.downlink, "down", name)
-        by = cast("Uplink | None", self.uplink) if self.server else None
-        if by is not None and not by.individual and getattr(self.algorithm, "aggregate", None) is not None:
-            raise ConfigError(
-                f"uplink {short_name(by)} gives the server the mean of all messages and not each of them, which"
-                f" {name}.aggregate needs; use EF14 or Plain"
-            )
 
     @property
     def server(self) -> bool:

@@ -6,6 +6,7 @@ e and h of a client start at zero and are never sent; each vector that an algori
     up:    Plain      send c = C(v);                                                    server: mean_S c
            EF14       send c = C(v + e);    e <- v + e - c;                             server: mean_S c
            EF21       send c = C(v - h);    h <- h + c;                                 server: H <- H + sum_S w_i c
+           Momentum   send m <- beta m + (1 - beta) v;                                  server: mean_S m
            EControl   send c = C(eta e + v - h);   e <- e + v - h - c,  h <- h + c;     server: as EF21
     down:  Plain      clients read C(x)
            EF21P      send c = C(x - w);    w <- w + c;                                 clients read w
@@ -26,7 +27,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsim.checks import contractive, is_compressor, non_negative_or_alpha, share
+from fedsim.checks import contractive, in_range, is_compressor, non_negative_or_alpha, share
 from fedsim.compress import PowerSGD, TopK
 from fedsim.values import Compressor, Packed, Site, Vector
 
@@ -46,7 +47,7 @@ class Uplink(Protocol):
     def directions(self) -> tuple[str, ...]:
         """Supported directions: "up", "down", "gossip"."""
 
-    def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed, Memory]:
+    def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Packed | Vector, Memory]:
         """Compressed message for ``v [d]``, and the client's new memory."""
 
     def receive(self, mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memory]:
@@ -146,6 +147,32 @@ class EF14Uplink:
         p = v + e
         c, more = compress(self.compressor, p, warm, at)
         return c, (p - c.unpack(), *more)
+
+    def receive(self, mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memory]:
+        return mean, ()
+
+
+@dataclass(frozen=True)
+class WorkerMomentum:
+    """No compression: clients send a running mean of their messages, which is less noisy. For robust aggregation.
+
+    Karimireddy, He, Jaggi, ICML 2021 (arXiv 2012.10333): attackers hide in the differences between honest messages.
+
+    Args:
+        beta: momentum coefficient.
+    """
+
+    beta: float = 0.9
+    directions = ("up",)
+    individual = True
+
+    def __post_init__(self) -> None:
+        in_range(self, "beta", 0, 1)
+
+    def send(self, v: Vector, memory: Memory, at: Site) -> tuple[Vector, Memory]:
+        (m,) = memory or (torch.zeros_like(v),)
+        m = self.beta * m + (1 - self.beta) * v
+        return m, (m,)
 
     def receive(self, mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memory]:
         return mean, ()
@@ -286,6 +313,7 @@ def _learn(mean: Vector, memory: Memory, fraction: float) -> tuple[Vector, Memor
 
 UPLINKS: dict[str, type[Uplink | Gossip]] = {
     "Choco": Choco, "EControl": EControlUplink, "EF14": EF14Uplink, "EF21": EF21Uplink, "Plain": Plain,
+    "WorkerMomentum": WorkerMomentum,
 }  # fmt: skip
 DOWNLINKS: dict[str, type[Downlink]] = {"EF21P": EF21P, "Plain": Plain}
 

@@ -9,7 +9,7 @@ from typing import Any
 from fedsim.record.absences import summary
 from fedsim.report.series import RunSeries, flat
 
-COMPARED = ("algorithm", "topology", "uplink", "downlink")
+COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack")
 """Settings whose effect a comparison measures."""
 OTHERWISE = ("data", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
 """Settings compared through their results: hashes, measured seeds and rounds."""

@@ -23,6 +23,7 @@ from fedsim.values import Vector
 class Mean(RobustRule):
     """Weighted mean: tolerates no Byzantine row."""
 
+    robust = False
     weighted = True
 
     def aggregate(self, stack: RowStack, weights: Tensor, at: Occasion) -> Vector:

@@ -34,12 +34,14 @@ class RobustRule(ABC):
 
     Attributes:
         needs: (a, b) such that the rule needs ``n >= a f + b`` rows.
+        robust: False for the mean, which a single row can move anywhere.
         weighted: whether rows may have unequal weights.
         remembers: whether the rule reads its last result.
         local: whether the rule reads the own row of the node that aggregates.
     """
 
     needs: ClassVar[tuple[int, int]] = (0, 1)
+    robust: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     local: ClassVar[bool] = False
@@ -100,8 +102,8 @@ def parts(rule: Any) -> list[Any]:
 
 def tolerated(rule: Any, n: int) -> int:
     """Number of faulty rows among ``n`` that a rule tolerates: its f, or for rules without one a minority."""
-    if not isinstance(rule, RobustRule):
-        return 0                                           # a function, of which nothing is known
+    if not isinstance(rule, RobustRule) or not all(each.robust for each in parts(rule)):
+        return 0                                           # nothing is known of a function
     known = [f for each in parts(rule) if (f := getattr(each, "f", None)) is not None]
     return min(known) if known else (n - 1) // 2
 

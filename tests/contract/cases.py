@@ -79,6 +79,18 @@ from fedsim.engine.model import Model
 from fedsim.feedback import EF21P, Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
 from fedsim.models.losses import cross_entropy
+from fedsim.robust import (
+    ALIE,
+    ARC,
+    CenteredClipping,
+    CoordinateMedian,
+    Drop,
+    GeometricMedian,
+    MinMax,
+    SelfCenteredClipping,
+    SignFlip,
+)
+from fedsim.robust.robust import Robust
 from fedsim.types import Kept
 from tests.backends.ray.shared import workers
 from topologies import Static
@@ -99,7 +111,7 @@ TOP = TopK(fraction=0.2)
 ALGORITHMS: dict[str, Any] = {
     "FedAvg": FedAvg(),
     "FedAvg momentum": FedAvg(lr=0.05, server_lr=0.7, momentum=0.9),
-    "FedAvg median": FedAvg(aggregate=coordinate_median),
+    "FedAvg median": Robust(FedAvg(), coordinate_median),
     "FedProx": FedProx(mu=0.5, server_lr=0.7),
     "FedAdam": FedOpt(),
     "FedYogi": FedOpt(optimizer="yogi", server_lr=0.03, tau=0.01),
@@ -182,14 +194,22 @@ ALGORITHMS: dict[str, Any] = {
     "FedAvg, PowerSGD": Compressed(FedAvg(), EF14Uplink(PowerSGD())),
     "DFedSAM, CHOCO": Compressed(DFedSAM(gossip_steps=2), Choco(TOP, gamma=0.3)),
     "DFedAvg, low precision": Compressed(DFedAvg(), Plain(LowPrecision("bf16"))),
+    "FedOpt, geometric median": Robust(FedOpt(), GeometricMedian(), ALIE(0.3)),
+    "SCAFFOLD, clipped": Robust(Scaffold(), CenteredClipping(0.5), MinMax(ids=(1, 4))),
+    "EF21, ARC": Robust(EF21(compressor=TOP), ARC(GeometricMedian(), f=1), SignFlip(ids=(2,), scale=5)),
+    "FedAvg, PowerSGD, lost": Robust(Compressed(FedAvg(), EF14Uplink(PowerSGD())), None, Drop(ids=(2,), p=0.6)),
+    "DFedAvg, self-centred": Robust(DFedAvg(gossip_steps=2), SelfCenteredClipping(0.5), ALIE(ids=(1,), sign=1)),
+    "D-PSGD, ARC": Robust(DPSGD(), ARC(CoordinateMedian(), f=0), SignFlip(ids=(3,))),
 }
 
-CERTAIN = ("FedAMD all anchors", "EF21", "EF21 compressed start", "EF21-BC")
+CERTAIN = ("FedAMD all anchors", "EF21", "EF21, ARC", "EF21 compressed start", "EF21-BC")
 """Those that draw nothing: whole shards, no coins, no random compressor."""
 
 OWN_CHANCE = (
     "FedAMD optimal", "FedAMD half", "FedPAGE large batch", "BVR-L-SGD", "EF21-SGD2M", "DIANA", "MARINA", "VR-MARINA",
     "SCAFFOLD, EF14", "FedAMD, EF21", "FedAvg, PowerSGD",
+    "FedOpt, geometric median", "SCAFFOLD, clipped", "EF21, ARC", "FedAvg, PowerSGD, lost", "DFedAvg, self-centred",
+    "D-PSGD, ARC",
 )  # fmt: skip
 """Those that draw something for each client by its number besides its minibatches."""
 

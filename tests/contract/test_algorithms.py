@@ -13,6 +13,7 @@ import torch
 
 from algorithms import ALGORITHMS as CATALOGUE
 from fedsim.feedback.compressed import Compressed
+from fedsim.robust.robust import Robust
 from fedsim.types import Kept
 from tests.contract.cases import (
     ALGORITHMS,
@@ -37,18 +38,18 @@ WEIGHTING = ["FedAvg median", "FedAdam", "SCAFFOLD II", "FedAMD half", "DFedAvg"
 
 
 def test_the_table_holds_the_whole_catalogue() -> None:
-    assert {type(a) for a in ALGORITHMS.values()} == {*CATALOGUE, Compressed}
+    assert {type(a) for a in ALGORITHMS.values()} == {*CATALOGUE, Compressed, Robust}
 
 
 @pytest.mark.parametrize("cls", CATALOGUE)
 def test_a_frozen_dataclass_without_base_class_or_other_attributes(cls: Any) -> None:
-    """But for ``server = False`` of the methods without one."""
+    """But for ``server = False`` of the methods without one, and what rules need to know (``Robust``)."""
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     assert cls.__bases__ == (object,)
     fields = {field.name for field in dataclasses.fields(cls)}
     for name, value in vars(cls).items():
         ours = name in fields or name.startswith("__") or isinstance(value, types.FunctionType)
-        assert ours or (name, value) == ("server", False), f"attribute {name}"
+        assert ours or (name, value) == ("server", False) or name in ("sums", "no_rule"), f"attribute {name}"
     settings = cls()
     assert vars(settings).keys() == fields
     for name in fields:

@@ -22,8 +22,8 @@ from tests.contract.cases import (
 FLOAT32 = 2e-5
 """Largest difference between backends in float32 after three rounds, for parameters of the order of 1."""
 
-UNWEIGHTED = ["FedAvg median", "FedAMD all anchors"]
-"""A rule without weights; a model that never moves."""
+UNWEIGHTED = ["FedAvg median", "D-PSGD, ARC", "FedAMD all anchors"]
+"""Rules without weights; a model that never moves."""
 
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 WHOLE = "blocks of 4"

@@ -13,6 +13,7 @@ from fedsim.compress import LowPrecision, RandK, TopK
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.feedback import EF21P, Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
+from fedsim.robust.robust import Robust
 from tests.algorithms.gossip_federations import TOPOLOGIES, gossiping
 from tests.algorithms.quadratics import everybody, federation, iterates, states
 from tests.feedback.test_compressed import BOTH, TOP, WHOLE, WORK, X0, F, top, update
@@ -24,12 +25,12 @@ def median(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def test_rules_see_each_message_where_the_server_learns_it() -> None:
-    algorithm = Compressed(FedAvg(lr=0.5, aggregate=median), EF14Uplink(TOP))
+    algorithm = Robust(Compressed(FedAvg(lr=0.5), EF14Uplink(TOP)), median)
     x = iterates(algorithm, federation(F, WHOLE), X0, everybody(6, 1))[0]
     each = np.array([top(update(F, i, X0)) for i in range(6)])
     np.testing.assert_allclose(x, X0 + np.sort(each, 0)[2], atol=1e-15)
-    with pytest.raises(ConfigError, match=r"uplink EF21 gives the server the mean .* FedAvg.aggregate needs; use EF14"):
-        Compressed(FedAvg(aggregate=median), EF21Uplink(TOP))
+    with pytest.raises(ConfigError, match=r"uplink EF21Uplink adds up differences of memories, so aggregate median"):
+        Robust(Compressed(FedAvg(), EF21Uplink(TOP)), median)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ CATALOGUES = {
     "optimizer": Catalogue("fedsim.engine.optimizers", "OPTIMIZERS", "step"),
     "uplink": Catalogue("fedsim.feedback", "UPLINKS", "__init__"),
     "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast"),
-    "aggregate": Catalogue("fedsim.robust", "RULES", "aggregate"),
-    "rule": Catalogue("fedsim.robust", "RULES", "aggregate"),
+    "aggregate": Catalogue("fedsim.robust", "RULES", "__call__"),
+    "rule": Catalogue("fedsim.robust", "RULES", "__call__"),
+    "attack": Catalogue("fedsim.robust", "ATTACKS", "craft"),
     "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
     "clock": Catalogue("fedsim.clock", "CLOCKS", "devices"),
     **dict.fromkeys(

@@ -28,6 +28,7 @@ from fedsim.experiment.sampling import Bernoulli, FixedSize
 from fedsim.experiment.schedule import Constant, Steps
 from fedsim.models import MLP, CharLSTM
 from fedsim.partition import DirichletPartitioner, IidPartitioner, PathologicalPartitioner, ShardPartitioner
+from fedsim.robust import Clipping
 from tests.compress.algorithm import CompressedGradient
 from topologies import LinkFailures, RandomMatching, Static
 
@@ -60,7 +61,8 @@ def config(**settings: Any) -> dict[str, Any]:
 
 
 def holding(kind: str, component: Any) -> Experiment:
-    """An experiment with this component; a graph and a base are parts of a topology, compressors of an algorithm.
+    """An experiment with this component; a graph and a base are parts of a topology, compressors of an algorithm,
+    rules of a step before them.
     """
     serverless = Experiment(DFedAvg(), topology=Static())
     if kind == "graph":
@@ -69,6 +71,9 @@ def holding(kind: str, component: Any) -> Experiment:
         return replace(serverless, topology=LinkFailures(component, 0.1))
     if kind == "uplink" and not hasattr(component, "send"):
         return replace(serverless, uplink=component)
+    if kind in ("rule", "aggregate"):
+        rule = Clipping(component) if kind == "rule" else component
+        return replace(serverless if component.local else Experiment(FedAvg()), aggregate=rule)
     if kind in ("compressor", "values"):
         compressor = component if kind == "compressor" else Composed(values=component)
         return Experiment(CompressedGradient(compressor=compressor))
@@ -100,6 +105,7 @@ def test_round_trip_of_every_component(kind: str, name: str, cls: type) -> None:
     owner = {
         "graph": config["topology"],
         "base": config["topology"],
+        "rule": config["aggregate"],
         "compressor": config["algorithm"],
         "values": config["algorithm"].get("compressor"),
         "optimizer": config["local"],

@@ -105,14 +105,18 @@ def test_dotted_names_of_components() -> None:
 
 def test_components_of_components() -> None:
     for rule in (Trim(2), None):
-        experiment = Experiment(FedAvg(aggregate=rule))
+        experiment = Experiment(FedAvg(), aggregate=rule)
         assert through_yaml(experiment) == experiment
-    named = {"name": "FedAvg", "aggregate": {"name": f"{HERE}.Trim", "f": "4"}}
-    assert from_config({"algorithm": named}) == Experiment(FedAvg(aggregate=Trim(4)))
-    with pytest.raises(ConfigError, match=r"algorithm\.aggregate\.ff: did you mean 'f'"):
-        from_config({"algorithm": {"name": "FedAvg", "aggregate": {"name": f"{HERE}.Trim", "ff": 4}}})
-    with pytest.raises(ConfigError, match=r"algorithm\.aggregate is 'Trim'.*my\.module\.Class"):
-        from_config({"algorithm": {"name": "FedAvg", "aggregate": "Trim"}})
+    trim = {"name": f"{HERE}.Trim", "f": "4"}
+    expected = Experiment(FedAvg(), aggregate=Trim(4))
+    assert from_config({"algorithm": "FedAvg", "aggregate": trim}) == expected
+    assert from_config({"algorithm": {"name": "FedAvg", "aggregate": trim}}) == expected   # where it was in 0.1.0
+    with pytest.raises(ConfigError, match=r"algorithm\.aggregate is now aggregate, and both are given"):
+        from_config({"algorithm": {"name": "FedAvg", "aggregate": trim}, "aggregate": trim})
+    with pytest.raises(ConfigError, match=r"aggregate\.ff: did you mean 'f'"):
+        from_config({"algorithm": "FedAvg", "aggregate": {"name": f"{HERE}.Trim", "ff": 4}})
+    with pytest.raises(ConfigError, match=r"aggregate is 'Trim'.*my\.module\.Class"):
+        from_config({"algorithm": "FedAvg", "aggregate": "Trim"})
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Node:
     def __init__(self, side: NodeSide, store: NodeStore, client: int) -> None:
         self.side, self.store, self.client = side, store, client
         self.federation = side.federation
-        self.compressors = compressors_of(side.experiment.method)
+        self.compressors = compressors_of(side.experiment.linked)
         self.initial = side.initial
 
     def answer(self, call: Call, load: float = 0.0) -> Call:
@@ -103,7 +103,7 @@ class Node:
     def each(self, call: Call) -> Call:
         """Run a client function."""
         values, fed = call.values, self.federation
-        fn = function_of(self.side.experiment.method, values.get("function"))
+        fn = function_of(self.side.experiment.linked, values.get("function"))
         clock = time.perf_counter()
         down = self._down(call)
         clock = self._spent("encode", clock)

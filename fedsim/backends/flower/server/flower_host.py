@@ -22,6 +22,7 @@ from fedsim.backends.flower.server.memories import Handle
 from fedsim.backends.flower.server.remote_data import common_of, of_own_data, without_samples
 from fedsim.backends.flower.server.transport import Exchange, Link
 from fedsim.clients import cohort
+from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.evaluate import OwnScores
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
@@ -77,6 +78,7 @@ class FlowerHost(Host):
         """
         if experiment.clock is not None:
             raise ConfigError("a deployment takes real seconds, and the experiment simulates them; leave clock out")
+        refuse_deployment(experiment)
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
             self._meet(experiment, common_of(prepared), seed)
@@ -99,7 +101,7 @@ class FlowerHost(Host):
         identity = ServerIdentity(token, epoch, fed.seed)
         sample = Batch(prepared.test.x, prepared.test.y).part(slice(1))
         gossip = experiment.topology is not None
-        self.backend = FlowerBackend(self.link, identity, experiment.method, fed, sample, gossip)
+        self.backend = FlowerBackend(self.link, identity, experiment.linked, fed, sample, gossip)
         self._pinned.clear()
         path = directory.seed_path(fed.seed) / "exchanges.jsonl"
         self.backend.note = lambda round, verb, exchange: _note(path, round, verb, exchange)
