@@ -46,6 +46,7 @@ class BVRLSGD:
     lr: float = 0.1
     period: int = 1
     pick: Literal["one", "mean"] = "one"
+    no_rule = "its server takes the model of one client"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -34,6 +34,7 @@ class D2:
 
     lr: float = 0.1
     server = False
+    no_rule = "its correction is that of a linear mixing"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

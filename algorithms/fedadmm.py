@@ -47,6 +47,11 @@ class FedADMM:
         if self.server_lr is not None:
             positive(self, "server_lr")
 
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """The server adds up z_i+ - z_i, where x is the mean of all z_i."""
+        return (0,) if self.server_lr is None else ()
+
     def init(self, x: Vector, clients: Clients) -> FedADMMState:
         return FedADMMState(x, clients.keep(torch.zeros_like(x)), clients.keep(x))
 

@@ -42,6 +42,7 @@ class FedGamma:
     lr: float = 0.1
     rho: float = 0.01
     server_lr: float = 1.0
+    sums = (1,)  # the server adds up c_i+ - c_i
 
     def __post_init__(self) -> None:
         positive(self, "lr", "server_lr")

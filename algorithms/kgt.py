@@ -44,6 +44,7 @@ class KGT:
     lr: float = 0.1
     server_lr: float = 1.0
     server = False
+    no_rule = "it needs a mixing that preserves sums"
 
     def __post_init__(self) -> None:
         positive(self, "lr", "server_lr")

@@ -42,6 +42,7 @@ class NIDS:
     theta: float = 0.5
     prox: Callable[[Vector, Vector], Vector] | None = None
     server = False
+    no_rule = "its correction is that of a linear mixing"
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -18,7 +18,7 @@ from fedsim.cli import main
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import prepare
 from fedsim.engine.local_work import LocalWork
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import DIRICHLET
 from fedsim.feedback import WorkerMomentum
@@ -107,16 +107,13 @@ def test_memories_of_rules_are_resumed(tmp_path: Path, settings: dict[str, Any])
     e = replace(BASE, attack=ALIE(0.3), **settings)
     whole = fedsim.run(e, output=tmp_path / "whole", progress=False)
 
-    class StopError(Exception):
-        pass
-
     class Stops(Host):
         def round(self, *arguments: Any) -> Any:
             if arguments[4] == 5:
-                raise StopError
+                raise RunError("stopped")
             return super().round(*arguments)
 
-    with pytest.raises(StopError):
+    with pytest.raises(RunError, match="stopped"):
         fedsim.run(e, output=tmp_path / "part", progress=False, host=Stops())
     fedsim.resume(tmp_path / "part", progress=False)
     first, second = ((path / "seed-0" / "metrics.jsonl").read_bytes() for path in (whole.path, tmp_path / "part"))
