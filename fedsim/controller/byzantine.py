@@ -90,6 +90,11 @@ def poison(attack: Attack | None, who: list[int], shards: Shards, classes: int, 
         return
     for node in who:
         rows = shards.rows(node)
+        if not isinstance(rows.x, torch.Tensor) or not isinstance(rows.y, torch.Tensor):
+            raise ConfigError(
+                f"attack {type(attack).__name__} changes inputs and targets that are one tensor each, and these samples"
+                " have several; expected an attack on messages"
+            )
         key = seeds.key(seed, "poison", 0, np.array([node]))[0]
         x, y = attack.poison(rows.x, rows.y, classes, key)
         rows.x.copy_(x)
@@ -98,7 +103,7 @@ def poison(attack: Attack | None, who: list[int], shards: Shards, classes: int, 
 
 def triggered(attack: Attack | None, test: Split) -> Split | None:
     """Test samples of other classes with the pattern of a backdoor, and its target as their class."""
-    if not isinstance(attack, Backdoor):
+    if not isinstance(attack, Backdoor) or not isinstance(test.x, torch.Tensor) or not isinstance(test.y, torch.Tensor):
         return None
     other = test.y != attack.target
     return Split(attack.mark(test.x)[other], torch.full_like(test.y[other], attack.target))

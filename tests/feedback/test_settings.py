@@ -36,7 +36,7 @@ def test_rules_see_each_message_where_the_server_learns_it() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((FedAvg(), Choco()), "Choco is for .* among neighbours, but FedAvg .* to a server: EControl, EF14, EF21 or"),
+        ((FedAvg(), Choco()), "Choco is for .* among neighbours, but FedAvg .* to a server: EControl, EF14, EF21, Pl"),
         ((DFedAvg(), EF21Uplink()), "EF21 is for messages to a server, but DFedAvg .* among neighbours: Choco or P"),
         ((DFedAvg(), None, EF21P()), "DFedAvg has no server and so no downlink"),
         ((FedAvg(), EF21P()), "uplink EF21P is for messages from a server, but FedAvg needs .* to a server"),
