@@ -83,7 +83,7 @@ def table(comparison: Comparison, target: float) -> list[list[str]]:
     rows = [["run", "accuracy", "− FedAvg", "MB up", "MB down", f"MB up to {target:g}"]]
     for summary in comparison.runs:
         seeds = list(summary.run.seeds.values())
-        reached = [first_reached(series.value, target, "accuracy") for series in seeds]
+        reached = [first_reached(series.value, target, lower=False) for series in seeds]
         up = [series.cost["megabytes_up"] for series in seeds]
         down = [series.cost["megabytes"] - series.cost["megabytes_up"] for series in seeds]
         to_target = [float(cost[at]) for cost, at in zip(up, reached, strict=True) if at is not None]

@@ -20,7 +20,7 @@ from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.wire import nbytes
-from fedsim.tree import tree_map, unpacked, zeros_like
+from fedsim.tree import leaves, tree_map, unpacked, zeros_like
 from fedsim.types import Kept, Messages, NamedTree, Sent
 from fedsim.values import Far, Packed, Vector
 
@@ -327,6 +327,9 @@ class Clients:
             meter.ledger.paper_bits[sent.ids] += sent.messages.paper_bits()
             if meter.trace is not None:
                 meter.trace.append(Uploaded(sent.ids, size, behind))
+            if meter.follows_drift and meter.drift is None:
+                rows = leaves(unpacked(sent.stacked))[0].flatten(1)
+                meter.drift = float((rows - rows.mean(0)).square().sum(1).mean().sqrt())
 
     def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
         p = self._federation.p[sent.ids]

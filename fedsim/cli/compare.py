@@ -18,6 +18,7 @@ def compare(argv: Sequence[str]) -> int:
     """Print a comparison of runs, and write its curves and numbers."""
     parser = _parser("compare", "Compare runs: final values, paired differences, and the cost of reaching a target.")
     parser.add_argument("--baseline", default="first", help="run to compare with: a label, best or first (default)")
+    parser.add_argument("--client", type=int, help="compare the metric of this client, such as 7, on its own samples")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="CSV file to write the numbers to")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw the metric in: .png, .svg or .pdf")
@@ -27,7 +28,7 @@ def compare(argv: Sequence[str]) -> int:
     if options and not arguments.plot:
         parser.error(f"--{next(iter(options)).replace('_', '-')} is an option of --plot FILE, which is missing")
     measured = comparing.compare(
-        arguments.runs, arguments.scope, arguments.metric, arguments.target, arguments.baseline
+        arguments.runs, arguments.scope, arguments.metric, arguments.target, arguments.baseline, arguments.client
     )
     if arguments.csv:
         with writing(arguments.csv):

@@ -7,17 +7,20 @@ cumulative cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from fedsim.engine.model import Model
-from fedsim.errors import DivergenceError
+from fedsim.errors import ConfigError, DivergenceError
+from fedsim.experiment.measures import OF_LOSS, RECORDED, Metric
 from fedsim.models.losses import correct, logits_of
-from fedsim.tree import Samples, pieces
+from fedsim.tree import Samples, count, mapped, pieces
 from fedsim.types import Kept
 from fedsim.values import Vector
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from fedsim.experiment.experiment import Evaluation
     from fedsim.messages.ledger import Ledger
 
+MOST_OUTPUTS = 2**28
+"""Numbers that are kept for metrics of all outputs: 1 GiB in float32."""
 CHUNK = 2048
 """Samples whose outputs are held in memory at a time."""
 
@@ -48,20 +53,23 @@ class OwnScores(NamedTuple):
         loss: ``[k]`` mean loss of each.
         accuracy: ``[k]``, None for regression.
         samples: ``[k]`` number of samples.
+        others: ``[k]`` values of further metrics, NaN where undefined.
     """
 
     nodes: Sequence[int]
     loss: np.ndarray
     accuracy: np.ndarray | None
     samples: np.ndarray
+    others: Mapping[Metric, np.ndarray] = {}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Loss and accuracy of each sample."""
+    """Loss and accuracy of each sample, and the outputs, if a metric needs them."""
 
     loss: np.ndarray  # [N]
     accuracy: np.ndarray | None  # [N], None for regression
+    outputs: np.ndarray | None = None  # [N, ...]
 
 
 Scorer: TypeAlias = "Callable[[Prepared, Any, Samples, Samples], Scores]"
@@ -82,6 +90,8 @@ def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row
     rows = [Row("server/test", None, "loss", loss)]
     if scores.accuracy is not None:
         rows.append(Row("server/test", None, "accuracy", float(scores.accuracy.mean())))
+    others = values_of(prepared.metrics, scores, prepared.test.y, strict=True)
+    rows += [Row("server/test", None, metric.name, value) for metric, value in others.items()]
     if prepared.triggered is not None:
         fooled = score(prepared, x, prepared.triggered.x, prepared.triggered.y).accuracy
         if fooled is not None:
@@ -135,7 +145,8 @@ def gossip(
         scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in everybody]
         losses = np.array([s.loss.mean() for s in scores])
         hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
-        each = OwnScores(everybody, losses, np.array(hits) if hits else None, p / p.max())
+        others = _columns([values_of(prepared.metrics, s, prepared.test.y) for s in scores])
+        each = OwnScores(everybody, losses, np.array(hits) if hits else None, p / p.max(), others)
         rows += _apart("nodes", "test", prepared, each, settings)
     return rows
 
@@ -150,7 +161,37 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
         return each
 
     accuracies = None if scores.accuracy is None else of_each(scores.accuracy)
-    return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes)
+    ranges = pairwise(own.offsets.tolist()) if prepared.metrics else ()
+    others = _columns([values_of(prepared.metrics, _part(scores, a, b), mapped(itemgetter(slice(a, b)), own.y)) for a, b in ranges])
+    return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes, others)
+
+
+def _columns(values: Sequence[Mapping[Metric, float]]) -> dict[Metric, np.ndarray]:
+    """Values of each client as one array of each metric."""
+    return {metric: np.array([found[metric] for found in values]) for metric in (values[0] if values else ())}
+
+
+def values_of(
+    metrics: Sequence[Metric], scores: Scores, targets: Samples, strict: bool = False
+) -> dict[Metric, float]:
+    """Values of further metrics of the scored samples; NaN where undefined, or an error if ``strict``."""
+    found: dict[Metric, float] = {}
+    outputs = None if scores.outputs is None else torch.from_numpy(scores.outputs)
+    for metric in metrics:
+        if metric.of_outputs and outputs is not None:
+            found[metric] = metric.of(outputs, mapped(torch.Tensor.cpu, targets), strict)
+        elif metric.name in OF_LOSS:
+            found[metric] = float(np.exp(scores.loss.mean()))
+    return found
+
+
+def _part(scores: Scores, start: int, stop: int) -> Scores:
+    hits, outputs = scores.accuracy, scores.outputs
+    return Scores(
+        scores.loss[start:stop],
+        None if hits is None else hits[start:stop],
+        None if outputs is None else outputs[start:stop],
+    )
 
 
 def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
@@ -169,26 +210,39 @@ def _apart(scope: str, kind: str, prepared: Prepared, scores: OwnScores, setting
 
 def _only(scores: OwnScores, chosen: np.ndarray) -> OwnScores:
     nodes = np.asarray(scores.nodes)[chosen].tolist()
-    return OwnScores(
-        nodes, scores.loss[chosen], None if scores.accuracy is None else scores.accuracy[chosen], scores.samples[chosen]
-    )
+    hits = None if scores.accuracy is None else scores.accuracy[chosen]
+    others = {metric: values[chosen] for metric, values in scores.others.items()}
+    return OwnScores(nodes, scores.loss[chosen], hits, scores.samples[chosen], others)
 
 
 def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
     """Number of scored nodes, each node's value, the mean, the mean weighted by ``scores.samples``, and the mean of the
-    worst nodes.
+    worst nodes. Nodes where a metric is undefined are left out of its means, and counted.
     """
     rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
-    for metric, each in (("loss", scores.loss), ("accuracy", scores.accuracy)):
-        if each is None:
+    others = [(metric.name, values, metric.larger_is_better) for metric, values in scores.others.items()]
+    for metric, every, larger in (("loss", scores.loss, False), ("accuracy", scores.accuracy, True), *others):
+        if every is None:
             continue
-        rows += [Row(scope, node, metric, float(value)) for node, value in zip(scores.nodes, each, strict=True)]
+        rows += [Row(scope, node, metric, float(value)) for node, value in zip(scores.nodes, every, strict=True)]
+        defined = ~np.isnan(every) if metric not in RECORDED else np.ones(len(every), bool)
+        each, samples = every[defined], scores.samples[defined]
+        if not defined.all():
+            rows.append(Row(scope, None, f"{metric}_undefined", float((~defined).sum())))
+        if not len(each):
+            continue
         count = max(1, round(settings.worst * len(each)))
-        ordered = np.sort(each) if metric == "accuracy" else np.sort(each)[::-1]
+        ordered = np.sort(each) if larger else np.sort(each)[::-1]
         rows.append(Row(scope, None, f"{metric}_mean", float(each.mean())))
-        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=scores.samples))))
+        rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=samples))))
         rows.append(Row(scope, None, f"{metric}_worst{settings.worst * 100:g}", float(ordered[:count].mean())))
     return rows
+
+
+def updates(meter: Meter, x: Vector, before: Vector | None) -> list[Row]:
+    """Norm of the last round's change of the server's model, and the drift of its clients, where they are measured."""
+    norm = [] if before is None else [Row("server", None, "update_norm", float((x - before).norm()))]
+    return norm + ([] if meter.drift is None else [Row("clients", None, "drift", meter.drift)])
 
 
 def cost(ledger: Ledger, nodes: bool, simulated: float | None = None) -> list[Row]:
@@ -203,13 +257,37 @@ def cost(ledger: Ledger, nodes: bool, simulated: float | None = None) -> list[Ro
 
 
 @torch.no_grad()
-def score(model: Model, x: Vector, inputs: Samples, targets: Samples, classification: bool) -> Scores:
-    """Loss and accuracy of the model ``x`` on each sample."""
-    losses, hits = [], []
+def score(
+    model: Model, x: Vector, inputs: Samples, targets: Samples, classification: bool, keep: bool = False
+) -> Scores:
+    """Loss and accuracy of the model ``x`` on each sample; outputs too, to ``keep``.
+
+    Raises:
+        ConfigError: the outputs are too many to keep, or no tensor.
+    """
+    losses, hits, kept = [], [], []
     with model.evaluating():
         for part, y in pieces((inputs, targets), CHUNK):
             outputs = model.outputs(x, part)               # in chunks: in text, a sample has a vocabulary of outputs
             losses.append(model.loss(outputs, y).double())
             if classification and (logits := logits_of(outputs)) is not None:
                 hits.append(correct(logits, y).double())
-    return Scores(torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)
+            if keep:
+                kept.append(_kept(outputs, count(inputs)))
+    accuracy = torch.cat(hits).cpu().numpy() if hits else None
+    return Scores(torch.cat(losses).cpu().numpy(), accuracy, torch.cat(kept).numpy() if kept else None)
+
+
+def _kept(outputs: Any, samples: int) -> torch.Tensor:
+    """Outputs of some of the samples, to keep for metrics."""
+    if (tensor := logits_of(outputs)) is None:
+        raise ConfigError(
+            f"metrics need one tensor of outputs, or an entry logits, and the model returns a"
+            f" {type(outputs).__name__}; leave metrics out, but for perplexity"
+        )
+    if (numbers := tensor[0].numel() * samples) > MOST_OUTPUTS:
+        raise ConfigError(
+            f"metrics need all {numbers:,} outputs of {samples:,} samples at once, more than {MOST_OUTPUTS:,}; leave"
+            " them out, but for perplexity, or evaluate on fewer samples"
+        )
+    return tensor.cpu()

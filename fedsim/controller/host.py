@@ -79,7 +79,8 @@ class Host:
     def score(self, prepared: Prepared, x: Vector | Far, inputs: Samples, targets: Samples) -> evaluate.Scores:
         """Score the model ``x`` on each sample."""
         classes = bool(prepared.dataset.classes)
-        return evaluate.score(prepared.federation.model, fetched(x), inputs, targets, classes)
+        model = prepared.federation.model
+        return evaluate.score(model, fetched(x), inputs, targets, classes, prepared.keeps_outputs)
 
     def own_scores(self, prepared: Prepared, x: Vector) -> evaluate.OwnScores:
         """Score the model ``x`` on the clients' own samples."""

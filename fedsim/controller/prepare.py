@@ -31,6 +31,7 @@ from fedsim.engine.model import Model
 from fedsim.engine.unpicklable import refused
 from fedsim.errors import ConfigError, DataError, PartitionError, explained
 from fedsim.experiment.experiment import Data, Experiment
+from fedsim.experiment.measures import Metric
 from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.models import losses
 from fedsim.partition import NaturalIdPartitioner, Partition
@@ -58,6 +59,7 @@ class Prepared:
         attackers: Byzantine clients.
         triggered: test samples that bear the pattern of a backdoor, with its target as their class.
         remarks: on attackers and rule.
+        metrics: metrics besides loss and accuracy.
     """
 
     federation: Federation
@@ -72,6 +74,12 @@ class Prepared:
     attackers: Sequence[int] = ()
     triggered: Split | None = None
     remarks: Sequence[str] = ()
+    metrics: tuple[Metric, ...] = ()
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """True if a metric needs all outputs of the samples."""
+        return any(metric.of_outputs for metric in self.metrics)
 
 
 def prepare(experiment: Experiment, seed: int) -> Prepared:
@@ -135,11 +143,19 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         check_minibatches(federation)
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
+    measures = _measures(experiment, dataset)
     devices = None if experiment.clock is None else experiment.clock.devices(partition.n, seed)
     triggered = byzantine.triggered(experiment.attack, test)
     return Prepared(
-        federation, test, own, kind, partition, dataset, problem, unheld, devices, attackers, triggered, remarks
+        federation, test, own, kind, partition, dataset, problem, unheld, devices, attackers, triggered, remarks,
+        measures,
     )  # fmt: skip
+
+
+def _measures(experiment: Experiment, dataset: Dataset) -> tuple[Metric, ...]:
+    if not dataset.classes and any(metric.name == "perplexity" for metric in experiment.measures):
+        raise ConfigError(f"metrics has perplexity, which is of classes, and {dataset.name!r} has none; leave it out")
+    return experiment.measures
 
 
 def _unheld(dataset: Dataset, held: Samples) -> list[str]:

@@ -124,7 +124,7 @@ class SeedRun:
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
         name, offset, costs = type(experiment.algorithm).__name__, record.offset(), self._costs()
-        absence = Absence(self.host.say)
+        absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
 
         def save() -> None:  # the last completed round, whatever came after it
             meta = {"offset": offset, "backend": backend}
@@ -138,6 +138,7 @@ class SeedRun:
                 last = round == experiment.rounds
                 due = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
                 self.meter.measures = due and alike(fed.p)
+                self.meter.follows_drift, self.meter.drift = due and "drift" in followed, None
                 with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
                     new = self.host.round(method, state, fed, self.meter, round, ids)
                 check(f"{name}.round", new, state)
@@ -151,7 +152,7 @@ class SeedRun:
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)
                 if due:
-                    self._evaluate(record, round, new)
+                    self._evaluate(record, round, new, state if "update_norm" in followed else None)
                 else:
                     self.bar.update(round)
                 state, done, costs, offset = new, round, self._costs(), record.offset()
@@ -178,12 +179,12 @@ class SeedRun:
         yield
         self._start += time.perf_counter() - begun
 
-    def _evaluate(self, record: SeedRecord, round: int, state: Any) -> None:
+    def _evaluate(self, record: SeedRecord, round: int, state: Any, before: Any = None) -> None:
         record.timing.add(round, "host", "seconds", time.perf_counter() - self._start)
         with self._clock_stopped():
-            self._measure(record, round, state)
+            self._measure(record, round, state, before)
 
-    def _measure(self, record: SeedRecord, round: int, state: Any) -> None:
+    def _measure(self, record: SeedRecord, round: int, state: Any, before: Any) -> None:
         settings, due = self.experiment.evaluation, self._clients_due(round)
         if isinstance(state.x, Kept):
             there = self.host.present(state.x)
@@ -192,6 +193,7 @@ class SeedRun:
             rows = evaluate.server(self.prepared, self.host.score, state.x, round)
             if due:
                 rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
+            rows += evaluate.updates(self.meter, state.x, None if before is None else before.x)
         costs = evaluate.cost(self.meter.ledger, due, None if self.clock is None else self.clock.now)
         for row in rows + costs:
             record.metrics.add(round, row.scope, row.metric, row.value, row.node)

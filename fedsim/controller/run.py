@@ -62,6 +62,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
         "client_names": list(first.dataset.client_names or ()),
         "node_names": graph.names() if (graph := graph_file(experiment.topology)) else [],
         "partition_hash": {str(experiment.seed): first.partition.hash},
+        "larger_is_better": {metric.name: metric.larger_is_better for metric in experiment.measures},
         "backend": {},
     }
     directory = create_run(root, experiment.title, to_config(experiment), manifest, output)

@@ -95,6 +95,8 @@ class Meter:
         measures: whether gossip measures the contraction.
         contraction: consensus distance after mixing as a fraction of that before; None if not measured.
         contraction_bound: upper bound on ``contraction``; None if unknown.
+        follows_drift: whether uploads measure the drift.
+        drift: root mean square distance of the messages of a round's first upload to their mean; None if not measured.
         delivered: messages already charged, as an upload is charged once.
         trace: what was sent and computed since it was last emptied, for a clock; None without one.
     """
@@ -104,6 +106,8 @@ class Meter:
         self.measures = alike(federation.p)                # else mixing does not contract to the plain mean
         self.contraction: float | None = None
         self.contraction_bound: float | None = None
+        self.follows_drift = False
+        self.drift: float | None = None
         self.delivered: WeakSet[Sent[Any]] = WeakSet()
         self.trace: list[Phase] | None = None
         self._bound: tuple[csr_array, float | None] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from fedsim.data import Dataset
 from fedsim.engine.local_work import LocalWork
 from fedsim.errors import ConfigError
 from fedsim.experiment.execution import Execution
+from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
 from fedsim.experiment.sampling import FixedSize, Sampling
 from fedsim.experiment.schedule import Constant, Cosine, Schedule
 from fedsim.feedback.compressed import Compressed
@@ -112,6 +113,9 @@ class Experiment:
         schedule: learning-rate schedule, a factor of the local step sizes in each round.
         weights: weights of the clients in the objective, either equal or by their numbers of samples.
         clock: devices and links of the clients, to measure simulated seconds; it changes no model. None by default.
+        metrics: metrics besides loss and accuracy: scikit-learn's by name (f1_macro, roc_auc_ovr, balanced_accuracy,
+            r2 ...), perplexity, update_norm, drift, or functions of outputs and targets as my.module.function (in
+            Python also a function), larger being better unless its attribute ``larger_is_better`` is False.
         rounds: number of communication rounds.
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
         seed: first seed, which determines the partition, the initial model, the cohorts and the minibatches.
@@ -137,6 +141,7 @@ class Experiment:
     schedule: Schedule = field(default_factory=Constant)
     weights: Literal["uniform", "samples"] = "uniform"
     clock: Timing | None = None
+    metrics: str | Sequence[Any] = ()
     rounds: int = 100
     seeds: int = 1
     seed: int = 0
@@ -152,6 +157,7 @@ class Experiment:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         self._check_parts()
         self._check_topology()
+        self._check_metrics()
         plain_name(self.title)
         Robust(self.linked, self.aggregate, self.attack)
 
@@ -188,6 +194,23 @@ class Experiment:
                 f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg; a method without a"
                 " server sets `server = False` in its class"
             )
+
+    def _check_metrics(self) -> None:
+        if isinstance(self.metrics, str | list):           # one form, so that equal experiments are equal
+            object.__setattr__(self, "metrics", as_tuple(self.metrics))
+        names = {metric.name for metric in self.measures}
+        if (of_server := names & OF_ROUNDS.keys()) and not has_server(self.algorithm):
+            raise ConfigError(
+                f"metrics has {' and '.join(sorted(of_server))}, of what a server receives, and"
+                f" {type(self.algorithm).__name__} has no server; leave it out: consensus_distance is always recorded"
+            )
+        if "perplexity" in names and self.loss not in ("auto", "cross_entropy"):
+            raise ConfigError(f"metrics has perplexity, which is of cross_entropy, and loss is {self.loss!r:.80}")
+
+    @cached_property
+    def measures(self) -> tuple[Metric, ...]:
+        """The metrics besides loss and accuracy."""
+        return metrics_of(self.metrics)
 
     @cached_property
     def linked(self) -> Algorithm[Any]:

@@ -41,9 +41,9 @@ class Metrics(NamedTuple):
     metric: np.ndarray
     value: np.ndarray
 
-    def series(self, scope: str, metric: str) -> dict[int, float]:
-        """Value by round of the rows that belong to no client; a later row of the same round wins."""
-        rows = (self.node == -1) & (self.scope == scope) & (self.metric == metric)
+    def series(self, scope: str, metric: str, node: int | None = None) -> dict[int, float]:
+        """Value by round of the rows of client ``node``, by default those of none; a later row of a round wins."""
+        rows = (self.node == (-1 if node is None else node)) & (self.scope == scope) & (self.metric == metric)
         return dict(zip(self.round[rows].tolist(), self.value[rows].tolist(), strict=True))
 
 

@@ -11,7 +11,7 @@ from fedsim.report.series import RunSeries, flat
 
 COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack")
 """Settings whose effect a comparison measures."""
-OTHERWISE = ("data", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
+OTHERWISE = ("data", "metrics", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
 """Settings compared through their results: hashes, measured seeds and rounds."""
 
 

@@ -31,7 +31,7 @@ from fedsim.errors import ConfigError, suggest
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
 from fedsim.report.series import NOTHING, RunSeries, load_runs, unmeasured
-from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached
+from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, lower_is_better
 
 LATE = 5
 """Evaluations at the end whose mean is the late value: a single final value depends strongly on the last cohort."""
@@ -74,6 +74,8 @@ class Comparison:
     Attributes:
         scope: model and samples measured, e.g. ``server/test``.
         metric: e.g. ``accuracy``.
+        lower: whether lower values are better.
+        client: id of the client whose metric it is; None for one of all.
         target: value that costs are counted to; None when every run diverged.
         baseline: label of the run that differences refer to.
         runs: in the order of the arguments.
@@ -86,6 +88,8 @@ class Comparison:
     baseline: str
     runs: tuple[RunSummary, ...]
     warnings: tuple[str, ...]
+    lower: bool
+    client: int | None = None
 
 
 def compare(
@@ -94,6 +98,7 @@ def compare(
     metric: str = "accuracy",
     target: float | None = None,
     baseline: str = "first",
+    client: int | None = None,
 ) -> Comparison:
     """Compare all runs at these paths.
 
@@ -103,19 +108,36 @@ def compare(
         metric: name in the metrics file.
         target: count costs up to this value; by default a round number 5 to 7 % short of the best mean final value.
         baseline: label of a run, ``first``, or ``best`` (by mean final value).
+        client: id of a client, to compare its own metric: by default on its samples, or of its model on the test set.
 
     Raises:
         RunError: no run there.
         ConfigError: unknown metric or baseline.
     """
     places = paths_of(paths)
-    runs = load_runs(places, scope, metric)
+    runs = load_runs(places, scope, metric, client)
+    lower = lower_is_better(metric, directions(runs))
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
     means = [final.mean for final in finals]
-    target = default_target(means, metric) if target is None else target
-    reference = _baseline(runs, means, metric, baseline)
-    summaries = tuple(_summary(run, final, reference, metric, target) for run, final in zip(runs, finals, strict=True))
-    return Comparison(scope, metric, target, reference.label, summaries, (*unmeasured(places), *doubts(runs)))
+    target = default_target(means, lower) if target is None else target
+    reference = _baseline(runs, means, lower, baseline)
+    summaries = tuple(_summary(run, final, reference, lower, target) for run, final in zip(runs, finals, strict=True))
+    warnings = (*unmeasured(places), *doubts(runs))
+    return Comparison(scope, metric, target, reference.label, summaries, warnings, lower, client)
+
+
+def directions(runs: Sequence[RunSeries]) -> dict[str, bool]:
+    """For the further metrics of runs, whether larger is better.
+
+    Raises:
+        ConfigError: runs differ in it.
+    """
+    found: dict[str, bool] = {}
+    for run in runs:
+        for name, larger in run.manifest.get("larger_is_better", {}).items():
+            if found.setdefault(name, larger) != larger:
+                raise ConfigError(f"larger values of {name} are better in some runs and worse in {run.label}")
+    return found
 
 
 def paths_of(runs: Any) -> list[Path]:
@@ -132,23 +154,23 @@ def paths_of(runs: Any) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _baseline(runs: Sequence[RunSeries], means: Sequence[float], metric: str, baseline: str) -> RunSeries:
+def _baseline(runs: Sequence[RunSeries], means: Sequence[float], lower: bool, baseline: str) -> RunSeries:
     by_label = {run.label: run for run in runs}
     if baseline in by_label:
         return by_label[baseline]
     if baseline == "best":
-        winner = best(means, metric)
+        winner = best(means, lower)
         return runs[0 if math.isnan(winner) else list(means).index(winner)]
     if baseline == "first":
         return runs[0]
     raise ConfigError(f"baseline is {baseline!r}; {suggest(baseline, [*by_label, 'first', 'best'])}")
 
 
-def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str, target: float | None) -> RunSummary:
+def _summary(run: RunSeries, final: Estimate, reference: RunSeries, lower: bool, target: float | None) -> RunSummary:
     common = [seed for seed in run.seeds if seed in reference.seeds and run is not reference]
     differences = [run.seeds[seed].value[-1] - reference.seeds[seed].value[-1] for seed in common]
     rows = {
-        seed: None if target is None else first_reached(series.value, target, metric)
+        seed: None if target is None else first_reached(series.value, target, lower)
         for seed, series in run.seeds.items()
     }
     costs: dict[str, Estimate | None] = {}
@@ -161,7 +183,7 @@ def _summary(run: RunSeries, final: Estimate, reference: RunSeries, metric: str,
         run=run,
         final=final,
         late=estimate([v[-LATE:].mean() for v in trained]) if all(len(v) >= LATE for v in trained) else None,
-        best=estimate([best(series.value, metric) for series in run.seeds.values()]),
+        best=estimate([best(series.value, lower) for series in run.seeds.values()]),
         difference=estimate(differences) if differences else None,
         reached=sum(row is not None for row in rows.values()),
         cost=costs,
@@ -215,7 +237,8 @@ def title(comparison: Comparison) -> str:
     """Metric, scope and target of a comparison."""
     scopes = " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
     target = "" if comparison.target is None else f", and its cost to reach {comparison.target:g}"
-    return f"{comparison.metric} on {scopes}{target}"
+    whose = "" if comparison.client is None else f" of client {comparison.client}"
+    return f"{comparison.metric}{whose} on {scopes}{target}"
 
 
 def notes(comparison: Comparison, hidden: Sequence[str] = ()) -> str:
@@ -304,7 +327,8 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
 def to_json(comparison: Comparison) -> str:
     """The comparison as strict JSON: its settings, its warnings, and `records` under ``runs``."""
-    settings = {name: getattr(comparison, name) for name in ("scope", "metric", "target", "baseline", "warnings")}
+    names = ("scope", "metric", "client", "target", "baseline", "warnings")
+    settings = {name: getattr(comparison, name) for name in names}
     return json.dumps({**settings, "runs": records(comparison)}, indent=2, allow_nan=False)
 
 

@@ -122,7 +122,7 @@ def draw(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -
     size = SIZES[width]
     figure = Figure(figsize=(size.width, options.get("height", size.height)), layout="constrained")
     axes = figure.add_subplot()
-    log_x, log_y = _scales(comparison.metric, list(lines.values()), options.get("log_x"), options.get("log_y"))
+    log_x, log_y = _scales(comparison.lower, list(lines.values()), options.get("log_x"), options.get("log_y"))
     counts = {label: len(summary.run.seeds) for label, summary in zip(lines, comparison.runs, strict=True)}
     for index, (label, curve) in enumerate(lines.items()):
         seeds = f" ({counts[label]} seed{'s' * (counts[label] > 1)})" if len(set(counts.values())) > 1 else ""
@@ -162,7 +162,7 @@ def _plot(axes: Axes, curve: Curve, label: str, color: str, style: str, log: boo
         axes.fill_between(curve.x, low, high, color=color, alpha=0.18, lw=0)
 
 
-def _scales(metric: str, lines: list[Curve], log_x: bool | None, log_y: bool | None) -> tuple[bool, bool]:
+def _scales(lower: bool, lines: list[Curve], log_x: bool | None, log_y: bool | None) -> tuple[bool, bool]:
     """Logarithmic axes, as chosen or by the data.
 
     Raises:
@@ -179,7 +179,7 @@ def _scales(metric: str, lines: list[Curve], log_x: bool | None, log_y: bool | N
     if log_y is None:
         wide = len(positive) > 0 and values.max() >= WIDE * positive.min()
         rounding = wide and -values.min() < 1e-6 * values.max()  # a gap to an optimum may end a little below zero
-        log_y = not metric.startswith("accuracy") and rounding
+        log_y = lower and rounding
     return log_x, bool(log_y)
 
 

@@ -77,7 +77,7 @@ def write_report(
         "<h2>All metrics at the last evaluated round</h2>",
         _last_values(comparison),
         "<h2>Runs</h2>",
-        *(_run(summary.run, metric) for summary in comparison.runs),
+        *(_run(summary.run, metric, comparison.lower) for summary in comparison.runs),
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +130,14 @@ def _last_value(run: RunSeries, key: tuple[str, str]) -> str:
     return text_of(estimate(values) if values else None)
 
 
-def _run(run: RunSeries, metric: str) -> str:
+def _run(run: RunSeries, metric: str, lower: bool) -> str:
     config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
     parts = [
         f"<h3>{escape(run.label)}</h3>",
         _note(f"{run.path}, created {run.manifest['created']}"),
         _table(
             ["seed", "last round", f"final {metric}", f"best {metric}", "status"],
-            [_seed_row(run, seed, metric) for seed in run.manifest["status"]],
+            [_seed_row(run, seed, lower) for seed in run.manifest["status"]],
         ),
         f"<details><summary>Config</summary><pre>{escape(config)}</pre></details>",
         f"<details><summary>Manifest</summary><pre>{escape(json.dumps(run.manifest, indent=2))}</pre></details>",
@@ -145,11 +145,11 @@ def _run(run: RunSeries, metric: str) -> str:
     return "\n".join(parts)
 
 
-def _seed_row(run: RunSeries, seed: str, metric: str) -> list[str]:
+def _seed_row(run: RunSeries, seed: str, lower: bool) -> list[str]:
     status = run.manifest["status"][seed]
     state = ": ".join(text for text in (status["state"], status["detail"]) if text)
     series = run.seeds.get(int(seed))
     if series is None:
         return [seed, "-", "-", "-", state]
     last_round, final = series.cost["round"][-1], series.value[-1]
-    return [seed, f"{last_round:.0f}", f"{final:.4g}", f"{best(series.value, metric):.4g}", state]
+    return [seed, f"{last_round:.0f}", f"{final:.4g}", f"{best(series.value, lower):.4g}", state]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ AXES = {
 
 SERVERLESS = {"server/test": "average/test"}
 """Replacement of a scope in runs without a server: the average of the nodes' models."""
+OF_CLIENTS = ("clients/holdout", "clients/train", "nodes/test")
+"""Scopes with a value for each client."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,9 @@ def _reason(run: RunDirectory) -> str:
     return "; ".join(f"seed {seed}: {state.strip()}" for seed, state in states.items())
 
 
-def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]:
-    """Read one metric of all runs at these paths; of several, those that measured nothing are left out.
+def load_runs(paths: Sequence[Path], scope: str, metric: str, client: int | None = None) -> list[RunSeries]:
+    """Read one metric of all runs at these paths, or that of one client; of several runs, those that measured nothing
+    are left out.
 
     Raises:
         RunError: no run there.
@@ -134,16 +138,19 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str) -> list[RunSeries]
     configs = [in_full(run.config) for run in directories]
     labels = _labels(configs, [run.path for run in directories])
     return [
-        RunSeries(label, run.path, config, run.manifest, *_load_seeds(run, scope, metric))
+        RunSeries(label, run.path, config, run.manifest, *_load_seeds(run, scope, metric, client))
         for run, config, label in zip(directories, configs, labels, strict=True)
     ]
 
 
-def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, Series], str]:
+def _load_seeds(run: RunDirectory, scope: str, metric: str, client: int | None) -> tuple[dict[int, Series], str]:
     seeds_of_run = map(int, run.manifest["status"])
     numbers = sorted(n for n in seeds_of_run if (run.seed_path(n) / "timing.jsonl").exists())   # the last file made
-    for measured in (scope, SERVERLESS.get(scope, scope)):
-        loaded = {seed: _load_series(run.seed_path(seed), measured, metric) for seed in numbers}
+    scopes = [scope, *([SERVERLESS[scope]] if scope in SERVERLESS else [])]
+    if client is not None:
+        scopes = [*OF_CLIENTS, scope] if scope in SERVERLESS else [scope]
+    for measured in scopes:
+        loaded = {seed: _load_series(run.seed_path(seed), measured, metric, client) for seed in numbers}
         seeds = {seed: _to_its_end(series, run, seed) for seed, series in loaded.items() if len(series.value)}
         if seeds:
             break
@@ -151,9 +158,17 @@ def _load_seeds(run: RunDirectory, scope: str, metric: str) -> tuple[dict[int, S
         every = map(int, run.manifest["status"])
         seeds |= {seed: NOTHING for seed in every if seed not in seeds and _diverged(run, seed)}
     if not seeds:
-        known = sorted({" ".join(key) for series in loaded.values() for key in series.last})
+        keys = {key for series in loaded.values() for key in series.last}
+        if client is not None:
+            raise ConfigError(
+                f"{run.path} has no metric {metric!r} of client {client}; clients are measured where"
+                " evaluation.clients_every says, on their own samples with a server, or on the test set without"
+            )
+        known, near = sorted(map(" ".join, keys)), difflib.get_close_matches(metric, {name for _, name in keys}, n=1)
+        hint = f"did you mean {near[0]!r}? It" if near and near[0] != metric else "it"
         raise ConfigError(
-            f"{run.path} has no metric {metric!r} in scope {scope!r}; it recorded: {', '.join(known) or 'nothing yet'}"
+            f"{run.path} has no metric {metric!r} in scope {scope!r}; {hint} recorded:"
+            f" {', '.join(known) or 'nothing yet'}"
         )
     return seeds, measured
 
@@ -171,10 +186,10 @@ def _diverged(run: RunDirectory, seed: int) -> bool:
     return status.get("state") == "failed" and bool(status["detail"].startswith(DivergenceError.__name__))
 
 
-def _load_series(directory: Path, scope: str, metric: str) -> Series:
+def _load_series(directory: Path, scope: str, metric: str, client: int | None) -> Series:
     metrics = read_metrics(directory / "metrics.jsonl")
     timing = read_metrics(directory / "timing.jsonl")
-    measured = metrics.series(scope, metric)
+    measured = metrics.series(scope, metric, client)
     rounds = list(measured)
 
     def total(rows: Metrics, scope: str, name: str) -> np.ndarray:
@@ -212,7 +227,7 @@ def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list
     settings = [dict(flat(config)) for config in configs]
     differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
 
-    keys = sorted(differing - {"algorithm.name"})
+    keys = sorted(differing - {"algorithm.name", "metrics"})
     whole = [key if key == "execution.name" else key.removesuffix(".name") for key in keys]   # partition=..., name=...
     last = [key.rsplit(".", 1)[-1] for key in whole]
     short = [name if last.count(name) == 1 else key for key, name in zip(whole, last, strict=True)]

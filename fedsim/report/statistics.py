@@ -7,7 +7,7 @@ seeds; intervals of several runs or metrics are not corrected for their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,35 +41,42 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(n), n)
 
 
-def lower_is_better(metric: str) -> bool:
+def lower_is_better(metric: str, larger: Mapping[str, bool] | None = None) -> bool:
     """True for losses, distances, gaps to the optimum and costs; False for accuracies.
+
+    Args:
+        metric: its name; with a suffix, such as ``f1_macro_mean``, it is as good as without.
+        larger: for further metrics of a run, whether larger is better.
     """
+    known = [name for name in larger or () if metric == name or metric.startswith(f"{name}_")]
+    if larger and known:
+        return not larger[max(known, key=len)]
     return "accuracy" not in metric
 
 
-def best(values: Iterable[float], metric: str) -> float:
-    """The best value; NaN when there is none but NaN."""
+def best(values: Iterable[float], lower: bool) -> float:
+    """The best value, the ``lower`` or the larger ones being better; NaN when there is none but NaN."""
     finite = [float(value) for value in values if not math.isnan(value)]
-    pick = min if lower_is_better(metric) else max
+    pick = min if lower else max
     return pick(finite, default=math.nan)
 
 
-def first_reached(values: np.ndarray, target: float, metric: str) -> int | None:
+def first_reached(values: np.ndarray, target: float, lower: bool) -> int | None:
     """Index of the first of ``[T]`` values that is as good as the target; None when there is none."""
-    hits = np.flatnonzero(values <= target if lower_is_better(metric) else values >= target)
+    hits = np.flatnonzero(values <= target if lower else values >= target)
     return int(hits[0]) if len(hits) else None
 
 
-def default_target(finals: Sequence[float], metric: str) -> float | None:
+def default_target(finals: Sequence[float], lower: bool) -> float | None:
     """A round number 5 to 7 % short of the best of these mean final values; None when all diverged.
 
     5 % short, then further away from the best to the next multiple of a step: the largest of 1, 2 or 5 times a power of
     ten that is at most 2 % of the value. 0.8745 gives 0.83, a loss of 0.318 gives 0.335.
     """
-    reachable = best(finals, metric)
+    reachable = best(finals, lower)
     if not math.isfinite(reachable):
         return None
-    sign = 1 if lower_is_better(metric) else -1
+    sign = 1 if lower else -1
     exact = reachable + sign * 0.05 * abs(reachable)
     if abs(exact) < 1e-300:
         return exact

@@ -206,7 +206,7 @@ def compare_points(sweep: Sweep, scope: str, metric: str | None, target: float |
 
 def choose(comparison: Comparison) -> Choice | None:
     """The point with the best mean final value over its seeds; None if every point diverged."""
-    winner = best([summary.final.mean for summary in comparison.runs], comparison.metric)
+    winner = best([summary.final.mean for summary in comparison.runs], comparison.lower)
     if isnan(winner):
         return None
     summary = next(summary for summary in comparison.runs if summary.final.mean == winner)

@@ -66,14 +66,14 @@ def test_interval_of_equal_values_and_of_one_value() -> None:
     ],
 )
 def test_default_target(finals: list[float], metric: str, expected: float | None) -> None:
-    assert default_target(finals, metric) == expected
+    assert default_target(finals, lower_is_better(metric)) == expected
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("loss", 1), ("accuracy", -1)])
 @pytest.mark.parametrize("scale", [1e-9, 0.01, 0.1, 1, 1e6])
 def test_default_target_is_5_to_7_percent_short(metric: str, sign: int, scale: float) -> None:
     for final in np.geomspace(scale, 10 * scale, 400).tolist():
-        target = default_target([final], metric)
+        target = default_target([final], lower_is_better(metric))
         assert target is not None
         assert 0.05 - 1e-9 <= sign * (target / final - 1) <= 0.071, (final, target)
         assert float(f"{target:.3g}") == target

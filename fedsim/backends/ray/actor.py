@@ -195,11 +195,13 @@ class Worker:
             return ClientFailure(task.ids.tolist(), line, text)
         return ClientFailure(list(failed), *next(iter(failed.values())))
 
-    def score(self, x: np.ndarray, start: int, stop: int, classification: bool, *samples: np.ndarray) -> Scores:
+    def score(
+        self, x: np.ndarray, start: int, stop: int, classification: bool, keep: bool, *samples: np.ndarray
+    ) -> Scores:
         """Score the model ``x [d]`` on samples ``start`` to ``stop``, exclusive."""
         model, shards = self._fed.model, self._fed.shards
         part, y = shaped((shards.x, shards.y), (shared(t)[start:stop].to(model.device) for t in samples))
-        return score(model, to_tensor(x, model.dtype, model.device), part, y, classification)
+        return score(model, to_tensor(x, model.dtype, model.device), part, y, classification, keep)
 
     def mean(self, token: int, w: np.ndarray, start: int) -> Any:
         """Sums of messages, weighted by ``w [b]``, over the complete subtrees of positions ``start``, ...: a `Sums` for

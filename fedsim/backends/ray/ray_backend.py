@@ -152,8 +152,10 @@ def split(costs: np.ndarray, size: int, workers: int) -> list[Run]:
     return [Run(k, int(a), int(b)) for k, (a, b) in enumerate(pairwise(bounds))]
 
 
-def score(workers: Workers, x: Vector | Far, inputs: Samples, targets: Samples, classification: bool) -> Scores:
-    """Loss and accuracy of a model on each sample, on workers with the federation set up.
+def score(
+    workers: Workers, x: Vector | Far, inputs: Samples, targets: Samples, classification: bool, keep: bool = False
+) -> Scores:
+    """Loss and accuracy of a model on each sample, and to ``keep`` the outputs, on workers with the federation set up.
 
     Raises:
         RoundLostError: a worker died.
@@ -163,7 +165,10 @@ def score(workers: Workers, x: Vector | Far, inputs: Samples, targets: Samples, 
     model = x.ref if isinstance(x, FarRow) else ray.put(to_array(fetched(x)))
     samples = workers.share((inputs, targets))
     runs = split(np.ones(count(targets)), CHUNK, len(workers))
-    calls = [workers.call(run.worker, "score", model, run.start, run.stop, classification, *samples) for run in runs]
+    how = classification, keep
+    calls = [workers.call(run.worker, "score", model, run.start, run.stop, *how, *samples) for run in runs]
     parts: list[Scores] = workers.get([first for first, *_ in calls])
     hits = [part.accuracy for part in parts if part.accuracy is not None]
-    return Scores(np.concatenate([part.loss for part in parts]), np.concatenate(hits) if hits else None)
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    loss = np.concatenate([part.loss for part in parts])
+    return Scores(loss, np.concatenate(hits) if hits else None, np.concatenate(outputs) if outputs else None)

@@ -218,7 +218,8 @@ class RayHost(Host):
 
         def scores() -> Scores:
             workers.settle(prepared.federation)
-            return score(workers, x, inputs, targets, bool(prepared.dataset.classes))
+            classes, keep = bool(prepared.dataset.classes), prepared.keeps_outputs
+            return score(workers, x, inputs, targets, classes, keep)
 
         return self._repeated("evaluation", prepared.federation, Meter(prepared.federation), scores)
 

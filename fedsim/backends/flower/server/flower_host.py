@@ -31,6 +31,7 @@ from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.memory import OnDevice
 from fedsim.errors import ClientsLostError, ConfigError, DeployError
 from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.measures import OF_LOSS
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import RowWriter
 from fedsim.tree import leaves
@@ -60,6 +61,7 @@ class FlowerHost(Host):
         self._pinned: deque[list[Handle]] = deque(maxlen=CHECKPOINTS)
         self._samples: dict[int, int] = {}                 # client: number of training samples
         self._round = 0
+        self._told = False                                 # which metrics clients do not report
 
     def __exit__(self, *raised: object) -> None:
         """See ``Host``; clients keep the memories of a failed run, to resume it."""
@@ -165,10 +167,14 @@ class FlowerHost(Host):
         scores = self.backend.scores(x, range(n), self._round)
         if not scores:
             raise DeployError(f"after round {self._round} no client evaluated the model; see the log of the SuperLink")
+        if (others := [metric.name for metric in prepared.metrics if metric.of_outputs]) and not self._told:
+            self._told = True
+            self.say(f"clients report loss and accuracy of their samples; {', '.join(others)} is of the test set alone")
         nodes = sorted(scores)
         loss, samples = (np.array([scores[i][k] for i in nodes]) for k in (0, 2))
         hits = [scores[i][1] for i in nodes]
-        return OwnScores(nodes, loss, None if None in hits else np.array(hits, np.float64), samples)
+        of_loss = {metric: np.exp(loss) for metric in prepared.metrics if metric.name in OF_LOSS}
+        return OwnScores(nodes, loss, None if None in hits else np.array(hits, np.float64), samples, of_loss)
 
     def _meet(self, experiment: Experiment, common: Common, seed: int) -> None:
         """Connect to the nodes of a new seed."""

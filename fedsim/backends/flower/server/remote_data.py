@@ -73,4 +73,5 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
     )  # fmt: skip
     partition = Partition(np.arange(sizes.sum()), np.r_[0, np.cumsum(sizes)], {"name": "own data of every node"})
     kind = "holdout" if experiment.evaluation.holdout else "train"
-    return Prepared(federation, dataset.test.to(device, dtype), Elsewhere(sizes), kind, partition, dataset, None)
+    test, metrics = dataset.test.to(device, dtype), experiment.measures
+    return Prepared(federation, test, Elsewhere(sizes), kind, partition, dataset, None, metrics=metrics)
