@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -161,9 +160,9 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
         return each
 
     accuracies = None if scores.accuracy is None else of_each(scores.accuracy)
-    ranges = pairwise(own.offsets.tolist()) if prepared.metrics else ()
-    others = _columns([values_of(prepared.metrics, _part(scores, a, b), mapped(itemgetter(slice(a, b)), own.y)) for a, b in ranges])
-    return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes, others)
+    parts = enumerate(pairwise(own.offsets.tolist())) if prepared.metrics else ()
+    values = [values_of(prepared.metrics, _part(scores, a, b), own.rows(node).y) for node, (a, b) in parts]
+    return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes, _columns(values))
 
 
 def _columns(values: Sequence[Mapping[Metric, float]]) -> dict[Metric, np.ndarray]:

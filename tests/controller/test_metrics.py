@@ -75,10 +75,10 @@ def test_update_norm_and_drift_are_of_the_round(measured: RunDirectory) -> None:
 
     class Listening(FedAvg):
         def round(self, s: Any, clients: Any) -> Any:
-            y = clients.each(self.client, s.x)
-            sent.append(y.stacked)
-            moved.append(float((clients.mean(y) - s.x).norm()))
-            return s._replace(x=clients.mean(y))
+            dx = clients.each(self.client, s.x)
+            sent.append(dx.stacked)
+            moved.append(float(clients.mean(dx).norm()))
+            return super().round(s, clients)
 
     run(replace(EACH, algorithm=Listening(), metrics=()), output=measured.path.parent / "listening", progress=False)
     assert list(norms.values()) == pytest.approx(moved, rel=1e-5)
