@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
-from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.fused import StackDescent
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
 from fedsim.engine.loop import Loop, Rows, refuse_captured_tensors
 from fedsim.engine.purity import pure, unwritten
@@ -102,7 +102,7 @@ class _Block:
             torch.from_numpy(np.stack(keys)).to(federation.model.device).unsqueeze(-1)
             for keys in zip(*((plan.keys, plan.whole, plan.large) for plan in plans), strict=True)
         )
-        self.descend = Descent(federation.work, federation.model.learned)
+        self.descend = StackDescent(federation.work, self, federation.model.learned)
         self.optimizer = federation.work.optimizer
         self.tape: Tape | None = None  # while a step is being recorded
         self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step

@@ -56,10 +56,14 @@ class Descent:
             )
         self._made = self.used = True
         direction = self._work.regularise_step(self._of_parameters(direction), self._of_parameters(y), prox)
-        new, self.slots = self._work.optimizer.step(y, direction, eta, self.slots)
+        new = self._step(y, direction, eta)
         if self._learned is None:
             return new
         return torch.where(self._learned, new, y if self._statistics is None else self._statistics)
+
+    def _step(self, y: Vector, g: Vector, eta: Tensor | float) -> Vector:
+        new, self.slots = self._work.optimizer.step(y, g, eta, self.slots)
+        return new
 
     def gradient(self, g: Vector, x: Vector, *, of_minibatch: bool) -> Vector:
         """Result of ``local.grad``, from the model's gradient at ``x``: regularised, and 0 at the statistics, which the

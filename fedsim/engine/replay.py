@@ -75,8 +75,10 @@ class Program:
         made = {slot for op in self._tail for slot in op.out}
         self._homes: dict[Slot, Slot] = {}
         for op in self._tail:
-            if op.over is not None and (home := self._homes.get(op.over, op.over)) not in made:
-                self._homes[op.out[0]] = home
+            overwritten = [op.args[k] for k in op.inplace] or ([] if op.over is None else [op.over])
+            for slot, old in zip(op.out, overwritten, strict=False):
+                if (home := self._homes.get(old, old)) not in made:
+                    self._homes[slot] = home
         read = {slot for op in self._tail[1:] for slot in op.reads()} - made
         self._whole = [slot for slot in read if r.tensors[slot].shape[-1:] not in ((), (1,))]
         self._assembled = [slot for slot in made.intersection(self._results) if slot not in self._homes]
@@ -110,7 +112,7 @@ def _split(r: Recording, parts: int) -> tuple[list[Op], list[Op]]:
     widths = {r.tensors[slot].shape[-1:] for op in rest for slot in op.reads()}
     if (
         gradient.numel() >= LEAST_PART * parts
-        and all(op.fn in COLUMNWISE and r.alike(op.out[0], first.out[0]) for op in rest)
+        and all((op.inplace or op.fn in COLUMNWISE) and r.alike(op.out[0], first.out[0]) for op in rest)
         and widths <= {gradient.shape[-1:], (1,), ()}
     ):
         return r.ops[:at], r.ops[at:]

@@ -34,6 +34,7 @@ def rewrite(r: Recording) -> None:
     _drop_unused(r)
     _hoist_numbers(r)
     _own_results(r)
+    _own_overwritten(r)
     for n, op in enumerate(r.ops):
         if variant := OVER.get(op.fn):
             op.over = next((slot for slot in op.reads() if _replaceable(r, slot, n)), None)
@@ -122,6 +123,19 @@ def _own_results(r: Recording) -> None:
             r.ops.append(Op(aten.clone.default, [slot], {"memory_format": torch.contiguous_format}, [copy]))
             r.results[i] = copy
         taken.add(r.storage(slot))
+
+
+def _own_overwritten(r: Recording) -> None:
+    """Copy arguments that an operation overwrites but the step needs afterwards, or does not own."""
+    for op in [op for op in r.ops if op.inplace]:
+        for k in op.inplace:
+            n = next(n for n, other in enumerate(r.ops) if other is op)
+            if not _replaceable(r, op.args[k], n):
+                copy = Slot(len(r.tensors))
+                r.tensors.append(r.tensors[op.args[k]].clone(memory_format=torch.contiguous_format))
+                kwargs = {"memory_format": torch.contiguous_format}
+                r.ops.insert(n, Op(aten.clone.default, [op.args[k]], kwargs, [copy]))
+                op.args[k] = copy
 
 
 def _replaceable(r: Recording, slot: Slot, n: int) -> bool:

@@ -36,7 +36,10 @@ class Stack(Gradients, Protocol):
     """The block of clients that runs a step."""
 
     tape: Tape | None
-    descend: Descent
+
+    @property
+    def descend(self) -> Descent:
+        """The local steps of its clients."""
 
 
 class LocalStep:

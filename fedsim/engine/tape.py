@@ -39,13 +39,17 @@ class Slot(int):
 
 @dataclass
 class Op:
-    """One operation, or a call of the model's gradient if ``fn`` is None. The result may overwrite slot ``over``."""
+    """One operation, or a call of the model's gradient if ``fn`` is None. The result may overwrite slot ``over``.
+
+    The results of a call of ``Tape.call`` overwrite the arguments at the places ``inplace``, in this order.
+    """
 
     fn: Callable[..., Any] | None
     args: list[Any]  # tensors as slots, lists of tensors as lists of slots
     kwargs: dict[str, Any]
     out: list[Slot]
     over: Slot | None = None
+    inplace: tuple[int, ...] = ()
 
     def reads(self) -> list[Slot]:
         """Slots of the arguments."""
@@ -115,6 +119,18 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._paused = False
         self._ops.append(Op(None, [self._slot(t) for t in (x, *batch)], {"like": like}, [self._new(g)]))
         return g
+
+    def call(
+        self, fn: Callable[..., tuple[Tensor, ...]], args: Sequence[Tensor], inplace: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        """Record a call of ``fn``, which returns its arguments at the places ``inplace`` overwritten coordinate by
+        coordinate; return zeros.
+        """
+        self._paused = True
+        out = tuple(torch.zeros_like(args[k], memory_format=torch.contiguous_format) for k in inplace)
+        self._paused = False
+        self._ops.append(Op(fn, [self._slot(t) for t in args], {}, [self._new(t) for t in out], inplace=inplace))
+        return out
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

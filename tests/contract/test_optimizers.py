@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fedsim import Adagrad, AdamW, HeavyBall, LocalWork, Nesterov, RMSprop
-from tests.contract.cases import gap, play
+from fedsim.controller.keeping import Keeping
+from tests.contract.cases import ALGORITHMS, cohorts_of, federation, gap, play, rounds
 
 WORKS = {
     "AdamW": LocalWork(4, epochs=2, optimizer=AdamW()),
@@ -36,3 +37,17 @@ def test_as_in_the_loop(method: str, work: str, backend: Any) -> None:
     for a, b in zip(loop.states, other.states, strict=True):
         assert gap(a, b) <= 1e-12
     assert gap(loop.states[-1], play(method).states[-1]) > 1e-6
+
+
+@pytest.mark.parametrize("backend", ["blocks of 4", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("method", ["FedSpeed", "DFedAvg", "SGP", "DFedSAM, CHOCO", "FedAvg, PowerSGD"])
+def test_kept_as_in_the_loop(method: str, backend: str) -> None:
+    by = AdamW(state="keep")
+    algorithm, cohorts = Keeping(ALGORITHMS[method], by), cohorts_of(ALGORITHMS[method])
+
+    def last(backend: str) -> Any:
+        fed = federation(work=LocalWork(4, epochs=2, optimizer=by), backend=backend)
+        return [*rounds(algorithm, fed, cohorts)][-1]
+
+    assert gap(last("loop"), last(backend)) <= 1e-12
+    assert gap(last("loop").inner, play(method, work=LocalWork(4, epochs=2, optimizer=AdamW())).states[-1]) > 1e-3

@@ -39,7 +39,16 @@ TOP = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.05}}
 LOW = {"name": "Plain", "compressor": "LowPrecision"}
 EF21P = {"name": "EF21P", "compressor": {"name": "TopK", "fraction": 0.1}}
 EF14 = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.1}}
+KEPT = {**CONFIG["local"], "optimizer": {"name": "AdamW", "state": "keep"}}
 OTHERS: dict[str, dict[str, Any]] = {
+    "a local optimiser": {"algorithm": "FedSAM", "local": {**CONFIG["local"], "optimizer": "Adam"}},
+    "an optimiser with memory": {"algorithm": "FedSpeed", "local": KEPT, "sampling": {"size": 2}, "rounds": 4},
+    "gossip and an optimiser with memory": {
+        "algorithm": {"name": "DFedAvg", "order": "CTA"}, "topology": RING, "local": KEPT, "uplink": {"name": "Choco"},
+    },
+    "an uplink and an optimiser with memory": {
+        "algorithm": {"name": "Scaffold", "option": "I"}, "local": KEPT, "uplink": TOP, "downlink": EF21P, "rounds": 3,
+    },
     "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
     "an uplink with memory": {"algorithm": "Scaffold", "uplink": TOP, "sampling": {"size": 2}, "rounds": 4},
     "both links": {"algorithm": "FedAvg", "uplink": {**TOP, "name": "EControl"}, "downlink": LOW},
@@ -60,7 +69,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "a holdout": {"algorithm": "FedAvg", "evaluation": {"every": 1, "clients_every": 1, "holdout": 0.2}},
     "float64": {"algorithm": "FedAMD", "dtype": "float64"},
     "a convolutional model": {"algorithm": "Scaffold", "model": "McMahanCNN", "rounds": 1},
-}
+}  # fmt: skip
 
 
 def config_of(algorithm: str) -> dict[str, Any]:
