@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("fedsim.cli.run", "run", "run an experiment"),
     "resume": ("fedsim.cli.run", "resume", "continue an interrupted run or sweep"),
     "sweep": ("fedsim.cli.sweep", "sweep", "run a grid of experiments, as in --algorithm.lr 0.03,0.1"),
+    "byzantine": ("fedsim.cli.byzantine", "byzantine", "run a grid of robust rules, attacks and numbers of attackers"),
     "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment in real processes, with Flower"),
     "certificates": ("fedsim.cli.deploy", "certificates", "create certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "list algorithms, data sets, models and other components"),

@@ -1,0 +1,133 @@
+"""The grid of robust learning: each cell once, step sizes chosen on withheld samples, the worst attack counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from algorithms import FedAvg
+from fedsim import (
+    DirichletPartitioner,
+    Evaluation,
+    Execution,
+    Experiment,
+    FixedSize,
+    IidPartitioner,
+    LocalWork,
+    Logistic,
+    NaturalIdPartitioner,
+)
+from fedsim.cli import main
+from fedsim.errors import ConfigError
+from fedsim.report.series import load_runs
+from fedsim.robust import ALIE, NNM, Mean, SignFlip, TrimmedMean
+from fedsim.sweeps.byzantine import RobustGrid, RobustTable, records, run_grid
+
+BASE = Experiment(
+    FedAvg(),
+    partition=DirichletPartitioner(10, alpha=1.0),
+    model=Logistic(),
+    sampling=FixedSize(1.0),
+    local=LocalWork(batch_size=0, steps=1),
+    rounds=3,
+    evaluation=Evaluation(every=3, clients_every=None),
+    execution=Execution(backend="loop"),
+)
+GRID = RobustGrid(
+    BASE,
+    {"Mean": Mean(), "NNM": NNM(TrimmedMean())},
+    {"flip": SignFlip(scale=10.0), "ALIE": ALIE()},
+    f=(0, 2),
+    lr=(0.01, 1.0),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("grid")
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path) -> RobustTable:
+    return run_grid(GRID, folder, 1, progress=False)
+
+
+def test_every_cell_is_an_experiment_for_f_attackers() -> None:
+    cells = list(GRID.cells())
+    assert len(cells) == 2 * (1 + 2)
+    e = GRID.experiment(("NNM", "flip", 2, None), 1.0)
+    assert (e.aggregate, e.attack, e.algorithm) == (NNM(TrimmedMean(2)), SignFlip(0.2, scale=10.0), FedAvg(lr=1.0))
+    none = GRID.experiment(("Mean", "none", 0, None), None)
+    assert none == BASE                                    # the plain mean, with nobody to fear
+    skewed = replace(GRID, alpha=(0.3, 3.0))
+    assert len(list(skewed.cells())) == 12
+    assert skewed.experiment(("Mean", "flip", 2, 0.3), None).partition == DirichletPartitioner(10, alpha=0.3)
+
+
+def test_step_sizes_are_chosen_by_the_worst_attack_on_withheld_samples(table: RobustTable, folder: Path) -> None:
+    def withheld(rule: str, attack: str, f: int, lr: float) -> float:
+        path = folder / "tuning" / f"{rule},{attack},f={f},lr={lr:g}"
+        (run,) = load_runs([path], "clients/holdout", "accuracy_mean")
+        assert list(run.seeds) == [1000] and run.config["evaluation"]["holdout"] == 0.2
+        return float(run.seeds[1000].value[-1])
+
+    for rule, f, alpha in GRID.groups():
+        attacks = GRID.attacks if f else ["none"]
+        worst = {lr: min(withheld(rule, attack, f, lr) for attack in attacks) for lr in GRID.lr}
+        assert table.lr[rule, f, alpha] == max(worst, key=lambda lr, worst=worst: worst[lr])   # type: ignore[misc]
+
+
+def test_the_worst_attack_counts(table: RobustTable) -> None:
+    for (rule, f, alpha), (attack, worst) in table.worst.items():
+        among = [value.mean for cell, value in table.accuracy.items() if (cell[0], *cell[2:]) == (rule, f, alpha)]
+        assert worst.mean == min(among) == table.accuracy[rule, attack, f, alpha].mean
+    assert sum(row["worst"] for row in records(table)) == 4 and len(records(table)) == 6
+
+
+def test_no_cell_runs_twice(table: RobustTable, folder: Path) -> None:
+    files = sorted(folder.rglob("metrics.jsonl"))
+    times = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == 12 + 6
+    assert run_grid(GRID, folder, 1, progress=False) == table
+    assert [file.stat().st_mtime_ns for file in files] == times
+    with pytest.raises(ConfigError, match="exists and is not this sweep"):
+        run_grid(replace(GRID, f=(1,)), folder, 1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"f": (5,)}, "NNM, f = 5: NNM with f = 5 needs 2f"),
+        ({"f": ()}, "the grid has no rules, attacks or numbers of attackers"),
+        ({"alpha": (1.0,), "base": replace(BASE, partition=IidPartitioner(10))}, "IidPartitioner has no alpha"),
+        ({"step": "speed"}, "FedAvg has no speed, which the grid would set"),
+        ({"base": replace(BASE, partition=NaturalIdPartitioner())}, "does not say its number of clients"),
+        ({"lr": (-1.0,)}, r"FedAvg\.lr is -1\.0"),
+    ],
+)
+def test_bad_grids_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(GRID, **changes)   # type: ignore[arg-type]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        "byzantine --algorithm FedAvg --partition.num_partitions 10 --sampling.fraction 1 --rounds 2 --model Logistic"
+        " --backend loop --rules Mean,NNM+TrimmedMean --attacks IPM --f 1,2 --alpha 1,5 --jobs 1 --quiet"
+    )
+    line = text.split()
+    line += ["--output", str(tmp_path / "grid"), "--heat-map", str(tmp_path / "map.png")]
+    assert main(line) == 0
+    out = capsys.readouterr().out
+    assert "f = 2 of 10, alpha = 5" in out and "NNM+TrimmedMean" in out and (tmp_path / "map.png").stat().st_size > 5000
+    assert main([*line, "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert len(cells) == 8 and all(0 <= cell["accuracy"] <= 1 for cell in cells)
+    for flag, value, message in (
+        ("--rules", "Krumm", "did you mean 'Krum'"), ("--f", "one", "--f has 'one'; expected whole numbers"),
+    ):  # fmt: skip
+        assert main([*line, flag, value]) == 2
+        assert message in capsys.readouterr().err
