@@ -190,15 +190,19 @@ def _train(model: Model, v: Vector, batch: Batch) -> tuple[list[Tensor], Snapsho
 
 
 def _refuse_mixing_in_evaluation(model: Model, v: Vector, x: Samples, y: Samples) -> None:
-    if _mixed(lambda x: tensors_of(model.outputs(v, x)), _tolerance(model), x):
+    def evaluated(x: Samples, y: Samples) -> list[Tensor]:
+        outputs = model.outputs(v, x)
+        return [*tensors_of(outputs), model.loss(outputs, y)]
+
+    with torch.no_grad(), model.evaluating():
+        *outputs, losses = _mixed(evaluated, _tolerance(model), x, y)
+    if any(outputs):
         raise ModelError(
             f"{name_of(model.module)} mixes the samples of a batch in evaluation: the output for a sample depends on"
             " the others beside it. Let axis 0 be the samples (batch_first=True in attention and recurrent layers),"
             " normalise over features (nn.LayerNorm, nn.GroupNorm), and mix samples only `if self.training`"
         )
-    with torch.no_grad(), model.evaluating():
-        mixed = _mixed(lambda x, y: [model.loss(model.outputs(v, x), y)], _tolerance(model), x, y)
-    if mixed:
+    if losses:
         raise ModelError(
             f"the loss {name_of(model.loss)} mixes the samples of a batch in evaluation: the loss of a sample depends"
             " on the others beside it. A loss that mixes them in training is an nn.Module that does so"
@@ -209,31 +213,35 @@ def _refuse_mixing_in_evaluation(model: Model, v: Vector, x: Samples, y: Samples
 def _mixes(model: Model, v: Vector, x: Samples, y: Samples) -> bool:
     """Compare losses and gradients in training: a row of padding may mix in gradients alone."""
     with torch.no_grad():
-        if _mixed(lambda x, y: [model.losses(v, Batch(x, y))], _tolerance(model), x, y):
+        if any(_mixed(lambda x, y: [model.losses(v, Batch(x, y))], _tolerance(model), x, y)):
             return True
-    n = count(y)
-    weight = torch.ones(n, dtype=model.dtype, device=model.device)
-    weight[1:][-1:] = 0                                    # unless there is but one sample
-    rows = (itemgetter(chosen) for chosen in ([*range(n)], [*range(n - 1), 0]))
+    if count(y) == 1:
+        return False
+    weight = torch.tensor([1, 0], dtype=model.dtype, device=model.device)
+    rows = (itemgetter(chosen) for chosen in ([0, 1], [0, -1 if count(y) > 2 else 0]))
     a, b = (model.gradient(v, Batch(mapped(of, x), mapped(of, y), weight)) for of in rows)
     return not alike(a, b, _tolerance(model))
 
 
-def _mixed(f: Callable[..., list[Tensor]], tolerance: float, *samples: Samples) -> bool:
-    """Return whether a row of a tensor of ``f(*samples)`` changes with the samples beside it, or with their number.
+def _mixed(f: Callable[..., list[Tensor]], tolerance: float, *samples: Samples) -> list[bool]:
+    """For each tensor of ``f(*samples)``, whether a row changes with the samples beside it or with their number.
 
     Others of the same number leave the rounding as it is; another number may change it, in half precision by a percent.
     """
     n, together = count(samples[0]), f(*samples)
     half = n // 2
-    for rows in (range(half), range(half, n)) if half else ():
-        beside = [i if i in rows else rows[i % len(rows)] for i in range(n)]
-        for chosen, bound in ((beside, tolerance), (rows, max(tolerance, COARSE))):
-            found = f(*(mapped(itemgetter(chosen), part) for part in samples))
-            for a, b in zip(together, found, strict=True):
-                if not alike(a[rows], b[rows] if chosen is beside else b, bound):
-                    return True
-    return False
+    mixed = [False] * len(together)
+    if not half:
+        return mixed
+    first, second = list(range(half)), list(range(half, n))
+    for chosen, rows, at, bound in (
+        (first + [i % half for i in second], first, first, tolerance),
+        ([second[i % len(second)] for i in first] + second, second, second, tolerance),
+        (second, second, [*range(len(second))], max(tolerance, COARSE)),
+    ):
+        found = f(*(mapped(itemgetter(chosen), part) for part in samples))
+        mixed = [m or not alike(a[rows], b[at], bound) for m, a, b in zip(mixed, together, found, strict=True)]
+    return mixed
 
 
 def _tolerance(model: Model) -> float:

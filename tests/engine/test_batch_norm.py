@@ -21,6 +21,7 @@ from fedsim.engine.local_work import LocalWork, Shards, minibatches
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
 from fedsim.engine.optimizers import AdamW
+from fedsim.engine.replay import Program
 from fedsim.errors import ModelError
 from fedsim.models.losses import cross_entropy
 from fedsim.types import Batch
@@ -33,8 +34,9 @@ REGULAR = LocalWork(batch_size=5, weight_decay=0.1, clip_norm=0.2)
 
 def network(kind: str = "dense") -> nn.Module:
     torch.manual_seed(0)
-    if kind == "dense":
-        return nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    if kind != "convolutional":
+        width = 8 if kind == "dense" else 5000
+        return nn.Sequential(nn.Linear(6, width, bias=False), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, 3))
     return nn.Sequential(
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2, bias=False), nn.BatchNorm2d(4, momentum=0.3, affine=False),
         nn.ReLU(), nn.Flatten(), nn.Linear(8, 3),
@@ -110,6 +112,18 @@ def test_blocks_are_the_loop(kind: str, algorithm: Any, work: LocalWork) -> None
         blocks = trained(federation(Blocks(size), work, kind), algorithm)
         torch.testing.assert_close(blocks, loop, rtol=0, atol=1e-10 if work.optimizer != WORK.optimizer else 1e-12)
     assert not torch.equal(loop[-16:], federation(Loop(), kind=kind).model.vector()[-16:])
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(lr=0.2), FedSAM(lr=0.2, rho=0.1)])
+def test_steps_by_parts_of_a_wide_model(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a recorded step runs parameter by parameter, statistics included."""
+    by_parts: list[int] = []
+    run_tail = Program._run_tail
+    monkeypatch.setattr(Program, "_run_tail", lambda *args: (by_parts.append(1), run_tail(*args))[1])
+    sizes, work = (10,) * 6, LocalWork(5)
+    loop, blocks = (trained(federation(b, work, "wide", sizes), algorithm) for b in (Loop(), Blocks(6)))
+    assert by_parts
+    torch.testing.assert_close(blocks, loop, rtol=0, atol=1e-11)
 
 
 def test_a_step_takes_over_those_of_its_first_gradient() -> None:
