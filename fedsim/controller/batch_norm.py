@@ -76,7 +76,7 @@ def check_minibatches(federation: Federation) -> None:
 
 def _gap(experiment: Experiment) -> float:
     """Largest difference of the statistics to what they should be, relative to their size."""
-    method: Any = experiment.method
+    method: Any = replace(experiment, attack=None).method
     fed = _federation(experiment, central := has_server(method))
     state, expected = method.init(fed.model.vector(), cohort(fed, 0)), fed.model.vector()[-2 * FEATURES :]
     gap = 0.0

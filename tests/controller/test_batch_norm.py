@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import algorithms
-from algorithms import DFedAvg, DFedSAM, FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
+from algorithms import EF21BC, DFedAvg, DFedSAM, FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
 from fedsim import Batch, Clients, Evaluation, Execution, Experiment, FixedSize, Local, LocalWork, read_metrics, run
 from fedsim.compress import TopK
 from fedsim.controller.batch_norm import check_statistics
@@ -20,6 +19,7 @@ from fedsim.engine.optimizers import AdamW
 from fedsim.errors import ConfigError, ModelError
 from fedsim.feedback import EF21Uplink
 from fedsim.partition import IidPartitioner
+from fedsim.robust import IPM, CoordinateMedian
 from topologies import Ring, Static
 
 RING = Static(Ring())
@@ -54,6 +54,7 @@ AVERAGED: dict[str, Experiment] = {
     **{type(a).__name__: Experiment(a) for a in (FedAvg(), FedProx(), FedSAM(), Scaffold(), FedCM(), Own())},
     **{type(a).__name__: Experiment(a, topology=RING) for a in (DFedAvg(), DFedSAM())},
     "weights": Experiment(FedAvg(), weights="samples"),
+    "under attack": Experiment(FedAvg(), attack=IPM(0.2)),
     "AdamW": Experiment(FedAvg(), local=LocalWork(0, steps=7, optimizer=AdamW(state="keep"))),
     "decay": Experiment(FedAvg(lr=1e3), local=LocalWork(weight_decay=0.3, clip_norm=0.1)),
 }
@@ -62,7 +63,8 @@ OTHERS: dict[str, Experiment] = {
     "a server's step": Experiment(Own(kept=0.5)),
     "no step": Experiment(Own(descends=False)),
     "compressed": Experiment(FedAvg(), uplink=EF21Uplink(TopK(0.5))),
-    "all clients": Experiment(algorithms.EF21BC()),
+    "another mean": Experiment(FedAvg(), aggregate=CoordinateMedian()),
+    "all clients": Experiment(EF21BC()),
 }
 
 
