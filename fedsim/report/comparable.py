@@ -13,6 +13,8 @@ COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack"
 """Settings whose effect a comparison measures."""
 OTHERWISE = ("data", "metrics", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
 """Settings compared through their results: hashes, measured seeds and rounds."""
+EARLIER = {"local.optimizer.name": "SGD", "local.weight_decay_mode": "objective", "local.clip_mode": "gradient"}
+"""Behaviour of earlier versions, which lack these settings."""
 
 
 def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
@@ -46,7 +48,9 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     if len(set(map(frozenset, measured.values()))) > 1:
         times = {label: f"{len(found)} times" for label, found in measured.items()}
         yield f"measured in different rounds up to {last} (costs, last and best values depend on it): {_listed(times)}"
-    leaves = {run.label: {**dict(flat(run.config)), "parameters": run.manifest.get("parameters")} for run in runs}
+    leaves = {
+        run.label: {**EARLIER, **dict(flat(run.config)), "parameters": run.manifest.get("parameters")} for run in runs
+    }
     for key in sorted(set().union(*leaves.values())):
         if key.split(".")[0] in ("execution", *COMPARED, *OTHERWISE) or key in OTHERWISE:
             continue

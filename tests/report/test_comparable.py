@@ -58,3 +58,17 @@ def test_warnings_name_work_that_differs(tmp_path: Path) -> None:
     c, d = (make_run(tmp_path, n, SLOW, config={"name": None, "local": w}) for n, w in zip("cd", work, strict=True))
     assert [summary.run.label for summary in compare([c, d]).runs] == ["FedAvg, batch_size=8", "FedAvg, batch_size=32"]
     assert not compare([c, d]).warnings
+
+
+def test_a_run_of_an_earlier_version_made_the_default_local_steps(tmp_path: Path) -> None:
+    steps = {"weight_decay_mode": "objective", "clip_mode": "gradient"}
+    local = [{}, {**steps, "optimizer": {"name": "SGD"}}, {**steps, "optimizer": {"name": "Adam", "beta1": 0.9}}]
+    old, now, adam = (
+        make_run(tmp_path, f"run-{k}", FAST, config={"local": {"batch_size": 8, **settings}})
+        for k, settings in enumerate(local)
+    )
+    assert compare([old, now]).warnings == ()
+    assert compare([old, adam]).warnings == (
+        "different local.optimizer.beta1: run-0: None; run-2: 0.9",
+        "different local.optimizer.name: run-0: SGD; run-2: Adam",
+    )
