@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,14 +127,17 @@ class _Factors(ABC):
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
         """See ``fedsim.values.Compressor``."""
         reader = Reader(data)
-        layers = reader.varint("number of layers", len(data) // 2)
-        layout = [(reader.varint("rows of a layer", d), reader.varint("columns", d)) for _ in range(layers)]
-        if sum(m * max(n, 1) for m, n in layout) != d or not all(n == 0 or self._pays(m, n) for m, n in layout):
-            raise ValueError(f"layers {layout!s:.80} do not make a vector of {d} that {self} sends")
+        layers = reader.varint("number of layers", min(d + 255, len(data) // 2))
+        sizes = (reader.varint("rows or columns of a layer", d) for _ in range(2 * layers))
+        layout = np.fromiter(sizes, np.int64, 2 * layers).reshape(-1, 2)
+        m, n = layout.T.astype(np.float64)
+        pays = (n == 0) | (self.rank * (m + n) < m * n)
+        if (m * np.maximum(n, 1)).sum() != d or not pays.all():
+            raise ValueError(f"layers {layout.tolist()[:4]} ... do not make a vector of {d} that {self} sends")
         numbers = floats(reader.rest(), dtype)
-        if len(numbers) != (size := sum(self.rank * (m + n) if n else m for m, n in layout)):
+        if len(numbers) != (size := int(np.where(n > 0, self.rank * (m + n), m).sum())):
             raise ValueError(f"truncated or over-long message: {len(numbers)} numbers, not {size}")
-        return torch.tensor(layout).reshape(-1, 2), numbers
+        return torch.from_numpy(layout), numbers
 
     def paper_bits(self, parts: Parts, d: int) -> Tensor:
         """32 for each number."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from torch import Tensor
 
 from fedsim.values import Compressor, Packed
 
+Form: TypeAlias = list[Any]
+"""Structure of a message without values, as JSON: ``["float32", [650]]`` for a tensor, ``["tuple", form, ...]`` for a
+tuple, ``["packed", 0, "float32", 650]`` for a vector compressed by compressor number 0.
+"""
 VERSION = 2
 TUPLE, PACKED = 254, 255
 DEEPEST = 16
@@ -32,6 +36,19 @@ _DTYPES = {
 }  # fmt: skip
 _CODES = {code: dtype for dtype, code in _DTYPES.items()}
 _PACKED_HEADER = struct.Struct("<BBII")
+
+
+def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
+    """Form of a message, whose tensors may be ``Far``."""
+    if isinstance(tree, Packed):
+        return ["packed", compressors.index(tree.by), _name(tree.dtype), tree.d]
+    if isinstance(tree, tuple):
+        return ["tuple", *(form_of(branch, compressors) for branch in tree)]
+    return [_name(tree.dtype), list(tree.shape)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def nbytes(tree: Any, stacked: bool = False) -> Any:
@@ -87,41 +104,58 @@ def _write(tree: Any, compressors: Sequence[Compressor], parts: list[bytes]) -> 
         parts.append(tree.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
-def decode(data: bytes, compressors: Sequence[Compressor] = (), longest: int = 0) -> Any:
+def decode(
+    data: bytes, compressors: Sequence[Compressor] = (), longest: int = 0, form: Form | None = None
+) -> Any:
     """Parse a message, NamedTuples as tuples. Input is untrusted: any malformed message is a ValueError.
 
     Args:
         data: the bytes.
         compressors: the compressors passed to ``encode``.
-        longest: maximum length of a decompressed vector; bounds the memory that a short message can allocate.
+        longest: maximum length of a decompressed vector; bounds the memory that a short vector can allocate.
+        form: the form of the message; another one is refused before anything of it is decompressed.
     """
     if not data or data[0] != VERSION:
         raise ValueError(f"expected a message of version {VERSION}, got {data[:2]!r} ({len(data)} bytes)")
-    tree, at = _read(data, 1, compressors, longest, 0)
+    tree, at = _read(data, 1, compressors, longest, 0, form)
     if at != len(data):
         raise ValueError(f"over-long message: {len(data) - at} bytes after the last tensor")
     return tree
 
 
-def _read(data: bytes, at: int, compressors: Sequence[Compressor], longest: int, depth: int) -> tuple[Any, int]:
+def _read(
+    data: bytes, at: int, compressors: Sequence[Compressor], longest: int, depth: int, form: Form | None
+) -> tuple[Any, int]:
     if data[at : at + 1] == bytes([PACKED]):
-        return _read_packed(data, at + 1, compressors, longest)
+        return _read_packed(data, at + 1, compressors, longest, form)
     if data[at : at + 1] == bytes([TUPLE]):
         if at + 1 == len(data) or depth == DEEPEST:
             raise ValueError(f"at byte {at}: a tuple without its length, or more than {DEEPEST} within each other")
-        branches, count, at = [], data[at + 1], at + 2
-        for _ in range(count):
-            branch, at = _read(data, at, compressors, longest, depth + 1)
+        branches, count = [], data[at + 1]
+        if form is not None and (form[0] != "tuple" or len(form) != count + 1):
+            raise ValueError(f"a tuple of {count} at byte {at}; expected the form {form!s:.200}")
+        at += 2
+        for k in range(count):
+            branch, at = _read(data, at, compressors, longest, depth + 1, None if form is None else form[k + 1])
             branches.append(branch)
         return tuple(branches), at
+    start = at
     dtype, shape, at = _header(data, at)
+    _expect([_name(dtype), list(shape)], form, start)
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if at + size > len(data):
         raise ValueError(f"truncated message: a tensor of shape {shape} needs {size} bytes, {len(data) - at} are left")
-    return _tensor(data[at : at + size], dtype, shape), at + size
+    return _tensor(memoryview(data)[at : at + size], dtype, shape), at + size
 
 
-def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor], longest: int) -> tuple[Packed, int]:
+def _expect(found: Form, form: Form | None, at: int) -> None:
+    if form is not None and found != form:
+        raise ValueError(f"the form {found!s:.200} at byte {at}; expected {form!s:.200}")
+
+
+def _read_packed(
+    data: bytes, at: int, compressors: Sequence[Compressor], longest: int, form: Form | None
+) -> tuple[Packed, int]:
     if at + _PACKED_HEADER.size > len(data):
         raise ValueError(f"truncated message: no whole header of a compressed vector at byte {at} of {len(data)}")
     code, which, d, size = _PACKED_HEADER.unpack_from(data, at)
@@ -131,6 +165,7 @@ def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor], longes
             f"a compressed vector of dtype code {code} by compressor {which}; expected a floating-point type, and one"
             f" of {len(compressors)} compressors"
         )
+    _expect(["packed", which, _name(_CODES[code]), d], form, at)
     if d > longest:
         raise ValueError(f"a compressed vector of length {d}; expected {longest} at most")
     if at + size > len(data):
@@ -139,7 +174,7 @@ def _read_packed(data: bytes, at: int, compressors: Sequence[Compressor], longes
     return Packed(by, by.decode(data[at : at + size], d, _CODES[code]), d), at + size
 
 
-def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if dtype == torch.bool and max(data, default=0) > 1:
         raise ValueError(f"a bool tensor holds the byte {max(data)}; expected 0 or 1")
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)

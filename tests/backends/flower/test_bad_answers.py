@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,9 @@ def _impersonate(answer: Message) -> Message:
 
 
 def _babble(answer: Message) -> Message:
-    answer.content["call"]["json"] = '{"protocol": 2, "verb": "each", "client": 1}'
+    values = json.loads(str(answer.content["call"]["json"]))
+    kept = {key: values[key] for key in ("protocol", "verb", "client", "id")}
+    answer.content["call"]["json"] = json.dumps(kept)
     del answer.content["data.message"]
     return answer
 
@@ -69,7 +72,7 @@ def _boast(answer: Message) -> Message:
         (_poison, "its message holds NaN or infinity"),
         (_cut, "truncated message"),
         (_fatten, "refused as oversized"),
-        (_reshape, r"its message has the form \['float32', \[7\]\]; expected \['tuple', \['float32', \[610\]\]"),
+        (_reshape, r"malformed: the form \['float32', \[7\]\] at byte 1; expected \['tuple', \['float32', \[610\]\]"),
         (_impersonate, "answered as client 0"),
         (_babble, "sent an invalid response: KeyError"),
         (_boast, "the call is not JSON: a whole number of 401 digits"),

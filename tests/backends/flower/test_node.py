@@ -92,7 +92,7 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
         ({"run": "../../etc"}, "the run's token"),
         ({"seed": "0"}, "seed is '0'"),
         ({"write": "1.x"}, "write is '1.x'"),
-        ({"form": FORM[:2]}, "the down message has the form"),
+        ({"form": FORM[:2]}, "the down message is malformed: a tuple of 2 .* expected the form"),
         ({"data": {"down": b"junk"}}, "expected a message of version"),
         ({"data": {"down": wire.encode((torch.full((D,), torch.nan), torch.zeros(D)))}}, "down message holds NaN"),
         ({"data": {"down": bytes(10**7)}}, "refused as oversized"),
@@ -111,7 +111,7 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
         ({"verb": "mix", "own": "1.1.255"}, "memory 1.1.255 is not there"),
         ({"verb": "value", "read": "1.1.0"}, "read is '1.1.0'; expected names"),
         ({"verb": "value", "read": ["../x"]}, "a memory is called '../x'"),
-        ({"verb": "score", "data": {"x": wire.encode(torch.zeros(3))}}, "has the form"),
+        ({"verb": "score", "data": {"x": wire.encode(torch.zeros(3))}}, "malformed: the form"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -62,7 +62,7 @@ def arrays(**parts: Any) -> ArrayRecord:
         (changed(call=text("[" * 10**5)), "the call is not JSON"),
         (changed(call=text('{"protocol": 1, "verb": "each"}')), "protocol version is not 2"),
         (changed(call=text('{"protocol": 2, "verb": "eval"}')), "the verb is 'eval'"),
-        (changed(call=text('{"protocol": 2, "verb": "' + "a" * 2**20 + '"}')), "below 1 MiB"),
+        (changed(call=text('{"protocol": 2, "verb": "' + "a" * 2**20 + '"}')), "1,048,576 bytes at most"),
         (changed(more=text("{}")), "holds a record 'more'"),
         (changed(data_UP=arrays()), "holds a record 'data.UP'"),
         (changed(data_x=text("{}")), "not a record of one array"),

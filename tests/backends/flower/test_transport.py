@@ -47,7 +47,7 @@ def link(grid: FakeGrid, said: list[str], **policy: Any) -> Link:
         return client
 
     settings = Policy(**{"timeout": 0.5, "patience": 0.5, **policy})
-    return Link(grid, "{}", Call("hello"), settings, 100, greet, said.append)
+    return Link(grid, "{}", Call("hello"), settings, greet, said.append)
 
 
 def everybody(made: Link, n: int = 3) -> bool:
@@ -97,6 +97,26 @@ def test_clients_are_known_by_what_they_say_not_by_their_node(grid: Echo, said: 
     assert everybody(made) and made.nodes == {2: 900, 0: 901, 1: 101}
     assert ask(made) == ({0: 0, 1: 1, 2: 2}, {})
     assert "client 0 disconnected" in said
+
+
+def test_an_answer_to_an_earlier_call_is_none_to_this_one(grid: Echo, said: list[str]) -> None:
+    """Though Flower delivers it as the answer: what was recorded in round 3 is no answer in round 4."""
+    made, kept = link(grid, said), list[Any]()
+    assert everybody(made)
+    grid.nodes[101].after = lambda answer: (kept.append(answer.content), answer)[1]
+    assert ask(made)[1] == {}
+    grid.nodes[101].after = lambda answer: Message(kept[0], reply_to=grid.waiting[answer.metadata.reply_to_message_id])
+    assert ask(made) == ({0: 0, 2: 2}, {1: "sent an invalid response: it answers another call, with the verb 'each'"})
+
+
+def test_what_a_node_says_cannot_steer_the_terminal(grid: Echo, said: list[str]) -> None:
+    made = link(grid, said)
+    assert everybody(made)
+    grid.nodes[101].after = lambda answer: Message(
+        to_records(Call("refused", {"error": "\x1b[2Jcleared\nround 5: fine"})),
+        reply_to=grid.waiting[answer.metadata.reply_to_message_id],
+    )
+    assert ask(made)[1] == {1: "refused: ?[2Jcleared?round 5: fine"}
 
 
 def test_nobody_waits_for_those_who_are_away(grid: Echo, said: list[str]) -> None:

@@ -24,7 +24,6 @@ from fedsim.backends.flower.protocol.forms import (
     compressors_of,
     dtype_of,
     fingerprint,
-    form_of,
     function_of,
     received,
 )
@@ -37,6 +36,7 @@ from fedsim.errors import FedsimError
 from fedsim.feedback.linked import is_vector, moved
 from fedsim.messages import wire
 from fedsim.messages.mixing import mix_rows
+from fedsim.messages.wire import form_of
 from fedsim.tree import count, leaves, tree_map, unpacked
 from fedsim.types import Kept
 
@@ -93,7 +93,8 @@ class Node:
         self.seconds = {"load": load, "compute": 0.0, "encode": 0.0, "memory": 0.0}
         with torch.no_grad():
             made = verbs[call.verb](call)
-        return Call(call.verb, {**made.values, "client": self.client, "seconds": self.seconds}, made.data)
+        told = {"client": self.client, "id": call.values.get("id")}
+        return Call(call.verb, {**made.values, **told, "seconds": self.seconds}, made.data)
 
     def hello(self, call: Call) -> Call:
         """Handshake: report client number, number of samples, and versions."""

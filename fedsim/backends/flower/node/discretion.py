@@ -10,6 +10,8 @@ import traceback
 from fedsim.backends.flower.protocol.calls import Call, RefusedError
 from fedsim.errors import CodeError, DataError, ModelError
 
+LONGEST = 2000
+"""Characters of the longest text."""
 SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (DataError, "its data cannot be read"),
     (ModelError, "the model does not take its data"),
@@ -38,4 +40,4 @@ def log(error: BaseException) -> None:
 def refusal(error: Exception) -> Call:
     """Log an error, and make the response about it."""
     log(error)
-    return Call("refused", {"error": sentence(error)})
+    return Call("refused", {"error": sentence(error)[:LONGEST]})

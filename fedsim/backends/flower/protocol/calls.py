@@ -30,6 +30,10 @@ VERBS = {"hello": "query", "value": "query", "forget": "query", "each": "train",
 """Verbs of calls to a node, and their type of Flower message."""
 LARGEST_CONFIG = 2**20
 """Largest plain values of a call, in bytes."""
+LARGEST_RESPONSE = 2**16
+"""Largest plain values of a response, in bytes."""
+MOST_COUNTED = 2**40
+"""Largest number of samples or gradients that a node may report."""
 LARGEST_EXPERIMENT = 2**24
 """Largest experiment, with the names and units of the features of its data, in bytes."""
 DIGITS = 20
@@ -105,17 +109,17 @@ def to_records(call: Call, make: Any = array, experiment: ConfigRecord | None = 
     return records
 
 
-def from_records(records: RecordDict, largest: int) -> Call:
-    """Decode and validate a call or a response with at most ``largest`` bytes of messages.
+def from_records(records: RecordDict, largest: int, longest: int = LARGEST_CONFIG) -> Call:
+    """Decode and validate a call or a response with at most ``largest`` bytes of messages and ``longest`` of values.
 
     Raises:
         RefusedError: it is malformed, of another protocol version, or too large.
     """
-    values = parsed(_text(records, "call", LARGEST_CONFIG), "call")
+    values = parsed(_text(records, "call", longest), "call")
     if values.pop("protocol", None) != PROTOCOL:
         raise RefusedError(f"a message whose protocol version is not {PROTOCOL}; install the same fedsim on both ends")
     verb = values.pop("verb", None)
-    if verb not in {*VERBS, "refused"}:
+    if not isinstance(verb, str) or verb not in {*VERBS, "refused"}:
         raise RefusedError(f"the verb is {verb!r:.80}; expected one of {', '.join(VERBS)}")
     data, total = {}, 0
     for key in records:
@@ -140,7 +144,7 @@ def _text(records: RecordDict, record: str, largest: int) -> str:
     found = records.get(record)
     text = found.get("json") if isinstance(found, ConfigRecord) else None
     if not isinstance(text, str) or len(text) > largest:
-        raise RefusedError(f"a message needs a record {record!r} that holds text below {largest // 2**20} MiB")
+        raise RefusedError(f"a message needs a record {record!r} that holds text of {largest:,} bytes at most")
     return text
 
 
@@ -162,8 +166,8 @@ def _whole(text: str) -> int:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Check for a valid number of samples: an integer, 1 or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    """Check for a valid number of samples: an integer, 1 or more, that sums without overflow."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_COUNTED
 
 
 def _no_constant(name: str) -> None:

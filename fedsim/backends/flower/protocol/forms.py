@@ -1,13 +1,10 @@
-"""Forms of messages and memories: their structure, dtypes and shapes without values, to validate received data.
-
-A form is JSON: ``["float32", [650]]`` for a tensor, ``["packed", 0, "float32", 650]`` for a vector compressed by the
-algorithm's compressor number 0, ``["tuple", form, ...]`` for a tuple.
-"""
+"""Messages and memories by their forms (``fedsim.messages.wire.Form``), and client functions by their names."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from types import FunctionType, MethodType
@@ -22,49 +19,50 @@ from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.linked import Hearing, Offer, Upload
 from fedsim.feedback.mechanisms import Gossip, Uplink
 from fedsim.messages import wire
-from fedsim.tree import leaves
+from fedsim.messages.wire import Form
+from fedsim.tree import leaves, unpacked
 from fedsim.types import Local
-from fedsim.values import Compressor, Packed
+from fedsim.values import Compressor
 
-Form = list[Any]
 UPLOAD, OFFER, HEARING = ", compressed", ", offered", ", unpacked"
 """Suffixes in the names of client functions with a compressed link: uplink, between nodes, or downlink only."""
 
 
-def form_of(tree: Any, compressors: Sequence[Compressor] = ()) -> Form:
-    """Form of a tree, whose tensors may be ``Far``."""
-    if isinstance(tree, Packed):
-        return ["packed", compressors.index(tree.by), _name(tree.dtype), tree.d]
-    if isinstance(tree, tuple):
-        return ["tuple", *(form_of(branch, compressors) for branch in tree)]
-    return [_name(tree.dtype), list(tree.shape)]
+def most(form: Form) -> int:
+    """Largest size of an honest message of a form in bytes: twice that of its vectors uncompressed, and a little."""
+    if form[0] == "tuple":
+        return sum(map(most, form[1:]))
+    name, length = (form[2], form[3]) if form[0] == "packed" else (form[0], math.prod(form[1]))
+    return 2 * dtype_of(name).itemsize * length + 1024
 
 
-def received(data: bytes, form: object, what: str, compressors: Sequence[Compressor] = (), longest: int = 0) -> Any:
+def received(data: bytes, form: Form, what: str, compressors: Sequence[Compressor] = (), longest: int = 0) -> Any:
     """Decode a message of a given form.
 
     Raises:
-        RefusedError: it is malformed, of another form, or not finite.
+        RefusedError: it is malformed, too large, of another form, or not finite.
     """
     try:
-        tree = wire.decode(data, compressors, longest)
+        largest = most(form)
+    except (TypeError, LookupError):                       # a form is received too
+        raise RefusedError(f"the form of {what} is {form!s:.80}; expected one such as ['float32', [650]]") from None
+    if len(data) > largest:
+        raise RefusedError(f"{what} has {len(data):,} bytes; refused as oversized above {largest:,}")
+    try:
+        tree = wire.decode(data, compressors, longest, form)
     except ValueError as error:
         raise RefusedError(f"{what} is malformed: {error}") from error
-    if (found := form_of(tree, compressors)) != form:
-        raise RefusedError(f"{what} has the form {found!s:.200}; expected {form!s:.200}")
     check_finite(tree, what)
     return tree
 
 
 def check_finite(tree: Any, what: str) -> None:
-    """Raise RefusedError if a tensor holds NaN or infinity."""
-    for leaf in leaves(tree):
-        if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+    """Raise RefusedError if a tensor holds NaN or infinity, or a compressed vector does when it is unpacked."""
+    for leaf in [*leaves(tree), *leaves(unpacked(tree))]:
+        # a sum is finite only if all numbers are, and needs no memory
+        finite = not leaf.is_floating_point() or leaf.sum(dtype=torch.float64).isfinite() or leaf.isfinite().all()
+        if not bool(finite):
             raise RefusedError(f"{what} holds NaN or infinity; lower the learning rate, or look at this client's data")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def dtype_of(name: object) -> torch.dtype:

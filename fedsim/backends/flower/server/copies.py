@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fedsim.backends.flower.protocol.forms import Form
 from fedsim.backends.flower.protocol.versions import COPY
 from fedsim.backends.flower.server.memories import Handle, Memories
+from fedsim.messages.wire import Form
 
 
 class Step(NamedTuple):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fedsim.backends.flower.protocol.calls import Call, RefusedError, is_count
-from fedsim.backends.flower.protocol.forms import Form, compressors_of, form_of, name_of, received
+from fedsim.backends.flower.protocol.calls import MOST_COUNTED, Call, RefusedError, is_count
+from fedsim.backends.flower.protocol.forms import compressors_of, most, name_of, received
 from fedsim.backends.flower.server.copies import Copies
 from fedsim.backends.flower.server.memories import Handle, Memories
 from fedsim.backends.flower.server.relay import Done, Relayed, neighbours
@@ -27,6 +26,7 @@ from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import ClientsLostError
 from fedsim.feedback.linked import is_vector
 from fedsim.messages import wire
+from fedsim.messages.wire import Form, form_of
 from fedsim.tree import build, leaves, unpacked
 from fedsim.types import Batch, Messages
 from fedsim.values import Far, Vector
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 FORGETTING = 30.0
 """Seconds to wait for clients to delete their memories after the run."""
+
+
+LARGEST_LOSS = 1e39
+"""Largest mean loss that a client may report: above the floats of 32 bits, and means of such do not overflow."""
 
 
 class ServerIdentity(NamedTuple):
@@ -116,7 +120,8 @@ class FlowerBackend:
                 self.copies.arrived(public[0], client, write, vectors)
             return found
 
-        done = self._ask(calls, call.round, read, public)
+        largest = 0 if message is None else most(form_of(message, self.compressors))
+        done = self._ask(calls, call.round, read, largest, public)
         meter.ledger.gradient_evaluations[call.ids] += [each.evaluations for each in done]
         new = {i: each.memory for i, each in zip(ids, done, strict=True)} if memory else {}
         return Relayed(self.mix, call.ids, call.round, done) if call.sends else None, new
@@ -132,7 +137,8 @@ class FlowerBackend:
             values = {"own": own.name, "weights": weights, "position": at, "last": last}
             calls[client] = Call("mix", values, received)
         like = unpacked(now[0].tree)
-        return self._ask(calls, round, lambda i, write, answer: self._read_mixed(i, write, answer, like, last))
+        largest = 0 if last else most(form_of(like))
+        return self._ask(calls, round, lambda i, write, answer: self._read_mixed(i, write, answer, like, last), largest)
 
     def scores(self, x: Vector, ids: Sequence[int], round: int) -> dict[int, tuple[float, float | None, int]]:
         """Evaluate the model ``x`` on the clients' own samples: mean loss, accuracy, number of samples by client.
@@ -152,11 +158,14 @@ class FlowerBackend:
         calls = {i: Call("value", {**self._values(i, round), "read": list(hs)}) for i, hs in ask.items()}
 
         def accept(client: int, answer: Call) -> None:
-            for k, (name, handle) in enumerate(ask[client].items()):
-                value = received(answer.data.get(str(k), b""), form_of(handle), f"memory {name}")
-                self._fetched[client, name] = value.to(self.device)
+            values = {
+                name: received(answer.data.get(str(k), b""), form_of(handle), f"memory {name}").to(self.device)
+                for k, (name, handle) in enumerate(ask[client].items())
+            }
+            self._fetched |= {(client, name): value for name, value in values.items()}
 
-        lost = self._exchange(calls, round, accept).failed if calls else {}
+        largest = max((sum(most(form_of(handle)) for handle in hs.values()) for hs in ask.values()), default=0)
+        lost = self._exchange(calls, round, accept, largest).failed if calls else {}
         return sorted(wanted.keys() - lost.keys())
 
     def fetch(self, handle: Handle) -> Tensor:
@@ -183,6 +192,7 @@ class FlowerBackend:
         calls: Mapping[int, Call],
         round: int,
         read: Callable[[int, str, Call], Done],
+        largest: int,
         public: tuple[str, Form] | None = None,
     ) -> list[Done]:
         """Responses of all clients, in order; those retained from an earlier attempt at the round are reused."""
@@ -201,7 +211,7 @@ class FlowerBackend:
                 values["public"] = {"held": held, "form": public[1]}
                 data |= news
             todo[client] = Call(verb, {**values, **self._values(client, round), "write": write}, data)
-        got = self._exchange(todo, round, lambda client, answer: read(client, write, answer))
+        got = self._exchange(todo, round, lambda client, answer: read(client, write, answer), largest)
         for client, done in got.answers.items():
             self._answered[keys[client]] = done
             self.memories.arrived(client, calls[client].data.keys() - {"down"})
@@ -212,18 +222,15 @@ class FlowerBackend:
             raise ClientsLostError(got.failed, round)
         return [self._answered[key] for key in keys.values()]
 
-    def _exchange(self, calls: Mapping[int, Call], round: int, accept: Callable[[int, Call], Any]) -> Exchange:
+    def _exchange(
+        self, calls: Mapping[int, Call], round: int, accept: Callable[[int, Call], Any], largest: int = 0
+    ) -> Exchange:
         def checked(client: int, answer: Call) -> Any:
             if answer.values.get("client") != client:
                 raise RefusedError(f"answered as client {answer.values.get('client')!r:.40}")
-            try:
-                return accept(client, answer)
-            except RefusedError as error:
-                raise RefusedError(f"sent an invalid response: {error}") from error
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RefusedError(f"sent an invalid response: {error!r:.500}") from error
+            return accept(client, answer)
 
-        exchange = self.link.exchange(calls, round, checked)
+        exchange = self.link.exchange(calls, round, checked, largest)
         if calls:
             self.note(round, next(iter(calls.values())).verb, exchange)
         return exchange
@@ -237,7 +244,7 @@ class FlowerBackend:
     def _read(self, client: int, write: str, answer: Call, like: Any, kept: Any) -> Done:
         """Validate the response to a client function against the forms of its dry run."""
         evaluations = answer.values["evaluations"]
-        if not isinstance(evaluations, int) or not 0 <= evaluations < 2**53:
+        if not isinstance(evaluations, int) or not 0 <= evaluations <= MOST_COUNTED:
             raise RefusedError(f"counts {evaluations!r:.40} gradient evaluations; expected a whole number")
         memory = self._kept(client, write, answer, kept)
         if like is None:
@@ -273,8 +280,8 @@ class FlowerBackend:
 
 def _read_score(client: int, answer: Call) -> tuple[float, float | None, int]:
     loss, accuracy, samples = (answer.values[key] for key in ("loss", "accuracy", "samples"))
-    numbers = [loss] if accuracy is None else [loss, accuracy]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) or not is_count(samples):
+    numbers = [(loss, LARGEST_LOSS)] if accuracy is None else [(loss, LARGEST_LOSS), (accuracy, 1)]
+    if not all(isinstance(n, int | float) and abs(n) <= top for n, top in numbers) or not is_count(samples):
         raise RefusedError(f"scores {loss!r:.40}, {accuracy!r:.40} on {samples!r:.40} samples; expected numbers")
     return float(loss), None if accuracy is None else float(accuracy), samples
 

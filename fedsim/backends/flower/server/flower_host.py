@@ -20,7 +20,7 @@ from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.backends.flower.server.flower_backend import FlowerBackend, ServerIdentity
 from fedsim.backends.flower.server.memories import Handle
 from fedsim.backends.flower.server.remote_data import common_of, of_own_data, without_samples
-from fedsim.backends.flower.server.transport import Exchange, Link
+from fedsim.backends.flower.server.transport import PARTS, Exchange, Link
 from fedsim.clients import cohort
 from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.evaluate import OwnScores
@@ -41,8 +41,6 @@ from fedsim.values import Vector
 CHECKPOINTS = 2
 """Checkpoints retained on disk; clients must keep the memories they refer to."""
 NO_RUN = "0" * 32
-SECONDS = ("load", "compute", "encode", "memory")
-"""Parts of a client's time: startup and loading data, local work, encoding and decoding, disk."""
 
 
 class FlowerHost(Host):
@@ -181,8 +179,7 @@ class FlowerHost(Host):
         self.common, self._samples = common, {}
         hello = Call("hello", {"run": NO_RUN, "seed": seed})
         text = as_text(experiment, common)
-        largest = versions.LARGEST_VECTORS * 8 * common.d + 2**20
-        self.link = Link(self.grid, text, hello, self.policy, largest, self._greet, self.say)
+        self.link = Link(self.grid, text, hello, self.policy, self._greet, self.say)
         patience, n = self.policy.patience, common.n
         if self.link.gather(lambda there: len(there) == n, patience):
             return
@@ -199,7 +196,7 @@ class FlowerHost(Host):
     def _greet(self, answer: Call) -> int:
         """Client number of a new node, from its handshake; raise DeployError if it cannot participate."""
         client, samples = answer.values.get("client"), answer.values.get("samples")
-        if not isinstance(client, int) or not 0 <= client < self.common.n or not is_count(samples):
+        if not is_count(samples) or not (client == 0 or is_count(client)) or client >= self.common.n:
             raise DeployError(f"it reports client {client!r:.40} with {samples!r:.40} samples")
         if warning := versions.check(answer.values.get("versions"), versions.versions()):
             self.say(f"client {client}: {warning}")
@@ -239,7 +236,7 @@ def _handles(state: Any) -> Iterator[Handle]:
 def _note(path: Path, round: int, verb: str, exchange: Exchange) -> None:
     """Record the time of an exchange: at the slowest client, in transport, and in Flower."""
     slowest = max((sum(seconds.values()) for seconds in exchange.seconds), default=0.0)
-    values = {what: max(seconds.get(what, 0.0) for seconds in exchange.seconds) for what in SECONDS if exchange.seconds}
+    values = {what: max(seconds.get(what, 0.0) for seconds in exchange.seconds) for what in PARTS if exchange.seconds}
     values |= {"transport": exchange.transport, "wall": exchange.wall, "failed": float(len(exchange.failed))}
     values["flower"] = max(0.0, exchange.wall - exchange.transport - slowest)
     rows = RowWriter(path)

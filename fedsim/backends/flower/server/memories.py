@@ -11,10 +11,11 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from fedsim.backends.flower.protocol.forms import Form, dtype_of, fingerprint, form_of
+from fedsim.backends.flower.protocol.forms import dtype_of, fingerprint
 from fedsim.backends.flower.protocol.versions import MESSAGE
 from fedsim.errors import DeployError
 from fedsim.messages import wire
+from fedsim.messages.wire import Form, form_of
 from fedsim.values import Far, Packed
 
 SAVED = "fedsim memory "

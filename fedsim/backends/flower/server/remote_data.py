@@ -30,6 +30,15 @@ class Elsewhere(Shards):
         self.offsets = np.r_[0, np.cumsum(sizes)]
 
 
+class UnseenPartition(Partition):
+    """Partition of samples that only their clients have: their numbers, however large a client says that its own is."""
+
+    def __init__(self, sizes: np.ndarray) -> None:
+        object.__setattr__(self, "indices", np.empty(0, np.int64))
+        object.__setattr__(self, "offsets", np.r_[0, np.cumsum(sizes)])
+        object.__setattr__(self, "scheme", {"name": "own data of every node"})
+
+
 def without_samples(prepared: Prepared) -> Prepared:
     """Remove the clients' samples from a prepared federation."""
     federation = replace(prepared.federation, shards=Elsewhere(prepared.federation.shards.sizes))
@@ -71,7 +80,7 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
         weights=sizes if experiment.weights == "samples" else None,
         cohort_size=experiment.participation.expected(n), decay=experiment.decay, topology=experiment.topology,
     )  # fmt: skip
-    partition = Partition(np.arange(sizes.sum()), np.r_[0, np.cumsum(sizes)], {"name": "own data of every node"})
+    partition = UnseenPartition(sizes)
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, metrics = dataset.test.to(device, dtype), experiment.measures
     return Prepared(federation, test, Elsewhere(sizes), kind, partition, dataset, None, metrics=metrics)

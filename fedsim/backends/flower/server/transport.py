@@ -7,13 +7,13 @@ response. Errors are matched to calls by ``reply_to_message_id``, since Flower s
 
 from __future__ import annotations
 
-import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from fedsim.backends.flower.protocol.calls import VERBS, Call, Encoder, RefusedError, from_records
+from fedsim.backends.flower.protocol.calls import LARGEST_RESPONSE, VERBS, Call, Encoder, RefusedError, from_records
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.errors import DeployError, how_to_install
 
@@ -23,17 +23,22 @@ try:
 except ImportError as error:
     raise DeployError(f"deployment needs Flower ({error}); {how_to_install('flower')}") from error
 
+T = TypeVar("T")
 POLL_SECONDS = 0.3
 LOOK_SECONDS = 0.2
 """Interval between looks for nodes while some are missing."""
 LIFETIME = 4.0
 """Lifetime of a message in timeouts: a late response shows that a slow node is back, and is discarded."""
 
+LONGEST = 1e9
+"""Seconds from which what a node reports is no duration."""
 REFUSED = "refused: "
 """Prefix of the failure reason if the node itself refused the call."""
 
+PARTS = ("load", "compute", "encode", "memory")
+"""Parts of a client's time: startup and loading data, local work, encoding and decoding, disk."""
 Accept = Callable[[int, Call], Any]
-"""Converter of a client's response to a result; raises DeployError to refuse it."""
+"""Converter of a client's response to a result; raises RefusedError to refuse it."""
 
 
 class Refusal(NamedTuple):
@@ -77,7 +82,6 @@ class Link:
         experiment: and its metadata, as JSON; part of every call.
         hello: handshake call to new nodes.
         policy: timeouts and retries.
-        largest: size limit of a response's messages in bytes.
         greet: returns the client number from a handshake response; raises DeployError to refuse the node.
         say: receives events for the user, a line each.
     """
@@ -88,27 +92,34 @@ class Link:
         experiment: str,
         hello: Call,
         policy: Policy,
-        largest: int,
         greet: Callable[[Call], int],
         say: Callable[[str], None] = print,
     ) -> None:
-        self.policy, self.largest = policy, largest
+        self.policy = policy
         self.nodes: dict[int, int] = {}                    # client: Flower's node id
-        self._grid, self._hello, self._greet, self._say = grid, hello, greet, say
+        self._grid, self._hello, self._greet, self._say = grid, _marked(hello), greet, say
         self._encoder = Encoder(experiment)
         self._asked: dict[str, int] = {}                   # pending handshakes: message id to node id
         self._late: dict[str, int] = {}                    # timed-out calls: message id to node id
         self._refused: dict[int, Refusal] = {}             # by node id
         self._failed: dict[int, str] = {}                  # client: reason of its last failure
 
-    def exchange(self, calls: Mapping[int, Call], round: int, accept: Accept) -> Exchange:
-        """Call each client, and wait for the responses until the policy's timeout."""
+    def exchange(self, calls: Mapping[int, Call], round: int, accept: Accept, largest: int = 0) -> Exchange:
+        """Call each client, and wait for the responses until the policy's timeout.
+
+        Args:
+            calls: by client.
+            round: its number.
+            accept: converts a response to a result.
+            largest: size limit of a response's messages in bytes.
+        """
+        calls = {client: _marked(call) for client, call in calls.items()}
         done, started, todo = Exchange(), time.monotonic(), dict(calls)
         for _ in range(self.policy.retries + 1):
             self.look()
             done.failed |= {client: "is not connected" for client in todo if client not in self.nodes}
             there = {client: call for client, call in todo.items() if client in self.nodes}
-            failures = self._attempt(there, round, accept, done)
+            failures = self._attempt(there, round, accept, largest, done)
             done.failed |= {client: failure.reason for client, failure in failures.items()}
             todo = {client: calls[client] for client, failure in failures.items() if failure.retry}
             if not todo:
@@ -164,12 +175,11 @@ class Link:
     def _welcome(self, node: int, message: Message) -> None:
         twin = None
         try:
-            answer = self._answer(message, "hello")
-            client = self._greet(answer)
+            client = self._result(message, self._hello, 0, self._greet)
             if client in self.nodes:
                 twin = client
                 raise RefusedError(f"claims to be client {client}, as another node does: set different partition-ids")
-        except DeployError as refused:
+        except RefusedError as refused:
             self._refused[node] = Refusal(str(refused), twin)
             self._say(f"node {node} is refused: {refused}")
             return
@@ -181,7 +191,9 @@ class Link:
         self._refused = {node: refusal for node, refusal in self._refused.items() if refusal.twin != client}
         return self.nodes.pop(client)
 
-    def _attempt(self, calls: Mapping[int, Call], round: int, accept: Accept, done: Exchange) -> dict[int, Failure]:
+    def _attempt(
+        self, calls: Mapping[int, Call], round: int, accept: Accept, largest: int, done: Exchange
+    ) -> dict[int, Failure]:
         """Call connected clients once; add responses to ``done`` and return failures."""
         by_node = {self.nodes[client]: client for client in calls}
         started = time.monotonic()
@@ -197,10 +209,10 @@ class Link:
             for message in found:
                 client = waiting.pop(message.metadata.reply_to_message_id)
                 try:
-                    answer = self._answer(message, calls[client].verb)
-                    done.answers[client] = accept(client, answer)
-                    done.seconds.append(_seconds(answer))
-                except DeployError as refused:
+                    result, seconds = self._result(message, calls[client], largest, _both(client, accept))
+                    done.answers[client] = result
+                    done.seconds.append(seconds)
+                except RefusedError as refused:
                     failures[client] = Failure(str(refused), message.has_error())
             if time.monotonic() >= end:
                 break
@@ -211,16 +223,30 @@ class Link:
             failures[client] = Failure(f"did not answer within {self.policy.timeout:g} s", False)
         return failures
 
-    def _answer(self, message: Message, verb: str) -> Call:
-        """Decode the response in a message; raise RefusedError for an error or an invalid response."""
+    def _result(self, message: Message, call: Call, largest: int, convert: Callable[[Call], T]) -> T:
+        """Convert the response in a message to a result.
+
+        This is the one place where what a node sent becomes a value: whatever is wrong with it is a RefusedError, which
+        names the node's fault, and the policy says what becomes of the round.
+        """
         if message.has_error():
-            raise RefusedError(f"failed (Flower's error {message.error.code}): {message.error.reason or 'no reason'}")
-        answer = from_records(message.content, self.largest)
-        if answer.verb == "refused":
-            raise RefusedError(f"{REFUSED}{answer.values.get('error', 'no reason given')!s:.500}")
-        if answer.verb != verb:
-            raise RefusedError(f"responded with the verb {answer.verb!r} to {verb!r}")
-        return answer
+            reason = message.error.reason or "no reason"
+            raise RefusedError(f"failed (Flower's error {message.error.code}): {_printable(reason)}")
+        try:
+            answer = from_records(message.content, largest, LARGEST_RESPONSE)
+            if answer.verb == "refused":
+                raise NodeRefusedError(f"{REFUSED}{_printable(answer.values.get('error', 'no reason given'))}")
+            if answer.verb != call.verb or answer.values.get("id") != call.values["id"]:
+                raise RefusedError(f"it answers another call, with the verb {answer.verb!r}")
+            return convert(answer)
+        except NodeRefusedError:
+            raise
+        except RefusedError as error:
+            raise RefusedError(f"sent an invalid response: {error}") from error
+        except DeployError as error:                       # a node that does not fit, such as by its version
+            raise RefusedError(str(error)) from error
+        except Exception as error:                         # a MemoryError too: of a sender who wants it
+            raise RefusedError(f"sent an invalid response: {error!r:.200}") from error
 
     def _push(self, calls: Mapping[int, Call], round: int) -> dict[str, int]:
         """Push calls to Flower; return the ids of the messages that Flower accepted, with their nodes."""
@@ -239,7 +265,27 @@ class Link:
         return [m for m in self._grid.pull_messages(wanted) if m.metadata.reply_to_message_id in wanted]
 
 
+class NodeRefusedError(RefusedError):
+    """The node refused the call."""
+
+
+def _marked(call: Call) -> Call:
+    """A call with an identifier of its own, which its response repeats: an older response is none to it."""
+    return Call(call.verb, {**call.values, "id": secrets.token_hex(8)}, call.data)
+
+
+def _both(client: int, accept: Accept) -> Callable[[Call], tuple[Any, dict[str, float]]]:
+    """Converter to a result and the client's seconds, of which a fault of either leaves nothing."""
+    return lambda answer: (accept(client, answer), _seconds(answer))
+
+
+def _printable(text: object) -> str:
+    """Text of a node for the log and the terminal, without control characters."""
+    return "".join(character if character.isprintable() else "?" for character in f"{text!s:.500}")
+
+
 def _seconds(answer: Call) -> dict[str, float]:
     reported = answer.values.get("seconds")
-    numbers = reported.items() if isinstance(reported, dict) else ()
-    return {str(what): float(s) for what, s in numbers if isinstance(s, int | float) and 0 <= s < math.inf}
+    numbers = reported if isinstance(reported, dict) else {}
+    found = {what: numbers[what] for what in PARTS if isinstance(numbers.get(what), int | float)}
+    return {what: float(seconds) for what, seconds in found.items() if 0 <= seconds < LONGEST}
