@@ -29,7 +29,9 @@ from algorithms.exact_diffusion import ExactDiffusion
 from algorithms.extra import Extra
 from algorithms.fedadmm import FedADMM
 from algorithms.fedamd import FedAMD
+from algorithms.fedasync import FedAsync
 from algorithms.fedavg import FedAvg
+from algorithms.fedbuff import FedBuff
 from algorithms.fedcm import FedCM
 from algorithms.fedgamma import FedGamma
 from algorithms.fednova import FedNova
@@ -64,10 +66,12 @@ GOSSIP = (
     QGDSGDm,
 )  # fmt: skip
 OVERLAP = (CO2, DCO2, CoCoDSGD, DiLoCo, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo)
-ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP)
+ASYNCHRONOUS = (FedAsync, FedBuff)
+ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP, *ASYNCHRONOUS)
 
 __all__ = [
     "ALGORITHMS",
+    "ASYNCHRONOUS",
     "BEER",
     "BVRLSGD",
     "CENTRAL",
@@ -104,7 +108,9 @@ __all__ = [
     "Extra",
     "FedADMM",
     "FedAMD",
+    "FedAsync",
     "FedAvg",
+    "FedBuff",
     "FedCM",
     "FedGamma",
     "FedNova",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from fedsim import SGD, Batch, Clients, Compressor, Local, Vector
-from fedsim.checks import contractive, share
+from fedsim.checks import contractive, non_negative, one_of, share
 from fedsim.errors import ConfigError
 
 EPS = 1e-12  # keeps g / ||g|| finite where the gradient vanishes
@@ -104,3 +105,23 @@ def local_sgd(local: Local, x: Vector, lr: float) -> Vector:
         return local.descend(y, local.grad(y, batch), eta)
 
     return local.fold(step, x, lr * local.decay)
+
+
+Staleness = Literal["constant", "polynomial", "hinge"]
+"""Weights of messages by their delay, after FedAsync (Xie et al. 2019)."""
+
+
+def staleness_weight(kind: Staleness, tau: np.ndarray, a: float, b: float) -> np.ndarray:
+    """Weights ``[c]`` of messages that are ``tau [c]`` server steps late."""
+    weights: np.ndarray = np.ones(len(tau))
+    if kind == "polynomial":
+        weights = (1.0 + tau) ** -a
+    elif kind == "hinge":
+        weights = 1 / (a * np.maximum(tau - b, 0) + 1)
+    return weights
+
+
+def check_staleness(settings: Any) -> None:
+    """Require the settings of a weight of staleness to be in range."""
+    one_of(settings, "staleness", get_args(Staleness))
+    non_negative(settings, "a", "b")

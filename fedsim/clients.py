@@ -56,6 +56,7 @@ class Clients:
         self._federation, self._meter = federation, meter
         self.ids = ids
         self.round = round
+        self.tasks: np.ndarray | None = None               # numbers of the nodes' own tasks, if rounds are not common
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,6 +89,11 @@ class Clients:
     def toss(self, p: float) -> bool:
         """Shared coin flip, True with probability ``p``; all nodes derive it from the seed and the round."""
         return bool(seeds.uniform(self._federation.seed, "coin", self.round, 0) < p)
+
+    @property
+    def stale(self) -> np.ndarray:
+        """Server steps since the client of each message began, int64 ``[c]``; 0 in synchronous rounds."""
+        return np.zeros(len(self), np.int64)
 
     @property
     def decay(self) -> Tensor:
@@ -191,7 +197,7 @@ class Clients:
         size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes
         meter.ledger.down[ids] += size
         evaluated = meter.ledger.gradient_evaluations[ids]
-        call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each")
+        call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each", tasks=self.tasks)
         messages, rows = self._federation.backend.run(self._federation, meter, call)
         if meter.trace is not None:
             evaluations = meter.ledger.gradient_evaluations[ids] - evaluated
@@ -210,14 +216,20 @@ class Clients:
 
         Args:
             sent: the messages.
-            factors: ``[n]`` factors of the weights of the nodes.
+            factors: ``[n]`` factors of the weights of the nodes; in ``arrive`` of an asynchronous algorithm ``[c]``, of
+                the messages.
             behind: share of the nodes' next local work that runs while the messages are under way, from 0 (the nodes
                 wait) to 1; the algorithm must not read the result in that share. It changes the seconds of a clock, no
                 value and no byte.
         """
         self._charge_up(sent, "mean", behind)
         w = self._cohort_weights(sent)
-        return sent.messages.mean(w if factors is None else w * torch.from_numpy(factors[sent.ids]).to(w))
+        return sent.messages.mean(w if factors is None else w * torch.from_numpy(self._factors(factors, sent)).to(w))
+
+    def _factors(self, factors: np.ndarray, sent: Sent[Any]) -> np.ndarray:
+        """The factors of the messages ``[c]``."""
+        own: np.ndarray = factors[sent.ids]
+        return own
 
     def reduce(self, sent: Sent[Any], rule: Callable[[Any, Tensor], V], *, behind: float = 0.0) -> V:
         """Receive the messages and aggregate them by ``rule(rows, weights [c])``, such as a ``fedsim.types.Rule``.
@@ -323,8 +335,8 @@ class Clients:
         if sent not in meter.delivered:                    # a message is uploaded once, however often it is read
             meter.delivered.add(sent)
             size = sent.messages.sizes()
-            meter.ledger.up[sent.ids] += size
-            meter.ledger.paper_bits[sent.ids] += sent.messages.paper_bits()
+            np.add.at(meter.ledger.up, sent.ids, size)     # a client can stand in it twice
+            np.add.at(meter.ledger.paper_bits, sent.ids, sent.messages.paper_bits())
             if meter.trace is not None:
                 meter.trace.append(Uploaded(sent.ids, size, behind))
             if meter.follows_drift and meter.drift is None:

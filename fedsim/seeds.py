@@ -36,30 +36,31 @@ def philox(key: tuple[int, int], c0: Words, c1: Words, c2: Words, c3: Words) -> 
 def bits(
     seed: int,
     purpose: str,
-    round: int,
+    round: int | np.ndarray,
     node: int | np.ndarray,
     index: int | np.ndarray = 0,
     epoch: int | np.ndarray = 0,
 ) -> np.ndarray:
-    """64 random bits for every (node, index, epoch), broadcast together; ``purpose`` separates the streams."""
+    """64 random bits for every (round, node, index, epoch), broadcast together; ``purpose`` separates the streams."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
     key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
-    node, index, epoch = np.broadcast_arrays(node, index, epoch)
-    counters = (np.asarray(c).astype(np.uint64) for c in (index, epoch, node))
-    c0, c1, c3 = counters
-    high, low, _, _ = philox(key, c0, c1, np.full(c0.shape, round, np.uint64), c3)
+    node, index, epoch, round = np.broadcast_arrays(node, index, epoch, round)
+    counters = (np.asarray(c).astype(np.uint64) for c in (index, epoch, round, node))
+    high, low, _, _ = philox(key, *counters)
     words: np.ndarray = (high << _HALF) | low
     return words
 
 
-def uniform(seed: int, purpose: str, round: int, node: int | np.ndarray, index: int | np.ndarray = 0) -> np.ndarray:
+def uniform(
+    seed: int, purpose: str, round: int | np.ndarray, node: int | np.ndarray, index: int | np.ndarray = 0
+) -> np.ndarray:
     """Uniform float64 draws from [0, 1) with 53 random bits, one for every (node, index)."""
     draws: np.ndarray = bits(seed, purpose, round, node, index) >> np.uint64(11)
     return draws.astype(np.float64) * 2.0**-53
 
 
 def shuffles(
-    seed: int, purpose: str, round: int, nodes: np.ndarray, sizes: np.ndarray, epochs: np.ndarray
+    seed: int, purpose: str, round: int | np.ndarray, nodes: np.ndarray, sizes: np.ndarray, epochs: np.ndarray
 ) -> list[np.ndarray]:
     """Independent permutations of ``range(size)``: the rows of an ``[epochs, size]`` array for each node."""
     if not epochs.any():
@@ -68,7 +69,8 @@ def shuffles(
     ends = np.cumsum(repeats)
     index = np.arange(ends[-1]) - np.repeat(ends - repeats, repeats)
     epoch = np.concatenate([np.arange(e) for e in epochs])
-    draws = bits(seed, purpose, round, np.repeat(np.repeat(nodes, epochs), repeats), index, np.repeat(epoch, repeats))
+    of, turn = (np.repeat(np.repeat(each, epochs), repeats) for each in (nodes, np.broadcast_to(round, nodes.shape)))
+    draws = bits(seed, purpose, turn, of, index, np.repeat(epoch, repeats))
     width = np.uint64(max(1, len(repeats).bit_length()))
     segment = np.repeat(np.arange(len(repeats), dtype=np.uint64), repeats)
     order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then randomly
@@ -76,15 +78,15 @@ def shuffles(
     return [part.reshape(e, s) for part, e, s in zip(parts, epochs, sizes, strict=True)]
 
 
-def key(seed: int, purpose: str, round: int, nodes: np.ndarray) -> Tensor:
+def key(seed: int, purpose: str, round: int | np.ndarray, nodes: np.ndarray) -> Tensor:
     """Random keys of the nodes, int64 ``[c]``, for ``uniform_of``."""
     return torch.from_numpy(bits(seed, purpose, round, nodes).view(np.int64).copy())
 
 
-def root(seed: int, purpose: str, round: int, nodes: np.ndarray) -> np.ndarray:
+def root(seed: int, purpose: str, round: int | np.ndarray, nodes: np.ndarray) -> np.ndarray:
     """Random keys of the nodes, int64 ``[c]``, for ``split``: ten times faster than ``key`` for few nodes."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
-    return split(split(np.frombuffer(digest, np.int64), np.array([round])), nodes)
+    return split(split(np.frombuffer(digest, np.int64), np.atleast_1d(round)), nodes)
 
 
 def split(key: T, index: T) -> T:

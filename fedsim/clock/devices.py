@@ -13,6 +13,7 @@ from fedsim import seeds
 from fedsim.clock.distributions import normal_quantile
 from fedsim.clock.windows import Windows
 from fedsim.errors import ConfigError, RunError
+from fedsim.messages.trace import Computed
 
 ARRAYS = ("seconds", "down", "up", "latency")
 
@@ -62,7 +63,7 @@ class Devices:
         """Number of clients."""
         return len(self.seconds)
 
-    def work(self, ids: np.ndarray, evaluations: np.ndarray, task: int) -> np.ndarray:
+    def work(self, ids: np.ndarray, evaluations: np.ndarray, task: int | np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which clients compute gradients; the jitter is a function of (seed, task, client)."""
         seconds: np.ndarray = evaluations * self.seconds[ids]
         if self.jitter:
@@ -79,6 +80,21 @@ class Devices:
     def upload(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which messages of ``size [c]`` bytes reach the server that are sent at once."""
         seconds: np.ndarray = self.latency[ids] + np.maximum(size / self.up[ids], size.sum() / self.server_down)
+        return seconds
+
+    def task(
+        self, work: Computed, up: np.ndarray, tasks: np.ndarray, now: float, concurrency: int
+    ) -> np.ndarray:
+        """Seconds ``[c]`` until the messages of ``up [c]`` bytes arrive of clients that are called at ``now``, with the
+        numbers of their own tasks; each of ``concurrency`` clients under way has the same part of the server's line.
+        """
+        i, delay = work.ids, self.latency[work.ids]
+        download = delay + work.down * np.maximum(1 / self.down[i], concurrency / self.server_up)
+        begin = np.where(work.down > 0, download, 0.0)
+        if self.windows is not None:                       # otherwise exactly the same seconds at any time
+            begin = self.begin(i, now + begin) - now
+        upload = delay + up * np.maximum(1 / self.up[i], concurrency / self.server_down)
+        seconds: np.ndarray = begin + self.work(i, work.evaluations, tasks) + upload
         return seconds
 
     def link(self, to: np.ndarray, by: np.ndarray, size: np.ndarray) -> np.ndarray:

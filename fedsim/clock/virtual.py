@@ -97,7 +97,7 @@ class VirtualClock:
         arrays = {"server": np.array([self.server]), "at": self.at, "ready": self.ready, "behind": self.behind}
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor], *_: object) -> None:
         """Go back to a `snapshot`."""
         self.server = float(state["server"][0])
         self.at, self.ready, self.behind = (state[name].numpy().copy() for name in ("at", "ready", "behind"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from fedsim.record.directory import RunDirectory
 from fedsim.tree import Samples, fetched
 from fedsim.types import Kept
 from fedsim.values import Far, Vector
+
+T = TypeVar("T")
 
 
 def note(text: str) -> None:
@@ -61,6 +63,10 @@ class Host:
     ) -> Any:
         """Run a round with the cohort ``ids`` and return the new state."""
         return algorithm.round(state, cohort(federation, round, ids, meter))
+
+    def attempt(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
+        """Return ``do()``, the work ``what``; a host whose machines can be lost repeats it."""
+        return do()
 
     def finish(
         self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int

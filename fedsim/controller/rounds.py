@@ -15,6 +15,7 @@ from fedsim.algorithm import has_server
 from fedsim.clock.devices import Devices, read_devices
 from fedsim.clock.virtual import VirtualClock
 from fedsim.controller import evaluate
+from fedsim.controller.asynchronous import Driver
 from fedsim.controller.choose import choose
 from fedsim.controller.host import Host
 from fedsim.controller.keeping import method_of
@@ -50,7 +51,7 @@ class SeedRun:
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
         self.federation, self.meter, self.host = prepared.federation, Meter(prepared.federation), host
         self._start = 0.0                                  # start of the clock that times rounds
-        self.clock: VirtualClock | None = None             # of simulated seconds
+        self.clock: VirtualClock | Driver | None = None    # of simulated seconds
 
     def run(self) -> None:
         """Run from the latest checkpoint, or from the beginning, to the last round."""
@@ -59,8 +60,7 @@ class SeedRun:
             devices = self._devices()
             for attempt in count(1):
                 try:
-                    self.clock = None if devices is None else VirtualClock(devices)
-                    self._run(record, x)
+                    self._run(record, x, devices)
                     break
                 except StateLostError as lost:
                     if attempt == MOST_RETURNS:
@@ -79,12 +79,18 @@ class SeedRun:
             write_atomic(path, drawn.to_bytes())
         return drawn
 
-    def _run(self, record: SeedRecord, x: torch.Tensor) -> None:
+    def _run(self, record: SeedRecord, x: torch.Tensor, devices: Devices | None) -> None:
         loaded = checkpoint.load_latest(record.checkpoints)
         algorithm = method_of(self.experiment)
         backend = self._connect(loaded.meta["backend"] if loaded else None)
         fed, self.meter = self.federation, Meter(self.federation)
-        self.meter.trace = None if self.clock is None else []
+        if devices is not None:
+            self.meter.trace, concurrency = [], self.experiment.concurrency
+            self.clock = (
+                VirtualClock(devices)
+                if concurrency is None
+                else Driver(algorithm, fed, self.meter, devices, concurrency, self.host)
+            )
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
         with pure(name, x), explained(name):
             state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
@@ -111,7 +117,7 @@ class SeedRun:
 
     def _tick(self, round: int) -> None:
         """Let the clock, if there is one, follow what happened in a round."""
-        if self.clock is not None and self.meter.trace is not None:
+        if isinstance(self.clock, VirtualClock) and self.meter.trace is not None:
             self.clock.advance(self.meter.trace, round)
             self.meter.trace.clear()
 
@@ -140,7 +146,10 @@ class SeedRun:
                 self.meter.measures = due and alike(fed.p)
                 self.meter.follows_drift, self.meter.drift = due and "drift" in followed, None
                 with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
-                    new = self.host.round(method, state, fed, self.meter, round, ids)
+                    if isinstance(self.clock, Driver):
+                        new = self.clock.step(state)
+                    else:
+                        new = self.host.round(method, state, fed, self.meter, round, ids)
                 check(f"{name}.round", new, state)
                 if last:
                     with pure(f"{name}.finish", new), explained(f"{name}.finish"):
@@ -247,8 +256,9 @@ class SeedRun:
         ledger = self.meter.ledger
         try:
             ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
+            times = [name for name in loaded.tensors if name.startswith("clock.")]
             if self.clock is not None:
-                self.clock.restore({name: loaded.tensors[f"clock.{name}"] for name in self.clock.snapshot()})
+                self.clock.restore({name.removeprefix("clock."): loaded.tensors[name] for name in times}, template)
             state = restore(template, loaded.tensors, self.federation.memory.put)
             if unread := loaded.tensors.keys() - flatten(state).keys() - self._costs().keys():
                 raise CheckpointError(

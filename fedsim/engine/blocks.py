@@ -53,14 +53,15 @@ class Blocks:
     ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         ids = call.ids
-        plans = minibatches(federation.work, federation.shards, federation.seed, call.round, ids)
+        plans = minibatches(federation.work, federation.shards, federation.seed, call.turns, ids)
         order = federation.work.order(federation.shards.sizes[ids]).tolist()
         memory: dict[int, tuple[Any, ...]] = {}
         rows = Rows[Any](len(ids))
         with torch.no_grad(), pure(title(call.fn), call.down):
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
-                block = _Block(federation, meter, ids[chosen], call.round, [plans[i] for i in chosen])
+                turns = call.turns[chosen]
+                block = _Block(federation, meter, ids[chosen], call.round, turns, [plans[i] for i in chosen])
                 try:
                     message, new = block.run(call)
                 except torch.OutOfMemoryError:
@@ -92,9 +93,10 @@ class _Block:
     """A block of clients in one round, and the ``Local`` that they share: its tensors are stacked."""
 
     def __init__(
-        self, federation: Federation, meter: Meter, ids: np.ndarray, round: int, plans: list[Minibatches]
-    ) -> None:
-        self.fed, self.meter, self.ids, self.round = federation, meter, ids, round
+        self, federation: Federation, meter: Meter, ids: np.ndarray, round: int, turns: np.ndarray,
+        plans: list[Minibatches],
+    ) -> None:  # fmt: skip
+        self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, ids, round, turns
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._index, self._lengths = _padded(plans, federation.model.device)
         self._widths = self._lengths.max(0)
@@ -153,7 +155,7 @@ class _Block:
     def key(self, tag: int = 0) -> Tensor:
         """See ``fedsim.values.Site``."""
         self._outside("local.key")
-        keys = seeds.key(self.fed.seed, f"client {tag}", self.round, self.ids).to(self.fed.model.device)
+        keys = seeds.key(self.fed.seed, f"client {tag}", self.turns, self.ids).to(self.fed.model.device)
         (key,) = _stacked(lambda c, own, _: (keys,), self._slot)
         return key
 
@@ -172,7 +174,7 @@ class _Block:
         """See ``fedsim.types.Local``."""
         self._outside("local.sample")
         sizes = np.minimum(size, self.fed.shards.sizes[self.ids])
-        rows = draw(self.fed.shards, self.fed.seed, self.round, self.ids, size)
+        rows = draw(self.fed.shards, self.fed.seed, self.turns, self.ids, size)
         batch = self._take(*_stack(rows, sizes), self._large_keys.expand(-1, int(sizes.max())))
         y, *_ = flat(batch.y)
         self._drawn[y.data_ptr()] = y, sizes

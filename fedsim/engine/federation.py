@@ -39,6 +39,7 @@ class ClientCall(NamedTuple):
         sends: whether ``fn`` returns a message.
         keeps: whether the last memory in ``mine`` is not for ``fn`` but for the local optimiser: its slots, which the
             new memories end with as well.
+        tasks: ``[c]`` number of each node's task, which its random numbers depend on; the round's by default.
     """
 
     fn: Callable[..., Any]
@@ -48,6 +49,12 @@ class ClientCall(NamedTuple):
     mine: Kept[tuple[Any, ...]] | None
     sends: bool = True
     keeps: bool = False
+    tasks: np.ndarray | None = None
+
+    @property
+    def turns(self) -> np.ndarray:
+        """The number ``[c]`` that each node's random numbers depend on."""
+        return np.full(len(self.ids), self.round) if self.tasks is None else self.tasks
 
     def at(self, local: Local, down: Any, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """Run the function on one node: its message, None if it sends none, and its new memories."""

@@ -187,8 +187,10 @@ class Minibatches:
         return shares
 
 
-def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.ndarray) -> list[Minibatches]:
-    """Minibatches of clients ``ids`` in one round."""
+def minibatches(
+    work: LocalWork, shards: Shards, seed: int, round: int | np.ndarray, ids: np.ndarray
+) -> list[Minibatches]:
+    """Minibatches of clients ``ids [c]`` in a round, or in round ``[c]`` of each."""
     sizes = shards.sizes[ids]
     batch, counts = work.batch(sizes), work.counts(sizes)
     whole = batch == sizes  # one batch holds the shard: its order does not matter
@@ -214,7 +216,7 @@ def minibatches(work: LocalWork, shards: Shards, seed: int, round: int, ids: np.
     return plans
 
 
-def draw(shards: Shards, seed: int, round: int, ids: np.ndarray, size: int) -> list[np.ndarray]:
+def draw(shards: Shards, seed: int, round: int | np.ndarray, ids: np.ndarray, size: int) -> list[np.ndarray]:
     """Large batch of each client: ``min(size, n_i)`` of its rows, without replacement."""
     sizes = shards.sizes[ids]
     orders = seeds.shuffles(seed, "large batch", round, ids, sizes, np.ones(len(ids), np.int64))

@@ -115,7 +115,7 @@ class Loop:
     ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         nodes, mine = call.ids.tolist(), call.mine
-        plans = minibatches(federation.work, federation.shards, federation.seed, call.round, call.ids)
+        plans = minibatches(federation.work, federation.shards, federation.seed, call.turns, call.ids)
         decay = federation.factor(call.round)
         memory: dict[int, tuple[Any, ...]] = {}
         rows = Rows[Any](len(nodes))
@@ -123,7 +123,7 @@ class Loop:
         first: Any = None                                  # result of the first client, whose form all have
         with torch.no_grad(), pure(title(call.fn), call.down, *own):
             for position, (node, plan) in enumerate(zip(nodes, plans, strict=True)):
-                local = LoopLocal(federation, meter, node, call.round, plan, decay)
+                local = LoopLocal(federation, meter, node, int(call.turns[position]), plan, decay)
                 try:
                     message, new = call.at(local, call.down, () if mine is None else mine[node])
                 except DivergenceError as error:           # from a compressor, which does not know the client

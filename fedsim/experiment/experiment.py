@@ -116,6 +116,8 @@ class Experiment:
         metrics: metrics besides loss and accuracy: scikit-learn's by name (f1_macro, roc_auc_ovr, balanced_accuracy,
             r2 ...), perplexity, update_norm, drift, or functions of outputs and targets as my.module.function (in
             Python also a function), larger being better unless its attribute ``larger_is_better`` is False.
+        concurrency: clients under way at a time in an asynchronous method (FedBuff, FedAsync), which needs a clock; a
+            round is then a server step, and sampling is uniform among idle clients. None runs synchronous rounds.
         rounds: number of communication rounds.
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
         seed: first seed, which determines the partition, the initial model, the cohorts and the minibatches.
@@ -142,6 +144,7 @@ class Experiment:
     weights: Literal["uniform", "samples"] = "uniform"
     clock: Timing | None = None
     metrics: str | Sequence[Any] = ()
+    concurrency: int | None = None
     rounds: int = 100
     seeds: int = 1
     seed: int = 0
@@ -158,6 +161,7 @@ class Experiment:
         self._check_parts()
         self._check_topology()
         self._check_metrics()
+        self._check_concurrency()
         plain_name(self.title)
         Robust(self.linked, self.aggregate, self.attack)
 
@@ -206,6 +210,28 @@ class Experiment:
             )
         if "perplexity" in names and self.loss not in ("auto", "cross_entropy"):
             raise ConfigError(f"metrics has perplexity, which is of cross_entropy, and loss is {self.loss!r:.80}")
+
+    def _check_concurrency(self) -> None:
+        if self.concurrency is None:
+            return
+        whole("concurrency", self.concurrency, 1, ", or none for synchronous rounds")
+        name = type(self.algorithm).__name__
+        if not all(hasattr(self.algorithm, half) for half in ("dispatch", "arrive", "buffer")):
+            raise ConfigError(
+                f"concurrency is {self.concurrency}, but {name} has no asynchronous form; leave it out, or use e.g."
+                " FedBuff: an algorithm with dispatch, arrive and buffer"
+            )
+        if self.clock is None:
+            raise ConfigError("asynchronous clients need a clock, such as --clock Clock, to say when they arrive")
+        given = [k for k in ("uplink", "downlink", "aggregate", "attack") if getattr(self, k) is not None]
+        if given:
+            raise ConfigError(f"{' and '.join(given)} need synchronous rounds; leave out {given[0]}, or concurrency")
+        buffer: int = getattr(self.algorithm, "buffer")  # noqa: B009
+        if buffer > self.concurrency:
+            raise ConfigError(
+                f"{name}.buffer is {buffer}, and {self.concurrency} clients are under way at a time; expected a buffer"
+                " of at most that many"
+            )
 
     @cached_property
     def measures(self) -> tuple[Metric, ...]:
@@ -262,6 +288,8 @@ class Experiment:
                 found.append(f"local.{mode} has no effect without local.{what}")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             found.append("sampling.size replaces sampling.fraction")
+        if self.concurrency is None and hasattr(self.algorithm, "dispatch"):
+            found.append(f"{type(self.algorithm).__name__} runs in synchronous rounds; set clock and concurrency")
         if graph := graph_file(self.topology):
             found += graph.remarks()
         return found + self.execution.remarks

@@ -152,8 +152,9 @@ class Worker:
     def _call(self, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]) -> ClientCall:
         mine = self._mine(task, first, rows)
         return ClientCall(
-            self._functions[task.fn], task.ids, task.round, self._tree(task.down, down), mine, task.sends, task.keeps
-        )
+            self._functions[task.fn], task.ids, task.round, self._tree(task.down, down), mine, task.sends, task.keeps,
+            task.tasks,
+        )  # fmt: skip
 
     def _mine(self, task: ClientTask, first: list[np.ndarray], rows: Sequence[np.ndarray]) -> Kept[Any] | None:
         if task.mine is None:

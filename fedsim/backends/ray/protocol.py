@@ -60,6 +60,7 @@ class ClientTask:
         known: bool mask over ``ids``: clients whose memory is passed; the others use the initial one.
         leaves: expected number of tensors in a client's new memories.
         drop: tokens of messages to release.
+        tasks: numbers of the clients' tasks, in place of the round's.
     """
 
     token: int
@@ -75,6 +76,7 @@ class ClientTask:
     known: np.ndarray
     leaves: int
     drop: tuple[int, ...]
+    tasks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

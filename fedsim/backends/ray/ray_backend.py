@@ -74,6 +74,7 @@ class RayActors:
                 token, nodes, call.round, federation.decay(call.round), self.block_size, name, call.sends, call.keeps,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
                 known, width, w.dropped(run.worker),
+                None if call.tasks is None else call.tasks[order[run.start : run.stop]],
             )  # fmt: skip
             refs = [ref for row in rows.values() for ref in self._refs(row)]
             calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + width * len(nodes)))

@@ -223,6 +223,14 @@ class RayHost(Host):
 
         return self._repeated("evaluation", prepared.federation, Meter(prepared.federation), scores)
 
+    def attempt(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
+        """See ``Host``.
+
+        Raises:
+            RunError: workers died in every attempt.
+        """
+        return self._repeated(what, federation, meter, do)
+
     def _repeated(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
         """Return ``do()``, retried a limited number of times when workers die, and whenever blocks of clients are made
         smaller, which ends at the latest when clients run one by one.

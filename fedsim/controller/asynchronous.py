@@ -1,0 +1,170 @@
+"""Asynchronous rounds: clients begin and arrive one by one on a virtual clock, and K arrivals make a server step.
+
+An algorithm takes part by two methods, the halves of a round:
+
+    dispatch(s, clients) -> (messages, s)      clients begin now: one ``clients.each``
+    arrive(s, messages, clients) -> s          a server step with ``buffer`` messages, a field of the algorithm
+
+In ``arrive`` the clients have ``stale``, the number of server steps since each message's client began, and factors of
+``clients.mean`` are by message, as a fast client can be among them twice. The rules of the events:
+
+    After a server step, and when an instant ends, all free places are filled, with the newest model, as one group.
+    A buffer is summed in the order of its clients, then of arrival, so that no sum depends on times.
+    Downloads and gradients are charged when a client begins, uploads with the server step.
+    A client's memories are written when it begins: nobody reads them while it is under way.
+    Its random numbers depend on how many tasks it has begun, the learning rate on the number of server steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.clients import Clients, cohort
+from fedsim.clock.devices import Devices
+from fedsim.clock.events import NANO, Arrival, Events
+from fedsim.controller.host import Host
+from fedsim.engine.federation import Federation, Meter
+from fedsim.engine.loop import Loop
+from fedsim.errors import ConfigError
+from fedsim.messages.stacked import Stacked
+from fedsim.messages.trace import Computed
+from fedsim.tree import build, leaves, tree_map
+from fedsim.types import Sent
+
+
+class Halves(Protocol):
+    """An algorithm whose round is cut where the server would wait."""
+
+    @property
+    def buffer(self) -> int: ...
+    def dispatch(self, s: Any, clients: Clients) -> tuple[Sent[Any], Any]: ...
+    def arrive(self, s: Any, sent: Sent[Any], clients: Clients) -> Any: ...
+
+
+class Arrivals(Clients):
+    """The clients whose messages have arrived; one can be among them twice."""
+
+    def __init__(self, federation: Federation, meter: Meter, ids: np.ndarray, round: int, stale: np.ndarray) -> None:
+        super().__init__(federation, meter, ids, round)
+        self._stale = stale
+
+    @property
+    def stale(self) -> np.ndarray:
+        return self._stale
+
+    def _factors(self, factors: np.ndarray, sent: Sent[Any]) -> np.ndarray:
+        return factors
+
+
+class Driver:
+    """The events of one seed, and the messages under way.
+
+    Attributes:
+        events: who is under way.
+        version: number of server steps.
+    """
+
+    def __init__(self, method: Any, federation: Federation, meter: Meter, devices: Devices, concurrency: int,
+                 host: Host) -> None:  # fmt: skip
+        n = federation.shards.n
+        if concurrency > n:
+            raise ConfigError(f"concurrency is {concurrency}, but there are {n} clients; expected at most {n}")
+        self.method: Halves = method
+        self.federation, self.meter, self.host = federation, meter, host
+        # all under way share the server's line, each with the same part
+        self.devices, self.concurrency = devices, concurrency
+        self.events, self.version = Events(n, concurrency, federation.seed), 0
+        self._messages: dict[int, Any] = {}                # by client, of which each sends one at a time
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds."""
+        return self.events.now / NANO
+
+    def step(self, state: Any) -> Any:
+        """The state after the next server step."""
+        state = self._fill(state)
+        buffer: list[tuple[Arrival, Any]] = []
+        while len(buffer) < self.method.buffer:
+            arrival = self.events.next()
+            buffer.append((arrival, self._messages.pop(arrival.node)))
+            if len(buffer) < self.method.buffer and not self.events.at_once:
+                state = self._fill(state)
+        return self._arrive(state, buffer)
+
+    def _fill(self, state: Any) -> Any:
+        """Let clients begin in all free places."""
+        nodes = self.events.choose()
+        if not nodes:
+            return state
+        ids = np.array(nodes)
+        self.events.tasks[ids] += 1
+        tasks = self.events.tasks[ids]
+        sent, state = self._dispatch(state, ids, tasks, self.meter)
+        (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
+        seconds = self.devices.task(work, sent.messages.sizes(), tasks, self.events.now / NANO, self.concurrency)
+        rows = sent.stacked
+        for k, node in enumerate(nodes):                   # copies, as a view would keep the whole group
+            self._messages[node] = tree_map(lambda t, k=k: t[k].clone(), rows)
+        self.events.start(nodes, seconds.tolist(), self.version)
+        return state
+
+    def _dispatch(self, state: Any, ids: np.ndarray, tasks: np.ndarray, meter: Meter) -> tuple[Sent[Any], Any]:
+        clients = cohort(self.federation, self.version + 1, ids, meter)
+        clients.tasks = tasks
+
+        def begin() -> tuple[Sent[Any], Any]:
+            meter.trace = []
+            return self.method.dispatch(state, clients)
+
+        sent, new = self.host.attempt(f"server step {self.version + 1}", self.federation, meter, begin)
+        name = f"{type(self.method).__name__}.dispatch"
+        if not isinstance(sent, Sent) or len(sent.ids) != len(ids):
+            raise ConfigError(f"{name} returned {sent!r:.80}; expected the messages of clients.each, and the state")
+        calls = [phase for phase in meter.trace or () if isinstance(phase, Computed)]
+        if len(calls) != 1 or len(meter.trace or ()) != 1:
+            raise ConfigError(f"{name} must call clients.each once and nothing else that sends; the rest is of arrive")
+        return sent, new
+
+    def _arrive(self, state: Any, buffer: list[tuple[Arrival, Any]]) -> Any:
+        buffer.sort(key=lambda entry: entry[0].node)       # stable: then by arrival
+        ids = np.array([arrival.node for arrival, _ in buffer])
+        stale = self.version - np.array([arrival.version for arrival, _ in buffer])
+        tree = tree_map(lambda *rows: torch.stack(rows), *(message for _, message in buffer))
+        self.version += 1
+        clients = Arrivals(self.federation, self.meter, ids, self.version, stale)
+        return self.method.arrive(state, Sent(ids, Stacked(tree, self._order(ids))), clients)
+
+    def _order(self, ids: np.ndarray) -> np.ndarray | None:
+        """Positions in the backend's order of execution, in which a synchronous round adds up."""
+        backend: Any = self.federation.backend
+        if isinstance(backend, Loop) or getattr(backend, "block_size", 1) == 0:
+            return None
+        order = self.federation.work.order(self.federation.shards.sizes[ids])
+        return None if (np.diff(order) == 1).all() else order
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Events and messages under way by name, after a server step, for a checkpoint."""
+        named = {f"events.{name}": tensor for name, tensor in self.events.snapshot().items()}
+        named["version"] = torch.tensor([self.version])
+        for node, message in self._messages.items():
+            named |= {f"message.{node}.{k}": leaf.cpu() for k, leaf in enumerate(leaves(message))}
+        return named
+
+    def restore(self, named: Mapping[str, Tensor], state: Any) -> None:
+        """Go back to a `snapshot`; ``state`` is any state of the algorithm, from which one client's message is computed
+        that shows how messages are made.
+        """
+        self.events.restore({name[7:]: named[name] for name in named if name.startswith("events.")})
+        self.version = int(named["version"])
+        sent, _ = self._dispatch(state, np.zeros(1, np.int64), np.ones(1, np.int64), Meter(self.federation))
+        like = tree_map(lambda t: t[0], sent.stacked)
+        device = self.federation.model.device
+        for arrival in self.events.under_way:
+            parts = [named[f"message.{arrival.node}.{k}"].to(device) for k in range(len(leaves(like)))]
+            self._messages[arrival.node] = build(like, iter(parts))
