@@ -36,8 +36,11 @@ def attackers(experiment: Experiment, seed: int, sizes: np.ndarray) -> tuple[lis
     if attack is None and rule is None:
         return [], []
     _check_rule(experiment, seed, sizes)
+    remarks = []
+    if getattr(rule, "remembers", False) and experiment.participation.expected(n) < n:
+        remarks.append(f"aggregate {name_of(rule)} starts from its last result, which is of another cohort")
     if attack is None:
-        return [], []
+        return [], remarks
     found = attack.attackers(seed, n)
     most = [0, 1]                                          # attackers, and the round with as many
     for round in range(1, min(experiment.rounds, LOOKED_AT) + 1):
@@ -50,7 +53,6 @@ def attackers(experiment: Experiment, seed: int, sizes: np.ndarray) -> tuple[lis
             f"attack {type(attack).__name__}: none of its {many(len(found), 'client')} is sampled in"
             f" {many(experiment.rounds, 'round')}; expected a larger share, more rounds or larger cohorts"
         )
-    remarks = []
     if has_server(experiment.algorithm) and isinstance(rule, RobustRule):
         rows = n if getattr(innermost(experiment.algorithm), "sums", ()) else int(experiment.participation.expected(n))
         count = len(found) if rows == n else most[0]

@@ -167,7 +167,13 @@ class Guarded:
                 f"{self._name}: the algorithm reads every message and aggregates them by itself, so aggregate"
                 f" {name_of(self.rule)} has nothing to replace; leave it out"
             )
-        return self._sent[0]
+        tree, lost = self._sent
+        if lost.any():
+            raise ConfigError(
+                f"{self._name}: the algorithm reads every message, and those of the attackers are lost; use an attack"
+                " whose messages arrive"
+            )
+        return tree
 
     def mean(self, w: Tensor) -> Any:
         """See ``Messages``: the result of the rule for each vector of the messages; the median of other numbers."""

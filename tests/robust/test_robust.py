@@ -237,6 +237,7 @@ class Reads:
         (lambda: Robust(FedAvg(), Krum), "expected a rule of fedsim.robust, such as TrimmedMean"),   # type: ignore[arg-type]
         (lambda: Robust(FedAvg(), None, Krum(1)), "expected one of fedsim.robust, such as ALIE"),   # type: ignore[arg-type]
         (lambda: states(Robust(Reads(), Krum(1))), "by itself, so aggregate Krum has nothing to replace"),
+        (lambda: states(Robust(Reads(), None, Drop(0.4))), "the algorithm reads every message, and those of"),
         (lambda: states(Robust(FedAvg(), Krum(2))), "Krum with f = 2 needs 2f \\+ 3 = 7 rows or more, and there are 6"),
         (lambda: states(Robust(FedSpeed(), None, Attack(ids=(6,)))), r"Attack\.ids is \(6,\) of 6 clients"),
     ],

@@ -154,6 +154,8 @@ def test_more_attackers_than_the_rule_tolerates_are_reported() -> None:
     most = max(len(who & set(e.participation.cohort(0, round, 10).tolist())) for round in range(1, 31))
     assert remark.endswith(f"has {most} attackers of 5 clients, and aggregate TrimmedMean tolerates 1") and most > 1
     assert not prepare(replace(e, aggregate=TrimmedMean(2), attack=ALIE(ids=(1, 2))), 0).remarks
+    (remark,) = prepare(replace(e, aggregate=CenteredClipping(), attack=None), 0).remarks
+    assert remark == "aggregate CenteredClipping starts from its last result, which is of another cohort"
 
 
 def test_broken_messages_under_partial_participation(tmp_path: Path) -> None:

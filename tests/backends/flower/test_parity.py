@@ -67,6 +67,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gossip, weights by samples": {"algorithm": "DFedSAM", "topology": RING, "weights": "samples"},
     "two seeds": {"algorithm": "FedSpeed", "seeds": 2, "rounds": 2},
     "a holdout": {"algorithm": "FedAvg", "evaluation": {"every": 1, "clients_every": 1, "holdout": 0.2}},
+    "a rule with memory": {"algorithm": "Scaffold", "aggregate": {"name": "CenteredClipping", "tau": 0.5}, "rounds": 3},
+    "a rule, and an uplink": {"algorithm": "FedAvg", "aggregate": {"name": "TrimmedMean", "f": 1}, "uplink": EF14},
+    "momentum of workers": {"algorithm": "FedAvg", "aggregate": "CoordinateMedian", "uplink": "WorkerMomentum"},
+    "a rule on sums": {"algorithm": "EF21", "aggregate": "GeometricMedian", "downlink": None},
     "float64": {"algorithm": "FedAMD", "dtype": "float64"},
     "a convolutional model": {"algorithm": "Scaffold", "model": "McMahanCNN", "rounds": 1},
 }  # fmt: skip
