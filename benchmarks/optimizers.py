@@ -4,7 +4,7 @@
 
 FedAvg on 25 clients in one block, 32 random images of 784 numbers each in every step, float32, for a wide and a narrow
 perceptron. Rounds of the optimisers take turns; for each the least processor time of a step is printed, and its ratio
-to SGD's. "Adam, by its formula" is Adam without PyTorch's fused kernel.
+to SGD's. RMSprop has no fused kernel in PyTorch; "Adam, by its formula" does without one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Adam's local step as one operation of a recording: PyTorch's fused kernel, in place, instead of eight passes."""
+"""Local optimisers as one operation of a recording: PyTorch's fused kernels, in place, instead of several passes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,35 +13,58 @@ from torch._C._functorch import is_batchedtensor
 from fedsim.compress.stacks import unbatched
 from fedsim.engine.descent import Descent
 from fedsim.engine.local_work import LocalWork
-from fedsim.engine.optimizers import Adam, AdamW
+from fedsim.engine.optimizers import Adagrad, Adam, AdamW, HeavyBall, Nesterov
 from fedsim.engine.tape import Tape
+from fedsim.types import Optimizer
 from fedsim.values import Vector
 
 
+def _adam(by: Any, eta: float, y: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor) -> None:
+    torch._fused_adamw_(
+        y.unbind(), g.unbind(), m.unbind(), v.unbind(), [], t.float().unbind(), lr=eta, beta1=by.beta1, beta2=by.beta2,
+        weight_decay=getattr(by, "weight_decay", 0.0), eps=by.eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+def _momentum(by: Any, eta: float, y: Tensor, g: Tensor, m: Tensor) -> None:
+    torch._fused_sgd_(
+        y.unbind(), g.unbind(), m.unbind(), weight_decay=0.0, momentum=by.momentum, lr=eta, dampening=0.0,
+        nesterov=isinstance(by, Nesterov), maximize=False, is_first_step=False,
+    )  # fmt: skip
+
+
+def _adagrad(by: Any, eta: float, y: Tensor, g: Tensor, v: Tensor) -> None:
+    steps = torch.ones(len(y)).unbind()                    # which count where the step size decays; here it does not
+    torch._fused_adagrad_(
+        y.unbind(), g.unbind(), v.unbind(), steps, lr=eta, lr_decay=0.0, weight_decay=0.0, eps=by.eps, maximize=False
+    )
+
+
+KERNELS: dict[type, Callable[..., None]] = {
+    Adam: _adam, AdamW: _adam, HeavyBall: _momentum, Nesterov: _momentum, Adagrad: _adagrad,
+}  # fmt: skip
+"""The step of each optimiser, in place on the points and slots of a stack of clients; ``[c, 1]`` numbers count it."""
+
+
 @dataclass(frozen=True)
-class FusedAdam:
-    """Adam's step of a stack of clients at once, as ``Adam.step`` makes it for one.
+class FusedStep:
+    """The step of a stack of clients, as the optimiser's ``step`` makes it for one.
 
     Attributes:
-        by: its settings.
-        weight_decay: decay of the points; 0 for Adam.
-        eta: step size, unless a call is given one.
+        by: the optimiser.
+        vectors: number of its slots that are vectors, which come first.
+        eta: step size; None if it is the last argument of a call.
     """
 
-    by: Adam
-    weight_decay: float
-    eta: float
+    by: Optimizer
+    vectors: int
+    eta: float | None
 
-    def __call__(
-        self, y: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, eta: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Step from ``y [c, ...]`` along ``g``, with means ``m`` and ``v``, in place; ``t [c, 1]`` counts this step."""
-        size = float(self.eta if eta is None else eta)
-        torch._fused_adamw_(
-            y.unbind(), g.unbind(), m.unbind(), v.unbind(), [], t.float().unbind(), lr=size, beta1=self.by.beta1,
-            beta2=self.by.beta2, weight_decay=self.weight_decay, eps=self.by.eps, amsgrad=False, maximize=False,
-        )  # fmt: skip
-        return y, m, v
+    def __call__(self, y: Tensor, g: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Step from ``y [c, ...]`` along ``g``, in place on ``y`` and on the slots that follow."""
+        slots, eta = (others[:-1], float(others[-1])) if self.eta is None else (others, self.eta)
+        KERNELS[type(self.by)](self.by, eta, y, g, *slots)
+        return y, *slots[: self.vectors]
 
 
 class Recorder(Protocol):
@@ -51,7 +74,7 @@ class Recorder(Protocol):
 
 
 class StackDescent(Descent):
-    """The local steps of a block of clients; a recorded step of Adam or AdamW on a CPU is one operation."""
+    """The local steps of a block of clients; on a CPU, recorded ones are one operation where ``KERNELS`` has it."""
 
     def __init__(self, work: LocalWork, block: Recorder, learned: Tensor | None) -> None:
         super().__init__(work, learned)
@@ -59,24 +82,22 @@ class StackDescent(Descent):
 
     def _step(self, y: Vector, g: Vector, eta: Tensor | float) -> Vector:
         tape, by = self._block.tape, self._work.optimizer
-        given = (y, g, *self.slots)
-        if (
-            tape is None
-            or type(by) not in (Adam, AdamW)
-            or y.device.type != "cpu"
-            or (isinstance(eta, Tensor) and is_batchedtensor(eta))
-            or not all(is_batchedtensor(t) for t in given)
-        ):
+        one_size = not (isinstance(eta, Tensor) and is_batchedtensor(eta))
+        stacked = all(is_batchedtensor(t) for t in (y, g, *self.slots))
+        if tape is None or type(by) not in KERNELS or y.device.type != "cpu" or not (one_size and stacked):
             return super()._step(y, g, eta)
-        assert isinstance(by, Adam)
+        vectors = [slot for slot in self.slots if slot.dim()]
+        numbers = [slot + 1.0 for slot in self.slots if not slot.dim()]
         sizes = [eta] if isinstance(eta, Tensor) else []
-        fused = FusedAdam(by, getattr(by, "weight_decay", 0.0), 0.0 if sizes else float(eta))
+        fused = FusedStep(by, len(vectors), None if sizes else float(eta))
 
         def record(c: int, own: list[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return tape.call(fused, tensors, (0, 2, 3))
+            return tape.call(fused, tensors, (0, *range(2, 2 + len(vectors))))
 
-        m, v, t = self.slots
-        t = t + 1.0
-        y, m, v = unbatched(record, lambda *_: (y, m, v), y, g, m, v, t.unsqueeze(0), *sizes)
-        self.slots = m, v, t
+        def alone(*tensors: Tensor) -> tuple[Tensor, ...]:
+            raise RuntimeError("a recorded step has clients")
+
+        given = y, g, *vectors, *(number.unsqueeze(0) for number in numbers), *sizes
+        y, *vectors = unbatched(record, alone, *given)
+        self.slots = *vectors, *numbers
         return y

@@ -19,7 +19,7 @@ from fedsim.controller.keeping import Keeping
 from fedsim.engine import replay, step
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation, Meter
-from fedsim.engine.fused import FusedAdam
+from fedsim.engine.fused import FusedStep
 from fedsim.engine.local_work import minibatches
 from fedsim.engine.loop import Loop
 from fedsim.engine.optimizers import OPTIMIZERS
@@ -139,11 +139,11 @@ def test_the_tape_replays_a_step_of_adam(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(step.LocalStep, "_record", lambda *a: recorded.append(record(*a)) or recorded[-1])
     monkeypatch.setattr(replay, "LEAST_PART", 0)
     rounds(working(AdamW(), Blocks(6)), FedAvg())
-    assert recorded and all(isinstance(program._tail[-1].fn, FusedAdam) for program in recorded)
+    assert recorded and all(isinstance(program._tail[-1].fn, FusedStep) for program in recorded)
 
 
 @pytest.mark.parametrize("least", [0, replay.LEAST_PART], ids=["in parts", "whole"])
-@pytest.mark.parametrize("kind", [Adam, AdamW, Nesterov])
+@pytest.mark.parametrize("kind", [Adam, AdamW, HeavyBall, Nesterov, Adagrad, RMSprop])
 def test_a_step_may_read_where_it_began(kind: Any, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel in place would overwrite; and a step size for each client, which it does not take."""
     monkeypatch.setattr(replay, "LEAST_PART", least)
