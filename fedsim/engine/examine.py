@@ -25,8 +25,11 @@ from fedsim.tree import Samples, count, flat, mapped, tensors_of, written
 from fedsim.types import Batch
 from fedsim.values import Vector
 
-SAMPLES = 4
+SAMPLES = 6
 """Samples that a model is tried on."""
+
+STEP = 4
+"""Those of them in two minibatches."""
 
 COARSE = 0.05
 """Relative difference beyond rounding in half precision."""
@@ -46,6 +49,8 @@ def examine(model: Model, samples: Split) -> None:
     trial = trial if model.learned is None else torch.where(model.learned, trial, initial)   # a variance is positive
     try:
         _check_fit(model, x, y)
+        by_loss = itemgetter(_order(model, trial.clone(), x, y))
+        x, y = mapped(by_loss, x), mapped(by_loss, y)
         _refuse_state(model, trial, x, y, before)
         before.restore()
         _refuse_mixing_in_evaluation(model, trial, x, y)
@@ -98,6 +103,14 @@ def _rows(targets: Samples) -> Tensor:
     return torch.tensor([first, *sorted(others)][:SAMPLES], device=y.device)
 
 
+def _order(model: Model, v: Vector, x: Samples, y: Samples) -> Tensor:
+    """Order from easy to hard samples. The halves then differ most: a loss that keeps the harder half of a minibatch
+    takes others beside hard samples than beside easy ones.
+    """
+    with torch.no_grad(), model.evaluating():
+        return model.loss(model.outputs(v, x), y).argsort()
+
+
 def _noise(d: int) -> Tensor:
     numbers = 0.01 * torch.randn(4099, generator=torch.Generator().manual_seed(0))
     return numbers.repeat(d // len(numbers) + 1)[:d]       # repeated: many millions would take their time
@@ -140,8 +153,8 @@ def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snaps
 
     Buffers of a state_dict may not change, unless each call sets them as BatchNorm's; others may hold the last call.
     """
-    half, tolerance, sum_of = (count(y) + 1) // 2, _tolerance(model), partial(torch.sum, dtype=torch.float64)
-    halves = slice(half), slice(-half, None)               # of equal shapes, by which a cache may go
+    n, tolerance, sum_of = min(count(y), STEP), _tolerance(model), partial(torch.sum, dtype=torch.float64)
+    halves = slice((n + 1) // 2), slice(n // 2, n)         # of equal shapes, by which a cache may go
     batches = [Batch(x, y).part(rows) for rows in halves]
     lasting = model.module.state_dict(keep_vars=True).keys() - model.statistics.keys()
     uncounted = {name.replace("running_mean", "num_batches_tracked") for name in model.statistics}   # nothing reads it

@@ -227,6 +227,30 @@ def test_a_dense_model_that_mixes_by_its_loss_alone() -> None:
     assert model.mixes
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda losses: torch.where(losses < losses.mean(), 0.5, 1.0),
+        lambda losses: losses >= losses.topk(max(1, len(losses) // 2))[0][-1],
+        lambda losses: losses == losses.max(),
+    ],
+    ids=["below the mean", "harder half", "hardest"],
+)
+def test_losses_that_choose_among_the_samples_of_a_minibatch(weights: Callable[[Tensor], Tensor]) -> None:
+    """Whatever the initial model."""
+
+    class Choosing(nn.Module):
+        def forward(self, o: Tensor, t: Tensor) -> Tensor:
+            losses = F.cross_entropy(o, t, reduction="none")
+            return losses * weights(losses) if self.training else losses
+
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = Model(nn.Linear(64, CLASSES), Choosing())
+        examine(model, SAMPLES)
+        assert model.mixes, seed
+
+
 def test_a_last_layer_of_zeros_hides_nothing() -> None:
     model = Model(nn.Linear(64, CLASSES), Contrasting())
     examine(Model(nn.Linear(64, CLASSES), cross_entropy), SAMPLES)
@@ -260,8 +284,8 @@ def test_attention_that_takes_the_samples_for_positions() -> None:
         (lambda m, x: (m.linear(x), x), "cross_entropy got outputs of type tuple; expected a tensor, or a dict"),
         (lambda m, x: m.linear(x).squeeze(), r"Net returned outputs \[10\] for one input of shape \[64\]"),
         (lambda m, x: m.linear(x[:, :3]), r"Net with its loss cannot take an input of shape \[64\] with the target 9"),
-        (lambda m, x: m.linear(x[:, :3] if m.training else x), r"Net or its loss raised RuntimeError on 4 samples"),
-        (lambda m, x: m.linear(x.view(1, 64)), r"Net or its loss raised RuntimeError on 4 samples of shape \[64\]"),
+        (lambda m, x: m.linear(x[:, :3] if m.training else x), r"Net or its loss raised RuntimeError on 6 samples"),
+        (lambda m, x: m.linear(x.view(1, 64)), r"Net or its loss raised RuntimeError on 6 samples of shape \[64\]"),
     ],
     ids=["tuple", "squeeze", "shape", "in training", "of one sample only"],
 )
