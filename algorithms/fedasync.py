@@ -67,6 +67,6 @@ class FedAsync:
 
     def client(self, local: Local, x: Vector) -> Vector:
         def step(y: Vector, batch: Batch, eta: Vector, x: Vector) -> Vector:
-            return local.descend(y, local.grad(y, batch) + self.rho * (y - x), eta)
+            return local.descend(y, local.grad(y, batch) + self.rho * (y - x), eta, prox=self.rho)
 
         return local.fold(step, x, self.lr * local.decay, x)

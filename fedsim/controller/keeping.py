@@ -52,6 +52,12 @@ class Keeping:
         keeper = Keeper(clients, s.slots)
         return KeepingState(self.algorithm.round(s.inner, keeper.clients), keeper.slots)
 
+    def finish(self, s: KeepingState, clients: Clients) -> KeepingState:
+        """See ``Algorithm``."""
+        end = getattr(self.algorithm, "finish", None)
+        keeper = Keeper(clients, s.slots)
+        return s if end is None else KeepingState(end(s.inner, keeper.clients), keeper.slots)
+
 
 class Keeper:
     """Backend of one round that hands each client the slots of its optimiser, and collects them afterwards.

@@ -14,6 +14,7 @@ from fedsim.checks import number, plain_name, whole
 from fedsim.clock import Timing
 from fedsim.data import Dataset
 from fedsim.engine.local_work import LocalWork
+from fedsim.engine.optimizers import keeps
 from fedsim.errors import ConfigError
 from fedsim.experiment.execution import Execution
 from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
@@ -224,6 +225,7 @@ class Experiment:
         if self.clock is None:
             raise ConfigError("asynchronous clients need a clock, such as --clock Clock, to say when they arrive")
         given = [k for k in ("uplink", "downlink", "aggregate", "attack") if getattr(self, k) is not None]
+        given += ["local.optimizer.state keep"] * keeps(self.local.optimizer)
         if given:
             raise ConfigError(f"{' and '.join(given)} need synchronous rounds; leave out {given[0]}, or concurrency")
         buffer: int = getattr(self.algorithm, "buffer")  # noqa: B009

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from algorithms import CO2, FedAvg
 from fedsim import Adagrad, AdamW, HeavyBall, LocalWork, Nesterov, RMSprop
+from fedsim.clients import cohort
 from fedsim.controller.keeping import Keeping
 from tests.contract.cases import ALGORITHMS, cohorts_of, federation, gap, play, rounds
 
@@ -51,3 +53,13 @@ def test_kept_as_in_the_loop(method: str, backend: str) -> None:
 
     assert gap(last("loop"), last(backend)) <= 1e-12
     assert gap(last("loop").inner, play(method, work=LocalWork(4, epochs=2, optimizer=AdamW())).states[-1]) > 1e-3
+
+
+def test_the_end_of_a_method_is_that_of_a_kept_one() -> None:
+    by, algorithm = AdamW(state="keep"), CO2()
+    fed = federation(work=LocalWork(4, epochs=2, optimizer=by))
+    state = [*rounds(Keeping(algorithm, by), fed, ((0, 1, 2, 3, 4, 5),) * 2)][-1]
+    end = Keeping(algorithm, by).finish(state, cohort(fed, 2))
+    assert gap(end.inner, algorithm.finish(state.inner, cohort(fed, 2))) == 0
+    assert gap(end.inner, state.inner) > 1e-6
+    assert Keeping(FedAvg(), by).finish(state, cohort(fed, 2)) is state

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from algorithms import FedAsync, FedAvg, FedBuff
 from algorithms.parts import staleness_weight
 from fedsim import (
+    AdamW,
     Clients,
     Clock,
     EF14Uplink,
@@ -254,6 +255,7 @@ def test_clients_in_actors(tmp_path: Path) -> None:
         ({"clock": None}, "asynchronous clients need a clock"),
         ({"algorithm": FedAvg()}, "FedAvg has no asynchronous form"),
         ({"uplink": EF14Uplink(TopK(0.5))}, "uplink need synchronous rounds"),
+        ({"local": LocalWork(optimizer=AdamW(state="keep"))}, r"local\.optimizer\.state keep need synchronous rounds"),
         ({"concurrency": 0}, "concurrency is 0; expected a whole number, 1 or more"),
         ({"concurrency": 1}, "buffer is 2, and 1 clients"),
     ],

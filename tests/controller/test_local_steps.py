@@ -12,6 +12,7 @@ from torch import nn
 
 from algorithms import (
     ALGORITHMS,
+    ASYNCHRONOUS,
     EF21,
     KGT,
     OVERLAP,
@@ -53,7 +54,7 @@ from topologies import Ring, Static
 
 DESCENDING = {
     DFedAvg, DFedSAM, FedADMM, FedAvg, FedCM, FedGamma, FedNova, FedOpt, FedProx, FedSAM, FedSMOO, FedSpeed, KGT,
-    MoFedSAM, SGP, Scaffold, *OVERLAP,
+    MoFedSAM, SGP, Scaffold, *OVERLAP, *ASYNCHRONOUS,
 }  # fmt: skip
 DIVIDING = {FedCM, FedGamma, FedNova, KGT, MoFedSAM, Scaffold}
 """Those that take K eta for the sum of their steps."""
