@@ -11,7 +11,7 @@ from fedsim.record.version import __version__ as __version__
 
 _NAMES = {
     "fedsim.algorithm": ["Algorithm"],
-    "fedsim.api": ["resume", "run"],
+    "fedsim.api": ["resume", "run", "trained_model"],
     "fedsim.clients": ["Clients"],
     "fedsim.clock": ["Clock", "HalfNormal", "LogNormal", "OnOff", "TracedClock", "Uniform"],
     "fedsim.compress": [

@@ -1,6 +1,7 @@
 from fedsim.algorithm import Algorithm as Algorithm
 from fedsim.api import resume as resume
 from fedsim.api import run as run
+from fedsim.api import trained_model as trained_model
 from fedsim.clients import Clients as Clients
 from fedsim.clock import Clock as Clock
 from fedsim.clock import HalfNormal as HalfNormal

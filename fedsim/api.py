@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fedsim.controller import run as controller
 from fedsim.controller.host import Host
+from fedsim.controller.trained import trained
 from fedsim.errors import ConfigError
 from fedsim.experiment.experiment import Experiment
-from fedsim.record.directory import RunDirectory
+from fedsim.record.directory import RunDirectory, open_run
 
 
 def run(
@@ -62,6 +65,27 @@ def resume(
     if experiment is not None:
         _check_experiment("resume", experiment)
     return controller.resume(Path(path), experiment, lambda e: host or host_of(e, progress), progress=progress)
+
+
+def trained_model(
+    run: Path | str | RunDirectory,
+    seed: int | None = None,
+    node: int | None = None,
+    experiment: Experiment | None = None,
+) -> nn.Module:
+    """Return the module that a run has trained, on the CPU and in eval mode, from its latest checkpoint.
+
+    Args:
+        run: the run, or its directory.
+        seed: one of its seeds; the first by default.
+        node: without a server, the node whose model it is; by default the weighted average of all models.
+        experiment: needed if ``config.yaml`` cannot express the experiment.
+
+    Raises:
+        FedsimError: there is no run, checkpoint, seed or node; or the nodes of a deployment keep their models.
+    """
+    directory = run if isinstance(run, RunDirectory) else open_run(Path(run))
+    return trained(directory, seed, node, experiment)[0]
 
 
 def _check_experiment(call: str, given: Any) -> None:

@@ -1,0 +1,76 @@
+"""The model that a run has trained, as an ordinary module of PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedsim.clients import cohort
+from fedsim.controller.keeping import method_of
+from fedsim.controller.prepare import prepare
+from fedsim.errors import ConfigError, RunError
+from fedsim.experiment.config import from_config
+from fedsim.experiment.experiment import Experiment
+from fedsim.record import checkpoint
+from fedsim.record.directory import RunDirectory
+from fedsim.record.state import restore
+from fedsim.types import Kept
+from fedsim.values import Vector
+
+
+def trained(
+    run: RunDirectory, seed: int | None = None, node: int | None = None, experiment: Experiment | None = None
+) -> tuple[nn.Module, int]:
+    """Return the module of a run's latest checkpoint, on the CPU and in eval mode, and the round of that.
+
+    Args:
+        run: the run.
+        seed: one of its seeds; the first by default.
+        node: without a server, the node whose model it is; by default the weighted average of all models.
+        experiment: needed if the run's model or data were made in Python.
+
+    Raises:
+        RunError: the run has no checkpoint, or its nodes keep their models.
+        ConfigError: no such seed or node.
+    """
+    seeds = [int(name) for name in run.manifest["status"]]
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise ConfigError(f"{run.path} has no seed {seed}; expected one of {', '.join(map(str, seeds))}")
+    experiment = (experiment or from_config(run.config)).with_execution(device="cpu")
+    with run.open_seed(seed) as record:                    # no other process may write checkpoints meanwhile
+        loaded = checkpoint.load_latest(record.checkpoints)
+    if loaded is None:
+        raise RunError(f"{run.path}, seed {seed}, has no checkpoint; run or resume it first")
+    fed = prepare(experiment, seed).federation
+    begun = method_of(experiment).init(fed.model.vector(), cohort(fed, 0))
+    if isinstance(begun.x, Kept) and loaded.meta["backend"].get("backend") == "flower":
+        raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
+    x = restore(begun, loaded.tensors).x
+    if isinstance(x, Kept):
+        x = _of_node(x, node, fed.p)
+    elif node is not None:
+        raise ConfigError(f"{run.path} has one model, at its server; leave out the node")
+    return _module(fed.model, x), loaded.round
+
+
+def _of_node(x: Kept[Vector], node: int | None, p: np.ndarray) -> Vector:
+    """The model of one node, or the average with weights ``p``."""
+    if node is not None:
+        if not 0 <= node < x.n:
+            raise ConfigError(f"node is {node}; expected 0 to {x.n - 1}")
+        return x[node]
+    average = torch.zeros_like(x[0])
+    for i, weight in enumerate(p.tolist()):
+        average += weight * x[i]
+    return average
+
+
+def _module(model: Any, x: Vector) -> nn.Module:
+    module: nn.Module = model.load(x)
+    for parameter in module.parameters():                  # memory of their own: x is one vector
+        parameter.data = parameter.data.clone()
+    return module.eval()
