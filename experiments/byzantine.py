@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -183,11 +182,6 @@ def _nodes(made: Any, name: str) -> Any:
 PARTS = {"flag": flag, "mixing": mixing, "gossip": gossip}
 
 
-def chosen(part: str | None) -> Iterator[Any]:
-    """The parts to run."""
-    yield from ([PARTS[part]] if part else PARTS.values())
-
-
 def main() -> None:
     """Run the parts and print their tables."""
     parser = argparse.ArgumentParser("python -m experiments.byzantine", description=__doc__)
@@ -197,7 +191,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="choose the server's step on withheld samples")
     parser.add_argument("--quick", action="store_true", help="few rounds")
     options = parser.parse_args()
-    for part in chosen(options.part):
+    for part in [PARTS[options.part]] if options.part else PARTS.values():
         base = replace(BASE, data=Data(options.data))
         part(quick(base) if options.quick else base, (0.1, 0.3, 1.0) if options.tune else (), options.root)
 
