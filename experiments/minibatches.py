@@ -6,9 +6,9 @@ with the identity), DCGD, EF14, EF21-SGD, EF21-SGDM and EControl with Top-1 %. A
 grid, so with equal budgets, by the accuracy on a fifth of every client's samples, withheld from training, on two seeds
 (100 and 101); then they are run with all samples on three other, paired seeds.
 
-Run: python -m experiments.minibatches (10 minutes on one core; --quick, on digits, half a minute). Expected: EF14 and
-EControl near SGD; EF21-SGD behind them, as the noise of minibatches is not averaged away, which EF21-SGDM mends; DCGD
-last. The folder holds table.md and accuracy.png. What was measured is in experiments/README.md.
+Run: python -m experiments.minibatches (ten minutes of one core; --quick, on digits, half a minute). Expected: EF14
+and EControl near SGD; EF21-SGD behind them, as the noise of minibatches is not averaged away, which EF21-SGDM mends;
+DCGD last. The folder holds table.md and accuracy.png.
 """
 
 from __future__ import annotations
