@@ -43,8 +43,8 @@ class Common:
 
 
 def as_text(experiment: Experiment, common: Common) -> str:
-    """Serialise an experiment and its metadata as JSON."""
-    config = to_config(experiment)
+    """Serialise what nodes need of an experiment, and its metadata, as JSON; metrics are the server's."""
+    config = {**to_config(experiment), "metrics": []}
     config |= {} if config["topology"] is None else {"topology": NO_GRAPH}
     return json.dumps({"experiment": config, "common": asdict(common)}, sort_keys=True)
 
