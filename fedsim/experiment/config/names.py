@@ -45,7 +45,7 @@ CATALOGUES = {
     "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "optimizer": Catalogue("fedsim.engine.optimizers", "OPTIMIZERS", "step"),
-    "uplink": Catalogue("fedsim.feedback", "UPLINKS", "__init__"),
+    "uplink": Catalogue("fedsim.feedback", "UPLINKS", "directions"),
     "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast"),
     "aggregate": Catalogue("fedsim.robust", "RULES", "__call__"),
     "rule": Catalogue("fedsim.robust", "RULES", "__call__"),
@@ -123,7 +123,7 @@ class ImportedModel:
     """An ``Architecture`` built by a user's class or function, so that its initial weights follow the seed.
 
     Attributes:
-        name: dotted name of an ``nn.Module`` class or of a function that returns a module.
+        name: dotted name of an ``nn.Module`` class, or of a function annotated to return one.
         options: keyword arguments; ``input_shape`` and ``classes`` are added if it accepts them.
     """
 
@@ -188,12 +188,40 @@ def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable
         listed = [*known, *aliases(kind), *also, "my.module.Class (your own)"]
         raise ConfigError(f"{place} is {name!r}; {suggest(name, listed)}")
     target: Callable[..., Any] = imported(name, place)
-    makes_module = kind == "model" and (not isinstance(target, type) or issubclass(target, nn.Module))
-    if kind in CATALOGUES and not makes_module and not hasattr(target, CATALOGUES[kind].method):
-        raise ConfigError(
-            f"{place} is {name!r}, which has no {CATALOGUES[kind].method}(); expected a class that can serve as {kind}"
-        )
+    _check_kind(kind, name, place, target)
     return target
+
+
+def _check_kind(kind: str, name: str, place: str, target: Callable[..., Any]) -> None:
+    """Raise ConfigError unless a class or function can serve as a component; nothing of a file is called before.
+
+    A class has the method of its kind itself: ``type`` has a ``__call__``, so that every class seems to.
+    """
+    method = CATALOGUES[kind].method if kind in CATALOGUES else ""
+    if kind == "model" and not hasattr(target, "build"):
+        made = target if isinstance(target, type) else _returned(target)
+        if not (isinstance(made, type) and issubclass(made, nn.Module)):
+            raise ConfigError(
+                f"{place} is {name!r}, which has no build(); expected that, a class of torch.nn.Module, or a function"
+                " that says that it returns one: def make(...) -> nn.Module"
+            )
+    elif isinstance(target, type):
+        if method and not any(method in vars(base) for base in target.__mro__):
+            raise ConfigError(
+                f"{place} is {name!r}, which has no {method}(); expected a class that can serve as {kind}"
+            )
+        if not method and not is_dataclass(target):
+            raise ConfigError(f"{place} is the class {name!r}; expected a function, or a dataclass of settings")
+    elif method and not hasattr(target, method):
+        raise ConfigError(f"{place} is {name!r}, which has no {method}(); expected a class that can serve as {kind}")
+
+
+def _returned(make: Callable[..., Any]) -> Any:
+    """Type that a function says that it returns; None if it says nothing."""
+    try:
+        return get_type_hints(make).get("return")
+    except (NameError, TypeError):
+        return None
 
 
 def imported(name: str, place: str) -> Any:

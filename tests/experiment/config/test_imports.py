@@ -120,6 +120,20 @@ def test_components_of_components() -> None:
 
 
 @pytest.mark.parametrize(
+    "place", ["schedule", "uplink", "aggregate", "loss", "model", "partition", "skew", "algorithm"]
+)
+@pytest.mark.parametrize(
+    "command", [{"name": "subprocess.Popen", "shell": True}, {"name": "subprocess.getoutput"}, {"name": "os.system"}]
+)
+def test_nothing_of_a_file_is_called_to_see_what_it_is(place: str, command: dict[str, Any], tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    for key in ("args", "cmd", "command"):
+        with pytest.raises(ConfigError, match=rf"{place}(\.\w+)? is |unknown setting {place}|{place}\.\w+ is missing"):
+            from_config({**config(), place: {**command, key: f"touch {touched}"}})
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
     ("model", "width"), [({"name": f"{HERE}.Net", "width": 7}, 7), ({"name": f"{HERE}.make_net"}, 4)]
 )
 def test_model_of_the_users_is_built_under_the_seed(model: dict[str, Any], width: int) -> None:
