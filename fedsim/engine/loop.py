@@ -133,8 +133,9 @@ class Loop:
                 except Exception as error:
                     raise client_error(node, call.fn, call.round, error) from error
                 result = (message, new) if call.sends else new
-                first = result if first is None else first
-                if form(result) != form(first):
+                if first is None:
+                    first, expected = result, form(result)
+                elif form(result) != expected:
                     raise other_form(call.fn, nodes[0], first, node, result)
                 if new:
                     memory[node] = new
