@@ -29,7 +29,8 @@ def trained(
     Args:
         run: the run.
         seed: one of its seeds; the first by default.
-        node: without a server, the node whose model it is; by default the weighted average of all models.
+        node: without a server, the node whose model it is; by default the weighted average of all models but
+            attackers'.
         experiment: needed if the run's model or data were made in Python.
 
     Raises:
@@ -45,13 +46,15 @@ def trained(
         loaded = checkpoint.load_latest(record.checkpoints)
     if loaded is None:
         raise RunError(f"{run.path}, seed {seed}, has no checkpoint; run or resume it first")
-    fed = prepare(experiment, seed).federation
+    prepared = prepare(experiment, seed)
+    fed = prepared.federation
     begun = method_of(experiment).init(fed.model.vector(), cohort(fed, 0))
     if isinstance(begun.x, Kept) and loaded.meta["backend"].get("backend") == "flower":
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
     x = restore(begun, loaded.tensors).x
     if isinstance(x, Kept):
-        x = _of_node(x, node, fed.p)
+        honest = np.where(np.isin(np.arange(x.n), prepared.attackers), 0.0, fed.p)
+        x = _of_node(x, node, honest / honest.sum())
     elif node is not None:
         raise ConfigError(f"{run.path} has one model, at its server; leave out the node")
     return _module(fed.model, x), loaded.round

@@ -12,8 +12,18 @@ import pytest
 import torch
 
 import fedsim
-from algorithms import DFedAvg, FedAvg
-from fedsim import Data, DirichletPartitioner, Evaluation, Execution, Experiment, FixedSize, IidPartitioner, Logistic
+from algorithms import DFedAvg, FedAvg, Scaffold
+from fedsim import (
+    Adam,
+    Data,
+    DirichletPartitioner,
+    Evaluation,
+    Execution,
+    Experiment,
+    FixedSize,
+    IidPartitioner,
+    Logistic,
+)
 from fedsim.cli import main
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import prepare
@@ -100,9 +110,22 @@ def test_honest_nodes_are_measured_in_gossip(tmp_path: Path) -> None:
     assert found["nodes/test", "scored"] == 9 and found["attackers/test", "scored"] == 1
     assert found["average/test", "accuracy"] > 0.5 and found["nodes", "consensus_distance"] < 10
     assert ("nodes", "contraction") not in found
+    (path,) = tmp_path.iterdir()
+    exported = torch.cat([p.detach().flatten() for p in fedsim.trained_model(path).parameters()])
+    assert exported.abs().max() < 50                       # the average of honest models, without the attacker's
 
 
-@pytest.mark.parametrize("settings", [{"aggregate": CenteredClipping(0.1)}, {"uplink": WorkerMomentum()}])
+KEPT = LocalWork(batch_size=0, steps=2, optimizer=Adam(state="keep"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"aggregate": CenteredClipping(0.1)},
+        {"uplink": WorkerMomentum()},
+        {"aggregate": TrimmedMean(3), "local": KEPT, "algorithm": Scaffold(lr=0.01, option="I")},
+    ],
+)
 def test_memories_of_rules_are_resumed(tmp_path: Path, settings: dict[str, Any]) -> None:
     e = replace(BASE, attack=ALIE(0.3), **settings)
     whole = fedsim.run(e, output=tmp_path / "whole", progress=False)
