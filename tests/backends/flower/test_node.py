@@ -89,6 +89,8 @@ def test_a_good_call_is_answered_and_remembered(tmp_path: Path) -> None:
         ({"function": "__init__"}, "has no client function"),
         ({"function": "lr.__class__"}, "has no client function"),
         ({"function": None}, "has no client function None"),
+        ({"function": "client {\"lr\": [1]}"}, "has the settings"),
+        ({"function": "client {"}, "is not JSON"),
         ({"run": "../../etc"}, "the run's token"),
         ({"seed": "0"}, "seed is '0'"),
         ({"write": "1.x"}, "write is '1.x'"),

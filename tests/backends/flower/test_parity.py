@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import fedsim
-from algorithms import ALGORITHMS, GOSSIP
+from algorithms import ALGORITHMS
+from fedsim.algorithm import has_server
 from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.server.server_app import serve
 from fedsim.experiment.config import from_config
@@ -77,7 +78,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def config_of(algorithm: str) -> dict[str, Any]:
-    gossips = any(cls.__name__ == algorithm for cls in GOSSIP)
+    gossips = any(cls.__name__ == algorithm and not has_server(cls) for cls in ALGORITHMS)
     return {"algorithm": algorithm, **({"topology": RING} if gossips else {})}
 
 

@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from fedsim.backends.flower.protocol.calls import RefusedError
+from fedsim.backends.flower.protocol.calls import RefusedError, parsed
 from fedsim.errors import DeployError
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.linked import Hearing, Offer, Upload
@@ -88,13 +89,16 @@ def _parts(owner: object, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def name_of(algorithm: object, fn: Callable[..., Any]) -> str:
-    """Name under which a node looks up a client function: ``client``, or ``algorithm.client, compressed``.
+    """Name under which a node looks up a client function: ``client``, ``algorithm.client, compressed``, or
+    ``client {"p": 0}`` for a partial function.
 
     Raises:
         DeployError: it is not a method of the algorithm or of one of its settings.
     """
     if isinstance(fn, Upload | Offer | Hearing):
         return name_of(algorithm, fn.fn) + {Upload: UPLOAD, Offer: OFFER, Hearing: HEARING}[type(fn)]
+    if isinstance(fn, partial) and not fn.args and all(isinstance(v, int | float | str) for v in fn.keywords.values()):
+        return f"{name_of(algorithm, fn.func)} {json.dumps(fn.keywords, sort_keys=True)}"
     if isinstance(fn, MethodType):
         for path, part in _parts(algorithm, ""):
             if part is fn.__self__:
@@ -119,7 +123,13 @@ def function_of(algorithm: object, name: object) -> Callable[..., Any]:
             return Offer(function_of(algorithm, name.removesuffix(OFFER)), cast("Gossip", algorithm.uplink))
         if name.endswith(HEARING):
             return Hearing(function_of(algorithm, name.removesuffix(HEARING)))
-    path, _, method = str(name).rpartition(".")
+    head, brace, settings = str(name).partition(" {")
+    if brace:
+        values = parsed(f"{{{settings}", "settings of a client function")
+        if not all(isinstance(value, int | float | str) for value in values.values()):
+            raise RefusedError(f"a client function has the settings {values!r:.80}; expected numbers and texts")
+        return partial(function_of(algorithm, head), **values)
+    path, _, method = head.rpartition(".")
     owner = dict(_parts(algorithm, "")).get(f"{path}." if path else "")
     known = [key for key, value in vars(type(owner)).items() if _runs_at_client(value)]
     if method not in known:
@@ -149,6 +159,7 @@ def arguments(fn: Callable[..., Any], *trees: Any) -> list[Any]:
     """Arguments of a client function after ``local``, plain tuples converted to the NamedTuples it expects."""
     if isinstance(fn, Upload | Offer | Hearing):           # an upload's last memory belongs to the link
         fn = fn.fn
+    fn = fn.func if isinstance(fn, partial) else fn
     hints = [*_hints(fn).values()][1:]
     return [named(tree, hint) for tree, hint in zip(trees, [*hints, *[None] * len(trees)], strict=False)]
 
