@@ -19,6 +19,7 @@ from fedsim.data import Split
 from fedsim.engine.linear_stack import per_sample
 from fedsim.engine.model import Model, called
 from fedsim.engine.purity import generator_states
+from fedsim.engine.seeded import Undrawn
 from fedsim.engine.snapshot import Snapshot, alike
 from fedsim.errors import ModelError
 from fedsim.tree import Samples, count, flat, mapped, tensors_of, written
@@ -155,7 +156,7 @@ def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snaps
     """
     n, tolerance, sum_of = min(count(y), STEP), _tolerance(model), partial(torch.sum, dtype=torch.float64)
     halves = slice((n + 1) // 2), slice(n // 2, n)         # of equal shapes, by which a cache may go
-    batches = [Batch(x, y).part(rows) for rows in halves]
+    batches = [_batch(x, y).part(rows) for rows in halves]
     lasting = model.module.state_dict(keep_vars=True).keys() - model.statistics.keys()
     uncounted = {name.replace("running_mean", "num_batches_tracked") for name in model.statistics}   # nothing reads it
     total, moved, equal = sum_of(v), set[str](), True
@@ -193,7 +194,9 @@ def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snaps
 def _train(model: Model, v: Vector, batch: Batch) -> tuple[list[Tensor], Snapshot]:
     """Gradient on a minibatch and then outputs in evaluation, and the state that these leave behind."""
     drawn = generator_states()
-    given = [model.gradient(v, batch), *tensors_of(model.outputs(v, batch.part(slice(1)).x))]
+    with Undrawn():  # type: ignore[no-untyped-call]         # in the backward pass too
+        g = model.gradient(v, batch)
+    given = [g, *tensors_of(model.outputs(v, batch.part(slice(1)).x))]
     if generator_states() != drawn:
         raise ModelError(
             f"{name_of(model.module)} or its loss draws from the global generator of PyTorch or NumPy, which no seed of"
@@ -226,20 +229,26 @@ def _refuse_mixing_in_evaluation(model: Model, v: Vector, x: Samples, y: Samples
 def _mixes(model: Model, v: Vector, x: Samples, y: Samples) -> bool:
     """Compare losses and gradients in training: a row of padding may mix in gradients alone."""
     with torch.no_grad():
-        if any(_mixed(lambda x, y: [model.losses(v, Batch(x, y))], _tolerance(model), x, y)):
+        draws = bool(model.draws)
+        if any(_mixed(lambda x, y: [model.losses(v, _batch(x, y))], _tolerance(model), x, y, draws=draws)):
             return True
     if count(y) == 1:
         return False
     weight = torch.tensor([1, 0], dtype=model.dtype, device=model.device)
     rows = (itemgetter(chosen) for chosen in ([0, 1], [0, -1 if count(y) > 2 else 0]))
-    a, b = (model.gradient(v, Batch(mapped(of, x), mapped(of, y), weight)) for of in rows)
+    a, b = (model.gradient(v, _batch(mapped(of, x), mapped(of, y), weight)) for of in rows)
     return not alike(a, b, _tolerance(model))
 
 
-def _mixed(f: Callable[..., list[Tensor]], tolerance: float, *samples: Samples) -> list[bool]:
+def _batch(x: Samples, y: Samples, weight: Tensor | None = None) -> Batch:
+    return Batch(x, y, weight, torch.zeros(count(y), dtype=torch.int64, device=flat(y)[0].device))
+
+
+def _mixed(f: Callable[..., list[Tensor]], tolerance: float, *samples: Samples, draws: bool = False) -> list[bool]:
     """For each tensor of ``f(*samples)``, whether a row changes with the samples beside it or with their number.
 
     Others of the same number leave the rounding as it is; another number may change it, in half precision by a percent.
+    The first rows are drawn for as before, whatever follows them.
     """
     n, together = count(samples[0]), f(*samples)
     half = n // 2
@@ -247,10 +256,11 @@ def _mixed(f: Callable[..., list[Tensor]], tolerance: float, *samples: Samples) 
     if not half:
         return mixed
     first, second = list(range(half)), list(range(half, n))
+    alone = first if draws else second
     for chosen, rows, at, bound in (
         (first + [i % half for i in second], first, first, tolerance),
         ([second[i % len(second)] for i in first] + second, second, second, tolerance),
-        (second, second, [*range(len(second))], max(tolerance, COARSE)),
+        (alone, alone, [*range(len(alone))], tolerance if draws else max(tolerance, COARSE)),
     ):
         found = f(*(mapped(itemgetter(chosen), part) for part in samples))
         mixed = [m or not alike(a[rows], b[at], bound) for m, a, b in zip(mixed, together, found, strict=True)]

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from fedsim.engine.seeded import Seeded
 from fedsim.errors import ModelError
 from fedsim.models.losses import cross_entropy
 from fedsim.tree import Samples
@@ -42,6 +43,7 @@ class _Layer:
     columns: int
     bias: bool
     activation: str
+    dropout: float = 0.0
 
     @property
     def bias_start(self) -> int:
@@ -71,8 +73,10 @@ class DenseStack:
                 layers.append(_Layer(start, part.out_features, part.in_features, part.bias is not None, "identity"))
                 start += part.weight.numel() + (part.out_features if part.bias is not None else 0)
                 seen.add(id(part.weight))
-            elif _is(part, *_ACTIVATIONS) and layers and layers[-1].activation == "identity":
+            elif _is(part, *_ACTIVATIONS) and layers and (layers[-1].activation, layers[-1].dropout) == ("identity", 0):
                 layers[-1] = replace(layers[-1], activation=_ACTIVATIONS[type(part)])
+            elif _is(part, nn.Dropout) and layers and not layers[-1].dropout and part.p < 1:
+                layers[-1] = replace(layers[-1], dropout=part.p if part.training else 0.0)
             else:
                 return None
         return cls(layers, loss, flatten) if layers else None
@@ -89,24 +93,36 @@ class DenseStack:
         """
         c = len(xs)
         weights = [xs[:, at.start : at.bias_start].view(c, at.rows, at.columns) for at in self.layers]
-        hidden = [batch.x.reshape(c, batch.x.shape[1], -1)]
-        for layer, w in zip(self.layers, weights, strict=True):
+        given = [batch.x.reshape(c, batch.x.shape[1], -1)]     # to each layer; the last is the output
+        hidden: list[Tensor] = []
+        masks = self._masks(batch)
+        for layer, w, mask in zip(self.layers, weights, masks, strict=True):
             if layer.bias:
                 bias = xs[:, layer.bias_start : layer.bias_start + layer.rows].unsqueeze(1)
-                z = torch.baddbmm(bias, hidden[-1], w.mT)
+                z = torch.baddbmm(bias, given[-1], w.mT)
             else:
-                z = torch.bmm(hidden[-1], w.mT)
+                z = torch.bmm(given[-1], w.mT)
             hidden.append(_activate(z, layer.activation))
-        delta = self._output_delta(hidden[-1], batch)
+            given.append(hidden[-1] if mask is None else hidden[-1] * mask)
+        delta = self._output_delta(given[-1], batch)
         for i in reversed(range(len(self.layers))):
-            layer = self.layers[i]
-            delta = _through(delta, hidden[i + 1], layer.activation)
+            layer, mask = self.layers[i], masks[i]
+            delta = _through(delta if mask is None else delta * mask, hidden[i], layer.activation)
             before = torch.bmm(delta, weights[i]) if i else delta
             if layer.bias:
                 yield layer.bias_start, delta.sum(1)
             # no out=: writing into the strided rows of one [c, d], PyTorch would run one product at a time
-            yield layer.start, torch.bmm(delta.mT, hidden[i]).view(c, -1)
+            yield layer.start, torch.bmm(delta.mT, given[i]).view(c, -1)
             delta = before
+
+    def _masks(self, batch: Batch) -> list[Tensor | None]:
+        """Dropout's factors ``[c, B, rows]`` of each layer's outputs, 0 or 1 / (1 - p); None without dropout."""
+        drawn, b = Seeded(None if batch.key is None else batch.key[:, 0]), batch.x.shape[1]
+        return [
+            drawn.coins(torch.Size((len(batch.x), b, at.rows)), 1 - at.dropout).to(batch.x.dtype).div_(1 - at.dropout)
+            if at.dropout else None
+            for at in self.layers
+        ]  # fmt: skip
 
     def _output_delta(self, out: Tensor, batch: Batch) -> Tensor:
         """Derivative ``[c, B, k]`` of every client's mean loss with respect to its outputs."""

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.engine.batch_norm import statistics_of
 from fedsim.engine.linear_stack import DenseStack, per_sample
+from fedsim.engine.seeded import Seeded, UnbatchedDrawError
 from fedsim.errors import ModelError
 from fedsim.tree import Samples, count, joined, mapped, pieces
 from fedsim.types import Batch
@@ -33,7 +35,7 @@ class Model:
     gradient has the new statistics, and a step takes them over: see ``fedsim.engine.descent``.
 
     Args:
-        module: any ``nn.Module`` without Dropout whose only state is its parameters; see ``fedsim.engine.examine``.
+        module: any ``nn.Module`` whose only state is its parameters; see ``fedsim.engine.examine``.
         loss: ``(outputs [B, ...], targets [B, ...]) -> [B]``; one number per sample, not their mean. An ``nn.Module``
             is in eval mode during evaluation, as the model is.
         penalty: differentiable function of the vector, added to every client's objective.
@@ -60,7 +62,7 @@ class Model:
         dtype: torch.dtype = torch.float32,
         mixes: bool = False,
     ) -> None:
-        _refuse_unsafe_layers(module)
+        _refuse_lazy_layers(module)
         _refuse_parameters_of(loss)
         self.module = module.to(device=device, dtype=dtype)
         for layer in module.modules():
@@ -86,7 +88,8 @@ class Model:
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self.dense = DenseStack.of(module, loss) if len(named) == len(list(module.parameters())) else None
-        self._recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
+        self._alone = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
+        self.draws: bool | None = None                     # whether it draws random numbers, from the first step on
         self._channels_last = self.convolutional and self.device.type == "cpu"
 
     def vector(self) -> Vector:
@@ -110,8 +113,22 @@ class Model:
 
     def losses(self, x: Vector, batch: Batch) -> Tensor:
         """Losses ``[B]`` of one client's batch in training, without the penalty."""
-        outputs = called(self.load(x), self._input(batch.x))
-        return per_sample(self.loss(outputs, batch.y), count(batch.y))
+        module, inputs = self.load(x), self._input(batch.x)
+
+        def losses() -> Tensor:
+            return per_sample(self.loss(called(module, inputs), batch.y), count(batch.y))
+
+        return self._drawn(losses, None if batch.key is None else batch.key[0])
+
+    def _drawn(self, forward: Callable[[], Tensor], keys: Tensor | None) -> Tensor:
+        """Run a forward pass in training, with its dropout drawn from ``keys``."""
+        if self.draws is False:
+            return forward()
+        math = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cuda" else contextlib.nullcontext()
+        with Seeded(keys) as seeded, math:                 # fused attention would draw within its kernel
+            result = forward()
+        self.draws = self.draws or seeded.calls > 0
+        return result
 
     def gradient(self, x: Vector, batch: Batch) -> Vector:
         """Gradient ``[d]`` of the mean loss (plus penalty) of one client's batch."""
@@ -142,12 +159,16 @@ class Model:
             extra = None if self.penalty is None else torch.vmap(torch.func.grad(self.penalty))(xs)
             for offset, part in self.dense.gradients(xs, batch):
                 yield offset, part if extra is None else part.add_(extra[:, offset : offset + part.shape[1]])
-        elif len(xs) == 1 or self._recurrent or (self.mixes and batch.weight is not None):   # as in the loop
-            each = [self._one_client(x, self._row(batch, i)) for i, x in enumerate(xs)]
-            stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
-            yield from zip(self.offsets, _owned(stacked), strict=True)
-        else:
-            yield from zip(self.offsets, _owned(self._stacked(xs, batch)), strict=True)
+            return
+        if len(xs) > 1 and not self._alone and not (self.mixes and batch.weight is not None):
+            try:
+                yield from zip(self.offsets, _owned(self._stacked(xs, batch)), strict=True)
+                return
+            except UnbatchedDrawError:
+                self._alone = True
+        each = [self._one_client(x, self._row(batch, i)) for i, x in enumerate(xs)]   # as in the loop
+        stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
+        yield from zip(self.offsets, _owned(stacked), strict=True)
 
     def _stacked(self, xs: Tensor, batch: Batch) -> list[Tensor]:
         """Gradients of every parameter, ``[c, d_p]`` each, from ``torch.vmap`` of the module."""
@@ -156,8 +177,9 @@ class Model:
             held = [t.reshape(-1, *s).detach() for t, s in columns]
             parts = [t.requires_grad_() for t in held[: len(self.parameters)]]
             statistics = [t.clone(memory_format=torch.contiguous_format) for t in held[len(parts) :]]
-            mean = torch.vmap(self._functional_loss, in_dims=(0, 0, 0, None if batch.weight is None else 0))
-            total = mean([*parts, *statistics], batch.x, batch.y, batch.weight).sum()
+            dims, keys = (0, 0, 0, None if batch.weight is None else 0), None if batch.key is None else batch.key[:, 0]
+            mean = torch.vmap(self._functional_loss, dims, randomness="error" if self.draws is False else "different")
+            total = self._drawn(lambda: mean([*parts, *statistics], batch.x, batch.y, batch.weight).sum(), keys)
             grads = torch.autograd.grad(total, parts, materialize_grads=True)
         flat = [t.reshape(len(xs), -1) for t in (*grads, *statistics)]   # into which the forward pass wrote
         if self.penalty is None:
@@ -258,15 +280,6 @@ def _refuse_parameters_of(loss: Loss) -> None:
         )
 
 
-def _refuse_unsafe_layers(module: nn.Module) -> None:
+def _refuse_lazy_layers(module: nn.Module) -> None:
     if shapeless := [name for name, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
         raise ModelError(f"parameter {shapeless[0]!r} has no shape yet; call the module on a sample before")
-    for name, layer in module.named_modules():
-        kind = type(layer).__name__
-        setting = "p" if isinstance(layer, nn.modules.dropout._DropoutNd) else "dropout"
-        chance = getattr(layer, setting, 0.0)
-        if isinstance(layer, nn.RReLU) or (isinstance(chance, float) and chance > 0):
-            raise ModelError(
-                f"layer {name!r} is {kind}({setting}={chance}), which draws random numbers that no seed of a run"
-                f" controls. Remove it or set {setting}=0."
-            )
