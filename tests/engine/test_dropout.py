@@ -129,6 +129,15 @@ def test_a_run_is_repeated_bit_for_bit_and_masks_follow_the_seed(kind: str, back
     assert not torch.allclose(first, after_rounds(backend, kind, seed=4), atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", [Loop(), Blocks(2)], ids=["loop", "blocks"])
+def test_a_later_process_goes_on_bit_for_bit(backend: Backend) -> None:
+    """Only the state of round 1 is taken over, as from a checkpoint."""
+    before, method = federation(backend, "encoder"), FedAvg()
+    one = method.round(method.init(before.model.vector(), cohort(before, 0)), cohort(before, 1))
+    whole = method.round(one, cohort(before, 2)).x
+    assert torch.equal(method.round(one, cohort(federation(backend, "encoder"), 2)).x, whole)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["dense", "encoder"])
 def test_actors_agree_with_blocks_bit_for_bit(kind: str) -> None:

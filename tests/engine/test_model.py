@@ -261,7 +261,9 @@ def test_batch_norm_with_frozen_statistics_stays_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.InstanceNorm1d(4, track_running_stats=True), nn.BatchNorm1d(4, momentum=None)], ids=["instance", "batch"]
+    "layer",
+    [nn.InstanceNorm1d(4, track_running_stats=True), nn.BatchNorm1d(4, momentum=None)],
+    ids=["instance", "batch"],
 )
 def test_other_layers_that_keep_statistics_are_refused(layer: nn.Module) -> None:
     with pytest.raises(ModelError, match=type(layer).__name__):
