@@ -36,6 +36,7 @@ _NAMES = {
     "fedsim.record.metrics": ["read_metrics"],
     "fedsim.report.compare": ["compare", "records", "render"],
     "fedsim.report.curves": ["curves"],
+    "fedsim.report.tables": ["to_latex", "to_markdown"],
     "fedsim.seeds": ["uniform_of"],
     "fedsim.sweeps.jobs": ["sweep"],
     "fedsim.types": ["Batch", "Kept", "Local", "Rule", "Sent"],

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.cli.output import Arguments, console, writing
+from fedsim.errors import ConfigError
 from fedsim.report import compare as comparing
+from fedsim.report import tables
 from fedsim.report.series import AXES
 
 TARGET = "value of the metric whose cost is counted; by default a round number near the best final value"
@@ -19,7 +21,16 @@ def compare(argv: Sequence[str]) -> int:
     parser = _parser("compare", "Compare runs: final values, paired differences, and the cost of reaching a target.")
     parser.add_argument("--baseline", default="first", help="run to compare with: a label, best or first (default)")
     parser.add_argument("--client", type=int, help="compare the metric of this client, such as 7, on its own samples")
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="RUN=NAME",
+        help="name for a run, which is given by its directory or label",
+    )
+    names = "seeds, final, late, best, difference, round, megabytes, gradient_evaluations, simulated_seconds"
+    parser.add_argument("--columns", metavar="NAMES", help=f"columns of the table, such as final,round: {names}")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    forms.add_argument("--latex", action="store_true", help="print a LaTeX tabular (booktabs), best means in bold")
+    forms.add_argument("--markdown", action="store_true", help="print a Markdown table, best means in bold")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="CSV file to write the numbers to")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw the metric in: .png, .svg or .pdf")
     look = _add_options(parser.add_argument_group("options of --plot"))
@@ -27,9 +38,14 @@ def compare(argv: Sequence[str]) -> int:
     options: Any = {key: value for key, value in vars(arguments).items() if key in look}
     if options and not arguments.plot:
         parser.error(f"--{next(iter(options)).replace('_', '-')} is an option of --plot FILE, which is missing")
+    if arguments.columns is not None and arguments.json:
+        parser.error("--columns chooses those of a table, but --json prints all")
+    columns = None if arguments.columns is None else [name.strip() for name in arguments.columns.split(",")]
     measured = comparing.compare(
-        arguments.runs, arguments.scope, arguments.metric, arguments.target, arguments.baseline, arguments.client
-    )
+        arguments.runs, arguments.scope, arguments.metric, arguments.target, arguments.baseline, arguments.client,
+        labels=dict(map(_label, arguments.label)),
+    )  # fmt: skip
+    comparing.columns_of(measured, columns)                # a wrong one fails before files are written
     if arguments.csv:
         with writing(arguments.csv):
             arguments.csv.write_text(comparing.to_csv(measured))
@@ -40,9 +56,22 @@ def compare(argv: Sequence[str]) -> int:
             curves(measured, arguments.plot, **options)
     if arguments.json:
         print(comparing.to_json(measured))
+    elif arguments.latex:
+        print(tables.to_latex(measured, columns), end="")
+    elif arguments.markdown:
+        print(tables.to_markdown(measured, columns), end="")
     else:
-        console().print(comparing.render(measured))
+        console().print(comparing.render(measured, columns))
     return 0
+
+
+def _label(text: str) -> tuple[str, str]:
+    """Run and name of ``RUN=NAME``; ``=`` may also be in a directory, a label (the last one splits) or a name."""
+    cuts = [at for at, char in enumerate(text) if char == "="]
+    if not cuts or not text[cuts[-1] + 1 :].strip():
+        raise ConfigError(f"--label is {text!r}; expected RUN=NAME, such as runs/avg=FedAvg")
+    cut = next((at for at in cuts if Path(text[:at]).is_dir()), cuts[-1])
+    return text[:cut], text[cut + 1 :].strip()
 
 
 def _add_options(group: Any) -> set[str]:

@@ -30,7 +30,7 @@ from rich.text import Text
 from fedsim.errors import ConfigError, suggest
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
-from fedsim.report.series import NOTHING, RunSeries, load_runs, unmeasured
+from fedsim.report.series import NOTHING, RunSeries, load_runs, relabelled, unmeasured
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, lower_is_better
 
 LATE = 5
@@ -41,6 +41,8 @@ COSTS = {
     "gradient_evaluations": "grad evals",
     "simulated_seconds": "sim. seconds",
 }
+SPARE = ("gradient_evaluations", "best", "late", "megabytes", "seeds", "round", "difference")
+"""Columns that a narrow terminal leaves out, the least important first."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def compare(
     target: float | None = None,
     baseline: str = "first",
     client: int | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare all runs at these paths.
 
@@ -109,13 +112,14 @@ def compare(
         target: count costs up to this value; by default a round number 5 to 7 % short of the best mean final value.
         baseline: label of a run, ``first``, or ``best`` (by mean final value).
         client: id of a client, to compare its own metric: by default on its samples, or of its model on the test set.
+        labels: new labels of runs, by their directories or by the labels that they would have.
 
     Raises:
         RunError: no run there.
-        ConfigError: unknown metric or baseline.
+        ConfigError: unknown metric or baseline, or labels of no run.
     """
     places = paths_of(paths)
-    runs = load_runs(places, scope, metric, client)
+    runs = relabelled(load_runs(places, scope, metric, client), labels or {})
     lower = lower_is_better(metric, directions(runs))
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
     means = [final.mean for final in finals]
@@ -212,24 +216,39 @@ def costs_of(comparison: Comparison) -> dict[str, str]:
     return {name: unit for name, unit in COSTS.items() if timed or name != "simulated_seconds"}
 
 
-def header(comparison: Comparison) -> list[str]:
+def columns_of(comparison: Comparison, chosen: Sequence[str] | None = None) -> dict[str, str]:
+    """Titles of the columns behind the run's, by name: all, or those chosen, in their order.
+
+    Raises:
+        ConfigError: no such column.
+    """
+    difference = {"difference": f"− {comparison.baseline}"} if len(comparison.runs) > 1 else {}
+    measured = {"seeds": "seeds", "final": "final", "late": f"last {LATE}", "best": "best"}
+    titles = {**measured, **difference, **costs_of(comparison)}
+    for name in chosen or ():
+        if name not in titles:
+            raise ConfigError(f"there is no column {name!r}; {suggest(name, titles)}")
+    return titles if chosen is None else {name: titles[name] for name in chosen}
+
+
+def header(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[str]:
     """Column titles of `cells`."""
-    difference = [f"− {comparison.baseline}"] if len(comparison.runs) > 1 else []
-    return ["run", "seeds", "final", f"last {LATE}", "best", *difference, *costs_of(comparison).values()]
+    return ["run", *columns_of(comparison, chosen).values()]
 
 
-def cells(comparison: Comparison) -> list[list[str]]:
-    """The comparison as text, one row a run."""
-    rows, names = [], costs_of(comparison)
+def cells(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[list[str]]:
+    """The comparison as text, one row a run, with the columns that are chosen."""
+    rows, names = [], columns_of(comparison, chosen)
+    costs = [name for name in names if name in COSTS]
     for summary in comparison.runs:
         seeds = len(summary.run.seeds)
         short = f"missed by {seeds - summary.reached} of {seeds}"
-        missing = ["not recorded"] * len(names) if summary.reached == seeds else [short, *["–"] * (len(names) - 1)]
+        missing = ["not recorded"] * len(costs) if summary.reached == seeds else [short, *["–"] * len(costs)]
         alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
-        difference = [text_of(summary.difference, alone, "+")] if len(comparison.runs) > 1 else []
-        costs = [text_of(summary.cost[name], why) for name, why in zip(names, missing, strict=True)]
-        values = [*map(text_of, (summary.final, summary.late, summary.best)), *difference, *costs]
-        rows.append([summary.run.label, str(seeds), *values])
+        texts = {"seeds": str(seeds), "difference": text_of(summary.difference, alone, "+")}
+        texts |= {name: text_of(getattr(summary, name)) for name in ("final", "late", "best")}
+        texts |= {name: text_of(summary.cost[name], why) for name, why in zip(costs, missing, strict=False)}
+        rows.append([summary.run.label, *(texts[name] for name in names)])
     return rows
 
 
@@ -241,20 +260,20 @@ def title(comparison: Comparison) -> str:
     return f"{comparison.metric}{whose} on {scopes}{target}"
 
 
-def notes(comparison: Comparison, hidden: Sequence[str] = ()) -> str:
-    """Explanation of the columns of `cells`, but for hidden ones."""
-    several = len(comparison.runs) > 1
-    difference = f"− {comparison.baseline}"
-    columns = {
+def notes(comparison: Comparison, chosen: Sequence[str] | None = None) -> str:
+    """Explanation of the columns of `cells`."""
+    shown = columns_of(comparison, chosen)
+    texts = {
         "final": "Mean over seeds ± 95 % Student-t interval (none for one seed).",
-        f"last {LATE}": f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0).",
-        difference: f"“{difference}”: difference of final values, paired by seed." if several else "",
-        "rounds": "Costs: up to the first evaluation that reaches the target. Missed: seeds that never reached it.",
-        "MB": "MB: sent and received by clients, 10⁶ bytes; a message between two of them counts for both.",
-        "grad evals": "Grad evals: gradient evaluations of all clients.",
-        "sim. seconds": "Sim. seconds: by the clock of the experiment." if len(costs_of(comparison)) > 3 else "",
+        "late": f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0).",
+        "difference": f"“− {comparison.baseline}”: difference of final values, paired by seed.",
+        "cost": "Costs: up to the first evaluation that reaches the target. Missed: seeds that never reached it.",
+        "megabytes": "MB: sent and received by clients, 10⁶ bytes; a message between two of them counts for both.",
+        "gradient_evaluations": "Grad evals: gradient evaluations of all clients.",
+        "simulated_seconds": "Sim. seconds: by the clock of the experiment.",
     }
-    return " ".join(text for name, text in columns.items() if text and name not in hidden)
+    explained = {"final", *shown, *(["cost"] if set(COSTS) & set(shown) else [])}
+    return " ".join(text for name, text in texts.items() if name in explained)
 
 
 @dataclass(frozen=True)
@@ -262,6 +281,7 @@ class Rendering(JupyterMixin):
     """A comparison for a terminal or notebook: the columns that fit, and warnings below; `str` gives it as text."""
 
     comparison: Comparison
+    columns: Sequence[str] | None = None
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO())
@@ -270,43 +290,48 @@ class Rendering(JupyterMixin):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Leave out columns, the least important first, until no word is broken; runs may wrap between words."""
-        names, rows = header(self.comparison), cells(self.comparison)
-        difference = names[5 : -len(costs_of(self.comparison))]
-        spare = ["grad evals", "best", f"last {LATE}", "MB", "seeds", "rounds", *difference]
-        hidden: list[str] = []
+        titles = columns_of(self.comparison, self.columns)
+        kept, spare = list(titles), [name for name in SPARE if name in titles]
         while True:
-            table = _table(names, rows, hidden)
+            table = _table(header(self.comparison, kept), cells(self.comparison, kept))
             needed = Measurement.get(console, options.update(width=10_000), table).minimum
             if needed <= options.max_width or not spare:
                 break
-            hidden.append(spare.pop(0))
+            kept.remove(spare.pop(0))
         yield Text(title(self.comparison), style="italic")
         yield table
-        yield Text(notes(self.comparison, hidden), style="dim")
-        if hidden:
-            left_out = ", ".join(name for name in names if name in hidden)
+        yield Text(notes(self.comparison, kept), style="dim")
+        if len(kept) < len(titles):
+            left_out = ", ".join(text for name, text in titles.items() if name not in kept)
             where = "see them in a wider terminal, or write all with fedsim compare --csv FILE"
             yield Text(f"Left out at {options.max_width} columns: {left_out}; {where}.", style="bold")
         for warning in self.comparison.warnings:
             yield Text(f"warning: {warning}", style="bold yellow")
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]], hidden: Sequence[str]) -> Table:
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    shown = [index for index, name in enumerate(names) if name not in hidden]
-    for index in shown:
+    for index, name in enumerate(names):
         words = " ".join(row[index] for row in rows).split(" ") if index == 0 else [row[index] for row in rows]
-        heading = textwrap.fill(names[index], max(*map(cell_len, words), 8), break_long_words=False)
+        heading = textwrap.fill(name, max(*map(cell_len, words), 8), break_long_words=False)
         least = max(map(cell_len, [*words, *heading.split("\n")]))
         table.add_column(Text(heading), justify="right" if index else "left", min_width=least, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(row[index]) for index in shown))
+        table.add_row(*map(Text, row))
     return table
 
 
-def render(comparison: Comparison) -> Rendering:
-    """The comparison as a table for the terminal, with its warnings below; for `rich.print` and `print`."""
-    return Rendering(comparison)
+def render(comparison: Comparison, columns: Sequence[str] | None = None) -> Rendering:
+    """The comparison as a table for the terminal, with its warnings below; for `rich.print` and `print`.
+
+    Args:
+        columns: of `columns_of`, in the order to show; by default all that fit.
+
+    Raises:
+        ConfigError: no such column.
+    """
+    columns_of(comparison, columns)
+    return Rendering(comparison, columns)
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import ConfigError, DivergenceError, RunError
+from fedsim.errors import ConfigError, DivergenceError, RunError, suggest
 from fedsim.experiment.short_forms import in_full
 from fedsim.record.absences import absent
 from fedsim.record.directory import RunDirectory, open_run
@@ -247,6 +248,28 @@ def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list
         if len(set(labels)) == len(labels):
             return labels
     return [str(path) for path in paths]
+
+
+def relabelled(runs: Sequence[RunSeries], labels: Mapping[str, str]) -> list[RunSeries]:
+    """The runs with new labels for those that are named by their directory or by their label.
+
+    Raises:
+        ConfigError: a name is that of no run, or two runs would have one label.
+    """
+    new: dict[Path, str] = {}
+    for name, label in labels.items():
+        path = Path(name).resolve()
+        at_path = [run.path for run in runs if run.path.resolve() == path]
+        by_label = [run.path for run in runs if run.label == name]
+        if not (found := at_path or by_label):
+            known = suggest(name, [run.label for run in runs])
+            raise ConfigError(f"the label {label!r} is of {name!r}, no run here; {known}, or a directory")
+        new[found[0]] = label
+    named = [replace(run, label=new.get(run.path, run.label)) for run in runs]
+    taken = [label for label, times in Counter(run.label for run in named).items() if times > 1]
+    if taken:
+        raise ConfigError(f"{len(taken)} labels are those of several runs: {', '.join(taken)}; choose others")
+    return named
 
 
 def _algorithm(config: Mapping[str, Any]) -> str:
