@@ -46,25 +46,35 @@ def run(
 
 
 def resume(
-    path: Path | str, experiment: Experiment | None = None, *, progress: bool = True, host: Host | None = None
+    path: Path | str,
+    experiment: Experiment | None = None,
+    *,
+    rounds: int | None = None,
+    progress: bool = True,
+    host: Host | None = None,
 ) -> RunDirectory:
-    """Continue an interrupted or failed run; its final metrics equal those of an uninterrupted run.
+    """Continue an interrupted or failed run, or one with more rounds; its final metrics equal those of an uninterrupted
+    run of as many rounds.
 
     Args:
         path: the run directory.
         experiment: needed if ``config.yaml`` cannot express the experiment (a model or data set given as a Python
             object), or to change its execution. The block size stays the same, and so does PyTorch's number of threads
             unless ``execution.threads`` is set, so that the numbers do not change.
+        rounds: rounds to run in all, more than each seed has done; by default as many as the run was begun with. What
+            only a last round measures, such as the final evaluation of clients, is then that of the new last round.
         progress: show a progress bar on stderr.
         host: host of the clients; by default the one that ``experiment.execution`` selects.
 
     Raises:
         FedsimError: the directory holds no run, or one of another experiment or version of fedsim; the data set has
-            changed; there is no valid checkpoint; or the run failed again.
+            changed; there is no valid checkpoint; a run of so many rounds would have begun otherwise, as with Cosine
+            over all rounds; or the run failed again.
     """
     if experiment is not None:
         _check_experiment("resume", experiment)
-    return controller.resume(Path(path), experiment, lambda e: host or host_of(e, progress), progress=progress)
+    place = lambda e: host or host_of(e, progress)  # noqa: E731
+    return controller.resume(Path(path), experiment, place, progress=progress, rounds=rounds)
 
 
 def trained_model(

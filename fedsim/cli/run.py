@@ -17,6 +17,7 @@ from fedsim import api
 from fedsim.cli import flags
 from fedsim.cli.output import Arguments, console
 from fedsim.cli.sweep import JOBS, Ending, finish
+from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.config.plan import names
 from fedsim.experiment.experiment import Experiment
@@ -61,20 +62,25 @@ def run(argv: Sequence[str]) -> int:
 
 def resume(argv: Sequence[str]) -> int:
     """Resume a run or a sweep, with the output of `run` or `fedsim sweep`."""
-    about = "Resume an interrupted run or sweep from its checkpoints."
+    about = "Resume an interrupted run or sweep from its checkpoints, or give a run more rounds."
     parser = Arguments("fedsim resume", description=about)
     parser.add_argument("run", type=Path, metavar="DIR", help="run directory or folder of a sweep")
+    more = "rounds in all, more than the run was begun with; the result is that of a run that had them from the start"
+    parser.add_argument("--rounds", type=int, metavar="N", help=more)
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
     parser.add_argument("--jobs", type=int, metavar="JOBS", help=f"for a sweep: {JOBS}")
     arguments = parser.parse_args(argv)
     if is_sweep(arguments.run):
+        if arguments.rounds is not None:
+            raise ConfigError(f"{arguments.run} is a sweep; --rounds extends a run, such as one of its points")
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
-    status = open_run(arguments.run).manifest["status"].values()
-    directory = api.resume(arguments.run, progress=not arguments.quiet)
-    if all(seed["state"] == "finished" for seed in status) and not arguments.quiet:
-        rounds = directory.config["rounds"]
-        print(f"fedsim: note: {directory.path} had finished its {rounds} rounds; nothing to resume", file=sys.stderr)
+    before = open_run(arguments.run)
+    status, planned = before.manifest["status"].values(), before.config["rounds"]
+    directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not arguments.quiet)
+    idle = planned == directory.config["rounds"] and all(seed["state"] == "finished" for seed in status)
+    if idle and not arguments.quiet:
+        print(f"fedsim: note: {directory.path} had finished its {planned} rounds; nothing to resume", file=sys.stderr)
     print_result(directory, arguments.json)
     return 0
 

@@ -255,6 +255,11 @@ def cost(ledger: Ledger, nodes: bool, simulated: float | None = None) -> list[Ro
     return rows + seconds
 
 
+def of_clients(scope: str, node: int | None) -> bool:
+    """Return whether a row is written only when clients, or nodes, are evaluated one by one."""
+    return node is not None or scope.startswith(("clients/", "nodes/", "attackers/"))
+
+
 @torch.no_grad()
 def score(
     model: Model, x: Vector, inputs: Samples, targets: Samples, classification: bool, keep: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -17,6 +17,7 @@ from fedsim.clock.virtual import VirtualClock
 from fedsim.controller import evaluate
 from fedsim.controller.asynchronous import Driver
 from fedsim.controller.choose import choose
+from fedsim.controller.extend import was_end
 from fedsim.controller.host import Host
 from fedsim.controller.keeping import method_of
 from fedsim.controller.prepare import Prepared
@@ -98,15 +99,18 @@ class SeedRun:
         self._tick(0)
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
-            record.truncate(loaded.meta["offset"], done)
+            if extended := done < self.experiment.rounds and was_end(self.directory.manifest, done):
+                record.shorten(done, self._kept(done))
+            record.truncate(record.metrics.size if extended else loaded.meta["offset"], done)
         else:
             record.truncate(0, -1)
+            extended = False
         before = read_metrics(record.timing.path).series("host", "seconds")
         self._start = time.perf_counter() - max(before.values(), default=0.0)
         self.bar.start(self.seed, done)
         if loaded is None:                                 # otherwise round 0 has been evaluated already
             self._evaluate(record, 0, state)
-        self._rounds(record, state, done, backend)
+        self._rounds(record, state, done, backend, extended)
 
     def _write_edges(self) -> None:
         """Write the bytes sent over each link, for methods whose nodes communicate directly."""
@@ -127,7 +131,7 @@ class SeedRun:
         times = {} if self.clock is None else self.clock.snapshot()
         return costs | {f"clock.{name}": tensor for name, tensor in times.items()}
 
-    def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any]) -> None:
+    def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
         name, offset, costs = type(experiment.algorithm).__name__, record.offset(), self._costs()
         absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
@@ -139,10 +143,12 @@ class SeedRun:
                 self.host.saved(state)
 
         try:
+            if extended:                                   # as it is before more rounds, with another offset
+                save()
             for round in range(done + 1, experiment.rounds + 1):
                 ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
                 last = round == experiment.rounds
-                due = last or round % experiment.evaluation.every == 0 or self._clients_due(round)
+                due = last or self._due(round)
                 self.meter.measures = due and alike(fed.p)
                 self.meter.follows_drift, self.meter.drift = due and "drift" in followed, None
                 with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
@@ -177,9 +183,17 @@ class SeedRun:
             save()
             raise
 
+    def _due(self, round: int) -> bool:
+        return round % self.experiment.evaluation.every == 0 or self._clients_due(round)
+
     def _clients_due(self, round: int) -> bool:
         every = self.experiment.evaluation.clients_every
         return every is not None and (round == self.experiment.rounds or bool(every and round % every == 0))
+
+    def _kept(self, round: int) -> Callable[[str, int | None], bool]:
+        """Whether a row of this round, by scope and node, stays when the round is no longer the last one."""
+        due, clients = self._due(round), self._clients_due(round)
+        return lambda scope, node: due and (clients or not evaluate.of_clients(scope, node))
 
     @contextlib.contextmanager
     def _clock_stopped(self) -> Iterator[None]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
+from fedsim.controller.extend import check_extension, note_extension
 from fedsim.controller.host import Host
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.controller.local_steps import check_local_steps
@@ -84,17 +86,27 @@ def _begun(directory: RunDirectory, experiment: Experiment, rounds: int) -> bool
     return made is not None and made.round >= rounds
 
 
-def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool) -> RunDirectory:
-    """Continue a run that was interrupted or failed; see ``fedsim.resume``."""
+def resume(
+    path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool, rounds: int | None = None
+) -> RunDirectory:
+    """Continue a run that was interrupted or failed, or extend one; see ``fedsim.resume``."""
     directory = open_run(path)
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
     _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
-    if experiment is not None and (other := _differing(in_full(directory.config), to_config(experiment))):
+    config = in_full(directory.config)
+    extends = rounds is not None and rounds != config["rounds"]
+    if rounds is not None and extends:
+        todo = [int(seed) for seed in directory.manifest["status"]]
+        config["rounds"] = rounds
+        experiment = None if experiment is None else replace(experiment, rounds=rounds)
+    if experiment is not None and (other := _differing(config, to_config(experiment))):
         raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
     if not todo:
         return directory
     check_version(path, directory.manifest)
-    experiment = experiment or from_config(directory.config)
+    experiment = experiment or from_config({**directory.config, "rounds": config["rounds"]})
+    if extends:
+        check_extension(directory, experiment, experiment.rounds)
     with torch_threads(experiment.execution.threads or directory.manifest["threads"]), host_of(experiment) as there:
         first = there.prepare(experiment, todo[0])
         found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
@@ -105,6 +117,8 @@ def resume(path: Path, experiment: Experiment | None, host_of: HostOf, *, progre
             )
         for remark in _moved(directory.manifest, first):
             there.say(remark)
+        if extends:
+            note_extension(directory, experiment.rounds)
         _run_seeds(experiment, directory, todo, first, progress, there)
     return directory
 
@@ -121,8 +135,8 @@ def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
         if done != rounds:
             raise RunError(
                 f"{directory.path}: seed {seed} finished after {done} rounds, but config.yaml now says rounds:"
-                f" {rounds}; a finished run is not extended. Set rounds: {done} again, or start a new run:"
-                f" fedsim run {directory.path / 'config.yaml'} --rounds {rounds} --output NEW"
+                f" {rounds}. Set rounds: {done} again; a run is extended by: fedsim resume {directory.path} --rounds"
+                f" {rounds}"
             )
 
 

@@ -21,7 +21,7 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +85,20 @@ class SeedRecord:
         """
         self.metrics.truncate(offset)
         self.timing.truncate_after(round)  # its size is machine-dependent; a checkpoint must not be
+
+    def shorten(self, round: int, kept: Callable[[str, int | None], bool]) -> None:
+        """Remove the metrics of later rounds, and those of ``round`` of which ``kept(scope, node)`` is False.
+
+        The file is replaced at once, so that this can be repeated after a kill.
+        """
+        path, lines = self.metrics.path, []
+        for line in path.read_bytes().splitlines(keepends=True):
+            row = json.loads(line)
+            if row["round"] < round or (row["round"] == round and kept(row["scope"], row["node"])):
+                lines.append(line)
+        self.metrics.close()                               # the lock on the timing file keeps others out
+        write_atomic(path, b"".join(lines))
+        self.metrics = RowWriter(path)
 
     def __enter__(self) -> Self:
         return self

@@ -201,7 +201,7 @@ def test_resuming_a_finished_run(finished: Path, tmp_path: Path, capsys: pytest.
     assert main(["resume", str(run), "--quiet"]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and "seed 0 finished after 2 rounds, but config.yaml now says rounds: 5" in captured.err
-    assert f"fedsim run {config} --rounds 5 --output NEW" in captured.err
+    assert f"fedsim resume {run} --rounds 5" in captured.err
 
 
 def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,75 @@
+"""Give a run more rounds than it was begun with, so that it equals a run that had them from the start.
+
+Nothing but the end of a run depends on its number of rounds: the last round is always evaluated, clients included, and
+followed by a method's ``finish``. So the rows that only a last round has go, and what cannot be undone is refused.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from fedsim.errors import ConfigError, RunError
+from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.schedule import Cosine
+from fedsim.record import checkpoint
+from fedsim.record.directory import RunDirectory
+from fedsim.record.files import write_atomic
+from fedsim.record.version import __version__
+from fedsim.robust.robust import innermost
+
+
+def check_extension(directory: RunDirectory, experiment: Experiment, rounds: int) -> None:
+    """Refuse another number of rounds with which the run would not equal one that had it from the start.
+
+    Raises:
+        ConfigError: fewer rounds than a seed has done, or a schedule that spans all rounds.
+        RunError: the run was deployed, or its method's ``finish`` has changed its last state.
+        BusyError: the run is in progress.
+    """
+    path, planned = directory.path, directory.config["rounds"]
+    if isinstance(experiment.schedule, Cosine) and experiment.schedule.rounds is None:
+        raise ConfigError(
+            f"the schedule of {path} is Cosine over all of its {planned} rounds, so those of a run of {rounds} have"
+            " other step sizes; start a new run, or give the next one a schedule.rounds of its own"
+        )
+    if any(chosen["backend"] == "flower" for chosen in directory.manifest["backend"].values()):
+        raise RunError(f"{path} was deployed, and its clients have left; start a new deployment with rounds: {rounds}")
+    for seed in directory.manifest["status"]:
+        done = _done(directory, int(seed))
+        if done >= rounds:
+            raise ConfigError(
+                f"rounds is {rounds}, and seed {seed} of {path} has done {done}; expected more, as no round is undone"
+            )
+        if done == planned and hasattr(innermost(experiment.algorithm), "finish"):
+            raise RunError(
+                f"seed {seed} of {path} has finished: {type(experiment.algorithm).__name__}.finish has used what was"
+                f" under way after round {planned}, which round {planned + 1} would need; start a new run: fedsim run"
+                f" {path / 'config.yaml'} --rounds {rounds} --output NEW"
+            )
+
+
+def _done(directory: RunDirectory, seed: int) -> int:
+    with directory.open_seed(seed) as record:              # no other process may write checkpoints meanwhile
+        loaded = checkpoint.load_latest(record.checkpoints)
+    return 0 if loaded is None else loaded.round
+
+
+def note_extension(directory: RunDirectory, rounds: int) -> None:
+    """Write down the new number of rounds. Killed at any point of this, the run can be resumed, to either number."""
+    config, manifest = directory.config, directory.manifest
+    for seed, status in manifest["status"].items():
+        if status["state"] == "finished":
+            directory.mark(int(seed), "interrupted", f"to be extended to {rounds} rounds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = {"from": config["rounds"], "to": rounds, "at": now, "fedsim": __version__}
+    directory.update_manifest(extended=[*manifest.get("extended", []), entry])
+    text = yaml.safe_dump({**config, "rounds": rounds}, sort_keys=False, allow_unicode=True)
+    write_atomic(directory.path / "config.yaml", text)
+
+
+def was_end(manifest: dict[str, Any], round: int) -> bool:
+    """Return whether the run has been extended from this round, which may have the rows of a last one."""
+    return any(entry["from"] == round for entry in manifest.get("extended", []))
