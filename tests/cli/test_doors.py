@@ -123,7 +123,7 @@ def test_a_run_that_measured_nothing_is_left_out(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("run --algorithm FedDyn --algorithm.alpha 0.1", "algorithm.alpha is '0.1', but FedDyn has no alpha; leave it"),
+        ("run --algorithm FedDyn --algorithm.alpha 0.1", "alpha is '0.1', but FedDyn has no alpha; its alpha is"),
         ("run --algorithm FedDyn --algorithm.rho 0.1", "but FedDyn is FedSpeed with rho=0.0; leave it out, or"),
         ("run --algorithm FedAdam --algorithm.optimizer yogi", "FedAdam is FedOpt with optimizer='adam'"),
         ("run --backend loop --execution.backend blocks", "--backend and --execution.backend are one setting"),

@@ -69,13 +69,13 @@ class Alias(NamedTuple):
         name: the component.
         settings: of it, which make it that method.
         defaults: of its other settings.
-        without: settings of the component that do not exist in the method.
+        without: settings of the component that do not exist in the method, and what to do instead.
     """
 
     name: str
     settings: Mapping[str, Any]
     defaults: Mapping[str, Any] = {}
-    without: Sequence[str] = ()
+    without: Mapping[str, str] = {}
 
     def __str__(self) -> str:
         settings = {**self.settings, **self.defaults}
@@ -88,10 +88,10 @@ ALIASES = {
         "CHOCO-Gossip": Alias("ChocoSGD", {"lr": 0.0}),
         "DFedAvgM": Alias("DFedAvg", {}, {"momentum": 0.9}),
         "DFedSAM-MGS": Alias("DFedSAM", {}, {"gossip_steps": 4}),
-        "FedAdagrad": Alias("FedOpt", {"optimizer": "adagrad", "beta1": 0.0}, without=("beta2",)),
+        "FedAdagrad": Alias("FedOpt", {"optimizer": "adagrad", "beta1": 0.0}, without={"beta2": "leave it out"}),
         "FedAdam": Alias("FedOpt", {"optimizer": "adam"}),
         # lam is 1 / alpha of the paper, 0.01 in its authors' code; alpha of FedSpeed weighs its two gradients
-        "FedDyn": Alias("FedSpeed", {"rho": 0.0}, {"lam": 100.0}, without=("alpha",)),
+        "FedDyn": Alias("FedSpeed", {"rho": 0.0}, {"lam": 100.0}, without={"alpha": "its alpha is 1 / lam: set lam"}),
         "FedYogi": Alias("FedOpt", {"optimizer": "yogi"}),
         "K-GT": Alias("KGT", {}),
         "QG-DSGDm": Alias("QGDSGDm", {}),
@@ -170,8 +170,9 @@ def unaliased(kind: str, value: Any) -> Any:
     given = value if isinstance(value, Mapping) else {}
     for key in given.keys() & {*found.settings, *found.without}:
         if key in found.without or given[key] != found.settings[key]:
-            how = f"has no {key}" if key in found.without else f"is {found.name} with {key}={found.settings[key]!r}"
-            raise ConfigError(f"{kind}.{key} is {given[key]!r}, but {name} {how}; leave it out, or use {found.name}")
+            fixed = f"is {found.name} with {key}={found.settings.get(key)!r}; leave it out"
+            how = f"has no {key}; {found.without[key]}" if key in found.without else fixed
+            raise ConfigError(f"{kind}.{key} is {given[key]!r}, but {name} {how}, or use {found.name}")
     return {**found.settings, **found.defaults, **given, "name": found.name}
 
 

@@ -48,7 +48,7 @@ def test_every_alias_names_a_component_that_has_its_settings() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "said"),
     [
-        ({"name": "FedDyn", "alpha": 0.1}, "algorithm.alpha is 0.1, but FedDyn has no alpha; leave it out, or"),
+        ({"name": "FedDyn", "alpha": 0.1}, "algorithm.alpha is 0.1, but FedDyn has no alpha; its alpha is 1 / lam"),
         ({"name": "FedAdagrad", "beta1": 0.9}, "algorithm.beta1 is 0.9, but FedAdagrad is FedOpt with beta1=0.0"),
         ({"name": "DIANA", "compressor": {"name": "TernGrad", "s": 3}}, "compressor.s is 3, but TernGrad is QSGD"),
     ],
