@@ -6,29 +6,58 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.cli.output import Arguments, writing
-from fedsim.errors import ConfigError
-from fedsim.record.directory import open_run
+from fedsim.errors import ConfigError, suggest
+from fedsim.record.directory import RunDirectory, open_run
 
 SUFFIXES = (".pt", ".safetensors")
+TOOLS = ("tensorboard",)
 
 
 def export(argv: Sequence[str]) -> int:
-    """Write the state_dict of a trained model, and print its path."""
-    about = "Write the model that a run has trained: a state_dict for load_state_dict of the same PyTorch module."
+    """Write the state_dict of a trained model, or the metrics for another tool, and print where."""
+    about = (
+        "Write the model that a run has trained: a state_dict for load_state_dict of the same PyTorch module;"
+        " or its metrics, for TensorBoard."
+    )
     parser = Arguments("fedsim export", description=about)
-    parser.add_argument("run", type=Path, metavar="DIR", help="run directory")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="new file: .safetensors or .pt")
-    parser.add_argument("--seed", type=int, help="seed of the run (default: the first)")
-    parser.add_argument("--node", type=int, help="without a server: this node's model (default: the average)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, metavar="FILE", help="new file for the model: .safetensors or .pt")
+    what.add_argument(
+        "--to", nargs=2, metavar=("TOOL", "DIR"),
+        help="write the metrics of all seeds for a tool, tensorboard, into a new folder of DIR with the run's name",
+    )
+    parser.add_argument("--seed", type=int, help="with --output: seed of the run (default: the first)")
+    parser.add_argument("--node", type=int, help="with --output, no server: this node's model (default: the average)")
     arguments = parser.parse_args(argv)
-    path: Path = arguments.output
+    run = open_run(arguments.run)
+    if arguments.output:
+        return _export_model(run, arguments.output, arguments.seed, arguments.node)
+    if (arguments.seed, arguments.node) != (None, None):
+        parser.error("--seed and --node are of the model, --output FILE; --to writes the metrics of all seeds")
+    return _export_metrics(run, *arguments.to)
+
+
+def _export_metrics(run: RunDirectory, tool: str, root: str) -> int:
+    if tool not in TOOLS:
+        raise ConfigError(f"there is no tool {tool!r}; {suggest(tool, TOOLS)}")
+    from fedsim.record.tensorboard import write_events  # deferred: an extra
+
+    folder = Path(root)
+    with writing(folder / run.path.name):
+        written = write_events(run, folder)
+    print(f"{written}: see it with tensorboard --logdir {folder}")
+    return 0
+
+
+def _export_model(run: RunDirectory, path: Path, seed: int | None, node: int | None) -> int:
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--output is {path}; expected a file named *{' or *'.join(SUFFIXES)}")
     if path.exists():
         raise ConfigError(f"{path} exists; choose another --output, or remove it first")
     from fedsim.controller.trained import trained  # deferred: slow to import
 
-    module, round = trained(open_run(arguments.run), arguments.seed, arguments.node)
+    module, round = trained(run, seed, node)
     state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
     with writing(path):
         if path.suffix == ".pt":
