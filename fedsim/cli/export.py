@@ -27,25 +27,29 @@ def export(argv: Sequence[str]) -> int:
         "--to", nargs=2, metavar=("TOOL", "DIR"),
         help="write the metrics of all seeds for a tool, tensorboard, into a new folder of DIR with the run's name",
     )
+    parser.add_argument("--follow", action="store_true", help="with --to: write on while the run is under way")
     parser.add_argument("--seed", type=int, help="with --output: seed of the run (default: the first)")
     parser.add_argument("--node", type=int, help="with --output, no server: this node's model (default: the average)")
     arguments = parser.parse_args(argv)
     run = open_run(arguments.run)
     if arguments.output:
+        if arguments.follow:
+            parser.error("--follow is of metrics, --to TOOL DIR; a model is exported once, with --output")
         return _export_model(run, arguments.output, arguments.seed, arguments.node)
     if (arguments.seed, arguments.node) != (None, None):
         parser.error("--seed and --node are of the model, --output FILE; --to writes the metrics of all seeds")
-    return _export_metrics(run, *arguments.to)
+    tool, root = arguments.to
+    return _export_metrics(run, tool, root, arguments.follow)
 
 
-def _export_metrics(run: RunDirectory, tool: str, root: str) -> int:
+def _export_metrics(run: RunDirectory, tool: str, root: str, follow: bool) -> int:
     if tool not in TOOLS:
         raise ConfigError(f"there is no tool {tool!r}; {suggest(tool, TOOLS)}")
-    from fedsim.record.tensorboard import write_events  # deferred: an extra
+    from fedsim.record.tensorboard import follow_events, write_events  # deferred: an extra
 
     folder = Path(root)
     with writing(folder / run.path.name):
-        written = write_events(run, folder)
+        written = (follow_events if follow else write_events)(run, folder)
     print(f"{written}: see it with tensorboard --logdir {folder}")
     return 0
 

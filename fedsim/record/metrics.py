@@ -53,19 +53,30 @@ def read_metrics(path: Path | str) -> Metrics:
     Raises:
         RunError: the file is missing, or a complete line is not a row.
     """
+    return read_after(path, 0)[0]
+
+
+def read_after(path: Path | str, start: int) -> tuple[Metrics, int]:
+    """Read the rows from byte ``start`` on, which begins a line; returns them, and where the next ones will begin.
+
+    Raises:
+        RunError: see `read_metrics`; lines are counted from ``start``.
+    """
     path = Path(path)
     blocks = [_parse([], path, 0)]
     lines_read = 0
     try:
         with path.open("rb") as file:
+            file.seek(start)
             while lines := file.readlines(READ_BYTES):
                 if not lines[-1].endswith(b"\n"):
                     lines.pop()
                 blocks.append(_parse(lines, path, lines_read))
                 lines_read += len(lines)
+                start += sum(map(len, lines))
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist; expected the metrics of a run (NAME/seed-0/metrics.jsonl)") from error
-    return Metrics(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+    return Metrics(*(np.concatenate(column) for column in zip(*blocks, strict=True))), start
 
 
 def _parse(lines: list[bytes], path: Path, before: int) -> Metrics:

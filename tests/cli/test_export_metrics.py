@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
+import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from fedsim.cli import main
-from fedsim.record.directory import open_run
+from fedsim.record.directory import SeedRecord, create_run, open_run
 from fedsim.record.metrics import read_metrics
+from fedsim.record.tensorboard import follow_events, write_events
 from tests.report.test_compare import FAST, make_run
 
 pytest.importorskip("tensorboard")
@@ -51,6 +54,51 @@ def test_tensorboard_reads_the_metrics(run: Path, tmp_path: Path, capsys: pytest
     assert lost[0].value == pytest.approx(0.1) and lost[1].value != lost[1].value, "NaN is shown, not left out"
 
 
+def measure(record: SeedRecord, *rounds: int) -> None:
+    for round in rounds:
+        record.metrics.add(round, "server/test", "loss", 1 / (1 + round))
+        record.timing.add(round, "host", "seconds", 0.5 * round)
+        record.flush()
+
+
+def until_steps(folder: Path, expected: list[int]) -> None:
+    """Wait until TensorBoard sees these rounds."""
+    deadline = time.monotonic() + 30
+    while not folder.exists() or [e.step for e in events(folder).Scalars("server/test/loss")] != expected:
+        assert time.monotonic() < deadline, folder
+        time.sleep(0.02)
+
+
+def test_follow_a_run_under_way_and_its_resumption(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "live", {}, {"seeds": [0, 1]})
+    run.mark(0, "running")
+    follower = threading.Thread(target=follow_events, args=(run, tmp_path / "events", 0.01))
+    follower.start()
+    with run.open_seed(0) as record:
+        measure(record, 0)
+        checkpoint = record.offset()
+        until_steps(tmp_path / "events" / "live" / "seed-0", [0])
+        measure(record, 5)
+        until_steps(tmp_path / "events" / "live" / "seed-0", [0, 5])
+        record.truncate(checkpoint, 0)
+        time.sleep(0.05)
+        measure(record, 5, 10)
+        until_steps(tmp_path / "events" / "live" / "seed-0", [0, 5, 10])
+    run.mark(0, "finished")
+    time.sleep(0.05)
+    assert follower.is_alive(), "seed 1 waits"
+    with run.open_seed(1) as record:
+        measure(record, 0, 5)
+    run.mark(1, "finished")
+    follower.join(30)
+    assert not follower.is_alive()
+    write_events(run, tmp_path / "after")
+    live, after = (sorted((tmp_path / name).rglob("*tfevents*")) for name in ("events", "after"))
+    assert [path.parent.name for path in live] == ["seed-0", "seed-1"]
+    for one, other in zip(live, after, strict=True):
+        assert events(one.parent).Scalars("server/test/loss") == events(other.parent).Scalars("server/test/loss")
+
+
 def test_what_cannot_be_exported(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +112,8 @@ def test_what_cannot_be_exported(
         ([*export, *to], 2, "fast exists; choose another folder, or remove it first"),
         ([*export, "--to", "tensorbord", str(tmp_path)], 2, "no tool 'tensorbord'; did you mean 'tensorboard'"),
         ([*export, *to, "--seed", "1"], 2, "--seed and --node are of the model"),
+        ([*export, "--output", "model.pt", "--follow"], 2, "--follow is of metrics"),
+        ([*export, *to, "--follow"], 2, "fast exists; choose another folder"),
         ([*export, *to, "--output", "model.pt"], 2, "not allowed with argument"),
         (export, 2, "one of the arguments --output --to is required"),
         (["export", str(empty), *to], 1, "measured nothing yet; continue it with fedsim resume"),
