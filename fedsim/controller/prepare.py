@@ -20,6 +20,7 @@ from fedsim import seeds
 from fedsim.clock.devices import Devices
 from fedsim.controller import byzantine
 from fedsim.controller.batch_norm import check_minibatches, check_statistics
+from fedsim.controller.initial import start_from
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
 from fedsim.engine.examine import examine, give_shapes
@@ -277,13 +278,17 @@ def build_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
-    """Build the model of an experiment, with initial values that follow from the seed, and try it on training samples.
+    """Build the model of an experiment, with initial values from a file or that follow from the seed, and try it on
+    training samples.
 
     Raises:
+        ConfigError: the file is not one of this model.
         ModelError: see ``fedsim.engine.examine.examine``; or the model has running statistics that the method does not
             average.
     """
     model = _built(experiment, dataset, problem, seed, device, dtype)
+    if experiment.init is not None:
+        start_from(model.module, experiment.init)
     examine(model, dataset.train)
     if model.statistics:
         check_statistics(experiment)

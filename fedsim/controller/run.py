@@ -17,6 +17,7 @@ import torch
 
 from fedsim.controller.extend import check_extension, note_extension
 from fedsim.controller.host import Host
+from fedsim.controller.initial import check_unchanged, file_hash
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.controller.local_steps import check_local_steps
 from fedsim.controller.prepare import Prepared, data_hash
@@ -65,6 +66,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
         "node_names": graph.names() if (graph := graph_file(experiment.topology)) else [],
         "partition_hash": {str(experiment.seed): first.partition.hash},
         "larger_is_better": {metric.name: metric.larger_is_better for metric in experiment.measures},
+        **({} if experiment.init is None else {"init_hash": file_hash(experiment.init)}),
         "backend": {},
     }
     directory = create_run(root, experiment.title, to_config(experiment), manifest, output)
@@ -107,6 +109,7 @@ def resume(
     experiment = experiment or from_config({**directory.config, "rounds": config["rounds"]})
     if extends:
         check_extension(directory, experiment, experiment.rounds)
+    check_unchanged(experiment.init, directory.manifest, path)
     with torch_threads(experiment.execution.threads or directory.manifest["threads"]), host_of(experiment) as there:
         first = there.prepare(experiment, todo[0])
         found, expected = data_hash(first.dataset), directory.manifest["data_hash"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedsim.clients import cohort
+from fedsim.controller.initial import check_unchanged
 from fedsim.controller.keeping import method_of
 from fedsim.controller.prepare import prepare
 from fedsim.errors import ConfigError, RunError
@@ -42,6 +43,7 @@ def trained(
     if seed not in seeds:
         raise ConfigError(f"{run.path} has no seed {seed}; expected one of {', '.join(map(str, seeds))}")
     experiment = (experiment or from_config(run.config)).with_execution(device="cpu")
+    check_unchanged(experiment.init, run.manifest, run.path)
     with run.open_seed(seed) as record:                    # no other process may write checkpoints meanwhile
         loaded = checkpoint.load_latest(record.checkpoints)
     if loaded is None:

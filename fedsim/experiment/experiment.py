@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -100,6 +101,8 @@ class Experiment:
         partition: division of the samples among clients; a ``Problem`` defines its own clients.
         skew: distortion of each client's inputs; none by default.
         model: the network (in Python also any ``nn.Module``); a ``Problem`` defines its own.
+        init: file of the initial model, a state_dict with the names and shapes of the model, as ``fedsim export`` and
+            ``torch.save`` write it (.safetensors, .pt); all seeds begin with it. None draws the model with the seed.
         loss: per-sample loss; "auto" chooses it by the kind of the data set (in Python also any function, see
             ``fedsim.engine.model.Loss``).
         topology: network of the nodes in methods without a server, e.g. Static with a graph; null in methods with one.
@@ -133,6 +136,7 @@ class Experiment:
     partition: Partitioner = field(default_factory=lambda: DIRICHLET)
     skew: Skew | None = None
     model: Architecture | nn.Module = field(default_factory=MLP)
+    init: str | None = None
     loss: Literal["auto", "cross_entropy", "squared", "logistic"] | Callable[[Tensor, Tensor], Tensor] = "auto"
     topology: Topology | None = None
     uplink: Uplink | Gossip | None = None
@@ -159,6 +163,10 @@ class Experiment:
         for name, choices in (("weights", ("uniform", "samples")), ("dtype", ("float32", "float64"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        if isinstance(self.init, Path):
+            object.__setattr__(self, "init", str(self.init))
+        if not isinstance(self.init, str | None):
+            raise ConfigError(f"init is {self.init!r:.200}; expected the path of a file that torch.save wrote")
         self._check_parts()
         self._check_topology()
         self._check_metrics()

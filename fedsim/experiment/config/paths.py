@@ -10,16 +10,17 @@ from typing import Any
 def absolute(config: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
     """The settings with every relative path made absolute, below ``base`` or else the working directory.
 
-    A path is a text at ``data_dir``, ``path`` or a key that ends in ``_path``; one with a scheme (``s3://``) stays.
+    A path is a text at ``data_dir``, ``path`` or a key that ends in ``_path``, and the initial model ``init`` of the
+    experiment, no component's; one with a scheme (``s3://``) stays.
     """
     return {key: _absolute(str(key), value, base) for key, value in config.items()}
 
 
 def paths(config: Any, key: str = "") -> Iterator[str]:
-    """Yield every path among settings."""
+    """Yield every path among settings; ``key`` is their dotted place."""
     if isinstance(config, Mapping):
         for name, value in config.items():
-            yield from paths(value, str(name))
+            yield from paths(value, f"{key}.{name}" if key else str(name))
     elif isinstance(config, list | tuple):
         for value in config:
             yield from paths(value, key)
@@ -29,7 +30,7 @@ def paths(config: Any, key: str = "") -> Iterator[str]:
 
 def _absolute(key: str, value: Any, base: Path | None) -> Any:
     if isinstance(value, Mapping):
-        return absolute(value, base)
+        return {name: _absolute(f"{key}.{name}", item, base) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_absolute(key, item, base) for item in value]
     if not _is_path(key, value):
@@ -38,6 +39,7 @@ def _absolute(key: str, value: Any, base: Path | None) -> Any:
     return str(path if path.is_absolute() else (base or Path.cwd()).absolute() / path)
 
 
-def _is_path(key: str, value: Any) -> bool:
-    named = key in ("path", "data_dir") or key.endswith("_path")
+def _is_path(place: str, value: Any) -> bool:
+    key = place.rpartition(".")[2]
+    named = place == "init" or key in ("path", "data_dir") or key.endswith("_path")
     return named and isinstance(value, str) and value != "" and "://" not in value
