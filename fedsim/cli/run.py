@@ -65,7 +65,7 @@ def resume(argv: Sequence[str]) -> int:
     about = "Resume an interrupted run or sweep from its checkpoints, or give a run more rounds."
     parser = Arguments("fedsim resume", description=about)
     parser.add_argument("run", type=Path, metavar="DIR", help="run directory or folder of a sweep")
-    more = "rounds in all, more than the run was begun with; the result is that of a run that had them from the start"
+    more = "rounds in all, more than it has done; the result is that of a run that had them from the start"
     parser.add_argument("--rounds", type=int, metavar="N", help=more)
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
