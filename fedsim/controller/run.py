@@ -101,11 +101,12 @@ def resume(
         todo = [int(seed) for seed in directory.manifest["status"]]
         config["rounds"] = rounds
         experiment = None if experiment is None else replace(experiment, rounds=rounds)
+    if todo:
+        check_version(path, directory.manifest)            # whose settings another version may lack
     if experiment is not None and (other := _differing(config, to_config(experiment))):
         raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
     if not todo:
         return directory
-    check_version(path, directory.manifest)
     experiment = experiment or from_config({**directory.config, "rounds": config["rounds"]})
     if extends:
         check_extension(directory, experiment, experiment.rounds)

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsim.record.absences import summary
-from fedsim.report.series import RunSeries, flat
+from fedsim.report.series import EARLIER, RunSeries, flat
 
 COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack")
 """Settings whose effect a comparison measures."""
 OTHERWISE = ("data", "metrics", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
 """Settings compared through their results: hashes, measured seeds and rounds."""
-EARLIER = {"local.optimizer.name": "SGD", "local.weight_decay_mode": "objective", "local.clip_mode": "gradient"}
-"""Behaviour of earlier versions, which lack these settings."""
 
 
 def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:

@@ -32,6 +32,8 @@ SERVERLESS = {"server/test": "average/test"}
 """Replacement of a scope in runs without a server: the average of the nodes' models."""
 OF_CLIENTS = ("clients/holdout", "clients/train", "nodes/test")
 """Scopes with a value for each client."""
+EARLIER = {"local.optimizer.name": "SGD", "local.weight_decay_mode": "objective", "local.clip_mode": "gradient"}
+"""Behaviour of earlier versions, which lack these settings."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _last_values(rows: Metrics) -> dict[tuple[str, str], float]:
 
 def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list[str]:
     """The first of name, algorithm, algorithm with the settings that differ, directory, that tells all runs apart."""
-    settings = [dict(flat(config)) for config in configs]
+    settings = [{**EARLIER, **dict(flat(config))} for config in configs]
     differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
 
     keys = sorted(differing - {"algorithm.name", "metrics"})
