@@ -46,8 +46,7 @@ def write_events(run: RunDirectory, root: Path) -> Path:
     try:
         with _Events(run, temporary) as events:
             events.catch_up()
-        if not temporary.exists():
-            raise RunError(f"{run.path} measured nothing yet; continue it with fedsim resume {run.path}")
+        _check_measured(run, temporary)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -64,6 +63,7 @@ def follow_events(run: RunDirectory, root: Path, every: float = POLL_SECONDS) ->
 
     Raises:
         ConfigError: the folder exists.
+        RunError: the run ended and measured nothing.
         OSError: it cannot be written; what was written before stays.
     """
     target = _new_folder(run, root)
@@ -73,8 +73,15 @@ def follow_events(run: RunDirectory, root: Path, every: float = POLL_SECONDS) ->
             going = any(seed["state"] in ("waiting", "running") for seed in run.manifest["status"].values())
             events.catch_up(going)
             if not going:
-                return target
+                break
             time.sleep(every)
+    _check_measured(run, target)
+    return target
+
+
+def _check_measured(run: RunDirectory, folder: Path) -> None:
+    if not folder.exists():
+        raise RunError(f"{run.path} measured nothing yet; continue it with fedsim resume {run.path}")
 
 
 def _new_folder(run: RunDirectory, root: Path) -> Path:
