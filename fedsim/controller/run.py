@@ -28,7 +28,7 @@ from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Data, Experiment
-from fedsim.experiment.short_forms import in_full
+from fedsim.experiment.short_forms import recorded
 from fedsim.gossip import graph_file
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, create_run, open_run
@@ -95,7 +95,7 @@ def resume(
     directory = open_run(path)
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
     _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
-    config = in_full(directory.config)
+    config = recorded(directory.config)
     extends = rounds is not None and rounds != config["rounds"]
     if rounds is not None and extends:
         todo = [int(seed) for seed in directory.manifest["status"]]

@@ -16,6 +16,19 @@ SHORT = {
 }
 """Short forms, and the settings that they stand for."""
 
+ADDED: dict[str, Any] = {
+    "init": None,
+    "aggregate": None,
+    "attack": None,
+    "local.optimizer": {"name": "SGD"},
+    "local.weight_decay_mode": "objective",
+    "local.clip_mode": "gradient",
+    "clock": None,
+    "metrics": [],
+    "concurrency": None,
+}
+"""Settings that version 0.1.0 lacked, and what it did."""
+
 
 def short_forms(known: Collection[str]) -> list[str]:
     """Short forms of the settings in ``known`` and of those below them."""
@@ -47,6 +60,14 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError("algorithm.aggregate is now aggregate, and both are given; leave out algorithm.aggregate")
         full["algorithm"] = {key: value for key, value in algorithm.items() if key != "aggregate"}
         full |= {} if rule is None else {"aggregate": rule}
+    return full
+
+
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a recorded run in their present form, whichever version made the run."""
+    full = in_full(config)
+    for place, value in ADDED.items():
+        full = full if _given(full, place) else put(full, place, value)
     return full
 
 

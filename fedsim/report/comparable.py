@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsim.record.absences import summary
-from fedsim.report.series import EARLIER, RunSeries, flat
+from fedsim.report.series import RunSeries, flat
 
 COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack")
 """Settings whose effect a comparison measures."""
@@ -46,9 +46,7 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     if len(set(map(frozenset, measured.values()))) > 1:
         times = {label: f"{len(found)} times" for label, found in measured.items()}
         yield f"measured in different rounds up to {last} (costs, last and best values depend on it): {_listed(times)}"
-    leaves = {
-        run.label: {**EARLIER, **dict(flat(run.config)), "parameters": run.manifest.get("parameters")} for run in runs
-    }
+    leaves = {run.label: {**dict(flat(run.config)), "parameters": run.manifest.get("parameters")} for run in runs}
     for key in sorted(set().union(*leaves.values())):
         if key.split(".")[0] in ("execution", *COMPARED, *OTHERWISE) or key in OTHERWISE:
             continue

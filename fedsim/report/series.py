@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import ConfigError, DivergenceError, RunError, suggest
-from fedsim.experiment.short_forms import in_full
+from fedsim.experiment.short_forms import recorded
 from fedsim.record.absences import absent
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.metrics import Metrics, read_metrics
@@ -32,8 +32,6 @@ SERVERLESS = {"server/test": "average/test"}
 """Replacement of a scope in runs without a server: the average of the nodes' models."""
 OF_CLIENTS = ("clients/holdout", "clients/train", "nodes/test")
 """Scopes with a value for each client."""
-EARLIER = {"local.optimizer.name": "SGD", "local.weight_decay_mode": "objective", "local.clip_mode": "gradient"}
-"""Behaviour of earlier versions, which lack these settings."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str, client: int | None
     """
     every = find_runs(paths)
     directories = [run for run in every if _measured(run)] or every
-    configs = [in_full(run.config) for run in directories]
+    configs = [recorded(run.config) for run in directories]
     labels = _labels(configs, [run.path for run in directories])
     return [
         RunSeries(label, run.path, config, run.manifest, *_load_seeds(run, scope, metric, client))
@@ -227,7 +225,7 @@ def _last_values(rows: Metrics) -> dict[tuple[str, str], float]:
 
 def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list[str]:
     """The first of name, algorithm, algorithm with the settings that differ, directory, that tells all runs apart."""
-    settings = [{**EARLIER, **dict(flat(config))} for config in configs]
+    settings = [dict(flat(config)) for config in configs]
     differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
 
     keys = sorted(differing - {"algorithm.name", "metrics"})
