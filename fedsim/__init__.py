@@ -19,6 +19,7 @@ _NAMES = {
         "NaturalDithering", "PowerSGD", "QSGD", "RandK", "Scaled", "Sign", "Threshold", "TopK",
     ],
     "fedsim.data": ["Dataset", "Split"],
+    "fedsim.engine.augmentation": ["Chain", "CropAndFlip", "Cutout", "Jitter"],
     "fedsim.engine.local_work": ["LocalWork"],
     "fedsim.engine.optimizers": ["SGD", "Adagrad", "Adam", "AdamW", "HeavyBall", "Nesterov", "RMSprop"],
     "fedsim.experiment.execution": ["Execution", "Ray"],

@@ -26,6 +26,10 @@ from fedsim.compress import Threshold as Threshold
 from fedsim.compress import TopK as TopK
 from fedsim.data import Dataset as Dataset
 from fedsim.data import Split as Split
+from fedsim.engine.augmentation import Chain as Chain
+from fedsim.engine.augmentation import CropAndFlip as CropAndFlip
+from fedsim.engine.augmentation import Cutout as Cutout
+from fedsim.engine.augmentation import Jitter as Jitter
 from fedsim.engine.local_work import LocalWork as LocalWork
 from fedsim.engine.optimizers import SGD as SGD
 from fedsim.engine.optimizers import Adagrad as Adagrad

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Rule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Aggregation rule: maps rows ``[c, d]`` and weights ``[c]`` that sum to 1 to one vector ``[d]``."""
 
+Augmentation: TypeAlias = Callable[[Samples, Tensor], Samples]
+"""Maps inputs ``[B, ...]`` and keys, int64 ``[B]``, to inputs of the same form, row by row."""
+
 T = TypeVar("T")
 C = TypeVar("C")
 

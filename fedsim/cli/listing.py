@@ -29,6 +29,7 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "samplings": _components("sampling"),
     "schedules": _components("schedule"),
     "optimizers": _components("optimizer"),
+    "augmentations": _components("augment"),
     "compressors": _components("compressor"),
     "uplinks": _components("uplink"),
     "downlinks": _components("downlink"),

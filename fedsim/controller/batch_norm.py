@@ -99,7 +99,7 @@ def _federation(experiment: Experiment, central: bool) -> Federation:
     return Federation(
         Model(module, squared, dtype=torch.float64, mixes=True),
         Shards(x, x.sum(1), np.r_[0, np.cumsum(SIZES)]),
-        replace(experiment.local, batch_size=2, epochs=1, steps=None),
+        replace(experiment.local, batch_size=2, epochs=1, steps=None, augment=None),
         0,
         Loop(),
         weights=np.array(SIZES) if central and experiment.weights == "samples" else None,

@@ -23,6 +23,7 @@ from fedsim.controller.batch_norm import check_minibatches, check_statistics
 from fedsim.controller.initial import start_from
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
+from fedsim.engine.augmentation import try_augmentation
 from fedsim.engine.examine import examine, give_shapes
 from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import Shards
@@ -104,10 +105,11 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             " optimum and its constants depend; leave partition out, or use NaturalIdPartitioner"
         )
     unequal = experiment.weights == "samples" and len(set(partition.sizes)) > 1
-    if problem is not None and problem.f_min is not None and (unequal or experiment.local.weight_decay):
+    changed = unequal or experiment.local.weight_decay or experiment.local.augment is not None
+    if problem is not None and problem.f_min is not None and changed:
         raise ConfigError(
             f"the optimum of the problem {dataset.name!r} is that of the plain mean of its clients' objectives; leave"
-            " out weights and local.weight_decay, which change it"
+            " out weights, local.weight_decay and local.augment, which change it"
         )
     if experiment.topology is not None:                    # an invalid matrix fails here, not in round 1
         with explained(f"{type(experiment.topology).__name__}.matrix"):
@@ -282,10 +284,14 @@ def build_model(
     training samples.
 
     Raises:
-        ConfigError: the file is not one of this model.
+        ConfigError: the file is not one of this model, or the augmentation does not fit the samples.
+        CodeError: a user's augmentation raised.
         ModelError: see ``fedsim.engine.examine.examine``; or the model has running statistics that the method does not
             average.
     """
+    if experiment.local.augment is not None:
+        some = mapped(itemgetter(slice(6)), (dataset.train.x, dataset.train.y))
+        try_augmentation(experiment.local.augment, Split(*some).to(device, dtype).x)
     model = _built(experiment, dataset, problem, seed, device, dtype)
     if experiment.init is not None:
         start_from(model.module, experiment.init)

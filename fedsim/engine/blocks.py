@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
+from fedsim.engine.augmentation import augmented
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.fused import StackDescent
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
@@ -238,7 +239,8 @@ class _Block:
     def _take(self, index: np.ndarray | Tensor, weight: np.ndarray | None, key: Tensor) -> Batch:
         model = self.fed.model
         w = None if weight is None else torch.from_numpy(weight).to(model.device, model.dtype)
-        return self.fed.shards.take(torch.as_tensor(index, device=model.device), w, key)
+        batch = self.fed.shards.take(torch.as_tensor(index, device=model.device), w, key)
+        return augmented(self.fed.work.augment, batch)
 
     def _minibatch(self, like: Batch, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x, *batch = (t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True))
@@ -285,7 +287,7 @@ class _Block:
             first = shards.offsets[self.ids[some]] + start
             key = self._whole_keys[some, start // CHUNK].expand(-1, int(here.max()))
             if (batch := shards.runs(first, here[some])) is not None:
-                batch = batch._replace(key=key)
+                batch = augmented(self.fed.work.augment, batch._replace(key=key))
             else:
                 runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
                 batch = self._take(*_stack(runs, here[some]), key)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.checks import number, whole
+from fedsim.engine.augmentation import check_callable
 from fedsim.engine.optimizers import SGD
 from fedsim.errors import ConfigError, PartitionError
 from fedsim.tree import Samples, mapped
-from fedsim.types import Batch, Optimizer
+from fedsim.types import Augmentation, Batch, Optimizer
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LocalWork:
             of each local step after clipping, so that no correction of a method scales it, as in most published code.
         clip_mode: what clip_norm limits: each "gradient", or the "direction" of a local step, which is the gradient
             with a method's corrections, as in most published code.
+        augment: random change of each sample whenever a client trains on it, never in evaluation; none by default.
     """
 
     batch_size: int = 32
@@ -48,6 +50,7 @@ class LocalWork:
     optimizer: Optimizer = field(default_factory=SGD)
     weight_decay_mode: Literal["objective", "step"] = "objective"
     clip_mode: Literal["gradient", "direction"] = "gradient"
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         whole("local.batch_size", self.batch_size, 0, "; 0 is the whole shard")
@@ -63,6 +66,8 @@ class LocalWork:
                 f"local.optimizer is {self.optimizer!r:.200}; expected an optimiser such as AdamW(), or another object"
                 f" with {' and '.join(verbs)}"
             )
+        if self.augment is not None:
+            check_callable("local.augment", self.augment)
         for name, choices in (("weight_decay_mode", ("objective", "step")), ("clip_mode", ("gradient", "direction"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"local.{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}")

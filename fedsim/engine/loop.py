@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.engine.augmentation import augmented
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
@@ -62,7 +63,8 @@ class LoopLocal:
             for i, start in enumerate(range(0, n, chunk)):
                 size = min(chunk, n - start)
                 part = batch if size == n else batch.part(slice(start, start + size))
-                g += self._gradient(x, part._replace(key=keys[i, :size])) * (size / n)
+                part = augmented(fed.work.augment, part._replace(key=keys[i, :size]))
+                g += self._gradient(x, part) * (size / n)
         else:
             g = self._gradient(x, batch)
         self._meter.ledger.gradient_evaluations[self._node] += count(batch.y)
@@ -77,7 +79,10 @@ class LoopLocal:
     def sample(self, size: int) -> Batch:
         (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
         (key,) = self._keys(np.array([self._plan.large]), len(rows))
-        return self._fed.shards.take(torch.from_numpy(rows).to(self._fed.model.device), key=key)
+        return self._take(torch.from_numpy(rows).to(self._fed.model.device), key)
+
+    def _take(self, index: Tensor, key: Tensor) -> Batch:
+        return augmented(self._fed.work.augment, self._fed.shards.take(index, key=key))
 
     def _keys(self, keys: np.ndarray, size: int) -> Tensor:
         """``Batch.key`` of batches of ``size`` samples, ``[len(keys), size]``."""
@@ -93,7 +98,7 @@ class LoopLocal:
         self.descend.start(model.zeros())
         for k in range(skip, len(index)):
             length = self._plan.lengths[k]
-            batch = self._fed.shards.take(index[k, :length], key=keys[k, :length])
+            batch = self._take(index[k, :length], keys[k, :length])
             self.descend.begin()
             new = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
             if k == skip:

@@ -23,6 +23,7 @@ ADDED: dict[str, Any] = {
     "local.optimizer": {"name": "SGD"},
     "local.weight_decay_mode": "objective",
     "local.clip_mode": "gradient",
+    "local.augment": None,
     "clock": None,
     "metrics": [],
     "concurrency": None,

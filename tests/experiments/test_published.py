@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.published import PUBLISHED, SETTINGS, SPLITS, agreement, experiment, main
+from fedsim import CropAndFlip
 from fedsim.record.directory import open_run
 
 METHODS = ("FedAvg", "FedSMOO", "FedGamma")
@@ -58,6 +59,7 @@ def test_cells_are_those_of_the_published_code(method: str, setup: str) -> None:
     cell = experiment(method, setup, "0.3", "full", None, None)
     assert (cell.local.weight_decay, cell.local.clip_norm, cell.rounds) == (1e-3, 10, 1000)
     assert (cell.local.weight_decay_mode, cell.local.clip_mode, cell.local.epochs) == ("step", "direction", 5)
+    assert cell.local.augment == CropAndFlip(padding=4, crop=0.5, flip=0.5)
     n = {"A": 100, "B": 200}[setup]
     assert 50_000 / n / cell.local.batch_size == 10 and cell.sampling.expected(n) == pytest.approx(10, abs=1e-3)
     assert SETTINGS[method][0].lr == 0.1

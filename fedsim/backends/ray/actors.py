@@ -185,7 +185,8 @@ class Workers:
                 structure(samples),
             )  # fmt: skip
 
-        data = self._pickled(site, {"model": m.module, "loss": m.loss, "penalty": m.penalty})
+        parts = {"model": m.module, "loss": m.loss, "penalty": m.penalty, "augmentation": f.work.augment}
+        data = self._pickled(site, parts)
         self._shared, self._vector = [], m.d * m.dtype.itemsize
         return self.ray.put(data), *self.share(samples)
 

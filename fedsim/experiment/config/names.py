@@ -45,6 +45,9 @@ CATALOGUES = {
     "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "optimizer": Catalogue("fedsim.engine.optimizers", "OPTIMIZERS", "step"),
+    **dict.fromkeys(
+        ("augment", "first", "then"), Catalogue("fedsim.engine.augmentation", "AUGMENTATIONS", "__call__")
+    ),
     "uplink": Catalogue("fedsim.feedback", "UPLINKS", "directions"),
     "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast"),
     "aggregate": Catalogue("fedsim.robust", "RULES", "__call__"),

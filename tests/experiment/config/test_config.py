@@ -17,6 +17,7 @@ from fedsim.algorithm import has_server
 from fedsim.clock import Clock
 from fedsim.compress import Composed, LowRank, PowerSGD, Sign, TopK
 from fedsim.data.catalogue import FORMATS
+from fedsim.engine.augmentation import Chain
 from fedsim.engine.local_work import LocalWork
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, load_config, override, to_config
@@ -79,8 +80,10 @@ def holding(kind: str, component: Any) -> Experiment:
         return Experiment(CompressedGradient(compressor=compressor))
     if kind in CLOCKS:
         return Experiment(FedAvg(), clock=Clock(**{kind: component}))
-    if kind == "optimizer":
-        return Experiment(FedAvg(), local=LocalWork(optimizer=component))
+    if kind in ("optimizer", "augment"):
+        return Experiment(FedAvg(), local=LocalWork(**{kind: component}))
+    if kind in ("first", "then"):
+        return Experiment(FedAvg(), local=LocalWork(augment=Chain(**{kind: component})))
     plain = has_server(component) if kind == "algorithm" else kind != "topology"
     return replace(Experiment(FedAvg()) if plain else serverless, **{kind: component})
 
@@ -108,7 +111,8 @@ def test_round_trip_of_every_component(kind: str, name: str, cls: type) -> None:
         "rule": config["aggregate"],
         "compressor": config["algorithm"],
         "values": config["algorithm"].get("compressor"),
-        "optimizer": config["local"],
+        **dict.fromkeys(("optimizer", "augment"), config["local"]),
+        **dict.fromkeys(("first", "then"), config["local"]["augment"]),
     }
     written = (config["clock"] if kind in CLOCKS else owner.get(kind, config))[kind]
     assert written["name"] == name
