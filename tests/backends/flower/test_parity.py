@@ -50,6 +50,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "an uplink and an optimiser with memory": {
         "algorithm": {"name": "Scaffold", "option": "I"}, "local": KEPT, "uplink": TOP, "downlink": EF21P, "rounds": 3,
     },
+    "augmentation": {"algorithm": "FedAMD", "local": {**CONFIG["local"], "augment": {"name": "Chain", "then": "Jitter"}}},
     "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
     "an uplink with memory": {"algorithm": "Scaffold", "uplink": TOP, "sampling": {"size": 2}, "rounds": 4},
     "both links": {"algorithm": "FedAvg", "uplink": {**TOP, "name": "EControl"}, "downlink": LOW},
