@@ -41,6 +41,7 @@ LOW = {"name": "Plain", "compressor": "LowPrecision"}
 EF21P = {"name": "EF21P", "compressor": {"name": "TopK", "fraction": 0.1}}
 EF14 = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.1}}
 KEPT = {**CONFIG["local"], "optimizer": {"name": "AdamW", "state": "keep"}}
+JITTERED = {"name": "Chain", "then": "Jitter"}
 OTHERS: dict[str, dict[str, Any]] = {
     "a local optimiser": {"algorithm": "FedSAM", "local": {**CONFIG["local"], "optimizer": "Adam"}},
     "an optimiser with memory": {"algorithm": "FedSpeed", "local": KEPT, "sampling": {"size": 2}, "rounds": 4},
@@ -50,7 +51,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "an uplink and an optimiser with memory": {
         "algorithm": {"name": "Scaffold", "option": "I"}, "local": KEPT, "uplink": TOP, "downlink": EF21P, "rounds": 3,
     },
-    "augmentation": {"algorithm": "FedAMD", "local": {**CONFIG["local"], "augment": {"name": "Chain", "then": "Jitter"}}},
+    "augmentation": {"algorithm": "FedAMD", "local": {**CONFIG["local"], "augment": JITTERED}},
     "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
     "an uplink with memory": {"algorithm": "Scaffold", "uplink": TOP, "sampling": {"size": 2}, "rounds": 4},
     "both links": {"algorithm": "FedAvg", "uplink": {**TOP, "name": "EControl"}, "downlink": LOW},
