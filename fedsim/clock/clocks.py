@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsim import seeds
 from fedsim.checks import in_range, non_negative, share
-from fedsim.clock.devices import Devices
+from fedsim.clock.devices import LONGEST, Devices
 from fedsim.clock.distributions import Distribution, LogNormal
 from fedsim.clock.traces import read_speeds, read_windows
 from fedsim.clock.windows import Availability, Windows
@@ -64,7 +64,7 @@ class Clock:
             if not (name == "bandwidth_up" and self.bandwidth_up is None):
                 _check_values(f"Clock.{name}", getattr(self, name), above)
         share(self, "up_share")
-        non_negative(self, "jitter")
+        in_range(self, "jitter", 0, 100, closed=True)
         for name in ("server_down", "server_up"):
             if getattr(self, name) is not None:
                 _check_values(f"Clock.{name}", getattr(self, name), True)
@@ -115,8 +115,9 @@ class TracedClock:
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        non_negative(self, "latency", "jitter")
-        in_range(self, "backward", 1, math.inf)
+        non_negative(self, "latency")
+        in_range(self, "jitter", 0, 100, closed=True)
+        in_range(self, "backward", 1, 1000, closed=True)
         if self.period is not None and not self.period > 0:
             raise ConfigError(f"TracedClock.period is {self.period!r}; expected seconds above 0, such as 86400")
 
@@ -160,8 +161,8 @@ def _check_values(place: str, values: Any, above: bool) -> None:
         if hasattr(value, "quantile"):
             continue
         number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not (value > 0 if above else 0 <= value < math.inf):
-            expected = "a number of bit/s above 0" if above else "a finite number of seconds, 0 or more"
+        if not number or not (value > 0 if above else 0 <= value <= LONGEST):
+            expected = "a number of bit/s above 0" if above else "a number of seconds from 0 to 9e9 (285 years)"
             raise ConfigError(f"{place} is {value!r}; expected {expected}")
 
 

@@ -16,6 +16,8 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.messages.trace import Computed
 
 ARRAYS = ("seconds", "down", "up", "latency")
+LONGEST = 9e9
+"""Simulated seconds that a run can last, 285 years: whole nanoseconds up to here fit in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,18 @@ class Devices:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least, above in (("seconds", 0, False), ("down", 0, True), ("up", 0, True), ("latency", 0, False)):
+        for name, above in (("seconds", False), ("down", True), ("up", True), ("latency", False)):
             values = getattr(self, name)
-            good = values > least if above else (values >= least) & (values < np.inf)
+            good = values >= 1 / LONGEST if above else (values >= 0) & (values <= LONGEST)
             bad = np.flatnonzero(~good)
             if len(bad):
                 what = {"down": "bandwidth down", "up": "bandwidth up"}.get(name, name)
-                expected = "above 0" if above else "a finite number, 0 or more"
+                expected = "above 0, a byte in 285 years at least" if above else "0 or more, at most 9e9 (285 years)"
                 given = values[bad[0]] * (8 if above else 1)
                 raise ConfigError(f"clock: client {bad[0]} has {what} {given:g}; expected {expected}")
+        for name in ("server_down", "server_up"):
+            if not (rate := getattr(self, name)) >= 1 / LONGEST:
+                raise ConfigError(f"clock.{name} is {rate * 8:g} bit/s; expected a byte in 285 years at least")
 
     @property
     def n(self) -> int:
@@ -122,6 +127,19 @@ class Devices:
         file = io.BytesIO()
         np.savez(file, **arrays)
         return file.getvalue()
+
+
+def check_time(seconds: float, step: int) -> None:
+    """Require the simulated time at which a round or server step ends to be one that can be counted.
+
+    Raises:
+        ConfigError: it is above `LONGEST`, or not finite.
+    """
+    if not seconds <= LONGEST:
+        raise ConfigError(
+            f"clock: round {step} ends after {seconds:g} simulated seconds; expected at most {LONGEST:g} (285 years);"
+            " check clock.seconds (of one gradient evaluation), clock.bandwidth_down and bandwidth_up (bit/s)"
+        )
 
 
 def read_devices(path: Path) -> Devices:

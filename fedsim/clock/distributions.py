@@ -1,4 +1,7 @@
-"""Distributions of the speed of devices and links over clients, by their quantile functions."""
+"""Distributions of the speed of devices and links over clients, by their quantile functions.
+
+What has the unit of the setting, seconds or bit/s, has no default.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedsim.checks import non_negative, positive
+from fedsim.checks import in_range, non_negative, positive
 from fedsim.errors import ConfigError
 
 
@@ -24,19 +27,20 @@ class LogNormal:
 
     Args:
         median: half of the clients lie below.
-        sigma: standard deviation of the natural logarithm.
+        sigma: standard deviation of the natural logarithm, at most 10.
     """
 
-    median: float = 1.0
+    median: float
     sigma: float = 0.8
 
     def __post_init__(self) -> None:
         positive(self, "median")
-        non_negative(self, "sigma")
+        in_range(self, "sigma", 0, 10, closed=True)
 
     def quantile(self, u: np.ndarray) -> np.ndarray:
         """See ``Distribution``."""
-        values: np.ndarray = self.median * np.exp(self.sigma * normal_quantile(u))
+        with np.errstate(over="ignore"):                   # what is infinite is refused where it is used
+            values: np.ndarray = self.median * np.exp(self.sigma * normal_quantile(u))
         return values
 
 
@@ -49,8 +53,8 @@ class Uniform:
         high: the largest value.
     """
 
-    low: float = 0.5
-    high: float = 1.5
+    low: float
+    high: float
 
     def __post_init__(self) -> None:
         non_negative(self, "low", "high")
@@ -72,8 +76,8 @@ class HalfNormal:
         spread: standard deviation of the normal before its absolute value.
     """
 
-    least: float = 1.0
-    spread: float = 1.0
+    least: float
+    spread: float
 
     def __post_init__(self) -> None:
         non_negative(self, "least", "spread")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.clock.devices import Devices
+from fedsim.clock.devices import Devices, check_time
 from fedsim.messages.trace import Computed, Exchanged, Phase, Uploaded
 
 
@@ -44,7 +44,11 @@ class VirtualClock:
         return float(max(self.server, self.at.max(), self.ready.max()))
 
     def advance(self, trace: Sequence[Phase], round: int) -> None:
-        """Fold the trace of a round."""
+        """Fold the trace of a round.
+
+        Raises:
+            ConfigError: it ends at no time that can be counted.
+        """
         begun, seen = self.server, np.zeros(self.devices.n, bool)
         for phase in trace:
             if isinstance(phase, Computed):
@@ -54,6 +58,7 @@ class VirtualClock:
                 self._upload(phase)
             else:
                 self._exchange(phase)
+        check_time(self.now, round)
 
     def _compute(self, phase: Computed, round: int, called: np.ndarray) -> None:
         devices, i, told = self.devices, phase.ids, phase.down > 0

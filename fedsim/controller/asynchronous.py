@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedsim.clients import Clients, cohort
-from fedsim.clock.devices import Devices
+from fedsim.clock.devices import Devices, check_time
 from fedsim.clock.events import NANO, Arrival, Events
 from fedsim.controller.host import Host
 from fedsim.engine.federation import Federation, Meter
@@ -108,6 +108,7 @@ class Driver:
         sent, state = self._dispatch(state, ids, tasks, self.meter)
         (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
         seconds = self.devices.task(work, sent.messages.sizes(), tasks, self.events.now / NANO, self.concurrency)
+        check_time(self.now + float(seconds.max()), self.version + 1)
         rows = sent.stacked
         for k, node in enumerate(nodes):                   # copies, as a view would keep the whole group
             self._messages[node] = tree_map(lambda t, k=k: t[k].clone(), rows)

@@ -111,7 +111,7 @@ def test_devices_are_read_as_they_were_written(tmp_path: Path) -> None:
     [
         (lambda: Clock(bandwidth_down=0.0), "bandwidth_down is 0.0; expected a number of bit/s above 0"),
         (lambda: Clock(bandwidth_up=(1e6, -1.0)), "bandwidth_up is -1.0"),
-        (lambda: Clock(seconds=-0.1), "seconds is -0.1; expected a finite number of seconds"),
+        (lambda: Clock(seconds=-0.1), "seconds is -0.1; expected a number of seconds from 0"),
         (lambda: Clock(seconds=float("nan")), "seconds is nan"),
         (lambda: Clock(latency="fast"), "latency is 'fast'; expected a number"),  # type: ignore[arg-type]
         (lambda: Clock(server_up=0.0), "server_up is 0.0"),
@@ -119,8 +119,14 @@ def test_devices_are_read_as_they_were_written(tmp_path: Path) -> None:
         (lambda: Clock(jitter=-1.0), "jitter"),
         (lambda: Clock(availability=3), "availability is 3"),  # type: ignore[arg-type]
         (lambda: Clock(bandwidth_down=Uniform(0.0, 0.0)).devices(3, 0), "client 0 has bandwidth down 0; expected"),
+        (lambda: Clock(server_up=1e-300).devices(3, 0), "clock.server_up is 1e-300 bit/s; expected a byte"),
         (lambda: Uniform(2.0, 1.0), "expected at least low"),
         (lambda: LogNormal(0.0), "median"),
+        (lambda: LogNormal(1.0, 1e3), r"sigma is 1000.0; expected a number in \[0, 10\]"),
+        (lambda: Clock(seconds=1e308), r"seconds is 1e\+308; expected .* to 9e9 \(285 years\)"),
+        (lambda: Clock(seconds=LogNormal(1e300)).devices(3, 0), "client 0 has seconds .*at most 9e9"),
+        (lambda: Clock(bandwidth_down=1e-300).devices(3, 0), "client 0 has bandwidth down 1e-300; expected above 0"),
+        (lambda: Clock(jitter=1e200), r"jitter is 1e\+200; expected a number in \[0, 100\]"),
         (lambda: OnOff(0.0), "available"),
         (lambda: TracedClock("x.csv", period=0.0), "period is 0.0"),
         (lambda: TracedClock("nowhere.csv").devices(1, 0), "cannot read nowhere.csv"),

@@ -134,6 +134,7 @@ def test_settings_of_a_clock_survive_a_file_and_flags(tmp_path: Path, capsys: py
         config = {"algorithm": "FedAvg", "clock": yaml.safe_load(yaml.safe_dump(written(clock)))}
         assert from_config(config).clock == clock
     flags = "--clock Clock --clock.seconds 0.5 --clock.bandwidth_down HalfNormal --clock.bandwidth_down.least 6e6"
+    flags += " --clock.bandwidth_down.spread 1e6"
     words = f"run --algorithm FedAvg --rounds 1 --partition.num_partitions 5 {flags} --output {tmp_path / 'run'}"
     assert main(words.split()) == 0
     assert re.search(r"simulated seconds +\d", capsys.readouterr().out)
@@ -142,6 +143,24 @@ def test_settings_of_a_clock_survive_a_file_and_flags(tmp_path: Path, capsys: py
     assert main(["run", "--algorithm", "FedAvg", "--clock", "Clock", "--clock.seconds", "-1"]) == 2
     assert main(["list", "clocks"]) == 0
     assert "TracedClock" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", ["", "--algorithm FedBuff --algorithm.buffer 5 --concurrency 5"])
+def test_a_time_that_cannot_be_counted_ends_the_run(
+    flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    words = f"run --algorithm FedAvg --rounds 1 --partition.num_partitions 5 {flags} --output {tmp_path / 'run'}"
+    assert main([*words.split(), "--clock", "Clock", "--clock.seconds", "8e9"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"round 1 ends after \S+ simulated seconds; expected at most 9e\+09", error) and not recwarn.list
+    assert "clock.seconds" in error and "Traceback" not in error
+
+
+def test_a_distribution_has_no_default_with_a_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, lacking in {"Uniform": "low", "HalfNormal": "least", "LogNormal": "median"}.items():
+        words = f"run --algorithm FedAvg --clock Clock --clock.latency {name}"
+        assert main(words.split()) == 2
+        assert f"clock.latency.{lacking} is missing" in capsys.readouterr().err
 
 
 def written(clock: Clock) -> Any:
