@@ -22,7 +22,6 @@ from fedsim import (
     LocalWork,
     Logistic,
     Split,
-    least_squares,
     run,
 )
 from fedsim.cli import main
@@ -75,8 +74,3 @@ def test_it_is_tried_on_the_samples_at_set_up() -> None:
     table = replace(of(CropAndFlip()), data=Dataset("table", rows, rows, classes=2), partition=IidPartitioner(5))
     with pytest.raises(ConfigError, match=r"local.augment CropAndFlip takes images .*, and a sample is \[12\] float32"):
         prepare(table, 0)
-
-
-def test_a_problem_with_an_optimum_refuses_it() -> None:
-    with pytest.raises(ConfigError, match=r"leave out weights, local.weight_decay and local.augment"):
-        prepare(Experiment(FedAvg(), data=least_squares(4, 3), local=LocalWork(augment=halved)), 0)

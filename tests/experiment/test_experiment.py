@@ -168,10 +168,14 @@ def test_a_data_set_without_test_samples_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("settings", [{"weights": "samples"}, {"local": LocalWork(weight_decay=0.1)}])
+@pytest.mark.parametrize("settings", [
+    {"weights": "samples"},
+    {"local": LocalWork(weight_decay=0.1)},
+    {"local": LocalWork(augment=lambda x, key: 0.5 * x)},
+])  # fmt: skip
 def test_a_problem_keeps_its_own_objective(settings: dict[str, Any]) -> None:
     unequal = logistic_regression(MINE, n=20)
-    with pytest.raises(ConfigError, match=r"leave out weights and local\.weight_decay"):
+    with pytest.raises(ConfigError, match=r"leave out weights, local\.weight_decay and local\.augment"):
         run(Experiment(FedAvg(), data=unequal, **settings), progress=False)
 
 
