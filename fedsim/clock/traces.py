@@ -12,10 +12,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from fedsim.errors import DataError
+from fedsim.errors import ConfigError, DataError
 
 SPEEDS = ("ms_per_sample", "down_kbps", "up_kbps")
 WINDOWS = ("start_s", "end_s")
+
+
+class TraceError(DataError, ConfigError):
+    """A file of traces, a setting of the clock, is missing or is of another form."""
 
 
 def read_speeds(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
@@ -25,13 +29,13 @@ def read_speeds(path: Path) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarr
     (both directions) are read as well.
 
     Raises:
-        DataError: the file is missing, is of another form, or has a client twice.
+        TraceError: the file is missing, is of another form, or has a client twice.
     """
     rows = _rows(path, SPEEDS)
     names = [str(row["client"]) for row in rows]
     if len({*names}) < len(names):
         name, times = Counter(names).most_common(1)[0]
-        raise DataError(f"{path} has client {name} {times} times; expected one row for each")
+        raise TraceError(f"{path} has client {name} {times} times; expected one row for each")
     ms, down, up = (_column(path, rows, name) for name in SPEEDS)
     return names, ms, down, up
 
@@ -42,7 +46,7 @@ def read_windows(path: Path, period: float | None) -> tuple[list[str], list[np.n
     JSON is a list of rows, or FLHetBench's mapping from clients to ``trace_start``, ``trace_end`` and ``ready_time``.
 
     Raises:
-        DataError: the file is missing or is of another form.
+        TraceError: the file is missing or is of another form.
     """
     rows = _rows(path, WINDOWS)
     ends = _column(path, rows, "end_s")
@@ -65,24 +69,46 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 lists = {name: file[name].tolist() for name in file.files}
             if len({len(values) for values in lists.values()}) > 1:
-                raise DataError(f"{path} has columns of different lengths; {expected}")
+                raise TraceError(f"{path} has columns of different lengths; {expected}")
             rows = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
         elif path.suffix == ".json":
-            rows = _of_json(json.loads(path.read_text()))
+            rows = _of_json(path, json.loads(path.read_text()))
         else:
             with path.open(newline="") as text:
                 rows = list(csv.DictReader(text))
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; {expected}") from error
+        raise TraceError(f"cannot read {path}: {error.strerror}; {expected}") from error
+    except TraceError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, EOFError, BadZipFile, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}); {expected}") from error
-    missing = [name for name in ("client", *columns) if any(name not in row for row in rows)]
-    if missing or not rows:
-        raise DataError(f"{path} has {f'no column {missing[0]}' if missing else 'no rows'}; {expected}")
+        kind = {".npz": "an npz file of arrays of numbers and text", ".json": "JSON"}.get(path.suffix, "CSV")
+        why = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
+        why = f": an entry has no {error}" if isinstance(error, KeyError) else why
+        raise TraceError(f"{path} cannot be read as {kind}{why}; {expected}") from error
+    if not rows:
+        raise TraceError(f"{path} has no rows; {expected}")
+    for name in ("client", *columns):
+        lacking = [k for k, row in enumerate(rows) if row.get(name) in (None, "")]
+        if lacking:
+            where = f" in {_row(rows, lacking[0])}" if any(name in row for row in rows) else ""
+            raise TraceError(f"{path} has no {'value' if where else 'column'} {name}{where}; {expected}")
     return rows
 
 
-def _of_json(content: Any) -> list[dict[str, Any]]:
+def _row(rows: list[dict[str, Any]], k: int) -> str:
+    """Name a row in an error, by its number and client."""
+    client = rows[k].get("client")
+    return f"row {k + 1}" + ("" if client in (None, "") else f", client {client}")
+
+
+def _of_json(path: Path, content: Any) -> list[dict[str, Any]]:
+    entries = content if isinstance(content, list) else content.values() if isinstance(content, dict) else [content]
+    for k, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise TraceError(
+                f"{path} has {entry!r:.40} as row {k + 1}; expected a list of rows, or a mapping from clients to rows,"
+                ' such as {"client": "0", "ms_per_sample": 50}'
+            )
     if isinstance(content, list):
         return [dict(row) for row in content]
     rows = []
@@ -102,7 +128,10 @@ def _of_json(content: Any) -> list[dict[str, Any]]:
 
 
 def _column(path: Path, rows: list[dict[str, Any]], name: str) -> np.ndarray:
-    try:
-        return np.array([float(row[name]) for row in rows])
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} has a value of {name} that is no number ({error}); expected numbers") from error
+    values = np.empty(len(rows))
+    for k, row in enumerate(rows):
+        try:
+            values[k] = float(row[name])
+        except (TypeError, ValueError):
+            raise TraceError(f"{path}, {_row(rows, k)}: {name} is {row[name]!r}; expected a number") from None
+    return values

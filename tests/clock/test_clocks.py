@@ -145,17 +145,21 @@ def test_what_is_refused(make: Callable[[], Any], words: str) -> None:
     [
         ("a.csv", "client,ms_per_sample\n0,1\n", "no column down_kbps"),
         ("a.csv", "client,ms_per_sample,down_kbps,up_kbps\n", "no rows"),
-        ("a.csv", CSV.replace("b,10", "b,ten"), "ms_per_sample that is no number"),
+        ("a.csv", CSV.replace("b,10", "b,ten"), "a.csv, row 1, client b: ms_per_sample is 'ten'; expected a number"),
+        ("a.csv", CSV.replace("a,20,1600,80", "a,20"), "no value down_kbps in row 2, client a; expected a .csv"),
+        ("a.csv", "client,ms_per_sample\n,1\n", "no value client in row 1; expected"),
         ("a.csv", CSV + "a,1,1,1\n", "client a 2 times"),
         ("a.csv", CSV.replace("1600", "-1600"), "bandwidth down"),
         ("a.json", "{", "cannot be read"),
-        ("a.json", "[1]", "cannot be read"),
-        ("a.npz", "PK", "cannot be read"),
+        ("a.json", "[1]", "a.json has 1 as row 1; expected a list of rows, or a mapping"),
+        ("a.json", "7", "a.json has 7 as row 1; expected a list of rows"),
+        ("a.json", '{"0": {"ready_time": []}}', "cannot be read as JSON: an entry has no 'trace_start'"),
+        ("a.npz", "PK", "cannot be read as an npz file of arrays of numbers and text; expected"),
     ],
 )
 def test_bad_traces(name: str, text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(FedsimError, match=words):
+    with pytest.raises(ConfigError, match=words):          # the command line exits with 2
         TracedClock(str(tmp_path / name)).devices(1 if "ms_per_sample\n" in text else 3, 0)
 
 
