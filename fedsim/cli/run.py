@@ -76,7 +76,7 @@ def resume(argv: Sequence[str]) -> int:
             raise ConfigError(f"{arguments.run} is a sweep; --rounds extends a run, such as one of its points")
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
     before = open_run(arguments.run)
-    status, planned = before.manifest["status"].values(), before.config["rounds"]
+    status, planned = before.manifest["status"].values(), before.config.get("rounds")
     directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not arguments.quiet)
     idle = planned == directory.config["rounds"] and all(seed["state"] == "finished" for seed in status)
     if idle and not arguments.quiet:

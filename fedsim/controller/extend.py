@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fedsim.controller.settings import settings_hash
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.schedule import Cosine
@@ -65,8 +66,9 @@ def note_extension(directory: RunDirectory, rounds: int) -> None:
             directory.mark(int(seed), "interrupted", f"to be extended to {rounds} rounds")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"from": config["rounds"], "to": rounds, "at": now, "fedsim": __version__}
-    directory.update_manifest(extended=[*manifest.get("extended", []), entry])
-    text = yaml.safe_dump({**config, "rounds": rounds}, sort_keys=False, allow_unicode=True)
+    extended, longer = [*manifest.get("extended", []), entry], {**config, "rounds": rounds}
+    directory.update_manifest(extended=extended, settings_hash=settings_hash(longer))
+    text = yaml.safe_dump(longer, sort_keys=False, allow_unicode=True)
     write_atomic(directory.path / "config.yaml", text)
 
 

@@ -23,6 +23,7 @@ from fedsim.controller.local_steps import check_local_steps
 from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
+from fedsim.controller.settings import check_settings, settings_hash
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
@@ -32,6 +33,7 @@ from fedsim.experiment.short_forms import recorded
 from fedsim.gossip import graph_file
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, create_run, open_run
+from fedsim.record.files import damaged
 from fedsim.record.metrics import read_metrics
 from fedsim.record.version import check_version
 
@@ -67,9 +69,10 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
         "partition_hash": {str(experiment.seed): first.partition.hash},
         "larger_is_better": {metric.name: metric.larger_is_better for metric in experiment.measures},
         **({} if experiment.init is None else {"init_hash": file_hash(experiment.init)}),
+        "settings_hash": settings_hash(config := to_config(experiment)),
         "backend": {},
     }
-    directory = create_run(root, experiment.title, to_config(experiment), manifest, output)
+    directory = create_run(root, experiment.title, config, manifest, output)
     try:
         _run_seeds(experiment, directory, experiment.seed_list, first, progress, host)
     except (ConfigError, CodeError) as error:
@@ -95,6 +98,7 @@ def resume(
     directory = open_run(path)
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
     _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
+    check_settings(directory)
     config = recorded(directory.config)
     extends = rounds is not None and rounds != config["rounds"]
     if rounds is not None and extends:
@@ -133,7 +137,9 @@ def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
     Raises:
         RunError: ``config.yaml`` was edited since.
     """
-    rounds = directory.config["rounds"]
+    rounds = directory.config.get("rounds")
+    if rounds is None:                                     # the file was cut short
+        raise damaged(directory.path / "config.yaml", "rounds is missing")
     for seed in sorted(seeds):
         done = read_metrics(directory.seed_path(seed) / "metrics.jsonl").round.max(initial=0)
         if done != rounds:

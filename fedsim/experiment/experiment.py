@@ -290,12 +290,6 @@ class Experiment:
             found.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and ignores {names}")
         elif {"epochs", "steps"} <= set(given):
             found.append("local.steps replaces local.epochs")
-        for mode, usual_mode, on, what in (
-            ("weight_decay_mode", "objective", self.local.weight_decay, "weight_decay"),
-            ("clip_mode", "gradient", self.local.clip_norm, "clip_norm"),
-        ):
-            if getattr(self.local, mode) != usual_mode and not on:
-                found.append(f"local.{mode} has no effect without local.{what}")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             found.append("sampling.size replaces sampling.fraction")
         if self.concurrency is None and hasattr(self.algorithm, "dispatch"):

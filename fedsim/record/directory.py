@@ -31,7 +31,7 @@ import yaml
 
 from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, RunError
-from fedsim.record.files import lock, numbered, sync, write_atomic
+from fedsim.record.files import lock, numbered, read_mapping, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
 from fedsim.record.version import __version__
 
@@ -124,15 +124,21 @@ class RunDirectory:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved experiment."""
-        config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
-        return config
+        """The resolved experiment.
+
+        Raises:
+            RunError: the file is damaged; see `read_mapping`.
+        """
+        return read_mapping(self.path / "config.yaml", yaml.safe_load)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Versions, hashes, seeds and status, as last written."""
-        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-        return manifest
+        """Versions, hashes, seeds and status, as last written.
+
+        Raises:
+            RunError: the file is damaged; see `read_mapping`.
+        """
+        return read_mapping(self.path / "manifest.json", json.loads, ("status", "versions"))
 
     def seed_path(self, seed: int) -> Path:
         """Directory of one seed."""

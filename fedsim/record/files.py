@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import psutil
+import yaml
 from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
@@ -97,6 +98,28 @@ def write_atomic(path: Path, content: str | bytes, opener: Callable[[str, int], 
     """Replace the content of a file; see `atomic`."""
     with atomic(path, opener) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any], names: Collection[str] = ()) -> dict[str, Any]:
+    """Read a file of settings or of a state, which ``parse`` understands, and in which ``names`` cannot be missing.
+
+    Raises:
+        RunError: it cannot be read, or is damaged.
+    """
+    try:
+        content = parse(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise damaged(path, " ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise damaged(path, f"it holds {content!r:.60}, no settings by name")
+    if missing := [name for name in names if name not in content]:
+        raise damaged(path, f"{', '.join(missing)} is missing")
+    return content
+
+
+def damaged(path: Path, why: str) -> RunError:
+    """Error of a file that cannot be read, because of ``why``."""
+    return RunError(f"cannot read {path}: {why}; restore the file, or leave out {path.parent} or remove it")
 
 
 def remove_unfinished(folder: Path) -> None:

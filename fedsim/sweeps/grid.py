@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import environment, open_run
-from fedsim.record.files import create_folder, lock, write_atomic
+from fedsim.record.files import create_folder, lock, read_mapping, write_atomic
 from fedsim.record.metrics import read_metrics
 from fedsim.report.compare import Comparison, RunSummary, compare, costs_of
 from fedsim.report.statistics import Estimate, best, estimate
@@ -216,11 +216,9 @@ def choose(comparison: Comparison) -> Choice | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((path / FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is not a sweep: {FILE}: {error}; expected a folder made by `fedsim sweep`") from error
-    return content
+    if not is_sweep(path):
+        raise RunError(f"{path} is not a sweep: {FILE} is missing; expected a folder made by `fedsim sweep`")
+    return read_mapping(path / FILE, json.loads, ("points", "failures", "versions"))
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

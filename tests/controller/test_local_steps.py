@@ -86,7 +86,8 @@ def test_a_method_without_local_steps_refuses_what_acts_in_them(
 ) -> None:
     method: Any = algorithm()
     check_local_steps(experiment(method, weight_decay=0.1, clip_norm=1.0), prepared(method))
-    for local in ({"optimizer": AdamW()}, {"weight_decay_mode": "step"}, {"clip_mode": "direction"}):
+    decay, clip = {"weight_decay": 0.1, "weight_decay_mode": "step"}, {"clip_norm": 1.0, "clip_mode": "direction"}
+    for local in ({"optimizer": AdamW()}, decay, clip):
         settings: Any = local
         case = experiment(method, **settings)
         fed = prepared(method)
