@@ -11,9 +11,12 @@ from fedsim.cli.output import Arguments, console, writing
 from fedsim.errors import ConfigError
 from fedsim.report import compare as comparing
 from fedsim.report import tables
-from fedsim.report.series import AXES
+from fedsim.report.series import AXES, OF_CLIENTS
 
 TARGET = "value of the metric whose cost is counted; by default a round number near the best final value"
+
+OF_ONE = ("clients/", "nodes/", "attackers/")
+"""Beginnings of scopes with a value for each client."""
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -40,9 +43,15 @@ def compare(argv: Sequence[str]) -> int:
         parser.error(f"--{next(iter(options)).replace('_', '-')} is an option of --plot FILE, which is missing")
     if arguments.columns is not None and arguments.json:
         parser.error("--columns chooses those of a table, but --json prints all")
+    scope = arguments.scope or "server/test"
+    if arguments.client is not None and arguments.scope and not arguments.scope.startswith(OF_ONE):
+        parser.error(
+            f"--scope {scope} has no values of single clients, and --client is {arguments.client}; leave out one of"
+            f" them, or give --scope {', '.join(OF_CLIENTS)}"
+        )
     columns = None if arguments.columns is None else [name.strip() for name in arguments.columns.split(",")]
     measured = comparing.compare(
-        arguments.runs, arguments.scope, arguments.metric, arguments.target, arguments.baseline, arguments.client,
+        arguments.runs, scope, arguments.metric, arguments.target, arguments.baseline, arguments.client,
         labels=dict(map(_label, arguments.label)),
     )  # fmt: skip
     comparing.columns_of(measured, columns)                # a wrong one fails before files are written
@@ -111,7 +120,8 @@ def report(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     from fedsim.report.html import write_report  # deferred: Matplotlib is slow to import
 
-    print(write_report(arguments.runs, arguments.output, arguments.scope, arguments.metric, arguments.target))
+    scope = arguments.scope or "server/test"
+    print(write_report(arguments.runs, arguments.output, scope, arguments.metric, arguments.target))
     return 0
 
 
@@ -119,6 +129,6 @@ def _parser(command: str, about: str) -> Arguments:
     parser = Arguments(f"fedsim {command}", description=about)
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them")
     parser.add_argument("--metric", default="accuracy", help="metric to compare (default: accuracy)")
-    parser.add_argument("--scope", default="server/test", help="model and samples of the metric (default: server/test)")
+    parser.add_argument("--scope", help="model and samples of the metric (default: server/test)")
     parser.add_argument("--target", type=float, help=TARGET)
     return parser

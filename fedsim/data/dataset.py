@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.checks import whole
 from fedsim.errors import DataError
 from fedsim.tree import Samples, count, flat, mapped, shapes, structure, written
 
@@ -62,6 +63,7 @@ class Dataset:
     target_name: str | None = None
 
     def __post_init__(self) -> None:
+        whole(f"data set {self.name!r}: classes", self.classes, 0, "; 0 is regression")
         for kind, split in (("train", self.train), ("test", self.test)):
             if not isinstance(split, Split):
                 raise DataError(

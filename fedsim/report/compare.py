@@ -27,12 +27,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.checks import number
 from fedsim.errors import ConfigError, suggest
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
 from fedsim.report.series import NOTHING, RunSeries, load_runs, relabelled, unmeasured
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, lower_is_better
 
+EXAMPLES = {"scope": "server/test", "metric": "accuracy"}
 LATE = 5
 """Evaluations at the end whose mean is the late value: a single final value depends strongly on the last cohort."""
 COSTS = {
@@ -119,6 +121,11 @@ def compare(
         ConfigError: unknown metric or baseline, or labels of no run.
     """
     places = paths_of(paths)
+    for name, text in (("scope", scope), ("metric", metric)):
+        if not isinstance(text, str):
+            raise ConfigError(f"{name} is {text!r}; expected the name of one, such as {EXAMPLES[name]!r}")
+    if target is not None:
+        number("target", target, lambda _: True, "a finite value of the metric, such as 0.9")
     runs = relabelled(load_runs(places, scope, metric, client), labels or {})
     lower = lower_is_better(metric, directions(runs))
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedsim.checks import number
 from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.record import figures
 from fedsim.record.directory import RunDirectory
@@ -116,6 +117,8 @@ def draw(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -
     width = options.get("width", "page")
     if width not in SIZES:
         raise ConfigError(f"width is {width!r}; {suggest(width, SIZES)}")
+    if "height" in options:
+        number("height", options["height"], lambda inches: 0 < inches <= 100, "inches above 0, at most 100")
     lines = {summary.run.label: curve_of(summary.run.seeds, x) for summary in comparison.runs}
     if all(np.isnan(curve.x).all() for curve in lines.values()):
         raise RunError(f"none of the runs recorded {x.replace('_', ' ')}; choose another x of {', '.join(AXES)}")

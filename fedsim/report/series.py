@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,6 +136,8 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str, client: int | None
         ConfigError: a run never recorded this metric (names those that it did record).
     """
     every = find_runs(paths)
+    if client is not None:
+        _check_client(client, every)
     directories = [run for run in every if _measured(run)] or every
     configs = [recorded(run.config) for run in directories]
     labels = _labels(configs, [run.path for run in directories])
@@ -142,6 +145,15 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str, client: int | None
         RunSeries(label, run.path, config, run.manifest, *_load_seeds(run, scope, metric, client))
         for run, config, label in zip(directories, configs, labels, strict=True)
     ]
+
+
+def _check_client(client: int, runs: Sequence[RunDirectory]) -> None:
+    """Refuse a client that a run does not have."""
+    for run in runs:
+        known = run.manifest.get("clients")
+        if not isinstance(client, int) or isinstance(client, bool) or client < 0 or client >= (known or math.inf):
+            there = "0 or more" if known is None else f"0 to {known - 1}"
+            raise ConfigError(f"client is {client!r}; expected {there}, the clients of {run.path}")
 
 
 def _load_seeds(run: RunDirectory, scope: str, metric: str, client: int | None) -> tuple[dict[int, Series], str]:
