@@ -327,7 +327,7 @@ def type_in_words(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(map(type_in_words, arguments))
     if get_origin(hint) in CONTAINERS:
-        return f"a list [...], each {type_in_words(arguments[0])}"
+        return f"a list in brackets, [a,b], each {type_in_words(arguments[0])}"
     return str(hint)
 
 

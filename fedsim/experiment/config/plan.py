@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,6 +149,9 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
         return _filled(Plan(place, "", about, hint, (hint,), parameters(hint)), value)
     if float in get_args(hint) and (numbers := _numbers(value)) is not None:
         return numbers
+    if float in get_args(hint) and isinstance(value, str) and re.match(r"[-+.\d]", value):
+        named = ", ".join(names(key))
+        raise ConfigError(f"{place} is {value!r}; expected a number, a list of numbers in brackets, [a,b], or {named}")
     value = {"name": value} if isinstance(value, str) else value
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         example = next(iter(names(key)), "my.module.Class")
