@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.cli.output import Arguments, writing
 from fedsim.errors import ConfigError, suggest
+from fedsim.record.checkpoint import CheckpointWarning
 from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.files import atomic
 
 SUFFIXES = (".pt", ".safetensors")
 TOOLS = ("tensorboard",)
@@ -61,16 +65,23 @@ def _export_model(run: RunDirectory, path: Path, seed: int | None, node: int | N
         raise ConfigError(f"{path} exists; choose another --output, or remove it first")
     from fedsim.controller.trained import trained  # deferred: slow to import
 
-    module, round = trained(run, seed, node)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CheckpointWarning)
+        module, round = trained(run, seed, node)
+    for warning in caught:                                 # the model of an earlier round is exported
+        if issubclass(warning.category, CheckpointWarning):
+            print(f"fedsim: note: {warning.message}; the model is that after round {round}", file=sys.stderr)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    with writing(path):
+    with writing(path), atomic(path) as file:
         if path.suffix == ".pt":
             import torch
 
-            torch.save(state, path)
+            torch.save(state, file)
         else:
-            from safetensors.torch import save_file
+            from safetensors.torch import save
 
-            save_file(state, path)
+            file.write(save(state))
     print(f"{path}: {type(module).__name__} after round {round}, {sum(t.numel() for t in state.values()):,} numbers")
     return 0

@@ -23,7 +23,7 @@ from fedsim.controller.local_steps import check_local_steps
 from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
-from fedsim.controller.settings import check_settings, settings_hash
+from fedsim.controller.settings import check_model, check_settings, settings_hash
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
@@ -117,6 +117,7 @@ def resume(
     check_unchanged(experiment.init, directory.manifest, path)
     with torch_threads(experiment.execution.threads or directory.manifest["threads"]), host_of(experiment) as there:
         first = there.prepare(experiment, todo[0])
+        check_model(directory, first.federation.model.d)
         found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
         if found != expected:
             raise RunError(

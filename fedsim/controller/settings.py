@@ -23,6 +23,15 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def check_model(directory: RunDirectory, d: int) -> None:
+    """Raise RunError unless a module of ``d`` parameters fits the run's checkpoints."""
+    if d != (trained := directory.manifest.get("parameters", d)):
+        raise RunError(
+            f"{directory.path} has trained a model of {trained:,} parameters, and the module found now has {d:,};"
+            " restore its code and settings, or give the experiment of the run"
+        )
+
+
 def check_settings(directory: RunDirectory) -> None:
     """Refuse to continue a run with other settings than its first rounds had; earlier versions recorded no hash.
 

@@ -12,6 +12,7 @@ from fedsim.clients import cohort
 from fedsim.controller.initial import check_unchanged
 from fedsim.controller.keeping import method_of
 from fedsim.controller.prepare import prepare
+from fedsim.controller.settings import check_model
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
 from fedsim.experiment.experiment import Experiment
@@ -35,7 +36,7 @@ def trained(
         experiment: needed if the run's model or data were made in Python.
 
     Raises:
-        RunError: the run has no checkpoint, or its nodes keep their models.
+        RunError: the run has no checkpoint, or its nodes keep their models, or the module has changed.
         ConfigError: no such seed or node.
     """
     seeds = [int(name) for name in run.manifest["status"]]
@@ -50,6 +51,7 @@ def trained(
         raise RunError(f"{run.path}, seed {seed}, has no checkpoint; run or resume it first")
     prepared = prepare(experiment, seed)
     fed = prepared.federation
+    check_model(run, fed.model.d)
     begun = method_of(experiment).init(fed.model.vector(), cohort(fed, 0))
     if isinstance(begun.x, Kept) and loaded.meta["backend"].get("backend") == "flower":
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")

@@ -110,3 +110,33 @@ def test_a_damaged_sweep_is_named(text: str, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "sweep.json").write_text(text)
     assert main(["resume", str(tmp_path)]) == 1
     assert f"cannot read {tmp_path / 'sweep.json'}: " in capsys.readouterr().err
+
+
+def test_a_changed_module_is_not_exported_or_resumed(
+    cut: RunDirectory, finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut.update_manifest(parameters=7)
+    made = RunDirectory(shutil.copytree(finished.path, tmp_path / "made"))
+    edit(made, lambda config: config["model"].update(hidden=[17]))
+    assert main(["export", str(made.path), "--output", str(tmp_path / "m.pt")]) == 1
+    assert "parameters, and the module found now has" in capsys.readouterr().err and not (tmp_path / "m.pt").exists()
+    with pytest.raises(RunError, match="has trained a model of 7 parameters, and the module found now has 1,210; rest"):
+        resume(cut.path, progress=False)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_an_unwritable_place_is_one_error(
+    suffix: str, finished: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(finished.path), "--output", f"/proc/x.{suffix}"]) == 1
+    assert f"cannot write /proc/x.{suffix}: " in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_the_model_of_an_earlier_round_is_not_exported_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run(BASE.with_execution(checkpoint_every=2), output=tmp_path / "run", progress=False)
+    (made.seed_path(0) / "checkpoints/round-000003/shard-00000.safetensors").write_bytes(b"")
+    assert main(["export", str(made.path), "--output", str(tmp_path / "m.pt")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "round-000003" in said and "the model is that after round 2" in said
