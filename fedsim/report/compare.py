@@ -43,6 +43,8 @@ COSTS = {
     "gradient_evaluations": "grad evals",
     "simulated_seconds": "sim. seconds",
 }
+PAID = ("simulated", "total")
+"""Scopes of cumulative costs: they begin at 0, so that they have no best round and no target."""
 SPARE = ("gradient_evaluations", "best", "late", "megabytes", "seeds", "round", "difference")
 """Columns that a narrow terminal leaves out, the least important first."""
 
@@ -118,7 +120,7 @@ def compare(
 
     Raises:
         RunError: no run there.
-        ConfigError: unknown metric or baseline, or labels of no run.
+        ConfigError: unknown metric or baseline, labels of no run, or a target of a cost.
     """
     places = paths_of(paths)
     for name, text in (("scope", scope), ("metric", metric)):
@@ -130,7 +132,9 @@ def compare(
     lower = lower_is_better(metric, directions(runs))
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
     means = [final.mean for final in finals]
-    target = default_target(means, lower) if target is None else target
+    if scope in PAID and target is not None:
+        raise ConfigError(f"{scope} {metric} is a cost, which has no target; give that of a metric")
+    target = default_target(means, lower) if target is None and scope not in PAID else target
     reference = _baseline(runs, means, lower, baseline)
     summaries = tuple(_summary(run, final, reference, lower, target) for run, final in zip(runs, finals, strict=True))
     warnings = (*unmeasured(places), *doubts(runs))
@@ -217,7 +221,9 @@ def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
 
 
 def costs_of(comparison: Comparison) -> dict[str, str]:
-    """The `COSTS` of a comparison; simulated seconds only where a run has recorded some."""
+    """The `COSTS` of a comparison, none if its metric is one; simulated seconds only where a run has recorded some."""
+    if comparison.scope in PAID:
+        return {}
     series = [series for summary in comparison.runs for series in summary.run.seeds.values()]
     timed = any(np.isfinite(each.cost["simulated_seconds"]).any() for each in series if each is not NOTHING)
     return {name: unit for name, unit in COSTS.items() if timed or name != "simulated_seconds"}
@@ -231,6 +237,8 @@ def columns_of(comparison: Comparison, chosen: Sequence[str] | None = None) -> d
     """
     difference = {"difference": f"− {comparison.baseline}"} if len(comparison.runs) > 1 else {}
     measured = {"seeds": "seeds", "final": "final", "late": f"last {LATE}", "best": "best"}
+    if comparison.scope in PAID:
+        measured = {"seeds": "seeds", "final": "final"}
     titles = {**measured, **difference, **costs_of(comparison)}
     for name in chosen or ():
         if name not in titles:
@@ -279,7 +287,9 @@ def notes(comparison: Comparison, chosen: Sequence[str] | None = None) -> str:
         "gradient_evaluations": "Grad evals: gradient evaluations of all clients.",
         "simulated_seconds": "Sim. seconds: by the clock of the experiment.",
     }
-    explained = {"final", *shown, *(["cost"] if set(COSTS) & set(shown) else [])}
+    if comparison.scope in PAID:
+        texts["paid"] = f"{comparison.metric}: a cost, of the whole run; compare a metric for that of a target."
+    explained = {"final", "paid", *shown, *(["cost"] if set(COSTS) & set(shown) else [])}
     return " ".join(text for name, text in texts.items() if name in explained)
 
 
@@ -346,7 +356,8 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for summary in comparison.runs:
         row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}
-        estimates = {name: getattr(summary, name) for name in ("final", "late", "best", "difference")}
+        names = ("final", "difference") if comparison.scope in PAID else ("final", "late", "best", "difference")
+        estimates = {name: getattr(summary, name) for name in names}
         estimates |= {f"{cost}_to_target": summary.cost[cost] for cost in costs_of(comparison)}
         for name, value in estimates.items():
             row[f"{name}_mean"] = None if value is None or math.isnan(value.mean) else value.mean

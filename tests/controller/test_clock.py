@@ -129,6 +129,20 @@ def test_seconds_are_an_axis_a_cost_and_a_column(tmp_path: Path) -> None:
     assert "not recorded" in str(render(mixed)) or mixed.runs[0].cost["simulated_seconds"] is None
 
 
+def test_a_cost_has_no_best_round_and_no_target(tmp_path: Path) -> None:
+    slow = replace(SMALL, clock=replace(CLOCK, seconds=LogNormal(10, 0.1)))
+    runs = [run(e, root=tmp_path / "runs", progress=False) for e in (replace(SMALL, clock=CLOCK), slow)]
+    compared = compare(runs, scope="simulated", metric="seconds")
+    text = str(render(compared))
+    assert compared.target is None and "seconds: a cost, of the whole run" in " ".join(text.split())
+    assert "best" not in text and "missed" not in text and "to reach" not in text
+    first, second = records(compared)
+    assert first["final_mean"] == seconds(runs[0])[6] < second["final_mean"] and "best_mean" not in first
+    assert second["difference_mean"] == second["final_mean"] - first["final_mean"]
+    with pytest.raises(ConfigError, match="simulated seconds is a cost, which has no target"):
+        compare(runs, scope="simulated", metric="seconds", target=3.0)
+
+
 def test_settings_of_a_clock_survive_a_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for clock in (CLOCK, Clock(seconds=(1.0, 2.5), bandwidth_up=math.inf, latency=0.25)):
         config = {"algorithm": "FedAvg", "clock": yaml.safe_load(yaml.safe_dump(written(clock)))}
