@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Container, Iterable
 from functools import partial
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from fedsim.data import Split
 from fedsim.engine.linear_stack import per_sample
 from fedsim.engine.model import Model, called
-from fedsim.engine.purity import generator_states
+from fedsim.engine.purity import generator_states, intact
 from fedsim.engine.seeded import Undrawn
 from fedsim.engine.snapshot import Snapshot, alike
 from fedsim.errors import ModelError
@@ -122,6 +123,8 @@ def _check_fit(model: Model, x: Samples, y: Samples) -> None:
     try:
         with torch.no_grad(), model.evaluating():
             first, target, *_ = Batch(x, y).part(slice(1))
+            with intact(name_of(model.module), "its inputs", first):
+                called(model.load(model.vector()), first)
             outputs = model.outputs(model.vector(), first)
             if not (tensors := tensors_of(outputs)) or tensors[0].shape[:1] != (1,):
                 given = list(tensors[0].shape) if tensors else f"of type {type(outputs).__name__}"
@@ -129,11 +132,29 @@ def _check_fit(model: Model, x: Samples, y: Samples) -> None:
                     f"{name_of(model.module)} returned outputs {given} for one input of shape {written(x)}; expected"
                     " [1, ...], one row for each sample (a squeeze() without an axis drops this one)"
                 )
-            per_sample(model.loss(outputs, target), 1)
+            with intact(f"the loss {name_of(model.loss)}", "outputs or targets", [outputs, target]):
+                per_sample(_loss(model, outputs, target), 1)
     except ModelError:
         raise
     except Exception as error:
         raise _misfit(model, x, y, error) from error
+
+
+def _loss(model: Model, outputs: Any, target: Samples) -> Tensor:
+    """Loss of one sample; an error of a user's loss is its own, one of fedsim's tells of outputs that do not fit."""
+    try:
+        return model.loss(outputs, target)
+    except Exception as error:
+        if isinstance(error, ModelError) or getattr(model.loss, "__module__", "").startswith("fedsim."):
+            raise
+        raise ModelError(
+            f"the loss {name_of(model.loss)} raised {type(error).__name__} on outputs of shape {_shapes(outputs)} and"
+            f" targets of shape {_shapes(target)}: {error}"
+        ) from error
+
+
+def _shapes(given: Any) -> str:
+    return " and ".join(str(list(t.shape)) for t in tensors_of(given))
 
 
 def _misfit(model: Model, x: Samples, y: Samples, error: Exception) -> ModelError:
@@ -194,7 +215,8 @@ def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snaps
 def _train(model: Model, v: Vector, batch: Batch) -> tuple[list[Tensor], Snapshot]:
     """Gradient on a minibatch and then outputs in evaluation, and the state that these leave behind."""
     drawn = generator_states()
-    with Undrawn():  # type: ignore[no-untyped-call]         # in the backward pass too
+    module, loss = name_of(model.module), f"the loss {name_of(model.loss)}"
+    with intact(module, "its inputs", batch.x), intact(loss, "its targets", batch.y), Undrawn():  # type: ignore[no-untyped-call]
         g = model.gradient(v, batch)
     given = [g, *tensors_of(model.outputs(v, batch.part(slice(1)).x))]
     if generator_states() != drawn:

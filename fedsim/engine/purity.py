@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ConfigError
+from fedsim.engine.snapshot import alike
+from fedsim.errors import ConfigError, FedsimError, ModelError
+from fedsim.tree import tensors_of
 from fedsim.values import Packed
 
 MT19937_BYTES = 4 * 624 + 4
@@ -53,6 +55,35 @@ def unwritten(name: str, arguments: Any) -> Iterator[None]:
         raise ConfigError(
             f"{name} writes into an argument, which others read as well; expected new tensors: y = 0.5 * x instead of"
             " x.mul_(0.5), or x.clone() before writing"
+        )
+
+
+@contextlib.contextmanager
+def intact(code: str, what: str, given: Any, error: type[FedsimError] = ModelError) -> Iterator[None]:
+    """Check that a user's code, run in this context, leaves the tensors ``given`` to it as they are, and put them back
+    if not. Unlike ``unwritten``, this finds writes through NumPy and ``.data`` too, for the price of a copy.
+
+    Args:
+        code: name of the code, for errors.
+        what: name of what it is given.
+        given: tensors, in tuples, lists, dicts and dataclasses.
+        error: type of the error.
+
+    Raises:
+        FedsimError: it wrote into one of them.
+    """
+    before = [(t, None if t.is_inference() else t._version, t.detach().clone()) for t in tensors_of(given)]
+    found = []
+    try:
+        yield
+    finally:
+        for t, version, copy in before:
+            if (version is not None and t._version != version) or not alike(t.detach(), copy):
+                found.append(t.data.copy_(copy))           # the samples are those of later runs too
+    if found:
+        raise error(
+            f"{code} writes into {what}, which others read after it; expected new tensors: x * 2 for x.mul_(2), or"
+            " x = x.clone() before writing (and before x.numpy(), which shares its memory)"
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.engine.purity import intact
 from fedsim.errors import ConfigError, explained, suggest
 
 OF_LOSS = {"perplexity": False}
@@ -50,11 +51,13 @@ class Metric:
 
         Raises:
             CodeError: the function raised.
-            ConfigError: it did not return a number; or, if ``strict``, the metric is undefined.
+            ConfigError: it wrote into outputs or targets, or did not return a number; or, if ``strict``, the metric is
+                undefined.
         """
         assert self.function is not None
         try:
-            with explained(f"the metric {self.name}"), warnings.catch_warnings():
+            name, given = f"the metric {self.name}", () if self.lenient else (outputs, targets)
+            with explained(name), intact(name, "outputs or targets", given, ConfigError), warnings.catch_warnings():
                 if self.lenient:
                     warnings.simplefilter("ignore")        # of classes that do not occur
                 value = self.function(outputs, targets)

@@ -129,3 +129,18 @@ def test_a_config_holds_names() -> None:
     made = to_config(Experiment(FedAvg(), metrics=[lambda outputs, targets: 0.0]))
     with pytest.raises(ConfigError, match="was made in Python"):
         from_config(made)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda o, t: t.clamp_(max=1), lambda o, t: t.numpy().fill(0), lambda o, t: o.zero_()]
+)
+def test_a_metric_that_writes_is_refused_and_undone(write: Any) -> None:
+    outputs, targets = LOGITS.clone(), LABELS.clone()
+
+    def binary(o: Tensor, t: Tensor) -> float:
+        write(o, t)
+        return 0.5
+
+    with pytest.raises(ConfigError, match=r"the metric binary writes into outputs or targets, .*x\.clone\(\) before"):
+        one(binary).of(outputs, targets)
+    assert torch.equal(outputs, LOGITS) and torch.equal(targets, LABELS)
