@@ -37,6 +37,9 @@ class BVRLSGDState(NamedTuple):
 class BVRLSGD:
     """Local steps along a variance-reduced estimate of the gradient of all clients.
 
+    The first step, along the server's estimate, needs no minibatch and is made outside the local loop: what acts in
+    ``local.descend``, such as ``local.optimizer``, is refused.
+
     Args:
         lr: local step size eta.
         period: rounds from one large batch to the next.

@@ -20,7 +20,7 @@ def check_local_steps(experiment: Experiment, prepared: Prepared) -> None:
     """Run the algorithm without data or gradients, if a setting acts in ``local.descend`` alone.
 
     Raises:
-        ConfigError: the algorithm never calls it, or refuses the local optimiser.
+        ConfigError: the algorithm did not call it, or refuses the local optimiser.
     """
     settings = experiment.local.step_settings
     if not settings:
@@ -38,7 +38,7 @@ def check_local_steps(experiment: Experiment, prepared: Prepared) -> None:
     except DivergenceError:                                # of zero gradients; a true round will tell
         return
     raise ConfigError(
-        f"{type(algorithm).__name__} makes no local steps, so {' and '.join(settings)} would have no effect; leave"
-        f" {'it' if len(settings) == 1 else 'them'} out, or use a method with local steps, such as FedAvg (a method of"
-        " your own makes them by local.descend)"
+        f"{type(algorithm).__name__} made no step by local.descend when it was tried with zero gradients, so"
+        f" {' and '.join(settings)} would have no effect; leave {'it' if len(settings) == 1 else 'them'} out, or use a"
+        " method whose local steps are made by it, such as FedAvg (a method of your own: whatever the gradients are)"
     )

@@ -37,13 +37,16 @@ from fedsim import (
     Adagrad,
     Adam,
     AdamW,
+    Batch,
     Data,
     Execution,
     Experiment,
     FixedSize,
     HeavyBall,
     IidPartitioner,
+    Local,
     LocalWork,
+    Vector,
     run,
 )
 from fedsim.algorithm import has_server
@@ -93,13 +96,32 @@ def test_a_method_without_local_steps_refuses_what_acts_in_them(
         fed = prepared(method)
         fed = replace(fed, federation=replace(fed.federation, work=case.local))
         if algorithm not in DESCENDING:
-            with pytest.raises(ConfigError, match=f"{algorithm.__name__} makes no local steps, so local.* no effect"):
+            with pytest.raises(ConfigError, match=f"{algorithm.__name__} made no step by .* so local.* no effect"):
                 check_local_steps(case, fed)
         elif "optimizer" in local and algorithm in DIVIDING:
             with pytest.raises(ConfigError, match=r"local\.optimizer is AdamW, but .* SGD"):
                 check_local_steps(case, fed)
         else:
             check_local_steps(case, fed)
+
+
+class Unmoved(FedAvg):
+    """Makes its steps where the gradient is not zero, which a trial with zero gradients cannot see."""
+
+    def client(self, local: Local, x: Vector) -> Vector:
+        """See ``FedAvg``."""
+
+        def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
+            g = local.grad(y, batch)
+            return local.descend(y, g, eta) if g.norm() > 0 else y
+
+        return local.fold(step, x, self.lr * local.decay) - x
+
+
+def test_a_refusal_says_what_was_tried(prepared: Callable[[Any], Prepared]) -> None:
+    method = Unmoved()
+    with pytest.raises(ConfigError, match=r"Unmoved made no step by local\.descend when .* tried with zero gradients"):
+        check_local_steps(experiment(method, optimizer=Adagrad()), prepared(method))
 
 
 def refused(case: Experiment, message: str, folder: Path) -> None:
@@ -116,7 +138,7 @@ def test_two_momenta_of_one_step_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_refusal_leaves_no_run_behind(tmp_path: Path) -> None:
-    refused(experiment(EF21(), optimizer=Adam()), "EF21 makes no local steps, so local.optimizer Adam", tmp_path)
+    refused(experiment(EF21(), optimizer=Adam()), "EF21 made no step by .* so local.optimizer Adam", tmp_path)
     refused(experiment(Scaffold(), optimizer=HeavyBall()), "option II divides by K eta.*option to I", tmp_path)
     run(experiment(Scaffold(lr=0.01, option="I"), optimizer=HeavyBall()), output=tmp_path / "one", progress=False)
     run(experiment(EF21(), optimizer=SGD()), output=tmp_path / "plain", progress=False)
