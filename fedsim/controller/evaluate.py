@@ -85,6 +85,11 @@ def server(prepared: Prepared, score: Scorer, x: Vector, round: int) -> list[Row
     scores = score(prepared, x, prepared.test.x, prepared.test.y)
     loss = float(scores.loss.mean())
     if not np.isfinite(loss):
+        if round == 0:
+            raise DivergenceError(
+                f"the initial model has test loss {loss}, before any training; look at its outputs, the loss and the"
+                " data"
+            )
         raise DivergenceError(f"the server's model has test loss {loss} after round {round}; lower the learning rate")
     rows = [Row("server/test", None, "loss", loss)]
     if scores.accuracy is not None:

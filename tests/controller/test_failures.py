@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from algorithms import FedAvg
 from algorithms.fedavg import FedAvgState
@@ -32,6 +33,15 @@ def test_diverging_client_stops_the_run_and_keeps_the_last_good_state(tmp_path: 
     status = directory.manifest["status"]["0"]
     assert status["state"] == "failed" and "DivergenceError" in status["detail"]
     assert len(list((directory.seed_path(0) / "checkpoints").iterdir())) == 1
+
+
+def test_an_initial_model_without_a_finite_loss(tmp_path: Path) -> None:
+    class Logarithms(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(1)).log()
+
+    with pytest.raises(DivergenceError, match=r"^the initial model has test loss nan, before any training; look at"):
+        run(replace(SMALL, model=Logarithms(64, 10)), output=tmp_path / "run", progress=False)
 
 
 def test_a_later_seed_that_cannot_be_run_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
