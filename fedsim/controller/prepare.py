@@ -318,7 +318,8 @@ def _built(
         else:
             module = experiment.model.build(dataset.input_shape, dataset.classes)
         give_shapes(module, mapped(itemgetter(slice(1)), dataset.train.x))   # drawn here, to follow from the seed
-    return Model(module, loss_of(experiment, dataset), device=device, dtype=dtype)
+        loss = loss_of(experiment, dataset)
+    return Model(module, loss, device=device, dtype=dtype)
 
 
 def _copied(module: nn.Module, what: str) -> nn.Module:
@@ -332,6 +333,9 @@ def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tenso
     """The per-sample loss of an experiment."""
     if isinstance(experiment.loss, nn.Module):
         return _copied(experiment.loss, "loss")
+    if isinstance(experiment.loss, type):
+        with explained(f"the loss {experiment.loss.__qualname__}"):
+            return experiment.loss()  # type: ignore[no-any-return]
     if callable(experiment.loss):
         return experiment.loss
     name = experiment.loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -103,8 +104,8 @@ class Experiment:
         model: the network (in Python also any ``nn.Module``); a ``Problem`` defines its own.
         init: file of the initial model, a state_dict with the names and shapes of the model, as ``fedsim export`` and
             ``torch.save`` write it (.safetensors, .pt); all seeds begin with it. None draws the model with the seed.
-        loss: per-sample loss; "auto" chooses it by the kind of the data set (in Python also any function, see
-            ``fedsim.engine.model.Loss``).
+        loss: per-sample loss; "auto" chooses it by the kind of the data set or a function or ``nn.Module`` class of
+            your own, in Python also a module (see ``fedsim.engine.model.Loss``).
         topology: network of the nodes in methods without a server, e.g. Static with a graph; null in methods with one.
         uplink: compression of what clients send to the server or to neighbours, for any algorithm; none by default.
         downlink: compression of what the server sends; none by default.
@@ -194,8 +195,21 @@ class Experiment:
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.200}; expected {example}")
         if isinstance(self.model, type) or not (isinstance(self.model, nn.Module) or hasattr(self.model, "build")):
             raise ConfigError(f"model is {self.model!r:.200}; expected an nn.Module, or settings such as MLP((100,))")
-        if not callable(self.loss) and self.loss not in LOSSES:
-            raise ConfigError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES)}, or a function")
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        loss, known = self.loss, f"expected one of {', '.join(LOSSES)}, or a function"
+        if isinstance(loss, type):
+            given = f"loss is the class {loss.__qualname__}"
+            if not issubclass(loss, nn.Module):
+                raise ConfigError(f"{given}; {known}, or a torch.nn.Module")
+            try:
+                inspect.signature(loss).bind()
+            except TypeError as error:
+                raise ConfigError(f"{given}, {error}; expected a class without, or in Python a module") from None
+        elif not callable(loss) and loss not in LOSSES:
+            own = f"; in Python, give the function itself: loss={loss}" if "." in str(loss) else ""
+            raise ConfigError(f"loss is {loss!r}; {known}{own}")
 
     def _check_topology(self) -> None:
         name = type(self.algorithm).__name__

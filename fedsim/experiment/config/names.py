@@ -214,8 +214,9 @@ def _check_kind(kind: str, name: str, place: str, target: Callable[..., Any]) ->
             raise ConfigError(
                 f"{place} is {name!r}, which has no {method}(); expected a class that can serve as {kind}"
             )
-        if not method and not is_dataclass(target):
-            raise ConfigError(f"{place} is the class {name!r}; expected a function, or a dataclass of settings")
+        if not method and not is_dataclass(target) and not (kind == "loss" and issubclass(target, nn.Module)):
+            own = ", or a class of torch.nn.Module" if kind == "loss" else ""
+            raise ConfigError(f"{place} is the class {name!r}; expected a function, or a dataclass of settings{own}")
     elif method and not hasattr(target, method):
         raise ConfigError(f"{place} is {name!r}, which has no {method}(); expected a class that can serve as {kind}")
 

@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any, get_args
 
 import yaml
+from torch import nn
 
 from fedsim.data.catalogue import FORMATS, NAMED
 from fedsim.errors import ConfigError, suggest
@@ -194,7 +195,8 @@ def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple
     target = find(kind, name, place, also)
     if kind == "model" and not hasattr(target, "build"):
         return partial(_imported_model, name), target
-    return (target, target) if isinstance(target, type) else (target,)
+    itself = kind == "loss" and isinstance(target, type) and issubclass(target, nn.Module)   # made anew for each seed
+    return (target, target) if isinstance(target, type) and not itself else (target,)
 
 
 def _known(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:

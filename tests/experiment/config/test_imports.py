@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 from algorithms import FedAvg
+from fedsim.controller.prepare import loss_of
 from fedsim.data import load
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, to_config
@@ -80,6 +81,19 @@ def my_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.squeeze(1) - targets).abs()
 
 
+class MyLoss(nn.Module):
+    """The absolute error, as a module."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See ``my_loss``."""
+        return my_loss(outputs, targets)
+
+
+class Huber(nn.Module):
+    def __init__(self, delta: float) -> None:
+        super().__init__()
+
+
 def through_yaml(experiment: Experiment) -> Experiment:
     return from_config(yaml.safe_load(yaml.safe_dump(to_config(experiment))))
 
@@ -101,6 +115,22 @@ def test_dotted_names_of_components() -> None:
     assert written["loss"] == f"{HERE}.my_loss"
     assert written["algorithm"] == {"name": f"{HERE}.Composed", "rule": None, "lr": 0.5, "trim": {"f": 2}}
     assert through_yaml(experiment) == experiment
+
+
+def test_a_class_of_a_loss_is_made_for_each_seed() -> None:
+    experiment = from_config(config(loss=f"{HERE}.MyLoss", data={"name": "digits"}))
+    assert experiment.loss is MyLoss and through_yaml(experiment) == experiment == replace(experiment, loss=MyLoss)
+    assert to_config(experiment)["loss"] == f"{HERE}.MyLoss"
+    one, other = (loss_of(experiment, load("digits")) for _ in range(2))
+    assert isinstance(one, MyLoss) and one is not other
+    for loss, message in (
+        (Huber, r"loss is the class Huber, missing a required argument: 'delta'; expected a class without"),
+        (Halves, r"loss is the class Halves; expected one of auto, .*, or a torch\.nn\.Module"),
+        ("nets.myloss", r"or a function; in Python, give the function itself: loss=nets\.myloss$"),
+    ):
+        wrong: Any = loss
+        with pytest.raises(ConfigError, match=message):
+            Experiment(FedAvg(), loss=wrong)
 
 
 def test_components_of_components() -> None:
