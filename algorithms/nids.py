@@ -35,7 +35,8 @@ class NIDS:
     Args:
         lr: step size eta.
         theta: weight of W in W~, in (0, 1].
-        prox: proximal operator of a regulariser r that every node has, ``prox(x, eta)``, such as L1.
+        prox: proximal operator of a regulariser r that every node has, ``prox(x, eta)``, such as
+            algorithms.L1 (soft thresholding).
     """
 
     lr: float = 0.1

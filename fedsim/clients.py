@@ -263,7 +263,7 @@ class Clients:
             symmetric: require a symmetric W.
             above: require, of a symmetric W in round 1, that all eigenvalues exceed this; those of any W exceed -1.
             fixed: require full participation and the same W in every round, for methods whose nodes remember their
-                neighbours' messages.
+                neighbours' messages, or that converge for one W only.
             behind: see `mean`.
 
         Raises:

@@ -114,7 +114,7 @@ def check(
         if least < above + 1e-9:
             raise ConfigError(
                 f"the smallest eigenvalue of {name} is {least:.4g}, and this method converges above {above:.4g} only;"
-                " set lazy of the topology, which takes (I + W) / 2"
+                " set --topology.lazy true, which takes (I + W) / 2"
             )
 
 
@@ -177,8 +177,9 @@ def check_fixed(w: csr_array, topology: Topology, round: int, seed: int, n: int)
     first = mixing_matrix(topology, 1, seed, n)
     if not _same(w, first):
         raise ConfigError(
-            f"the mixing matrix of round {round} is not that of round 1, but nodes remember their neighbours'"
-            " messages: use a Static topology, or DeepSqueeze"
+            f"the mixing matrix of round {round} is not that of round 1, and this method needs the same one in every"
+            " round: use a Static topology, or a method that does without, such as GradientTracking, or compressed"
+            " DeepSqueeze"
         )
 
 

@@ -17,7 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.gossip import Topology
 from tests.algorithms.gossip_federations import TOPOLOGIES, gossiping, models, rows
 from tests.algorithms.quadratics import everybody, federation, heterogeneous, iterates, states
-from topologies import Complete, Ring, Static, Torus
+from topologies import Complete, RandomMatching, Ring, Static, Torus
 
 F = heterogeneous(n=6, d=5)
 X0 = np.random.default_rng(9).standard_normal(F.d)
@@ -138,6 +138,11 @@ def test_the_step_size_of_nids_need_not_know_the_network() -> None:
 @pytest.mark.parametrize(("graph", "n", "least"), [(Ring(), 6, "-0.3333"), (Torus(), 36, "-0.6")])
 def test_d2_refuses_a_matrix_on_which_it_does_not_converge(graph: Any, n: int, least: str) -> None:
     f = heterogeneous(n=n, d=2)
-    with pytest.raises(ConfigError, match=rf"smallest eigenvalue of the mixing matrix of round 1 is {least}.*set lazy"):
+    with pytest.raises(ConfigError, match=rf"smallest eigenvalue of the mixing matrix of round 1 is {least}.*--topology.lazy true"):
         models(D2(), gossiping(f, ONE_STEP, Static(graph)), np.zeros(2), 1)
     models(D2(), gossiping(f, ONE_STEP, Static(graph, lazy=True)), np.zeros(2), 1)
+
+
+def test_d2_refuses_a_matrix_that_changes() -> None:
+    with pytest.raises(ConfigError, match=r"mixing matrix of round 2 is not that of round 1, .* use a Static topology"):
+        models(D2(), gossiping(F, ONE_STEP, RandomMatching()), X0, 2)
