@@ -5,9 +5,9 @@
 
 where x' and eta' are of the round before. W must be symmetric with all eigenvalues above -1/3, or the method does not
 converge: Metropolis weights on a ring of an even number of nodes have just that one. On (I + W) / 2, which always will
-do (``lazy`` of a topology), it is Exact Diffusion on W. The analysis is of one W, the same in every round: on a changing
-one x' was mixed by another, and the iterates can grow without bound. Everybody takes part in every round. Gradients are
-means over the samples of the round's minibatches. Each node sends 1 vector to each neighbour.
+do (``lazy`` of a topology), it is Exact Diffusion on W. The analysis is of one W: if it changes from
+round to round, iterates can grow without bound. Everybody takes part in every round. Gradients are means over the
+samples of the round's minibatches. Each node sends 1 vector to each neighbour.
 """
 
 from __future__ import annotations

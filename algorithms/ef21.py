@@ -65,7 +65,8 @@ class EF21:
         start: the clients' first estimates: their gradients as they are, compressed, or zero.
         gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch", EF21-SGD).
         momentum: heavy-ball coefficient eta of the server (EF21-HB).
-        prox: proximal operator of a regulariser that the server knows, ``prox(x, gamma)``, such as L1 (EF21-Prox).
+        prox: proximal operator of a regulariser that the server knows, ``prox(x, gamma)``, such as
+            algorithms.L1 (EF21-Prox).
     """
 
     lr: float = 0.1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from fedsim.cli.output import console
 from fedsim.cli.sweep import JOBS, values
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
-from fedsim.experiment.config.names import find
+from fedsim.experiment.config.names import find, parameters
 from fedsim.experiment.config.plan import names
 from fedsim.experiment.experiment import Experiment
 from fedsim.report.compare import text_of
@@ -65,6 +67,9 @@ def byzantine(argv: Sequence[str]) -> int:
         options.get("step", "lr"),
         line.number("tuning_seeds", int, 1),
     )
+    for attack, f in product(grid.attacks.values(), grid.f):
+        if remark := attack.remark(grid.clients(), f):
+            print(f"fedsim: note: f = {f}: {remark}", file=sys.stderr)
     folder = Path(options.get("output", "runs/byzantine"))
     table: RobustTable = run_grid(grid, folder, line.number("jobs", int), progress="quiet" not in line.switches)
     if "heat_map" in options:
@@ -80,10 +85,15 @@ def byzantine(argv: Sequence[str]) -> int:
 
 def _rule(name: str) -> Any:
     *before, last = name.split("+")
-    rule = find("aggregate", last, "--rules")()
+    found = find("aggregate", last, "--rules")
+    rule = found() if isinstance(found, type) else found   # a function is a rule itself
     for step in reversed(before):
-        cls: Any = find("aggregate", step, "--rules")
-        rule = cls(rule, f=1) if "f" in getattr(cls, "__dataclass_fields__", {}) else cls(rule)
+        make = find("aggregate", step, "--rules")
+        if "rule" not in parameters(make):
+            raise ConfigError(
+                f"--rules has {name!r}, and {step} is no step before a rule; expected steps first, such as NNM+Krum"
+            )
+        rule = make(rule, f=1) if "f" in parameters(make) else make(rule)
     return rule
 
 

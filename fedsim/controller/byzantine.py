@@ -53,6 +53,8 @@ def attackers(experiment: Experiment, seed: int, sizes: np.ndarray) -> tuple[lis
             f"attack {type(attack).__name__}: none of its {many(len(found), 'client')} is sampled in"
             f" {many(experiment.rounds, 'round')}; expected a larger share, more rounds or larger cohorts"
         )
+    if remark := attack.remark(int(experiment.participation.expected(n)), most[0]):
+        remarks.append(remark)
     if has_server(experiment.algorithm) and isinstance(rule, RobustRule):
         rows = n if getattr(innermost(experiment.algorithm), "sums", ()) else int(experiment.participation.expected(n))
         count = len(found) if rows == n else most[0]

@@ -249,7 +249,8 @@ class Experiment:
         given = [k for k in ("uplink", "downlink", "aggregate", "attack") if getattr(self, k) is not None]
         given += ["local.optimizer.state keep"] * keeps(self.local.optimizer)
         if given:
-            raise ConfigError(f"{' and '.join(given)} need synchronous rounds; leave out {given[0]}, or concurrency")
+            verb = "needs" if len(given) == 1 else "need"
+            raise ConfigError(f"{' and '.join(given)} {verb} synchronous rounds; leave out {given[0]}, or concurrency")
         buffer: int = getattr(self.algorithm, "buffer")  # noqa: B009
         if buffer > self.concurrency:
             raise ConfigError(

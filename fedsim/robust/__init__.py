@@ -1,7 +1,7 @@
 """Byzantine clients: rules that bound what they can do (``Experiment.aggregate``), and attacks (``Experiment.attack``).
 
-A rule is a frozen dataclass, and is called as a ``fedsim.types.Rule``. Steps such as ``NNM`` stand before any rule:
-``NNM(TrimmedMean(f=2))``. An attack says which clients are Byzantine, and what they send.
+A rule is a frozen dataclass, and is called as a ``fedsim.types.Rule``. Steps such as ``NNM`` stand before any
+``RobustRule``: ``NNM(TrimmedMean(f=2))``. An attack says which clients are Byzantine, and what they send.
 """
 
 from fedsim.robust.attack import Attack as Attack

@@ -94,6 +94,10 @@ class Attack:
         """Mask ``[b]`` of the attackers whose messages do not arrive."""
         return np.zeros(len(scene.own), bool)
 
+    def remark(self, n: int, f: int) -> str:
+        """Say why ``f`` attackers in a cohort of ``n`` do no harm; "" if they may."""
+        return ""
+
     def poison(self, x: Tensor, y: Tensor, classes: int, key: Tensor) -> tuple[Tensor, Tensor]:
         """Samples of an attacker, inputs ``[k, ...]`` and targets, as it changes them before training."""
         return x, y

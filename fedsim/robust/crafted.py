@@ -82,6 +82,12 @@ class ALIE(Attack):
         z = alie_z(scene.n, len(scene.own), self.among) if self.z is None else self.z
         return scene.alike(scene.honest.mean(0) + self.sign * z * deviation(scene.honest))
 
+    def remark(self, n: int, f: int) -> str:
+        """See ``Attack``: a z of 0 is the honest mean, and one below 0 the other direction."""
+        if self.z is not None or not 0 < f < n or (z := alie_z(n, f, self.among)) > 0:
+            return ""
+        return f"ALIE is no attack with its z of {n} clients and {f} attackers, {z:.3g}; set z, or have more attackers"
+
 
 @dataclass(frozen=True)
 class _Perturbed(Attack):

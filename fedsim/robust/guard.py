@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.engine.federation import ClientCall, Federation, Meter
-from fedsim.errors import ConfigError, DivergenceError, title
+from fedsim.errors import CodeError, ConfigError, DivergenceError, explained, title
 from fedsim.messages.mixing import mix_rows
 from fedsim.messages.stacked import Stacked, refuse_packed
 from fedsim.robust.attack import Attack, Scene
@@ -187,7 +187,11 @@ class Guarded:
         tree, lost = self._sent
         there = ~(lost | (~self._finite() if self.rule is not None else False))
         if not there.any():
-            raise DivergenceError(f"{self._name} in round {self._round}: no message is left")
+            raise DivergenceError(
+                f"{self._name} in round {self._round}: no message is left, as all {len(there)} of the cohort were lost"
+                " or not finite; expected an honest client in every cohort: larger cohorts, or an attack with a"
+                " smaller share or p"
+            )
         kept, whole = torch.from_numpy(np.flatnonzero(there)), bool(there.all())
         w = w.cpu() if whole else w.cpu()[kept] / w.cpu()[kept].sum()
         tree = tree if whole else tree_map(lambda t: t[kept.to(t.device)], tree)
@@ -209,7 +213,7 @@ class Guarded:
             if k in guard.settings.sums:
                 out.append(self._of_sums(k, rule, rows, kept, at))
             else:
-                out.append(self._apply(rows, w, at, rule))
+                out.append(self._certain(self._apply(rows, w, at, rule)))
             new.append(out[-1])
         if remembers:
             guard.last[self._key] = tuple(new)
@@ -236,10 +240,25 @@ class Guarded:
         rule = self.rule if rule is None else rule
         if rule is None:
             return w.to(rows) @ rows
-        if not isinstance(rule, RobustRule):
-            return rule(rows, w.to(rows))
-        check(rule, len(rows), f"{self._name} in round {self._round}: ")
-        return rule(rows, w, at)
+        place = f"aggregate {name_of(rule)}"
+        if isinstance(rule, RobustRule):
+            check(rule, len(rows), f"{self._name} in round {self._round}: ")
+        with explained(place):
+            v = rule(rows, w, at) if isinstance(rule, RobustRule) else rule(rows, w.to(rows))
+        d = rows.shape[1]
+        if not isinstance(v, Tensor) or v.shape != (d,):
+            got = f"a tensor {list(v.shape)}" if isinstance(v, Tensor) else f"a {type(v).__name__}"
+            raise CodeError(f"{place} returned {got} of messages {list(rows.shape)}; expected a tensor [{d}]")
+        return v
+
+    def _certain(self, v: Tensor) -> Tensor:
+        """The result of a rule, which is finite, as the messages are."""
+        if not bool(torch.isfinite(v).all()):
+            raise DivergenceError(
+                f"{self._name} in round {self._round}: aggregate {name_of(self.rule)} returned NaN or infinity of"
+                " finite messages; expected a finite vector"
+            )
+        return v
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """See ``Messages``: every node applies the rule to its own message and its neighbours'."""
@@ -269,7 +288,7 @@ class Guarded:
             key = seeds.key(self._guard.federation.seed, "aggregate", self._round, self._ids[i : i + 1])[0]
             at = Occasion(key, near.index(i))
             out.append(self._apply(rows[near], p, at, fewer(self.rule, n, n - len(near))))
-        return torch.stack(out).view_as(x)
+        return self._certain(torch.stack(out)).view_as(x)
 
 
 class _Attacker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,11 +40,11 @@ class RobustRule(ABC):
         local: whether the rule reads the own row of the node that aggregates.
     """
 
-    needs: ClassVar[tuple[int, int]] = (0, 1)
-    robust: ClassVar[bool] = True
-    weighted: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    local: ClassVar[bool] = False
+    needs = (0, 1)                                         # no annotations: subclasses elsewhere could not resolve them
+    robust = True
+    weighted = False
+    remembers = False
+    local = False
 
     def __post_init__(self) -> None:
         whole(f"{type(self).__name__}.f", getattr(self, "f", 0), 0)

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.checks import whole
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.report.series import load_runs
 from fedsim.report.statistics import Estimate, estimate
 from fedsim.robust import Attack, Mean
-from fedsim.robust.rule import RobustRule, check, with_f
+from fedsim.robust.rule import check, with_f
 from fedsim.sweeps.grid import Point, Sweep, start
 from fedsim.sweeps.jobs import run_sweep
+from fedsim.types import Rule
 
 WITHHELD = 0.2
 """Share of every client's samples that step sizes are chosen on."""
@@ -54,7 +55,7 @@ class RobustGrid:
     """
 
     base: Experiment
-    rules: Mapping[str, RobustRule]
+    rules: Mapping[str, Rule]
     attacks: Mapping[str, Attack]
     f: Sequence[int] = (1,)
     alpha: Sequence[float] = ()
@@ -67,6 +68,9 @@ class RobustGrid:
             raise ConfigError("the grid has no rules, attacks or numbers of attackers; expected one of each at least")
         for f in self.f:
             whole("f", f, 0)
+            if f >= self.clients():
+                n = many(self.clients(), "client")
+                raise ConfigError(f"f is {f} of {n}; expected fewer attackers than clients")
         base = self.base
         for name, setting, owner in (("alpha", self.alpha, base.partition), (self.step, self.lr, base.algorithm)):
             if setting and not hasattr(owner, name):

@@ -138,7 +138,8 @@ def test_the_step_size_of_nids_need_not_know_the_network() -> None:
 @pytest.mark.parametrize(("graph", "n", "least"), [(Ring(), 6, "-0.3333"), (Torus(), 36, "-0.6")])
 def test_d2_refuses_a_matrix_on_which_it_does_not_converge(graph: Any, n: int, least: str) -> None:
     f = heterogeneous(n=n, d=2)
-    with pytest.raises(ConfigError, match=rf"smallest eigenvalue of the mixing matrix of round 1 is {least}.*--topology.lazy true"):
+    message = rf"smallest eigenvalue of the mixing matrix of round 1 is {least}.* set --topology\.lazy true"
+    with pytest.raises(ConfigError, match=message):
         models(D2(), gossiping(f, ONE_STEP, Static(graph)), np.zeros(2), 1)
     models(D2(), gossiping(f, ONE_STEP, Static(graph, lazy=True)), np.zeros(2), 1)
 

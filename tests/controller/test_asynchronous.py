@@ -254,8 +254,8 @@ def test_clients_in_actors(tmp_path: Path) -> None:
     [
         ({"clock": None}, "asynchronous clients need a clock"),
         ({"algorithm": FedAvg()}, "FedAvg has no asynchronous form"),
-        ({"uplink": EF14Uplink(TopK(0.5))}, "uplink need synchronous rounds"),
-        ({"local": LocalWork(optimizer=AdamW(state="keep"))}, r"local\.optimizer\.state keep need synchronous rounds"),
+        ({"uplink": EF14Uplink(TopK(0.5))}, "uplink needs synchronous rounds"),
+        ({"local": LocalWork(optimizer=AdamW(state="keep"))}, r"local\.optimizer\.state keep needs synchronous rounds"),
         ({"concurrency": 0}, "concurrency is 0; expected a whole number, 1 or more"),
         ({"concurrency": 1}, "buffer is 2, and 1 clients"),
     ],

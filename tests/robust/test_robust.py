@@ -17,7 +17,7 @@ from fedsim import Clients, Kept, Local, Vector
 from fedsim.clients import cohort
 from fedsim.compress import TopK
 from fedsim.engine.federation import Meter
-from fedsim.errors import ConfigError, DivergenceError
+from fedsim.errors import CodeError, ConfigError, DivergenceError
 from fedsim.feedback import EF14Uplink, EF21Uplink, WorkerMomentum
 from fedsim.feedback.compressed import Compressed
 from fedsim.robust import (
@@ -137,7 +137,7 @@ def test_messages_that_are_no_numbers_count_as_faulty() -> None:
 def test_messages_that_are_lost() -> None:
     start, first = states(Robust(FedAvg(), None, Drop(ids=(0, 3))), ALL[:1])
     torch.testing.assert_close(first.x, start.x + updates(start.x)[[1, 2, 4, 5]].mean(0))
-    with pytest.raises(DivergenceError, match="no message is left"):
+    with pytest.raises(DivergenceError, match=r"no message is left, as all 2 of the cohort.* larger cohorts"):
         states(Robust(FedAvg(), None, Drop(ids=(0, 3))), ((0, 3),))
 
 
@@ -252,3 +252,26 @@ def test_attacks_need_no_rule_and_reach_reads_too() -> None:
     sent = cohort(federation(), 1).each(Reads().client, start.x).stacked
     sent[1] *= -2
     torch.testing.assert_close(first.x, start.x + sent.mean(0))
+
+
+def my_rule(rows: Tensor, w: Tensor) -> Tensor:
+    return w @ rows
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda v, rows: rows, CodeError, r"aggregate my_rule returned a tensor \[6, .*; expected a tensor \[\d+\]"),
+        (lambda v, rows: v.numpy(), CodeError, "aggregate my_rule returned a ndarray"),
+        (lambda v, rows: v / 0, DivergenceError, "aggregate my_rule returned NaN or infinity of finite messages"),
+        (lambda v, rows: rows @ rows, CodeError, "aggregate my_rule raised RuntimeError"),
+    ],
+)
+def test_a_users_rule_is_named_with_what_it_should_return(wrong: Any, error: type[Exception], message: str) -> None:
+    def rule(rows: Tensor, w: Tensor) -> Any:
+        return wrong(my_rule(rows, w), rows)
+
+    rule.__name__ = "my_rule"
+    for algorithm in (FedAvg(), Gossip()):
+        with pytest.raises(error, match=message if isinstance(algorithm, FedAvg) else "aggregate my_rule r"):
+            states(Robust(algorithm, rule))

@@ -197,3 +197,12 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for section, name in (("rules", "FlagAggregator"), ("attacks", "OptimalIPM"), ("uplinks", "WorkerMomentum")):
         assert main(["list", section]) == 0
         assert f"  {name}  " in capsys.readouterr().out
+
+
+def test_alie_says_when_it_is_none() -> None:
+    def remark(n: int, f: int, **settings: Any) -> list[str]:
+        e = replace(BASE, partition=IidPartitioner(n), attack=ALIE(ids=tuple(range(f)), **settings))
+        return [text for text in prepare(e, 0).remarks if "ALIE" in text]
+
+    assert "no attack with its z of 10 clients and 2 attackers, 0;" in remark(10, 2)[0]
+    assert remark(15, 3) == remark(10, 2, z=1.5) == []

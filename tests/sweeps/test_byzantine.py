@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from algorithms import FedAvg
 from fedsim import (
@@ -101,6 +102,7 @@ def test_no_cell_runs_twice(table: RobustTable, folder: Path) -> None:
     ("changes", "message"),
     [
         ({"f": (5,)}, "NNM, f = 5: NNM with f = 5 needs 2f"),
+        ({"f": (10,)}, "f is 10 of 10 clients; expected fewer attackers than clients"),
         ({"f": ()}, "the grid has no rules, attacks or numbers of attackers"),
         ({"alpha": (1.0,), "base": replace(BASE, partition=IidPartitioner(10))}, "IidPartitioner has no alpha"),
         ({"step": "speed"}, "FedAvg has no speed, which the grid would set"),
@@ -113,10 +115,14 @@ def test_bad_grids_are_refused(changes: dict[str, object], message: str) -> None
         replace(GRID, **changes)   # type: ignore[arg-type]
 
 
+def my_median(rows: Tensor, weights: Tensor) -> Tensor:
+    return rows.median(0).values
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (
         "byzantine --algorithm FedAvg --partition.num_partitions 10 --sampling.fraction 1 --rounds 2 --model Logistic"
-        " --backend loop --rules Mean,NNM+TrimmedMean --attacks IPM --f 2 --alpha 1,5 --jobs 1 --quiet"
+        f" --backend loop --rules {__name__}.my_median,NNM+TrimmedMean --attacks IPM --f 2 --alpha 1,5 --jobs 1 --quiet"
     )
     line = text.split()
     line += ["--output", str(tmp_path / "grid"), "--heat-map", str(tmp_path / "map.png")]
@@ -128,6 +134,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(cells) == 4 and all(0 <= cell["accuracy"] <= 1 for cell in cells)
     for flag, value, message in (
         ("--rules", "Krumm", "did you mean 'Krum'"), ("--f", "one", "--f has 'one'; expected whole numbers"),
+        ("--rules", "Krum+NNM", "--rules has 'Krum+NNM', and Krum is no step before a rule"),
+        ("--rules", "Mean+NNM", "and Mean is no step before a rule; expected steps first, such as NNM+Krum"),
+        ("--rules", f"NNM+{__name__}.my_median", "expected a rule of fedsim.robust"),
     ):  # fmt: skip
         assert main([*line, flag, value]) == 2
         assert message in capsys.readouterr().err

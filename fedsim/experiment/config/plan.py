@@ -156,6 +156,11 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
     value = {"name": value} if isinstance(value, str) else value
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         example = next(iter(names(key)), "my.module.Class")
+        if isinstance(value, Mapping) and "name" not in value:
+            raise ConfigError(
+                f"{place} has {', '.join(map(str, value)) or 'no fields'} and no name; expected --{place} NAME,"
+                f" such as {example}, or {{name: {example}, ...}} in a file"
+            )
         raise ConfigError(f"{place} is {value!r}; expected a name, or name and fields, as {{name: {example}, ...}}")
     name, fields = value["name"], {k: v for k, v in value.items() if k != "name"}
     if name in literals(hint) and not fields:

@@ -187,7 +187,11 @@ def test_what_is_left_out_keeps_the_default() -> None:
     [
         ({}, r"algorithm is missing; expected a name \(FedAvg, FedAMD"),
         ({"algorithm": "FedSpead"}, r"algorithm is 'FedSpead'; did you mean 'FedSpeed'\?"),
-        ({"algorithm": {"lr": 0.1}}, r"algorithm is .*; expected a name, or name and fields"),
+        ({"algorithm": {"lr": 0.1}}, r"algorithm has lr and no name; expected --algorithm NAME, such as"),
+        (
+            {"algorithm": "FedAvg", "aggregate": {"name": "FlagAggregator", "normalise": "maybe"}},
+            r"aggregate\.normalise is 'maybe'; expected true or false",
+        ),
         ({"algorithm": 3}, "algorithm is 3; expected a name"),
         ({"algorithm": {"name": "FedSpeed", "lrr": 0.1}}, r"algorithm\.lrr: did you mean 'lr'\?"),
         ({"algorithm": {"name": "FedSpeed", "lr": "x"}}, r"algorithm\.lr is 'x'; expected a number: local step size"),

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
-from algorithms import DIANA, ChocoSGD, DFedAvg, DFedSAM, FedOpt, FedSpeed, Scaffold
+from algorithms import DIANA, L1, NIDS, ChocoSGD, DFedAvg, DFedSAM, FedOpt, FedSpeed, Scaffold
 from fedsim.compress import COMPRESSORS, QSGD
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, override, to_config
@@ -96,3 +97,17 @@ def test_a_summary_is_the_first_sentence() -> None:
     assert summary(one) == "Rows of a table, by Doe et al. Others (Proc. IEEE) omit 0.5 of them."
     assert summary(two) == "No full stop" and summary(lambda: 0) == ""
     assert all(summary(cls)[-1] == "." for cls in COMPRESSORS.values())
+
+
+def test_types_of_all_listed_components_are_known() -> None:
+    """A type that jsonargparse cannot resolve accepts any value."""
+    for cls in {cls for kind in CATALOGUES for cls in catalogue(kind).values() if isinstance(cls, type)}:
+        parser = ArgumentParser()
+        parser.add_class_arguments(cls)
+        assert "Unvalidated" not in parser.format_help(), cls
+
+
+def test_a_proximal_operator_is_given_by_its_dotted_name() -> None:
+    prox = {"name": "algorithms.L1", "lam": 0.01}
+    experiment = from_config({"algorithm": {"name": "NIDS", "prox": prox}, "topology": "Static"})
+    assert experiment.algorithm == NIDS(prox=L1(0.01))
