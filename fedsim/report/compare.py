@@ -15,6 +15,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.checks import number
 from fedsim.errors import ConfigError, suggest
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
@@ -126,8 +126,8 @@ def compare(
     for name, text in (("scope", scope), ("metric", metric)):
         if not isinstance(text, str):
             raise ConfigError(f"{name} is {text!r}; expected the name of one, such as {EXAMPLES[name]!r}")
-    if target is not None:
-        number("target", target, lambda _: True, "a finite value of the metric, such as 0.9")
+    if target is not None and not (isinstance(target, Real) and math.isfinite(target)):
+        raise ConfigError(f"target is {target!r}; expected a finite value of the metric, such as 0.9")
     runs = relabelled(load_runs(places, scope, metric, client), labels or {})
     lower = lower_is_better(metric, directions(runs))
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]

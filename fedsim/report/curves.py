@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, TypedDict, Unpack
 
@@ -13,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.checks import number
 from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.record import figures
 from fedsim.record.directory import RunDirectory
@@ -117,8 +117,8 @@ def draw(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -
     width = options.get("width", "page")
     if width not in SIZES:
         raise ConfigError(f"width is {width!r}; {suggest(width, SIZES)}")
-    if "height" in options:
-        number("height", options["height"], lambda inches: 0 < inches <= 100, "inches above 0, at most 100")
+    if not (isinstance(height := options.get("height", 1.0), Real) and 0 < height <= 100):
+        raise ConfigError(f"height is {height!r}; expected inches above 0, at most 100")
     lines = {summary.run.label: curve_of(summary.run.seeds, x) for summary in comparison.runs}
     if all(np.isnan(curve.x).all() for curve in lines.values()):
         raise RunError(f"none of the runs recorded {x.replace('_', ' ')}; choose another x of {', '.join(AXES)}")
