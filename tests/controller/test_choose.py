@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from algorithms import ALGORITHMS, EF21, EF21BC, GOSSIP, FedAMD, FedAvg
+from algorithms import ALGORITHMS, EF21, EF21BC, FedAMD, FedAvg
 from fedsim import LocalWork
-from fedsim.algorithm import Algorithm
+from fedsim.algorithm import Algorithm, has_server
 from fedsim.compress import LowRank, TopK
 from fedsim.controller import choose as choosing
 from fedsim.controller.prepare import prepare
@@ -35,7 +35,7 @@ def test_a_choice_is_for_what_its_time_depends_on() -> None:
     assert choosing._key(federation, FedAvg(lr=0.3), 4) == choosing._key(federation, FedAvg(), 4), "another step size"
 
 
-WITH_SOME = [cls for cls in ALGORITHMS if cls not in GOSSIP and cls is not EF21BC]
+WITH_SOME = [cls for cls in ALGORITHMS if has_server(cls()) and cls is not EF21BC]
 
 
 @pytest.mark.parametrize("cls", WITH_SOME, ids=lambda cls: cls.__name__)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from algorithms import ALGORITHMS, DPSGD, GOSSIP, SGP, DFedAvg, DFedSAM, Extra, FedAvg, GradientTracking
+from algorithms import ALGORITHMS, DCO2, DPSGD, GOSSIP, SGP, DFedAvg, DFedSAM, Extra, FedAvg, GradientTracking, NoLoCo
 from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, resume, run
 from fedsim.algorithm import has_server
 from fedsim.cli import main
@@ -51,9 +51,10 @@ def one(experiment: Experiment, root: Path) -> RunDirectory:
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_a_topology_is_needed_without_a_server_and_refused_with_one(cls: Any) -> None:
-    assert has_server(cls()) is (cls not in GOSSIP)
+    serverless = cls in (*GOSSIP, DCO2, NoLoCo)
+    assert has_server(cls()) is not serverless
     topology = Static(Ring())
-    if cls not in GOSSIP:
+    if not serverless:
         Experiment(cls())
         with pytest.raises(ConfigError, match=f"{cls.__name__} has a server and takes no topology"):
             Experiment(cls(), topology=topology)

@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 import fedsim
 from algorithms import DPSGD, FedAvg
 from fedsim import Evaluation, Execution, run
+from fedsim.backends.ray.ray_host import RayHost
 from fedsim.cli import main
 from fedsim.controller import evaluate
 from fedsim.controller.prepare import prepare
@@ -23,6 +24,7 @@ from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import Metrics, read_metrics
 from fedsim.report.statistics import lower_is_better
+from tests.backends.ray.shared import workers
 from tests.controller.test_run import SMALL, metrics_bytes
 from topologies import Ring, Static
 
@@ -93,8 +95,9 @@ def test_metrics_change_no_other_row(measured: RunDirectory) -> None:
 
 @pytest.mark.ray
 def test_actors_measure_the_same(measured: RunDirectory) -> None:
-    there = EACH.with_execution(backend="ray", block_size=0, ray=fedsim.Ray(actors=2))
-    directory = run(there, output=measured.path.parent / "ray", progress=False)
+    host = RayHost(fedsim.Ray(), progress=False, workers=workers())
+    there = EACH.with_execution(backend="ray", block_size=0)
+    directory = run(there, output=measured.path.parent / "ray", progress=False, host=host)
     rows, here = rows_of(directory), rows_of(measured)
     assert rows.metric.tolist() == here.metric.tolist()
     np.testing.assert_allclose(rows.value, here.value, rtol=1e-4, equal_nan=True)
@@ -138,7 +141,7 @@ def test_the_curve_of_one_client(measured: RunDirectory, capsys: pytest.CaptureF
     assert main(["compare", str(measured.path), "--client", "7"]) == 0
     assert "accuracy of client 7 on clients/train" in capsys.readouterr().out
     assert main(["compare", str(measured.path), "--client", "70"]) == 2
-    assert "has no metric 'accuracy' of client 70; clients are measured where" in capsys.readouterr().err
+    assert "client is 70; expected 0 to 9" in capsys.readouterr().err
 
 
 def test_the_command_line_takes_metrics(tmp_path: Path) -> None:
