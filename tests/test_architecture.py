@@ -36,7 +36,7 @@ FLOORS = (
 VOCABULARY = {"fedsim", "fedsim.checks", "fedsim.compress", "fedsim.errors", "fedsim.feedback", "fedsim.problems"}
 SPEAKS = {
     "topologies": set[str](),
-    "fedsim.report": {"fedsim.checks", "fedsim.errors", "fedsim.experiment", "fedsim.record", "topologies"},
+    "fedsim.report": {"fedsim.errors", "fedsim.experiment", "fedsim.record", "topologies"},
     "algorithms": VOCABULARY,
 }
 """All that some rooms import besides themselves."""
