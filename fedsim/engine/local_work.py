@@ -71,10 +71,6 @@ class LocalWork:
         for name, choices in (("weight_decay_mode", ("objective", "step")), ("clip_mode", ("gradient", "direction"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"local.{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}")
-        if self.clip_mode == "direction" and self.clip_norm is None:
-            raise ConfigError("local.clip_mode is 'direction' without a local.clip_norm, so nothing is clipped; set it")
-        if self.weight_decay_mode == "step" and not self.weight_decay:
-            raise ConfigError("local.weight_decay_mode is 'step', but local.weight_decay is 0; set it above 0")
 
     def regularise(self, g: Tensor, x: Tensor) -> Tensor:
         """Clip the gradient ``g [..., d]`` and add the gradient of the weight decay at ``x [..., d]``."""

@@ -305,6 +305,11 @@ class Experiment:
             found.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and ignores {names}")
         elif {"epochs", "steps"} <= set(given):
             found.append("local.steps replaces local.epochs")
+        for mode, usual, amount in (
+            ("weight_decay_mode", "objective", "weight_decay"), ("clip_mode", "gradient", "clip_norm"),
+        ):  # fmt: skip
+            if getattr(self.local, mode) != usual and not getattr(self.local, amount):   # as at a point of a grid
+                found.append(f"local.{mode} has no effect without local.{amount}")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             found.append("sampling.size replaces sampling.fraction")
         if self.concurrency is None and hasattr(self.algorithm, "dispatch"):

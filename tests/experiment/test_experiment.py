@@ -220,6 +220,10 @@ def test_classes_that_nobody_has_are_named(tmp_path: Path, capsys: pytest.Captur
         (DCGD(), LocalWork(epochs=3, batch_size=8), ["DCGD takes .* ignores local.batch_size and local.epochs"]),
         (DCGD(gradient="minibatch"), LocalWork(epochs=3), []),
         (FedAvg(), LocalWork(epochs=3, steps=2), ["local.steps replaces local.epochs"]),
+        (
+            FedAvg(), LocalWork(weight_decay_mode="step", clip_mode="direction"),
+            ["local.weight_decay_mode has no effect without .*weight_decay", "local.clip_mode has no effect without .*norm"],
+        ),
         (FedAvg(), LocalWork(steps=2), []),
     ],
 )
