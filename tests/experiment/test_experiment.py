@@ -222,7 +222,7 @@ def test_classes_that_nobody_has_are_named(tmp_path: Path, capsys: pytest.Captur
         (FedAvg(), LocalWork(epochs=3, steps=2), ["local.steps replaces local.epochs"]),
         (
             FedAvg(), LocalWork(weight_decay_mode="step", clip_mode="direction"),
-            ["local.weight_decay_mode has no effect without .*weight_decay", "local.clip_mode has no effect without .*norm"],
+            ["local.weight_decay_mode has no effect without .*decay", "local.clip_mode has no effect without .*norm"],
         ),
         (FedAvg(), LocalWork(steps=2), []),
     ],
