@@ -305,10 +305,8 @@ class Experiment:
             found.append(f"{type(self.algorithm).__name__} takes gradients of whole shards and ignores {names}")
         elif {"epochs", "steps"} <= set(given):
             found.append("local.steps replaces local.epochs")
-        for mode, usual, amount in (
-            ("weight_decay_mode", "objective", "weight_decay"), ("clip_mode", "gradient", "clip_norm"),
-        ):  # fmt: skip
-            if getattr(self.local, mode) != usual and not getattr(self.local, amount):   # as at a point of a grid
+        for mode, amount in (("weight_decay_mode", "weight_decay"), ("clip_mode", "clip_norm")):
+            if getattr(self.local, mode) != getattr(usual, mode) and not getattr(self.local, amount):   # as at a point of a grid
                 found.append(f"local.{mode} has no effect without local.{amount}")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             found.append("sampling.size replaces sampling.fraction")
