@@ -306,7 +306,7 @@ class Experiment:
         elif {"epochs", "steps"} <= set(given):
             found.append("local.steps replaces local.epochs")
         for mode, amount in (("weight_decay_mode", "weight_decay"), ("clip_mode", "clip_norm")):
-            if getattr(self.local, mode) != getattr(usual, mode) and not getattr(self.local, amount):   # as at a point of a grid
+            if getattr(self.local, mode) != getattr(usual, mode) and not getattr(self.local, amount):   # in a grid
                 found.append(f"local.{mode} has no effect without local.{amount}")
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             found.append("sampling.size replaces sampling.fraction")
