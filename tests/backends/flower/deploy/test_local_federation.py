@@ -64,7 +64,7 @@ def config_of(folder: Path, name: str, **others: Any) -> dict[str, Any]:
 
 
 def settings(folder: Path) -> list[NodeSettings]:
-    return [NodeSettings(i, folder / f"memory-{i}") for i in range(3)]
+    return [NodeSettings(i, folder / f"memory-{i}", files=(folder / "digits.npz",)) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
