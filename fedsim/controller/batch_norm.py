@@ -22,7 +22,6 @@ from fedsim.engine.model import Model
 from fedsim.errors import ConfigError, ModelError
 from fedsim.experiment.experiment import Experiment
 from fedsim.models.losses import squared
-from topologies import Complete, Static
 
 COHORTS = ((0, 1, 2), (0, 2), (0, 1, 2))
 """Clients of three rounds, where there is a server."""
@@ -96,6 +95,7 @@ def _federation(experiment: Experiment, central: bool) -> Federation:
     x = torch.randn(sum(SIZES), FEATURES, generator=generator, dtype=torch.float64).cumsum(0)
     with torch.random.fork_rng(devices=[]):
         module = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, 1))
+    from topologies import Complete, Static  # networkx is slow to import
     return Federation(
         Model(module, squared, dtype=torch.float64, mixes=True),
         Shards(x, x.sum(1), np.r_[0, np.cumsum(SIZES)]),
