@@ -20,16 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
-from experiments.pages import markdown
-from experiments.tuning import described, tuned
-from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
-from fedsim.cli.output import console
-from fedsim.errors import FedsimError
+from experiments.tuning import main_of
+from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
-from fedsim.record.files import create_folder
-from fedsim.report.compare import cells, compare, header, render
-from fedsim.report.curves import curves
 
 STEPS = (0.03, 0.1, 0.3, 1.0)
 GRIDS: dict[str, Sequence[Any]] = {
@@ -73,22 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     given = {name: value for name in ("rounds", "seeds") if (value := getattr(options, name)) is not None}
     base = replace(BASE, **{**(QUICK if options.quick else {}), **given})
-    try:
-        folder = create_folder(options.root, "central")
-        chosen = {name: tuned(name, GRIDS[name], base, folder / "tuning" / name) for name in options.methods}
-        runs = [run(replace(base, algorithm=a).with_execution(name=name), root=folder) for name, a in chosen.items()]
-        comparison = compare([r.path for r in runs])
-        rows = [[*header(comparison), "chosen"]]
-        which = [described(GRIDS[name], algorithm) for name, algorithm in chosen.items()]
-        rows += [[*row, setting] for row, setting in zip(cells(comparison), which, strict=True)]
-        (folder / "table.md").write_text(markdown(rows))
-        console().print(render(comparison))
-        curves(comparison, folder / "accuracy.png", x="megabytes")
-    except FedsimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console().print(f"Runs, table and curves: {folder}", highlight=False)
-    return 0
+    return main_of("central", {name: GRIDS[name] for name in options.methods}, base, options.root)
 
 
 if __name__ == "__main__":

@@ -21,17 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from algorithms import DCGD, EF14, EF21, EF21SGDM, EControl
-from experiments.pages import markdown
-from experiments.tuning import described, tuned
-from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
-from fedsim.cli.output import console
+from experiments.tuning import main_of
+from fedsim import Data, Evaluation, Execution, Experiment, FixedSize, LocalWork
 from fedsim.compress import Identity, TopK
-from fedsim.errors import FedsimError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
-from fedsim.record.files import create_folder
-from fedsim.report.compare import cells, compare, header, render
-from fedsim.report.curves import curves
 
 TOP = TopK(0.01)
 STEPS = (0.1, 0.3, 1.0, 3.0)
@@ -74,22 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = {name: value for name in ("rounds", "seeds") if (value := getattr(options, name)) is not None}
     base = replace(BASE, **{**(QUICK if options.quick else {}), **given})
     grids = {name: [make(lr) for lr in STEPS] for name, make in METHODS.items()}
-    try:
-        folder = create_folder(options.root, "minibatches")
-        chosen = {name: tuned(name, grid, base, folder / "tuning" / name) for name, grid in grids.items()}
-        runs = [run(replace(base, algorithm=a).with_execution(name=name), root=folder) for name, a in chosen.items()]
-        comparison = compare([r.path for r in runs])
-        which = [described(grids[name], algorithm) for name, algorithm in chosen.items()]
-        lines = [header(comparison), *cells(comparison)]
-        rows = [[*row, setting] for row, setting in zip(lines, ["chosen", *which], strict=True)]
-        (folder / "table.md").write_text(markdown(rows))
-        console().print(render(comparison))
-        curves(comparison, folder / "accuracy.png", x="megabytes")
-    except FedsimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console().print(f"Runs, table and curves: {folder}", highlight=False)
-    return 0
+    return main_of("minibatches", grids, base, options.root)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,46 @@
-"""Settings chosen from a grid, without a look at the test set."""
+"""Settings chosen from a grid, without a look at the test set, and the comparison of what was chosen."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.pages import markdown
 from fedsim import Evaluation, Experiment, run
 from fedsim.cli.output import console
-from fedsim.errors import DivergenceError
-from fedsim.report.compare import compare
+from fedsim.errors import DivergenceError, FedsimError
+from fedsim.record.files import create_folder
+from fedsim.report.compare import cells, compare, header, render
+from fedsim.report.curves import curves
 
 HELD = {"scope": "clients/holdout", "metric": "accuracy_weighted_mean"}
+
+
+def main_of(name: str, grids: Mapping[str, Sequence[Any]], base: Experiment, root: Path) -> int:
+    """Choose the setting of every method, run it on the seeds of ``base``, print the table, and write it and the curves
+    to a new folder in ``root``, as ``table.md`` and ``accuracy.png``; returns the exit code.
+    """
+    try:
+        folder = create_folder(root, name)
+        chosen = {method: tuned(method, grid, base, folder / "tuning" / method) for method, grid in grids.items()}
+        runs = [run(replace(base, algorithm=of).with_execution(name=m), root=folder) for m, of in chosen.items()]
+        comparison = compare([r.path for r in runs])
+        which = [described(grids[method], algorithm) for method, algorithm in chosen.items()]
+        lines = [header(comparison), *cells(comparison)]
+        rows = [[*row, setting] for row, setting in zip(lines, ["chosen", *which], strict=True)]
+        (folder / "table.md").write_text(markdown(rows))
+        console().print(render(comparison))
+        curves(comparison, folder / "accuracy.png", x="megabytes")
+    except FedsimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console().print(f"Runs, table and curves: {folder}", highlight=False)
+    return 0
 
 
 def tuned(name: str, grid: Sequence[Any], base: Experiment, folder: Path) -> Any:

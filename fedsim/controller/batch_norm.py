@@ -91,11 +91,12 @@ def _gap(experiment: Experiment) -> float:
 
 
 def _federation(experiment: Experiment, central: bool) -> Federation:
+    from topologies import Complete, Static  # imports networkx, which a run with a server does without
+
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(sum(SIZES), FEATURES, generator=generator, dtype=torch.float64).cumsum(0)
     with torch.random.fork_rng(devices=[]):
         module = nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, 1))
-    from topologies import Complete, Static  # networkx is slow to import
     return Federation(
         Model(module, squared, dtype=torch.float64, mixes=True),
         Shards(x, x.sum(1), np.r_[0, np.cumsum(SIZES)]),

@@ -33,12 +33,15 @@ State: TypeAlias = Literal["reset", "keep"]
 
 @dataclass(frozen=True)
 class _Stateful:
-    """Common part of the optimisers with slots."""
+    """Common part of the optimisers with slots: one vector, unless they say otherwise."""
 
     state: State = field(default="reset", kw_only=True)
 
     def __post_init__(self) -> None:
         one_of(self, "state", ("reset", "keep"))
+
+    def slots(self, x: Vector) -> Slots:
+        return (torch.zeros_like(x),)
 
 
 @dataclass(frozen=True)
@@ -67,31 +70,19 @@ class HeavyBall(_Stateful):
         in_range(self, "momentum", 0, 1)
         super().__post_init__()
 
-    def slots(self, x: Vector) -> Slots:
-        return (torch.zeros_like(x),)
-
     def step(self, y: Vector, g: Vector, eta: Tensor | float, slots: Slots) -> tuple[Vector, Slots]:
         m = self.momentum * slots[0] + g
         return y - eta * m, (m,)
 
 
 @dataclass(frozen=True)
-class Nesterov(_Stateful):
+class Nesterov(HeavyBall):
     """Nesterov's momentum, as torch.optim.SGD with nesterov.
 
     Args:
         momentum: coefficient of the buffer, from 0 to below 1.
         state: "reset" begins with an empty buffer in each round, "keep" with the client's last one.
     """
-
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        in_range(self, "momentum", 0, 1)
-        super().__post_init__()
-
-    def slots(self, x: Vector) -> Slots:
-        return (torch.zeros_like(x),)
 
     def step(self, y: Vector, g: Vector, eta: Tensor | float, slots: Slots) -> tuple[Vector, Slots]:
         m = self.momentum * slots[0] + g
@@ -171,9 +162,6 @@ class RMSprop(_Stateful):
         positive(self, "eps")
         super().__post_init__()
 
-    def slots(self, x: Vector) -> Slots:
-        return (torch.zeros_like(x),)
-
     def step(self, y: Vector, g: Vector, eta: Tensor | float, slots: Slots) -> tuple[Vector, Slots]:
         v = torch.addcmul(self.alpha * slots[0], g, g, value=1 - self.alpha)
         return y - eta * (g / (v.sqrt() + self.eps)), (v,)
@@ -193,9 +181,6 @@ class Adagrad(_Stateful):
     def __post_init__(self) -> None:
         positive(self, "eps")
         super().__post_init__()
-
-    def slots(self, x: Vector) -> Slots:
-        return (torch.zeros_like(x),)
 
     def step(self, y: Vector, g: Vector, eta: Tensor | float, slots: Slots) -> tuple[Vector, Slots]:
         v = torch.addcmul(slots[0], g, g)

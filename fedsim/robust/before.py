@@ -68,13 +68,8 @@ class Before(RobustRule):
 
 
 @dataclass(frozen=True)
-class NNM(Before):
-    """Nearest-neighbour mixing: every row becomes the mean of the n - f rows nearest to it, itself included.
-
-    Args:
-        rule: the rule that follows.
-        f: Byzantine rows; n >= 2 f + 1. By default that of the rule.
-    """
+class _Tolerant(Before):
+    """Base of steps with a number of Byzantine rows f, by default that of the rule."""
 
     rule: RobustRule = field(default_factory=TrimmedMean)
     f: int | None = None
@@ -84,6 +79,16 @@ class NNM(Before):
         super().__post_init__()
         if self.f is None:
             object.__setattr__(self, "f", f_of(self))
+
+
+@dataclass(frozen=True)
+class NNM(_Tolerant):
+    """Nearest-neighbour mixing: every row becomes the mean of the n - f rows nearest to it, itself included.
+
+    Args:
+        rule: the rule that follows.
+        f: Byzantine rows; n >= 2 f + 1. By default that of the rule.
+    """
 
     @property
     def weighted(self) -> bool:  # type: ignore[override]
@@ -157,22 +162,13 @@ class Clipping(Before):
 
 
 @dataclass(frozen=True)
-class ARC(Before):
+class ARC(_Tolerant):
     """Adaptive robust clipping: the k = floor(2 f (n - f) / n) longest rows are shortened to the norm of the next.
 
     Args:
         rule: the rule that follows.
         f: Byzantine rows; n >= 2 f + 1. By default that of the rule.
     """
-
-    rule: RobustRule = field(default_factory=TrimmedMean)
-    f: int | None = None
-    needs = (2, 1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.f is None:
-            object.__setattr__(self, "f", f_of(self))
 
     def mixture(self, stack: RowStack, at: Occasion) -> Tensor:
         """See ``Before``."""

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -90,7 +91,7 @@ class ALIE(Attack):
 
 
 @dataclass(frozen=True)
-class _Perturbed(Attack):
+class _Perturbed(Attack, ABC):
     """Base of Min-Max and Min-Sum: ``mu + gamma p`` with the largest gamma within a bound.
 
     Args:
@@ -121,9 +122,9 @@ class _Perturbed(Attack):
         squares = torch.cdist(off, off, compute_mode="donot_use_mm_for_euclid_dist").square()
         return self.largest(off.square().sum(1), off @ p, p.square().sum(), squares)
 
+    @abstractmethod
     def largest(self, a: Tensor, b: Tensor, c: Tensor, squares: Tensor) -> float:
         """Largest gamma, where ``||mu + gamma p - x_i||^2 = a_i + 2 gamma b_i + gamma^2 c``, ``[h]``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class MinSum(_Perturbed):
 
 
 @dataclass(frozen=True)
-class _LineSearch(Attack):
+class _LineSearch(Attack, ABC):
     """Base of attacks that know the rule: ``mu + t p`` with the t that moves its result furthest from mu.
 
     Args:
@@ -186,9 +187,9 @@ class _LineSearch(Attack):
                 step *= -0.8                               # then search on both sides, ever closer
         return scene.alike(mu + best * p)
 
+    @abstractmethod
     def towards(self, honest: Tensor) -> Vector:
         """The direction p."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
