@@ -181,9 +181,10 @@ def values_of(
     """Values of further metrics of the scored samples; NaN where undefined, or an error if ``strict``."""
     found: dict[Metric, float] = {}
     outputs = None if scores.outputs is None else torch.from_numpy(scores.outputs)
+    y = targets if outputs is None else mapped(torch.Tensor.cpu, targets)
     for metric in metrics:
         if metric.of_outputs and outputs is not None:
-            found[metric] = metric.of(outputs, mapped(torch.Tensor.cpu, targets), strict)
+            found[metric] = metric.of(outputs, y, strict)
         elif metric.name in OF_LOSS:
             found[metric] = float(np.exp(scores.loss.mean()))
     return found

@@ -149,11 +149,13 @@ class Guarded:
 
     def finite(self) -> np.ndarray:
         """See ``Messages``: messages that the rule leaves out as faulty are no reason to stop."""
-        finite = self._finite()
+        finite = self._finite
         most = tolerated(self.rule, len(finite)) if self._guard.settings.server or self.rule is None else len(finite)
         return finite if int((~finite).sum()) > most else np.ones(len(finite), bool)
 
+    @cached_property
     def _finite(self) -> np.ndarray:
+        """Mask ``[c]`` of the messages without NaN or infinity, lost ones included."""
         if not self._bad.any():
             return self._honest.finite()
         tree, lost = self._sent
@@ -185,7 +187,7 @@ class Guarded:
                 f" {name_of(self.rule)} has no mean to replace; leave it out"
             )
         tree, lost = self._sent
-        there = ~(lost | (~self._finite() if self.rule is not None else False))
+        there = ~(lost | (~self._finite if self.rule is not None else False))
         if not there.any():
             raise DivergenceError(
                 f"{self._name} in round {self._round}: no message is left, as all {len(there)} of the cohort were lost"
