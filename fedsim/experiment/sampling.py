@@ -12,6 +12,8 @@ from fedsim import seeds
 from fedsim.checks import number, whole
 from fedsim.errors import ConfigError
 
+RANKED = 10_000
+"""Clients up to which a cohort is made of a draw for every client; above, in time that depends on its size alone."""
 SHARE = "a number above 0 (a cohort is not empty) and at most 1"
 
 
@@ -27,7 +29,8 @@ class Sampling(Protocol):
 
 @dataclass(frozen=True)
 class FixedSize:
-    """A cohort of fixed size, drawn uniformly without replacement.
+    """A cohort of fixed size, drawn uniformly without replacement: up to 10,000 clients those with the smallest of
+    random numbers, of more the first places of a keyed permutation.
 
     Args:
         fraction: share of all clients, rounded to at least one client; by default 0.1, but 1 without a server and for a
@@ -53,8 +56,12 @@ class FixedSize:
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
         """See ``Sampling``."""
-        order = np.argsort(seeds.bits(seed, "cohort", round, np.arange(n)))
-        return np.sort(order[: int(self.expected(n))])
+        size = int(self.expected(n))
+        if size == n:
+            return np.arange(n)
+        if n > RANKED:
+            return np.sort(seeds.places(seed, "cohort", round, n, size))
+        return np.sort(np.argsort(seeds.bits(seed, "cohort", round, np.arange(n)))[:size])
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Bernoulli:
     """Independent participation of each client with equal probability, conditional on a cohort that is not empty.
 
     An empty draw is replaced by one from this conditional distribution: the smallest id by inversion, then those above.
+    Of more than 10,000 clients, the smallest id is always drawn so, and then the gaps between the others.
 
     Args:
         p: probability that a client takes part.
@@ -78,13 +86,33 @@ class Bernoulli:
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
         """See ``Sampling``."""
+        if self.p == 1:
+            return np.arange(n)
+        if n > RANKED:
+            return self._skipping(seed, round, n)
         chosen = np.flatnonzero(seeds.uniform(seed, "cohort", round, np.arange(n), 0) < self.p)
         if len(chosen):
             return chosen
         u = seeds.uniform(seed, "cohort", round, np.arange(n), 1)
-        empty = n * math.log1p(-self.p)                    # log-probability of an empty cohort
-        first = min(n - 1, int(math.log1p(u[0] * math.expm1(empty)) / math.log1p(-self.p)))
+        first = self._smallest(u[0], n)
         return np.append(first, first + 1 + np.flatnonzero(u[first + 1 :] < self.p))
+
+    def _smallest(self, u: float, n: int) -> int:
+        """Smallest id of a cohort that is not empty, from a uniform draw."""
+        empty = n * math.log1p(-self.p)                    # log-probability of an empty cohort
+        return min(n - 1, int(math.log1p(u * math.expm1(empty)) / math.log1p(-self.p)))
+
+    def _skipping(self, seed: int, round: int, n: int) -> np.ndarray:
+        """Cohort by its smallest id and geometric gaps, drawn as many at a time as are expected."""
+        parts = [np.array([self._smallest(seeds.uniform(seed, "cohort", round, 0), n)])]
+        size, drawn = int(self.p * n + 4 * (self.p * n) ** 0.5) + 8, 1
+        while (last := int(parts[-1][-1])) < n:
+            u = seeds.uniform(seed, "cohort", round, np.arange(drawn, drawn + size))
+            gaps = np.minimum(np.log1p(-u) / math.log1p(-self.p), n).astype(np.int64)
+            parts.append(last + np.cumsum(gaps + 1))
+            drawn += size
+        ids = np.concatenate(parts)
+        return ids[: np.searchsorted(ids, n)]
 
 
 def _is_share(value: float) -> bool:

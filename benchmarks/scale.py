@@ -1,0 +1,124 @@
+"""What a run costs when one size grows: seconds of set-up and of a round, peak memory, bytes on disk.
+
+    python -m benchmarks.scale clients 10000 100000 1000000
+    python -m benchmarks.scale nodes 1000 10000 100000 --graph Exponential --rounds 2
+
+Whole experiments in processes of their own, with the defaults of a run but for its sizes: logistic regression, one
+local epoch over 10 samples, evaluation before the first round and after the last. The last column is the slope of the
+seconds of a round in the size, on logarithmic axes: 0 where it costs nothing, 1 where it is proportional.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import algorithms
+import topologies
+from fedsim.api import run
+from fedsim.controller.host import Host
+from fedsim.data import Dataset, Split
+from fedsim.engine.local_work import LocalWork
+from fedsim.experiment.experiment import Evaluation, Experiment
+from fedsim.experiment.sampling import FixedSize
+from fedsim.models import Logistic
+from fedsim.partition import NaturalIdPartitioner
+
+SIZES = {"clients": 10_000, "nodes": 0, "cohort": 100, "features": 16, "rounds": 20}
+SAMPLES = 10
+MIB = 2**10
+"""In the units of ``ru_maxrss`` on Linux, kibibytes."""
+
+
+class Timed(Host):
+    """This process, which notes when each round begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[float] = []
+
+    def round(self, *arguments: Any, **more: Any) -> Any:
+        """See ``Host``."""
+        self.begun.append(time.perf_counter())
+        return super().round(*arguments, **more)
+
+
+def experiment(sizes: dict[str, int], algorithm: str, graph: str) -> Experiment:
+    """The experiment of these sizes; ``nodes`` above 0 is their number in a method without a server."""
+    n, d = sizes["nodes"] or sizes["clients"], sizes["features"]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n * SAMPLES, d, generator=generator)
+    y = (x[:, 0] > 0).long()
+    data = Dataset("random", Split(x, y, np.arange(n).repeat(SAMPLES)), Split(x[:1000].clone(), y[:1000].clone()), 2)
+    return Experiment(
+        getattr(algorithms, algorithm)(),
+        data=data,
+        partition=NaturalIdPartitioner(),
+        model=Logistic(),
+        topology=topologies.Static(getattr(topologies, graph)()) if sizes["nodes"] else None,
+        local=LocalWork(SAMPLES),
+        sampling=FixedSize() if sizes["nodes"] else FixedSize(size=sizes["cohort"]),
+        rounds=sizes["rounds"],
+        evaluation=Evaluation(every=sizes["rounds"]),
+    )
+
+
+def measure(sizes: dict[str, int], algorithm: str, graph: str) -> dict[str, float]:
+    """Run one experiment in this process."""
+    made = experiment(sizes, algorithm, graph)
+    host, before = Timed(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        run(made, root=Path(folder), progress=False, host=host)
+        end = time.perf_counter()
+        disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    rounds = np.diff(host.begun) if len(host.begun) > 1 else [end - host.begun[0]]
+    return {
+        "set-up s": host.begun[0] - start,
+        "round s": float(np.median(rounds)),
+        "end s": end - host.begun[-1],
+        "before MiB": before,
+        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB,
+        "disk MB": disk / 1e6,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=SIZES, help="what grows")
+    parser.add_argument("values", type=int, nargs="+", help="its values")
+    for name, usual in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=usual, help=f"{usual} by default")
+    parser.add_argument("--algorithm", help="FedAvg by default; DPSGD with nodes")
+    parser.add_argument("--graph", default="Ring", help="of the nodes; Ring by default")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sizes = {name: getattr(arguments, name) for name in SIZES}
+    if arguments.one:
+        algorithm = arguments.algorithm or ("DPSGD" if sizes["nodes"] else "FedAvg")
+        print(json.dumps(measure({**sizes, arguments.size: arguments.values[0]}, algorithm, arguments.graph)))
+        return
+    last: tuple[int, float] | None = None
+    for value in arguments.values:
+        command = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--one"]
+        command[4 : 4 + len(arguments.values)] = [str(value)]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+        slope = "-" if last is None else f"{math.log(found['round s'] / last[1]) / math.log(value / last[0]):.2f}"
+        costs = ", ".join(f"{name} {cost:.4g}" for name, cost in found.items())
+        print(f"{arguments.size} {value:>10,}: {costs}, slope {slope}", flush=True)
+        last = value, found["round s"]
+
+
+if __name__ == "__main__":
+    main()
