@@ -104,7 +104,7 @@ class Bernoulli:
 
     def _skipping(self, seed: int, round: int, n: int) -> np.ndarray:
         """Cohort by its smallest id and geometric gaps, drawn as many at a time as are expected."""
-        parts = [np.array([self._smallest(seeds.uniform(seed, "cohort", round, 0), n)])]
+        parts = [np.array([self._smallest(float(seeds.uniform(seed, "cohort", round, 0)), n)])]
         size, drawn = int(self.p * n + 4 * (self.p * n) ** 0.5) + 8, 1
         while (last := int(parts[-1][-1])) < n:
             u = seeds.uniform(seed, "cohort", round, np.arange(drawn, drawn + size))
