@@ -27,7 +27,7 @@ _NAMES = {
     "fedsim.experiment.sampling": ["Bernoulli", "FixedSize"],
     "fedsim.experiment.schedule": ["Constant", "Cosine", "ExponentialDecay", "Steps"],
     "fedsim.feedback": ["Choco", "EControlUplink", "EF14Uplink", "EF21P", "EF21Uplink", "Plain", "WorkerMomentum"],
-    "fedsim.models": ["CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "MLP", "McMahanCNN", "ResNet18"],
+    "fedsim.models": ["GPT", "MLP", "CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "McMahanCNN", "ResNet18"],
     "fedsim.partition": [
         "ClientDirichletPartitioner", "DirichletPartitioner", "ExponentialPartitioner", "GroupedNaturalIdPartitioner",
         "IidPartitioner", "InnerDirichletPartitioner", "LinearPartitioner", "NaturalIdPartitioner", "NoiseSkew",

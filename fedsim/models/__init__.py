@@ -1,4 +1,4 @@
-"""Model zoo: frozen settings whose ``build(input_shape, classes)`` returns a network without BatchNorm or Dropout."""
+"""Model zoo: frozen settings whose ``build(input_shape, classes)`` returns a network, without BatchNorm."""
 
 from fedsim.models.convolutional import CifarLeNet, LeNet5, McMahanCNN
 from fedsim.models.linear import MLP, Logistic
@@ -6,10 +6,11 @@ from fedsim.models.normalization import group_norm
 from fedsim.models.recurrent import CharLSTM
 from fedsim.models.resnet import ResNet18
 from fedsim.models.shapes import Architecture
+from fedsim.models.transformer import GPT
 
-MODELS: tuple[type[Architecture], ...] = (Logistic, MLP, LeNet5, McMahanCNN, CifarLeNet, ResNet18, CharLSTM)
+MODELS: tuple[type[Architecture], ...] = (Logistic, MLP, LeNet5, McMahanCNN, CifarLeNet, ResNet18, CharLSTM, GPT)
 
 __all__ = [
-    "MLP", "MODELS", "Architecture", "CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "McMahanCNN", "ResNet18",
+    "GPT", "MLP", "MODELS", "Architecture", "CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "McMahanCNN", "ResNet18",
     "group_norm",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from fedsim.errors import ModelError
 
 FITS = (
     "Logistic and MLP take any shape, ResNet18 any image, McMahanCNN images from 4x4, LeNet5 from 12x12,"
-    " CifarLeNet from 16x16, CharLSTM token sequences [T]"
+    " CifarLeNet from 16x16, CharLSTM and GPT token sequences [T]"
 )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedsim.errors import ConfigError, ModelError
-from fedsim.models import MLP, MODELS, Architecture, CharLSTM, CifarLeNet, LeNet5, Logistic, McMahanCNN, ResNet18
+from fedsim.models import GPT, MLP, MODELS, Architecture, CharLSTM, CifarLeNet, LeNet5, Logistic, McMahanCNN, ResNet18
 from fedsim.models.losses import correct, cross_entropy
 
 MNIST, CIFAR, DIGITS, HAR = (1, 28, 28), (3, 32, 32), (1, 8, 8), (9, 128)
@@ -26,13 +26,15 @@ CASES = [  # one small input for each model
     (ResNet18(), (3, 4, 4)),
     (ResNet18("imagenet"), DIGITS),
     (CharLSTM(hidden=16), (6,)),
+    (GPT(width=8, layers=2, heads=2), (6,)),
+    (GPT(width=8, layers=1, tied=False), (6,)),
 ]
 every_model = pytest.mark.parametrize(("model", "shape"), CASES, ids=lambda value: str(value))
 
 
 def samples(model: Architecture, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    if isinstance(model, CharLSTM):
+    if isinstance(model, CharLSTM | GPT):
         tokens = torch.randint(0, 10, (3, shape[0] + 1), generator=generator)
         return tokens[:, :-1], tokens[:, 1:]
     x = torch.randn(3, *shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -67,6 +69,9 @@ def gradient(network: nn.Module, parameters: dict[str, Tensor], x: Tensor, y: Te
         (ResNet18("imagenet"), CIFAR, 100, 11_227_812),
         (ResNet18("cifar"), CIFAR, 10, 11_173_962),
         (CharLSTM(), (80,), 90, 822_570),
+        (GPT(width=768, layers=12, heads=12), (1024,), 50_257, 124_439_808),   # GPT-2 small
+        (GPT(width=768, layers=12, heads=12, tied=False), (1024,), 50_257, 163_037_184),
+        (GPT(), (80,), 90, 210_944),
     ],
     ids=str,
 )
@@ -146,9 +151,10 @@ def test_resnet_has_torchvision_s_initial_norm() -> None:
     assert float(norm) == pytest.approx((7686 + 4800 + 3) ** 0.5, rel=2e-3)
 
 
-def test_lstm_sees_no_future() -> None:
-    network = build(CharLSTM(hidden=16), (6,))
-    x, _ = samples(CharLSTM(), (6,))
+@pytest.mark.parametrize("model", [CharLSTM(hidden=16), GPT(width=8)], ids=str)
+def test_models_of_text_see_no_future(model: Architecture) -> None:
+    network = build(model, (6,))
+    x, _ = samples(model, (6,))
     changed = x.clone()
     changed[:, 3] = (x[:, 3] + 1) % 10
     before, after = network(x), network(changed)
@@ -174,8 +180,9 @@ def test_models_name_the_shapes_they_cannot_take() -> None:
         ResNet18().build(HAR, 10)
     with pytest.raises(ModelError, match=r"CharLSTM got samples of shape \[1, 8, 8\]; expected sequences"):
         CharLSTM().build(DIGITS, 10)
-    with pytest.raises(ModelError, match="classes=0"):
-        CharLSTM().build((5,), 0)
+    for model in (CharLSTM(), GPT()):
+        with pytest.raises(ModelError, match="classes=0"):
+            model.build((5,), 0)
     with pytest.raises(ModelError, match="classes=-1"):
         Logistic().build(DIGITS, -1)
 
@@ -189,6 +196,12 @@ def test_settings_out_of_range() -> None:
         ResNet18(groups=3)
     with pytest.raises(ConfigError, match="at least 1"):
         CharLSTM(layers=0)
+    with pytest.raises(ConfigError, match="a multiple of heads"):
+        GPT(width=10, heads=4)
+    with pytest.raises(ConfigError, match=r"GPT.layers is 0; expected a whole number"):
+        GPT(layers=0)
+    with pytest.raises(ConfigError, match=r"GPT.dropout is 1"):
+        GPT(dropout=1)
 
 
 @pytest.mark.parametrize("model", [MLP(), McMahanCNN()], ids=str)
