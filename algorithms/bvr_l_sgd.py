@@ -60,13 +60,13 @@ class BVRLSGD:
         return BVRLSGDState(x, clients.keep(torch.zeros_like(x)), clients.keep(x))
 
     def round(self, s: BVRLSGDState, clients: Clients) -> BVRLSGDState:
+        estimate = self.change if (clients.round - 1) % self.period else self.large
+        sent, v_i, last = clients.each(estimate, s.x, s.v, s.last)
         if self.period > 1 and len(clients) < clients.n:
             raise ConfigError(
                 f"BVRLSGD.period is {self.period}, but {len(clients)} of {clients.n} clients take part, and who is away"
-                " misses changes of its estimate: set sampling.fraction to 1, or period to 1"
+                " misses changes of its estimate: set sampling.fraction to 1 without waiting, or period to 1"
             )
-        estimate = self.change if (clients.round - 1) % self.period else self.large
-        sent, v_i, last = clients.each(estimate, s.x, s.v, s.last)
         y = clients.apply(self.descend, last, down=clients.mean(sent))
         picked = clients.pick() if self.pick == "one" else clients
         return BVRLSGDState(picked.mean(picked.each(self.send, None, y)), s.v | v_i, s.last | last)

@@ -65,13 +65,13 @@ class EF21BC:
         return EF21BCState(x, g, g, clients.apply(self.hear, mine, down=g))
 
     def round(self, s: EF21BCState, clients: Clients) -> EF21BCState:
+        b, (g,) = EF21P(self.server_compressor).broadcast(s.g_tilde, (s.g,), clients)
+        sent, mine = clients.each(self.client, b, s.mine)
         if len(clients) < clients.n:
             raise ConfigError(
                 f"EF21BC needs every client in every round, {len(clients)} of {clients.n} take part: one that misses a"
-                " message of the server loses its model. Set sampling.fraction to 1, or use EF21"
+                " message of the server loses its model. Set sampling.fraction to 1 and leave waiting out, or use EF21"
             )
-        b, (g,) = EF21P(self.server_compressor).broadcast(s.g_tilde, (s.g,), clients)
-        sent, mine = clients.each(self.client, b, s.mine)
         return EF21BCState(s.x - self.lr * clients.decay * g, g, s.g_tilde + clients.mean(sent), mine)
 
     def begin(self, local: Local, x: Vector, own: Own) -> tuple[Vector, Own]:

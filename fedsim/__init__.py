@@ -13,7 +13,7 @@ _NAMES = {
     "fedsim.algorithm": ["Algorithm"],
     "fedsim.api": ["resume", "run", "trained_model"],
     "fedsim.clients": ["Clients"],
-    "fedsim.clock": ["Clock", "HalfNormal", "LogNormal", "OnOff", "TracedClock", "Uniform"],
+    "fedsim.clock": ["Clock", "Daily", "HalfNormal", "LogNormal", "OnOff", "TracedClock", "Uniform", "Waiting"],
     "fedsim.compress": [
         "BernoulliCompressor", "Blockwise", "Composed", "Identity", "LowPrecision", "LowRank", "Natural",
         "NaturalDithering", "PowerSGD", "QSGD", "RandK", "Scaled", "Sign", "Threshold", "TopK",

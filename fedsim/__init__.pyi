@@ -4,11 +4,13 @@ from fedsim.api import run as run
 from fedsim.api import trained_model as trained_model
 from fedsim.clients import Clients as Clients
 from fedsim.clock import Clock as Clock
+from fedsim.clock import Daily as Daily
 from fedsim.clock import HalfNormal as HalfNormal
 from fedsim.clock import LogNormal as LogNormal
 from fedsim.clock import OnOff as OnOff
 from fedsim.clock import TracedClock as TracedClock
 from fedsim.clock import Uniform as Uniform
+from fedsim.clock import Waiting as Waiting
 from fedsim.compress import QSGD as QSGD
 from fedsim.compress import BernoulliCompressor as BernoulliCompressor
 from fedsim.compress import Blockwise as Blockwise

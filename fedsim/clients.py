@@ -53,10 +53,15 @@ class Clients:
     """The nodes ``ids`` that participate in one round; an empty cohort is false."""
 
     def __init__(self, federation: Federation, meter: Meter, ids: np.ndarray, round: int) -> None:
-        self._federation, self._meter = federation, meter
-        self.ids = ids
+        self._federation, self._meter, self._ids = federation, meter, ids
         self.round = round
         self.tasks: np.ndarray | None = None               # numbers of the nodes' own tasks, if rounds are not common
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Their numbers ``[c]``; those for whom the server no longer waits in this round are not among them."""
+        gone = self._meter.gone
+        return self._ids if gone is None else self._ids[~gone[self._ids]]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -202,6 +207,9 @@ class Clients:
         if meter.trace is not None:
             evaluations = meter.ledger.gradient_evaluations[ids] - evaluated
             meter.trace.append(Computed(ids, np.broadcast_to(size, ids.shape), evaluations))
+        if messages is not None and (counts := meter.arrived(messages, ids, self.round)) is not None:
+            messages, there = messages.only(np.flatnonzero(counts)), set(ids[counts].tolist())
+            rows = {node: row for node, row in rows.items() if node in there}
         count = len(next(iter(rows.values()), ()))
         return messages, tuple(self._kept({node: row[k] for node, row in rows.items()}) for k in range(count))
 
@@ -332,6 +340,11 @@ class Clients:
         check_sent(sent, verb)
         _check_behind(verb, behind)
         meter = self._meter
+        if behind and meter.barrier is not None:
+            raise ConfigError(
+                "waiting is of a server that waits, and this algorithm sends behind the next local work; leave out"
+                " waiting, or use a method such as DiLoCo"
+            )
         if sent not in meter.delivered:                    # a message is uploaded once, however often it is read
             meter.delivered.add(sent)
             size = sent.messages.sizes()

@@ -68,6 +68,10 @@ class StateLostError(RunError):
     """Client memories were lost with the machine that held them; only a checkpoint can restore them."""
 
 
+class RoundSkipped(FedsimError):
+    """A round in which too few clients arrive: it changes nothing but costs and time."""
+
+
 class RoundLostError(FedsimError):
     """A round failed through no fault of the clients' code; it can be retried."""
 

@@ -215,6 +215,9 @@ class Messages(Protocol[M_co]):
     def stacked(self) -> M_co:
         """All messages, gathered in this process: every tensor is ``[c, ...]``."""
 
+    def only(self, positions: np.ndarray) -> Messages[M_co]:
+        """The messages at some positions, which increase."""
+
     def mean(self, w: Tensor) -> M_co:
         """Sum with weights ``w [c]``, pairwise in the order of execution; compressed vectors are unpacked."""
 

@@ -116,6 +116,13 @@ class Devices:
         begin = self.windows.begin
         return np.array([begin(i, t) for i, t in zip(ids.tolist(), times.tolist(), strict=True)])
 
+    def leave(self, ids: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Times ``[c]`` at which clients go away that are available at ``times``; inf for those that stay."""
+        if self.windows is None:
+            return np.full(len(ids), np.inf)
+        end = self.windows.end
+        return np.array([end(i, t) for i, t in zip(ids.tolist(), times.tolist(), strict=True)])
+
     def to_bytes(self) -> bytes:
         """The devices as an npz file."""
         arrays = {name: getattr(self, name) for name in ARRAYS}

@@ -8,18 +8,38 @@ A trace holds sizes and counts and no tensor, so a clock cannot change a model. 
 
 An exchange with ``behind = b`` is under way while the nodes go on: their next work of c seconds, begun at s, ends at
 ``max(s + b c, arrival) + (1 - b) c``, where the arrival includes the download of the result.
+
+A server that does not wait for all (``fedsim.clock.waiting``) goes on when the exchange closes; the others stop then.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.clock.devices import Devices, check_time
-from fedsim.messages.trace import Computed, Exchanged, Phase, Uploaded
+from fedsim.messages.trace import Closed, Computed, Exchanged, Phase, Uploaded
+
+
+class Tasks(NamedTuple):
+    """Times ``[c]`` of the work of some nodes, in seconds.
+
+    Attributes:
+        start: at which each is free and is called.
+        arrival: at which it has received what it works with.
+        begin: at which it begins to compute.
+        end: at which it has computed.
+    """
+
+    start: np.ndarray
+    arrival: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
 
 
 class VirtualClock:
@@ -30,11 +50,13 @@ class VirtualClock:
         at: ``[n]`` seconds at which each node is free.
         ready: ``[n]`` seconds at which the exchange arrives that runs behind a node's next work; -inf for none.
         behind: ``[n]`` share of the next work that does not wait for it.
+        late: clients so far that were called and whose messages did not count.
+        skipped: rounds so far without a step.
     """
 
     def __init__(self, devices: Devices) -> None:
         self.devices = devices
-        self.server = 0.0
+        self.server, self.late, self.skipped = 0.0, 0, 0
         self.at, self.behind = np.zeros(devices.n), np.zeros(devices.n)
         self.ready = np.full(devices.n, -np.inf)
 
@@ -49,6 +71,22 @@ class VirtualClock:
         Raises:
             ConfigError: it ends at no time that can be counted.
         """
+        self._fold(trace, round)
+        check_time(self.now, round)
+
+    def planned(self, trace: Sequence[Phase], round: int) -> tuple[Tasks, float]:
+        """The tasks of the last phase of a trace, and when the server calls for them; the clock stays as it is."""
+        after = copy.copy(self)
+        for name in ("at", "ready", "behind"):
+            setattr(after, name, getattr(self, name).copy())
+        *before, last = trace
+        assert isinstance(last, Computed)
+        begun, seen = after._fold(before, round)
+        called = np.where(seen[last.ids], after.server, begun)
+        return after._plan(last, round, called), float(called.max())
+
+    def _fold(self, trace: Sequence[Phase], round: int) -> tuple[float, np.ndarray]:
+        """Fold phases; return the server's time before them, and a mask ``[n]`` of the nodes that worked."""
         begun, seen = self.server, np.zeros(self.devices.n, bool)
         for phase in trace:
             if isinstance(phase, Computed):
@@ -56,24 +94,30 @@ class VirtualClock:
                 seen[phase.ids] = True                     # two roles begin together, two exchanges follow each other
             elif isinstance(phase, Uploaded):
                 self._upload(phase)
+            elif isinstance(phase, Closed):
+                self._close(phase)
             else:
                 self._exchange(phase)
-        check_time(self.now, round)
+        return begun, seen
 
     def _compute(self, phase: Computed, round: int, called: np.ndarray) -> None:
+        if not (phase.down > 0).any() and not phase.evaluations.any():
+            return                                         # takes no time; only what is sent next waits
+        self.server = max(self.server, float(np.max(self.ready[phase.ids])))
+        self.at[phase.ids] = self._plan(phase, round, called).end
+        self.ready[phase.ids] = -np.inf
+
+    def _plan(self, phase: Computed, round: int, called: np.ndarray) -> Tasks:
+        """When the nodes of a phase work; nodes that the server tells nothing begin when they are free."""
         devices, i, told = self.devices, phase.ids, phase.down > 0
         work = devices.work(i, phase.evaluations, round)
-        if not told.any() and not phase.evaluations.any():
-            return                                         # takes no time; only what is sent next waits
         pending = self.ready[i] > -np.inf
-        self.server = max(self.server, float(np.max(self.ready[i])))
         start = np.where(told, np.maximum(self.at[i], called), self.at[i])
         arrival = np.where(pending, np.maximum(self.ready[i], np.where(told, called, 0.0)), start)
         arrival = arrival + devices.download(i, phase.down)
-        start = devices.begin(i, np.where(pending, start, arrival))
+        begin = devices.begin(i, np.where(pending, start, arrival))
         share = np.where(pending, self.behind[i], 0.0)
-        self.at[i] = np.maximum(start + share * work, arrival) + (1 - share) * work
-        self.ready[i] = -np.inf
+        return Tasks(start, arrival, begin, np.maximum(begin + share * work, arrival) + (1 - share) * work)
 
     def _upload(self, phase: Uploaded) -> None:
         i = phase.ids
@@ -97,12 +141,19 @@ class VirtualClock:
         else:
             self.at[touched], self.ready[touched] = times[touched], -np.inf
 
+    def _close(self, phase: Closed) -> None:
+        self.at[phase.ids], self.ready[phase.ids] = phase.stop, -np.inf
+        self.server = max(self.server, phase.until)
+        self.late, self.skipped = self.late + len(phase.ids), self.skipped + phase.skipped
+
     def snapshot(self) -> dict[str, Tensor]:
         """The times, for a checkpoint."""
         arrays = {"server": np.array([self.server]), "at": self.at, "ready": self.ready, "behind": self.behind}
+        arrays["counts"] = np.array([self.late, self.skipped])
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def restore(self, state: Mapping[str, Tensor], *_: object) -> None:
         """Go back to a `snapshot`."""
         self.server = float(state["server"][0])
+        self.late, self.skipped = state["counts"].tolist()
         self.at, self.ready, self.behind = (state[name].numpy().copy() for name in ("at", "ready", "behind"))

@@ -10,11 +10,14 @@ from typing import Protocol
 import numpy as np
 
 from fedsim import seeds
-from fedsim.checks import positive
+from fedsim.checks import in_range, non_negative, positive
+from fedsim.clock.distributions import normal_quantile
 from fedsim.errors import ConfigError
 
 PHASES = 64
 """Windows drawn for each client, after which they repeat."""
+DAY = 86400.0
+"""Seconds."""
 
 
 class Windows:
@@ -63,6 +66,25 @@ class Windows:
         return turns * period + ahead
 
 
+    def end(self, client: int, time: float) -> float:
+        """When the window ends that contains ``time``, or else the next one; inf for a client that is never absent."""
+        period = float(self.periods[client])
+        turns, within = divmod(time, period)
+        starts, ends = self._starts[client], self._ends[client]
+        k = bisect_right(starts, within) - 1
+        if k < 0 or within >= ends[k]:
+            turns, within = divmod(self.begin(client, time), period)
+            k = min(bisect_right(starts, within + 1e-9 * period), len(starts)) - 1   # rounding
+        end = ends[k]
+        for _ in range(len(starts)):                       # windows that follow without a gap
+            if k + 1 == len(starts) and end == period:
+                k, end, turns = -1, 0.0, turns + 1
+            if k + 1 == len(starts) or starts[k + 1] > end:
+                return turns * period + end
+            k, end = k + 1, ends[k + 1]
+        return np.inf
+
+
 class Availability(Protocol):
     """Times at which clients are available."""
 
@@ -102,4 +124,36 @@ class OnOff:
         return Windows(list(rows), ends[:, -1])
 
 
-AVAILABILITIES: tuple[type[Availability], ...] = (OnOff,)
+@dataclass(frozen=True)
+class Daily:
+    """Clients that are available once a day, as phones that are charged at night: a window of every client.
+
+    Args:
+        hour: hour of the day, 0 to 24, at which windows begin in the mean; a run begins at hour 0.
+        hours: length of a window, at most 24.
+        spread: standard deviation in hours of the clients' beginnings, which are normal: habits and time zones.
+    """
+
+    hour: float = 22.0
+    hours: float = 8.0
+    spread: float = 2.0
+
+    def __post_init__(self) -> None:
+        in_range(self, "hour", 0, 24)
+        positive(self, "hours")
+        in_range(self, "hours", 0, 24, closed=True)
+        non_negative(self, "spread")
+
+    def windows(self, n: int, seed: int) -> Windows:
+        """See ``Availability``."""
+        drawn = normal_quantile(seeds.uniform(seed, "availability hour", 0, np.arange(n)))
+        start = (self.hour + self.spread * drawn) % 24 * 3600
+        end = start + self.hours * 3600
+        rows = [
+            np.array([[a, min(b, DAY)]] if b <= DAY else [[0.0, b - DAY], [a, DAY]])
+            for a, b in zip(start.tolist(), end.tolist(), strict=True)
+        ]
+        return Windows(rows, np.full(n, DAY))
+
+
+AVAILABILITIES: tuple[type[Availability], ...] = (OnOff, Daily)

@@ -250,15 +250,15 @@ def updates(meter: Meter, x: Vector, before: Vector | None) -> list[Row]:
     return norm + ([] if meter.drift is None else [Row("clients", None, "drift", meter.drift)])
 
 
-def cost(ledger: Ledger, nodes: bool, simulated: float | None = None) -> list[Row]:
+def cost(ledger: Ledger, nodes: bool, simulated: Mapping[str, float]) -> list[Row]:
     """Cumulative bytes, gradient evaluations and, with a clock, ``simulated`` seconds: the totals, then with ``nodes``
     those of each node.
     """
-    seconds = [] if simulated is None else [Row("simulated", None, "seconds", simulated)]
+    of_clock = [Row("simulated", None, name, float(value)) for name, value in simulated.items()]
     rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
     for name, each in ledger.by_node().items() if nodes else ():
         rows += [Row("total", node, name, float(value)) for node, value in enumerate(each)]
-    return rows + seconds
+    return rows + of_clock
 
 
 def of_clients(scope: str, node: int | None) -> bool:

@@ -137,7 +137,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         seed,
         Loop(),
         weights=weights,
-        cohort_size=experiment.participation.expected(partition.n),
+        cohort_size=experiment.waiting.expected(experiment.participation.expected(partition.n)),
         decay=experiment.decay,
         topology=experiment.topology,
         memory=MEMORIES[experiment.execution.memory](),

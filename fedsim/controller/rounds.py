@@ -9,11 +9,14 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim.algorithm import has_server
+from fedsim.clock.barrier import Barrier
 from fedsim.clock.devices import Devices, read_devices
 from fedsim.clock.virtual import VirtualClock
+from fedsim.clock.waiting import Waiting
 from fedsim.controller import evaluate
 from fedsim.controller.asynchronous import Driver
 from fedsim.controller.choose import choose
@@ -22,12 +25,13 @@ from fedsim.controller.host import Host
 from fedsim.controller.keeping import method_of
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
+from fedsim.controller.selection import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import Loop
 from fedsim.engine.purity import pure
-from fedsim.errors import CheckpointError, FedsimError, RunError, StateLostError, explained
+from fedsim.errors import CheckpointError, FedsimError, RoundSkipped, RunError, StateLostError, explained, many
 from fedsim.experiment.experiment import Experiment
 from fedsim.gossip import alike
 from fedsim.record import checkpoint
@@ -53,6 +57,7 @@ class SeedRun:
         self.federation, self.meter, self.host = prepared.federation, Meter(prepared.federation), host
         self._start = 0.0                                  # start of the clock that times rounds
         self.clock: VirtualClock | Driver | None = None    # of simulated seconds
+        self.barrier: Barrier | None = None                # who is waited for; None for everybody
 
     def run(self) -> None:
         """Run from the latest checkpoint, or from the beginning, to the last round."""
@@ -70,6 +75,9 @@ class SeedRun:
             self._write_edges()
             if missing := absent(read_metrics(record.timing.path)):   # including rounds before a resume
                 self.host.say(f"seed {self.seed}: {summary(missing, self.experiment.rounds)}")
+            if isinstance(self.clock, VirtualClock) and self.clock.skipped:
+                skipped = f"{many(self.clock.skipped, 'round')} of {self.experiment.rounds}"
+                self.host.say(f"seed {self.seed}: {skipped} had too few messages for a step, see waiting")
 
     def _devices(self) -> Devices | None:
         """The devices with which the seed began, from the run directory; they are drawn once."""
@@ -92,6 +100,8 @@ class SeedRun:
                 if concurrency is None
                 else Driver(algorithm, fed, self.meter, devices, concurrency, self.host)
             )
+        if isinstance(self.clock, VirtualClock) and self.experiment.waiting != Waiting():
+            self.barrier = Barrier(self.experiment.waiting, self.clock, self.seed)
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
         with pure(name, x), explained(name):
             state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
@@ -125,6 +135,14 @@ class SeedRun:
             self.clock.advance(self.meter.trace, round)
             self.meter.trace.clear()
 
+    def _simulated(self) -> dict[str, float]:
+        """What the clock says, by metric."""
+        if self.clock is None:
+            return {}
+        if self.barrier is None:
+            return {"seconds": self.clock.now}
+        return {"seconds": self.clock.now, "late": self.barrier.clock.late, "skipped": self.barrier.clock.skipped}
+
     def _costs(self) -> dict[str, torch.Tensor]:
         """Ledger and clock as they are now, for a checkpoint."""
         costs = {f"ledger.{name}": tensor for name, tensor in self.meter.ledger.snapshot().items()}
@@ -146,16 +164,13 @@ class SeedRun:
             if extended:                                   # as it is before more rounds, with another offset
                 save()
             for round in range(done + 1, experiment.rounds + 1):
-                ids = experiment.participation.cohort(self.seed, round, fed.shards.n)
+                ids = cohort(experiment, self.seed, round, fed.shards.n, self.barrier)
                 last = round == experiment.rounds
                 due = last or self._due(round)
                 self.meter.measures = due and alike(fed.p)
                 self.meter.follows_drift, self.meter.drift = due and "drift" in followed, None
                 with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
-                    if isinstance(self.clock, Driver):
-                        new = self.clock.step(state)
-                    else:
-                        new = self.host.round(method, state, fed, self.meter, round, ids)
+                    new = self._step(method, state, round, ids)
                 check(f"{name}.round", new, state)
                 if last:
                     with pure(f"{name}.finish", new), explained(f"{name}.finish"):
@@ -182,6 +197,19 @@ class SeedRun:
         except (KeyboardInterrupt, Exception):             # also a bug in an algorithm: keep the rounds before it
             save()
             raise
+
+    def _step(self, method: Any, state: Any, round: int, ids: np.ndarray) -> Any:
+        """The state after a round, or after a server step."""
+        if isinstance(self.clock, Driver):
+            return self.clock.step(state)
+        if self.barrier is not None:
+            self.barrier.cohort, self.meter.barrier = ids, self.barrier
+        try:
+            return self.host.round(method, state, self.federation, self.meter, round, ids)
+        except RoundSkipped:
+            return state
+        finally:
+            self.meter.barrier = self.meter.gone = None
 
     def _due(self, round: int) -> bool:
         return round % self.experiment.evaluation.every == 0 or self._clients_due(round)
@@ -217,7 +245,7 @@ class SeedRun:
             if due:
                 rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
             rows += evaluate.updates(self.meter, state.x, None if before is None else before.x)
-        costs = evaluate.cost(self.meter.ledger, due, None if self.clock is None else self.clock.now)
+        costs = evaluate.cost(self.meter.ledger, due, self._simulated())
         for row in rows + costs:
             record.metrics.add(round, row.scope, row.metric, row.value, row.node)
         values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.clock.barrier import Barrier
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.machine import keep_freed_memory
 from fedsim.engine.memory import Memory, OnDevice
@@ -106,6 +107,8 @@ class Meter:
         drift: root mean square distance of the messages of a round's first upload to their mean; None if not measured.
         delivered: messages already charged, as an upload is charged once.
         trace: what was sent and computed since it was last emptied, for a clock; None without one.
+        barrier: who is waited for in this round; None for everybody.
+        gone: mask ``[n]`` of the clients that are not waited for any more in this round; None for no client.
     """
 
     def __init__(self, federation: Federation) -> None:
@@ -117,6 +120,8 @@ class Meter:
         self.drift: float | None = None
         self.delivered: WeakSet[Sent[Any]] = WeakSet()
         self.trace: list[Phase] | None = None
+        self.barrier: Barrier | None = None
+        self.gone: np.ndarray | None = None
         self._bound: tuple[csr_array, float | None] | None = None
 
     def snapshot(self) -> tuple[dict[str, Tensor], int]:
@@ -127,8 +132,20 @@ class Meter:
         """Forget all costs since ``before``."""
         costs, length = before
         self.ledger.restore(costs)
+        self.gone = None                                   # what is repeated begins with a round
         if self.trace is not None:
             del self.trace[length:]
+
+    def arrived(self, messages: Messages[Any], ids: np.ndarray, round: int) -> np.ndarray | None:
+        """Mask ``[c]`` of the clients whose messages count; None if all do. The others are gone for this round."""
+        if self.barrier is None or self.trace is None:
+            return None
+        counts = self.barrier.close(self.ledger, self.trace, messages.sizes(), messages.paper_bits(), round)
+        if counts.all():
+            return None
+        self.gone = np.zeros(len(self.ledger.up), bool) if self.gone is None else self.gone
+        self.gone[ids[~counts]] = True
+        return counts
 
     def mixed(self, contraction: float | None, w: csr_array | None, steps: int) -> None:
         """Record the contraction of ``steps`` exchanges by W; without W no bound is known."""

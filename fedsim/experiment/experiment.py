@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.checks import number, plain_name, whole
-from fedsim.clock import Timing
+from fedsim.clock import Timing, Waiting
 from fedsim.data import Dataset
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.optimizers import keeps
@@ -118,6 +118,7 @@ class Experiment:
         schedule: learning-rate schedule, a factor of the local step sizes in each round.
         weights: weights of the clients in the objective, either equal or by their numbers of samples.
         clock: devices and links of the clients, to measure simulated seconds; it changes no model. None by default.
+        waiting: for whom the server waits in rounds with a clock: the first messages, until a deadline; by default all.
         metrics: metrics besides loss and accuracy: scikit-learn's by name (f1_macro, roc_auc_ovr, balanced_accuracy,
             r2 ...), perplexity, update_norm, drift, or functions of outputs and targets as my.module.function (in
             Python also a function), larger being better unless its attribute ``larger_is_better`` is False.
@@ -149,6 +150,7 @@ class Experiment:
     schedule: Schedule = field(default_factory=Constant)
     weights: Literal["uniform", "samples"] = "uniform"
     clock: Timing | None = None
+    waiting: Waiting = field(default_factory=Waiting)
     metrics: str | Sequence[Any] = ()
     concurrency: int | None = None
     rounds: int = 100
@@ -171,6 +173,7 @@ class Experiment:
         self._check_parts()
         self._check_topology()
         self._check_metrics()
+        self._check_waiting()
         self._check_concurrency()
         plain_name(self.title)
         Robust(self.linked, self.aggregate, self.attack)
@@ -189,6 +192,7 @@ class Experiment:
             ("data", Data | Dataset | Problem, 'Data("digits"), a Dataset or a Problem'),
             ("local", LocalWork, "LocalWork(batch_size=32, epochs=1)"),
             ("evaluation", Evaluation, "Evaluation(every=5)"),
+            ("waiting", Waiting, "Waiting(first=10, deadline=60)"),
             ("execution", Execution, 'Execution(backend="loop")'),
         ):
             if not isinstance(getattr(self, name), kind):
@@ -233,6 +237,17 @@ class Experiment:
             )
         if "perplexity" in names and self.loss not in ("auto", "cross_entropy"):
             raise ConfigError(f"metrics has perplexity, which is of cross_entropy, and loss is {self.loss!r:.80}")
+
+    def _check_waiting(self) -> None:
+        if self.waiting == Waiting():
+            return
+        name = type(self.algorithm).__name__
+        if not has_server(self.algorithm):
+            raise ConfigError(f"{name} has no server, so nobody waits for a cohort; leave waiting out")
+        if self.clock is None:
+            raise ConfigError("waiting needs a clock, such as --clock Clock, to say who arrives when")
+        if self.concurrency is not None:
+            raise ConfigError("waiting is for synchronous rounds, and concurrency for others; leave one of them out")
 
     def _check_concurrency(self) -> None:
         if self.concurrency is None:

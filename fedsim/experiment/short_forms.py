@@ -25,6 +25,9 @@ ADDED: dict[str, Any] = {
     "local.clip_mode": "gradient",
     "local.augment": None,
     "clock": None,
+    "waiting": {
+        "first": None, "deadline": None, "minimum": 1, "otherwise": "wait", "dropout": 0.0, "present": False,
+    },
     "metrics": [],
     "concurrency": None,
 }

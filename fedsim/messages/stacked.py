@@ -59,6 +59,16 @@ class Stacked:
         """See ``Messages``."""
         return self.tree
 
+    def only(self, positions: np.ndarray) -> Stacked:
+        """See ``Messages``."""
+        order = None
+        if self.order is not None:                         # as of a cohort of only these
+            rank = np.full(len(self), -1)
+            rank[positions] = np.arange(len(positions))
+            order = rank[self.order][rank[self.order] >= 0]
+        rows = torch.from_numpy(positions)
+        return Stacked(tree_map(lambda t: t[rows.to(t.device)], self.tree), order)
+
     def mean(self, w: Tensor) -> Any:
         """See ``Messages``."""
         order = None if self.order is None else torch.from_numpy(self.order).to(w.device)

@@ -53,4 +53,20 @@ class Exchanged(NamedTuple):
     behind: float
 
 
-Phase: TypeAlias = Computed | Uploaded | Exchanged
+class Closed(NamedTuple):
+    """The end of an exchange with a server that does not wait for all.
+
+    Attributes:
+        ids: the clients whose messages do not count.
+        stop: ``[c]`` simulated seconds at which each of these stops.
+        until: simulated seconds at which the server goes on.
+        skipped: whether the server makes no step, as too few messages have arrived.
+    """
+
+    ids: np.ndarray
+    stop: np.ndarray
+    until: float
+    skipped: bool
+
+
+Phase: TypeAlias = Computed | Uploaded | Exchanged | Closed

@@ -68,7 +68,7 @@ class Guarded:
     """``Messages`` of honest clients and attackers, aggregated by a rule."""
 
     def __init__(self, honest: Messages[Any], guard: Guard, call: ClientCall) -> None:
-        self._honest, self._guard, self._ids, self._round = honest, guard, call.ids, call.round
+        self._honest, self._guard, self._call, self._ids, self._round = honest, guard, call, call.ids, call.round
         self._name, self._key = title(call.fn), title(call.fn).replace(".", " ")
         fed, self.rule = guard.federation, guard.settings.aggregate
         attack = guard.settings.attack
@@ -176,6 +176,11 @@ class Guarded:
                 " whose messages arrive"
             )
         return tree
+
+    def only(self, positions: np.ndarray) -> Guarded:
+        """See ``Messages``: the attackers among them know of these alone."""
+        call = self._call._replace(ids=self._ids[positions])
+        return Guarded(self._honest.only(positions), self._guard, call)
 
     def mean(self, w: Tensor) -> Any:
         """See ``Messages``: the result of the rule for each vector of the messages; the median of other numbers."""

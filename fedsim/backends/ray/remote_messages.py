@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.backends.ray.object_store import far_tree, sums_of, to_array, to_tensor
 from fedsim.backends.ray.protocol import GossipExchange, Report
 from fedsim.messages.mixing import root_mean
-from fedsim.messages.stacked import mean_of_parts, refuse_packed
+from fedsim.messages.stacked import Stacked, mean_of_parts, refuse_packed
 from fedsim.tree import build, leaves, tree_map
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ class RayMessages:
         for leaf, parts in zip(leaves(self._like), zip(*stacks, strict=True), strict=True):
             tensors.append(to_tensor(self._by_id(parts), leaf.dtype, self._device))
         return build(self._like, iter(tensors))
+
+    def only(self, positions: np.ndarray) -> Stacked:
+        """See ``Messages``; gathered in this process."""
+        return Stacked(self.stacked(), self._order).only(positions)
 
     def mean(self, w: Tensor) -> Any:
         """See ``Messages``."""

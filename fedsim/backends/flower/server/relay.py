@@ -72,6 +72,10 @@ class Relayed:
         shapes = {tuple(leaf.shape for leaf in leaves(tree)) for tree in trees}
         return tree_map(lambda *rows: torch.stack(rows), *(trees if len(shapes) == 1 else map(unpacked, trees)))
 
+    def only(self, positions: np.ndarray) -> Relayed:
+        """See ``Messages``."""
+        return Relayed(self._relay, self._ids[positions], self._round, [self._done[k] for k in positions])
+
     def mean(self, w: Tensor) -> Any:
         """See ``Messages``."""
         return Stacked(self._dense()).mean(w)
