@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
 from fedsim.engine.augmentation import augmented
+from fedsim.engine.dense_fold import LEAST_STEPS, DenseFold
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.fused import StackDescent
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
@@ -210,12 +211,16 @@ class _Block:
         weights = np.ascontiguousarray((self._lengths / self._lengths.sum(1, keepdims=True)).T) if shares else None
         share = None if weights is None else torch.from_numpy(weights).to(self.fed.model.device, self.fed.model.dtype)
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
-        state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
         outer_samples = self._samples
         done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
         active = len(self.ids)
         self._in_fold = True
         try:
+            dense = None if shares else self._dense_fold(step, skip, state, consts, own)
+            if dense is None:
+                state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
+            else:
+                state, consts, own = dense.split(state[0]), dense.shift, dense.own
             for k in range(skip, int(self.counts[0])):
                 still = int(np.searchsorted(-self.counts, -k))  # clients with more than k steps
                 if still < active:
@@ -224,12 +229,30 @@ class _Block:
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
                 self._samples = self._lengths[:active, k]
+                batch = self._batch(k, active)
+                if dense is not None:
+                    state = dense(self._charged(active, batch), state, consts)
+                    continue
                 last = [] if share is None else [share[k, :active]]
-                state = step(self._batch(k, active), state, consts + last, own + [True] * shares)
+                state = step(batch, state, consts + last, own + [True] * shares)
         finally:
             self._in_fold, self._samples = False, outer_samples
             self.descend.end()
-        return tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True))
+        ended = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True)]
+        return tuple(ended) if dense is None else (dense.join(ended),)
+
+    def _dense_fold(
+        self, step: LocalStep, skip: int, state: list[Tensor], consts: list[Tensor], own: list[bool]
+    ) -> DenseFold | None:
+        """The fold's steps on a dense network, if they are affine."""
+        model = self.fed.model
+        if model.dense is None or model.mixes or model.penalty is not None or model.device.type != "cpu":
+            return None
+        if int(self.counts[0]) - skip < LEAST_STEPS:
+            return None
+        some = self._take(self._index[:, skip, :1], None, self._keys[:, skip])   # a batch of one sample each
+        form = step.affine(some, state, consts, own) if model.dense.takes(some.x) else None
+        return None if form is None else DenseFold(model.dense, form, consts)
 
     def _batch(self, k: int, active: int) -> Batch:
         width = int(self._widths[k])

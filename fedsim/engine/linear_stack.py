@@ -8,7 +8,7 @@ Autograd computes only ``delta_L``, the derivative of the loss with respect to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -91,28 +91,44 @@ class DenseStack:
         Yields one parameter after the other, from last to first, as (offset, gradient ``[c, size]``). A parameter's
         columns of ``xs`` are not read after its gradient is yielded, so they may be updated at once.
         """
-        c = len(xs)
-        weights = [xs[:, at.start : at.bias_start].view(c, at.rows, at.columns) for at in self.layers]
+        for i, delta, given in self.backward(self.parameters(xs), batch):
+            layer = self.layers[i]
+            if layer.bias:
+                yield layer.bias_start, delta.sum(1)
+            # no out=: writing into the strided rows of one [c, d], PyTorch would run one product at a time
+            yield layer.start, torch.bmm(delta.mT, given).view(len(xs), -1)
+
+    def parameters(self, xs: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Views in ``xs [c, d]`` of each layer's weight ``[c, rows, columns]`` and bias ``[c, rows]`` (or None)."""
+        return [
+            (
+                xs[:, at.start : at.bias_start].view(-1, at.rows, at.columns),
+                xs[:, at.bias_start : at.bias_start + at.rows] if at.bias else None,
+            )
+            for at in self.layers
+        ]
+
+    def backward(
+        self, parameters: Sequence[tuple[Tensor, Tensor | None]], batch: Batch
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield (layer, ``delta [c, B, rows]``, inputs ``[c, B, columns]``) from the last layer to the first.
+
+        A layer's parameters are not read after it is yielded, so they may be updated at once.
+        """
+        c = len(batch.x)
         given = [batch.x.reshape(c, batch.x.shape[1], -1)]     # to each layer; the last is the output
         hidden: list[Tensor] = []
         masks = self._masks(batch)
-        for layer, w, mask in zip(self.layers, weights, masks, strict=True):
-            if layer.bias:
-                bias = xs[:, layer.bias_start : layer.bias_start + layer.rows].unsqueeze(1)
-                z = torch.baddbmm(bias, given[-1], w.mT)
-            else:
-                z = torch.bmm(given[-1], w.mT)
+        for layer, (w, b), mask in zip(self.layers, parameters, masks, strict=True):
+            z = torch.bmm(given[-1], w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), given[-1], w.mT)
             hidden.append(_activate(z, layer.activation))
             given.append(hidden[-1] if mask is None else hidden[-1] * mask)
         delta = self._output_delta(given[-1], batch)
         for i in reversed(range(len(self.layers))):
             layer, mask = self.layers[i], masks[i]
             delta = _through(delta if mask is None else delta * mask, hidden[i], layer.activation)
-            before = torch.bmm(delta, weights[i]) if i else delta
-            if layer.bias:
-                yield layer.bias_start, delta.sum(1)
-            # no out=: writing into the strided rows of one [c, d], PyTorch would run one product at a time
-            yield layer.start, torch.bmm(delta.mT, given[i]).view(c, -1)
+            before = torch.bmm(delta, parameters[i][0]) if i else delta
+            yield i, delta, given[i]
             delta = before
 
     def _masks(self, batch: Batch) -> list[Tensor | None]:

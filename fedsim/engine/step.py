@@ -13,12 +13,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from fedsim.engine.affine import Affine, affine
 from fedsim.engine.descent import Descent
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
 from fedsim.engine.refusals import refuse_other_form
 from fedsim.engine.replay import Gradients, Program
-from fedsim.engine.tape import Tape, Unreplayable, fingerprint
+from fedsim.engine.tape import Recording, Tape, Unreplayable, fingerprint
 from fedsim.tree import build, flat, leaves, mapped, shaped
 from fedsim.types import Batch
 
@@ -27,6 +28,9 @@ Programs = dict[Hashable, Program | None]
 
 PROGRAMS: WeakKeyDictionary[Model, dict[Hashable, Programs]] = WeakKeyDictionary()
 """Recordings for every live model."""
+
+FORMS: WeakKeyDictionary[Model, dict[Hashable, Affine | None]] = WeakKeyDictionary()
+"""Affine forms of steps; None for those of another form."""
 
 MOST_STEPS = 64
 """Steps cached per model; only a step that captures a number of its round leads to more."""
@@ -60,10 +64,22 @@ class LocalStep:
         if len(steps) > MOST_STEPS:
             steps.clear()
         try:
-            form = fingerprint((step, work.optimizer.step), block), work
-            self._programs: Programs | None = steps.setdefault(form, {})
+            self._form: Hashable = fingerprint((step, work.optimizer.step), block), work
+            self._programs: Programs | None = steps.setdefault(self._form, {})
         except Unreplayable:
             self._programs = None
+
+    def affine(self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]) -> Affine | None:
+        """The affine form of the step, for arguments as in a call; None if it has another or cannot be recorded."""
+        if self._programs is None or len(state) != 1:
+            return None
+        forms, key = FORMS.setdefault(self._model, {}), (self._form, *own, *(t.shape[1:] for t in consts))
+        if key not in forms:
+            if len(forms) > MOST_STEPS:
+                forms.clear()
+            recording = self._recording(batch, state, consts, own)
+            forms[key] = None if recording is None else affine(recording, len(flat(batch)), own)
+        return forms[key]
 
     def __call__(self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]) -> list[Tensor]:
         """Run the step, and return the new carry of all clients.
@@ -106,13 +122,19 @@ class LocalStep:
     def _record(
         self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]
     ) -> Program | None:
+        recording = self._recording(batch, state, consts, own)
+        return None if recording is None else Program(recording, len(self._model.sizes))
+
+    def _recording(
+        self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]
+    ) -> Recording | None:
         batch, consts = mapped(Tensor.detach, batch), [t.detach() for t in consts]  # one object for each argument
         state = [t.clone() for t in state]
         self._block.tape = tape = Tape(flat(batch), state, consts)
         try:
             with tape:
                 out = self._vmapped(batch, state, consts, own)
-            return Program(tape.recording(out), len(self._model.sizes))
+            return tape.recording(out)
         except Unreplayable:
             return None
         finally:
