@@ -38,6 +38,8 @@ from fedsim.record.version import __version__
 __all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted"]
+SWEEP = "sweep.json"
+"""File of a folder whose runs are the points of a sweep, see `fedsim.sweeps`."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -240,7 +242,7 @@ def open_run(path: Path) -> RunDirectory:
 def environment() -> dict[str, Any]:
     """Time, versions, platform and git state of this process, for the manifest."""
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},

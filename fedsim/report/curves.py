@@ -125,11 +125,11 @@ def draw(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -
     size = SIZES[width]
     figure = Figure(figsize=(size.width, options.get("height", size.height)), layout="constrained")
     axes = figure.add_subplot()
-    log_x, log_y = _scales(comparison.lower, list(lines.values()), options.get("log_x"), options.get("log_y"))
+    log_x, log_y = scales(comparison.lower, list(lines.values()), options.get("log_x"), options.get("log_y"))
     counts = {label: len(summary.run.seeds) for label, summary in zip(lines, comparison.runs, strict=True)}
     for index, (label, curve) in enumerate(lines.items()):
         seeds = f" ({counts[label]} seed{'s' * (counts[label] > 1)})" if len(set(counts.values())) > 1 else ""
-        color, style = PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
+        color, style = look(index)
         _plot(axes, curve, f"{label}{seeds}", color, style, log_y, size.font / 9.5)
         if curve.paid_before and not log_x:
             axes.plot([0, curve.x[0]], curve.mean[[0, 0]], color=color, lw=1, ls=(0, (1, 1.5)))
@@ -140,6 +140,11 @@ def draw(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -
     notes = _statement(comparison, x, list(lines.values()), set(counts.values()), log_x, log_y)
     _words(figure, axes, comparison, x, options, size, notes)
     return figure
+
+
+def look(index: int) -> tuple[str, str]:
+    """Colour and dashes of the run at this place of a comparison, the same in every picture of it."""
+    return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
 
 
 def curve_of(seeds: Mapping[int, Series], x: str) -> Curve:
@@ -165,7 +170,9 @@ def _plot(axes: Axes, curve: Curve, label: str, color: str, style: str, log: boo
         axes.fill_between(curve.x, low, high, color=color, alpha=0.18, lw=0)
 
 
-def _scales(lower: bool, lines: list[Curve], log_x: bool | None, log_y: bool | None) -> tuple[bool, bool]:
+def scales(
+    lower: bool, lines: Sequence[Curve], log_x: bool | None = None, log_y: bool | None = None
+) -> tuple[bool, bool]:
     """Logarithmic axes, as chosen or by the data.
 
     Raises:

@@ -1,14 +1,20 @@
-"""The HTML report of one or several runs: one self-contained file, without scripts, that opens anywhere."""
+"""The HTML report of one or several runs: one self-contained file that opens anywhere, without a network.
+
+Its curves are drawn by Plotly; without JavaScript the page shows pictures instead, and the tables as they are.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import yaml
 
@@ -16,7 +22,8 @@ from fedsim.errors import RunError
 from fedsim.record.files import write_atomic
 from fedsim.report.compare import Comparison, cells, compare, costs_of, header, notes, text_of, title
 from fedsim.report.curves import curves
-from fedsim.report.series import AXES, RunSeries
+from fedsim.report.panels import panels
+from fedsim.report.series import AXES, RunSeries, flat
 from fedsim.report.statistics import best, estimate
 
 PAGE = Template("""<!doctype html>
@@ -26,29 +33,26 @@ PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #dfe3e8; --accent: #0072b2; }
-body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: #fff;
-       font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-p.note { color: var(--soft); font-size: .875rem; margin: .5rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .9rem .4rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-ul.warnings { background: #fff6e5; border-left: 4px solid #e69f00; padding: .75rem 1rem .75rem 2rem; margin: 1rem 0; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem; }
-.curves img { width: 100%; height: auto; }
-details { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .9rem; margin: .5rem 0; }
-summary { cursor: pointer; font-weight: 600; } summary:focus-visible { outline: 2px solid var(--accent); }
-pre { overflow-x: auto; font-size: .82rem; line-height: 1.45; margin: .5rem 0; }
-</style>
+$style</style>
 </head>
 <body>
 $body
+<script type="application/json" id="data">$data</script>
+<script>$plotly</script>
+<script>
+$script</script>
 </body>
 </html>
 """)
+INTERACTIVE = """<noscript>{pictures}</noscript>
+<div id="runs" class="controls runs" role="group" aria-label="runs"></div>
+<div id="curve-controls" class="controls"></div>
+<div id="curves" class="chart"></div>"""
+OF_CLIENTS_NOTE = "Last value of every client, sorted; the mean over seeds. A flat line: all clients fare alike."
+CLIENTS = """<h2>Clients</h2>
+{note}
+<div id="client-controls" class="controls"></div>
+<div id="clients" class="chart"></div>"""
 
 
 def write_report(
@@ -63,7 +67,10 @@ def write_report(
     Raises:
         RunError: see `compare`; or the file cannot be written.
     """
+    from plotly.offline import get_plotlyjs  # the script is 5 MB, and read where it is needed
+
     comparison = compare(run_dirs, scope, metric, target)
+    data = panels(comparison)
     heading = ", ".join(summary.run.label for summary in comparison.runs)
     body = [
         f"<h1>{escape(heading)}</h1>",
@@ -73,7 +80,9 @@ def write_report(
         _table(header(comparison), cells(comparison)),
         _note(notes(comparison)),
         "<h2>Curves</h2>",
-        _curves(comparison),
+        INTERACTIVE.format(pictures=_pictures(comparison)),
+        CLIENTS.format(note=_note(OF_CLIENTS_NOTE)) if data["clients"] else "",
+        *_differences([summary.run for summary in comparison.runs]),
         "<h2>All metrics at the last evaluated round</h2>",
         _last_values(comparison),
         "<h2>Runs</h2>",
@@ -81,10 +90,23 @@ def write_report(
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, PAGE.substitute(title=escape(heading), body="\n".join(body)))
+        page = PAGE.substitute(
+            title=escape(heading), style=_file("page.css"), body="\n".join(body), data=_embedded(data),
+            plotly=get_plotlyjs(), script=_file("page.js"),
+        )  # fmt: skip
+        write_atomic(path, page)
     except OSError as error:
         raise RunError(f"cannot write the report {path}: {error.strerror}; choose another file") from error
     return path
+
+
+def _file(name: str) -> str:
+    return files("fedsim.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _embedded(data: Mapping[str, Any]) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _note(text: str) -> str:
@@ -99,11 +121,13 @@ def _warnings(warnings: Sequence[str]) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     titles = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
     lines = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>\n{lines}\n</tbody></table></div>'
+    table = f'<table class="sortable"><thead><tr>{titles}</tr></thead><tbody>\n{lines}\n</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
 
 
-def _curves(comparison: Comparison) -> str:
-    axes = [x for x in AXES if x != "simulated_seconds" or x in costs_of(comparison)]
+def _pictures(comparison: Comparison) -> str:
+    """For readers without JavaScript."""
+    axes = ["round", "megabytes", *(["simulated_seconds"] if "simulated_seconds" in costs_of(comparison) else [])]
     return '<div class="curves">\n' + "\n".join(_image(comparison, x) for x in axes) + "\n</div>"
 
 
@@ -116,6 +140,15 @@ def _image(comparison: Comparison, x: str) -> str:
         return _note(str(error))
     data = base64.b64encode(drawing.getvalue()).decode()
     return f'<img alt="{escape(comparison.metric)} against {escape(AXES[x])}" src="data:image/svg+xml;base64,{data}">'
+
+
+def _differences(runs: Sequence[RunSeries]) -> list[str]:
+    """The settings that runs do not share."""
+    settings = {run.label: dict(flat(run.config)) for run in runs}
+    names = dict.fromkeys(name for leaves in settings.values() for name in leaves)
+    rows = [[name, *(str(leaves.get(name, "–")) for leaves in settings.values())] for name in names]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    return ["<h2>Settings that differ</h2>", _table(["setting", *settings], differing)] if differing else []
 
 
 def _last_values(comparison: Comparison) -> str:
@@ -134,15 +167,24 @@ def _run(run: RunSeries, metric: str, lower: bool) -> str:
     config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
     parts = [
         f"<h3>{escape(run.label)}</h3>",
-        _note(f"{run.path}, created {run.manifest['created']}"),
+        _note(f"{run.path}, started {run.manifest['created'][:16].replace('T', ' ')} UTC"),
         _table(
             ["seed", "last round", f"final {metric}", f"best {metric}", "status"],
             [_seed_row(run, seed, lower) for seed in run.manifest["status"]],
         ),
+        f"<details><summary>Commands</summary><pre>{escape(_commands(run))}</pre></details>",
         f"<details><summary>Config</summary><pre>{escape(config)}</pre></details>",
         f"<details><summary>Manifest</summary><pre>{escape(json.dumps(run.manifest, indent=2))}</pre></details>",
     ]
     return "\n".join(parts)
+
+
+def _commands(run: RunSeries) -> str:
+    """How to repeat this run, and what it was made with."""
+    path, versions = shlex.quote(str(run.path)), run.manifest.get("versions", {})
+    commit = (run.manifest.get("git") or {}).get("commit")
+    made = ", ".join([f"{name} {version}" for name, version in versions.items()] + [f"commit {commit}"] * bool(commit))
+    return f"# {made}\nfedsim run {path}/config.yaml\nfedsim report {path}"
 
 
 def _seed_row(run: RunSeries, seed: str, lower: bool) -> list[str]:

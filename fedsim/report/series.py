@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from fedsim.errors import ConfigError, DivergenceError, RunError, suggest
 from fedsim.experiment.short_forms import recorded
 from fedsim.record.absences import absent
-from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.directory import SWEEP, RunDirectory, open_run
 from fedsim.record.metrics import Metrics, read_metrics
 
 AXES = {
@@ -79,7 +80,10 @@ class RunSeries:
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
-    """The runs at these paths, each a run or a folder that contains runs at any depth; sorted within a folder.
+    """The runs at these paths, each a run or a folder that contains runs at any depth.
+
+    In a folder they are in the order in which they were started, so that the first is the baseline wherever they are
+    shown; those of a sweep in the order of its points.
 
     Raises:
         RunError: a path holds no run.
@@ -103,8 +107,18 @@ def _runs_below(path: Path) -> list[RunDirectory]:
     from topologies.order import natural  # slow: networkx
 
     folders = [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    folders.sort(key=lambda child: natural(child.name))
-    return [run for folder in folders for run in _runs_below(folder)]
+    groups = [_runs_below(folder) for folder in sorted(folders, key=lambda child: natural(child.name))]
+    if not (path / SWEEP).is_file():
+        groups = sorted(filter(None, groups), key=lambda runs: min(_started(run) for run in runs))
+    return [run for runs in groups for run in runs]
+
+
+def _started(run: RunDirectory) -> float:
+    """Time at which a run was started; that of 0.1.0 is given in whole seconds."""
+    try:
+        return datetime.fromisoformat(run.manifest["created"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return math.inf
 
 
 def unmeasured(paths: Sequence[Path]) -> list[str]:
@@ -200,34 +214,42 @@ def _diverged(run: RunDirectory, seed: int) -> bool:
 
 
 def _load_series(directory: Path, scope: str, metric: str, client: int | None) -> Series:
-    metrics = read_metrics(directory / "metrics.jsonl")
-    timing = read_metrics(directory / "timing.jsonl")
-    measured = metrics.series(scope, metric, client)
+    metrics, timing = read_seed(directory)
+    costs = paid_by_round(metrics, timing)
+    return series_of(metrics.series(scope, metric, client), costs, _last_values(metrics), absent(timing))
+
+
+def read_seed(directory: Path) -> tuple[Metrics, Metrics]:
+    """Read metrics and timing of one seed, by its directory."""
+    return read_metrics(directory / "metrics.jsonl"), read_metrics(directory / "timing.jsonl")
+
+
+def paid_by_round(metrics: Metrics, timing: Metrics) -> dict[str, Mapping[int, float]]:
+    """The cumulative costs of a seed by name and round: what `AXES` are made of, without the round itself."""
+    up, down = metrics.series("total", "bytes_up"), metrics.series("total", "bytes_down")
+    bits = metrics.series("total", "paper_bits")
+    return {
+        "megabytes": {round: (down.get(round, math.nan) + up[round]) / 1e6 for round in up},
+        "megabytes_up": {round: paid / 1e6 for round, paid in up.items()},
+        # from round 1 on: papers do not count an initial exchange of whole vectors
+        "paper_bits": {round: paid - bits.get(0, 0.0) for round, paid in bits.items()},
+        "gradient_evaluations": metrics.series("total", "gradient_evaluations"),
+        "seconds": timing.series("host", "seconds"),
+        "simulated_seconds": metrics.series("simulated", "seconds"),
+    }
+
+
+def series_of(
+    measured: Mapping[int, float],
+    costs: Mapping[str, Mapping[int, float]],
+    last: Mapping[tuple[str, str], float] | None = None,
+    absent: Mapping[int, Sequence[int]] | None = None,
+) -> Series:
+    """Series of a metric by round, with the costs that were paid by then."""
     rounds = list(measured)
-
-    def total(rows: Metrics, scope: str, name: str) -> np.ndarray:
-        paid = rows.series(scope, name)
-        return np.array([paid.get(round, np.nan) for round in rounds])
-
-    return Series(
-        value=np.array(list(measured.values())),
-        cost={
-            "round": np.array(rounds, np.float64),
-            "megabytes": (total(metrics, "total", "bytes_down") + total(metrics, "total", "bytes_up")) / 1e6,
-            "megabytes_up": total(metrics, "total", "bytes_up") / 1e6,
-            "paper_bits": _from_round_1(total(metrics, "total", "paper_bits"), rounds),
-            "gradient_evaluations": total(metrics, "total", "gradient_evaluations"),
-            "seconds": total(timing, "host", "seconds"),
-            "simulated_seconds": total(metrics, "simulated", "seconds"),
-        },
-        last=_last_values(metrics),
-        absent=absent(timing),
-    )
-
-
-def _from_round_1(bits: np.ndarray, rounds: Sequence[int]) -> np.ndarray:
-    """Bits from round 1 on: papers do not count an initial exchange of whole vectors."""
-    return bits - bits[0] if rounds and rounds[0] == 0 else bits
+    paid = {name: np.array([paid.get(round, np.nan) for round in rounds]) for name, paid in costs.items()}
+    cost = {"round": np.array(rounds, np.float64), **paid}
+    return Series(np.array(list(measured.values())), cost, last or {}, absent or {})
 
 
 def _last_values(rows: Metrics) -> dict[tuple[str, str], float]:

@@ -22,13 +22,12 @@ from typing import Any, Literal, NamedTuple
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.short_forms import in_full
-from fedsim.record.directory import environment, open_run
+from fedsim.record.directory import SWEEP, environment, open_run
 from fedsim.record.files import create_folder, lock, read_mapping, write_atomic
 from fedsim.record.metrics import read_metrics
 from fedsim.report.compare import Comparison, RunSummary, compare, costs_of
 from fedsim.report.statistics import Estimate, best, estimate
 
-FILE = "sweep.json"
 LONGEST_NAME = 100
 
 PointState = Literal["waiting", "unfinished", "finished", "failed"]
@@ -150,7 +149,7 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
         RunError: the folder cannot be written.
     """
     for known in [output] if output else sorted(root.glob(f"{name}*")):
-        if (known / FILE).is_file() and (sweep := open_sweep(known)).points == tuple(points):
+        if (known / SWEEP).is_file() and (sweep := open_sweep(known)).points == tuple(points):
             return sweep
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not this sweep; choose another --output, or remove it first")
@@ -162,7 +161,7 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
 
 def is_sweep(path: Path) -> bool:
     """True if a folder holds a sweep."""
-    return (path / FILE).is_file()
+    return (path / SWEEP).is_file()
 
 
 def open_sweep(path: Path) -> Sweep:
@@ -217,16 +216,16 @@ def choose(comparison: Comparison) -> Choice | None:
 
 def _read(path: Path) -> dict[str, Any]:
     if not is_sweep(path):
-        raise RunError(f"{path} is not a sweep: {FILE} is missing; expected a folder made by `fedsim sweep`")
-    return read_mapping(path / FILE, json.loads, ("points", "failures", "versions"))
+        raise RunError(f"{path} is not a sweep: {SWEEP} is missing; expected a folder made by `fedsim sweep`")
+    return read_mapping(path / SWEEP, json.loads, ("points", "failures", "versions"))
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_atomic(path / SWEEP, json.dumps(content, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise RunError(f"cannot write {path / FILE}: {error.strerror}; free some space, then resume") from error
+        raise RunError(f"cannot write {path / SWEEP}: {error.strerror}; free some space, then resume") from error
 
 
 def _last_round(metrics: Path) -> int:

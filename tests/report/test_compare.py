@@ -177,10 +177,14 @@ def test_unknown_metric_names_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_finding_runs(tmp_path: Path) -> None:
+    """In the order in which they were started, and in a sweep in that of its points."""
     paths = [make_run(tmp_path / "b", "one", SLOW), make_run(tmp_path / "a", "two", SLOW)]
     (paths[0] / "seed-0" / "checkpoints" / "round-000001").mkdir(parents=True)
     (paths[0] / "seed-0" / "checkpoints" / "round-000001" / "manifest.json").write_text("{}")
+    assert [run.path for run in find_runs([tmp_path])] == paths
+    (tmp_path / "sweep.json").write_text("{}")
     assert [run.path for run in find_runs([tmp_path])] == [paths[1], paths[0]]
+    (tmp_path / "sweep.json").unlink()
     assert [run.path for run in find_runs([paths[0], tmp_path])] == paths, "in the order given, each once"
     for nothing in (tmp_path / "missing", paths[0] / "seed-0"):
         with pytest.raises(RunError, match="holds no run"):

@@ -1,0 +1,151 @@
+"""Numbers of the interactive part of a report: every metric of every run against every cost, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedsim.record.metrics import Metrics
+from fedsim.report.compare import PAID, Comparison, directions
+from fedsim.report.curves import Curve, curve_of, look, scales
+from fedsim.report.series import AXES, OF_CLIENTS, RunSeries, Series, paid_by_round, read_seed, series_of
+from fedsim.report.statistics import lower_is_better
+
+POINTS = 1000
+"""Most points of a curve; of longer ones these are taken at equal distances."""
+SHARES = 101
+"""Points of a curve over clients: the percentiles."""
+DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+
+Key = tuple[str, str]
+"""Scope and name of a metric."""
+
+
+class Seed(NamedTuple):
+    """What one seed of a run recorded."""
+
+    metrics: Metrics
+    timing: Metrics
+
+
+def panels(comparison: Comparison) -> dict[str, Any]:
+    """Everything that the page draws, as JSON-able values; NaN is None.
+
+    Returns:
+        ``runs``: label, colour and dashes; ``axes``: label by cost; ``metrics``: for each a title, whether it is drawn
+        on a logarithmic axis, its target, and by run ``x`` by cost, ``mean`` and ``half``, the half width of the 95 %
+        interval; ``clients``: for each metric of single clients by run the mean over seeds of its percentiles over
+        clients, at their last evaluation.
+    """
+    runs = [summary.run for summary in comparison.runs]
+    recorded = [{seed: Seed(*read_seed(run.path / f"seed-{seed}")) for seed in run.seeds} for run in runs]
+    return {
+        "runs": [_run(index, run) for index, run in enumerate(runs)],
+        "axes": {name: text for name, text in AXES.items() if any(_paid(run, name) for run in runs)},
+        "metrics": [_compared(comparison), *_others(comparison, runs, recorded)],
+        "clients": _clients(recorded),
+    }
+
+
+def _run(index: int, run: RunSeries) -> dict[str, str]:
+    color, dashes = look(index)
+    return {"label": run.label, "name": escape(run.label), "color": color, "dash": DASHES[dashes]}
+
+
+def _paid(run: RunSeries, name: str) -> bool:
+    return any(np.isfinite(series.cost[name]).any() for series in run.seeds.values())
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    """The metric of the comparison, with its target."""
+    curves = [_curves(summary.run.seeds) for summary in comparison.runs]
+    scopes = " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
+    whose = "" if comparison.client is None else f" of client {comparison.client}"
+    return _metric(f"{comparison.metric}{whose} ({scopes})", comparison.lower, curves, comparison.target)
+
+
+def _others(
+    comparison: Comparison, runs: Sequence[RunSeries], recorded: Sequence[Mapping[int, Seed]]
+) -> list[dict[str, Any]]:
+    """All other metrics that belong to no single client, and are no costs."""
+    larger = directions(runs)
+    known = {key for run in runs for series in run.seeds.values() for key in series.last if key[0] not in PAID}
+    shown = {(run.scope, comparison.metric) for run in runs} if comparison.client is None else set()
+    found = []
+    costs = [{seed: paid_by_round(*files) for seed, files in seeds.items()} for seeds in recorded]
+    for scope, name in sorted(known - shown):
+        curves = [
+            _curves({
+                seed: series_of(files.metrics.series(scope, name), paid[seed]) for seed, files in seeds.items()
+            })
+            for seeds, paid in zip(recorded, costs, strict=True)
+        ]  # fmt: skip
+        found.append(_metric(f"{name} ({scope})", lower_is_better(name, larger), curves))
+    return found
+
+
+def _curves(seeds: Mapping[int, Series]) -> dict[str, Curve]:
+    """Curve by cost, of a metric that all seeds recorded; none otherwise."""
+    if not all(len(series.value) for series in seeds.values()):
+        return {}
+    curves = {name: curve_of(seeds, name) for name in AXES}
+    return {name: curve for name, curve in curves.items() if name == "round" or np.isfinite(curve.x).all()}
+
+
+def _metric(
+    title: str, lower: bool, curves: Sequence[Mapping[str, Curve]], target: float | None = None
+) -> dict[str, Any]:
+    drawn = [curve["round"] for curve in curves if curve]
+    return {
+        "title": title.replace("_", " "),
+        "log": bool(drawn) and scales(lower, drawn)[1],
+        "target": target,
+        "curves": [_plain(curve) if curve else None for curve in curves],
+    }
+
+
+def _plain(curves: Mapping[str, Curve]) -> dict[str, Any]:
+    rounds = curves["round"]
+    at = np.unique(np.linspace(0, len(rounds.mean) - 1, POINTS).round().astype(int))
+    return {
+        "x": {name: _numbers(curve.x[at]) for name, curve in curves.items()},
+        "mean": _numbers(rounds.mean[at]),
+        "half": None if rounds.half_width is None else _numbers(rounds.half_width[at]),
+    }
+
+
+def _clients(recorded: Sequence[Mapping[int, Seed]]) -> list[dict[str, Any]]:
+    """Percentiles over clients of their metrics, those of the last evaluation of each client."""
+    keys = sorted({key for seeds in recorded for files in seeds.values() for key in _of_clients(files.metrics)})
+    shares = np.linspace(0, 100, SHARES)
+    found = []
+    for scope, name in keys:
+        curves: list[dict[str, Any] | None] = []
+        for seeds in recorded:
+            values = [_last_of_each(files.metrics, scope, name) for files in seeds.values()]
+            values = [value for value in values if len(value)]
+            mean = np.mean([np.percentile(value, shares) for value in values], axis=0) if values else None
+            curves.append(None if mean is None else {"share": _numbers(shares), "value": _numbers(mean)})
+        found.append({"title": f"{name} ({scope})".replace("_", " "), "curves": curves})
+    return found
+
+
+def _of_clients(rows: Metrics) -> set[Key]:
+    single = np.flatnonzero((rows.node >= 0) & np.isin(rows.scope, OF_CLIENTS))
+    return {(rows.scope[row], rows.metric[row]) for row in single}
+
+
+def _last_of_each(rows: Metrics, scope: str, metric: str) -> np.ndarray:
+    """Last finite value of each client that has one."""
+    chosen = (rows.node >= 0) & (rows.scope == scope) & (rows.metric == metric)
+    values = dict(zip(rows.node[chosen].tolist(), rows.value[chosen].tolist(), strict=True))   # later rows win
+    return np.array([value for value in values.values() if math.isfinite(value)])
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Six digits are more than a picture shows, and a third of the bytes."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
