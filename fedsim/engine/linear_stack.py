@@ -8,6 +8,7 @@ Autograd computes only ``delta_L``, the derivative of the loss with respect to t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.engine.seeded import Seeded
+from fedsim.engine.snapshot import alike
+from fedsim.engine.traced import HOOKS, chain
 from fedsim.errors import ModelError
 from fedsim.models.losses import cross_entropy
 from fedsim.tree import Samples
@@ -62,24 +65,49 @@ class DenseStack:
 
     @classmethod
     def of(cls, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> DenseStack | None:
-        """Stack for ``module``, or None if the module has another form."""
-        parts = list(module) if _is(module, nn.Sequential) else [module]
+        """Stack for a ``Sequential``, a ``Linear``, or a module of one's own that amounts to such a chain; or None."""
+        direct = cls._of(list(module) if _is(module, nn.Sequential) else [module], module, loss)
+        if direct is not None or (parts := chain(module)) is None:
+            return direct
+        traced = cls._of(parts, module, loss)
+        return traced if traced is not None and traced._computes(module) else None
+
+    @classmethod
+    def _of(
+        cls, parts: list[nn.Module], module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> DenseStack | None:
+        """Stack for a chain of layers with the parameters of ``module``, if it uses each of them once."""
         flatten = bool(parts) and _is(parts[0], nn.Flatten) and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
-        parts = parts[flatten:]
         layers: list[_Layer] = []
-        start, seen = 0, set()
-        for part in parts:
-            if _is(part, nn.Linear) and id(part.weight) not in seen:
-                layers.append(_Layer(start, part.out_features, part.in_features, part.bias is not None, "identity"))
-                start += part.weight.numel() + (part.out_features if part.bias is not None else 0)
-                seen.add(id(part.weight))
+        starts, at = {}, 0                                 # offsets follow registration, which may differ from use
+        for p in module.parameters():
+            starts[id(p)], at = at, at + p.numel()
+        for part in parts[flatten:]:
+            if _is(part, nn.Linear) and id(part.weight) in starts:
+                start, bias = starts.pop(id(part.weight)), part.bias is not None
+                if bias and starts.pop(id(part.bias), -1) != start + part.weight.numel():
+                    return None
+                layers.append(_Layer(start, part.out_features, part.in_features, bias, "identity"))
             elif _is(part, *_ACTIVATIONS) and layers and (layers[-1].activation, layers[-1].dropout) == ("identity", 0):
                 layers[-1] = replace(layers[-1], activation=_ACTIVATIONS[type(part)])
             elif _is(part, nn.Dropout) and layers and not layers[-1].dropout and part.p < 1:
                 layers[-1] = replace(layers[-1], dropout=part.p if part.training else 0.0)
-            else:
+            elif not _is(part, nn.Identity):
                 return None
-        return cls(layers, loss, flatten) if layers else None
+        return cls(layers, loss, flatten) if layers and not starts else None
+
+    def _computes(self, module: nn.Module) -> bool:
+        """Return whether the stack's outputs are those of ``module`` on some inputs, without dropout."""
+        vector = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+        drawn = torch.randn(3, self.layers[0].columns, generator=torch.Generator().manual_seed(0))
+        x = drawn.to(vector)
+        with torch.no_grad():
+            try:
+                want = copy.deepcopy(module).eval()(x)
+            except Exception:                              # it takes inputs of another shape
+                return False
+            given, _ = self._forward(self.parameters(vector.unsqueeze(0)), x.unsqueeze(0), [None] * len(self.layers))
+        return alike(given[-1][0], want, 1e-4)
 
     def takes(self, x: Samples) -> bool:
         """Return whether the products below compute the module for inputs ``[c, B, ...]``."""
@@ -116,13 +144,8 @@ class DenseStack:
         A layer's parameters are not read after it is yielded, so they may be updated at once.
         """
         c = len(batch.x)
-        given = [batch.x.reshape(c, batch.x.shape[1], -1)]     # to each layer; the last is the output
-        hidden: list[Tensor] = []
         masks = self._masks(batch)
-        for layer, (w, b), mask in zip(self.layers, parameters, masks, strict=True):
-            z = torch.bmm(given[-1], w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), given[-1], w.mT)
-            hidden.append(_activate(z, layer.activation))
-            given.append(hidden[-1] if mask is None else hidden[-1] * mask)
+        given, hidden = self._forward(parameters, batch.x.reshape(c, batch.x.shape[1], -1), masks)
         delta = self._output_delta(given[-1], batch)
         for i in reversed(range(len(self.layers))):
             layer, mask = self.layers[i], masks[i]
@@ -130,6 +153,17 @@ class DenseStack:
             before = torch.bmm(delta, parameters[i][0]) if i else delta
             yield i, delta, given[i]
             delta = before
+
+    def _forward(
+        self, parameters: Sequence[tuple[Tensor, Tensor | None]], x: Tensor, masks: Sequence[Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs ``[c, B, columns]`` of each layer and, last, the output; and the activations before dropout."""
+        given, hidden = [x], list[Tensor]()
+        for layer, (w, b), mask in zip(self.layers, parameters, masks, strict=True):
+            z = torch.bmm(given[-1], w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), given[-1], w.mT)
+            hidden.append(_activate(z, layer.activation))
+            given.append(hidden[-1] if mask is None else hidden[-1] * mask)
+        return given, hidden
 
     def _masks(self, batch: Batch) -> list[Tensor | None]:
         """Dropout's factors ``[c, B, rows]`` of each layer's outputs, 0 or 1 / (1 - p); None without dropout."""
@@ -159,8 +193,7 @@ class DenseStack:
 
 def _is(module: nn.Module, *kinds: type[nn.Module]) -> TypeGuard[Any]:
     """Return whether a module is exactly of one of these classes, without hooks that change its input or output."""
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return type(module) in kinds and not any(getattr(module, name) for name in hooks)
+    return type(module) in kinds and not any(getattr(module, name) for name in HOOKS)
 
 
 def _activate(z: Tensor, activation: str) -> Tensor:
