@@ -24,9 +24,10 @@ from fedsim.errors import FedsimError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 from fedsim.record.files import create_folder
-from fedsim.report.compare import compare, render
+from fedsim.report.compare import compare
 from fedsim.report.curves import curves
 from fedsim.report.html import write_report
+from fedsim.report.terminal import render
 
 BASE = Experiment(
     FedAvg(lr=0.5),

@@ -15,8 +15,9 @@ from fedsim import Evaluation, Experiment, run
 from fedsim.cli.output import console
 from fedsim.errors import DivergenceError, FedsimError
 from fedsim.record.files import create_folder
-from fedsim.report.compare import cells, compare, header, render
+from fedsim.report.compare import cells, compare, header
 from fedsim.report.curves import curves
+from fedsim.report.terminal import render
 
 HELD = {"scope": "clients/holdout", "metric": "accuracy_weighted_mean"}
 

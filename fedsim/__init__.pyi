@@ -87,9 +87,11 @@ from fedsim.problems import zeta_least_squares as zeta_least_squares
 from fedsim.record.metrics import read_metrics as read_metrics
 from fedsim.record.version import __version__ as __version__
 from fedsim.report.compare import compare as compare
-from fedsim.report.compare import records as records
-from fedsim.report.compare import render as render
 from fedsim.report.curves import curves as curves
+from fedsim.report.records import records as records
+from fedsim.report.tables import to_latex as to_latex
+from fedsim.report.tables import to_markdown as to_markdown
+from fedsim.report.terminal import render as render
 from fedsim.seeds import uniform_of as uniform_of
 from fedsim.sweeps.jobs import sweep as sweep
 from fedsim.types import Batch as Batch

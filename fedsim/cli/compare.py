@@ -10,7 +10,7 @@ from typing import Any
 from fedsim.cli.output import Arguments, console, writing
 from fedsim.errors import ConfigError
 from fedsim.report import compare as comparing
-from fedsim.report import tables
+from fedsim.report import records, tables, terminal
 from fedsim.report.series import AXES, OF_CLIENTS
 
 TARGET = "value of the metric whose cost is counted; by default a round number near the best final value"
@@ -28,7 +28,7 @@ def compare(argv: Sequence[str]) -> int:
         "--label", action="append", default=[], metavar="RUN=NAME",
         help="name for a run, which is given by its directory or label",
     )
-    names = "seeds, final, late, best, difference, round, megabytes, gradient_evaluations, simulated_seconds"
+    names = "seeds, final, late, best, difference, p, round, megabytes, gradient_evaluations, simulated_seconds"
     parser.add_argument("--columns", metavar="NAMES", help=f"columns of the table, such as final,round: {names}")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print the comparison as JSON")
@@ -57,20 +57,20 @@ def compare(argv: Sequence[str]) -> int:
     comparing.columns_of(measured, columns)                # a wrong one fails before files are written
     if arguments.csv:
         with writing(arguments.csv):
-            arguments.csv.write_text(comparing.to_csv(measured))
+            arguments.csv.write_text(records.to_csv(measured))
     if arguments.plot:
         from fedsim.report.curves import curves  # deferred: Matplotlib is slow to import
 
         with writing(arguments.plot):
             curves(measured, arguments.plot, **options)
     if arguments.json:
-        print(comparing.to_json(measured))
+        print(records.to_json(measured))
     elif arguments.latex:
         print(tables.to_latex(measured, columns), end="")
     elif arguments.markdown:
         print(tables.to_markdown(measured, columns), end="")
     else:
-        console().print(comparing.render(measured, columns))
+        console().print(terminal.render(measured, columns))
     return 0
 
 

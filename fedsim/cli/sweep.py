@@ -18,7 +18,9 @@ from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.config.plan import names
 from fedsim.experiment.experiment import Experiment
-from fedsim.report.compare import COSTS, records, render, text_of
+from fedsim.report.compare import COSTS, text_of
+from fedsim.report.records import records
+from fedsim.report.terminal import render
 from fedsim.sweeps import grid as sweeps
 from fedsim.sweeps.grid import Choice, Point, Sweep
 

@@ -8,31 +8,29 @@ that would be the mean of its lucky seeds.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.jupyter import JupyterMixin
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
 from fedsim.errors import ConfigError, suggest
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
 from fedsim.report.series import NOTHING, RunSeries, load_runs, relabelled, unmeasured
-from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, lower_is_better
+from fedsim.report.statistics import (
+    Estimate,
+    best,
+    default_target,
+    estimate,
+    first_reached,
+    holm,
+    lower_is_better,
+    p_value,
+)  # fmt: skip
 
 EXAMPLES = {"scope": "server/test", "metric": "accuracy"}
 LATE = 5
@@ -45,8 +43,6 @@ COSTS = {
 }
 PAID = ("simulated", "total")
 """Scopes of cumulative costs: they begin at 0, so that they have no best round and no target."""
-SPARE = ("gradient_evaluations", "best", "late", "megabytes", "seeds", "round", "difference")
-"""Columns that a narrow terminal leaves out, the least important first."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,8 @@ class RunSummary:
             seed is common.
         reached: number of seeds that reached the target.
         cost: cost at the target by name (`COSTS`); None unless all seeds reached it and recorded that cost.
+        p: of the difference, by a paired t-test, corrected for the number of runs that are compared with the baseline
+            (Holm 1979); None where there is no difference of two seeds or more.
     """
 
     run: RunSeries
@@ -71,6 +69,7 @@ class RunSummary:
     difference: Estimate | None
     reached: int
     cost: Mapping[str, Estimate | None]
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def compare(
     reference = _baseline(runs, means, lower, baseline)
     summaries = tuple(_summary(run, final, reference, lower, target) for run, final in zip(runs, finals, strict=True))
     warnings = (*unmeasured(places), *doubts(runs))
-    return Comparison(scope, metric, target, reference.label, summaries, warnings, lower, client)
+    return Comparison(scope, metric, target, reference.label, _tested(summaries), warnings, lower, client)
 
 
 def directions(runs: Sequence[RunSeries]) -> dict[str, bool]:
@@ -205,6 +204,14 @@ def _summary(run: RunSeries, final: Estimate, reference: RunSeries, lower: bool,
     )
 
 
+def _tested(summaries: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
+    """The same with the p of their differences, corrected for their number."""
+    raw = {row: p_value(summary.difference) for row, summary in enumerate(summaries) if summary.difference}
+    known = {row: p for row, p in raw.items() if p is not None}
+    corrected = dict(zip(known, holm(list(known.values())), strict=True))
+    return tuple(replace(summary, p=corrected.get(row)) for row, summary in enumerate(summaries))
+
+
 def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
     """Format an estimate: mean ± half width, or the mean of a single seed, which has no interval."""
     if value is None:
@@ -230,7 +237,7 @@ def costs_of(comparison: Comparison) -> dict[str, str]:
 
 
 def columns_of(comparison: Comparison, chosen: Sequence[str] | None = None) -> dict[str, str]:
-    """Titles of the columns behind the run's, by name: all, or those chosen, in their order.
+    """Titles of the columns behind the run's, by name: all but ``p``, or those chosen, in their order.
 
     Raises:
         ConfigError: no such column.
@@ -239,11 +246,12 @@ def columns_of(comparison: Comparison, chosen: Sequence[str] | None = None) -> d
     measured = {"seeds": "seeds", "final": "final", "late": f"last {LATE}", "best": "best"}
     if comparison.scope in PAID:
         measured = {"seeds": "seeds", "final": "final"}
-    titles = {**measured, **difference, **costs_of(comparison)}
+    p = {"p": "p (Holm)"} if difference else {}
+    titles = {**measured, **difference, **p, **costs_of(comparison)}
     for name in chosen or ():
         if name not in titles:
             raise ConfigError(f"there is no column {name!r}; {suggest(name, titles)}")
-    return titles if chosen is None else {name: titles[name] for name in chosen}
+    return {name: titles[name] for name in chosen or [name for name in titles if name != "p"]}
 
 
 def header(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[str]:
@@ -261,6 +269,7 @@ def cells(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[l
         missing = ["not recorded"] * len(costs) if summary.reached == seeds else [short, *["–"] * len(costs)]
         alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
         texts = {"seeds": str(seeds), "difference": text_of(summary.difference, alone, "+")}
+        texts["p"] = "-" if summary.p is None else "< 0.001" if summary.p < 0.001 else f"{summary.p:.3f}"
         texts |= {name: text_of(getattr(summary, name)) for name in ("final", "late", "best")}
         texts |= {name: text_of(summary.cost[name], why) for name, why in zip(costs, missing, strict=False)}
         rows.append([summary.run.label, *(texts[name] for name in names)])
@@ -282,6 +291,7 @@ def notes(comparison: Comparison, chosen: Sequence[str] | None = None) -> str:
         "final": "Mean over seeds ± 95 % Student-t interval (none for one seed).",
         "late": f"Last {LATE}: mean of the last {LATE} evaluations (-: there are fewer after round 0).",
         "difference": f"“− {comparison.baseline}”: difference of final values, paired by seed.",
+        "p": "p: paired t-test of that difference over seeds, corrected for the number of runs (Holm).",
         "cost": "Costs: up to the first evaluation that reaches the target. Missed: seeds that never reached it.",
         "megabytes": "MB: sent and received by clients, 10⁶ bytes; a message between two of them counts for both.",
         "gradient_evaluations": "Grad evals: gradient evaluations of all clients.",
@@ -291,97 +301,3 @@ def notes(comparison: Comparison, chosen: Sequence[str] | None = None) -> str:
         texts["paid"] = f"{comparison.metric}: a cost, of the whole run; compare a metric for that of a target."
     explained = {"final", "paid", *shown, *(["cost"] if set(COSTS) & set(shown) else [])}
     return " ".join(text for name, text in texts.items() if name in explained)
-
-
-@dataclass(frozen=True)
-class Rendering(JupyterMixin):
-    """A comparison for a terminal or notebook: the columns that fit, and warnings below; `str` gives it as text."""
-
-    comparison: Comparison
-    columns: Sequence[str] | None = None
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO())
-        console.print(self)
-        return cast(io.StringIO, console.file).getvalue().rstrip("\n")
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Leave out columns, the least important first, until no word is broken; runs may wrap between words."""
-        titles = columns_of(self.comparison, self.columns)
-        kept, spare = list(titles), [name for name in SPARE if name in titles]
-        while True:
-            table = _table(header(self.comparison, kept), cells(self.comparison, kept))
-            needed = Measurement.get(console, options.update(width=10_000), table).minimum
-            if needed <= options.max_width or not spare:
-                break
-            kept.remove(spare.pop(0))
-        yield Text(title(self.comparison), style="italic")
-        yield table
-        yield Text(notes(self.comparison, kept), style="dim")
-        if len(kept) < len(titles):
-            left_out = ", ".join(text for name, text in titles.items() if name not in kept)
-            where = "see them in a wider terminal, or write all with fedsim compare --csv FILE"
-            yield Text(f"Left out at {options.max_width} columns: {left_out}; {where}.", style="bold")
-        for warning in self.comparison.warnings:
-            yield Text(f"warning: {warning}", style="bold yellow")
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for index, name in enumerate(names):
-        words = " ".join(row[index] for row in rows).split(" ") if index == 0 else [row[index] for row in rows]
-        heading = textwrap.fill(name, max(*map(cell_len, words), 8), break_long_words=False)
-        least = max(map(cell_len, [*words, *heading.split("\n")]))
-        table.add_column(Text(heading), justify="right" if index else "left", min_width=least, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def render(comparison: Comparison, columns: Sequence[str] | None = None) -> Rendering:
-    """The comparison as a table for the terminal, with its warnings below; for `rich.print` and `print`.
-
-    Args:
-        columns: of `columns_of`, in the order to show; by default all that fit.
-
-    Raises:
-        ConfigError: no such column.
-    """
-    columns_of(comparison, columns)
-    return Rendering(comparison, columns)
-
-
-def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """One flat record a run: ``final_mean``, ``final_half_width``, ``final_seeds``, ...; None: no number."""
-    rows: list[dict[str, Any]] = []
-    for summary in comparison.runs:
-        row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}
-        names = ("final", "difference") if comparison.scope in PAID else ("final", "late", "best", "difference")
-        estimates = {name: getattr(summary, name) for name in names}
-        estimates |= {f"{cost}_to_target": summary.cost[cost] for cost in costs_of(comparison)}
-        for name, value in estimates.items():
-            row[f"{name}_mean"] = None if value is None or math.isnan(value.mean) else value.mean
-            width = None if value is None else value.half_width
-            row[f"{name}_half_width"] = None if width is None or math.isnan(width) else width
-            row[f"{name}_seeds"] = 0 if value is None else value.seeds
-        rows.append(row)
-    return rows
-
-
-def to_json(comparison: Comparison) -> str:
-    """The comparison as strict JSON: its settings, its warnings, and `records` under ``runs``."""
-    names = ("scope", "metric", "client", "target", "baseline", "warnings")
-    settings = {name: getattr(comparison, name) for name in names}
-    return json.dumps({**settings, "runs": records(comparison)}, indent=2, allow_nan=False)
-
-
-def to_csv(comparison: Comparison) -> str:
-    """`records` as CSV, with scope, metric and target in front, and the warnings at the end of every row."""
-    settings = {name: getattr(comparison, name) for name in ("scope", "metric", "target")}
-    warnings = "; ".join(comparison.warnings)
-    rows = [{**settings, **record, "warnings": warnings} for record in records(comparison)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

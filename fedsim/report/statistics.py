@@ -1,7 +1,7 @@
 """Statistics over seeds: Student-t intervals, and the target that costs are counted to.
 
 Interval: mean ± t(0.975, n - 1) · s / √n, with the sample standard deviation s. It supposes about normal values over
-seeds; intervals of several runs or metrics are not corrected for their number.
+seeds; intervals of several runs or metrics are not corrected for their number; `holm` corrects p values.
 """
 
 from __future__ import annotations
@@ -39,6 +39,27 @@ def estimate(values: Sequence[float]) -> Estimate:
 
     t = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     return Estimate(float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(n), n)
+
+
+def p_value(difference: Estimate) -> float | None:
+    """Two-sided p of a mean of paired differences against 0 (Student's t); None without interval, or of a NaN."""
+    if difference.half_width is None or math.isnan(difference.mean):
+        return None
+    if difference.half_width == 0:
+        return float(difference.mean == 0)
+    from scipy.special import stdtr, stdtrit
+
+    freedom = difference.seeds - 1
+    t = abs(difference.mean) / difference.half_width * stdtrit(freedom, (1 + CONFIDENCE) / 2)
+    return float(2 * stdtr(freedom, -t))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979), in their order: they bound the chance of any false rejection."""
+    order, corrected, largest = sorted(range(len(p)), key=lambda index: p[index]), [0.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        largest = corrected[index] = max(largest, min(1.0, (len(p) - rank) * p[index]))
+    return corrected
 
 
 def lower_is_better(metric: str, larger: Mapping[str, bool] | None = None) -> bool:

@@ -32,8 +32,8 @@ def to_latex(comparison: Comparison, columns: Sequence[str] | None = None) -> st
     """The comparison as a LaTeX ``tabular``, which needs the package booktabs; the notes and warnings are comments.
 
     Args:
-        columns: of ``seeds``, ``final``, ``late``, ``best``, ``difference``, ``round``, ``megabytes``,
-            ``gradient_evaluations`` and ``simulated_seconds``, in the order to show; by default all.
+        columns: of ``seeds``, ``final``, ``late``, ``best``, ``difference``, ``p``, ``round``, ``megabytes``,
+            ``gradient_evaluations`` and ``simulated_seconds``, in the order to show; by default all but ``p``.
 
     Raises:
         ConfigError: no such column.
@@ -77,7 +77,7 @@ def _grid(
 
 def _winners(comparison: Comparison, column: str) -> set[int]:
     """Rows with the best mean of a column; none where there is nothing to win."""
-    if column == "seeds" or len(comparison.runs) == 1:
+    if column in ("seeds", "p") or len(comparison.runs) == 1:
         return set()
     means = [_mean(comparison, summary, column) for summary in comparison.runs]
     top = best(means, column in COSTS or comparison.lower)

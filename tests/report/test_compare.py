@@ -16,9 +16,11 @@ from scipy import stats
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.record.directory import create_run, open_run
-from fedsim.report.compare import Comparison, cells, compare, render, to_csv, to_json
+from fedsim.report.compare import Comparison, cells, columns_of, compare, header
+from fedsim.report.records import to_csv, to_json
 from fedsim.report.series import find_runs
 from fedsim.report.statistics import estimate
+from fedsim.report.terminal import render
 
 Curves = Mapping[int, Sequence[float]]
 
@@ -226,9 +228,9 @@ def test_labels_tell_runs_apart(tmp_path: Path, configs: list[dict[str, Any]], e
     assert [summary.run.label for summary in compare(paths).runs] == expected
 
 
-def text(comparison: Comparison, columns: int = 200) -> str:
+def text(comparison: Comparison, columns: int = 200, chosen: Sequence[str] | None = None) -> str:
     console = Console(width=columns, file=io.StringIO())
-    console.print(render(comparison))
+    console.print(render(comparison, chosen))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().replace("\N{NO-BREAK SPACE}", " ")
 
@@ -280,10 +282,22 @@ def test_json_and_csv_hold_the_same_numbers(two: Comparison) -> None:
     fast = written["runs"][1]
     assert fast["difference_mean"] == pytest.approx(0.11 / 3) and fast["difference_seeds"] == 3
     assert fast["megabytes_to_target_mean"] == 60 and fast["reached"] == 3
+    finals = [[values[-1] for values in curves.values()] for curves in (SLOW, FAST)]
+    assert fast["difference_p"] == pytest.approx(stats.ttest_rel(*finals).pvalue)
     rows = list(csv.DictReader(io.StringIO(to_csv(two))))
     assert [row["run"] for row in rows] == ["slow", "fast"]
     assert float(rows[1]["final_half_width"]) == fast["final_half_width"]
     assert rows[0]["difference_mean"] == "" and rows[0]["target"] == "0.79"
+
+
+def test_p_is_a_column_for_those_who_ask(tmp_path: Path) -> None:
+    for name, curves in (("slow", SLOW), ("fast", FAST), ("same", FAST)):
+        make_run(tmp_path, name, curves)
+    compared = compare([tmp_path])
+    p = stats.ttest_rel(*([values[-1] for values in curves.values()] for curves in (SLOW, FAST))).pvalue
+    assert "p" not in columns_of(compared) and header(compared, ["p"]) == ["run", "p (Holm)"]
+    assert cells(compared, ["p"]) == [["slow", "-"], ["fast", f"{2 * p:.3f}"], ["same", f"{2 * p:.3f}"]]
+    assert "corrected for the number of runs (Holm)" in text(compared, chosen=["p"])
 
 
 def test_no_paths_are_no_runs() -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from fedsim.report.compare import text_of
-from fedsim.report.statistics import Estimate, default_target, estimate, lower_is_better
+from fedsim.report.statistics import Estimate, default_target, estimate, holm, lower_is_better, p_value
 
 
 def test_interval_by_hand() -> None:
@@ -84,3 +84,15 @@ def test_direction_of_metrics() -> None:
     assert not lower_is_better("accuracy_worst10")
     for metric in ("objective", "suboptimality", "gradient_norm", "contraction", "bytes_up", "gradient_evaluations"):
         assert lower_is_better(metric), metric
+
+
+def test_p_is_that_of_a_paired_t_test() -> None:
+    a, b = np.random.default_rng(0).normal([[0.3], [0.0]], size=(2, 6))
+    assert p_value(estimate((a - b).tolist())) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert p_value(estimate([0.1])) is None and p_value(estimate([0.1, math.nan])) is None
+    assert p_value(estimate([0.2, 0.2])) == 0 and p_value(estimate([0.0, 0.0])) == 1
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
