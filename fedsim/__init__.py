@@ -22,6 +22,7 @@ _NAMES = {
     "fedsim.engine.augmentation": ["Chain", "CropAndFlip", "Cutout", "Jitter"],
     "fedsim.engine.local_work": ["LocalWork"],
     "fedsim.engine.optimizers": ["SGD", "Adagrad", "Adam", "AdamW", "HeavyBall", "Nesterov", "RMSprop"],
+    "fedsim.experiment.adaptive": ["Oort", "PowerOfChoice"],
     "fedsim.experiment.execution": ["Execution", "Ray"],
     "fedsim.experiment.experiment": ["Data", "Evaluation", "Experiment"],
     "fedsim.experiment.sampling": ["Bernoulli", "FixedSize"],

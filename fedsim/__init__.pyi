@@ -40,6 +40,8 @@ from fedsim.engine.optimizers import AdamW as AdamW
 from fedsim.engine.optimizers import HeavyBall as HeavyBall
 from fedsim.engine.optimizers import Nesterov as Nesterov
 from fedsim.engine.optimizers import RMSprop as RMSprop
+from fedsim.experiment.adaptive import Oort as Oort
+from fedsim.experiment.adaptive import PowerOfChoice as PowerOfChoice
 from fedsim.experiment.execution import Execution as Execution
 from fedsim.experiment.execution import Ray as Ray
 from fedsim.experiment.experiment import Data as Data

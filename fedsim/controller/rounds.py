@@ -25,7 +25,7 @@ from fedsim.controller.host import Host
 from fedsim.controller.keeping import method_of
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
-from fedsim.controller.selection import cohort
+from fedsim.controller.selection import Selection
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation, Meter
@@ -102,6 +102,9 @@ class SeedRun:
             )
         if isinstance(self.clock, VirtualClock) and self.experiment.waiting != Waiting():
             self.barrier = Barrier(self.experiment.waiting, self.clock, self.seed)
+        clock = self.clock if isinstance(self.clock, VirtualClock) else None
+        sampling = self.experiment.participation
+        self.selection = Selection(sampling, self.prepared, self.meter, clock, self.barrier, self.host)
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
         with pure(name, x), explained(name):
             state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
@@ -147,7 +150,8 @@ class SeedRun:
         """Ledger and clock as they are now, for a checkpoint."""
         costs = {f"ledger.{name}": tensor for name, tensor in self.meter.ledger.snapshot().items()}
         times = {} if self.clock is None else self.clock.snapshot()
-        return costs | {f"clock.{name}": tensor for name, tensor in times.items()}
+        costs |= {f"clock.{name}": tensor for name, tensor in times.items()}
+        return costs | {f"sampling.{name}": tensor for name, tensor in self.selection.snapshot().items()}
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
@@ -164,13 +168,13 @@ class SeedRun:
             if extended:                                   # as it is before more rounds, with another offset
                 save()
             for round in range(done + 1, experiment.rounds + 1):
-                ids = cohort(experiment, self.seed, round, fed.shards.n, self.barrier)
+                ids = self.selection.cohort(round, state)
                 last = round == experiment.rounds
                 due = last or self._due(round)
                 self.meter.measures = due and alike(fed.p)
                 self.meter.follows_drift, self.meter.drift = due and "drift" in followed, None
                 with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
-                    new = self._step(method, state, round, ids)
+                    new, counted = self._step(method, state, round, ids)
                 check(f"{name}.round", new, state)
                 if last:
                     with pure(f"{name}.finish", new), explained(f"{name}.finish"):
@@ -178,6 +182,7 @@ class SeedRun:
                     check(f"{name}.finish", ended, new)
                     new = ended
                 self._tick(round)
+                self.selection.follow(round, state, counted)
                 absence.note(round, ids.tolist(), self.host.skipped)
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)
@@ -198,16 +203,18 @@ class SeedRun:
             save()
             raise
 
-    def _step(self, method: Any, state: Any, round: int, ids: np.ndarray) -> Any:
-        """The state after a round, or after a server step."""
+    def _step(self, method: Any, state: Any, round: int, ids: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The state after a round and the clients whose messages counted, or the state after a server step."""
         if isinstance(self.clock, Driver):
-            return self.clock.step(state)
+            return self.clock.step(state), ids[:0]
         if self.barrier is not None:
             self.barrier.cohort, self.meter.barrier = ids, self.barrier
         try:
-            return self.host.round(method, state, self.federation, self.meter, round, ids)
+            new = self.host.round(method, state, self.federation, self.meter, round, ids)
+            gone = np.flatnonzero(self.meter.gone) if self.meter.gone is not None else ids[:0]
+            return new, np.setdiff1d(ids, [*gone, *self.host.skipped])
         except RoundSkipped:
-            return state
+            return state, ids[:0]
         finally:
             self.meter.barrier = self.meter.gone = None
 
@@ -301,6 +308,8 @@ class SeedRun:
             times = [name for name in loaded.tensors if name.startswith("clock.")]
             if self.clock is not None:
                 self.clock.restore({name.removeprefix("clock."): loaded.tensors[name] for name in times}, template)
+            told = [name for name in loaded.tensors if name.startswith("sampling.")]
+            self.selection.restore({name.removeprefix("sampling."): loaded.tensors[name] for name in told})
             state = restore(template, loaded.tensors, self.federation.memory.put)
             if unread := loaded.tensors.keys() - flatten(state).keys() - self._costs().keys():
                 raise CheckpointError(

@@ -173,6 +173,7 @@ class Experiment:
         self._check_parts()
         self._check_topology()
         self._check_metrics()
+        self._check_sampling()
         self._check_waiting()
         self._check_concurrency()
         plain_name(self.title)
@@ -237,6 +238,17 @@ class Experiment:
             )
         if "perplexity" in names and self.loss not in ("auto", "cross_entropy"):
             raise ConfigError(f"metrics has perplexity, which is of cross_entropy, and loss is {self.loss!r:.80}")
+
+    def _check_sampling(self) -> None:
+        if not hasattr(self.sampling, "choose"):
+            return
+        name, why = type(self.sampling).__name__, ""
+        if not has_server(self.algorithm):
+            why = f"{type(self.algorithm).__name__} has no server that could choose"
+        elif self.concurrency is not None:
+            why = "asynchronous clients are drawn uniformly among the idle"
+        if why:
+            raise ConfigError(f"sampling is {name}, and {why}; leave it out, or use FixedSize")
 
     def _check_waiting(self) -> None:
         if self.waiting == Waiting():

@@ -118,5 +118,3 @@ class Bernoulli:
 def _is_share(value: float) -> bool:
     return 0 < value <= 1
 
-
-SAMPLINGS: tuple[type[Sampling], ...] = (FixedSize, Bernoulli)

@@ -39,7 +39,7 @@ CATALOGUES = {
     "partition": Catalogue("fedsim.partition", "PARTITIONERS", "partition"),
     "skew": Catalogue("fedsim.partition", "SKEWS", "apply"),
     "model": Catalogue("fedsim.models", "MODELS", "build"),
-    "sampling": Catalogue("fedsim.experiment.sampling", "SAMPLINGS", "cohort"),
+    "sampling": Catalogue("fedsim.experiment.adaptive", "SAMPLINGS", "cohort"),
     "schedule": Catalogue("fedsim.experiment.schedule", "SCHEDULES", "__call__"),
     "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),

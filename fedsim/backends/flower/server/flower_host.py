@@ -73,11 +73,14 @@ class FlowerHost(Host):
         """Prepare the federation of one seed, and wait for enough nodes.
 
         Raises:
-            ConfigError: the experiment has a clock of simulated seconds.
+            ConfigError: the experiment has a clock of simulated seconds, or a sampling by losses.
             DeployError: too few nodes connect.
         """
         if experiment.clock is not None:
             raise ConfigError("a deployment takes real seconds, and the experiment simulates them; leave clock out")
+        if hasattr(experiment.sampling, "choose"):
+            name = type(experiment.sampling).__name__
+            raise ConfigError(f"sampling {name} needs losses that real clients do not report; expected e.g. FixedSize")
         refuse_deployment(experiment)
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
