@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Tape
+from fedsim.engine.upload import upload, upload_groups
 from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import build, flat, leaves, mapped, shaped, structure, tree_map
@@ -91,6 +92,23 @@ def _stacked(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) ->
     return unbatched(run, plain, *tensors)
 
 
+class _Chunk(NamedTuple):
+    """A pass over a part of some clients' shards.
+
+    Attributes:
+        start: number of samples before it in each shard.
+        first: ``[b]`` first row of each client's part.
+        lengths: ``[b]``.
+        arrays: places of the clients in the block, shares of their samples, and, if the parts are no view of the
+            samples, rows and perhaps weights ``[b, B]``.
+    """
+
+    start: int
+    first: np.ndarray
+    lengths: np.ndarray
+    arrays: list[np.ndarray]
+
+
 class _Block:
     """A block of clients in one round, and the ``Local`` that they share: its tensors are stacked."""
 
@@ -100,12 +118,7 @@ class _Block:
     ) -> None:  # fmt: skip
         self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, ids, round, turns
         self.counts = np.array([len(plan.lengths) for plan in plans])
-        self._index, self._lengths = _padded(plans, federation.model.device)
-        self._widths = self._lengths.max(0)
-        self._keys, self._whole_keys, self._large_keys = (
-            torch.from_numpy(np.stack(keys)).to(federation.model.device).unsqueeze(-1)
-            for keys in zip(*((plan.keys, plan.whole, plan.large) for plan in plans), strict=True)
-        )
+        self._plan(plans)
         self.descend = StackDescent(federation.work, self, federation.model.learned)
         self.optimizer = federation.work.optimizer
         self.tape: Tape | None = None  # while a step is being recorded
@@ -115,11 +128,30 @@ class _Block:
         self._slot: Tensor | None = None                   # batched over clients under vmap
         self._steps: Tensor | None = None
 
+    def _plan(self, plans: list[Minibatches]) -> None:
+        """Bring the clients' rounds to the device, in one copy."""
+        model = self.fed.model
+        index, lengths = _padded(plans)
+        self._lengths, self._widths = lengths, lengths.max(0)
+        shares = np.ascontiguousarray((lengths / lengths.sum(1, keepdims=True)).T)
+        self._ragged = [len({*lengths[: self._active(k), k].tolist()}) > 1 for k in range(lengths.shape[1])]
+        rows = np.arange(index.shape[2]) if any(self._ragged) else np.arange(0)
+        weights = (rows < lengths.T[:, :, None]).astype(model.numbers)      # [K, c, B], 0 for padding
+        keys = (np.stack(of) for of in zip(*((p.keys, p.whole, p.large) for p in plans), strict=True))
+        numbers = [self.counts.astype(model.numbers), shares.astype(model.numbers)]
+        self._index, self._weights, self._counts, self._shares, *there = upload(
+            [index, weights, *numbers, *keys], model.device
+        )
+        self._keys, self._whole_keys, self._large_keys = (key.unsqueeze(-1) for key in there)
+
+    def _active(self, k: int) -> int:
+        """Number of clients with more than ``k`` steps; they come first."""
+        return int(np.searchsorted(-self.counts, -k))
+
     def run(self, call: ClientCall) -> tuple[Any, tuple[Any, ...]]:
         """Messages and new memories of the block, stacked."""
-        model, mine = self.fed.model, call.mine
+        model, mine, steps = self.fed.model, call.mine, self._counts
         slots = torch.arange(len(self.ids), device=model.device)
-        steps = torch.from_numpy(self.counts).to(model.device, model.dtype)
         shape: list[Any] = []                              # structure of the result, set while it is computed
 
         def one(slot: Tensor, steps: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
@@ -177,7 +209,10 @@ class _Block:
         self._outside("local.sample")
         sizes = np.minimum(size, self.fed.shards.sizes[self.ids])
         rows = draw(self.fed.shards, self.fed.seed, self.turns, self.ids, size)
-        batch = self._take(*_stack(rows, sizes), self._large_keys.expand(-1, int(sizes.max())))
+        index, weight = _stack(rows, sizes)
+        masks = [] if weight is None else [weight.astype(self.fed.model.numbers)]
+        there = upload([index, *masks], self.fed.model.device)
+        batch = self._take(there[0], there[1] if masks else None, self._large_keys.expand(-1, int(sizes.max())))
         y, *_ = flat(batch.y)
         self._drawn[y.data_ptr()] = y, sizes
         drawn: Batch = shaped(batch, iter(_stacked(lambda c, own, _: tuple(flat(batch)), self._slot)))
@@ -208,8 +243,6 @@ class _Block:
         skip: int, shares: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Run the local steps from ``skip`` on. Rows are sorted by number of steps, so the active ones come first."""
-        weights = np.ascontiguousarray((self._lengths / self._lengths.sum(1, keepdims=True)).T) if shares else None
-        share = None if weights is None else torch.from_numpy(weights).to(self.fed.model.device, self.fed.model.dtype)
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
         outer_samples = self._samples
         done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
@@ -222,8 +255,7 @@ class _Block:
             else:
                 state, consts, own = dense.split(state[0]), dense.shift, dense.own
             for k in range(skip, int(self.counts[0])):
-                still = int(np.searchsorted(-self.counts, -k))  # clients with more than k steps
-                if still < active:
+                if (still := self._active(k)) < active:
                     done.insert(0, [t[still:] for t in state])
                     state = [t[:still] for t in state]
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
@@ -233,7 +265,7 @@ class _Block:
                 if dense is not None:
                     state = dense(self._charged(active, batch), state, consts)
                     continue
-                last = [] if share is None else [share[k, :active]]
+                last = [self._shares[k, :active]] * shares
                 state = step(batch, state, consts + last, own + [True] * shares)
         finally:
             self._in_fold, self._samples = False, outer_samples
@@ -256,14 +288,11 @@ class _Block:
 
     def _batch(self, k: int, active: int) -> Batch:
         width = int(self._widths[k])
-        weight = None if (self._samples == width).all() else np.arange(width) < self._samples[:, None]
+        weight = self._weights[k, :active, :width] if self._ragged[k] else None
         return self._take(self._index[:active, k, :width], weight, self._keys[:active, k].expand(-1, width))
 
-    def _take(self, index: np.ndarray | Tensor, weight: np.ndarray | None, key: Tensor) -> Batch:
-        model = self.fed.model
-        w = None if weight is None else torch.from_numpy(weight).to(model.device, model.dtype)
-        batch = self.fed.shards.take(torch.as_tensor(index, device=model.device), w, key)
-        return augmented(self.fed.work.augment, batch)
+    def _take(self, index: Tensor, weight: Tensor | None, key: Tensor) -> Batch:
+        return augmented(self.fed.work.augment, self.fed.shards.take(index, weight, key))
 
     def _minibatch(self, like: Batch, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x, *batch = (t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True))
@@ -303,24 +332,33 @@ class _Block:
         x = tensors[0] if own[0] else tensors[0].expand(c, -1)
         shards, sizes = self.fed.shards, self.fed.shards.sizes[self.ids]
         g, size = torch.zeros_like(x), int(sizes.max()) if self.fed.model.mixes else CHUNK
-        for start in range(0, int(sizes.max()), size):
-            here = np.clip(sizes - start, 0, size)
-            some = np.flatnonzero(here)                    # clients with samples left
-            some = some[np.argsort(self.ids[some])]        # in memory order
-            first = shards.offsets[self.ids[some]] + start
-            key = self._whole_keys[some, start // CHUNK].expand(-1, int(here.max()))
-            if (batch := shards.runs(first, here[some])) is not None:
-                batch = augmented(self.fed.work.augment, batch._replace(key=key))
+        chunks = [self._chunk(start, size) for start in range(0, int(sizes.max()), size)]
+        there = upload_groups([chunk.arrays for chunk in chunks], self.fed.model.device)
+        for chunk, (some, share, *taken) in zip(chunks, there, strict=True):
+            key = self._whole_keys[some, chunk.start // CHUNK].expand(-1, int(chunk.lengths.max()))
+            if (batch := shards.runs(chunk.first, chunk.lengths)) is None:
+                batch = self._take(taken[0], taken[1] if len(taken) > 1 else None, key)
             else:
-                runs = [np.arange(f, f + h) for f, h in zip(first, here[some], strict=True)]
-                batch = self._take(*_stack(runs, here[some]), key)
-            share = torch.from_numpy(here[some] / sizes[some]).to(x).unsqueeze(1)
+                batch = augmented(self.fed.work.augment, batch._replace(key=key))
             try:
-                g[some] += self.fed.model.gradients(x[some], batch) * share
+                g[some] += self.fed.model.gradients(x[some], batch) * share.to(x).unsqueeze(1)
             except Exception as error:
                 raise self._model_error(x, batch, error) from error
         self.meter.ledger.gradient_evaluations[self.ids] += sizes
         return (g,)
+
+    def _chunk(self, start: int, size: int) -> _Chunk:
+        """Samples ``start`` up to ``start + size`` of every client's shard."""
+        shards, sizes = self.fed.shards, self.fed.shards.sizes[self.ids]
+        here = np.clip(sizes - start, 0, size)
+        some = np.flatnonzero(here)                        # clients with samples left
+        some = some[np.argsort(self.ids[some])]            # in memory order
+        first, here = shards.offsets[self.ids[some]] + start, here[some]
+        arrays = [some, here / sizes[some]]
+        if shards.runs(first, here) is None:
+            index, weight = _stack([np.arange(f, f + h) for f, h in zip(first, here, strict=True)], here)
+            arrays += [index] if weight is None else [index, weight.astype(self.fed.model.numbers)]
+        return _Chunk(start, first, here, arrays)
 
     def __getattr__(self, name: str) -> Any:
         raise no_such_word("local", name, Local)
@@ -342,7 +380,7 @@ def _stack(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.
     return index, np.arange(width) < lengths[:, None]
 
 
-def _padded(plans: list[Minibatches], device: torch.device) -> tuple[Tensor, np.ndarray]:
+def _padded(plans: list[Minibatches]) -> tuple[np.ndarray, np.ndarray]:
     """Sample rows of all clients and steps ``[c, K, B]``, padded by rows of the same client; lengths ``[c, K]``."""
     steps, width = max(len(plan.lengths) for plan in plans), max(plan.index.shape[1] for plan in plans)
     index, lengths = np.empty((len(plans), steps, width), np.int64), np.zeros((len(plans), steps), np.int64)
@@ -350,4 +388,4 @@ def _padded(plans: list[Minibatches], device: torch.device) -> tuple[Tensor, np.
         k, b = plan.index.shape
         index[i, :k, :b], index[i, :k, b:] = plan.index, plan.index[:, :1]
         lengths[i, :k] = plan.lengths
-    return torch.from_numpy(index).to(device), lengths
+    return index, lengths

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedsim.clock.barrier import Barrier
@@ -211,4 +210,4 @@ class Federation:
 
     def factor(self, round: int) -> Tensor:
         """Learning-rate factor of a round, 0-dim."""
-        return torch.tensor(self.decay(round), dtype=self.model.dtype, device=self.model.device)
+        return self.model.number(self.decay(round))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from fedsim.engine.augmentation import augmented
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
+from fedsim.engine.model import Model
 from fedsim.engine.purity import pure
 from fedsim.engine.refusals import client_error, model_error, no_such_word, no_vector, other_form, refuse_other_form
+from fedsim.engine.upload import upload, upload_groups
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import count, form, leaves, tree_map
@@ -27,11 +29,38 @@ M = TypeVar("M")
 C = TypeVar("C")
 
 
+class DeviceMinibatches(NamedTuple):
+    """A client's round on the device; see ``fedsim.engine.local_work.Minibatches``.
+
+    Attributes:
+        rows: ``[K_i, B_i]``, their ``index``.
+        lengths: ``[K_i]``, on the host.
+        shares: ``[K_i]`` fraction of the round's samples in each step, of the model's type.
+        keys: ``[K_i]`` or longer.
+        whole: ``[n_i / CHUNK]`` or longer.
+        large: ``[]``.
+    """
+
+    rows: Tensor
+    lengths: list[int]
+    shares: Tensor
+    keys: Tensor
+    whole: Tensor
+    large: Tensor
+
+
+def on_device(drawn: Sequence[Minibatches], model: Model) -> list[DeviceMinibatches]:
+    """The rounds of a cohort's clients on the model's device, in one copy."""
+    host = [[m.index, m.shares.astype(model.numbers), m.keys, m.whole, np.asarray(m.large)] for m in drawn]
+    there = upload_groups(host, model.device)
+    return [DeviceMinibatches(rows, m.lengths.tolist(), *rest) for m, (rows, *rest) in zip(drawn, there, strict=True)]
+
+
 class LoopLocal:
     """``Local`` of one client."""
 
     def __init__(
-        self, federation: Federation, meter: Meter, node: int, round: int, plan: Minibatches, decay: Tensor
+        self, federation: Federation, meter: Meter, node: int, round: int, plan: DeviceMinibatches, decay: Tensor
     ) -> None:
         self._fed, self._meter, self._node = federation, meter, node
         self._round, self._plan, self.decay = round, plan, decay
@@ -40,7 +69,7 @@ class LoopLocal:
 
     @property
     def steps(self) -> Tensor:
-        return torch.tensor(float(len(self._plan.lengths)), dtype=self._fed.model.dtype, device=self._fed.model.device)
+        return self._fed.model.number(len(self._plan.lengths))
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
@@ -59,7 +88,7 @@ class LoopLocal:
             batch = fed.shards.rows(self._node)
             n = count(batch.y)
             g, chunk = torch.zeros_like(x), n if fed.model.mixes else CHUNK
-            keys = self._keys(self._plan.whole, chunk)
+            keys = self._plan.whole.unsqueeze(1).expand(-1, chunk)
             for i, start in enumerate(range(0, n, chunk)):
                 size = min(chunk, n - start)
                 part = batch if size == n else batch.part(slice(start, start + size))
@@ -78,29 +107,22 @@ class LoopLocal:
 
     def sample(self, size: int) -> Batch:
         (rows,) = draw(self._fed.shards, self._fed.seed, self._round, np.array([self._node]), size)
-        (key,) = self._keys(np.array([self._plan.large]), len(rows))
-        return self._take(torch.from_numpy(rows).to(self._fed.model.device), key)
+        (index,) = upload([rows], self._fed.model.device)
+        return self._take(index, self._plan.large.expand(len(rows)))
 
     def _take(self, index: Tensor, key: Tensor) -> Batch:
         return augmented(self._fed.work.augment, self._fed.shards.take(index, key=key))
 
-    def _keys(self, keys: np.ndarray, size: int) -> Tensor:
-        """``Batch.key`` of batches of ``size`` samples, ``[len(keys), size]``."""
-        return torch.from_numpy(keys).to(self._fed.model.device).unsqueeze(1).expand(-1, size)
-
     def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
         refuse_captured_tensors(step)
         leaves((carry, *consts))                           # tensors only, as every backend needs them
-        index = torch.from_numpy(self._plan.index).to(self._fed.model.device)
-        model = self._fed.model
-        weights = torch.from_numpy(self._plan.shares).to(model.device, model.dtype) if shares else None
-        keys = self._keys(self._plan.keys, index.shape[1])
-        self.descend.start(model.zeros())
-        for k in range(skip, len(index)):
-            length = self._plan.lengths[k]
-            batch = self._take(index[k, :length], keys[k, :length])
+        plan = self._plan
+        self.descend.start(self._fed.model.zeros())
+        for k in range(skip, len(plan.lengths)):
+            length = plan.lengths[k]
+            batch = self._take(plan.rows[k, :length], plan.keys[k].expand(length))
             self.descend.begin()
-            new = step(carry, batch, *consts, *([] if weights is None else [weights[k]]))
+            new = step(carry, batch, *consts, *[plan.shares[k]] * shares)
             if k == skip:
                 refuse_other_form(step, carry, new)
             carry = new
@@ -120,7 +142,8 @@ class Loop:
     ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         nodes, mine = call.ids.tolist(), call.mine
-        plans = minibatches(federation.work, federation.shards, federation.seed, call.turns, call.ids)
+        drawn = minibatches(federation.work, federation.shards, federation.seed, call.turns, call.ids)
+        plans = on_device(drawn, federation.model)
         decay = federation.factor(call.round)
         memory: dict[int, tuple[Any, ...]] = {}
         rows = Rows[Any](len(nodes))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -99,6 +100,15 @@ class Model:
     def zeros(self) -> Vector:
         """Zeros ``[d]`` that take no memory; not to be written into."""
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.d)
+
+    def number(self, value: float) -> Tensor:
+        """A number of the model's type, 0-dim: filled in on the device, not copied there."""
+        return torch.full((), value, dtype=self.dtype, device=self.device)
+
+    @property
+    def numbers(self) -> np.dtype[Any]:
+        """NumPy's name of the model's type."""
+        return torch.empty(0, dtype=self.dtype).numpy().dtype
 
     def load(self, x: Vector) -> nn.Module:
         """Set the module's parameters to views of ``x``, its statistics to copies; return the module."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -96,6 +97,9 @@ from fedsim.robust.robust import Robust
 from fedsim.types import Kept
 from tests.backends.ray.shared import workers
 from topologies import Static
+
+DEVICE = os.environ.get("FEDSIM_TEST_DEVICE", "cpu")
+"""Where everything is computed; "cuda" runs the whole suite on a GPU."""
 
 SIZES = (3, 17, 9, 5, 12, 8)                               # samples of each client: batches of 4 leave partial ones
 COHORTS = ((0, 1, 3, 4, 5), (1, 2, 4, 5), (0, 2, 3))       # of rounds 1, 2, 3
@@ -290,6 +294,7 @@ def federation(
     weighted: bool = False,
     seed: int = 7,
     order: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
+    device: str = DEVICE,
 ) -> Federation:
     """The federation of these cases; ``order`` says which of the six shards each client holds."""
     generator = torch.Generator().manual_seed(0)
@@ -304,11 +309,12 @@ def federation(
         shards.append((x, y))
     xs, ys = (torch.cat([shards[i][part] for i in order]) for part in (0, 1))
     sizes = np.array(SIZES)[list(order)]
-    made = Model(MODELS[model](), cross_entropy, dtype=dtype)
-    examine(made, Split(xs, ys))
+    made = Model(MODELS[model](), cross_entropy, dtype=dtype, device=device)
+    samples = Split(xs.to(device), ys.to(device))
+    examine(made, samples)
     return Federation(
         made,
-        Shards(xs, ys, np.r_[0, np.cumsum(sizes)]),
+        Shards(samples.x, samples.y, np.r_[0, np.cumsum(sizes)]),
         WORKS[work] if isinstance(work, str) else work,
         seed,
         Loop() if backend == "loop" else BACKENDS[backend](),
@@ -322,7 +328,8 @@ def federation(
 def initial(fed: Federation) -> Tensor:
     """The same random model ``[d]`` for every federation of one kind of model."""
     generator = torch.Generator().manual_seed(1)
-    return (0.3 * torch.randn(fed.model.d, generator=generator, dtype=torch.float64)).to(fed.model.dtype)
+    x = 0.3 * torch.randn(fed.model.d, generator=generator, dtype=torch.float64)
+    return x.to(fed.model.device, fed.model.dtype)
 
 
 def cohorts_of(algorithm: Any) -> tuple[tuple[int, ...], ...]:
@@ -369,8 +376,8 @@ def tensors(state: Any) -> list[Tensor]:
 
 
 def gap(a: Any, b: Any) -> float:
-    """Largest difference between two states."""
-    return max(float((s - t).abs().max()) for s, t in zip(tensors(a), tensors(b), strict=True))
+    """Largest difference between two states, of whatever devices."""
+    return max(float((s.cpu() - t.cpu()).abs().max()) for s, t in zip(tensors(a), tensors(b), strict=True))
 
 
 def same_bits(a: Any, b: Any) -> bool:

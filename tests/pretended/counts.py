@@ -1,0 +1,47 @@
+"""What a round costs on the pretended GPU: operations of one round, and by differences those of one local step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from fedsim.engine.federation import Meter
+from fedsim.engine.local_work import LocalWork
+from tests.contract.cases import ALGORITHMS, federation, rounds
+from tests.pretended.device import Trace
+
+FEW, MANY = 2, 6
+"""Local steps of the two rounds that are compared."""
+UPLOADS, WAITS = ("upload",), ("wait", "download")
+
+
+class Counts(NamedTuple):
+    """Numbers of operations: of a round without its steps, and of each local step of its whole cohort."""
+
+    round: dict[str, float]
+    step: dict[str, float]
+    trace: Trace
+
+
+def traced(algorithm: str, steps: int, **settings: Any) -> Trace:
+    """Operations of the last of three rounds of this many local steps."""
+    work = LocalWork(batch_size=4, steps=steps, weight_decay=0.01, clip_norm=0.3)
+    fed = federation(work=work, dtype=torch.float32, device="cuda", **settings)
+    meter = Meter(fed)
+    meter.measures = False                                 # contractions are part of an evaluation
+    trace = Trace()
+    states = rounds(ALGORITHMS[algorithm], fed, meter=meter)
+    for _ in range(3):
+        next(states)
+    with trace:
+        next(states)
+    return trace
+
+
+def counted(algorithm: str, **settings: Any) -> Counts:
+    """Counts of the last round, taken apart."""
+    few, many = (traced(algorithm, steps, **settings) for steps in (FEW, MANY))
+    kinds = {"launches": ("launch",), "uploads": UPLOADS, "waits": WAITS}
+    step = {name: (many.count(*k) - few.count(*k)) / (MANY - FEW) for name, k in kinds.items()}
+    return Counts({name: few.count(*k) - FEW * step[name] for name, k in kinds.items()}, step, many)

@@ -1,0 +1,49 @@
+"""What a GPU would run, on a pretended one: `make test` has no real one, and `--device cuda` must work there too.
+
+Each test starts pytest with the pretended GPU in its process (``tests/pretended``). With FEDSIM_LONG=1 all of the
+contract suite runs on it, not a sample.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pretended import device
+
+ROOT = Path(__file__).parent.parent
+LONG = bool(os.environ.get("FEDSIM_LONG"))
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(bool(device.unavailable()), reason=device.unavailable()),
+]
+
+
+def on_the_gpu(*arguments: str, **environment: str) -> None:
+    """Run tests there; all that are chosen must pass, and none be skipped."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.pretended.plugin", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-2000:]
+    passed = done.returncode == 0 and re.match(r"\d+ passed", last) and "skipped" not in last
+    assert passed, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_runs_repeat_resume_and_agree() -> None:
+    on_the_gpu("tests/test_devices.py", "-k", "cuda" if LONG else "cuda and (dense-loop or gossip or memories)")
+
+
+def test_algorithms_and_models_are_those_of_the_cpu() -> None:
+    on_the_gpu("tests/contract/test_devices.py")
+
+
+@pytest.mark.skipif(not LONG, reason="takes minutes; set FEDSIM_LONG=1")
+def test_the_whole_contract() -> None:
+    on_the_gpu("tests/contract", "-m", "not ray", FEDSIM_TEST_DEVICE="cuda")
