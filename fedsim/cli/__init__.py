@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": ("fedsim.cli.compare", "compare", "compare runs: final values, differences, cost of reaching a target"),
     "export": ("fedsim.cli.export", "export", "write the trained model of a run, or its metrics for TensorBoard"),
     "report": ("fedsim.cli.compare", "report", "write an HTML report of runs"),
+    "watch": ("fedsim.cli.compare", "watch", "show runs in a browser while they are under way"),
 }
 USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
 

@@ -1,17 +1,19 @@
-"""``fedsim compare`` and ``fedsim report``: comparisons of runs."""
+"""``fedsim compare``, ``fedsim report`` and ``fedsim watch``: comparisons of runs."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedsim.cli.output import Arguments, console, writing
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 from fedsim.report import compare as comparing
 from fedsim.report import records, tables, terminal
-from fedsim.report.series import AXES, OF_CLIENTS
+from fedsim.report.series import AXES, OF_CLIENTS, find_runs
 
 TARGET = "value of the metric whose cost is counted; by default a round number near the best final value"
 
@@ -122,6 +124,26 @@ def report(argv: Sequence[str]) -> int:
 
     scope = arguments.scope or "server/test"
     print(write_report(arguments.runs, arguments.output, scope, arguments.metric, arguments.target))
+    return 0
+
+
+def watch(argv: Sequence[str]) -> int:
+    """Serve a live page of runs on this machine until it is interrupted."""
+    parser = _parser("watch", "Show runs, sweeps and deployments in a browser while they are under way.")
+    parser.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: a free one)")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    arguments = parser.parse_args(argv)
+    from fedsim.report.live import LivePage, server_of  # deferred: Matplotlib is slow to import
+
+    found = find_runs(arguments.runs)
+    scope = arguments.scope or "server/test"
+    settings = (arguments.runs, scope, arguments.metric, arguments.target)
+    server, address = server_of(LivePage(lambda: comparing.compare(*settings), arguments.runs), arguments.port)
+    print(f"{many(len(found), 'run')} at {address}\nCtrl-C ends this page; runs go on.", flush=True)
+    if arguments.open:
+        webbrowser.open(address)
+    with server, contextlib.suppress(KeyboardInterrupt):   # the usual end
+        server.serve_forever()
     return 0
 
 

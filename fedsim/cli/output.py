@@ -34,7 +34,8 @@ class Arguments(argparse.ArgumentParser):
         options = [option for action in self._actions for option in action.option_strings]
         unknown = message.rpartition("unrecognized arguments: ")[2].split()
         hint = f"; {suggest(unknown[0], options)}" if unknown and "unrecognized" in message else ""
-        raise ConfigError(f"{self.prog}: {message}{hint}; {self.prog} --help explains the command")
+        command = self.prog.removeprefix("fedsim ")        # errors of the command line begin with fedsim anyway
+        raise ConfigError(f"{command}: {message}{hint}; {self.prog} --help explains the command")
 
 
 @contextmanager

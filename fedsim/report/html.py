@@ -67,37 +67,51 @@ def write_report(
     Raises:
         RunError: see `compare`; or the file cannot be written.
     """
-    from plotly.offline import get_plotlyjs  # the script is 5 MB, and read where it is needed
-
-    comparison = compare(run_dirs, scope, metric, target)
-    data = panels(comparison)
-    heading = ", ".join(summary.run.label for summary in comparison.runs)
-    body = [
-        f"<h1>{escape(heading)}</h1>",
-        _note(title(comparison)),
-        _warnings(comparison.warnings),
-        "<h2>Summary</h2>",
-        _table(header(comparison), cells(comparison)),
-        _note(notes(comparison)),
-        "<h2>Curves</h2>",
-        INTERACTIVE.format(pictures=_pictures(comparison)),
-        CLIENTS.format(note=_note(OF_CLIENTS_NOTE)) if data["clients"] else "",
-        *_differences([summary.run for summary in comparison.runs]),
-        "<h2>All metrics at the last evaluated round</h2>",
-        _last_values(comparison),
-        "<h2>Runs</h2>",
-        *(_run(summary.run, metric, comparison.lower) for summary in comparison.runs),
-    ]
+    page = page_of(compare(run_dirs, scope, metric, target))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        page = PAGE.substitute(
-            title=escape(heading), style=_file("page.css"), body="\n".join(body), data=_embedded(data),
-            plotly=get_plotlyjs(), script=_file("page.js"),
-        )  # fmt: skip
         write_atomic(path, page)
     except OSError as error:
         raise RunError(f"cannot write the report {path}: {error.strerror}; choose another file") from error
     return path
+
+
+def page_of(comparison: Comparison, live: bool = False) -> str:
+    """The page of a comparison; a live one asks its server for `update_of` every few seconds."""
+    from plotly.offline import get_plotlyjs  # the script is 5 MB, and read where it is needed
+
+    data = update_of(comparison)
+    runs = [summary.run for summary in comparison.runs]
+    heading = ", ".join(run.label for run in runs)
+    body = [
+        f"<h1>{escape(heading)}</h1>",
+        _note(title(comparison)),
+        f'<div id="summary">{data.pop("summary")}</div>',
+        "<h2>Curves</h2>",
+        INTERACTIVE.format(pictures="" if live else _pictures(comparison)),
+        CLIENTS.format(note=_note(OF_CLIENTS_NOTE)) if data["clients"] else "",
+        *_differences(runs),
+        "<h2>All metrics at the last evaluated round</h2>",
+        _last_values(comparison),
+        "<h2>Runs</h2>",
+        *(_run(run, comparison.metric, comparison.lower) for run in runs),
+    ]
+    return PAGE.substitute(
+        title=escape(heading), style=_file("page.css"), body="\n".join(body), data=_embedded({**data, "live": live}),
+        plotly=get_plotlyjs(), script=_file("page.js"),
+    )  # fmt: skip
+
+
+def update_of(comparison: Comparison) -> dict[str, Any]:
+    """What changes on a page while runs are under way: the numbers of `panels`, and ``summary``, HTML."""
+    summary = [
+        _warnings(comparison.warnings),
+        "<h2>Summary</h2>",
+        _table(header(comparison), cells(comparison)),
+        _note(notes(comparison)),
+        *_under_way([summary.run for summary in comparison.runs]),
+    ]
+    return {**panels(comparison), "summary": "\n".join(summary)}
 
 
 def _file(name: str) -> str:
@@ -140,6 +154,20 @@ def _image(comparison: Comparison, x: str) -> str:
         return _note(str(error))
     data = base64.b64encode(drawing.getvalue()).decode()
     return f'<img alt="{escape(comparison.metric)} against {escape(AXES[x])}" src="data:image/svg+xml;base64,{data}">'
+
+
+def _under_way(runs: Sequence[RunSeries]) -> list[str]:
+    """State of the seeds that have not finished."""
+    rows = [
+        [run.label, seed, status["state"], _last_round(run, seed), str(run.config.get("rounds", "–"))]
+        for run in runs for seed, status in run.manifest["status"].items() if status["state"] != "finished"
+    ]  # fmt: skip
+    return ["<h2>Under way</h2>", _table(["run", "seed", "state", "evaluated round", "of"], rows)] if rows else []
+
+
+def _last_round(run: RunSeries, seed: str) -> str:
+    series = run.seeds.get(int(seed))
+    return "-" if series is None else f"{series.cost['round'][-1]:.0f}"
 
 
 def _differences(runs: Sequence[RunSeries]) -> list[str]:
@@ -193,5 +221,4 @@ def _seed_row(run: RunSeries, seed: str, lower: bool) -> list[str]:
     series = run.seeds.get(int(seed))
     if series is None:
         return [seed, "-", "-", "-", state]
-    last_round, final = series.cost["round"][-1], series.value[-1]
-    return [seed, f"{last_round:.0f}", f"{final:.4g}", f"{best(series.value, lower):.4g}", state]
+    return [seed, _last_round(run, seed), f"{series.value[-1]:.4g}", f"{best(series.value, lower):.4g}", state]

@@ -116,11 +116,15 @@ def test_page_in_a_browser(runs: Path, tmp_path: Path, width: int) -> None:
 
 def in_browser(page: Path, width: int) -> dict[str, Any]:
     """What the probe found on a page in a window of this width."""
-    command = [
-        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
-        f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    (result,) = re.findall(r'<pre id="found">(.*?)</pre>', shown)
+    (result,) = re.findall(r'<pre id="found">(.*?)</pre>', dom(page.as_uri(), page.parent, width))
     found: dict[str, Any] = json.loads(html.unescape(result))
     return found
+
+
+def dom(address: str, folder: Path, width: int) -> str:
+    """The page as Chromium shows it after five seconds, with its profile in a folder."""
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", address,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

@@ -1,7 +1,7 @@
-// The interactive part of a report: curves with a choice of metric and axis, clients by quantile, tables that sort.
+// The interactive part of a report: curves with a choice of metric and axis, clients by percentile, tables that sort.
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  let data = JSON.parse(document.getElementById("data").textContent);
   const shown = data.runs.map(() => true);
 
   function element(tag, attributes = {}, ...children) {
@@ -161,8 +161,23 @@
     });
   }
 
+  // A live page asks for new numbers; other runs or metrics than before change its controls, so that it is loaded anew.
+  async function update(draws) {
+    const answer = await fetch(`data.json${location.search}`).catch(() => null);
+    document.body.classList.toggle("stale", !answer || !answer.ok);
+    if (!answer || answer.status !== 200) return;
+    const fresh = await answer.json();
+    const names = (d) => JSON.stringify([d.runs, ...[d.metrics, d.clients].map((list) => list.map((m) => m.title))]);
+    if (names(fresh) !== names(data)) return location.reload();
+    data = fresh;
+    document.getElementById("summary").innerHTML = data.summary;
+    document.querySelectorAll("#summary table.sortable").forEach(sortable);
+    draws.forEach((draw) => draw());
+  }
+
   const draws = data.metrics.length ? [curves()] : [];
   if (data.clients.length) draws.push(clients());
   legend(draws);
   document.querySelectorAll("table.sortable").forEach(sortable);
+  if (data.live) setInterval(() => update(draws), 2000);
 })();
