@@ -111,7 +111,8 @@ def main() -> None:
             state = algorithm.round(state, cohort(fed, round, ids))
             print(f"round {round}: peak {watch.peak / GIB:.2f} GiB", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder), round, flatten(state), {})
+            tensors, memories = flatten(state)
+            checkpoint.save(Path(folder), round, tensors, {}, memories=memories)
         print(f"checkpoint: peak {watch.peak / GIB:.2f} GiB", flush=True)
         kept = len(state.c_i.rows) * model.d * 4 / GIB
     print(

@@ -36,6 +36,7 @@ from fedsim.experiment.experiment import Experiment
 from fedsim.gossip import alike
 from fedsim.record import checkpoint
 from fedsim.record.absences import Absence, absent, summary
+from fedsim.record.blocks import History
 from fedsim.record.directory import RunDirectory, SeedRecord
 from fedsim.record.files import write_atomic
 from fedsim.record.metrics import read_metrics
@@ -157,11 +158,15 @@ class SeedRun:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
         name, offset, costs = type(experiment.algorithm).__name__, record.offset(), self._costs()
         absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
+        history = History()
 
         def save() -> None:  # the last completed round, whatever came after it
             meta = {"offset": offset, "backend": backend}
             with self._clock_stopped():
-                checkpoint.save(record.checkpoints, done, {**flatten(state), **costs}, meta)
+                tensors, memories = flatten(state)
+                checkpoint.save(
+                    record.checkpoints, done, {**tensors, **costs}, meta, memories=memories, history=history
+                )
                 self.host.saved(state)
 
         try:
@@ -310,8 +315,11 @@ class SeedRun:
                 self.clock.restore({name.removeprefix("clock."): loaded.tensors[name] for name in times}, template)
             told = [name for name in loaded.tensors if name.startswith("sampling.")]
             self.selection.restore({name.removeprefix("sampling."): loaded.tensors[name] for name in told})
-            state = restore(template, loaded.tensors, self.federation.memory.put)
-            if unread := loaded.tensors.keys() - flatten(state).keys() - self._costs().keys():
+            state = restore(template, loaded, self.federation.memory.put)
+            tensors, memories = flatten(state)
+            if unread := (loaded.tensors.keys() - tensors.keys() - self._costs().keys()) | (
+                loaded.memories.keys() - memories.keys()
+            ):
                 raise CheckpointError(
                     f"the checkpoint of round {loaded.round} in {self.directory.path} holds {min(unread)}, which the"
                     " algorithm's initial state lacks; it belongs to another algorithm or version"

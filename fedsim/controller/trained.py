@@ -55,7 +55,7 @@ def trained(
     begun = method_of(experiment).init(fed.model.vector(), cohort(fed, 0))
     if isinstance(begun.x, Kept) and loaded.meta["backend"].get("backend") == "flower":
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
-    x = restore(begun, loaded.tensors).x
+    x = restore(begun, loaded).x
     if isinstance(x, Kept):
         honest = np.where(np.isin(np.arange(x.n), prepared.attackers), 0.0, fed.p)
         x = _of_node(x, node, honest / honest.sum())

@@ -1,9 +1,11 @@
-"""Checkpoints: named tensors and JSON; atomic, checksummed, without pickle, and the same bytes for the same content.
+"""Checkpoints: named tensors, memories of clients and JSON; atomic, checksummed, without pickle.
 
     round-000120/shard-00000.safetensors     tensors, at most 256 MiB a file (a larger tensor has a file of its own)
-    round-000120/manifest.json               {"content": {format, round, shards: [sha256, ...], meta}, "sha256": ...}
+    round-000120/block-00000.safetensors     memories of clients, see `fedsim.record.blocks`
+    round-000120/manifest.json               {"content": {format, round, shards: [sha256, ...],
+                                             memories: [[name, [sha256, ...]], ...], meta}, "sha256": ...}
 
-Tensors may be given as functions, so that the state of 10,000 clients is read, written and released shard by shard.
+Tensors may be given as functions, so that large ones are read, written and released shard by shard.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,9 +27,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
-from fedsim.record.files import sync, write_atomic
+from fedsim.record import format_1
+from fedsim.record.blocks import Block, History, Memories, OpenBlocks, paths
+from fedsim.record.files import file_digest, sync, write_atomic
 
-FORMAT = 1
+FORMAT = 2
 REPLACED = "-replaced.tmp"
 """Suffix of a checkpoint while a new one of the same round replaces it."""
 SHARD_BYTES = 256 * 2**20
@@ -43,11 +49,13 @@ class Loaded(NamedTuple):
     Attributes:
         round: the last round that it contains.
         tensors: tensors by name, read from disk on each access.
+        memories: blocks of clients' memories by name, read from disk on each access; see `fedsim.record.blocks.read`.
         meta: the ``meta`` of `save`.
     """
 
     round: int
     tensors: Mapping[str, Tensor]
+    memories: Mapping[str, Iterable[Block]]
     meta: dict[str, Any]
 
 
@@ -57,6 +65,8 @@ def save(
     tensors: Mapping[str, Source],
     meta: Mapping[str, Any],
     *,
+    memories: Memories | None = None,
+    history: History | None = None,
     keep: int = 2,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
@@ -70,6 +80,8 @@ def save(
         round: the last completed round.
         tensors: a tensor or a function that returns it, by name; of any type, shape and device.
         meta: JSON values, with lists instead of tuples and strings as keys.
+        memories: memories of clients by name.
+        history: of the checkpoints that this process wrote before, so that only memories that have changed are written.
         keep: checkpoints to keep, at least 1.
         shard_bytes: size of a file; peak memory is about twice that, or three times the largest tensor.
 
@@ -79,7 +91,7 @@ def save(
     if keep < 1 or round < 0:
         raise CheckpointError(f"round is {round} and keep is {keep}; expected round >= 0 and keep >= 1")
     _check_meta(meta)
-    temporary = directory / f"{_name(round)}.tmp"
+    temporary, history = directory / f"{_name(round)}.tmp", history or History()
     _remove_leftovers(directory)
     try:
         temporary.mkdir(parents=True)
@@ -87,9 +99,12 @@ def save(
             _write_shard(temporary / _shard_name(index), shard)
             for index, shard in enumerate(_shards(tensors, shard_bytes))
         ]
-        content = {"format": FORMAT, "round": round, "shards": shards, "meta": meta}
+        stored = history.write(temporary, memories or {})
+        blocks = [[name, [file.digest for file in of.files]] for name, of in stored.items()]
+        content = {"format": FORMAT, "round": round, "shards": shards, "memories": blocks, "meta": meta}
         write_atomic(temporary / "manifest.json", _json({"content": content, "sha256": _digest(content)}))
         path = _move_into_place(temporary, directory / _name(round))
+        history.saved(stored, path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
@@ -117,17 +132,26 @@ def load_latest(directory: Path) -> Loaded | None:
     """
     _remove_leftovers(directory)
     tried = []
-    for round, path in sorted(_checkpoints(directory).items(), reverse=True):
-        try:
-            return _load(path, round)
-        except (CheckpointError, OSError, SafetensorError) as error:
-            tried.append(f"{path.name}: {error}")
-            warnings.warn(f"skipping the corrupt checkpoint {path}: {error}", CheckpointWarning, stacklevel=2)
+    for path, found in each(directory):
+        if isinstance(found, Loaded):
+            return found
+        tried.append(f"{path.name}: {found}")
+        warnings.warn(f"skipping the corrupt checkpoint {path}: {found}", CheckpointWarning, stacklevel=2)
     if tried:
         raise CheckpointError(
             f"no valid checkpoint in {directory} ({'; '.join(tried)}); restore one, or remove the folder to start again"
         )
     return None
+
+
+def each(directory: Path) -> Iterator[tuple[Path, Loaded | Exception]]:
+    """Read all checkpoints, the newest first: each with its content, or the error that it has."""
+    for round, path in sorted(_checkpoints(directory).items(), reverse=True):
+        try:
+            found: Loaded | Exception = _load(path, round)
+        except (CheckpointError, OSError, SafetensorError) as error:
+            found = error
+        yield path, found
 
 
 class _LazyTensors(Mapping[str, Tensor]):
@@ -136,6 +160,12 @@ class _LazyTensors(Mapping[str, Tensor]):
     def __init__(self, shards: list[Path]) -> None:
         files = [safe_open(path, framework="pt") for path in shards]
         self._files = {name: file for file in files for name in _names(file)}
+
+    def only(self, names: Iterable[str]) -> Self:
+        """Those with the given names."""
+        some = copy(self)
+        some._files = {name: self._files[name] for name in names}
+        return some
 
     def __getitem__(self, name: str) -> Tensor:
         # A copy: the map starts at any byte, and sums of unaligned memory may round differently.
@@ -172,27 +202,40 @@ def _shards(tensors: Mapping[str, Source], shard_bytes: int) -> Iterator[dict[st
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> str:
     save_file(shard, path)
     sync(path)
-    return _file_digest(path)
+    return file_digest(path)
 
 
 def _load(path: Path, round: int) -> Loaded:
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        content = manifest["content"]
-        intact = manifest["sha256"] == _digest(content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError("manifest.json is corrupt") from error
-    if not intact:
-        raise CheckpointError("manifest.json does not match its checksum")
-    if content["format"] != FORMAT or content["round"] != round:
+    content = _content(path)
+    if content["format"] not in (1, FORMAT) or content["round"] != round:
         raise CheckpointError(
             f"it is round {content['round']} in format {content['format']}; expected round {round} in format {FORMAT}"
         )
     shards = [path / _shard_name(index) for index in range(len(content["shards"]))]
-    for shard, digest in zip(shards, content["shards"], strict=True):
-        if _file_digest(shard) != digest:
-            raise CheckpointError(f"{shard.name} does not match its checksum")
-    return Loaded(round, _LazyTensors(shards), content["meta"])
+    memories = content.get("memories", [])
+    blocks = list(paths(path, [len(digests) for _, digests in memories]))
+    digests = [digest for _, of in memories for digest in of]
+    for file, digest in zip([*shards, *chain(*blocks)], [*content["shards"], *digests], strict=True):
+        if file_digest(file) != digest:
+            raise CheckpointError(f"{file.name} does not match its checksum")
+    tensors = _LazyTensors(shards)
+    if content["format"] == 1:
+        names, old = format_1.split(tensors)
+        return Loaded(round, tensors.only(names), old, content["meta"])
+    by_name = {name: OpenBlocks(files) for (name, _), files in zip(memories, blocks, strict=True)}
+    return Loaded(round, tensors, by_name, content["meta"])
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        content: dict[str, Any] = manifest["content"]
+        intact = manifest["sha256"] == _digest(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError("manifest.json is corrupt") from error
+    if not intact:
+        raise CheckpointError("manifest.json does not match its checksum")
+    return content
 
 
 def _check_meta(meta: Mapping[str, Any]) -> None:
@@ -248,8 +291,3 @@ def _json(value: Any) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(_json(value).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

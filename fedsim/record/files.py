@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -115,6 +116,12 @@ def read_mapping(path: Path, parse: Callable[[str], Any], names: Collection[str]
     if missing := [name for name in names if name not in content]:
         raise damaged(path, f"{', '.join(missing)} is missing")
     return content
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damaged(path: Path, why: str) -> RunError:

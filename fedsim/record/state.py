@@ -1,4 +1,4 @@
-"""Conversion of an algorithm's state to named tensors and back, for checkpoints.
+"""Conversion of an algorithm's state to named tensors and memories of clients, and back, for checkpoints.
 
 A state is a NamedTuple of trees, of ``Kept``, of states, and of mappings from names to any of these; the contents of a
 mapping need not be known in advance, as long as its trees are tuples of tensors.
@@ -7,38 +7,47 @@ mapping need not be known in advance, as long as its trees are tuples of tensors
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.tree import build, described, leaves, tree_map, zeros_like
+from fedsim.record.blocks import read
+from fedsim.record.checkpoint import Loaded
+from fedsim.tree import build, described, leaves, zeros_like
 from fedsim.types import Kept
 from fedsim.values import Far
 
 Put = Callable[[Tensor], Any]
 
 
-def flatten(state: Any) -> dict[str, Callable[[], Tensor]]:
-    """Tensors of a state by name, as functions, so that large memories are copied to the host one by one."""
-    named: dict[str, Callable[[], Tensor]] = {}
+class Parts(NamedTuple):
+    """A state by names: tensors, as functions, so that they come to the host one by one; and memories of clients."""
+
+    tensors: dict[str, Callable[[], Tensor]]
+    memories: dict[str, Mapping[int, Any]]
+
+
+def flatten(state: Any) -> Parts:
+    """Parts of a state by name."""
+    parts = Parts({}, {})
     for field, value in zip(state._fields, state, strict=True):
-        _name(named, field, value)
-    return named
+        _name(parts, field, value)
+    return parts
 
 
-def restore(template: Any, tensors: Mapping[str, Tensor], put: Put = lambda row: row) -> Any:
-    """Rebuild a state from the tensors of ``flatten``.
+def restore(template: Any, loaded: Loaded, put: Put = lambda row: row) -> Any:
+    """Rebuild a state from a checkpoint of the result of ``flatten``.
 
     Args:
         template: a state of the same algorithm, e.g. its initial state.
-        tensors: tensors by name, read one by one.
-        put: places a node's memory after it is read.
+        loaded: the checkpoint.
+        put: places a tensor of a node's memory after it is read.
     """
     x = template.x
     device = leaves(x.default if isinstance(x, Kept) else x)[0].device
-    return _Reader(tensors, put, device).state(template, "")
+    return _Reader(loaded, put, device).state(template, "")
 
 
 def check(name: str, state: Any, before: Any = None, server: bool | None = None) -> None:
@@ -108,59 +117,52 @@ def _is_state(value: Any) -> bool:
     return hasattr(value, "_fields") and any(isinstance(part, Kept | Mapping) or _is_state(part) for part in value)
 
 
-def _name(named: dict[str, Callable[[], Tensor]], prefix: str, value: Any) -> None:
+def _name(parts: Parts, prefix: str, value: Any) -> None:
     if isinstance(value, Kept):
-        ids = torch.tensor(sorted(value.rows), dtype=torch.int64)
-        named[f"{prefix}.ids"] = ids.clone
-        for node in ids.tolist():
-            _name(named, f"{prefix}.{node}", value.rows[node])
+        parts.memories[prefix] = value.rows
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            _name(named, f"{prefix}.{key}", part)
+            _name(parts, f"{prefix}.{key}", part)
             if isinstance(part, Kept):
-                named[f"{prefix}.{key}.n"] = torch.tensor(part.n).clone
+                parts.tensors[f"{prefix}.{key}.n"] = torch.tensor(part.n).clone
     elif _is_state(value):
         for field, part in zip(value._fields, value, strict=True):
-            _name(named, f"{prefix}.{field}", part)
+            _name(parts, f"{prefix}.{field}", part)
     else:
         for k, leaf in enumerate(leaves(value)):
-            named[f"{prefix}.{k}"] = leaf.saved if isinstance(leaf, Far) else leaf.cpu   # called on writing
+            parts.tensors[f"{prefix}.{k}"] = leaf.saved if isinstance(leaf, Far) else leaf.cpu   # called on writing
 
 
 class _Reader:
     """Reads values by the names that `flatten` gave them."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], put: Put, device: torch.device) -> None:
-        self.tensors, self.put, self.device = tensors, put, device
+    def __init__(self, loaded: Loaded, put: Put, device: torch.device) -> None:
+        self.tensors, self.memories, self.put, self.device = loaded.tensors, loaded.memories, put, device
 
     def state(self, like: Any, prefix: str) -> Any:
         return type(like)(*(self.value(part, prefix + field) for field, part in zip(like._fields, like, strict=True)))
 
     def value(self, like: Any, name: str) -> Any:
         if isinstance(like, Kept):
-            return self.kept(like.n, like.default, name)
+            return Kept(like.n, like.default, read(self.memories[name], like.default, self.device, self.put))
         if isinstance(like, Mapping):
             return self.mapping(name)
         return self.state(like, f"{name}.") if _is_state(like) else self.tree(like, name)
-
-    def kept(self, n: int, default: Any, name: str) -> Kept[Any]:
-        ids = self.tensors[f"{name}.ids"].tolist()
-        return Kept(n, default, {i: tree_map(self.put, self.tree(default, f"{name}.{i}")) for i in ids})
 
     def tree(self, like: Any, name: str) -> Any:
         return build(like, iter([self.tensors[f"{name}.{k}"].to(self.device) for k in range(len(leaves(like)))]))
 
     def mapping(self, name: str) -> dict[str, Any]:
         """Contents of the mapping ``name``, with trees as tuples of tensors."""
-        keys = dict.fromkeys(key[len(name) + 1 :].split(".")[0] for key in self.tensors if key.startswith(f"{name}."))
+        names = [*self.tensors, *self.memories]
+        keys = dict.fromkeys(key[len(name) + 1 :].split(".")[0] for key in names if key.startswith(f"{name}."))
         return {key: self._unknown(f"{name}.{key}") for key in keys}
 
     def _unknown(self, name: str) -> Any:
-        if f"{name}.ids" not in self.tensors:
+        if name not in self.memories:
             return self._tensors(name)
-        first = self._tensors(f"{name}.{int(self.tensors[f'{name}.ids'][0])}")
-        like = tree_map(self.put, first)                   # a saved leaf may be a reference of another shape
-        return self.kept(int(self.tensors[f"{name}.n"]), zeros_like(like), name)
+        rows = read(self.memories[name], None, self.device, self.put)
+        return Kept(int(self.tensors[f"{name}.n"]), zeros_like(next(iter(rows.values()), ())), rows)
 
     def _tensors(self, name: str) -> tuple[Tensor, ...]:
         count = sum(key.startswith(f"{name}.") for key in self.tensors)

@@ -21,6 +21,7 @@ from fedsim.feedback.compressed import Compressed
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 from fedsim.record.metrics import read_metrics
+from tests.checkpoints import content
 from topologies import Ring, Static
 
 SMALL = Experiment(
@@ -54,12 +55,11 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, experimen
     """Memories whose shape was known only after the first round come back, absent clients' among them."""
     directory = run(experiment.with_execution(memory=memory), output=tmp_path / "run", progress=False)
     seed = directory.seed_path(0)
-    files = [seed / "metrics.jsonl", seed / "checkpoints/round-000008/shard-00000.safetensors"]
-    whole = [file.read_bytes() for file in files]
+    whole, state = (seed / "metrics.jsonl").read_bytes(), content(seed / "checkpoints")
     shutil.rmtree(seed / "checkpoints/round-000008")
     directory.mark(0, "interrupted")
     resume(directory.path, progress=False)
-    assert [file.read_bytes() for file in files] == whole
+    assert (seed / "metrics.jsonl").read_bytes() == whole and content(seed / "checkpoints") == state
 
 
 def test_what_a_compressed_run_costs(tmp_path: Path) -> None:

@@ -240,12 +240,12 @@ def test_settings_are_checked(tmp_path: Path, round: int, keep: int) -> None:
         save(tmp_path, round, {}, {}, keep=keep)
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.record.checkpoint.FORMAT", 2)
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.record.checkpoint.FORMAT", 3)
     path = save(tmp_path, 1, {}, {})
-    assert json.loads((path / "manifest.json").read_text())["content"]["format"] == 2
+    assert json.loads((path / "manifest.json").read_text())["content"]["format"] == 3
     monkeypatch.undo()
-    with pytest.warns(CheckpointWarning), pytest.raises(CheckpointError, match=r"format 2; expected .* format 1"):
+    with pytest.warns(CheckpointWarning), pytest.raises(CheckpointError, match=r"format 3; expected .* format 2"):
         load_latest(tmp_path)
 
 
