@@ -1,8 +1,8 @@
-# Commands on a fresh machine: `make demo`, `make test` and `make test-fast`. Each makes .venv by itself.
+# Commands on a fresh machine: `make demo`, `make test`, `make test-fast` and `make docs`. Each makes .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check clean
+.PHONY: demo test test-fast check docs clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fedsim needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
@@ -25,5 +25,10 @@ check: .venv/.ready
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+# The documentation as a site, with a reference made of the docstrings, in site/; a warning fails.
+docs: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site

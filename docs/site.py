@@ -1,0 +1,75 @@
+"""MkDocs' hook: the site is made of the repository's files where they are, and of the docstrings.
+
+Pages of ``docs/`` are at the root of the site; the other files keep their paths. Links between them, which are right in
+the repository, are rewritten for that; files of code that a page links to are copied.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "experiments/README.md", "benchmarks/README.md")
+REFERENCE = {
+    "algorithms": [f"algorithms.{file.stem}" for file in sorted((ROOT / "algorithms").glob("[!_]*.py"))],
+    "vocabulary": [f"fedsim.{name}" for name in "algorithm clients gossip types values tree errors".split()],
+    "experiments": ["fedsim.api", "fedsim.experiment", "fedsim.controller.run", "fedsim.sweeps"],
+    "data": ["fedsim.data", "fedsim.partition", "fedsim.models", "fedsim.problems"],
+    "topologies": ["topologies"],
+    "compression": ["fedsim.compress", "fedsim.feedback"],
+    "robust": ["fedsim.robust"],
+    "clock": ["fedsim.clock"],
+    "reports": ["fedsim.report", "fedsim.record"],
+}
+"""Modules by page; a package stands for all that is below it."""
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+
+
+def place(path: str) -> str:
+    """Path on the site of a file of the repository."""
+    return path.removeprefix("docs/")
+
+
+def targets(path: str, text: str) -> dict[str, str]:
+    """The links of a file of the repository to others, and the paths of those."""
+    folder = posixpath.dirname(path)
+    return {link: posixpath.normpath(posixpath.join(folder, link)) for link in LINK.findall(text)}
+
+
+def rewritten(path: str, text: str) -> str:
+    """A page whose links are those of the site."""
+    here, found = posixpath.dirname(place(path)), targets(path, text)
+    return LINK.sub(lambda match: posixpath.relpath(place(found[match[1]]), here or "."), text)
+
+
+def reference(page: str) -> str:
+    """A page of the reference: a heading, and the docstrings of its modules."""
+    modules = "\n\n".join(f"::: {module}" for module in REFERENCE[page])
+    return f"# {page.capitalize()}\n\n{modules}\n"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add pages and linked files that are outside ``docs/``, and the reference."""
+    from mkdocs.structure.files import File
+
+    added = set(PAGES)
+    for page in [*PAGES, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]:
+        added |= {path for path in targets(page, (ROOT / page).read_text()).values() if not path.startswith("docs/")}
+    for path in sorted(added):
+        if (ROOT / path).is_dir():
+            raise FileNotFoundError(f"a page links to the folder {path}, which the site has no page for; link a file")
+        files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
+    for page in REFERENCE:
+        files.append(File.generated(config, f"reference/{page}.md", content=reference(page)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Rewrite the links of a page."""
+    uri = page.file.src_uri
+    if uri.startswith("reference/"):
+        return markdown
+    return rewritten(uri if uri in PAGES else f"docs/{uri}", markdown)
