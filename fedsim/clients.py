@@ -200,6 +200,7 @@ class Clients:
         check_arguments(f"clients.{verb}({title(fn)}, ...) in round {self.round}", fn, down, mine)
         ids, meter = self.ids, self._meter
         size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes
+        meter.ledger.touch(ids)
         meter.ledger.down[ids] += size
         evaluated = meter.ledger.gradient_evaluations[ids]
         call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each", tasks=self.tasks)
@@ -348,6 +349,7 @@ class Clients:
         if sent not in meter.delivered:                    # a message is uploaded once, however often it is read
             meter.delivered.add(sent)
             size = sent.messages.sizes()
+            meter.ledger.touch(sent.ids)
             np.add.at(meter.ledger.up, sent.ids, size)     # a client can stand in it twice
             np.add.at(meter.ledger.paper_bits, sent.ids, sent.messages.paper_bits())
             if meter.trace is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.errors import ConfigError
 from fedsim.tree import Samples, described, fetched, form, mapped
 from fedsim.values import Packed as Packed
-from fedsim.values import Site, Vector
+from fedsim.values import Site, Vector, Versions
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -74,7 +74,7 @@ class Kept(Generic[T]):
     def __init__(self, n: int, default: T, rows: Mapping[int, T] | None = None) -> None:
         self.n = n
         self.default = default
-        self.rows: Mapping[int, T] = rows or {}
+        self.rows: Mapping[int, T] = rows if rows is not None else {}
 
     def __getitem__(self, node: int) -> T:
         row: T = fetched(self.rows.get(node, self.default))
@@ -91,7 +91,13 @@ class Kept(Generic[T]):
                 f"a memory of {described(self.default)} at each client is replaced by {described(new.default)};"
                 " expected the same shapes and types: let clients.keep begin with zeros of those"
             )
-        return Kept(self.n, self.default, {**self.rows, **new.rows})
+        rows = self.rows if isinstance(self.rows, Versions) else Versions(dict(self.rows))
+        return Kept(self.n, self.default, rows.replaced(new.rows))
+
+    def lacks(self, old: Kept[Any]) -> set[int]:
+        """Nodes with a value of their own in ``old`` that have none here."""
+        rows = self.rows
+        return rows.lacks(old.rows) if isinstance(rows, Versions) else old.rows.keys() - rows.keys()
 
     def __repr__(self) -> str:
         return f"Kept(n={self.n}, written={len(self.rows)})"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 Vector: TypeAlias = Tensor
 """A model, gradient or correction as one flat tensor ``[d]``."""
@@ -94,3 +97,74 @@ class Far(ABC):
     def saved(self) -> Tensor:
         """Tensor for a checkpoint: the value, or its identifier in the federation's ``Memory``."""
         return self.fetch()
+
+
+MISSING: Any = object()
+"""In place of a value that a node did not have."""
+
+
+class Versions(Mapping[int, T]):
+    """Values by node of which new versions are made in time that depends on what changes, and none is copied.
+
+    The newest version has all values; an older one knows what was there before the next (Baker, "Shallow binding makes
+    functional arrays fast", SIGPLAN Notices 1991). So reading an old version takes longer the older it is.
+    """
+
+    __slots__ = ("_before", "_newer", "_values")
+
+    def __init__(self, values: dict[int, T]) -> None:
+        self._values: dict[int, T] | None = values
+        self._before: dict[int, Any] = {}
+        self._newer: Versions[T] | None = None
+
+    def replaced(self, new: Mapping[int, T]) -> Versions[T]:
+        """A version with some values replaced or added."""
+        if self._values is None:                           # an older one branches off
+            return Versions({**self, **new})
+        values, self._values = self._values, None
+        self._before = {node: values.get(node, MISSING) for node in new}
+        values.update(new)
+        self._newer = Versions(values)
+        return self._newer
+
+    def lacks(self, old: Mapping[int, Any]) -> set[int]:
+        """Nodes of ``old`` that are not here; at once if this version was made from it."""
+        version = old
+        while isinstance(version, Versions) and version is not self:
+            version = version._newer or {}
+        return set() if version is self else old.keys() - self.keys()
+
+    def _find(self, node: int) -> Any:
+        version = self
+        while version._newer is not None:
+            if node in version._before:
+                return version._before[node]
+            version = version._newer
+        return (version._values or {}).get(node, MISSING)
+
+    def __getitem__(self, node: int) -> T:
+        if (found := self._find(node)) is MISSING:
+            raise KeyError(node)
+        value: T = found
+        return value
+
+    def get(self, node: int, default: Any = None) -> Any:
+        """The value at a node, or ``default``."""
+        return default if (found := self._find(node)) is MISSING else found
+
+    def __contains__(self, node: object) -> bool:
+        return self._find(node) is not MISSING  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        if self._values is not None:
+            return iter(self._values)
+        return (node for node in self._newest()._values or () if node in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self) if self._values is None else len(self._values)
+
+    def _newest(self) -> Versions[T]:
+        version = self
+        while version._newer is not None:
+            version = version._newer
+        return version

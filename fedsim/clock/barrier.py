@@ -94,6 +94,7 @@ def _charge(
     """Take back what the ``late [c]`` have not done when they ``stop``, and charge what they have sent."""
     ids, down, evaluations = work.ids[late], work.down[late], work.evaluations[late]
     start, received, begin, end = (times[late] for times in tasks)
+    ledger.touch(ids)
     ledger.down[ids] -= down - _part(down, start, received, stop)
     ledger.gradient_evaluations[ids] -= evaluations - _part(evaluations, begin, end, stop)
     ledger.up[ids] += _part(size[late], end, arrival[late], stop)

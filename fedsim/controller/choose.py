@@ -134,7 +134,7 @@ def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
         getattr(model.loss, "__qualname__", type(model.loss).__name__),
         model.shapes,
         str(model.dtype),
-        written(shards.x),
+        written(shards.span(0, 1).x),
         np.percentile(shards.sizes, [0, 50, 100]).tolist(),
         work.batch_size,
         min(TRIAL_STEPS, int(work.counts(shards.sizes).max())),

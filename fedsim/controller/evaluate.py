@@ -33,6 +33,8 @@ MOST_OUTPUTS = 2**28
 """Numbers that are kept for metrics of all outputs: 1 GiB in float32."""
 CHUNK = 2048
 """Samples whose outputs are held in memory at a time."""
+SPAN = 32 * CHUNK
+"""Samples of clients that are gathered at a time."""
 
 
 class Row(NamedTuple):
@@ -157,8 +159,12 @@ def gossip(
 
 def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
     """Score the model ``x`` on every client's own samples."""
-    own = prepared.own
-    scores = score(prepared, x, own.x, own.y)
+    own, end = prepared.own, int(prepared.own.offsets[-1])
+    if own.in_memory:
+        scores = score(prepared, x, own.x, own.y)
+    else:
+        spans = (own.span(start, min(start + SPAN, end)) for start in range(0, end, SPAN))
+        scores = _together([score(prepared, x, span.x, span.y) for span in spans])
 
     def of_each(values: np.ndarray) -> np.ndarray:
         each: np.ndarray = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
@@ -168,6 +174,16 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
     parts = enumerate(pairwise(own.offsets.tolist())) if prepared.metrics else ()
     values = [values_of(prepared.metrics, _part(scores, a, b), own.rows(node).y) for node, (a, b) in parts]
     return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes, _columns(values))
+
+
+def _together(parts: Sequence[Scores]) -> Scores:
+    """Scores of consecutive samples as those of all."""
+    loss, accuracy, outputs = zip(*((part.loss, part.accuracy, part.outputs) for part in parts), strict=True)
+    return Scores(
+        np.concatenate(loss),
+        None if accuracy[0] is None else np.concatenate(accuracy),
+        None if outputs[0] is None else np.concatenate(outputs),
+    )
 
 
 def _columns(values: Sequence[Mapping[Metric, float]]) -> dict[Metric, np.ndarray]:

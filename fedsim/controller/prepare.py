@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fedsim.clock.devices import Devices
 from fedsim.controller import byzantine
 from fedsim.controller.batch_norm import check_minibatches, check_statistics
 from fedsim.controller.initial import start_from
+from fedsim.controller.placement import place
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
 from fedsim.engine.augmentation import try_augmentation
@@ -38,10 +38,11 @@ from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.models import losses
 from fedsim.partition import NaturalIdPartitioner, Partition
 from fedsim.problems import PROBLEMS, Problem
-from fedsim.tree import Samples, count, flat, joined, mapped, shapes, written
+from fedsim.tree import count, flat, mapped, shapes
 
 UNDIVIDED = ("mushrooms", "w8a", "phishing", "german_scale", "australian")
 """LIBSVM sets published without a test split."""
+
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             f"partition {experiment.division} does not keep the clients of the problem {dataset.name!r}, on which its"
             " optimum and its constants depend; leave partition out, or use NaturalIdPartitioner"
         )
-    unequal = experiment.weights == "samples" and len(set(partition.sizes)) > 1
+    unequal = experiment.weights == "samples" and len(np.unique(partition.sizes)) > 1
     changed = unequal or experiment.local.weight_decay or experiment.local.augment is not None
     if problem is not None and problem.f_min is not None and changed:
         raise ConfigError(
@@ -116,19 +117,9 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
             check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
-    rows = torch.from_numpy(partition.indices.copy())      # torch needs a writable array
-    inputs, targets = mapped(lambda t: t[rows], (train.x, train.y))
-    inputs = _distorted(experiment, inputs, partition, seed)
-
-    def place(part: _Part) -> Shards:
-        samples = Split(*mapped(lambda t: t[part.index], (inputs, targets))).to(device, dtype)
-        return Shards(samples.x, samples.y, part.offsets)
-
-    keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
-    shards = place(keep)
+    shards, own = place(experiment, train, partition, seed, device, dtype)
     attackers, remarks = byzantine.attackers(experiment, seed, shards.sizes)
     byzantine.poison(experiment.attack, attackers, shards, dataset.classes, seed)
-    own = place(withheld) if experiment.evaluation.holdout else shards
     weights = shards.sizes if experiment.weights == "samples" else None
     federation = Federation(
         build_model(experiment, dataset, problem, seed, device, dtype),
@@ -145,7 +136,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     if federation.model.statistics:
         check_minibatches(federation)
     kind = "holdout" if experiment.evaluation.holdout else "train"
-    test, unheld = dataset.test.to(device, dtype), _unheld(dataset, targets)
+    test, unheld = dataset.test.to(device, dtype), _unheld(dataset, partition)
     measures = _measures(experiment, dataset)
     devices = None if experiment.clock is None else experiment.clock.devices(partition.n, seed)
     triggered = byzantine.triggered(experiment.attack, test)
@@ -161,10 +152,11 @@ def _measures(experiment: Experiment, dataset: Dataset) -> tuple[Metric, ...]:
     return experiment.measures
 
 
-def _unheld(dataset: Dataset, held: Samples) -> list[str]:
-    if not dataset.classes or held.dim() != 1:             # classes are one tensor
+def _unheld(dataset: Dataset, partition: Partition) -> list[str]:
+    if not dataset.classes or dataset.labels.ndim != 1:    # classes are one tensor
         return []
-    gone = np.setdiff1d(dataset.train.y, held)
+    known, held = np.bincount(dataset.labels), np.bincount(dataset.labels[partition.indices])
+    gone = np.setdiff1d(np.flatnonzero(known), np.flatnonzero(held))
     return [dataset.label_names[k] if dataset.label_names else str(k) for k in gone]
 
 
@@ -227,49 +219,6 @@ def data_hash(dataset: Dataset) -> str:
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Part:
-    index: Tensor
-    offsets: np.ndarray
-
-
-def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
-    """Training rows and held-out rows of the data sorted by client; every client keeps at least one for training."""
-    sizes = partition.sizes
-    held = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
-    orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))
-    withheld = [
-        np.sort(order[0, :h]) + start for order, h, start in zip(orders, held, partition.offsets[:-1], strict=True)
-    ]
-    mask = np.ones(len(partition.indices), bool)
-    mask[np.concatenate(withheld)] = False
-    parts = []
-    for rows, counts in ((np.flatnonzero(mask), sizes - held), (np.concatenate(withheld), held)):
-        parts.append(_Part(torch.from_numpy(rows), np.r_[0, np.cumsum(counts)]))
-    if share and not held.all():
-        raise ConfigError(
-            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {partition.n} clients without"
-            f" held-out samples (the smallest has {sizes.min()}); give every client more samples, or use holdout 0"
-        )
-    return parts[0], parts[1]
-
-
-def _distorted(experiment: Experiment, inputs: Samples, partition: Partition, seed: int) -> Samples:
-    """Training inputs sorted by client, with each client's skew applied."""
-    if experiment.skew is None:
-        return inputs
-    parts, skewed = (mapped(itemgetter(slice(*rows)), inputs) for rows in pairwise(partition.offsets.tolist())), []
-    for i, part in enumerate(parts):
-        with explained(f"{type(experiment.skew).__name__}.apply"):
-            skewed.append(experiment.skew.apply(part, i, partition.n, seed))
-        if shapes(skewed[i]) != shapes(part) or count(skewed[i]) != count(part):
-            raise PartitionError(
-                f"{type(experiment.skew).__name__}.apply returned {count(skewed[i])} inputs of shape"
-                f" {written(skewed[i])}; expected as it was given, {count(part)} of shape {written(part)}"
-            )
-    return joined(skewed, partition.sizes.tolist())
 
 
 def build_model(

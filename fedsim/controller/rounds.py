@@ -147,25 +147,28 @@ class SeedRun:
             return {"seconds": self.clock.now}
         return {"seconds": self.clock.now, "late": self.barrier.clock.late, "skipped": self.barrier.clock.skipped}
 
-    def _costs(self) -> dict[str, torch.Tensor]:
-        """Ledger and clock as they are now, for a checkpoint."""
-        costs = {f"ledger.{name}": tensor for name, tensor in self.meter.ledger.snapshot().items()}
+    def _told(self) -> dict[str, torch.Tensor]:
+        """Clock and sampling as they are now, for a checkpoint."""
         times = {} if self.clock is None else self.clock.snapshot()
-        costs |= {f"clock.{name}": tensor for name, tensor in times.items()}
-        return costs | {f"sampling.{name}": tensor for name, tensor in self.selection.snapshot().items()}
+        told = {f"clock.{name}": tensor for name, tensor in times.items()}
+        return told | {f"sampling.{name}": tensor for name, tensor in self.selection.snapshot().items()}
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
-        name, offset, costs = type(experiment.algorithm).__name__, record.offset(), self._costs()
+        name, offset, told = type(experiment.algorithm).__name__, record.offset(), self._told()
+        ledger = self.meter.ledger
+        ledger.settle()
         absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
         history = History()
 
         def save() -> None:  # the last completed round, whatever came after it
             meta = {"offset": offset, "backend": backend}
+            ledger.undo()
+            costs = {f"ledger.{name}": tensor for name, tensor in ledger.state().items()}
             with self._clock_stopped():
                 tensors, memories = flatten(state)
                 checkpoint.save(
-                    record.checkpoints, done, {**tensors, **costs}, meta, memories=memories, history=history
+                    record.checkpoints, done, {**tensors, **costs, **told}, meta, memories=memories, history=history
                 )
                 self.host.saved(state)
 
@@ -195,7 +198,8 @@ class SeedRun:
                     self._evaluate(record, round, new, state if "update_norm" in followed else None)
                 else:
                     self.bar.update(round)
-                state, done, costs, offset = new, round, self._costs(), record.offset()
+                state, done, told, offset = new, round, self._told(), record.offset()
+                ledger.settle()
                 if last or round % experiment.execution.checkpoint_every == 0:
                     save()
         except StateLostError:                             # the state that a checkpoint would save is lost too
@@ -307,9 +311,9 @@ class SeedRun:
         return replace(fed, backend=Blocks(size) if size else Loop()), chosen
 
     def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
-        ledger = self.meter.ledger
+        costs = [name for name in loaded.tensors if name.startswith("ledger.")]
         try:
-            ledger.restore({name: loaded.tensors[f"ledger.{name}"] for name in ledger.state()})
+            self.meter.ledger.restore({name.removeprefix("ledger."): loaded.tensors[name] for name in costs})
             times = [name for name in loaded.tensors if name.startswith("clock.")]
             if self.clock is not None:
                 self.clock.restore({name.removeprefix("clock."): loaded.tensors[name] for name in times}, template)
@@ -317,7 +321,7 @@ class SeedRun:
             self.selection.restore({name.removeprefix("sampling."): loaded.tensors[name] for name in told})
             state = restore(template, loaded, self.federation.memory.put)
             tensors, memories = flatten(state)
-            if unread := (loaded.tensors.keys() - tensors.keys() - self._costs().keys()) | (
+            if unread := (loaded.tensors.keys() - tensors.keys() - {*costs} - self._told().keys()) | (
                 loaded.memories.keys() - memories.keys()
             ):
                 raise CheckpointError(

@@ -81,6 +81,7 @@ class Selection:
         samples = np.array([len(own) for own in rows])
         work = Computed(ids, np.full(len(ids), nbytes(x)), -(-samples // FORWARD))
         ledger = self.meter.ledger
+        ledger.touch(ids)
         ledger.down[ids] += work.down
         ledger.gradient_evaluations[ids] += work.evaluations
         self._charge_number(ids)
@@ -89,6 +90,7 @@ class Selection:
         return np.array([losses.mean() for losses in self._losses(x, rows)])
 
     def _charge_number(self, ids: np.ndarray) -> None:
+        self.meter.ledger.touch(ids)
         self.meter.ledger.up[ids] += nbytes(NUMBER)
         self.meter.ledger.paper_bits[ids] += paper_bits(NUMBER)
 

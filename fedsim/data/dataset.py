@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from fedsim.checks import whole
 from fedsim.errors import DataError
-from fedsim.tree import Samples, count, flat, mapped, shapes, structure, written
+from fedsim.tree import Samples, count, flat, mapped, pieces, shapes, structure, written
+
+PIECE = 2**22
+"""Numbers that are checked at a time, in a copy of twice their size."""
 
 
 class Split(NamedTuple):
@@ -108,10 +112,14 @@ def _check(where: str, split: Split, classes: int) -> None:
         if 0 in t.shape[1:]:
             empty = list(t.shape[1:])
             raise DataError(f"{where}: inputs of shape {empty} hold no number; expected at least one feature")
-        if t.is_floating_point() and not t.sum(dtype=torch.float64).isfinite():   # only if all numbers are
+        if not all(_finite(part) for part in pieces(t, max(1, PIECE // math.prod(t.shape[1:])))):
             raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
     if classes:
         _check_classes(where, split.y, classes)
+
+
+def _finite(t: Tensor) -> bool:
+    return not t.is_floating_point() or bool(t.sum(dtype=torch.float64).isfinite())   # only if all numbers are
 
 
 def _check_tensor(where: str, name: str, leaf: Any, within: bool) -> None:

@@ -33,13 +33,13 @@ class BlocksOrLoop:
         self, federation: Federation, meter: Meter, call: ClientCall
     ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
-        name, charged = title(call.fn), meter.ledger.gradient_evaluations
+        name, charged, ids = title(call.fn), meter.ledger.gradient_evaluations, call.ids
         if name not in self.fallen:
-            before = charged.copy()
+            before = charged[ids]
             try:
                 return Blocks(self.size).run(federation, meter, call)
             except BlockError as error:
-                charged[:] = before
+                charged[ids] = before
                 self.fallen[name] = error.reason
                 self.fell(f"{error.reason}; it runs for one client at a time from here on")
         return Loop().run(federation, meter, call)

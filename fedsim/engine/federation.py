@@ -123,14 +123,14 @@ class Meter:
         self.gone: np.ndarray | None = None
         self._bound: tuple[csr_array, float | None] | None = None
 
-    def snapshot(self) -> tuple[dict[str, Tensor], int]:
-        """The costs so far, for `restore`."""
-        return self.ledger.snapshot(), len(self.trace or ())
+    def snapshot(self) -> tuple[int, int]:
+        """This moment of a round, for `restore`."""
+        return self.ledger.mark(), len(self.trace or ())
 
-    def restore(self, before: tuple[dict[str, Tensor], int]) -> None:
+    def restore(self, before: tuple[int, int]) -> None:
         """Forget all costs since ``before``."""
-        costs, length = before
-        self.ledger.restore(costs)
+        mark, length = before
+        self.ledger.undo(mark)
         self.gone = None                                   # what is repeated begins with a round
         if self.trace is not None:
             del self.trace[length:]

@@ -118,10 +118,12 @@ class LocalWork:
 
 
 class Shards:
-    """Training samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]:offsets[i + 1]``."""
+    """Samples on the device, sorted by client: client ``i`` owns rows ``offsets[i]:offsets[i + 1]``."""
+
+    in_memory = True                                       # sorted as a whole; else samples are gathered when read
 
     def __init__(self, x: Samples, y: Samples, offsets: np.ndarray) -> None:
-        self.x, self.y, self.offsets = x, y, offsets
+        self._samples, self.offsets = (x, y), offsets
         self.sizes = np.diff(offsets)
         empty = np.flatnonzero(self.sizes == 0)
         if len(empty):
@@ -135,11 +137,23 @@ class Shards:
         """Number of clients."""
         return len(self.sizes)
 
+    @property
+    def x(self) -> Samples:
+        """All inputs, sorted by client."""
+        return self._samples[0]
+
+    @property
+    def y(self) -> Samples:
+        """All targets, sorted by client."""
+        return self._samples[1]
+
     def rows(self, node: int) -> Batch:
         """All samples of one client."""
-        start, stop = int(self.offsets[node]), int(self.offsets[node + 1])
-        own = itemgetter(slice(start, stop))
-        return Batch(mapped(own, self.x), mapped(own, self.y))
+        return self.span(int(self.offsets[node]), int(self.offsets[node + 1]))
+
+    def span(self, start: int, stop: int) -> Batch:
+        """Samples from row ``start`` to ``stop`` of the sorted data."""
+        return Batch(*mapped(itemgetter(slice(start, stop)), self._samples))
 
     def take(self, index: Tensor, weight: Tensor | None = None, key: Tensor | None = None) -> Batch:
         """Samples at rows ``index [...]`` of the sorted data; its axes lead, of ``weight`` and ``key`` too."""

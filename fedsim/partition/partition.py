@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -71,10 +72,13 @@ class Partition:
         """``[n]`` int64, number of samples of each client."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 (hex) of indices and offsets as little-endian int64, the same on every platform."""
-        return hashlib.sha256(self.indices.astype("<i8").tobytes() + self.offsets.astype("<i8").tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for array in (self.indices, self.offsets):
+            digest.update(array.astype("<i8", copy=False).data)
+        return digest.hexdigest()
 
     def shard(self, i: int) -> np.ndarray:
         """Samples of client i, ``[sizes[i]]`` int64, read-only."""

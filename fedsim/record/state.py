@@ -81,7 +81,7 @@ def _check(place: str, value: Any, old: Any) -> None:
             f"{place} holds {new}, and held {made} before; expected the same shapes and types in every round: let init"
             " return zeros of those"
         )
-    if isinstance(value, Kept) and value.rows and (lost := old.rows.keys() - value.rows.keys()):
+    if isinstance(value, Kept) and value.rows and (lost := value.lacks(old)):
         raise ConfigError(
             f"{place} has lost the memories of {len(lost)} clients, such as {min(lost)}; clients outside the cohort"
             " keep theirs with s.m | new"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -360,7 +359,7 @@ def play(algorithm: str, **settings: Any) -> Play:
     fed = federation(**settings)
     meter = Meter(fed)
     states = list(rounds(ALGORITHMS[algorithm], fed, meter=meter))
-    return Play(states, copy.deepcopy(vars(meter.ledger)))
+    return Play(states, {name: costs.numpy() for name, costs in meter.ledger.snapshot().items()})
 
 
 def tensors(state: Any) -> list[Tensor]:

@@ -114,7 +114,7 @@ def test_a_kept_state_goes_on_at_its_client_and_never_travels(optimizer: Any, ba
     for a, b in zip(want, kept, strict=True):
         torch.testing.assert_close(b.x, a, rtol=0, atol=1e-12)
     assert (kept[-1].x - anew[-1].x).abs().max() > 1e-3
-    for name, costs in vars(meter.ledger).items():
+    for name, costs in meter.ledger.state().items():
         np.testing.assert_array_equal(costs, getattr(meter_of_reset.ledger, name))
     if isinstance(optimizer, AdamW):
         steps = 2 * -(-SIZES // 8)

@@ -186,12 +186,14 @@ def test_errors_say_what_is_wrong(data: bytes, message: str) -> None:
 
 def test_ledger_adds_up_and_comes_back() -> None:
     ledger = Ledger(3)
+    ledger.touch(np.arange(3))
     ledger.down += [1, 2, 3]
     ledger.up += [10, 0, 0]
     ledger.gradient_evaluations += [0, 100, 100]
     assert ledger.totals() == {"bytes_down": 6, "bytes_up": 10, "paper_bits": 0, "gradient_evaluations": 200}
     saved, copy = {name: t.clone() for name, t in ledger.state().items()}, Ledger(3)
     copy.restore(saved)
+    copy.touch(np.arange(3))
     copy.up += 1
     assert ledger.totals()["bytes_up"] == 10 and copy.totals()["bytes_up"] == 13
     assert all(t.dtype == torch.int64 for t in saved.values())

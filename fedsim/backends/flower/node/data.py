@@ -36,7 +36,7 @@ class OneShard(Shards):
     """Shards of ``n`` clients with the samples of one."""
 
     def __init__(self, x: Samples, y: Samples, client: int, n: int) -> None:
-        self.x, self.y = x, y
+        self._samples = x, y
         self.sizes = np.zeros(n, np.int64)
         self.sizes[client] = count(y)
         self.offsets = np.r_[0, np.cumsum(self.sizes)]

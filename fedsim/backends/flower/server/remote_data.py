@@ -25,7 +25,7 @@ class Elsewhere(Shards):
     """Shards stored at the clients; only their sizes are known."""
 
     def __init__(self, sizes: np.ndarray) -> None:
-        self.x = self.y = torch.empty(0)
+        self._samples = torch.empty(0), torch.empty(0)
         self.sizes = sizes
         self.offsets = np.r_[0, np.cumsum(sizes)]
 

@@ -1,0 +1,119 @@
+"""Samples of the clients: sorted by client, distorted by a skew, and those held out, with one copy of them if large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from operator import itemgetter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import seeds
+from fedsim.data import Split
+from fedsim.engine.local_work import Shards
+from fedsim.engine.scattered import Scattered
+from fedsim.errors import ConfigError, PartitionError, explained
+from fedsim.experiment.experiment import Experiment
+from fedsim.partition import Partition, Skew
+from fedsim.robust.attack import Attack
+from fedsim.tree import Samples, count, flat, joined, mapped, shapes, written
+
+COPIED = 2**27
+"""Bytes of training samples up to which they are copied, sorted by client, which lets a client's be read as a view."""
+
+
+class _Part(NamedTuple):
+    """Rows ``[M]`` of the data sorted by client, None for all of them, and the first one of each client."""
+
+    rows: np.ndarray | None
+    offsets: np.ndarray
+
+
+def place(
+    experiment: Experiment, train: Split, partition: Partition, seed: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Shards, Shards]:
+    """Samples that the clients train on, and those on which they are evaluated: the same, or held-out ones.
+
+    They share the memory of the data set where they can.
+
+    Raises:
+        ConfigError: a client would have no held-out samples.
+        PartitionError: a client has no samples, or a skew changes the shape of its inputs.
+    """
+    make = _placing(experiment, train, partition, seed, device, dtype)
+    if not experiment.evaluation.holdout:
+        shards = make(_Part(None, partition.offsets))
+        return shards, shards
+    keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
+    return make(keep), make(withheld)
+
+
+def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
+    """Training rows and held-out rows of the data sorted by client; every client keeps at least one for training."""
+    sizes = partition.sizes
+    held = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
+    orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))
+    withheld = [
+        np.sort(order[0, :h]) + start for order, h, start in zip(orders, held, partition.offsets[:-1], strict=True)
+    ]
+    mask = np.ones(len(partition.indices), bool)
+    mask[np.concatenate(withheld)] = False
+    parts = []
+    for rows, counts in ((np.flatnonzero(mask), sizes - held), (np.concatenate(withheld), held)):
+        parts.append(_Part(rows, np.r_[0, np.cumsum(counts)]))
+    if not held.all():
+        raise ConfigError(
+            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {partition.n} clients without"
+            f" held-out samples (the smallest has {sizes.min()}); give every client more samples, or use holdout 0"
+        )
+    return parts[0], parts[1]
+
+
+def _placing(
+    experiment: Experiment, train: Split, partition: Partition, seed: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[_Part], Shards]:
+    """Maker of shards from parts of the training samples. They share the memory of the data set where they can."""
+    order, inputs, targets = partition.indices, train.x, train.y
+    changes = experiment.attack is not None and type(experiment.attack).poison is not Attack.poison   # in place
+    if experiment.skew is not None:
+        order = np.arange(len(order))
+        inputs, targets = mapped(_gather(partition.indices), (inputs, targets))
+        inputs = _distorted(experiment.skew, inputs, partition, seed)
+    size = sum(t.nbytes for t in flat((inputs, targets)))
+
+    def place(part: _Part) -> Shards:
+        rows = order if part.rows is None else order[part.rows]
+        shared = not changes and _consecutive(rows)
+        if size > COPIED and device.type == "cpu" and not changes and not shared:
+            return Scattered(inputs, targets, rows, part.offsets, dtype)
+        take = itemgetter(slice(rows[0], rows[-1] + 1)) if shared else _gather(rows)
+        x, y, _ = Split(*mapped(take, (inputs, targets))).to(device, dtype)
+        return Shards(x, y, part.offsets)
+
+    return place
+
+
+def _consecutive(rows: np.ndarray) -> bool:
+    return len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+
+
+def _gather(rows: np.ndarray) -> Callable[[Tensor], Tensor]:
+    index = torch.from_numpy(rows.copy())                  # torch needs a writable array
+    return lambda t: t[index]
+
+
+def _distorted(skew: Skew, inputs: Samples, partition: Partition, seed: int) -> Samples:
+    """Training inputs sorted by client, with each client's skew applied."""
+    parts, skewed = (mapped(itemgetter(slice(*rows)), inputs) for rows in pairwise(partition.offsets.tolist())), []
+    for i, part in enumerate(parts):
+        with explained(f"{type(skew).__name__}.apply"):
+            skewed.append(skew.apply(part, i, partition.n, seed))
+        if shapes(skewed[i]) != shapes(part) or count(skewed[i]) != count(part):
+            raise PartitionError(
+                f"{type(skew).__name__}.apply returned {count(skewed[i])} inputs of shape"
+                f" {written(skewed[i])}; expected as it was given, {count(part)} of shape {written(part)}"
+            )
+    return joined(skewed, partition.sizes.tolist())
