@@ -24,6 +24,7 @@ COMMANDS = {
     "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment in real processes, with Flower"),
     "certificates": ("fedsim.cli.deploy", "certificates", "create certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "list algorithms, data sets, models and other components"),
+    "schema": ("fedsim.cli.listing", "print_schema", "print the JSON Schema of an experiment's file, for editors"),
     "partition": ("fedsim.cli.partition", "partition", "partition a data set among clients, and show the result"),
     "topology": ("fedsim.cli.topology", "topology", "show a network topology: its mixing rate and communication cost"),
     "compare": ("fedsim.cli.compare", "compare", "compare runs: final values, differences, cost of reaching a target"),

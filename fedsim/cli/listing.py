@@ -1,4 +1,4 @@
-"""``fedsim list``."""
+"""``fedsim list`` and ``fedsim schema``: what settings there are."""
 
 from __future__ import annotations
 
@@ -58,6 +58,16 @@ def list_names(argv: Sequence[str]) -> int:
         print(f"{section}:")
         for name, description in names.items():
             print(_entry(name, description, longest, width()))
+    return 0
+
+
+def print_schema(argv: Sequence[str]) -> int:
+    """Print the JSON Schema of an experiment's file."""
+    about = "Print the JSON Schema of the files that fedsim run reads, by which editors complete and check them."
+    Arguments("fedsim schema", description=about).parse_args(argv)
+    from fedsim.experiment.config.schema import schema  # deferred: it imports PyTorch
+
+    print(json.dumps(schema(), indent=1, ensure_ascii=False))
     return 0
 
 

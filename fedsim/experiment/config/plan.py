@@ -110,7 +110,7 @@ def _check(plan: Plan, key: str, value: Any) -> None:
         short = [] if plan.place else short_forms(plan.known)
         kind = plan.place.rpartition(".")[2]
         named = names(kind) if plan.name else []
-        others = [name for name in named if key in _known(kind, _target(kind, name, kind)[1:])]
+        others = [name for name in named if key in known_of(kind, target_of(kind, name, kind)[1:])]
         of = f" of {plan.name} (but one of {', '.join(others)}: --{plan.place} {others[0]})" if others else ""
         raise ConfigError(f"unknown setting {plan.at(key)}{of}: {suggest(key, [*plan.known, *short])}")
     if isinstance(value, Mapping) and "python" in value:
@@ -165,10 +165,10 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
     name, fields = value["name"], {k: v for k, v in value.items() if k != "name"}
     if name in literals(hint) and not fields:
         return name
-    make, *sources = _target(key, name, place, literals(hint))
+    make, *sources = target_of(key, name, place, literals(hint))
     if not sources and not fields:
         return make
-    return _filled(Plan(place, name, about, make, tuple(sources), _known(key, sources)), fields)
+    return _filled(Plan(place, name, about, make, tuple(sources), known_of(key, sources)), fields)
 
 
 def _numbers(value: Any) -> float | tuple[float, ...] | None:
@@ -191,7 +191,7 @@ def _may_name(kind: str, value: str) -> bool:
     return value in names(kind) or alias(kind, value) is not None or ("." in value and bool(names(kind)))
 
 
-def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Callable[..., Any], ...]:
+def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Callable[..., Any], ...]:
     """Builder of a component, then the sources of its parameters; a function without sources IS the component."""
     if kind == "data":
         if name not in LOADERS:
@@ -204,7 +204,7 @@ def _target(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple
     return (target, target) if isinstance(target, type) and not itself else (target,)
 
 
-def _known(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
+def known_of(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
     """Parameters that a config may set."""
     hidden = {"data": {"name", "options", "store"}, "model": {"input_shape", "classes"}}.get(kind, set())
     known = {key: value for source in sources for key, value in parameters(source).items() if key not in hidden}
@@ -248,8 +248,8 @@ def override(below: Mapping[str, Any], above: Mapping[str, Any], notes: list[str
 
 def _common(kind: str, place: str, fields: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
     """Fields that the component ``name`` shares with another one, by name and type."""
-    new = _known(kind, _target(kind, name, place)[1:])
-    old = _known(kind, _target(kind, fields["name"], place)[1:]) if "name" in fields else new   # the default's
+    new = known_of(kind, target_of(kind, name, place)[1:])
+    old = known_of(kind, target_of(kind, fields["name"], place)[1:]) if "name" in fields else new   # the default's
     kept = {k: v for k, v in fields.items() if k in old and k in new and old[k].annotation == new[k].annotation}
     dropped = [f"{key}={value}" for key, value in fields.items() if key != "name" and key not in kept]
     if dropped:
