@@ -18,6 +18,7 @@ _NAMES = {
         "BernoulliCompressor", "Blockwise", "Composed", "Identity", "LowPrecision", "LowRank", "Natural",
         "NaturalDithering", "PowerSGD", "QSGD", "RandK", "Scaled", "Sign", "Threshold", "TopK",
     ],
+    "fedsim.controller.watching": ["RoundView"],
     "fedsim.data": ["Dataset", "Split"],
     "fedsim.engine.augmentation": ["Chain", "CropAndFlip", "Cutout", "Jitter"],
     "fedsim.engine.local_work": ["LocalWork"],
@@ -27,6 +28,7 @@ _NAMES = {
     "fedsim.experiment.experiment": ["Data", "Evaluation", "Experiment"],
     "fedsim.experiment.sampling": ["Bernoulli", "FixedSize"],
     "fedsim.experiment.schedule": ["Constant", "Cosine", "ExponentialDecay", "Steps"],
+    "fedsim.experiment.stopping": ["Stop"],
     "fedsim.feedback": ["Choco", "EControlUplink", "EF14Uplink", "EF21P", "EF21Uplink", "Plain", "WorkerMomentum"],
     "fedsim.models": ["GPT", "MLP", "CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "McMahanCNN", "ResNet18"],
     "fedsim.partition": [

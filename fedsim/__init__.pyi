@@ -26,6 +26,7 @@ from fedsim.compress import Scaled as Scaled
 from fedsim.compress import Sign as Sign
 from fedsim.compress import Threshold as Threshold
 from fedsim.compress import TopK as TopK
+from fedsim.controller.watching import RoundView as RoundView
 from fedsim.data import Dataset as Dataset
 from fedsim.data import Split as Split
 from fedsim.engine.augmentation import Chain as Chain
@@ -53,6 +54,7 @@ from fedsim.experiment.schedule import Constant as Constant
 from fedsim.experiment.schedule import Cosine as Cosine
 from fedsim.experiment.schedule import ExponentialDecay as ExponentialDecay
 from fedsim.experiment.schedule import Steps as Steps
+from fedsim.experiment.stopping import Stop as Stop
 from fedsim.feedback import EF21P as EF21P
 from fedsim.feedback import Choco as Choco
 from fedsim.feedback import EControlUplink as EControlUplink

@@ -10,6 +10,7 @@ from torch import nn
 from fedsim.controller import run as controller
 from fedsim.controller.host import Host
 from fedsim.controller.trained import trained
+from fedsim.controller.watching import OnRound
 from fedsim.errors import ConfigError
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory, open_run
@@ -22,6 +23,7 @@ def run(
     root: Path | str = Path("runs"),
     progress: bool = True,
     host: Host | None = None,
+    on_round: OnRound | None = None,
 ) -> RunDirectory:
     """Run an experiment with all its seeds in a new run directory.
 
@@ -31,6 +33,8 @@ def run(
         root: parent folder of run directories.
         progress: show a progress bar on stderr.
         host: host of the clients; by default the one that ``experiment.execution`` selects.
+        on_round: called with a `RoundView` after every round, from round 0 on; what it raises ends the run, which can
+            be resumed.
 
     Raises:
         ConfigError: the experiment cannot be set up, or a setting is rejected before the first measurement; no run
@@ -40,8 +44,9 @@ def run(
     """
     _check_experiment("run", experiment)
     directory = None if output is None else Path(output)
+    place = lambda e: host or host_of(e, progress)  # noqa: E731
     return controller.run(
-        experiment, lambda e: host or host_of(e, progress), output=directory, root=Path(root), progress=progress
+        experiment, place, output=directory, root=Path(root), progress=progress, on_round=on_round
     )
 
 
@@ -52,6 +57,7 @@ def resume(
     rounds: int | None = None,
     progress: bool = True,
     host: Host | None = None,
+    on_round: OnRound | None = None,
 ) -> RunDirectory:
     """Continue an interrupted or failed run, or one with more rounds; its final metrics equal those of an uninterrupted
     run of as many rounds.
@@ -65,6 +71,8 @@ def resume(
             only a last round measures, such as the final evaluation of clients, is then that of the new last round.
         progress: show a progress bar on stderr.
         host: host of the clients; by default the one that ``experiment.execution`` selects.
+        on_round: called with a `RoundView` after every round, from round 0 on; what it raises ends the run, which can
+            be resumed.
 
     Raises:
         FedsimError: the directory holds no run, or one of another experiment or version of fedsim; the data set has
@@ -74,7 +82,7 @@ def resume(
     if experiment is not None:
         _check_experiment("resume", experiment)
     place = lambda e: host or host_of(e, progress)  # noqa: E731
-    return controller.resume(Path(path), experiment, place, progress=progress, rounds=rounds)
+    return controller.resume(Path(path), experiment, place, progress=progress, rounds=rounds, on_round=on_round)
 
 
 def trained_model(

@@ -28,7 +28,7 @@ COMMANDS = {
     "partition": ("fedsim.cli.partition", "partition", "partition a data set among clients, and show the result"),
     "topology": ("fedsim.cli.topology", "topology", "show a network topology: its mixing rate and communication cost"),
     "compare": ("fedsim.cli.compare", "compare", "compare runs: final values, differences, cost of reaching a target"),
-    "export": ("fedsim.cli.export", "export", "write the trained model of a run, or its metrics for TensorBoard"),
+    "export": ("fedsim.cli.export", "export", "write the trained model of a run, or its metrics for another tool"),
     "report": ("fedsim.cli.compare", "report", "write an HTML report of runs"),
     "watch": ("fedsim.cli.compare", "watch", "show runs in a browser while they are under way"),
 }

@@ -12,16 +12,16 @@ from fedsim.errors import ConfigError, suggest
 from fedsim.record.checkpoint import CheckpointWarning
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import atomic
+from fedsim.record.sinks.sink import SINKS, follow_metrics, write_metrics
 
 SUFFIXES = (".pt", ".safetensors")
-TOOLS = ("tensorboard",)
 
 
 def export(argv: Sequence[str]) -> int:
     """Write the state_dict of a trained model, or the metrics for another tool, and print where."""
     about = (
         "Write the model that a run has trained: a state_dict for load_state_dict of the same PyTorch module;"
-        " or its metrics, for TensorBoard."
+        " or its metrics, for TensorBoard, Weights & Biases or trackio."
     )
     parser = Arguments("fedsim export", description=about)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
@@ -29,7 +29,8 @@ def export(argv: Sequence[str]) -> int:
     what.add_argument("--output", type=Path, metavar="FILE", help="new file for the model: .safetensors or .pt")
     what.add_argument(
         "--to", nargs=2, metavar=("TOOL", "DIR"),
-        help="write the metrics of all seeds for a tool, tensorboard, into a new folder of DIR with the run's name",
+        help=f"write the metrics of all seeds for a tool, {', '.join(SINKS)}, into a new folder of DIR with the run's"
+        " name, or into the folder DIR of all runs of trackio",
     )
     parser.add_argument("--follow", action="store_true", help="with --to: write on while the run is under way")
     parser.add_argument("--seed", type=int, help="with --output: seed of the run (default: the first)")
@@ -47,14 +48,12 @@ def export(argv: Sequence[str]) -> int:
 
 
 def _export_metrics(run: RunDirectory, tool: str, root: str, follow: bool) -> int:
-    if tool not in TOOLS:
-        raise ConfigError(f"there is no tool {tool!r}; {suggest(tool, TOOLS)}")
-    from fedsim.record.tensorboard import follow_events, write_events  # deferred: an extra
-
+    if tool not in SINKS:
+        raise ConfigError(f"there is no tool {tool!r}; {suggest(tool, SINKS)}")
     folder = Path(root)
     with writing(folder / run.path.name):
-        written = (follow_events if follow else write_events)(run, folder)
-    print(f"{written}: see it with tensorboard --logdir {folder}")
+        written, see = (follow_metrics if follow else write_metrics)(run, tool, folder)
+    print(f"{written}: see it with {see}")
     return 0
 
 

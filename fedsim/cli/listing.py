@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from fedsim.cli.output import Arguments, width
 from fedsim.data import available
 from fedsim.experiment.config.names import aliases, catalogue, summary
+from fedsim.experiment.measures import metrics_by_name
 from fedsim.problems import PROBLEMS
+from fedsim.record.sinks.sink import SINKS
 
 
 def _components(kind: str) -> Callable[[], dict[str, str]]:
@@ -40,6 +42,8 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "clocks": _components("clock"),
     "distributions": _components("seconds"),
     "availabilities": _components("availability"),
+    "metrics": metrics_by_name,
+    "sinks": lambda: SINKS,
 }
 
 

@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.config.plan import names
 from fedsim.experiment.experiment import Experiment
-from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.directory import RunDirectory, describe_stops, open_run
 from fedsim.report.compare import text_of
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import Estimate, estimate
@@ -80,7 +80,9 @@ def resume(argv: Sequence[str]) -> int:
     directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not arguments.quiet)
     idle = planned == directory.config["rounds"] and all(seed["state"] == "finished" for seed in status)
     if idle and not arguments.quiet:
-        print(f"fedsim: note: {directory.path} had finished its {planned} rounds; nothing to resume", file=sys.stderr)
+        stops = describe_stops(directory.manifest)
+        how = f"stopped: {stops}" if stops else f"finished its {planned} rounds"
+        print(f"fedsim: note: {directory.path} had {how}; nothing to resume", file=sys.stderr)
     print_result(directory, arguments.json)
     return 0
 

@@ -16,7 +16,7 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.schedule import Cosine
 from fedsim.record import checkpoint
-from fedsim.record.directory import RunDirectory
+from fedsim.record.directory import RunDirectory, stopped_after
 from fedsim.record.files import write_atomic
 from fedsim.record.version import __version__
 from fedsim.robust.robust import innermost
@@ -38,8 +38,10 @@ def check_extension(directory: RunDirectory, experiment: Experiment, rounds: int
         )
     if any(chosen["backend"] == "flower" for chosen in directory.manifest["backend"].values()):
         raise RunError(f"{path} was deployed, and its clients have left; start a new deployment with rounds: {rounds}")
-    for seed in directory.manifest["status"]:
-        done = _done(directory, int(seed))
+    for seed in map(int, directory.manifest["status"]):
+        if stopped_after(directory.manifest, seed) is not None:
+            continue                                       # as it would have in a run of more rounds
+        done = _done(directory, seed)
         if done >= rounds:
             raise ConfigError(
                 f"rounds is {rounds}, and seed {seed} of {path} has done {done}; expected more, as no round is undone"
@@ -62,7 +64,7 @@ def note_extension(directory: RunDirectory, rounds: int) -> None:
     """Write down the new number of rounds. Killed at any point of this, the run can be resumed, to either number."""
     config, manifest = directory.config, directory.manifest
     for seed, status in manifest["status"].items():
-        if status["state"] == "finished":
+        if status["state"] == "finished" and stopped_after(manifest, int(seed)) is None:
             directory.mark(int(seed), "interrupted", f"to be extended to {rounds} rounds")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"from": config["rounds"], "to": rounds, "at": now, "fedsim": __version__}

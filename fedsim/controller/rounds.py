@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from fedsim.controller.keeping import method_of
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.selection import Selection
+from fedsim.controller.stopping import Criterion
+from fedsim.controller.watching import RoundView, Watchers
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation, Meter
@@ -37,7 +40,7 @@ from fedsim.gossip import alike
 from fedsim.record import checkpoint
 from fedsim.record.absences import Absence, absent, summary
 from fedsim.record.blocks import History
-from fedsim.record.directory import RunDirectory, SeedRecord
+from fedsim.record.directory import RunDirectory, SeedRecord, stopped_after
 from fedsim.record.files import write_atomic
 from fedsim.record.metrics import read_metrics
 from fedsim.record.state import check, flatten, restore
@@ -52,11 +55,14 @@ class SeedRun:
 
     def __init__(
         self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress,
-        host: Host,
+        host: Host, watchers: Watchers,
     ) -> None:  # fmt: skip
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
+        self.watchers = watchers
         self.federation, self.meter, self.host = prepared.federation, Meter(prepared.federation), host
         self._start = 0.0                                  # start of the clock that times rounds
+        self._last = experiment.rounds                     # number of the last round
+        self._measured: dict[tuple[str, str], float] = {}  # in this round
         self.clock: VirtualClock | Driver | None = None    # of simulated seconds
         self.barrier: Barrier | None = None                # who is waited for; None for everybody
 
@@ -75,9 +81,9 @@ class SeedRun:
                     self.host.say(f"{lost}; going back to the last checkpoint")
             self._write_edges()
             if missing := absent(read_metrics(record.timing.path)):   # including rounds before a resume
-                self.host.say(f"seed {self.seed}: {summary(missing, self.experiment.rounds)}")
+                self.host.say(f"seed {self.seed}: {summary(missing, self._last)}")
             if isinstance(self.clock, VirtualClock) and self.clock.skipped:
-                skipped = f"{many(self.clock.skipped, 'round')} of {self.experiment.rounds}"
+                skipped = f"{many(self.clock.skipped, 'round')} of {self._last}"
                 self.host.say(f"seed {self.seed}: {skipped} had too few messages for a step, see waiting")
 
     def _devices(self) -> Devices | None:
@@ -119,12 +125,15 @@ class SeedRun:
         else:
             record.truncate(0, -1)
             extended = False
+        self._criterion = Criterion(self.experiment, read_metrics(record.metrics.path))
         before = read_metrics(record.timing.path).series("host", "seconds")
         self._start = time.perf_counter() - max(before.values(), default=0.0)
         self.bar.start(self.seed, done)
         if loaded is None:                                 # otherwise round 0 has been evaluated already
             self._evaluate(record, 0, state)
-        self._rounds(record, state, done, backend, extended)
+            self._tell(record, 0, state)
+        if done != stopped_after(self.directory.manifest, self.seed):
+            self._rounds(record, state, done, backend, extended)
 
     def _write_edges(self) -> None:
         """Write the bytes sent over each link, for methods whose nodes communicate directly."""
@@ -177,31 +186,31 @@ class SeedRun:
                 save()
             for round in range(done + 1, experiment.rounds + 1):
                 ids = self.selection.cohort(round, state)
-                last = round == experiment.rounds
-                due = last or self._due(round)
+                due = round == self._last or experiment.evaluation.due(round)
                 self.meter.measures = due and alike(fed.p)
                 self.meter.follows_drift, self.meter.drift = due and "drift" in followed, None
                 with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
                     new, counted = self._step(method, state, round, ids)
                 check(f"{name}.round", new, state)
-                if last:
-                    with pure(f"{name}.finish", new), explained(f"{name}.finish"):
-                        ended = self.host.finish(method, new, fed, self.meter, round)
-                    check(f"{name}.finish", ended, new)
-                    new = ended
+                if round == self._last:
+                    new = self._finished(new, round)
                 self._tick(round)
                 self.selection.follow(round, state, counted)
                 absence.note(round, ids.tolist(), self.host.skipped)
                 for node in self.host.skipped:
                     record.timing.add(round, "round", "skipped", 1, node)
                 if due:
-                    self._evaluate(record, round, new, state if "update_norm" in followed else None)
+                    new = self._evaluate(record, round, new, state if "update_norm" in followed else None)
                 else:
+                    self._measured = {}
                     self.bar.update(round)
                 state, done, told, offset = new, round, self._told(), record.offset()
                 ledger.settle()
-                if last or round % experiment.execution.checkpoint_every == 0:
+                if round == self._last or round % experiment.execution.checkpoint_every == 0:
                     save()
+                self._tell(record, round, state)
+                if round == self._last:
+                    break
         except StateLostError:                             # the state that a checkpoint would save is lost too
             raise
         except (CheckpointError, RunError):                # the disk may be full
@@ -227,16 +236,21 @@ class SeedRun:
         finally:
             self.meter.barrier = self.meter.gone = None
 
-    def _due(self, round: int) -> bool:
-        return round % self.experiment.evaluation.every == 0 or self._clients_due(round)
+    def _finished(self, state: Any, round: int) -> Any:
+        """The state after the last round, with what the method still has under way."""
+        name, method = f"{type(self.experiment.algorithm).__name__}.finish", method_of(self.experiment)
+        with pure(name, state), explained(name):
+            ended = self.host.finish(method, state, self.federation, self.meter, round)
+        check(name, ended, state)
+        return ended
 
     def _clients_due(self, round: int) -> bool:
-        every = self.experiment.evaluation.clients_every
-        return every is not None and (round == self.experiment.rounds or bool(every and round % every == 0))
+        settings = self.experiment.evaluation
+        return settings.clients_due(round) or (round == self._last and settings.clients_every is not None)
 
     def _kept(self, round: int) -> Callable[[str, int | None], bool]:
         """Whether a row of this round, by scope and node, stays when the round is no longer the last one."""
-        due, clients = self._due(round), self._clients_due(round)
+        due, clients = self.experiment.evaluation.due(round), self._clients_due(round)
         return lambda scope, node: due and (clients or not evaluate.of_clients(scope, node))
 
     @contextlib.contextmanager
@@ -246,12 +260,36 @@ class SeedRun:
         yield
         self._start += time.perf_counter() - begun
 
-    def _evaluate(self, record: SeedRecord, round: int, state: Any, before: Any = None) -> None:
+    def _evaluate(self, record: SeedRecord, round: int, state: Any, before: Any = None) -> Any:
+        """Measure and record a round, and return its state: after the last one, perhaps this, that of `_finished`."""
         record.timing.add(round, "host", "seconds", time.perf_counter() - self._start)
         with self._clock_stopped():
-            self._measure(record, round, state, before)
+            rows = self._measure(round, state, before)
+        if why := self._criterion.reason(round, rows):
+            self._note_stop(round, why)
+            if round != self._last:                        # from here on, it is
+                self._last = round
+                state = self._finished(state, round)
+                self._tick(round)
+                with self._clock_stopped():
+                    rows = self._measure(round, state, before)
+        self._measured = {(row.scope, row.metric): row.value for row in rows if row.node is None}
+        for row in rows:
+            record.metrics.add(round, row.scope, row.metric, row.value, row.node)
+        values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
+        sent = sum(row.value for row in rows if row.scope == "total" and row.metric.startswith("bytes"))
+        self.bar.update(round, values.get("accuracy"), values["loss"], sent / 1e6)
+        return state
 
-    def _measure(self, record: SeedRecord, round: int, state: Any, before: Any) -> None:
+    def _tell(self, record: SeedRecord, round: int, state: Any) -> None:
+        """Show a round to those who watch the run."""
+        record.flush()
+        seen = MappingProxyType(self._measured)
+        with self._clock_stopped():
+            last = round == self._last
+            self.watchers.tell(RoundView(self.directory, self.seed, round, last, seen, self.federation, state))
+
+    def _measure(self, round: int, state: Any, before: Any) -> list[evaluate.Row]:
         settings, due = self.experiment.evaluation, self._clients_due(round)
         if isinstance(state.x, Kept):
             there = self.host.present(state.x)
@@ -261,11 +299,13 @@ class SeedRun:
             if due:
                 rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
             rows += evaluate.updates(self.meter, state.x, None if before is None else before.x)
-        costs = evaluate.cost(self.meter.ledger, due, self._simulated())
-        for row in rows + costs:
-            record.metrics.add(round, row.scope, row.metric, row.value, row.node)
-        values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
-        self.bar.update(round, values.get("accuracy"), values["loss"], sum(row.value for row in costs[:2]) / 1e6)
+        return rows + evaluate.cost(self.meter.ledger, due, self._simulated())
+
+    def _note_stop(self, round: int, reason: str) -> None:
+        """Write down why the seed ends with this round, and say so."""
+        known = self.directory.manifest.get("stopped", {})
+        self.directory.update_manifest(stopped={**known, str(self.seed): {"round": round, "reason": reason}})
+        self.host.say(f"seed {self.seed} stops after round {round} of {self.experiment.rounds}: {reason}")
 
     def _connect(self, chosen: dict[str, Any] | None) -> dict[str, Any]:
         """Set the federation's backend: that of the host, or one in this process. All seeds share that of the first."""

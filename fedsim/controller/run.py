@@ -24,6 +24,7 @@ from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
 from fedsim.controller.settings import check_model, check_settings, settings_hash
+from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
@@ -32,9 +33,10 @@ from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.short_forms import recorded
 from fedsim.gossip import graph_file
 from fedsim.record import checkpoint
-from fedsim.record.directory import RunDirectory, create_run, open_run
+from fedsim.record.directory import RunDirectory, create_run, describe_stops, open_run, stopped_after
 from fedsim.record.files import damaged
 from fedsim.record.metrics import read_metrics
+from fedsim.record.sinks.sink import LiveSinks, maker
 from fedsim.record.version import check_version
 
 HostOf: TypeAlias = Callable[[Experiment], Host]
@@ -42,14 +44,20 @@ HostOf: TypeAlias = Callable[[Experiment], Host]
 
 
 def run(
-    experiment: Experiment, host_of: HostOf, *, output: Path | None, root: Path, progress: bool
-) -> RunDirectory:
+    experiment: Experiment, host_of: HostOf, *, output: Path | None, root: Path, progress: bool,
+    on_round: OnRound | None = None,
+) -> RunDirectory:  # fmt: skip
     """Run an experiment with all its seeds in a new run directory; see ``fedsim.run``."""
+    check_callback(on_round)
+    for tool in experiment.execution.sinks:
+        maker(tool)                                        # refuses one that is not installed
     with torch_threads(experiment.execution.threads), host_of(experiment) as host:
-        return _run_new(experiment, output, root, progress, host)
+        return _run_new(experiment, output, root, progress, host, on_round)
 
 
-def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host) -> RunDirectory:
+def _run_new(
+    experiment: Experiment, output: Path | None, root: Path, progress: bool, host: Host, on_round: OnRound | None
+) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
     check_local_steps(experiment, first)
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
@@ -74,7 +82,7 @@ def _run_new(experiment: Experiment, output: Path | None, root: Path, progress: 
     }
     directory = create_run(root, experiment.title, config, manifest, output)
     try:
-        _run_seeds(experiment, directory, experiment.seed_list, first, progress, host)
+        _run_seeds(experiment, directory, experiment.seed_list, first, progress, host, on_round)
     except (ConfigError, CodeError) as error:
         rounds = 1 if isinstance(error, CodeError) else experiment.evaluation.every
         if not _begun(directory, experiment, rounds):      # resuming would not help
@@ -92,9 +100,11 @@ def _begun(directory: RunDirectory, experiment: Experiment, rounds: int) -> bool
 
 
 def resume(
-    path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool, rounds: int | None = None
-) -> RunDirectory:
+    path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool, rounds: int | None = None,
+    on_round: OnRound | None = None,
+) -> RunDirectory:  # fmt: skip
     """Continue a run that was interrupted or failed, or extend one; see ``fedsim.resume``."""
+    check_callback(on_round)
     directory = open_run(path)
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
     _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
@@ -102,7 +112,13 @@ def resume(
     config = recorded(directory.config)
     extends = rounds is not None and rounds != config["rounds"]
     if rounds is not None and extends:
-        todo = [int(seed) for seed in directory.manifest["status"]]
+        manifest = directory.manifest
+        todo = [seed for seed in map(int, manifest["status"]) if stopped_after(manifest, seed) is None]
+        if not todo:
+            raise ConfigError(
+                f"{path} has stopped: {describe_stops(manifest)}. A run of {rounds} rounds would stop there"
+                " too; begin a new one with another criterion, or without"
+            )
         config["rounds"] = rounds
         experiment = None if experiment is None else replace(experiment, rounds=rounds)
     if todo:
@@ -128,7 +144,7 @@ def resume(
             there.say(remark)
         if extends:
             note_extension(directory, experiment.rounds)
-        _run_seeds(experiment, directory, todo, first, progress, there)
+        _run_seeds(experiment, directory, todo, first, progress, there, on_round)
     return directory
 
 
@@ -143,7 +159,7 @@ def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
         raise damaged(directory.path / "config.yaml", "rounds is missing")
     for seed in sorted(seeds):
         done = read_metrics(directory.seed_path(seed) / "metrics.jsonl").round.max(initial=0)
-        if done != rounds:
+        if done not in (rounds, stopped_after(directory.manifest, seed)):
             raise RunError(
                 f"{directory.path}: seed {seed} finished after {done} rounds, but config.yaml now says rounds:"
                 f" {rounds}. Set rounds: {done} again; a run is extended by: fedsim resume {directory.path} --rounds"
@@ -170,16 +186,18 @@ def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def _run_seeds(
-    experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host
-) -> None:
+    experiment: Experiment, directory: RunDirectory, todo: list[int], first: Prepared, progress: bool, host: Host,
+    on_round: OnRound | None,
+) -> None:  # fmt: skip
     diverged: dict[int, DivergenceError] = {}              # divergence does not end the other seeds
-    with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt():
+    watchers = Watchers(on_round, LiveSinks(directory, experiment.execution.sinks, host.say))
+    with RunProgress(directory.path.name, experiment.rounds, progress) as bar, terminate_as_interrupt(), watchers:
         for seed in todo:
             try:
                 prepared = first if seed == todo[0] else host.prepare(experiment, seed)
                 _note_partition(directory, seed, prepared)
                 directory.mark(seed, "running")
-                SeedRun(experiment, directory, seed, prepared, bar, host).run()
+                SeedRun(experiment, directory, seed, prepared, bar, host, watchers).run()
             except KeyboardInterrupt:
                 directory.mark(seed, "interrupted")
                 raise KeyboardInterrupt(f"continue with: fedsim resume {directory.path}") from None

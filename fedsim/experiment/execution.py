@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
 from fedsim.checks import number, one_of, whole
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, suggest
+from fedsim.record.sinks.sink import SINKS
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +76,8 @@ class Execution:
         ray: actors of the Ray backend, also without the prefix, as in --ray.actors 2.
         checkpoint_every: rounds between checkpoints; the last round always has one.
         name: name of the run directory; if empty, it is made from algorithm and data set.
+        sink: tools that are given the metrics while the run is under way, tensorboard, wandb or trackio, several with
+            commas; one that fails does not stop the run. None by default.
     """
 
     backend: Literal["auto", "loop", "blocks", "ray"] = "auto"
@@ -84,8 +88,10 @@ class Execution:
     ray: Ray = field(default_factory=Ray)
     checkpoint_every: int = 50
     name: str = ""
+    sink: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        self._check_sinks()
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
@@ -101,6 +107,20 @@ class Execution:
                 f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to"
                 " disk; leave memory out, and set --ray.object_store_memory"
             )
+
+    def _check_sinks(self) -> None:
+        if not isinstance(self.sink, str | list | tuple) or not all(isinstance(tool, str) for tool in self.sink):
+            raise ConfigError(f"sink is {self.sink!r:.200}; expected names of tools: {', '.join(SINKS)}")
+        for tool in self.sinks:
+            if tool not in SINKS:
+                raise ConfigError(f"sink has {tool!r}; {suggest(tool, SINKS)}")
+        object.__setattr__(self, "sink", self.sinks)       # one form, so that equal settings are equal
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """The tools of ``sink``, each once."""
+        names = self.sink.split(",") if isinstance(self.sink, str) else self.sink
+        return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
     @property
     def uses_ray(self) -> bool:

@@ -22,6 +22,7 @@ from fedsim.experiment.execution import Execution
 from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
 from fedsim.experiment.sampling import FixedSize, Sampling
 from fedsim.experiment.schedule import Constant, Cosine, Schedule
+from fedsim.experiment.stopping import Stop
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
 from fedsim.gossip import Topology, graph_file
@@ -91,6 +92,14 @@ class Evaluation:
         number("evaluation.worst", self.worst, lambda v: 0 < v <= 1, "a share above 0 and at most 1")
         number("evaluation.holdout", self.holdout, lambda v: 0 <= v < 1, "a share from 0 to below 1")
 
+    def due(self, round: int) -> bool:
+        """Whether a round is evaluated, be it the last one or not."""
+        return round % self.every == 0 or self.clients_due(round)
+
+    def clients_due(self, round: int) -> bool:
+        """Whether clients are evaluated in a round, be it the last one or not."""
+        return bool(self.clients_every and round % self.clients_every == 0)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -128,6 +137,8 @@ class Experiment:
         seeds: number of repetitions, with seeds ``seed``, ``seed`` + 1, ...
         seed: first seed, which determines the partition, the initial model, the cohorts and the minibatches.
         evaluation: evaluation on the test set and on clients' own samples.
+        stop: criterion by which a seed ends before its last round: a metric reaches a target, or has not improved for
+            a while; none by default.
         dtype: floating-point type of model and inputs; use float64 for theory. Data files are read in float32.
         execution: settings that change results by rounding at most. The prefix can be left out: --backend loop is short
             for --execution.backend loop.
@@ -157,6 +168,7 @@ class Experiment:
     seeds: int = 1
     seed: int = 0
     evaluation: Evaluation = field(default_factory=Evaluation)
+    stop: Stop | None = None
     dtype: Literal["float32", "float64"] = "float32"
     execution: Execution = field(default_factory=Execution)
 
@@ -194,6 +206,7 @@ class Experiment:
             ("local", LocalWork, "LocalWork(batch_size=32, epochs=1)"),
             ("evaluation", Evaluation, "Evaluation(every=5)"),
             ("waiting", Waiting, "Waiting(first=10, deadline=60)"),
+            ("stop", Stop | None, "Stop(target=0.9), or none"),
             ("execution", Execution, 'Execution(backend="loop")'),
         ):
             if not isinstance(getattr(self, name), kind):

@@ -79,6 +79,18 @@ class _UndefinedError(ConfigError):
     """A metric has no value for these samples."""
 
 
+def metrics_by_name() -> dict[str, str]:
+    """Names that the setting ``metrics`` takes, with what they are, besides those of a user's own functions."""
+    from sklearn.metrics import get_scorer_names  # slow to import
+
+    own = {
+        "perplexity": "exp of the mean cross-entropy; less is better",
+        "update_norm": "norm by which the server's model moved in a round",
+        "drift": "root mean square distance of what clients sent in a round to its mean",
+    }
+    return own | dict.fromkeys(get_scorer_names(), "scikit-learn's scorer of this name; more is better")
+
+
 def as_tuple(given: str | Sequence[Any]) -> tuple[Any, ...]:
     """The names or functions of the setting ``metrics``, which may be one text with commas."""
     return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else tuple(given)

@@ -30,6 +30,7 @@ ADDED: dict[str, Any] = {
     },
     "metrics": [],
     "concurrency": None,
+    "stop": None,
 }
 """Settings that version 0.1.0 lacked, and what it did."""
 

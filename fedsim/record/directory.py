@@ -239,6 +239,18 @@ def open_run(path: Path) -> RunDirectory:
     return RunDirectory(path)
 
 
+def stopped_after(manifest: Mapping[str, Any], seed: int) -> int | None:
+    """The round after which a seed stopped by the criterion of its experiment; None if it did not."""
+    found: int | None = manifest.get("stopped", {}).get(str(seed), {}).get("round")
+    return found
+
+
+def describe_stops(manifest: Mapping[str, Any]) -> str:
+    """Which seeds stopped by the criterion of their experiment, when and why, in words; empty if none did."""
+    stopped = manifest.get("stopped", {})
+    return "; ".join(f"seed {seed} after round {stop['round']}, as {stop['reason']}" for seed, stop in stopped.items())
+
+
 def environment() -> dict[str, Any]:
     """Time, versions, platform and git state of this process, for the manifest."""
     return {

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsim.record.absences import summary
+from fedsim.record.directory import describe_stops
 from fedsim.report.series import RunSeries, flat
 
 COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack")
@@ -25,6 +26,8 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
                     f"{run.label}: seed {seed} has status {status['state']} (last evaluated round: {last}); "
                     "its last value is not a final one"
                 )
+        if stops := describe_stops(run.manifest):
+            yield f"{run.label} stopped early: {stops}; final and late values are those of then"
         for seed, series in run.seeds.items():
             if math.isnan(series.value[-1]):
                 yield f"{run.label}: seed {seed} diverged (its last value is not finite)"

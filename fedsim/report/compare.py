@@ -18,19 +18,11 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import ConfigError, suggest
+from fedsim.experiment.stopping import lower_is_better
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
 from fedsim.report.series import NOTHING, RunSeries, load_runs, relabelled, unmeasured
-from fedsim.report.statistics import (
-    Estimate,
-    best,
-    default_target,
-    estimate,
-    first_reached,
-    holm,
-    lower_is_better,
-    p_value,
-)  # fmt: skip
+from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, holm, p_value
 
 EXAMPLES = {"scope": "server/test", "metric": "accuracy"}
 LATE = 5

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedsim.experiment.stopping import lower_is_better
 from fedsim.record.metrics import Metrics
 from fedsim.report.compare import PAID, Comparison, directions
 from fedsim.report.curves import Curve, curve_of, look, scales
 from fedsim.report.series import AXES, OF_CLIENTS, RunSeries, Series, paid_by_round, read_seed, series_of
-from fedsim.report.statistics import lower_is_better
 
 POINTS = 1000
 """Most points of a curve; of longer ones these are taken at equal distances."""

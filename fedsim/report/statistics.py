@@ -7,7 +7,7 @@ seeds; intervals of several runs or metrics are not corrected for their number; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,19 +60,6 @@ def holm(p: Sequence[float]) -> list[float]:
     for rank, index in enumerate(order):
         largest = corrected[index] = max(largest, min(1.0, (len(p) - rank) * p[index]))
     return corrected
-
-
-def lower_is_better(metric: str, larger: Mapping[str, bool] | None = None) -> bool:
-    """True for losses, distances, gaps to the optimum and costs; False for accuracies.
-
-    Args:
-        metric: its name; with a suffix, such as ``f1_macro_mean``, it is as good as without.
-        larger: for further metrics of a run, whether larger is better.
-    """
-    known = [name for name in larger or () if metric == name or metric.startswith(f"{name}_")]
-    if larger and known:
-        return not larger[max(known, key=len)]
-    return "accuracy" not in metric
 
 
 def best(values: Iterable[float], lower: bool) -> float:

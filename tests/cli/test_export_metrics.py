@@ -14,7 +14,7 @@ import pytest
 from fedsim.cli import main
 from fedsim.record.directory import SeedRecord, create_run, open_run
 from fedsim.record.metrics import read_metrics
-from fedsim.record.tensorboard import follow_events, write_events
+from fedsim.record.sinks.sink import follow_metrics, write_metrics
 from tests.report.test_compare import FAST, make_run
 
 pytest.importorskip("tensorboard")
@@ -72,7 +72,7 @@ def until_steps(folder: Path, expected: list[int]) -> None:
 def test_follow_a_run_under_way_and_its_resumption(tmp_path: Path) -> None:
     run = create_run(tmp_path, "live", {}, {"seeds": [0, 1]})
     run.mark(0, "running")
-    follower = threading.Thread(target=follow_events, args=(run, tmp_path / "events", 0.01))
+    follower = threading.Thread(target=follow_metrics, args=(run, "tensorboard", tmp_path / "events", 0.01))
     follower.start()
     with run.open_seed(0) as record:
         measure(record, 0)
@@ -92,7 +92,7 @@ def test_follow_a_run_under_way_and_its_resumption(tmp_path: Path) -> None:
     run.mark(1, "finished")
     follower.join(30)
     assert not follower.is_alive()
-    write_events(run, tmp_path / "after")
+    write_metrics(run, "tensorboard", tmp_path / "after")
     live, after = (sorted((tmp_path / name).rglob("*tfevents*")) for name in ("events", "after"))
     assert [path.parent.name for path in live] == ["seed-0", "seed-1"]
     for one, other in zip(live, after, strict=True):
@@ -134,7 +134,7 @@ def test_what_cannot_be_exported(
         assert main([*export, "--to", "tensorboard", str(tmp_path / "full")]) == 1
     assert "No space left on device" in capsys.readouterr().err and not any((tmp_path / "full").iterdir())
 
-    monkeypatch.delitem(sys.modules, "fedsim.record.tensorboard")
+    monkeypatch.delitem(sys.modules, "fedsim.record.sinks.tensorboard")
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     assert main([*export, "--to", "tensorboard", str(tmp_path / "more")]) == 2
     assert "event files need TensorBoard" in (said := capsys.readouterr().err) and "'.[tensorboard]'" in said

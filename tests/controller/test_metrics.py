@@ -20,10 +20,10 @@ from fedsim.cli import main
 from fedsim.controller import evaluate
 from fedsim.controller.prepare import prepare
 from fedsim.errors import ConfigError
+from fedsim.experiment.stopping import lower_is_better
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import Metrics, read_metrics
-from fedsim.report.statistics import lower_is_better
 from tests.backends.ray.shared import workers
 from tests.controller.test_run import SMALL, metrics_bytes
 from topologies import Ring, Static

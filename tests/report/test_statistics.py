@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedsim.experiment.stopping import lower_is_better
 from fedsim.report.compare import text_of
-from fedsim.report.statistics import Estimate, default_target, estimate, holm, lower_is_better, p_value
+from fedsim.report.statistics import Estimate, default_target, estimate, holm, p_value
 
 
 def test_interval_by_hand() -> None:

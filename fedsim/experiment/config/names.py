@@ -304,6 +304,14 @@ def is_plain(hint: Any) -> bool:
     return hint is Any or hint in SCALARS or hint in CONTAINERS or get_origin(hint) is Literal
 
 
+def only_class(hint: Any, kind: str = "") -> type | None:
+    """The one class of settings that a type allows, besides null, unless its kind has a catalogue: it has no name."""
+    if kind in CATALOGUES:
+        return None
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not types.NoneType]
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and is_dataclass(kinds[0]) else None
+
+
 def literals(hint: Any) -> list[str]:
     """Strings that a type allows by ``Literal``."""
     choices = [get_args(kind) for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]

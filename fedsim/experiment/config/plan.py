@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from fedsim.experiment.config.names import (
     help_of,
     is_plain,
     literals,
+    only_class,
     parameters,
     type_in_words,
     unaliased,
@@ -144,10 +144,10 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
     place, about = owner.at(key), help_of(owner.sources[0]).get(key, "")
     if value is None or (value == "null" and _optional(hint)):
         return None
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):  # only one class is possible, so it has no name
+    if only := only_class(hint, key):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(parameters(hint))}")
-        return _filled(Plan(place, "", about, hint, (hint,), parameters(hint)), value)
+            raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(parameters(only))}")
+        return _filled(Plan(place, "", about, only, (only,), parameters(only)), value)
     if float in get_args(hint) and (numbers := _numbers(value)) is not None:
         return numbers
     if float in get_args(hint) and isinstance(value, str) and re.match(r"[-+.\d]", value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fedsim.errors import ConfigError
-from fedsim.experiment.config.names import help_of, is_plain, literals, parameters, plain, summary
+from fedsim.experiment.config.names import help_of, is_plain, literals, only_class, parameters, plain, summary
 from fedsim.experiment.config.paths import absolute
 from fedsim.experiment.config.plan import REQUIRED, Plan, names, plan
 from fedsim.experiment.experiment import Experiment
@@ -106,15 +106,23 @@ def _parser(whole: Plan, helpful: bool) -> ArgumentParser:
     alternatives, for which every catalogue is imported.
     """
     parser = ArgumentParser(exit_on_error=False, add_help=False)
-    for part in whole.walk():
+    for part in [*whole.walk(), *(_absent(whole) if helpful else ())]:
         group = parser.add_argument_group(part.place or "experiment", _heading(part) if helpful else None)
         for source in part.sources:
             _add(group, part, source)
         for key, value in part.parts.items():
-            if not isinstance(value, Plan):
+            if not isinstance(value, Plan) and not (helpful and only_class(part.known[key].annotation, key)):
                 about = _choices(part, key) if helpful else None
                 group.add_argument(f"--{part.at(key)}", metavar="NAME", help=about, default=value)
     return parser
+
+
+def _absent(whole: Plan) -> Iterator[Plan]:
+    """Plans of settings that are null, of which only one class is possible, to show their fields."""
+    for part in whole.walk():
+        for key, value in part.parts.items():
+            if value is None and (only := only_class(part.known[key].annotation, key)):
+                yield Plan(part.at(key), "", help_of(part.sources[0])[key], only, (only,), parameters(only))
 
 
 def _add(group: Any, part: Plan, source: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data import Dataset
-from fedsim.experiment.config.names import ImportedModel, name_of, parameters
+from fedsim.experiment.config.names import ImportedModel, name_of, only_class, parameters
 from fedsim.experiment.config.paths import absolute
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.problems import Problem
@@ -47,7 +47,7 @@ def written(value: Any, hint: Any = None) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = {key: parameter.annotation for key, parameter in parameters(type(value)).items()}
         fields = {key: written(getattr(value, key), hint) for key, hint in hints.items()}
-        return fields if type(value) is hint else {**_named(type(value)), **fields}
+        return fields if type(value) is only_class(hint) else {**_named(type(value)), **fields}
     return _named(value).get("name") or _named(value)
 
 
