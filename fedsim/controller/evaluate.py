@@ -125,7 +125,7 @@ def gossip(
     ids: Sequence[int],
 ) -> list[Row]:
     """Evaluate the average of the models of the nodes ``ids`` on the test set, and their consensus distance; with
-    ``nodes`` also each node's own model.
+    ``nodes`` also each node's own model; with a holdout, on the samples that honest nodes withhold too.
 
     "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" the
     factor by which the last mixing reduced it, and "nodes contraction_bound" the upper bound of that factor, lambda^Q.
@@ -147,14 +147,39 @@ def gossip(
         value = getattr(meter, name)
         rows += [] if value is None else [Row("nodes", None, name, value)]
     if nodes:
-        p = prepared.federation.p[list(everybody)]
-        scores = [score(prepared, x.rows.get(i, x.default), prepared.test.x, prepared.test.y) for i in everybody]
-        losses = np.array([s.loss.mean() for s in scores])
-        hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
-        others = _columns([values_of(prepared.metrics, s, prepared.test.y) for s in scores])
-        each = OwnScores(everybody, losses, np.array(hits) if hits else None, p / p.max(), others)
-        rows += _apart("nodes", "test", prepared, each, settings)
+        rows += _of_nodes(prepared, score, x, everybody, "test", (prepared.test.x, prepared.test.y), settings)
+        if (withheld := _withheld(prepared)) is not None:
+            rows += _of_nodes(prepared, score, x, everybody, "holdout", withheld, settings)
     return rows
+
+
+def _of_nodes(
+    prepared: Prepared,
+    score: Scorer,
+    x: Kept[Vector],
+    ids: Sequence[int],
+    kind: str,
+    samples: tuple[Samples, Samples],
+    settings: Evaluation,
+) -> list[Row]:
+    """Rows of the own models of the nodes ``ids``, all on the same samples, which are of ``kind``."""
+    p = prepared.federation.p[list(ids)]
+    scores = [score(prepared, x.rows.get(i, x.default), *samples) for i in ids]
+    losses = np.array([s.loss.mean() for s in scores])
+    hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
+    others = _columns([values_of(prepared.metrics, s, samples[1]) for s in scores])
+    each = OwnScores(ids, losses, np.array(hits) if hits else None, p / p.max(), others)
+    return _apart("nodes", kind, prepared, each, settings)
+
+
+def _withheld(prepared: Prepared) -> tuple[Samples, Samples] | None:
+    """The samples that honest nodes withhold from training, all together; None where there are none."""
+    own = prepared.own
+    if prepared.own_kind != "holdout" or not count(own.y):  # a deployment's nodes have theirs for themselves
+        return None
+    honest = np.repeat(~np.isin(np.arange(own.n), prepared.attackers), own.sizes)
+    rows = own.take(torch.from_numpy(np.flatnonzero(honest)).to(prepared.federation.model.device))
+    return rows.x, rows.y
 
 
 def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:

@@ -32,7 +32,7 @@ AXES = {
 
 SERVERLESS = {"server/test": "average/test"}
 """Replacement of a scope in runs without a server: the average of the nodes' models."""
-OF_CLIENTS = ("clients/holdout", "clients/train", "nodes/test")
+OF_CLIENTS = ("clients/holdout", "clients/train", "nodes/test", "nodes/holdout")
 """Scopes with a value for each client."""
 
 

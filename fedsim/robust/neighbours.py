@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.checks import one_of, whole
 from fedsim.errors import ConfigError
-from fedsim.robust.coordinates import ascending, by_coordinate, median, nearest
+from fedsim.robust.coordinates import by_coordinate, median, nearest
 from fedsim.robust.rule import Occasion, RobustRule
 from fedsim.robust.stack import RowStack
 from fedsim.values import Vector
@@ -104,7 +104,7 @@ class Bulyan(RobustRule):
         while len(chosen) < len(stack) - 2 * self.f:
             scores = scores_of(stack.squares[there][:, there], max(1, len(there) - self.f - 2))
             chosen.append(there.pop(int(scores.argsort(stable=True)[0])))
-        return by_coordinate(stack, lambda rows: nearest(rows, median(rows), len(rows) - 2 * self.f), sorted(chosen))
+        return by_coordinate(stack, lambda values: nearest(values, median(values), 2 * self.f), sorted(chosen))
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class AKSEL(RobustRule):
     def aggregate(self, stack: RowStack, weights: Tensor, at: Occasion) -> Vector:
         """See ``RobustRule``."""
         n = len(stack)
-        far = stack.distances_to(lambda _, part: median(ascending(part.clone())))
+        far = stack.distances(by_coordinate(stack, median))
         count = n - self.f if self.keep == "n-f" else (n + 1) // 2
         return stack.combine(equal(far.argsort(stable=True)[:count], n))
 

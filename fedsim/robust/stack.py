@@ -7,14 +7,18 @@ matrix M is kept, so that no second stack is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fedsim.messages.sums import weighted_sum
 from fedsim.values import Vector
+
+T = TypeVar("T")
 
 COLUMNS = {"cpu": 2**14, "cuda": 2**20}
 """Columns processed at a time: few enough for the processor's cache."""
@@ -98,23 +102,32 @@ class RowStack:
 
     def distances(self, center: Vector | None) -> Tensor:
         """Distances of the rows to ``center [d]`` (0 if None), float64 ``[n]`` on the CPU."""
-        return self.distances_to(lambda columns, part: 0.0 if center is None else center[columns])
 
-    def distances_to(self, center: Callable[[slice, Tensor], Tensor | float]) -> Tensor:
-        """Distances of the rows to the values that ``center(columns, block)`` computes from each block of columns."""
-        total = torch.zeros(len(self), dtype=torch.float64, device=self.rows.device)
-        for columns, part in self.columns():
-            off = part.sub_(center(columns, part))
+        def squares(columns: slice) -> Tensor:
+            off = self.block(columns) - (0.0 if center is None else center[columns])
             largest = off.abs().amax().clamp(min=torch.finfo(off.dtype).tiny)   # squares stay in range
-            total += torch.linalg.vector_norm(off.div_(largest), dim=1).double().mul_(largest.double()).square_()
+            norms: Tensor = torch.linalg.vector_norm(off.div_(largest), dim=1)
+            return norms.double().mul_(largest.double()).square_()
+
+        total = torch.zeros(len(self), dtype=torch.float64, device=self.rows.device)
+        for part in self.each_block(squares):
+            total += part
         return total.sqrt().cpu()
 
-    def columns(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows by blocks of columns, ``[n, w]`` in new memory."""
-        m = None if self.mixture is None else self.mixture.to(self.rows)
-        for start in range(0, self.rows.shape[1], self._width):
-            part = self.rows[:, start : start + self._width]
-            yield slice(start, start + self._width), part.clone() if m is None else m @ part
+    def each_block(self, work: Callable[[slice], T]) -> list[T]:
+        """Results of ``work`` on each block of columns, in order; on a CPU by as many threads as PyTorch has."""
+        blocks = [slice(start, start + self._width) for start in range(0, self.rows.shape[1], self._width)]
+        threads = min(torch.get_num_threads(), len(blocks)) if self.rows.device.type == "cpu" else 1
+        if threads < 2:
+            return list(map(work, blocks))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, blocks))
+
+    def block(self, columns: slice) -> Tensor:
+        """Some columns of the rows, ``[n, w]``: memory of the stack itself if they are not mixed."""
+        part = self.rows[:, columns]
+        mixed: Tensor = part if self.mixture is None else self.mixture.to(self.rows) @ part
+        return mixed
 
     def combine(self, w: Tensor) -> Vector:
         """``sum_i w_i x_i``, for weights ``[n]``."""

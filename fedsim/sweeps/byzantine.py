@@ -141,7 +141,7 @@ def run_grid(grid: RobustGrid, folder: Path, jobs: int | None = None, *, progres
         tried = {(cell, lr): _trial(grid, cell, lr) for cell in grid.cells() for lr in grid.lr}
         points = {key: Point(_named(*key), to_config(experiment)) for key, experiment in tried.items()}
         made = _run(list(points.values()), folder / "tuning", jobs, progress)
-        scope = "nodes/test" if grid.base.topology is not None else "clients/holdout"
+        scope = "clients/holdout" if grid.base.topology is None else "nodes/holdout"
         value = {key: _value(made, point, scope, "accuracy_mean") for key, point in points.items()}
         for group in chosen:
             chosen[group] = max(grid.lr, key=lambda lr, group=group: min(   # type: ignore[misc]

@@ -36,9 +36,9 @@ from fedsim.robust import (
     SelfCenteredClipping,
     TrimmedMean,
 )
-from fedsim.robust.coordinates import ascending
+from fedsim.robust.coordinates import ascending, nearest
 from fedsim.robust.rule import Occasion, RobustRule
-from fedsim.robust.stack import RowStack
+from fedsim.robust.stack import COLUMNS, RowStack
 from fedsim.seeds import uniform_of
 from tests.robust import transcriptions as paper
 
@@ -208,10 +208,33 @@ def test_distances_between_close_rows_are_exact() -> None:
     assert torch.equal(Krum(2)(far), Krum(2)(far.double() - 1e4).float() + 1e4)
 
 
-@pytest.mark.parametrize("n", [*range(1, 20), 50])
-def test_networks_sort(n: int) -> None:
-    x = torch.randn(n, 300, generator=torch.Generator().manual_seed(n))
-    assert torch.equal(torch.stack(ascending(x.clone())), x.sort(0).values)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_of_coordinates_are_sorted(dtype: torch.dtype) -> None:
+    for n in (1, 2, 50):
+        x = torch.randn(n, 300, generator=torch.Generator().manual_seed(n)).to(dtype)
+        before = x.clone()
+        assert torch.equal(ascending(x), x.sort(0).values.T) and torch.equal(x, before)
+        assert torch.equal(ascending(x[:, 7:30]), x[:, 7:30].sort(0).values.T)
+
+
+@pytest.mark.parametrize(("n", "f"), [(9, 0), (9, 4), (9, 5), (9, 8), (40, 13)])
+def test_values_nearest_to_a_center(n: int, f: int) -> None:
+    x = torch.randn(n, 60, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    center = 2 * torch.randn(60, generator=torch.Generator().manual_seed(f), dtype=torch.float64)
+    expected = paper.nearest(x.numpy(), center.numpy(), n - f)
+    np.testing.assert_allclose(nearest(ascending(x), center, f).numpy(), expected)
+
+
+def test_threads_change_no_bit() -> None:
+    x = rows(d=5 * COLUMNS["cpu"] // 2).float()
+    for rule in (TrimmedMean(F), Bulyan(F), NNM(MeaMed(F)), AKSEL(F), CenteredClipping(1.0)):
+        one = rule(x)
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            assert torch.equal(rule(x), one)
+        finally:
+            torch.set_num_threads(before)
 
 
 def test_weights() -> None:

@@ -115,6 +115,22 @@ def test_honest_nodes_are_measured_in_gossip(tmp_path: Path) -> None:
     assert exported.abs().max() < 50                       # the average of honest models, without the attacker's
 
 
+def test_nodes_are_measured_on_what_honest_ones_withhold(tmp_path: Path) -> None:
+    ring = replace(BASE, algorithm=DFedAvg(lr=0.5), topology=Static(Ring()), attack=LabelFlip(ids=(4,)))
+    e = replace(ring, rounds=3, evaluation=Evaluation(every=3, clients_every=0, holdout=0.2))
+    path = fedsim.run(e, root=tmp_path, progress=False).path
+    (run,) = load_runs([path], "nodes/holdout", "accuracy_mean")
+    assert run.seeds[0].last["nodes/holdout", "scored"] == 9
+    prepared, right = prepare(e, 0), []
+    samples = [prepared.own.rows(i) for i in range(10) if i != 4]
+    for node in (i for i in range(10) if i != 4):
+        module = fedsim.trained_model(path, node=node)
+        with torch.no_grad():
+            hits = [(module(rows.x).argmax(1) == rows.y).double() for rows in samples]
+        right.append(float(torch.cat(hits).mean()))
+    assert run.seeds[0].value[-1] == pytest.approx(np.mean(right), abs=1e-6)
+
+
 KEPT = LocalWork(batch_size=0, steps=2, optimizer=Adam(state="keep"))
 
 

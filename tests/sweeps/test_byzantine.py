@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from algorithms import FedAvg
+from algorithms import DFedAvg, FedAvg
 from fedsim import (
     DirichletPartitioner,
     Evaluation,
@@ -24,8 +24,9 @@ from fedsim import (
 from fedsim.cli import main
 from fedsim.errors import ConfigError
 from fedsim.report.series import load_runs
-from fedsim.robust import ALIE, NNM, Mean, SignFlip, TrimmedMean
+from fedsim.robust import ALIE, NNM, Mean, MoNNA, SignFlip, TrimmedMean
 from fedsim.sweeps.byzantine import RobustGrid, RobustTable, records, run_grid
+from topologies import Ring, Static
 
 BASE = Experiment(
     FedAvg(),
@@ -79,6 +80,15 @@ def test_step_sizes_are_chosen_by_the_worst_attack_on_withheld_samples(table: Ro
         attacks = GRID.attacks if f else ["none"]
         worst = {lr: min(withheld(rule, attack, f, lr) for attack in attacks) for lr in GRID.lr}
         assert table.lr[rule, f, alpha] == max(worst, key=lambda lr, worst=worst: worst[lr])   # type: ignore[misc]
+
+
+def test_step_sizes_of_nodes_are_chosen_on_withheld_samples_too(tmp_path: Path) -> None:
+    ring = replace(BASE, algorithm=DFedAvg(), topology=Static(Ring()), sampling=FixedSize(1.0))
+    grid = RobustGrid(ring, {"MoNNA": MoNNA()}, {"flip": SignFlip()}, f=(1,), lr=(0.01, 1.0))
+    chosen = run_grid(grid, tmp_path, 1, progress=False).lr["MoNNA", 1, None]
+    runs = {lr: tmp_path / "tuning" / f"MoNNA,flip,f=1,lr={lr:g}" for lr in grid.lr}
+    found = {lr: load_runs([path], "nodes/holdout", "accuracy_mean")[0].seeds[1000] for lr, path in runs.items()}
+    assert chosen == max(found, key=lambda lr: float(found[lr].value[-1]))
 
 
 def test_the_worst_attack_counts(table: RobustTable) -> None:
