@@ -43,6 +43,7 @@ _NAMES = {
     "fedsim.report.records": ["records"],
     "fedsim.report.tables": ["to_latex", "to_markdown"],
     "fedsim.report.terminal": ["render"],
+    "fedsim.report.timeline_picture": ["timeline"],
     "fedsim.seeds": ["uniform_of"],
     "fedsim.sweeps.jobs": ["sweep"],
     "fedsim.types": ["Batch", "Kept", "Local", "Rule", "Sent"],

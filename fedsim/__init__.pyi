@@ -96,6 +96,7 @@ from fedsim.report.records import records as records
 from fedsim.report.tables import to_latex as to_latex
 from fedsim.report.tables import to_markdown as to_markdown
 from fedsim.report.terminal import render as render
+from fedsim.report.timeline_picture import timeline as timeline
 from fedsim.seeds import uniform_of as uniform_of
 from fedsim.sweeps.jobs import sweep as sweep
 from fedsim.types import Batch as Batch

@@ -27,6 +27,7 @@ COMMANDS = {
     "schema": ("fedsim.cli.listing", "print_schema", "print the JSON Schema of an experiment's file, for editors"),
     "partition": ("fedsim.cli.partition", "partition", "partition a data set among clients, and show the result"),
     "topology": ("fedsim.cli.topology", "topology", "show a network topology: its mixing rate and communication cost"),
+    "timeline": ("fedsim.cli.timeline", "timeline", "draw what each client of a run with a clock does"),
     "compare": ("fedsim.cli.compare", "compare", "compare runs: final values, differences, cost of reaching a target"),
     "export": ("fedsim.cli.export", "export", "write the trained model of a run, or its metrics for another tool"),
     "report": ("fedsim.cli.compare", "report", "write an HTML report of runs"),

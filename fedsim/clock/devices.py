@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +19,28 @@ from fedsim.messages.trace import Computed
 ARRAYS = ("seconds", "down", "up", "latency")
 LONGEST = 9e9
 """Simulated seconds that a run can last, 285 years: whole nanoseconds up to here fit in 64 bits."""
+
+
+class TaskSeconds(NamedTuple):
+    """Seconds ``[c]`` of tasks.
+
+    Attributes:
+        download: of what a client works with.
+        begin: until it begins to compute, absence included.
+        work: of computing.
+        upload: of its message.
+    """
+
+    download: np.ndarray
+    begin: np.ndarray
+    work: np.ndarray
+    upload: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """From the call to the arrival of the message."""
+        seconds: np.ndarray = self.begin + self.work + self.upload
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -89,18 +112,17 @@ class Devices:
 
     def task(
         self, work: Computed, up: np.ndarray, tasks: np.ndarray, now: float, concurrency: int
-    ) -> np.ndarray:
-        """Seconds ``[c]`` until the messages of ``up [c]`` bytes arrive of clients that are called at ``now``, with the
-        numbers of their own tasks; each of ``concurrency`` clients under way has the same part of the server's line.
+    ) -> TaskSeconds:
+        """Seconds until the messages of ``up [c]`` bytes arrive of clients that are called at ``now``, with the numbers
+        of their own tasks; each of ``concurrency`` clients under way has the same part of the server's line.
         """
         i, delay = work.ids, self.latency[work.ids]
         download = delay + work.down * np.maximum(1 / self.down[i], concurrency / self.server_up)
-        begin = np.where(work.down > 0, download, 0.0)
+        begin = download = np.where(work.down > 0, download, 0.0)
         if self.windows is not None:                       # otherwise exactly the same seconds at any time
             begin = self.begin(i, now + begin) - now
         upload = delay + up * np.maximum(1 / self.up[i], concurrency / self.server_down)
-        seconds: np.ndarray = begin + self.work(i, work.evaluations, tasks) + upload
-        return seconds
+        return TaskSeconds(download, begin, self.work(i, work.evaluations, tasks), upload)
 
     def link(self, to: np.ndarray, by: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[E]`` over each edge: a node's line is shared by all that it sends, and by all that it receives."""

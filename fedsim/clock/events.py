@@ -7,7 +7,7 @@ by the number of the client.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,15 +83,25 @@ class Events:
         """Whether another message arrives at the same time."""
         return bool(self.under_way) and self.under_way[0].time == self.now
 
+    def freeze(self) -> Callable[[], dict[str, Tensor]]:
+        """The state as it is now: a function that makes tensors of it, which takes time with many clients."""
+        under_way, idle, tasks = self.under_way.copy(), self.idle.copy(), self.tasks.copy()
+        counters = [self.now, self.started]
+
+        def named() -> dict[str, Tensor]:
+            rows = np.array(sorted(under_way), np.int64).reshape(-1, 3)
+            return {
+                "under_way": torch.from_numpy(rows),
+                "idle": torch.tensor(idle, dtype=torch.int64),
+                "tasks": torch.from_numpy(tasks),
+                "counters": torch.tensor(counters),
+            }
+
+        return named
+
     def snapshot(self) -> dict[str, Tensor]:
         """State for a checkpoint."""
-        rows = np.array(sorted(self.under_way), np.int64).reshape(-1, 3)
-        return {
-            "under_way": torch.from_numpy(rows),
-            "idle": torch.tensor(self.idle, dtype=torch.int64),
-            "tasks": torch.from_numpy(self.tasks.copy()),
-            "counters": torch.tensor([self.now, self.started]),
-        }
+        return self.freeze()()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go back to a `snapshot`."""

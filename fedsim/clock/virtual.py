@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedsim.clock.devices import Devices, check_time
 from fedsim.messages.trace import Closed, Computed, Exchanged, Phase, Uploaded
+from fedsim.record.timeline import SERVER, Timeline
 
 
 class Tasks(NamedTuple):
@@ -52,10 +53,11 @@ class VirtualClock:
         behind: ``[n]`` share of the next work that does not wait for it.
         late: clients so far that were called and whose messages did not count.
         skipped: rounds so far without a step.
+        timeline: records what each node does; None for nothing.
     """
 
-    def __init__(self, devices: Devices) -> None:
-        self.devices = devices
+    def __init__(self, devices: Devices, timeline: Timeline | None = None) -> None:
+        self.devices, self.timeline = devices, timeline
         self.server, self.late, self.skipped = 0.0, 0, 0
         self.at, self.behind = np.zeros(devices.n), np.zeros(devices.n)
         self.ready = np.full(devices.n, -np.inf)
@@ -71,12 +73,17 @@ class VirtualClock:
         Raises:
             ConfigError: it ends at no time that can be counted.
         """
-        self._fold(trace, round)
+        if self.timeline is not None and self.timeline.full:
+            self.timeline = None
+        begun, _ = self._fold(trace, round)
         check_time(self.now, round)
+        if self.timeline is not None:
+            self.timeline.add(round, np.array([SERVER]), "round", begun, self.server)
 
     def planned(self, trace: Sequence[Phase], round: int) -> tuple[Tasks, float]:
         """The tasks of the last phase of a trace, and when the server calls for them; the clock stays as it is."""
         after = copy.copy(self)
+        after.timeline = None
         for name in ("at", "ready", "behind"):
             setattr(after, name, getattr(self, name).copy())
         *before, last = trace
@@ -93,19 +100,30 @@ class VirtualClock:
                 self._compute(phase, round, np.where(seen[phase.ids], self.server, begun))
                 seen[phase.ids] = True                     # two roles begin together, two exchanges follow each other
             elif isinstance(phase, Uploaded):
-                self._upload(phase)
+                self._upload(phase, round)
             elif isinstance(phase, Closed):
-                self._close(phase)
+                self._close(phase, round)
             else:
-                self._exchange(phase)
+                self._exchange(phase, round)
         return begun, seen
 
     def _compute(self, phase: Computed, round: int, called: np.ndarray) -> None:
         if not (phase.down > 0).any() and not phase.evaluations.any():
             return                                         # takes no time; only what is sent next waits
         self.server = max(self.server, float(np.max(self.ready[phase.ids])))
-        self.at[phase.ids] = self._plan(phase, round, called).end
+        tasks, ready = self._plan(phase, round, called), self.ready[phase.ids]
+        self.at[phase.ids] = tasks.end
         self.ready[phase.ids] = -np.inf
+        if self.timeline is None:
+            return
+        behind = ready > -np.inf
+        for own, kind, begin, end in (
+            (~behind, "download", tasks.start, tasks.arrival),
+            (~behind, "absent", tasks.arrival, tasks.begin),
+            (behind, "behind", ready, tasks.arrival),
+            (phase.evaluations > 0, "compute", tasks.begin, tasks.end),
+        ):
+            self.timeline.add(round, phase.ids[own], kind, begin[own], end[own])
 
     def _plan(self, phase: Computed, round: int, called: np.ndarray) -> Tasks:
         """When the nodes of a phase work; nodes that the server tells nothing begin when they are free."""
@@ -119,29 +137,50 @@ class VirtualClock:
         share = np.where(pending, self.behind[i], 0.0)
         return Tasks(start, arrival, begin, np.maximum(begin + share * work, arrival) + (1 - share) * work)
 
-    def _upload(self, phase: Uploaded) -> None:
+    def _upload(self, phase: Uploaded, round: int) -> None:
         i = phase.ids
-        arrival = np.maximum(self.at[i], self.ready[i]) + self.devices.upload(i, phase.size)
+        start = np.maximum(self.at[i], self.ready[i])
+        arrival = start + self.devices.upload(i, phase.size)
         last = float(arrival.max())
+        if self.timeline is not None:
+            self.timeline.add(round, i, "behind" if phase.behind else "upload", start, arrival)
+            if not phase.behind:
+                self.timeline.add(round, i, "wait", arrival, max(self.server, last))
         if phase.behind:
             self.ready[i], self.behind[i] = last, phase.behind
         else:
             self.server = max(self.server, last)
             self.at[i], self.ready[i] = arrival, -np.inf
 
-    def _exchange(self, phase: Exchanged) -> None:
+    def _exchange(self, phase: Exchanged, round: int) -> None:
         touched = np.unique(np.concatenate([phase.to, phase.by]))
         times, seconds = np.maximum(self.at, self.ready), self.devices.link(phase.to, phase.by, phase.size)
         for _ in range(phase.steps):
             later = times.copy()
             np.maximum.at(later, phase.to, times[phase.by] + seconds)
+            if self.timeline is not None:
+                self._show(phase, round, times, later, seconds)
             times = later
         if phase.behind:
             self.ready[touched], self.behind[touched] = times[touched], phase.behind
         else:
             self.at[touched], self.ready[touched] = times[touched], -np.inf
 
-    def _close(self, phase: Closed) -> None:
+    def _show(self, phase: Exchanged, round: int, times: np.ndarray, later: np.ndarray, seconds: np.ndarray) -> None:
+        """Record an exchange: a node waits until the last of its neighbours sends, and then receives that message."""
+        assert self.timeline is not None
+        sent = times.copy()
+        last = times[phase.by] + seconds >= later[phase.to]
+        np.maximum.at(sent, phase.to[last], times[phase.by[last]])
+        i = np.unique(phase.to)
+        if not phase.behind:
+            self.timeline.add(round, i, "wait", times[i], sent[i])
+        self.timeline.add(round, i, "behind" if phase.behind else "exchange", sent[i], later[i])
+
+    def _close(self, phase: Closed, round: int) -> None:
+        if self.timeline is not None:
+            self.timeline.add(round, phase.ids, "upload", self.at[phase.ids], phase.stop)
+            self.timeline.lose(round, phase.ids, phase.stop)
         self.at[phase.ids], self.ready[phase.ids] = phase.stop, -np.inf
         self.server = max(self.server, phase.until)
         self.late, self.skipped = self.late + len(phase.ids), self.skipped + phase.skipped

@@ -17,7 +17,7 @@ In ``arrive`` the clients have ``stale``, the number of server steps since each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedsim.clients import Clients, cohort
-from fedsim.clock.devices import Devices, check_time
+from fedsim.clock.devices import Devices, TaskSeconds, check_time
 from fedsim.clock.events import NANO, Arrival, Events
 from fedsim.controller.host import Host
 from fedsim.engine.federation import Federation, Meter
@@ -33,6 +33,7 @@ from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.trace import Computed
+from fedsim.record.timeline import SERVER, Timeline
 from fedsim.tree import build, leaves, tree_map
 from fedsim.types import Sent
 
@@ -67,6 +68,7 @@ class Driver:
     Attributes:
         events: who is under way.
         version: number of server steps.
+        timeline: records what each client does; None for nothing.
     """
 
     def __init__(self, method: Any, federation: Federation, meter: Meter, devices: Devices, concurrency: int,
@@ -79,6 +81,8 @@ class Driver:
         # all under way share the server's line, each with the same part
         self.devices, self.concurrency = devices, concurrency
         self.events, self.version = Events(n, concurrency, federation.seed), 0
+        self.timeline: Timeline | None = None
+        self._stepped = 0.0                                # the time of the last server step
         self._messages: dict[int, Any] = {}                # by client, of which each sends one at a time
 
     @property
@@ -107,13 +111,28 @@ class Driver:
         tasks = self.events.tasks[ids]
         sent, state = self._dispatch(state, ids, tasks, self.meter)
         (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
-        seconds = self.devices.task(work, sent.messages.sizes(), tasks, self.events.now / NANO, self.concurrency)
+        task = self.devices.task(work, sent.messages.sizes(), tasks, self.now, self.concurrency)
+        seconds = task.total
         check_time(self.now + float(seconds.max()), self.version + 1)
+        self._show(ids, task)
         rows = sent.stacked
         for k, node in enumerate(nodes):                   # copies, as a view would keep the whole group
             self._messages[node] = tree_map(lambda t, k=k: t[k].clone(), rows)
         self.events.start(nodes, seconds.tolist(), self.version)
         return state
+
+    def _show(self, ids: np.ndarray, task: TaskSeconds) -> None:
+        """Record the tasks of clients that begin now."""
+        if self.timeline is None or self.timeline.full:
+            return
+        now, sends = self.now, task.begin + task.work
+        for kind, start, end in (
+            ("download", np.zeros(len(ids)), task.download),
+            ("absent", task.download, task.begin),
+            ("compute", task.begin, sends),
+            ("upload", sends, task.total),
+        ):
+            self.timeline.add(self.version + 1, ids, kind, now + start, now + end)
 
     def _dispatch(self, state: Any, ids: np.ndarray, tasks: np.ndarray, meter: Meter) -> tuple[Sent[Any], Any]:
         clients = cohort(self.federation, self.version + 1, ids, meter)
@@ -138,6 +157,9 @@ class Driver:
         stale = self.version - np.array([arrival.version for arrival, _ in buffer])
         tree = tree_map(lambda *rows: torch.stack(rows), *(message for _, message in buffer))
         self.version += 1
+        if self.timeline is not None and not self.timeline.full:
+            self.timeline.add(self.version, np.array([SERVER]), "round", self._stepped, self.now)
+        self._stepped = self.now
         clients = Arrivals(self.federation, self.meter, ids, self.version, stale)
         return self.method.arrive(state, Sent(ids, Stacked(tree, self._order(ids))), clients)
 
@@ -149,20 +171,29 @@ class Driver:
         order = self.federation.work.order(self.federation.shards.sizes[ids])
         return None if (np.diff(order) == 1).all() else order
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Events and messages under way by name, after a server step, for a checkpoint."""
-        named = {f"events.{name}": tensor for name, tensor in self.events.snapshot().items()}
-        named["version"] = torch.tensor([self.version])
-        for node, message in self._messages.items():
-            named |= {f"message.{node}.{k}": leaf.cpu() for k, leaf in enumerate(leaves(message))}
+    def freeze(self) -> Callable[[], dict[str, Tensor]]:
+        """Events and messages under way, after a server step: a function that names them for a checkpoint."""
+        events, version, messages = self.events.freeze(), self.version, self._messages.copy()
+
+        def named() -> dict[str, Tensor]:
+            tensors = {f"events.{name}": tensor for name, tensor in events().items()}
+            tensors["version"] = torch.tensor([version])
+            for node, message in messages.items():
+                tensors |= {f"message.{node}.{k}": leaf.cpu() for k, leaf in enumerate(leaves(message))}
+            return tensors
+
         return named
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Events and messages under way by name."""
+        return self.freeze()()
 
     def restore(self, named: Mapping[str, Tensor], state: Any) -> None:
         """Go back to a `snapshot`; ``state`` is any state of the algorithm, from which one client's message is computed
         that shows how messages are made.
         """
         self.events.restore({name[7:]: named[name] for name in named if name.startswith("events.")})
-        self.version = int(named["version"])
+        self.version, self._stepped = int(named["version"]), self.now
         sent, _ = self._dispatch(state, np.zeros(1, np.int64), np.ones(1, np.int64), Meter(self.federation))
         like = tree_map(lambda t: t[0], sent.stacked)
         device = self.federation.model.device

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +45,7 @@ from fedsim.record.directory import RunDirectory, SeedRecord, stopped_after
 from fedsim.record.files import write_atomic
 from fedsim.record.metrics import read_metrics
 from fedsim.record.state import check, flatten, restore
+from fedsim.record.timeline import Timeline
 from fedsim.types import Kept
 
 MOST_RETURNS = 10
@@ -65,6 +67,7 @@ class SeedRun:
         self._measured: dict[tuple[str, str], float] = {}  # in this round
         self.clock: VirtualClock | Driver | None = None    # of simulated seconds
         self.barrier: Barrier | None = None                # who is waited for; None for everybody
+        self.timeline: Timeline | None = None              # what the clock has seen
 
     def run(self) -> None:
         """Run from the latest checkpoint, or from the beginning, to the last round."""
@@ -102,11 +105,13 @@ class SeedRun:
         fed, self.meter = self.federation, Meter(self.federation)
         if devices is not None:
             self.meter.trace, concurrency = [], self.experiment.concurrency
+            self.timeline = Timeline(record.directory / "timeline.csv", loaded.round if loaded else -1)
             self.clock = (
                 VirtualClock(devices)
                 if concurrency is None
                 else Driver(algorithm, fed, self.meter, devices, concurrency, self.host)
             )
+            self.clock.timeline = None if loaded else self.timeline   # which has the initialisation already
         if isinstance(self.clock, VirtualClock) and self.experiment.waiting != Waiting():
             self.barrier = Barrier(self.experiment.waiting, self.clock, self.seed)
         clock = self.clock if isinstance(self.clock, VirtualClock) else None
@@ -117,6 +122,8 @@ class SeedRun:
             state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
         check(name, state, server=has_server(algorithm))
         self._tick(0)
+        if self.clock is not None:
+            self.clock.timeline = self.timeline
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
             if extended := done < self.experiment.rounds and was_end(self.directory.manifest, done):
@@ -156,11 +163,12 @@ class SeedRun:
             return {"seconds": self.clock.now}
         return {"seconds": self.clock.now, "late": self.barrier.clock.late, "skipped": self.barrier.clock.skipped}
 
-    def _told(self) -> dict[str, torch.Tensor]:
-        """Clock and sampling as they are now, for a checkpoint."""
-        times = {} if self.clock is None else self.clock.snapshot()
-        told = {f"clock.{name}": tensor for name, tensor in times.items()}
-        return told | {f"sampling.{name}": tensor for name, tensor in self.selection.snapshot().items()}
+    def _told(self) -> Callable[[], dict[str, torch.Tensor]]:
+        """Clock and sampling as they are now: a function that names their tensors for a checkpoint."""
+        sampling = {f"sampling.{name}": tensor for name, tensor in self.selection.snapshot().items()}
+        clock = self.clock
+        times = clock.freeze() if isinstance(clock, Driver) else partial(dict, clock.snapshot() if clock else {})
+        return lambda: sampling | {f"clock.{name}": tensor for name, tensor in times().items()}
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
@@ -175,9 +183,11 @@ class SeedRun:
             ledger.undo()
             costs = {f"ledger.{name}": tensor for name, tensor in ledger.state().items()}
             with self._clock_stopped():
+                if self.timeline is not None:
+                    self.timeline.write()
                 tensors, memories = flatten(state)
                 checkpoint.save(
-                    record.checkpoints, done, {**tensors, **costs, **told}, meta, memories=memories, history=history
+                    record.checkpoints, done, {**tensors, **costs, **told()}, meta, memories=memories, history=history
                 )
                 self.host.saved(state)
 
@@ -361,7 +371,7 @@ class SeedRun:
             self.selection.restore({name.removeprefix("sampling."): loaded.tensors[name] for name in told})
             state = restore(template, loaded, self.federation.memory.put)
             tensors, memories = flatten(state)
-            if unread := (loaded.tensors.keys() - tensors.keys() - {*costs} - self._told().keys()) | (
+            if unread := (loaded.tensors.keys() - tensors.keys() - {*costs} - self._told()().keys()) | (
                 loaded.memories.keys() - memories.keys()
             ):
                 raise CheckpointError(

@@ -4,6 +4,7 @@
     NAME/manifest.json               versions, git commit, platform, hashes, seeds, status of every seed
     NAME/seed-0/metrics.jsonl        metrics: the same bytes for a repeated or resumed run
     NAME/seed-0/devices.npz          devices of the clients, of an experiment with a clock
+    NAME/seed-0/timeline.csv         what each client does in the first rounds, of an experiment with a clock
     NAME/seed-0/timing.jsonl         machine-dependent rows: host seconds, skipped clients
     NAME/seed-0/edges.csv            bytes over each directed link of a finished run without a server
     NAME/seed-0/checkpoints/         see `fedsim.record.checkpoint`

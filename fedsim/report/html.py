@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
-from fedsim.errors import RunError
+from fedsim.errors import FedsimError, RunError
 from fedsim.record.files import write_atomic
 from fedsim.report.compare import Comparison, cells, compare, costs_of, header, notes, text_of, title
 from fedsim.report.curves import curves
 from fedsim.report.panels import panels
 from fedsim.report.series import AXES, RunSeries, flat
 from fedsim.report.statistics import best, estimate
+from fedsim.report.timeline_picture import timeline
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -201,6 +202,7 @@ def _run(run: RunSeries, metric: str, lower: bool) -> str:
             [_seed_row(run, seed, lower) for seed in run.manifest["status"]],
         ),
         f"<details><summary>Commands</summary><pre>{escape(_commands(run))}</pre></details>",
+        _timeline(run.path),
         f"<details><summary>Config</summary><pre>{escape(config)}</pre></details>",
         f"<details><summary>Manifest</summary><pre>{escape(json.dumps(run.manifest, indent=2))}</pre></details>",
     ]
@@ -213,6 +215,19 @@ def _commands(run: RunSeries) -> str:
     commit = (run.manifest.get("git") or {}).get("commit")
     made = ", ".join([f"{name} {version}" for name, version in versions.items()] + [f"commit {commit}"] * bool(commit))
     return f"# {made}\nfedsim run {path}/config.yaml\nfedsim report {path}"
+
+
+def _timeline(run: Path) -> str:
+    """A picture of the first rounds, of a run with a clock."""
+    drawing = io.BytesIO()
+    if not any(run.glob("seed-*/timeline.csv")):
+        return ""
+    try:
+        timeline(run, drawing, format="svg")
+    except FedsimError as error:                           # e.g. of too many clients
+        return _note(str(error))
+    data = base64.b64encode(drawing.getvalue()).decode()
+    return f'<img alt="what each client does in the first rounds" src="data:image/svg+xml;base64,{data}">'
 
 
 def _seed_row(run: RunSeries, seed: str, lower: bool) -> list[str]:
