@@ -19,6 +19,7 @@ from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
 from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
+from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes
 from fedsim.tree import leaves, tree_map, unpacked, zeros_like
 from fedsim.types import Kept, Messages, NamedTree, Sent
@@ -233,7 +234,7 @@ class Clients:
         """
         self._charge_up(sent, "mean", behind)
         w = self._cohort_weights(sent)
-        return sent.messages.mean(w if factors is None else w * torch.from_numpy(self._factors(factors, sent)).to(w))
+        return sent.messages.mean(torch.from_numpy(w if factors is None else w * self._factors(factors, sent)))
 
     def _factors(self, factors: np.ndarray, sent: Sent[Any]) -> np.ndarray:
         """The factors of the messages ``[c]``."""
@@ -249,7 +250,9 @@ class Clients:
         if not callable(rule):
             raise ConfigError(f"clients.reduce got the rule {rule!r:.80}; expected a function of (rows, weights)")
         self._charge_up(sent, "reduce", behind)
-        return rule(unpacked(sent.stacked), self._cohort_weights(sent).to(self._federation.model.dtype))
+        model = self._federation.model
+        (w,) = upload([self._cohort_weights(sent).astype(model.numbers)], model.device)
+        return rule(unpacked(sent.stacked), w)
 
     def mix(
         self,
@@ -358,9 +361,10 @@ class Clients:
                 rows = leaves(unpacked(sent.stacked))[0].flatten(1)
                 meter.drift = float((rows - rows.mean(0)).square().sum(1).mean().sqrt())
 
-    def _cohort_weights(self, sent: Sent[Any]) -> Tensor:
+    def _cohort_weights(self, sent: Sent[Any]) -> np.ndarray:
         p = self._federation.p[sent.ids]
-        return torch.from_numpy(p / p.sum()).to(self._federation.model.device)
+        weights: np.ndarray = p / p.sum()
+        return weights
 
     def _check_finite(self, messages: Messages[Any], name: str) -> None:
         bad = self.ids[~messages.finite()]

@@ -225,7 +225,9 @@ class Messages(Protocol[M_co]):
         """The messages at some positions, which increase."""
 
     def mean(self, w: Tensor) -> M_co:
-        """Sum with weights ``w [c]``, pairwise in the order of execution; compressed vectors are unpacked."""
+        """Sum with weights ``w [c]``, pairwise in the order of execution; compressed vectors are unpacked. ``w`` is on
+        the CPU.
+        """
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """Values at the nodes after ``steps`` exchanges by W ``[c, c]``, and, if ``measure``, the contraction of the

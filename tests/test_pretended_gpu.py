@@ -44,6 +44,10 @@ def test_algorithms_and_models_are_those_of_the_cpu() -> None:
     on_the_gpu("tests/contract/test_devices.py")
 
 
+def test_rounds_keep_to_their_budgets() -> None:
+    on_the_gpu("tests/pretended/budgets.py")
+
+
 @pytest.mark.skipif(not LONG, reason="takes minutes; set FEDSIM_LONG=1")
 def test_the_whole_contract() -> None:
     on_the_gpu("tests/contract", "-m", "not ray", FEDSIM_TEST_DEVICE="cuda")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -134,3 +137,19 @@ def test_draws_of_a_key_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch
     assert torch.equal(seeds.uniform_of(keys, 1001), whole)
     assert torch.equal(torch.vmap(lambda key: seeds.uniform_of(key, 1001))(keys), whole)
     assert torch.equal(seeds.uniform_of(keys[0], 7), whole[0, :7]) and seeds.uniform_of(keys, 0).shape == (2, 0)
+
+
+@pytest.mark.process
+def test_the_kernel_of_gpus_draws_the_same_numbers() -> None:
+    """By Triton's interpreter, which needs no GPU."""
+    pytest.importorskip("triton", reason="Triton comes with PyTorch's builds for CUDA")
+    script = """
+import torch
+from fedsim.seeds import philox_kernel, uniform_of
+key = torch.randint(-2**63, 2**63 - 1, (3, 2), generator=torch.Generator().manual_seed(0))
+for n in (1, 2, 7, 1023, 1024, 1025, 3000):
+    assert torch.equal(philox_kernel.uniform_of(key, n), uniform_of(key, n)), n
+rows = torch.vmap(lambda k: philox_kernel.uniform_of(k, 9), in_dims=1)(key)
+assert torch.equal(rows, uniform_of(key.T, 9))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "TRITON_INTERPRET": "1"})

@@ -11,7 +11,7 @@ begin at each bit is looked up for all of them, then one walk over these lengths
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -51,7 +51,12 @@ _LENGTHS = {code: torch.tensor([0] + [_length(size, code) for size in range(1, 3
 def code_lengths(n: Tensor) -> dict[Code, Tensor]:
     """Bits of the codeword of each number, int64, by code."""
     size = digits(n)
-    return {code: table.to(n.device)[size] for code, table in _LENGTHS.items()}
+    return {code: table[size] for code, table in _lengths_on(n.device).items()}
+
+
+@lru_cache(maxsize=8)
+def _lengths_on(device: torch.device) -> dict[Code, Tensor]:
+    return {code: table.to(device) for code, table in _LENGTHS.items()}
 
 
 def codewords(n: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:

@@ -29,9 +29,9 @@ from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Tape
-from fedsim.engine.upload import upload, upload_groups
 from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
+from fedsim.messages.upload import upload, upload_groups
 from fedsim.tree import build, flat, leaves, mapped, shaped, structure, tree_map
 from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
@@ -64,7 +64,7 @@ class Blocks:
             for start in range(0, len(order), self.size):
                 chosen = order[start : start + self.size]
                 turns = call.turns[chosen]
-                block = _Block(federation, meter, ids[chosen], call.round, turns, [plans[i] for i in chosen])
+                block = _Block(federation, meter, ids, chosen, call.round, turns, [plans[i] for i in chosen])
                 try:
                     message, new = block.run(call)
                 except torch.OutOfMemoryError:
@@ -73,7 +73,7 @@ class Blocks:
                     Loop().run(federation, Meter(federation), call._replace(ids=np.sort(block.ids)))
                     raise block_error(call.fn, call.round, error) from error
                 if call.sends:
-                    rows.put(message, chosen)
+                    rows.put(message, chosen, block.places)
                 for i, node in enumerate(ids[chosen].tolist() if new else ()):
                     # copies, as a view would keep its whole block alive
                     memory[node] = tree_map(lambda t, i=i: t[i].clone(), new)
@@ -113,23 +113,23 @@ class _Block:
     """A block of clients in one round, and the ``Local`` that they share: its tensors are stacked."""
 
     def __init__(
-        self, federation: Federation, meter: Meter, ids: np.ndarray, round: int, turns: np.ndarray,
-        plans: list[Minibatches],
+        self, federation: Federation, meter: Meter, cohort: np.ndarray, chosen: list[int], round: int,
+        turns: np.ndarray, plans: list[Minibatches],
     ) -> None:  # fmt: skip
-        self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, ids, round, turns
+        self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, cohort[chosen], round, turns
         self.counts = np.array([len(plan.lengths) for plan in plans])
-        self._plan(plans)
+        self._plan(plans, np.array(chosen))
         self.descend = StackDescent(federation.work, self, federation.model.learned)
         self.optimizer = federation.work.optimizer
         self.tape: Tape | None = None  # while a step is being recorded
-        self._samples = federation.shards.sizes[ids]       # of each client's minibatch in this step
+        self._samples = federation.shards.sizes[self.ids]       # of each client's minibatch in this step
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
         self._in_fold = False
         self._slot: Tensor | None = None                   # batched over clients under vmap
         self._steps: Tensor | None = None
 
-    def _plan(self, plans: list[Minibatches]) -> None:
-        """Bring the clients' rounds to the device, in one copy."""
+    def _plan(self, plans: list[Minibatches], places: np.ndarray) -> None:
+        """Bring the clients' rounds, and their ``places`` in the cohort, to the device, in one copy."""
         model = self.fed.model
         index, lengths = _padded(plans)
         self._lengths, self._widths = lengths, lengths.max(0)
@@ -139,8 +139,8 @@ class _Block:
         weights = (rows < lengths.T[:, :, None]).astype(model.numbers)      # [K, c, B], 0 for padding
         keys = (np.stack(of) for of in zip(*((p.keys, p.whole, p.large) for p in plans), strict=True))
         numbers = [self.counts.astype(model.numbers), shares.astype(model.numbers)]
-        self._index, self._weights, self._counts, self._shares, *there = upload(
-            [index, weights, *numbers, *keys], model.device
+        self._index, self._weights, self.places, self._counts, self._shares, *there = upload(
+            [index, weights, places, *numbers, *keys], model.device
         )
         self._keys, self._whole_keys, self._large_keys = (key.unsqueeze(-1) for key in there)
 

@@ -183,7 +183,10 @@ class DenseStack:
         if self.loss is cross_entropy and out.dim() == 3:
             delta = torch.softmax(out, 2)
             target = batch.y.unsqueeze(2)
-            delta.scatter_(2, target, delta.gather(2, target) - 1)
+            if out.is_cuda:                                # where a deterministic scatter sorts: the same numbers
+                delta.sub_((target == torch.arange(out.shape[2], device=out.device)).to(delta.dtype))
+            else:
+                delta.scatter_(2, target, delta.gather(2, target) - 1)
             return delta.mul_(scale)
         with torch.enable_grad():
             flat = out.detach().reshape(c * b, *out.shape[2:]).requires_grad_()

@@ -18,9 +18,9 @@ from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
 from fedsim.engine.model import Model
 from fedsim.engine.purity import pure
 from fedsim.engine.refusals import client_error, model_error, no_such_word, no_vector, other_form, refuse_other_form
-from fedsim.engine.upload import upload, upload_groups
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, title
 from fedsim.messages.stacked import Stacked
+from fedsim.messages.upload import upload, upload_groups
 from fedsim.tree import count, form, leaves, tree_map
 from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
@@ -179,10 +179,11 @@ class Rows(Generic[M]):
         self.c = c
         self.stacked: Any = None
 
-    def put(self, block: M, positions: list[int]) -> None:
-        """Write the rows of ``block`` (tensors ``[b, ...]``) at ``positions``."""
+    def put(self, block: M, positions: list[int], there: Tensor | None = None) -> None:
+        """Write the rows of ``block`` (tensors ``[b, ...]``) at ``positions``; ``there`` are the same on the device."""
         run = range(positions[0], positions[0] + len(positions))
-        where = slice(run.start, run.stop) if positions == list(run) else positions  # a slice is faster
+        index = positions if there is None else there
+        where = slice(run.start, run.stop) if positions == list(run) else index  # a slice is faster
         if len(positions) == self.c and isinstance(where, slice):
             self.stacked = tree_map(Tensor.contiguous, block)
             return

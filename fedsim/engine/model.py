@@ -29,6 +29,10 @@ Loss = Callable[[Any, Any], Tensor]
 """Per-sample loss: maps what the module returns, and targets ``[B, ...]``, to ``[B]``."""
 
 
+AT_A_TIME = {"cpu": 256, "cuda": 2048}
+"""Samples in a forward pass of an evaluation: on a GPU each pass costs launches."""
+
+
 class Model:
     """A module, its per-sample loss and an optional penalty, as functions of the flat vector ``[d]`` of its parameters.
 
@@ -198,11 +202,11 @@ class Model:
         return [g + p for g, p in zip(flat, extra, strict=True)]
 
     @torch.no_grad()
-    def outputs(self, x: Vector, inputs: Samples, batch_size: int = 256) -> Any:
-        """Outputs of the module at ``x`` for ``inputs [N, ...]``, computed ``batch_size`` samples at a time; see
-        ``fedsim.tree.joined``.
+    def outputs(self, x: Vector, inputs: Samples, batch_size: int | None = None) -> Any:
+        """Outputs of the module at ``x`` for ``inputs [N, ...]``, computed ``batch_size`` samples at a time, by default
+        ``AT_A_TIME``; see ``fedsim.tree.joined``.
         """
-        module = self.load(x)
+        module, batch_size = self.load(x), batch_size or AT_A_TIME[self.device.type]
         with self.evaluating():
             parts = list(pieces(inputs, batch_size))
             outputs = [called(module, self._input(part)) for part in parts]

@@ -1,7 +1,7 @@
 """Mixing of the rows of a stack by a sparse matrix W, ``x_i <- sum_j w_ij x_j``, without forming n x n.
 
 A row is the weighted sum of its neighbours' rows in the order of their ids, regardless of the rows mixed with it. The
-stack is processed in blocks that fit in the processor's cache, so that a row fetched for one neighbour is still there
+stack is processed in blocks that, on a CPU, fit in the cache, so that a row fetched for one neighbour is still there
 for the next: blocks of nodes if these have few neighbours, else blocks of columns.
 """
 
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from fedsim.messages.sums import weighted_sum
+from fedsim.messages.upload import bytes_at_a_time, upload
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 CHUNK_BYTES = 4 * 2**20
-"""Bytes of the stack mixed at a time."""
+"""Bytes of the stack mixed at a time on a CPU."""
 
 
 FEW = 5
@@ -37,22 +39,29 @@ def mix_rows(w: csr_array, x: Tensor, out: Tensor | None = None) -> Tensor:
     n, flat = w.shape[0], x.reshape(len(x), -1)
     out = x.new_empty(n, *x.shape[1:]) if out is None else out
     mixed = out.view(n, -1)
-    rows, columns = (CHUNK_BYTES // (length * flat.element_size()) for length in reversed(flat.shape))
+    at_a_time = bytes_at_a_time(x.device, CHUNK_BYTES)
+    rows, columns = (at_a_time // (length * flat.element_size()) for length in reversed(flat.shape))
     if w.nnz <= FEW * n and rows >= 8:
         for start in range(0, n, rows):
-            mixed[start : start + rows] = _weighted_sums(w[start : start + rows], flat)
+            mixed[start : start + rows] = _Weights(w[start : start + rows], x).times(flat)
     else:
-        columns = max(16, columns)
+        columns, weights = max(16, columns), _Weights(w, x)
         for start in range(0, flat.shape[1], columns):
-            mixed[:, start : start + columns] = _weighted_sums(w, flat[:, start : start + columns])
+            mixed[:, start : start + columns] = weights.times(flat[:, start : start + columns])
     return out
 
 
-def _weighted_sums(w: csr_array, x: Tensor) -> Tensor:
-    """Product ``W x`` of a sparse matrix ``W [m, n]`` and ``x [n, c]``."""
-    index, offsets = (torch.from_numpy(a.astype(np.int64)).to(x.device) for a in (w.indices, w.indptr[:-1]))
-    weights = torch.from_numpy(w.data).to(x)
-    return torch.nn.functional.embedding_bag(index, x, offsets, mode="sum", per_sample_weights=weights)
+class _Weights:
+    """A sparse matrix ``W [m, n]`` on the device, and of the type, of ``like``."""
+
+    def __init__(self, w: csr_array, like: Tensor) -> None:
+        host = [w.indices.astype(np.int64), w.indptr[:-1].astype(np.int64), w.data]
+        self._index, self._offsets, self._data = upload(host, like.device)
+        self._data = self._data.to(like)
+
+    def times(self, x: Tensor) -> Tensor:
+        """Product ``W x`` with ``x [n, c]``."""
+        return embedding_bag(self._index, x, self._offsets, mode="sum", per_sample_weights=self._data)
 
 
 def spread(x: Tensor, order: Tensor | None = None) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim.errors import ConfigError
 from fedsim.messages.mixing import mix_rows, spread
 from fedsim.messages.sums import Subtree, combine, join, partial_sums, weighted_partial_sums, weighted_sum
+from fedsim.messages.upload import bytes_at_a_time, upload
 from fedsim.messages.wire import nbytes, paper_bits
 from fedsim.tree import leaves, rebuilt, tree_map, unpacked
 from fedsim.values import Packed
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 UNPACKED_NUMBERS = 2**22
-"""Numbers unpacked at a time when compressed messages are summed."""
+"""Numbers unpacked at a time on a CPU when compressed messages are summed."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Stacked:
     def finite(self) -> np.ndarray:
         """See ``Messages``."""
         good = np.ones(len(self), bool)
-        for rows in leaves(self.tree):
-            if rows.is_floating_point() and not bool(torch.isfinite(rows.sum())):   # rarely: check row by row
+        floating = [rows for rows in leaves(self.tree) if rows.is_floating_point()]
+        if floating and not bool(torch.isfinite(torch.stack([rows.sum().double() for rows in floating])).all()):
+            for rows in floating:                          # rarely: check row by row
                 good &= torch.isfinite(rows.reshape(len(self), -1)).all(1).cpu().numpy()
         return good
 
@@ -71,14 +73,17 @@ class Stacked:
 
     def mean(self, w: Tensor) -> Any:
         """See ``Messages``."""
-        order = None if self.order is None else torch.from_numpy(self.order).to(w.device)
-        return _mean(self.tree, w, order)
+        device = leaves(self.tree)[0].device
+        there = upload([w.numpy()] if self.order is None else [w.numpy(), self.order], device)
+        return _mean(self.tree, there[0], None if self.order is None else there[1])
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """See ``Messages``."""
         refuse_packed(self.tree, steps)
         mixed = unpacked(self.tree)
-        order = None if self.order is None else torch.from_numpy(self.order)
+        order = None
+        if measure and self.order is not None:
+            (order,) = upload([self.order], leaves(mixed)[0].device)
         before = spread(leaves(mixed)[0], order) if measure else 0.0
         for _ in range(steps):
             mixed = tree_map(lambda x: mix_rows(w, x), mixed)
@@ -111,7 +116,7 @@ def _mean_unpacked(packed: Packed, w: Tensor, order: Tensor | None) -> Tensor:
 
 
 def _unpacked_sums(packed: Packed, w: Tensor, order: Tensor | None, start: int) -> dict[Subtree, Tensor]:
-    run = max(1, UNPACKED_NUMBERS // max(1, packed.d))
+    run = max(1, bytes_at_a_time(packed.parts[0].device, 4 * UNPACKED_NUMBERS) // (4 * max(1, packed.d)))
     sums: dict[Subtree, Tensor] = {}
     for at in range(0, len(w), run):
         where: Any = slice(at, at + run) if order is None else order[at : at + run]

@@ -13,8 +13,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from fedsim.messages.upload import bytes_at_a_time
+
 CHUNK_BYTES = 2**20
-"""Bytes of weighted rows summed at a time, to fit in the processor's cache."""
+"""Bytes of weighted rows summed at a time on a CPU, to fit in its cache."""
 
 Subtree: TypeAlias = tuple[int, int]
 """(level, index): the sum of rows ``index * 2^level`` up to, not including, ``(index + 1) * 2^level``."""
@@ -49,7 +51,7 @@ def _weighted(rows: Tensor, w: Tensor, order: Tensor | None) -> Iterator[tuple[s
     """Yield ``w_i rows_i`` by blocks of columns, in new memory, in the order of the positions."""
     flat, w = rows.reshape(len(rows), -1), w.to(rows.dtype).unsqueeze(1)
     w = w if order is None else w[order]
-    width = max(16, CHUNK_BYTES // (len(rows) * rows.element_size()))
+    width = max(16, bytes_at_a_time(rows.device, CHUNK_BYTES) // (len(rows) * rows.element_size()))
     for start in range(0, flat.shape[1], width):
         columns = slice(start, start + width)
         yield columns, (flat[:, columns] if order is None else flat[:, columns][order]) * w

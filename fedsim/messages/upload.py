@@ -1,4 +1,4 @@
-"""Arrays of the host on the device that computes: one copy for all that a call needs."""
+"""Arrays of the host on the device that computes, in one copy; and how much that takes at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GPU_BYTES = 2**30
+"""Bytes that a GPU processes at a time: each piece costs launches."""
+
 ALIGNMENT = 16
 """Bytes; an array in the buffer begins at a multiple of it, as kernels like it."""
+
+
+def bytes_at_a_time(device: torch.device, cache: int) -> int:
+    """Bytes to process at a time: ``cache`` on a CPU, to fit in its cache; far more on a GPU."""
+    return cache if device.type == "cpu" else GPU_BYTES
 
 
 def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -128,11 +130,23 @@ def uniform_of(key: Tensor, n: int) -> Tensor:
     """Uniform float64 draws ``[..., n]`` from [0, 1) with 53 random bits, as a function of ``key``, int64 ``[...]``.
 
     The same generator in tensor operations, so that it runs under ``torch.vmap`` and on any device; on a CPU, in blocks
-    that fit in the processor's cache.
+    that fit in the processor's cache, on a GPU as one kernel where there is Triton.
     """
+    if key.is_cuda and _has_kernel():
+        from fedsim.seeds import philox_kernel
+
+        drawn: Tensor = philox_kernel.uniform_of(key, n)
+        return drawn
     block = _BLOCK if key.device.type == "cpu" else max(n, 1)
     parts = [_uniform_of(key.unsqueeze(-1), start, min(n, start + block)) for start in range(0, max(n, 1), block)]
     return torch.cat(parts, -1) if len(parts) != 1 else parts[0]
+
+
+@cache
+def _has_kernel() -> bool:
+    """Return whether ``fedsim.seeds.philox_kernel`` can be imported and its operation batched (PyTorch 2.5)."""
+    batched = hasattr(torch.library, "register_vmap")
+    return torch.version.cuda is not None and batched and find_spec("triton") is not None
 
 
 def _uniform_of(key: Tensor, start: int, stop: int) -> Tensor:
