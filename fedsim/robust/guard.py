@@ -200,10 +200,10 @@ class Guarded:
                 " smaller share or p"
             )
         kept, whole = torch.from_numpy(np.flatnonzero(there)), bool(there.all())
-        w = w.cpu() if whole else w.cpu()[kept] / w.cpu()[kept].sum()
+        w = w if whole else w[kept] / w[kept].sum()
         tree = tree if whole else tree_map(lambda t: t[kept.to(t.device)], tree)
         if self.rule is None or type(self.rule) is Mean:
-            return Stacked(tree).mean(w.to(leaves(tree)[0].device))
+            return Stacked(tree).mean(w)
         gone = len(there) - int(there.sum())
         return self._by_rule(fewer(self.rule, len(there), gone), unpacked(tree), w, kept)
 
