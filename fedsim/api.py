@@ -58,6 +58,7 @@ def resume(
     progress: bool = True,
     host: Host | None = None,
     on_round: OnRound | None = None,
+    accept_changes: bool = False,
 ) -> RunDirectory:
     """Continue an interrupted or failed run, or one with more rounds; its final metrics equal those of an uninterrupted
     run of as many rounds.
@@ -73,6 +74,8 @@ def resume(
         host: host of the clients; by default the one that ``experiment.execution`` selects.
         on_round: called with a `RoundView` after every round, from round 0 on; what it raises ends the run, which can
             be resumed.
+        accept_changes: continue although ``config.yaml`` or ``metrics.jsonl`` were edited since, and note it in
+            ``manifest.json``.
 
     Raises:
         FedsimError: the directory holds no run, or one of another experiment or version of fedsim; the data set has
@@ -82,7 +85,9 @@ def resume(
     if experiment is not None:
         _check_experiment("resume", experiment)
     place = lambda e: host or host_of(e, progress)  # noqa: E731
-    return controller.resume(Path(path), experiment, place, progress=progress, rounds=rounds, on_round=on_round)
+    return controller.resume(
+        Path(path), experiment, place, progress=progress, rounds=rounds, on_round=on_round, accept=accept_changes
+    )
 
 
 def trained_model(

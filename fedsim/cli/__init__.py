@@ -30,6 +30,7 @@ COMMANDS = {
     "timeline": ("fedsim.cli.timeline", "timeline", "draw what each client of a run with a clock does"),
     "compare": ("fedsim.cli.compare", "compare", "compare runs: final values, differences, cost of reaching a target"),
     "export": ("fedsim.cli.export", "export", "write the trained model of a run, or its metrics for another tool"),
+    "verify": ("fedsim.cli.verify", "verify", "check that runs are whole and unchanged"),
     "report": ("fedsim.cli.compare", "report", "write an HTML report of runs"),
     "watch": ("fedsim.cli.compare", "watch", "show runs in a browser while they are under way"),
 }

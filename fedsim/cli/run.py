@@ -67,6 +67,8 @@ def resume(argv: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, metavar="DIR", help="run directory or folder of a sweep")
     more = "rounds in all, more than it has done; the result is that of a run that had them from the start"
     parser.add_argument("--rounds", type=int, metavar="N", help=more)
+    edited = "continue although config.yaml or metrics.jsonl were edited since; manifest.json says so"
+    parser.add_argument("--accept-changes", action="store_true", help=edited)
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
     parser.add_argument("--jobs", type=int, metavar="JOBS", help=f"for a sweep: {JOBS}")
@@ -74,10 +76,13 @@ def resume(argv: Sequence[str]) -> int:
     if is_sweep(arguments.run):
         if arguments.rounds is not None:
             raise ConfigError(f"{arguments.run} is a sweep; --rounds extends a run, such as one of its points")
+        if arguments.accept_changes:
+            raise ConfigError(f"{arguments.run} is a sweep; --accept-changes is for a run, such as one of its points")
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
     before = open_run(arguments.run)
     status, planned = before.manifest["status"].values(), before.config.get("rounds")
-    directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not arguments.quiet)
+    quiet, accept = arguments.quiet, arguments.accept_changes
+    directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not quiet, accept_changes=accept)
     idle = planned == directory.config["rounds"] and all(seed["state"] == "finished" for seed in status)
     if idle and not arguments.quiet:
         stops = describe_stops(directory.manifest)

@@ -21,6 +21,7 @@ from fedsim.clock.virtual import VirtualClock
 from fedsim.clock.waiting import Waiting
 from fedsim.controller import evaluate
 from fedsim.controller.asynchronous import Driver
+from fedsim.controller.changes import misfit
 from fedsim.controller.choose import choose
 from fedsim.controller.extend import was_end
 from fedsim.controller.host import Host
@@ -99,7 +100,9 @@ class SeedRun:
         return drawn
 
     def _run(self, record: SeedRecord, x: torch.Tensor, devices: Devices | None) -> None:
-        loaded = checkpoint.load_latest(record.checkpoints)
+        loaded = checkpoint.load_latest(
+            record.checkpoints, misfit(self.directory, self.seed, record, self._extended_from)
+        )
         algorithm = method_of(self.experiment)
         backend = self._connect(loaded.meta["backend"] if loaded else None)
         fed, self.meter = self.federation, Meter(self.federation)
@@ -126,7 +129,7 @@ class SeedRun:
             self.clock.timeline = self.timeline
         if loaded:
             state, done = self._restore(state, loaded), loaded.round
-            if extended := done < self.experiment.rounds and was_end(self.directory.manifest, done):
+            if extended := self._extended_from(done):
                 record.shorten(done, self._kept(done))
             record.truncate(record.metrics.size if extended else loaded.meta["offset"], done)
         else:
@@ -141,6 +144,9 @@ class SeedRun:
             self._tell(record, 0, state)
         if done != stopped_after(self.directory.manifest, self.seed):
             self._rounds(record, state, done, backend, extended)
+
+    def _extended_from(self, round: int) -> bool:
+        return round < self.experiment.rounds and was_end(self.directory.manifest, round)
 
     def _write_edges(self) -> None:
         """Write the bytes sent over each link, for methods whose nodes communicate directly."""
@@ -172,14 +178,14 @@ class SeedRun:
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
-        name, offset, told = type(experiment.algorithm).__name__, record.offset(), self._told()
+        name, at, told = type(experiment.algorithm).__name__, record.position(), self._told()
         ledger = self.meter.ledger
         ledger.settle()
         absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
         history = History()
 
         def save() -> None:  # the last completed round, whatever came after it
-            meta = {"offset": offset, "backend": backend}
+            meta = {**at, "backend": backend}
             ledger.undo()
             costs = {f"ledger.{name}": tensor for name, tensor in ledger.state().items()}
             with self._clock_stopped():
@@ -214,7 +220,7 @@ class SeedRun:
                 else:
                     self._measured = {}
                     self.bar.update(round)
-                state, done, told, offset = new, round, self._told(), record.offset()
+                state, done, told, at = new, round, self._told(), record.position()
                 ledger.settle()
                 if round == self._last or round % experiment.execution.checkpoint_every == 0:
                     save()

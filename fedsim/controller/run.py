@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from fedsim.controller.changes import accept_changes
 from fedsim.controller.extend import check_extension, note_extension
 from fedsim.controller.host import Host
 from fedsim.controller.initial import check_unchanged, file_hash
@@ -102,12 +103,14 @@ def _begun(directory: RunDirectory, experiment: Experiment, rounds: int) -> bool
 def resume(
     path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool, rounds: int | None = None,
     on_round: OnRound | None = None,
+    accept: bool = False,
 ) -> RunDirectory:  # fmt: skip
     """Continue a run that was interrupted or failed, or extend one; see ``fedsim.resume``."""
     check_callback(on_round)
     directory = open_run(path)
     todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
     _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
+    changes = accept_changes(directory, todo) if accept else []
     check_settings(directory)
     config = recorded(directory.config)
     extends = rounds is not None and rounds != config["rounds"]
@@ -140,7 +143,7 @@ def resume(
                 f"{path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore the"
                 " data files"
             )
-        for remark in _moved(directory.manifest, first):
+        for remark in [*_moved(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:
             there.say(remark)
         if extends:
             note_extension(directory, experiment.rounds)

@@ -50,5 +50,5 @@ def check_settings(directory: RunDirectory) -> None:
             f"{path / 'config.yaml'} has other settings than the run began with (hash {settings_hash(config)[:12]},"
             f" expected {expected[:12]}), and one run would be of two experiments. Set them back, or begin a new run:"
             f" fedsim run {path / 'config.yaml'} --output NEW. All of execution may be edited; more rounds are given by"
-            f" fedsim resume {path} --rounds N"
+            f" fedsim resume {path} --rounds N; to continue with other settings none the less: --accept-changes"
         )

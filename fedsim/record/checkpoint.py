@@ -119,8 +119,9 @@ def save(
     return path
 
 
-def load_latest(directory: Path) -> Loaded | None:
-    """Read the newest valid checkpoint; a corrupt one is skipped with a `CheckpointWarning`.
+def load_latest(directory: Path, misfit: Callable[[Loaded], str | None] = lambda _: None) -> Loaded | None:
+    """Read the newest valid checkpoint; a corrupt one is skipped with a `CheckpointWarning`, and one for which
+    ``misfit`` has a reason, which is a misfit to other files.
 
     Only the process that runs the seed may call this: it removes what a killed `save` left behind.
 
@@ -128,15 +129,19 @@ def load_latest(directory: Path) -> Loaded | None:
         None if there is no checkpoint.
 
     Raises:
-        CheckpointError: all checkpoints are corrupt.
+        CheckpointError: all checkpoints are corrupt or misfits.
     """
     _remove_leftovers(directory)
     tried = []
     for path, found in each(directory):
-        if isinstance(found, Loaded):
+        if isinstance(found, Exception):
+            kind, why = "corrupt checkpoint", str(found)
+        elif (misfits := misfit(found)) is not None:
+            kind, why = "checkpoint", misfits
+        else:
             return found
-        tried.append(f"{path.name}: {found}")
-        warnings.warn(f"skipping the corrupt checkpoint {path}: {found}", CheckpointWarning, stacklevel=2)
+        tried.append(f"{path.name}: {why}")
+        warnings.warn(f"skipping the {kind} {path}: {why}", CheckpointWarning, stacklevel=2)
     if tried:
         raise CheckpointError(
             f"no valid checkpoint in {directory} ({'; '.join(tried)}); restore one, or remove the folder to start again"

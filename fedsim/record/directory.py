@@ -22,7 +22,7 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ import yaml
 
 from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, RunError
-from fedsim.record.files import lock, numbered, read_mapping, sync, write_atomic
+from fedsim.record.files import damaged, fits, lock, numbered, read_mapping, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
 from fedsim.record.version import __version__
 
@@ -41,13 +41,29 @@ __all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "envi
 State = Literal["waiting", "running", "finished", "failed", "interrupted"]
 SWEEP = "sweep.json"
 """File of a folder whose runs are the points of a sweep, see `fedsim.sweeps`."""
+FORM: dict[Any, Any] = {
+    "accepted": [{"metrics": {...: [str]}}],
+    "backend": {...: {"backend": str, "block_size": int, "in_loop": dict}},
+    "data_hash": str,
+    "device": str,
+    "extended": [{"from": int, "to": int}],
+    "larger_is_better": dict,
+    "partition_hash": {...: str},
+    "seeds": [int],
+    "status": {...: {"state": str, "detail": str}},
+    "threads": int,
+    "versions": {...: str},
+}
+"""Form of what this version reads from ``manifest.json``."""
+NEEDED = {"status": ("state",), "extended": ("from", "to"), "accepted": ("metrics",), "backend": ("backend",)}
+"""Names that the entries of some lists and mappings cannot lack."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 class SeedRecord:
     """The files of one seed, open for writing. A context manager, which flushes unless an error occurred.
 
-    Write the rows of a round before its checkpoint, and store `offset` in the checkpoint: a resumed run calls
+    Write the rows of a round before its checkpoint, and store `position` in the checkpoint: a resumed run calls
     `truncate` with it, and then writes the same bytes as an uninterrupted run.
 
     Attributes:
@@ -75,10 +91,25 @@ class SeedRecord:
         except RunError as error:
             raise RunError(f"{error}. Free some space, then: fedsim resume {self.directory.parent}") from error
 
-    def offset(self) -> int:
-        """Flush, and return the bytes of ``metrics.jsonl``."""
+    def position(self) -> dict[str, Any]:
+        """Flush, and return the bytes of ``metrics.jsonl`` and their hash, for a checkpoint."""
         self.flush()
-        return self.metrics.size
+        return {"offset": self.metrics.size, "metrics_sha256": self.metrics.digest()}
+
+    def misfit(self, meta: Mapping[str, Any], accepted: Collection[str] = ()) -> str | None:
+        """Why a checkpoint with these contents does not follow from the metrics; None if it does.
+
+        Earlier versions recorded no hash of them. Hashes in ``accepted`` are as good as the recorded one.
+        """
+        offset, expected, size = meta["offset"], meta.get("metrics_sha256"), self.metrics.size
+        if size < offset:
+            return f"metrics.jsonl has {size:,} bytes, and had {offset:,} when it was made; restore the file"
+        if expected is None or (found := self.metrics.digest(offset)) == expected or found in accepted:
+            return None
+        return (
+            "metrics.jsonl was changed after it was made; restore the file, or continue with it as it is: fedsim resume"
+            f" {self.directory.parent} --accept-changes"
+        )
 
     def truncate(self, offset: int, round: int) -> None:
         """Go back to the checkpoint of ``round`` that was made at ``offset``; ``(0, -1)`` empties the record.
@@ -141,7 +172,11 @@ class RunDirectory:
         Raises:
             RunError: the file is damaged; see `read_mapping`.
         """
-        return read_mapping(self.path / "manifest.json", json.loads, ("status", "versions"))
+        path = self.path / "manifest.json"
+        manifest = read_mapping(path, json.loads, ("status", "versions"))
+        if wrong := [name for name, value in manifest.items() if name in FORM and not _is_whole(name, value)]:
+            raise damaged(path, f"{wrong[0]} is {json.dumps(manifest[wrong[0]]):.80}")
+        return manifest
 
     def seed_path(self, seed: int) -> Path:
         """Directory of one seed."""
@@ -281,6 +316,18 @@ def _git_state() -> dict[str, Any] | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _is_whole(name: str, value: Any) -> bool:
+    """Whether an entry of the manifest has the form of those that fedsim writes."""
+    if not fits(value, FORM[name]):
+        return False
+    if name == "status" and not all(seed.isdecimal() for seed in value):
+        return False
+    if name == "versions":
+        return "fedsim" in value
+    entries = value.values() if isinstance(value, dict) else value
+    return all(needed in entry for needed in NEEDED.get(name, ()) for entry in entries)
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -118,6 +118,20 @@ def read_mapping(path: Path, parse: Callable[[str], Any], names: Collection[str]
     return content
 
 
+def fits(value: Any, form: Any) -> bool:
+    """Whether what was read has a form: a type, ``[form]`` of a list, ``{name: form}`` of a mapping with these names if
+    it has them, and ``{...: form}`` of one with any names.
+    """
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(entry, form[0]) for entry in value)
+    if isinstance(form, dict):
+        every = form.get(...)
+        return isinstance(value, dict) and all(
+            fits(entry, form.get(name, every)) for name, entry in value.items() if every or name in form
+        )
+    return isinstance(value, form) and not (isinstance(value, bool) and form is int)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

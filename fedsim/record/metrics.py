@@ -3,18 +3,20 @@
 A row is one strict JSON object a line: ``{"round": 3, "scope": "server/test", "node": null, "metric": "loss", "value":
 0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. Rows are flushed
 once a round; a killed process leaves at most one line without its newline, which readers ignore and writers remove.
+A writer follows the SHA-256 of the file, so that a checkpoint can hold it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import mmap
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import lock_descriptor
@@ -91,7 +93,7 @@ def _parse(lines: list[bytes], path: Path, before: int) -> Metrics:
             np.array([intern(row["metric"]) for row in rows], object),
             np.array([row["value"] for row in rows], np.float64),  # None becomes NaN
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         if len(lines) > 1:  # find the malformed line
             for number, line in enumerate(lines):
                 _parse([line], path, before + number)
@@ -117,6 +119,7 @@ class RowWriter:
             raise BusyError(f"{path} is being written by another process; wait for it, or stop it first")
         self.size = self._complete_bytes()
         os.ftruncate(self._fd, self.size)
+        self._sha256 = self._hash_of(self.size)
 
     def _complete_bytes(self) -> int:
         """Bytes up to the end of the last complete line."""
@@ -124,6 +127,19 @@ class RowWriter:
             return 0
         with mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) as content:
             return content.rfind(b"\n") + 1
+
+    def _hash_of(self, size: int) -> Any:
+        """SHA-256 object of the first ``size`` bytes."""
+        found, at = hashlib.sha256(), 0
+        while data := os.pread(self._fd, min(READ_BYTES, size - at), at):
+            found.update(data)
+            at += len(data)
+        return found
+
+    def digest(self, size: int | None = None) -> str:
+        """SHA-256 of the first ``size`` bytes; by default of all that is written, which takes no time."""
+        found: str = (self._sha256 if size is None else self._hash_of(size)).hexdigest()
+        return found
 
     def add(self, round: int, scope: str, metric: str, value: float, node: int | None = None) -> None:
         """Buffer one row; NaN and infinity become null."""
@@ -140,7 +156,8 @@ class RowWriter:
         if not self._lines:
             return
         data = memoryview("".join(self._lines).encode())
-        size = self.size + len(data)
+        size, sha256 = self.size + len(data), self._sha256.copy()
+        sha256.update(data)
         try:
             while data:
                 data = data[os.write(self._fd, data) :]
@@ -150,7 +167,7 @@ class RowWriter:
                 os.ftruncate(self._fd, self.size)
             raise RunError(self._refused(error)) from error
         self._lines.clear()
-        self.size = size
+        self.size, self._sha256 = size, sha256
 
     def _refused(self, error: OSError) -> str:
         rounds = read_metrics(self.path).round
@@ -172,7 +189,7 @@ class RowWriter:
         os.ftruncate(self._fd, size)
         os.fsync(self._fd)
         self._lines.clear()
-        self.size = size
+        self.size, self._sha256 = size, self._hash_of(size)
 
     def truncate_after(self, round: int) -> None:
         """Remove everything from the first row of a later round on, and the buffered rows."""

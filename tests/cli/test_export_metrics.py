@@ -76,7 +76,7 @@ def test_follow_a_run_under_way_and_its_resumption(tmp_path: Path) -> None:
     follower.start()
     with run.open_seed(0) as record:
         measure(record, 0)
-        checkpoint = record.offset()
+        checkpoint = record.position()["offset"]
         until_steps(tmp_path / "events" / "live" / "seed-0", [0])
         measure(record, 5)
         until_steps(tmp_path / "events" / "live" / "seed-0", [0, 5])

@@ -35,7 +35,7 @@ def write_rounds(run: RunDirectory, first: int, last: int) -> list[int]:
             record.metrics.add(round, "server/test", "accuracy", round / 7)
             record.metrics.add(round, "clients/holdout", "accuracy", 0.5, node=3)
             record.timing.add(round, "host", "seconds", round * 0.1)
-            offsets.append(record.offset())
+            offsets.append(record.position()["offset"])
     return offsets
 
 
@@ -154,7 +154,7 @@ def test_torn_last_line_is_ignored_and_removed(run: RunDirectory) -> None:
         file.write(b'{"round": 2, "scope": "serv')
     assert read_metrics(metrics_file(run)).round.tolist() == [1, 1]
     with run.open_seed(0) as record:
-        assert record.offset() == size
+        assert record.position()["offset"] == size
     assert metrics_file(run).stat().st_size == size
 
 
@@ -231,7 +231,7 @@ def test_kill_while_writing_loses_no_flushed_round(run: RunDirectory) -> None:
     np.testing.assert_array_equal(rows.round[: len(expected)], expected)
     assert len(rows.round) <= len(expected) + 2000, "at most a part of the round that was being written"
     with run.open_seed(0) as record:
-        assert record.offset() == metrics_file(run).stat().st_size
+        assert record.position()["offset"] == metrics_file(run).stat().st_size
 
 
 def test_full_disk_keeps_whole_rounds_and_says_how_to_go_on(

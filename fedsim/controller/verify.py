@@ -1,0 +1,124 @@
+"""Whether a run directory is whole and consistent: hashes, order, gaps, seeds. Nothing is changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.clock.devices import read_devices
+from fedsim.controller.settings import settings_hash
+from fedsim.errors import FedsimError
+from fedsim.record import checkpoint
+from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.metrics import READ_BYTES, Metrics, read_metrics
+
+BEGUN = ("running", "finished", "failed", "interrupted")
+
+
+def verify(path: Path) -> list[str]:
+    """Faults of a run directory, each in a sentence that names the file; none if it is whole."""
+    try:
+        directory = open_run(path)
+        config, manifest = directory.config, directory.manifest
+    except FedsimError as error:
+        return [str(error)]
+    faults = list(_of_settings(directory, config, manifest))
+    seeds = manifest["status"]
+    for seed, status in seeds.items():
+        faults += _of_seed(directory, config, int(seed), status["state"])
+    kept = {f"seed-{seed}" for seed in seeds}
+    strange = sorted(folder.name for folder in path.glob("seed-*") if folder.name not in kept)
+    return faults + [f"{path / name} is of no seed in manifest.json" for name in strange]
+
+
+def _of_settings(directory: RunDirectory, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[str]:
+    place = directory.path / "config.yaml"
+    try:
+        found = settings_hash(config)
+    except FedsimError as error:
+        yield f"{place}: {error}"
+        return
+    expected = manifest.get("settings_hash")
+    if expected is not None and found != expected:
+        yield f"{place} has other settings than the run began with (hash {found[:12]}, expected {expected[:12]})"
+    if expected is not None and not isinstance(config.get("rounds"), int):
+        yield f"{place}: rounds is {config.get('rounds')!r}"
+    if [str(seed) for seed in manifest.get("seeds", [])] != list(manifest["status"]):
+        yield f"{directory.path / 'manifest.json'} lists other seeds than it has states for"
+    for seed, status in manifest["status"].items():
+        if status["state"] == "finished" and seed not in manifest.get("partition_hash", {}):
+            yield f"{directory.path / 'manifest.json'} has no hash of the partition of seed {seed}"
+
+
+def _of_seed(directory: RunDirectory, config: Mapping[str, Any], seed: int, state: str) -> Iterator[str]:
+    folder = directory.seed_path(seed)
+    if not folder.is_dir():
+        if state in BEGUN[:2]:
+            yield f"{folder} is missing, and seed {seed} is {state}"
+        return
+    rows = None
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        try:
+            read = read_metrics(folder / name)
+            rows = read if name == "metrics.jsonl" else rows
+        except FedsimError as error:
+            yield str(error)
+    if (folder / "devices.npz").exists():
+        try:
+            read_devices(folder / "devices.npz")
+        except FedsimError as error:
+            yield str(error)
+    if rows is not None:
+        yield from _of_rows(folder / "metrics.jsonl", rows, config, state)
+        yield from _of_checkpoints(folder, config, state)
+
+
+def _of_rows(path: Path, rows: Metrics, config: Mapping[str, Any], state: str) -> Iterator[str]:
+    """Order of rounds, rows that are there twice, and rounds that were due and have none."""
+    if np.any(np.diff(rows.round) < 0):
+        yield f"{path}: rounds are out of order"
+    names = list(zip(rows.round.tolist(), rows.scope, rows.node.tolist(), rows.metric, strict=True))
+    if twice := len(names) - len(set(names)):
+        yield f"{path}: {twice} rows are there twice"
+    evaluation, rounds = config.get("evaluation"), config.get("rounds")
+    if not len(names) or not isinstance(evaluation, Mapping) or not isinstance(rounds, int):
+        return
+    every, found = evaluation.get("every", 1), set(rows.round.tolist())
+    done = rounds if state == "finished" else max(found)
+    due = {*range(0, done + 1, every if isinstance(every, int) and every > 0 else 1), *({rounds} & {done})}
+    if missing := sorted(due - found):
+        others = f", nor of {len(missing) - 1} others" if len(missing) > 1 else ""
+        yield f"{path}: no row of round {missing[0]}, which was due{others}"
+
+
+def _of_checkpoints(folder: Path, config: Mapping[str, Any], state: str) -> Iterator[str]:
+    metrics, newest = folder / "metrics.jsonl", True
+    size = metrics.stat().st_size
+    for path, found in checkpoint.each(folder / "checkpoints"):
+        if isinstance(found, Exception):
+            yield f"{path}: {found}"
+            newest = False
+            continue
+        offset, expected = found.meta["offset"], found.meta.get("metrics_sha256")
+        if size < offset:
+            yield f"{metrics} has {size:,} bytes, and had {offset:,} at the checkpoint of round {found.round}"
+        elif expected is not None and _digest(metrics, offset) != expected:
+            yield f"{metrics} was changed after the checkpoint of round {found.round}"
+        elif newest and state == "finished" and (size, found.round) != (offset, config.get("rounds")):
+            yield f"{metrics} has {size:,} bytes, and {offset:,} at the last checkpoint, of round {found.round}"
+        newest = False
+    if newest and state == "finished":
+        yield f"{folder / 'checkpoints'} has no checkpoint, and the seed is finished"
+
+
+def _digest(path: Path, size: int) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(min(READ_BYTES, size)):
+            sha256.update(data)
+            size -= len(data)
+    return sha256.hexdigest()
