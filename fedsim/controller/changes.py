@@ -22,7 +22,7 @@ def accept_changes(directory: RunDirectory, seeds: Iterable[int]) -> list[str]:
     for seed in seeds:
         with directory.open_seed(seed) as record:
             metas = [found.meta for _, found in checkpoint.each(record.checkpoints) if not isinstance(found, Exception)]
-            fitting = [meta for meta in metas if meta["offset"] <= record.metrics.size]
+            fitting = [meta for meta in metas if record.metrics.ends_at(meta["offset"])]
             digests = [record.metrics.digest(meta["offset"]) for meta in fitting if record.misfit(meta)]
         if digests:
             now["metrics"][str(seed)] = digests

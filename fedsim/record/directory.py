@@ -102,8 +102,8 @@ class SeedRecord:
         Earlier versions recorded no hash of them. Hashes in ``accepted`` are as good as the recorded one.
         """
         offset, expected, size = meta["offset"], meta.get("metrics_sha256"), self.metrics.size
-        if size < offset:
-            return f"metrics.jsonl has {size:,} bytes, and had {offset:,} when it was made; restore the file"
+        if not self.metrics.ends_at(offset):
+            return f"no row of metrics.jsonl, now {size:,} bytes, ends at {offset:,}, where it was made; restore it"
         if expected is None or (found := self.metrics.digest(offset)) == expected or found in accepted:
             return None
         return (

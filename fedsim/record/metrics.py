@@ -174,14 +174,17 @@ class RowWriter:
         safe = f"all rows up to round {rounds.max()} are safe" if len(rounds) else "no row had been written before"
         return f"cannot write {self.path}: {error.strerror}; {safe}"
 
+    def ends_at(self, size: int) -> bool:
+        """Whether a row ends after the first ``size`` bytes."""
+        return size == 0 or (0 < size <= self.size and os.pread(self._fd, 1, size - 1) == b"\n")
+
     def truncate(self, size: int) -> None:
         """Remove everything after the first ``size`` bytes, and the buffered rows.
 
         Raises:
             RunError: the file is shorter than that, or the cut would go through a row.
         """
-        whole_rows = 0 < size <= self.size and os.pread(self._fd, 1, size - 1) == b"\n"
-        if size != 0 and not whole_rows:
+        if not self.ends_at(size):
             raise RunError(
                 f"cannot cut {self.path} to {size} bytes: it holds {self.size}, and a row must end there. "
                 "The file was changed after its checkpoint was made: restore it, or repeat the run"

@@ -96,7 +96,7 @@ def test_edited_metrics_are_not_continued(made: RunDirectory, whole: RunDirector
     metrics = made.seed_path(0) / "metrics.jsonl"
     shutil.rmtree(made.seed_path(0) / "checkpoints/round-000004")
     made.mark(0, "interrupted")
-    edit(metrics, '"value": ', '"value": 1')
+    edit(metrics, '"value": 2', '"value": 3')
     with (
         pytest.warns(CheckpointWarning, match="metrics.jsonl was changed after it was made"),
         pytest.raises(CheckpointError, match=r"restore the file, or continue with it as it is: .* --accept-changes"),
@@ -106,7 +106,7 @@ def test_edited_metrics_are_not_continued(made: RunDirectory, whole: RunDirector
     assert made.manifest["status"]["0"]["state"] == "failed"
     resume(made.path, progress=False, accept_changes=True)
     assert made.manifest["status"]["0"]["state"] == "finished" and made.manifest["accepted"][0]["metrics"]["0"]
-    assert metrics_bytes(made)[0][: len(edited) // 2] != metrics_bytes(whole)[0][: len(edited) // 2]
+    assert metrics_bytes(made).startswith(edited[:500]) and metrics_bytes(made) != metrics_bytes(whole)
 
 
 def test_an_older_checkpoint_that_fits_is_used(made: RunDirectory, whole: RunDirectory) -> None:
@@ -116,7 +116,7 @@ def test_an_older_checkpoint_that_fits_is_used(made: RunDirectory, whole: RunDir
     for damaged in (text[: text.index('{"round": 4')], text.replace('"round": 4, ', '"round": 4,  ')):
         metrics.write_text(damaged)
         made.mark(0, "interrupted")
-        with pytest.warns(CheckpointWarning, match="skipping the checkpoint .*round-000004: metrics.jsonl"):
+        with pytest.warns(CheckpointWarning, match="skipping the checkpoint .*round-000004: .*metrics.jsonl"):
             resume(made.path, progress=False)
         assert metrics_bytes(made) == metrics_bytes(whole) and verify(made.path) == []
 

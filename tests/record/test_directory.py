@@ -283,9 +283,9 @@ def test_mark_and_update_survive_concurrency(run: RunDirectory) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seed: run.mark(seed, "finished"), range(40)))
     run.mark(1, "failed", "client 3 returned NaN")
-    run.update_manifest(partition_hash="p")
+    run.update_manifest(partition_hash={"0": "p"})
     manifest = run.manifest
-    assert len(manifest["status"]) == 40 and manifest["partition_hash"] == "p"
+    assert len(manifest["status"]) == 40 and manifest["partition_hash"] == {"0": "p"}
     assert manifest["status"]["1"] == {"state": "failed", "detail": "client 3 returned NaN"}
     assert manifest["device"] == "cpu"
 

@@ -13,7 +13,7 @@ from tests.report.test_compare import FAST, SLOW, make_run
 
 def test_warnings_name_what_differs(tmp_path: Path) -> None:
     a = make_run(tmp_path, "a", {0: [0.1, 0.5, 0.6]})
-    b = make_run(tmp_path, "b", {0: [0.1, 0.5]}, state="interrupted", data_hash="e", partition_hash="q")
+    b = make_run(tmp_path, "b", {0: [0.1, 0.5]}, state="interrupted", data_hash="e", partition_hash={"0": "q"})
     assert compare([a, b]).warnings == (
         "b: seed 0 has status interrupted (last evaluated round: 10); its last value is not a final one",
         "different data hash: a: d; b: e",

@@ -36,7 +36,7 @@ def make_run(
     **manifest: Any,
 ) -> Path:
     """A run that was evaluated at rounds 0, 10, 20, ...; it pays 3 MB and 200 gradients a round."""
-    known = {"seeds": list(curves), "data_hash": "d", "partition_hash": "p", **manifest}
+    known = {"seeds": list(curves), "data_hash": "d", "partition_hash": {"0": "p"}, **manifest}
     run = create_run(root, name, {"name": name, "algorithm": "FedAvg", **(config or {})}, known)
     for seed, values in curves.items():
         with run.open_seed(seed) as record:
