@@ -13,7 +13,7 @@ from fedsim.clock.devices import read_devices
 from fedsim.controller.settings import settings_hash
 from fedsim.errors import FedsimError
 from fedsim.record import checkpoint
-from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.directory import RunDirectory, open_run, stopped_after
 from fedsim.record.metrics import READ_BYTES, Metrics, read_metrics
 
 BEGUN = ("running", "finished", "failed", "interrupted")
@@ -29,7 +29,8 @@ def verify(path: Path) -> list[str]:
     faults = list(_of_settings(directory, config, manifest))
     seeds = manifest["status"]
     for seed, status in seeds.items():
-        faults += _of_seed(directory, config, int(seed), status["state"])
+        rounds = stopped_after(manifest, int(seed)) or config.get("rounds")
+        faults += _of_seed(directory, {**config, "rounds": rounds}, int(seed), status["state"])
     kept = {f"seed-{seed}" for seed in seeds}
     strange = sorted(folder.name for folder in path.glob("seed-*") if folder.name not in kept)
     return faults + [f"{path / name} is of no seed in manifest.json" for name in strange]

@@ -51,11 +51,15 @@ FORM: dict[Any, Any] = {
     "partition_hash": {...: str},
     "seeds": [int],
     "status": {...: {"state": str, "detail": str}},
+    "stopped": {...: {"round": int, "reason": str}},
     "threads": int,
     "versions": {...: str},
 }
 """Form of what this version reads from ``manifest.json``."""
-NEEDED = {"status": ("state",), "extended": ("from", "to"), "accepted": ("metrics",), "backend": ("backend",)}
+NEEDED = {
+    "status": ("state",), "extended": ("from", "to"), "accepted": ("metrics",), "backend": ("backend",),
+    "stopped": ("round", "reason"),
+}  # fmt: skip
 """Names that the entries of some lists and mappings cannot lack."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
