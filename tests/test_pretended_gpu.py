@@ -6,6 +6,7 @@ contract suite runs on it, not a sample.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import BUDGETS, parsed
 from tests.pretended import device
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +48,29 @@ def test_algorithms_and_models_are_those_of_the_cpu() -> None:
 
 def test_rounds_keep_to_their_budgets() -> None:
     on_the_gpu("tests/pretended/budgets.py")
+
+
+@pytest.mark.parametrize("missing", [("jsonargparse", "pooch", "ray", "typeshed_client", "docstring_parser")])
+def test_the_benchmark_of_a_gpu_runs_dry_where_packages_are_missing(missing: tuple[str, ...], tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    script = f"""
+import sys
+sys.modules |= dict.fromkeys({missing!r})                  # None: importing them fails
+from benchmarks.gpu import main
+sys.exit(main(["--dry-run", "--out", {str(out)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = json.loads(out.read_text())
+    assert list(steps) == [name for name in BUDGETS if name != "table"]
+    assert steps["reference"]["result"]["largest"] <= 1e-9 and "predicted" in done.stdout
+
+
+@pytest.mark.parametrize("only", ["0", "14", "3-2", "x", ""])
+def test_steps_that_there_are_not(only: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(["--only", only])
+    assert "expected steps from 1 to 13" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes; set FEDSIM_LONG=1")

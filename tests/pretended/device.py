@@ -12,6 +12,7 @@ from collections import Counter
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import platformdirs
@@ -87,6 +88,9 @@ def patch() -> None:
         "memory_allocated": lambda device=None: held(),
         "reset_peak_memory_stats": lambda device=None: peak(reset=True) and None,
         "get_device_name": lambda device=None: "pretended",
+        "get_device_properties": lambda device=None: SimpleNamespace(total_memory=TOTAL, name="pretended", major=9),
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "set_sync_debug_mode": lambda mode: None,
         "CUDAGraph": CUDAGraph,
         "graph": Capture,
         "graph_pool_handle": lambda: (0, 0),
