@@ -15,6 +15,7 @@ from algorithms.dfedavg import DFedAvg
 from algorithms.dfedsam import DFedSAM
 from algorithms.diana import DIANA
 from algorithms.diloco import DiLoCo
+from algorithms.ditto import Ditto
 from algorithms.dpsgd import DPSGD
 from algorithms.ec_ideal import ECIdeal
 from algorithms.econtrol import EControl
@@ -48,6 +49,8 @@ from algorithms.mofedsam import MoFedSAM
 from algorithms.nids import NIDS
 from algorithms.noloco import NoLoCo
 from algorithms.overlap_sgd import OverlapSGD
+from algorithms.per_fedavg import PerFedAvg
+from algorithms.pfedme import PFedMe
 from algorithms.qg_dsgdm import QGDSGDm
 from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
@@ -66,8 +69,9 @@ GOSSIP = (
     QGDSGDm,
 )  # fmt: skip
 OVERLAP = (CO2, DCO2, CoCoDSGD, DiLoCo, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo)
+PERSONAL = (Ditto, PFedMe, PerFedAvg)
 ASYNCHRONOUS = (FedAsync, FedBuff)
-ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP, *ASYNCHRONOUS)
+ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP, *PERSONAL, *ASYNCHRONOUS)
 
 __all__ = [
     "ALGORITHMS",
@@ -94,6 +98,7 @@ __all__ = [
     "MARINA",
     "NIDS",
     "OVERLAP",
+    "PERSONAL",
     "SGP",
     "ChocoSGD",
     "CoCoDSGD",
@@ -101,6 +106,7 @@ __all__ = [
     "DFedSAM",
     "DeepSqueeze",
     "DiLoCo",
+    "Ditto",
     "ECIdeal",
     "EControl",
     "EF21Plus",
@@ -124,6 +130,8 @@ __all__ = [
     "MoFedSAM",
     "NoLoCo",
     "OverlapSGD",
+    "PFedMe",
+    "PerFedAvg",
     "QGDSGDm",
     "Scaffold",
     "SlowMo",

@@ -21,6 +21,7 @@ _NAMES = {
     "fedsim.controller.watching": ["RoundView"],
     "fedsim.data": ["Dataset", "Split"],
     "fedsim.engine.augmentation": ["Chain", "CropAndFlip", "Cutout", "Jitter"],
+    "fedsim.engine.sharing": ["Share"],
     "fedsim.engine.local_work": ["LocalWork"],
     "fedsim.engine.optimizers": ["SGD", "Adagrad", "Adam", "AdamW", "HeavyBall", "Nesterov", "RMSprop"],
     "fedsim.experiment.adaptive": ["Oort", "PowerOfChoice"],

@@ -41,6 +41,7 @@ from fedsim.engine.optimizers import AdamW as AdamW
 from fedsim.engine.optimizers import HeavyBall as HeavyBall
 from fedsim.engine.optimizers import Nesterov as Nesterov
 from fedsim.engine.optimizers import RMSprop as RMSprop
+from fedsim.engine.sharing import Share as Share
 from fedsim.experiment.adaptive import Oort as Oort
 from fedsim.experiment.adaptive import PowerOfChoice as PowerOfChoice
 from fedsim.experiment.execution import Execution as Execution

@@ -14,8 +14,10 @@ class Algorithm(Protocol[StateT]):
     """A frozen dataclass of hyper-parameters, with the methods ``init`` and ``round``.
 
     The state is a NamedTuple of tensors and ``Kept``. Its field ``x`` is the model: one vector at the server or, for a
-    class with ``server = False``, one at each node. An optional third method, ``finish(s, clients)``, returns the state
-    after the last round for an algorithm that then has messages under way; it sends nothing.
+    class with ``server = False``, one at each node. A class with ``personal = True`` has beside it
+    a field ``personal``, ``Kept``, with each client's own model, which is measured too. An optional third method,
+    ``finish(s, clients)``, returns the state after the last round for an algorithm that then has messages under way; it
+    sends nothing.
     """
 
     def init(self, x: Vector, clients: Clients) -> StateT:

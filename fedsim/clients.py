@@ -85,7 +85,7 @@ class Clients:
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
         """Shapes of the model's parameters, in the order of the flat vector."""
-        return tuple(self._federation.model.shapes)
+        return self._federation.model.shared_shapes
 
     def key(self, tag: int = 0) -> Tensor:
         """Random key of the server in this round, for its compression; see ``fedsim.values.Site``."""

@@ -11,14 +11,12 @@ from typing import Any
 
 from fedsim.cli.output import Arguments, console, writing
 from fedsim.errors import ConfigError, many
+from fedsim.record.metrics import OF_NODES
 from fedsim.report import compare as comparing
 from fedsim.report import records, tables, terminal
 from fedsim.report.series import AXES, OF_CLIENTS, find_runs
 
 TARGET = "value of the metric whose cost is counted; by default a round number near the best final value"
-
-OF_ONE = ("clients/", "nodes/", "attackers/")
-"""Beginnings of scopes with a value for each client."""
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -46,7 +44,7 @@ def compare(argv: Sequence[str]) -> int:
     if arguments.columns is not None and arguments.json:
         parser.error("--columns chooses those of a table, but --json prints all")
     scope = arguments.scope or "server/test"
-    if arguments.client is not None and arguments.scope and not arguments.scope.startswith(OF_ONE):
+    if arguments.client is not None and arguments.scope and not arguments.scope.startswith(OF_NODES):
         parser.error(
             f"--scope {scope} has no values of single clients, and --client is {arguments.client}; leave out one of"
             f" them, or give --scope {', '.join(OF_CLIENTS)}"

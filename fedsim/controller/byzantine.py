@@ -114,7 +114,19 @@ def triggered(attack: Attack | None, test: Split) -> Split | None:
 
 
 def refuse_deployment(experiment: Experiment) -> None:
-    """Raise ConfigError for what real clients do not do: simulated attacks, and rules among neighbours."""
+    """Raise ConfigError for what real clients do not do: simulated attacks, rules among neighbours, personal models."""
+    personal = [
+        name
+        for name, given in (
+            ("share", experiment.share.layers != "all"),
+            ("evaluation.fine_tune", experiment.evaluation.fine_tune),
+            ("evaluation.unseen", experiment.evaluation.unseen),
+        )
+        if given
+    ]
+    if personal:
+        given = " and ".join(personal)
+        raise ConfigError(f"{given} is for simulations: nodes report the scores of one model; leave it out")
     if experiment.attack is not None:
         raise ConfigError("attack is for simulations: the clients of a deployment are what they are; leave it out")
     if experiment.aggregate is not None and not has_server(experiment.algorithm):

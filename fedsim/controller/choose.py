@@ -111,7 +111,7 @@ def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray)
 
 def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> list[float]:
     """Seconds of each of three rounds."""
-    x, times, name = trial.model.vector(), list[float](), type(algorithm).__name__
+    x, times, name = trial.model.shared(), list[float](), type(algorithm).__name__
     with explained(f"{name}.init"):
         state = algorithm.init(x, cohort(trial, 0, ids))
     check(f"{name}.init", state, server=has_server(algorithm))

@@ -19,6 +19,7 @@ from fedsim.engine.model import Model
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.experiment.measures import OF_LOSS, RECORDED, Metric
 from fedsim.models.losses import correct, logits_of
+from fedsim.record.metrics import OF_NODES
 from fedsim.tree import Samples, count, mapped, pieces
 from fedsim.types import Kept
 from fedsim.values import Vector
@@ -26,6 +27,7 @@ from fedsim.values import Vector
 if TYPE_CHECKING:
     from fedsim.controller.prepare import Prepared
     from fedsim.engine.federation import Meter
+    from fedsim.engine.local_work import Shards
     from fedsim.experiment.experiment import Evaluation
     from fedsim.messages.ledger import Ledger
 
@@ -189,7 +191,12 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
         scores = score(prepared, x, own.x, own.y)
     else:
         spans = (own.span(start, min(start + SPAN, end)) for start in range(0, end, SPAN))
-        scores = _together([score(prepared, x, span.x, span.y) for span in spans])
+        scores = together([score(prepared, x, span.x, span.y) for span in spans])
+    return by_client(prepared, scores, own)
+
+
+def by_client(prepared: Prepared, scores: Scores, own: Shards) -> OwnScores:
+    """Scores of each client, from those of the samples ``own``."""
 
     def of_each(values: np.ndarray) -> np.ndarray:
         each: np.ndarray = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
@@ -201,7 +208,7 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
     return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes, _columns(values))
 
 
-def _together(parts: Sequence[Scores]) -> Scores:
+def together(parts: Sequence[Scores]) -> Scores:
     """Scores of consecutive samples as those of all."""
     loss, accuracy, outputs = zip(*((part.loss, part.accuracy, part.outputs) for part in parts), strict=True)
     return Scores(
@@ -245,10 +252,11 @@ def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list
 
     Attackers are in rows of their own, of scope "attackers/train" or "attackers/holdout".
     """
-    return _apart("clients", prepared.own_kind, prepared, scores, settings)
+    return of_scope("clients", prepared.own_kind, prepared, scores, settings)
 
 
-def _apart(scope: str, kind: str, prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
+def of_scope(scope: str, kind: str, prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
+    """Rows of models on clients' own samples, or on the test set, apart for attackers: see `clients`."""
     bad = np.isin(scores.nodes, prepared.attackers)
     rows = _by_node(f"{scope}/{kind}", scores if not bad.any() else _only(scores, ~bad), settings)
     return rows + (_by_node(f"attackers/{kind}", _only(scores, bad), settings) if bad.any() else [])
@@ -304,7 +312,7 @@ def cost(ledger: Ledger, nodes: bool, simulated: Mapping[str, float]) -> list[Ro
 
 def of_clients(scope: str, node: int | None) -> bool:
     """Return whether a row is written only when clients, or nodes, are evaluated one by one."""
-    return node is not None or scope.startswith(("clients/", "nodes/", "attackers/"))
+    return node is not None or scope.startswith(OF_NODES)
 
 
 @torch.no_grad()

@@ -1,23 +1,28 @@
-"""Any algorithm whose clients keep the state of their local optimiser between rounds, without a change to its code."""
+"""Any algorithm whose clients keep layers of their own, or the state of their local optimiser, between rounds; its code
+does not change.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.clients import Clients
 from fedsim.engine.federation import Backend, ClientCall, Federation, Meter
+from fedsim.engine.model import Model
 from fedsim.engine.optimizers import keeps
+from fedsim.engine.sharing import Sharing
 from fedsim.experiment.experiment import Experiment
 from fedsim.tree import tree_map
-from fedsim.types import Kept, Messages, Optimizer, Slots
+from fedsim.types import Kept, Messages, Slots
 from fedsim.values import Vector
 
 
 class KeepingState(NamedTuple):
     inner: Any           # the algorithm's own state
-    slots: Kept[Slots]   # of every client's optimiser; never travel
+    slots: Kept[Slots]   # of every client's optimiser, then its own layers [p], if it keeps them; never travel
 
     @property
     def x(self) -> Any:
@@ -27,15 +32,15 @@ class KeepingState(NamedTuple):
 
 @dataclass(frozen=True)
 class Keeping:
-    """An algorithm with a memory of its clients' optimisers; itself an algorithm.
+    """An algorithm with a memory of its clients' local steps; itself an algorithm.
 
     Args:
         algorithm: the algorithm to run.
-        optimizer: the local optimiser.
+        first: what every client keeps at first: see ``fedsim.engine.descent.Descent.kept``.
     """
 
     algorithm: Algorithm[Any]
-    optimizer: Optimizer
+    first: Slots
 
     @property
     def server(self) -> bool:
@@ -44,7 +49,7 @@ class Keeping:
 
     def init(self, x: Vector, clients: Clients) -> KeepingState:
         """See ``Algorithm``."""
-        keeper = Keeper(clients, clients.keep(self.optimizer.slots(x)))
+        keeper = Keeper(clients, clients.keep(self.first))
         return KeepingState(self.algorithm.init(x, keeper.clients), keeper.slots)
 
     def round(self, s: KeepingState, clients: Clients) -> KeepingState:
@@ -93,7 +98,15 @@ class Keeper:
         return messages, {node: tuple(others) for node, (*others, _) in memory.items()}
 
 
-def method_of(experiment: Experiment) -> Algorithm[Any]:
-    """The algorithm to run, with a memory of the local optimisers if they keep their state."""
-    optimizer = experiment.local.optimizer
-    return Keeping(experiment.method, optimizer) if keeps(optimizer) else experiment.method
+def method_of(experiment: Experiment, model: Model) -> Algorithm[Any]:
+    """The algorithm to run, with what its clients keep for their local steps."""
+    optimizer, sharing = experiment.local.optimizer, model.sharing
+    first = optimizer.slots(model.zeros()) if keeps(optimizer) else ()
+    if sharing is not None:
+        first = (*first, sharing.own)
+    return Keeping(experiment.method, first) if first else experiment.method
+
+
+def own_layers(state: Any, sharing: Sharing) -> Callable[[int], Vector]:
+    """The whole vector ``[d]`` of a client's model, in the state of a method with layers that stay."""
+    return lambda node: sharing.whole(state.x, state.slots[node][-1])

@@ -23,13 +23,14 @@ def check_local_steps(experiment: Experiment, prepared: Prepared) -> None:
         ConfigError: the algorithm did not call it, or refuses the local optimiser.
     """
     settings = experiment.local.step_settings
+    settings += ["share"] * (prepared.federation.model.sharing is not None)
     if not settings:
         return
     test, algorithm = prepared.test, experiment.algorithm
     dry = Dry(Batch(test.x[:1], test.y[:1]))
     fed = replace(prepared.federation, backend=dry, memory=OnDevice())
     try:
-        state = algorithm.init(fed.model.vector(), cohort(fed, 0))
+        state = algorithm.init(fed.model.shared(), cohort(fed, 0))
         for round in range(1, ROUNDS + 1):
             ids = experiment.participation.cohort(fed.seed, round, fed.shards.n)
             state = algorithm.round(state, cohort(fed, round, ids))

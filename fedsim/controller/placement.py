@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple
@@ -33,22 +33,53 @@ class _Part(NamedTuple):
 
 
 def place(
-    experiment: Experiment, train: Split, partition: Partition, seed: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Shards, Shards]:
-    """Samples that the clients train on, and those on which they are evaluated: the same, or held-out ones.
+    experiment: Experiment,
+    train: Split,
+    partition: Partition,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    ends: Sequence[int],
+) -> list[tuple[Shards, Shards]]:
+    """Samples that clients train on, and those on which they are evaluated: the same, or held-out ones.
 
     They share the memory of the data set where they can.
+
+    Args:
+        ends: one after the last client of each group of clients, which are placed apart.
 
     Raises:
         ConfigError: a client would have no held-out samples.
         PartitionError: a client has no samples, or a skew changes the shape of its inputs.
     """
     make = _placing(experiment, train, partition, seed, device, dtype)
+    groups = list(pairwise(dict.fromkeys((0, *ends))))
     if not experiment.evaluation.holdout:
-        shards = make(_Part(None, partition.offsets))
-        return shards, shards
+        whole = _Part(None, partition.offsets)
+        return [(shards, shards) for group in groups for shards in [make(_only(whole, *group))]]
     keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
-    return make(keep), make(withheld)
+    return [(make(_only(keep, *group)), make(_only(withheld, *group))) for group in groups]
+
+
+def seen(n: int, unseen: float) -> int:
+    """Number of the clients that train, the first ones of ``n``, if a share of them does not.
+
+    Raises:
+        ConfigError: all of them would train, or none.
+    """
+    k = n - round(unseen * n)
+    if unseen and not 0 < k < n:
+        raise ConfigError(f"evaluation.unseen is {unseen}, {n - k} of {n} clients; expected at least one, and not all")
+    return k
+
+
+def _only(part: _Part, first: int, end: int) -> _Part:
+    """The rows of some consecutive clients."""
+    if end - first == len(part.offsets) - 1:
+        return part
+    offsets = part.offsets[first : end + 1]
+    rows = np.arange(offsets[0], offsets[-1]) if part.rows is None else part.rows[offsets[0] : offsets[-1]]
+    return _Part(rows, offsets - offsets[0])
 
 
 def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:

@@ -20,7 +20,7 @@ from fedsim.clock.devices import Devices
 from fedsim.controller import byzantine
 from fedsim.controller.batch_norm import check_minibatches, check_statistics
 from fedsim.controller.initial import start_from
-from fedsim.controller.placement import place
+from fedsim.controller.placement import place, seen
 from fedsim.data import Dataset, Split, load
 from fedsim.data.sources import data_directory
 from fedsim.engine.augmentation import try_augmentation
@@ -30,6 +30,7 @@ from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
+from fedsim.engine.sharing import Sharing
 from fedsim.engine.unpicklable import refused
 from fedsim.errors import ConfigError, DataError, PartitionError, explained
 from fedsim.experiment.experiment import Data, Experiment
@@ -63,6 +64,7 @@ class Prepared:
         triggered: test samples that bear the pattern of a backdoor, with its target as their class.
         remarks: on attackers and rule.
         metrics: metrics besides loss and accuracy.
+        unseen: training and evaluation samples of clients that never train.
     """
 
     federation: Federation
@@ -78,6 +80,7 @@ class Prepared:
     triggered: Split | None = None
     remarks: Sequence[str] = ()
     metrics: tuple[Metric, ...] = ()
+    unseen: tuple[Shards, Shards] | None = None
 
     @property
     def keeps_outputs(self) -> bool:
@@ -117,7 +120,9 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             check(mixing_matrix(experiment.topology, 1, seed, partition.n), 1, rows=False)
             check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
-    shards, own = place(experiment, train, partition, seed, device, dtype)
+    k = seen(partition.n, experiment.evaluation.unseen)
+    (shards, own), *others = place(experiment, train, partition, seed, device, dtype, (k, partition.n))
+    partition = partition.first(k)
     attackers, remarks = byzantine.attackers(experiment, seed, shards.sizes)
     byzantine.poison(experiment.attack, attackers, shards, dataset.classes, seed)
     weights = shards.sizes if experiment.weights == "samples" else None
@@ -142,7 +147,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     triggered = byzantine.triggered(experiment.attack, test)
     return Prepared(
         federation, test, own, kind, partition, dataset, problem, unheld, devices, attackers, triggered, remarks,
-        measures,
+        measures, others[0] if others else None,
     )  # fmt: skip
 
 
@@ -245,6 +250,10 @@ def build_model(
     if experiment.init is not None:
         start_from(model.module, experiment.init)
     examine(model, dataset.train)
+    if experiment.share.layers != "all":
+        shared = experiment.share.mask(model.module, model.names)
+        if not all(shared):
+            model.sharing = Sharing(shared, model.sizes, model.vector(), experiment.share)
     if model.statistics:
         check_statistics(experiment)
     return model

@@ -26,6 +26,7 @@ from fedsim.controller.choose import choose
 from fedsim.controller.extend import was_end
 from fedsim.controller.host import Host
 from fedsim.controller.keeping import method_of
+from fedsim.controller.personal import rows_of_models
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.selection import Selection
@@ -72,7 +73,7 @@ class SeedRun:
 
     def run(self) -> None:
         """Run from the latest checkpoint, or from the beginning, to the last round."""
-        x = self.federation.model.vector()                 # the initial model, before anything trains it
+        x = self.federation.model.shared()                 # the initial model, before anything trains it
         with self.directory.open_seed(self.seed) as record:
             devices = self._devices()
             for attempt in count(1):
@@ -103,7 +104,7 @@ class SeedRun:
         loaded = checkpoint.load_latest(
             record.checkpoints, misfit(self.directory, self.seed, record, self._extended_from)
         )
-        algorithm = method_of(self.experiment)
+        algorithm = method_of(self.experiment, self.federation.model)
         backend = self._connect(loaded.meta["backend"] if loaded else None)
         fed, self.meter = self.federation, Meter(self.federation)
         if devices is not None:
@@ -177,7 +178,7 @@ class SeedRun:
         return lambda: sampling | {f"clock.{name}": tensor for name, tensor in times().items()}
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
-        experiment, fed, method = self.experiment, self.federation, method_of(self.experiment)
+        experiment, fed, method = self.experiment, self.federation, method_of(self.experiment, self.federation.model)
         name, at, told = type(experiment.algorithm).__name__, record.position(), self._told()
         ledger = self.meter.ledger
         ledger.settle()
@@ -254,7 +255,8 @@ class SeedRun:
 
     def _finished(self, state: Any, round: int) -> Any:
         """The state after the last round, with what the method still has under way."""
-        name, method = f"{type(self.experiment.algorithm).__name__}.finish", method_of(self.experiment)
+        name = f"{type(self.experiment.algorithm).__name__}.finish"
+        method = method_of(self.experiment, self.federation.model)
         with pure(name, state), explained(name):
             ended = self.host.finish(method, state, self.federation, self.meter, round)
         check(name, ended, state)
@@ -311,9 +313,11 @@ class SeedRun:
             there = self.host.present(state.x)
             rows = evaluate.gossip(self.prepared, self.meter, self.host.score, state.x, round, settings, due, there)
         else:
-            rows = evaluate.server(self.prepared, self.host.score, state.x, round)
+            x = self.federation.model.whole(state.x)
+            rows = evaluate.server(self.prepared, self.host.score, x, round)
             if due:
-                rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, state.x), settings)
+                rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, x), settings)
+                rows += rows_of_models(self.experiment, self.prepared, state)
             rows += evaluate.updates(self.meter, state.x, None if before is None else before.x)
         return rows + evaluate.cost(self.meter.ledger, due, self._simulated())
 

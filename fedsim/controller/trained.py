@@ -11,6 +11,7 @@ from torch import nn
 from fedsim.clients import cohort
 from fedsim.controller.initial import check_unchanged
 from fedsim.controller.keeping import method_of
+from fedsim.controller.personal import personal_model
 from fedsim.controller.prepare import prepare
 from fedsim.controller.settings import check_model
 from fedsim.errors import ConfigError, RunError
@@ -31,8 +32,8 @@ def trained(
     Args:
         run: the run.
         seed: one of its seeds; the first by default.
-        node: without a server, the node whose model it is; by default the weighted average of all models but
-            attackers'.
+        node: the client whose own model it is, without a server or where clients have personal ones; by default the
+            weighted average of all models but attackers', or the server's model.
         experiment: needed if the run's model or data were made in Python.
 
     Raises:
@@ -52,28 +53,37 @@ def trained(
     prepared = prepare(experiment, seed)
     fed = prepared.federation
     check_model(run, fed.model.d)
-    begun = method_of(experiment).init(fed.model.vector(), cohort(fed, 0))
+    begun = method_of(experiment, fed.model).init(fed.model.shared(), cohort(fed, 0))
     if isinstance(begun.x, Kept) and loaded.meta["backend"].get("backend") == "flower":
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
-    x = restore(begun, loaded).x
+    state = restore(begun, loaded)
+    x, own = state.x, personal_model(prepared, state)
     if isinstance(x, Kept):
         honest = np.where(np.isin(np.arange(x.n), prepared.attackers), 0.0, fed.p)
         x = _of_node(x, node, honest / honest.sum())
-    elif node is not None:
+    elif node is None:
+        x = fed.model.whole(x)
+    elif own is None:
         raise ConfigError(f"{run.path} has one model, at its server; leave out the node")
+    else:
+        x = own(_existing(node, fed.shards.n))
     return _module(fed.model, x), loaded.round
 
 
 def _of_node(x: Kept[Vector], node: int | None, p: np.ndarray) -> Vector:
     """The model of one node, or the average with weights ``p``."""
     if node is not None:
-        if not 0 <= node < x.n:
-            raise ConfigError(f"node is {node}; expected 0 to {x.n - 1}")
-        return x[node]
+        return x[_existing(node, x.n)]
     average = torch.zeros_like(x[0])
     for i, weight in enumerate(p.tolist()):
         average += weight * x[i]
     return average
+
+
+def _existing(node: int, n: int) -> int:
+    if not 0 <= node < n:
+        raise ConfigError(f"node is {node}; expected 0 to {n - 1}")
+    return node
 
 
 def _module(model: Any, x: Vector) -> nn.Module:

@@ -119,7 +119,7 @@ class _Block:
         self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, cohort[chosen], round, turns
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._plan(plans, np.array(chosen))
-        self.descend = StackDescent(federation.work, self, federation.model.learned)
+        self.descend = StackDescent(federation.work, self, federation.model.learned, federation.model.sharing)
         self.optimizer = federation.work.optimizer
         self.tape: Tape | None = None  # while a step is being recorded
         self._samples = federation.shards.sizes[self.ids]       # of each client's minibatch in this step
@@ -184,7 +184,7 @@ class _Block:
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
         """See ``fedsim.values.Site``."""
-        return tuple(self.fed.model.shapes)
+        return self.fed.model.shared_shapes
 
     def key(self, tag: int = 0) -> Tensor:
         """See ``fedsim.values.Site``."""
@@ -197,6 +197,7 @@ class _Block:
         """See ``fedsim.types.Local``."""
         if not isinstance(x, Tensor):
             raise no_vector(self.fed.model, x)
+        x = self.descend.whole(x)
         if batch is None:
             self._outside("local.grad(x) on the whole shard")
             (g,) = _stacked(self._whole, x, self._slot)
@@ -224,8 +225,8 @@ class _Block:
         """See ``fedsim.types.Local``."""
         refuse_captured_tensors(step)
         self._outside("local.fold")
-        self.descend.start(self.fed.model.zeros())
-        state = carry, self.descend.slots
+        self.descend.start(self.fed.model.zeros(), self.steps)
+        state = carry, self.descend.carry
         n_carry = len(leaves(state))
         like = (state, *consts, *[self._slot] * shares)
 
@@ -235,7 +236,7 @@ class _Block:
             return self._loop(step, like, stacks, tensors[n_carry:], own[n_carry:], skip, shares)
 
         given = leaves((state, *consts))
-        carry, self.descend.slots = build(state, iter(_stacked(run, self._slot, *given)))
+        carry, self.descend.carry = build(state, iter(_stacked(run, self._slot, *given)))
         return carry
 
     def _loop(

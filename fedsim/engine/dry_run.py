@@ -23,14 +23,14 @@ class DryLocal:
 
     def __init__(self, model: Model, work: LocalWork, sample: Batch) -> None:
         self._model, self._sample = model, sample
-        self.descend, self.optimizer = Descent(work, model.learned), work.optimizer
+        self.descend, self.optimizer = Descent(work, model.learned, model.sharing), work.optimizer
         self.decay = torch.ones((), dtype=model.dtype, device=model.device)
         self.steps = torch.ones_like(self.decay)
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
         """See ``fedsim.values.Site``."""
-        return tuple(self._model.shapes)
+        return self._model.shared_shapes
 
     def key(self, tag: int = 0) -> Tensor:
         """See ``fedsim.values.Site``."""
@@ -38,6 +38,8 @@ class DryLocal:
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         """See ``fedsim.types.Local``."""
+        if self._model.sharing is not None:
+            self.descend.gradient(self._model.zeros(), self.descend.whole(x), of_minibatch=batch is not None)
         return torch.zeros_like(x)
 
     def sample(self, size: int) -> Batch:
@@ -48,7 +50,7 @@ class DryLocal:
         self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
     ) -> Any:
         """See ``fedsim.types.Local``."""
-        self.descend.start(self._model.zeros())
+        self.descend.start(self._model.zeros(), self.steps)
         self.descend.begin()
         carry = step(carry, self._sample, *consts, *[self.steps] * shares)
         self.descend.end()

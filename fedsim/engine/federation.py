@@ -37,8 +37,8 @@ class ClientCall(NamedTuple):
         down: message to every node; None for none.
         mine: memories that ``fn`` reads, as one tuple per node; None for none.
         sends: whether ``fn`` returns a message.
-        keeps: whether the last memory in ``mine`` is not for ``fn`` but for the local optimiser: its slots, which the
-            new memories end with as well.
+        keeps: whether the last memory in ``mine`` is not for ``fn`` but for the local steps, ``Descent.kept``: the
+            optimiser's slots and the client's own layers; the new memories end with it as well.
         tasks: ``[c]`` number of each node's task, which its random numbers depend on; the round's by default.
     """
 
@@ -60,9 +60,9 @@ class ClientCall(NamedTuple):
         """Run the function on one node: its message, None if it sends none, and its new memories."""
         if self.keeps:
             descent: Any = local.descend
-            *mine_of_fn, descent.slots = mine
+            *mine_of_fn, descent.kept = mine
             message, new = self._replace(keeps=False).at(local, down, tuple(mine_of_fn))
-            return message, (*new, descent.slots)
+            return message, (*new, descent.kept)
         if not self.sends:
             new = self.fn(local, *mine) if down is None else self.fn(local, down, *mine)
             refuse_no_tensors(self.fn, new)

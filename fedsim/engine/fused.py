@@ -14,6 +14,7 @@ from fedsim.compress.stacks import unbatched
 from fedsim.engine.descent import Descent
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.optimizers import Adagrad, Adam, AdamW, HeavyBall, Nesterov
+from fedsim.engine.sharing import Sharing
 from fedsim.engine.tape import Tape
 from fedsim.types import Optimizer
 from fedsim.values import Vector
@@ -76,8 +77,10 @@ class Recorder(Protocol):
 class StackDescent(Descent):
     """The local steps of a block of clients; on a CPU, recorded ones are one operation where ``KERNELS`` has it."""
 
-    def __init__(self, work: LocalWork, block: Recorder, learned: Tensor | None) -> None:
-        super().__init__(work, learned)
+    def __init__(
+        self, work: LocalWork, block: Recorder, learned: Tensor | None, sharing: Sharing | None = None
+    ) -> None:
+        super().__init__(work, learned, sharing)
         self._block = block
 
     def _step(self, y: Vector, g: Vector, eta: Tensor | float) -> Vector:

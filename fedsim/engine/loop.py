@@ -64,7 +64,7 @@ class LoopLocal:
     ) -> None:
         self._fed, self._meter, self._node = federation, meter, node
         self._round, self._plan, self.decay = round, plan, decay
-        self.descend = Descent(federation.work, federation.model.learned)
+        self.descend = Descent(federation.work, federation.model.learned, federation.model.sharing)
         self.optimizer = federation.work.optimizer
 
     @property
@@ -73,7 +73,7 @@ class LoopLocal:
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        return tuple(self._fed.model.shapes)
+        return self._fed.model.shared_shapes
 
     def key(self, tag: int = 0) -> Tensor:
         keys = seeds.key(self._fed.seed, f"client {tag}", self._round, np.array([self._node]))
@@ -83,7 +83,7 @@ class LoopLocal:
         fed = self._fed
         if not isinstance(x, Tensor):
             raise no_vector(fed.model, x)
-        whole = batch is None
+        x, whole = self.descend.whole(x), batch is None
         if batch is None:
             batch = fed.shards.rows(self._node)
             n = count(batch.y)
@@ -117,7 +117,7 @@ class LoopLocal:
         refuse_captured_tensors(step)
         leaves((carry, *consts))                           # tensors only, as every backend needs them
         plan = self._plan
-        self.descend.start(self._fed.model.zeros())
+        self.descend.start(self._fed.model.zeros(), self.steps)
         for k in range(skip, len(plan.lengths)):
             length = plan.lengths[k]
             batch = self._take(plan.rows[k, :length], plan.keys[k].expand(length))

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedsim.engine.batch_norm import statistics_of
 from fedsim.engine.linear_stack import DenseStack, per_sample
 from fedsim.engine.seeded import Seeded, UnbatchedDrawError
+from fedsim.engine.sharing import Sharing
 from fedsim.errors import ModelError
 from fedsim.tree import Samples, count, joined, mapped, pieces
 from fedsim.types import Batch
@@ -51,6 +52,7 @@ class Model:
     Attributes:
         statistics: the running statistics that are part of the vector, by name.
         learned: mask of the parameters in the vector, bool ``[d]``; None without statistics.
+        sharing: which coordinates methods see and send, the others being each client's own; None for all.
 
     Raises:
         ModelError: the module keeps statistics that cannot be a part of the vector, draws its own random numbers, or
@@ -87,6 +89,7 @@ class Model:
         self.shapes = [t.shape for t in self._held]
         self.sizes = [t.numel() for t in self._held]
         self.d = sum(self.sizes)
+        self.sharing: Sharing | None = None
         self.learned: Tensor | None = None
         if self.statistics:
             self.learned = torch.arange(self.d, device=self.device) < sum(p.numel() for p in self.parameters)
@@ -100,6 +103,21 @@ class Model:
     def vector(self) -> Vector:
         """Copy of the module's current parameters and statistics, ``[d]``."""
         return torch.cat([t.detach().reshape(-1) for t in self._held])
+
+    def shared(self) -> Vector:
+        """Copy of those current parameters and statistics that methods see: all, if the model is not divided."""
+        return self.vector() if self.sharing is None else self.sharing.split(self.vector())[0]
+
+    def whole(self, x: Vector) -> Vector:
+        """The vector ``[d]`` with the shared coordinates ``x``, and each client's initial ones where it has its own."""
+        return x if self.sharing is None else self.sharing.whole(x, self.sharing.own)
+
+    @property
+    def shared_shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of the tensors in the vectors of methods."""
+        if self.sharing is None:
+            return tuple(self.shapes)
+        return tuple(shape for shape, travels in zip(self.shapes, self.sharing.shared, strict=True) if travels)
 
     def zeros(self) -> Vector:
         """Zeros ``[d]`` that take no memory; not to be written into."""

@@ -51,7 +51,7 @@ class LocalStep:
 
     Args:
         step: the function passed to ``local.fold``.
-        like: tree with the structure of ((carry, slots of the optimiser), *consts).
+        like: tree with the structure of ((carry, ``Descent.carry``), *consts).
         model: model whose gradient the step evaluates.
         work: local work of the round.
         block: the clients; the ``local`` of the step.
@@ -109,11 +109,11 @@ class LocalStep:
         samples = tuple(flat(batch))
 
         def one(samples: tuple[Tensor, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-            (carry, self._block.descend.slots), *rest = build(self._like, iter(tensors))
+            (carry, self._block.descend.carry), *rest = build(self._like, iter(tensors))
             self._block.descend.begin()
             new = self._step(carry, shaped(batch, iter(samples)), *rest)
             refuse_other_form(self._step, carry, new)
-            return tuple(leaves((new, self._block.descend.slots)))
+            return tuple(leaves((new, self._block.descend.carry)))
 
         dims = (tuple(0 for _ in samples), *(0 for _ in state), *(0 if o else None for o in own))
         out: tuple[Tensor, ...] = torch.vmap(one, in_dims=dims)(samples, *state, *consts)

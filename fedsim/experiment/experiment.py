@@ -17,6 +17,7 @@ from fedsim.clock import Timing, Waiting
 from fedsim.data import Dataset
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.optimizers import keeps
+from fedsim.engine.sharing import Share
 from fedsim.errors import ConfigError
 from fedsim.experiment.execution import Execution
 from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
@@ -78,19 +79,36 @@ class Evaluation:
         worst: share of clients, those with the worst values, in the "worst" mean.
         holdout: share of each client's samples held out from training for evaluation; with 0, clients are evaluated on
             their training samples.
+        fine_tune: local steps that every client makes on its training samples before its model is measured again; 0 for
+            none.
+        fine_tune_lr: step size of these; by default the algorithm's lr.
+        fine_tune_layers: layers that these change, as in share.layers.
+        unseen: share of the clients, the last ones, that never train and are measured with the server's model.
     """
 
     every: int = 5
     clients_every: int | None = 0
     worst: float = 0.1
     holdout: float = 0.0
+    fine_tune: int = 0
+    fine_tune_lr: float | None = None
+    fine_tune_layers: str = "all"
+    unseen: float = 0.0
 
     def __post_init__(self) -> None:
         whole("evaluation.every", self.every, 1)
         if self.clients_every is not None:
             whole("evaluation.clients_every", self.clients_every, 0, "; 0 is the last round only, null is never")
         number("evaluation.worst", self.worst, lambda v: 0 < v <= 1, "a share above 0 and at most 1")
-        number("evaluation.holdout", self.holdout, lambda v: 0 <= v < 1, "a share from 0 to below 1")
+        for name in ("holdout", "unseen"):
+            number(f"evaluation.{name}", getattr(self, name), lambda v: 0 <= v < 1, "a share from 0 to below 1")
+        whole("evaluation.fine_tune", self.fine_tune, 0)
+        if self.fine_tune_lr is not None:
+            number("evaluation.fine_tune_lr", self.fine_tune_lr, lambda v: v > 0, "a finite number above 0, or none")
+        if self.fine_tune and not self.holdout:
+            raise ConfigError(
+                "evaluation.fine_tune needs samples that it does not train on; set evaluation.holdout, such as 0.2"
+            )
 
     def due(self, round: int) -> bool:
         """Whether a round is evaluated, be it the last one or not."""
@@ -121,6 +139,8 @@ class Experiment:
         aggregate: rule that replaces the mean of the clients' messages or, without a server, that of a node's and its
             neighbours'; for any algorithm that averages.
         attack: which clients are Byzantine, and what they send; none by default.
+        share: which layers of the model travel, the others being each client's own; all by default. In Python, their
+            names are enough: "all but head".
         local: local training of a client in one round.
         sampling: choice of the clients that take part in a round; by default all of them without a server and for a
             ``Problem``.
@@ -156,6 +176,7 @@ class Experiment:
     downlink: Downlink | None = None
     aggregate: Rule | None = None
     attack: Attack | None = None
+    share: Share = field(default_factory=Share)
     local: LocalWork = field(default_factory=LocalWork)
     sampling: Sampling = field(default_factory=FixedSize)
     schedule: Schedule = field(default_factory=Constant)
@@ -182,8 +203,11 @@ class Experiment:
             object.__setattr__(self, "init", str(self.init))
         if not isinstance(self.init, str | None):
             raise ConfigError(f"init is {self.init!r:.200}; expected the path of a file that torch.save wrote")
+        if isinstance(self.share, str):
+            object.__setattr__(self, "share", Share(self.share))
         self._check_parts()
         self._check_topology()
+        self._check_share()
         self._check_metrics()
         self._check_sampling()
         self._check_waiting()
@@ -204,6 +228,7 @@ class Experiment:
         for name, kind, example in (
             ("data", Data | Dataset | Problem, 'Data("digits"), a Dataset or a Problem'),
             ("local", LocalWork, "LocalWork(batch_size=32, epochs=1)"),
+            ("share", Share, 'Share("all but head"), or the names of layers'),
             ("evaluation", Evaluation, "Evaluation(every=5)"),
             ("waiting", Waiting, "Waiting(first=10, deadline=60)"),
             ("stop", Stop | None, "Stop(target=0.9), or none"),
@@ -239,6 +264,25 @@ class Experiment:
                 f"{name} has a server and takes no topology; leave it out, or use e.g. DFedAvg; a method without a"
                 " server sets `server = False` in its class"
             )
+
+    def _check_share(self) -> None:
+        settings, name = self.evaluation, type(self.algorithm).__name__
+        if settings.fine_tune and settings.fine_tune_lr is None and not hasattr(self.algorithm, "lr"):
+            raise ConfigError(f"{name} has no lr to fine-tune with; set evaluation.fine_tune_lr")
+        for key in ("fine_tune", "unseen"):
+            if getattr(settings, key) and (self.topology is not None or is_problem(self.data)):
+                raise ConfigError(f"evaluation.{key} needs a method with a server, and samples; leave it out")
+        if self.share.layers == "all":
+            return
+        self.share.check_optimizer(self.local.optimizer)
+        for given, reason in (
+            (self.topology is not None, "a method with a server"),
+            (self.concurrency is not None, "synchronous rounds"),
+            (is_problem(self.data), "a model with layers, and not a problem of theory"),
+            (getattr(self.algorithm, "personal", False), "a method that has no personal models itself"),
+        ):
+            if given:
+                raise ConfigError(f"share.layers is {self.share.layers!r}, which needs {reason}; leave it out")
 
     def _check_metrics(self) -> None:
         if isinstance(self.metrics, str | list):           # one form, so that equal experiments are equal

@@ -67,6 +67,10 @@ class Partition:
         """Number of clients."""
         return len(self.offsets) - 1
 
+    def first(self, k: int) -> Partition:
+        """The partition among its first ``k`` clients."""
+        return self if k == self.n else Partition(self.indices[: self.offsets[k]], self.offsets[: k + 1], self.scheme)
+
     @property
     def sizes(self) -> np.ndarray:
         """``[n]`` int64, number of samples of each client."""

@@ -23,6 +23,9 @@ from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
 
+OF_NODES = ("clients/", "nodes/", "attackers/", "personal/", "tuned/", "unseen/", "unseen_tuned/")
+"""Beginnings of scopes with a value for each client."""
+
 READ_BYTES = 2**24  # parsed at a time, since Python objects are far larger than the resulting columns
 
 

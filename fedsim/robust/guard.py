@@ -306,7 +306,7 @@ class _Attacker:
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        return tuple(self._fed.model.shapes)
+        return self._fed.model.shared_shapes
 
     def key(self, tag: int = 0) -> Tensor:
         keys = seeds.key(self._fed.seed, f"attacker {tag}", self._round, np.array([self._node]))

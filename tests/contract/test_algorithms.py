@@ -43,13 +43,14 @@ def test_the_table_holds_the_whole_catalogue() -> None:
 
 @pytest.mark.parametrize("cls", CATALOGUE)
 def test_a_frozen_dataclass_without_base_class_or_other_attributes(cls: Any) -> None:
-    """But for ``server = False`` of the methods without one, and what rules need to know (``Robust``)."""
+    """But for ``server = False``, ``personal = True``, and what rules need to know (``Robust``)."""
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     assert cls.__bases__ == (object,)
     fields = {field.name for field in dataclasses.fields(cls)}
     for name, value in vars(cls).items():
         ours = name in fields or name.startswith("__") or isinstance(value, types.FunctionType)
-        assert ours or (name, value) == ("server", False) or name in ("sums", "no_rule"), f"attribute {name}"
+        known = (name, value) in (("server", False), ("personal", True)) or name in ("sums", "no_rule")
+        assert ours or known, f"attribute {name}"
     settings = cls()
     assert vars(settings).keys() == fields
     for name in fields:

@@ -16,6 +16,7 @@ from algorithms import (
     EF21,
     KGT,
     OVERLAP,
+    PERSONAL,
     SGP,
     DFedAvg,
     DFedSAM,
@@ -30,6 +31,7 @@ from algorithms import (
     FedSMOO,
     FedSpeed,
     MoFedSAM,
+    PerFedAvg,
     Scaffold,
 )
 from fedsim import (
@@ -57,10 +59,10 @@ from topologies import Ring, Static
 
 DESCENDING = {
     DFedAvg, DFedSAM, FedADMM, FedAvg, FedCM, FedGamma, FedNova, FedOpt, FedProx, FedSAM, FedSMOO, FedSpeed, KGT,
-    MoFedSAM, SGP, Scaffold, *OVERLAP, *ASYNCHRONOUS,
+    MoFedSAM, SGP, Scaffold, *OVERLAP, *PERSONAL, *ASYNCHRONOUS,
 }  # fmt: skip
-DIVIDING = {FedCM, FedGamma, FedNova, KGT, MoFedSAM, Scaffold}
-"""Those that take K eta for the sum of their steps."""
+DIVIDING = {FedCM, FedGamma, FedNova, KGT, MoFedSAM, Scaffold, PerFedAvg}
+"""Those that take K eta for the sum of their steps, or make only every other one."""
 
 
 def experiment(algorithm: Any, **local: Any) -> Experiment:

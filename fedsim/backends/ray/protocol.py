@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.local_work import LocalWork
+from fedsim.engine.sharing import Sharing
 from fedsim.errors import FedsimError
 from fedsim.tree import Samples
 
@@ -22,7 +23,7 @@ class WorkerSetup(NamedTuple):
     """The federation, constant from round to round, without its samples.
 
     Attributes:
-        module, loss, penalty, dtype, mixes: of the model.
+        module, loss, penalty, dtype, mixes, sharing: of the model.
         device: "cpu" or "cuda".
         offsets: ``[n + 1]`` first sample of each client.
         work: the local work.
@@ -35,6 +36,7 @@ class WorkerSetup(NamedTuple):
     penalty: Any
     dtype: torch.dtype
     mixes: bool
+    sharing: Sharing | None
     device: str
     offsets: np.ndarray
     work: LocalWork

@@ -146,7 +146,7 @@ class RayHost(Host):
 
         def rounds() -> None:
             one.get(one.call(0, "device"))                 # resets the peak of a failed trial
-            state = experiment.method.init(fed.model.vector(), cohort(trial, 0, some))
+            state = experiment.method.init(fed.model.shared(), cohort(trial, 0, some))
             for round in (1, 2):
                 state = experiment.method.round(state, cohort(trial, round, some))
 
