@@ -24,8 +24,9 @@ from fedsim.api import run
 from fedsim.data import Dataset, Split
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
+from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.execution import Execution
-from fedsim.experiment.experiment import Evaluation, Experiment
+from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.sampling import FixedSize
 from fedsim.models import LeNet5
 from fedsim.partition import IidPartitioner

@@ -30,7 +30,8 @@ from fedsim.api import run
 from fedsim.controller.host import Host
 from fedsim.data import Dataset, Split
 from fedsim.engine.local_work import LocalWork
-from fedsim.experiment.experiment import Evaluation, Experiment
+from fedsim.experiment.evaluation import Evaluation
+from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.sampling import FixedSize
 from fedsim.models import Logistic
 from fedsim.partition import NaturalIdPartitioner

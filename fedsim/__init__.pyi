@@ -44,10 +44,10 @@ from fedsim.engine.optimizers import RMSprop as RMSprop
 from fedsim.engine.sharing import Share as Share
 from fedsim.experiment.adaptive import Oort as Oort
 from fedsim.experiment.adaptive import PowerOfChoice as PowerOfChoice
+from fedsim.experiment.evaluation import Evaluation as Evaluation
 from fedsim.experiment.execution import Execution as Execution
 from fedsim.experiment.execution import Ray as Ray
 from fedsim.experiment.experiment import Data as Data
-from fedsim.experiment.experiment import Evaluation as Evaluation
 from fedsim.experiment.experiment import Experiment as Experiment
 from fedsim.experiment.sampling import Bernoulli as Bernoulli
 from fedsim.experiment.sampling import FixedSize as FixedSize

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedsim.controller.prepare import Prepared
     from fedsim.engine.federation import Meter
     from fedsim.engine.local_work import Shards
-    from fedsim.experiment.experiment import Evaluation
+    from fedsim.experiment.evaluation import Evaluation
     from fedsim.messages.ledger import Ledger
 
 MOST_OUTPUTS = 2**28

@@ -22,6 +22,7 @@ from fedsim import (
     Experiment,
     FixedSize,
     LocalWork,
+    PowerOfChoice,
     read_metrics,
     resume,
     run,
@@ -179,6 +180,7 @@ def test_what_does_not_go_with_personal_layers_is_refused(tmp_path: Path) -> Non
         ({"algorithm": Ditto()}, "which needs a method that has no personal models itself"),
         ({"algorithm": FedBuff(buffer=2), "concurrency": 3, "clock": Clock()}, "which needs synchronous rounds"),
         ({"data": Data("least_squares"), "evaluation": Evaluation()}, "a model with layers"),
+        ({"sampling": PowerOfChoice()}, "a sampling that asks no client for its loss"),
         ({"share": 3}, "share is 3; expected Share"),
         ({"algorithm": Nameless()}, r"Nameless has no lr to fine-tune with; set evaluation\.fine_tune_lr"),
     ):

@@ -23,8 +23,9 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, load_config, override, to_config
 from fedsim.experiment.config.names import CATALOGUES, catalogue
 from fedsim.experiment.config.plan import LOADERS
+from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.execution import Execution, Ray
-from fedsim.experiment.experiment import Data, Evaluation, Experiment
+from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.sampling import Bernoulli, FixedSize
 from fedsim.experiment.schedule import Constant, Steps
 from fedsim.models import MLP, CharLSTM
