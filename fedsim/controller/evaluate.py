@@ -171,7 +171,7 @@ def _of_nodes(
     hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
     others = _columns([values_of(prepared.metrics, s, samples[1]) for s in scores])
     each = OwnScores(ids, losses, np.array(hits) if hits else None, p / p.max(), others)
-    return _apart("nodes", kind, prepared, each, settings)
+    return of_scope("nodes", kind, prepared, each, settings)
 
 
 def _withheld(prepared: Prepared) -> tuple[Samples, Samples] | None:

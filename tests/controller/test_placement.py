@@ -15,8 +15,8 @@ from fedsim.controller import placement
 from fedsim.controller.prepare import prepare
 from fedsim.data import Split
 from fedsim.engine.scattered import Scattered
-from fedsim.experiment.execution import Execution
 from fedsim.experiment.evaluation import Evaluation
+from fedsim.experiment.execution import Execution
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner, NaturalIdPartitioner
 from fedsim.robust.poisoning import LabelFlip
