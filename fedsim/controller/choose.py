@@ -10,10 +10,10 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -25,19 +25,43 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.examine import snapshot
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.loop import Loop
-from fedsim.errors import BlockError, explained
+from fedsim.errors import BlockError, FedsimError, explained
 from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
 from fedsim.tree import written
 
-CANDIDATES = (5, 10, 25, 50, 100)
+SIZES = (1, 5, 10, 25, 50, 100)
 """Block sizes to try."""
-TRIAL_STEPS = 4
-"""Local steps of a trial: enough to measure the cost of a step."""
+TRIAL_STEPS = 3
+"""Least local steps of a trial, if a client makes that many: enough to measure the cost of a step."""
 MARGIN = 0.9
-"""Blocks must take less than this share of the loop's time to be chosen."""
-LARGE = 1_000_000
-"""Convolutional models with more parameters than this run in the loop on a CPU: one client already saturates it."""
+"""Others must take less than this share of the plain loop's time to be chosen."""
+SECONDS, SHARE = 2.0, 0.02
+"""The trials of all candidates take about this long, or this share of the run if that is more."""
+
+
+class Candidate(NamedTuple):
+    """A way to run clients: in blocks of ``size`` (0: the loop), on ``threads`` at the same time (0: one by one)."""
+
+    size: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """Name in the cache and in a manifest."""
+        return (str(self.size) if self.size else "loop") + (f" on {self.threads} threads" if self.threads else "")
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that does it."""
+        return Blocks(self.size, self.threads) if self.size else Loop(self.threads)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        size = {"block_size": self.size} if self.size else {}
+        threads = {"client_threads": self.threads} if self.threads else {}
+        return {"backend": "blocks" if self.size else "loop", **size, **threads}
 
 
 def choose(
@@ -45,7 +69,9 @@ def choose(
     algorithm: Algorithm[Any],
     ids: np.ndarray,
     *,
+    rounds: int = 1,
     blocks_only: bool = False,
+    threads: int | None = None,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -55,51 +81,74 @@ def choose(
         federation: not modified; trials run on a copy.
         algorithm: the algorithm to run.
         ids: cohort of the first round.
+        rounds: rounds of the run; long ones are worth longer trials.
         blocks_only: exclude the loop.
+        threads: clients or blocks at the same time, 0 for one; by default both none and PyTorch's number are tried.
         cache: file of earlier measurements; in the user's cache directory by default.
         say: prints a message.
 
     Raises:
         BlockError: with ``blocks_only``, code that runs in the loop alone.
     """
-    model = federation.model
-    if not blocks_only and model.convolutional and model.device.type == "cpu" and model.d > LARGE:
-        return {"backend": "loop", "reason": f"convolutions of {model.d:,} parameters on a CPU"}
+    tried = candidates(federation, len(ids), blocks_only, threads)
     cache = cache or Path(platformdirs.user_cache_dir("fedsim")) / "backends.json"
-    key = _key(federation, algorithm, len(ids))
-    seconds = _read(cache).get(key)
+    key = _key(federation, algorithm, len(ids), tried)
+    seconds, reason = _read(cache).get(key), None
     if seconds is None:
         try:
-            seconds = _keep(cache, key, _measure(federation, algorithm, ids))
+            seconds = _keep(cache, key, _measure(federation, algorithm, ids, tried, rounds))
         except BlockError as error:                        # not cached: its cause may be mended
             if blocks_only:
                 raise
             say(f"{error.reason}; clients run one at a time")
-            return {"backend": "loop", "reason": error.reason}
-    names = [name for name in seconds if name != "loop" or not blocks_only]
+            one_by_one, reason = [candidate for candidate in tried if not candidate.size], error.reason
+            seconds = _measure(federation, algorithm, ids, one_by_one, rounds)
+    names = {candidate.name: candidate for candidate in tried if candidate.name in seconds}
     fastest = min(names, key=lambda name: seconds[name] * (MARGIN if name == "loop" else 1))
-    if fastest == "loop":
-        return {"backend": "loop", "trial_seconds": seconds}
-    return {"backend": "blocks", "block_size": int(fastest), "trial_seconds": seconds}
+    return {**names[fastest].chosen, **({"reason": reason} if reason else {}), "trial_seconds": seconds}
 
 
-def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> dict[str, float]:
-    """Seconds of a trial round by candidate ("loop" or a block size): the better of two rounds, after one to warm up.
-    Blocks that exceed the GPU's memory are omitted.
+def candidates(federation: Federation, cohort: int, blocks_only: bool, threads: int | None) -> list[Candidate]:
+    """What to try, in this order: on threads too if there are several clients or blocks, and PyTorch has several."""
+    model, most = federation.model, torch.get_num_threads()
+    numbers = [threads] if threads is not None else [0, most] if most > 1 and model.device.type == "cpu" else [0]
+    sizes = [*[0] * (not blocks_only), *(size for size in SIZES if size < cohort), *[cohort] * (cohort <= SIZES[-1])]
+    found = [Candidate(size, n) for size in sizes for n in numbers if not n or threads or cohort > (size or 1)]
+    if not model.convolutional:                            # dense networks gain least by threads
+        return sorted(found, key=lambda c: c.threads > 0)
+    # convolutions gain most in blocks of 1 on threads, and trials of large blocks take longest
+    return found[:1] + sorted(found[1:], key=lambda c: (c.size > 1, c.size == 0, not c.threads))
+
+
+def _measure(
+    federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray, tried: list[Candidate], rounds: int
+) -> dict[str, float]:
+    """Seconds of a round by candidate, from rounds of some clients and steps. What would exceed the time for trials, in
+    processor time, is omitted, and so are blocks that exceed the GPU's memory.
 
     Raises:
         BlockError: the model or the algorithm runs in the loop alone.
     """
-    steps = min(TRIAL_STEPS, int(federation.work.counts(federation.shards.sizes[ids]).max()))
-    seconds: dict[str, float] = {}
-    sizes = [size for size in CANDIDATES if size < len(ids)] + [len(ids)]
-    candidates: dict[str, Backend] = {"loop": Loop()}
-    candidates |= {str(size): Blocks(size) for size in sizes if size <= CANDIDATES[-1]}
-    before = snapshot(federation.model)
+    steps = int(federation.work.counts(federation.shards.sizes[ids]).max())
+    least, seconds = min(TRIAL_STEPS, steps), dict[str, float]()
+    each, cost = float("inf"), float("inf")                # seconds of a client's step; of a trial of one
+    before, left, last = snapshot(federation.model), SECONDS, (0, 0)
     try:
-        for name, backend in candidates.items():
-            trial = replace(federation, work=replace(federation.work, steps=steps), backend=backend)
-            seconds[name] = float(f"{min(_times(trial, algorithm, ids)[1:]):.6f}")
+        for candidate in (tried[0], *tried):               # the first once for its order of magnitude
+            affordable = int(max(left, 0.0) / len(tried) / cost)   # steps of clients
+            some = min(len(ids), max(candidate.size or 1, affordable // steps) * max(candidate.threads, 1))
+            long = min(steps, max(least, affordable // some))
+            known = candidate.name in seconds and (some, long) == last
+            if known or (seconds and some * long * cost > max(left, 0.0)):
+                continue
+            trial = replace(federation, work=replace(federation.work, steps=long), backend=candidate.backend)
+            (took, spent), ran = _best_of(trial, algorithm, ids, some)
+            last = some, long
+            each, cost = min(each, took / (ran * long)), min(cost, spent / (ran * long))
+            seconds[candidate.name] = float(f"{took / (ran * long) * len(ids) * steps:.6f}")
+            left -= spent
+            if len(seconds) == 1:
+                left = max(SECONDS, SHARE * rounds * each * len(ids) * steps) - spent
     except torch.OutOfMemoryError:                         # larger blocks will not fit either
         if not seconds:
             raise
@@ -109,23 +158,46 @@ def _measure(federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray)
     return seconds
 
 
-def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> list[float]:
-    """Seconds of each of three rounds."""
-    x, times, name = trial.model.shared(), list[float](), type(algorithm).__name__
+def _best_of(
+    trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray, some: int
+) -> tuple[tuple[float, float], int]:
+    """Seconds of a round of the first ``some`` clients, or of all where the method needs them; those of processors for
+    the whole trial, but for what it does once; and the number of clients.
+    """
+    if some < len(ids) and has_server(algorithm):
+        try:
+            return _best(_times(trial, algorithm, ids[:some])), some
+        except (BlockError, torch.OutOfMemoryError):
+            raise
+        except FedsimError:                                # a method of everybody, or a rule that needs more messages
+            pass
+    return _best(_times(trial, algorithm, ids)), len(ids)
+
+
+def _best(times: list[tuple[float, float]]) -> tuple[float, float]:
+    warm = times[1:]                                       # the first round imports, traces and records
+    return min(took for took, _ in warm), min(spent for _, spent in warm) * len(times)
+
+
+def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> list[tuple[float, float]]:
+    """Seconds of each of three rounds, or of two if they are long, and those of processors."""
+    x, times, name = trial.model.shared(), list[tuple[float, float]](), type(algorithm).__name__
     with explained(f"{name}.init"):
         state = algorithm.init(x, cohort(trial, 0, ids))
     check(f"{name}.init", state, server=has_server(algorithm))
     for round in (1, 2, 3):
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         with explained(f"{name}.round in round {round}"):
             algorithm.round(state, cohort(trial, round, ids))
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
-        times.append(time.perf_counter() - start)
+        times.append((time.perf_counter() - start, time.process_time() - spent))
+        if round == 2 and times[-1][1] > SECONDS / 10:
+            break
     return times
 
 
-def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
+def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int, tried: Sequence[Candidate]) -> str:
     """Cache key: digest of everything that the choice depends on."""
     model, work, shards = federation.model, federation.work, federation.shards
     where = [platform.node(), platform.processor(), torch.__version__, torch.get_num_threads(), str(model.device)]
@@ -137,8 +209,9 @@ def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int) -> str:
         written(shards.span(0, 1).x),
         np.percentile(shards.sizes, [0, 50, 100]).tolist(),
         work.batch_size,
-        min(TRIAL_STEPS, int(work.counts(shards.sizes).max())),
+        int(work.counts(shards.sizes).max()),
         cohort,
+        [candidate.name for candidate in tried],
         _kind(algorithm),
         _kind(federation.topology),
         where,

@@ -22,7 +22,7 @@ from fedsim.clock.waiting import Waiting
 from fedsim.controller import evaluate
 from fedsim.controller.asynchronous import Driver
 from fedsim.controller.changes import misfit
-from fedsim.controller.choose import choose
+from fedsim.controller.choose import Candidate, choose
 from fedsim.controller.extend import was_end
 from fedsim.controller.host import Host
 from fedsim.controller.keeping import method_of
@@ -32,10 +32,8 @@ from fedsim.controller.progress import RunProgress
 from fedsim.controller.selection import Selection
 from fedsim.controller.stopping import Criterion
 from fedsim.controller.watching import RoundView, Watchers
-from fedsim.engine.blocks import Blocks
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation, Meter
-from fedsim.engine.loop import Loop
 from fedsim.engine.purity import pure
 from fedsim.errors import CheckpointError, FedsimError, RoundSkipped, RunError, StateLostError, explained, many
 from fedsim.experiment.experiment import Experiment
@@ -346,19 +344,20 @@ class SeedRun:
         fed, experiment, execution = self.federation, self.experiment, self.experiment.execution
         if chosen is None:
             ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
-            if execution.backend == "loop":
-                chosen = {"backend": "loop", "reason": "asked for"}
-            elif execution.backend == "blocks" and execution.block_size:
-                chosen = {"backend": "blocks", "block_size": execution.block_size, "reason": "asked for"}
+            if execution.backend == "loop" or (execution.backend == "blocks" and execution.block_size):
+                size = execution.block_size if execution.backend == "blocks" else 0
+                chosen = {**Candidate(size, execution.client_threads or 0).chosen, "reason": "asked for"}
             else:
-                only = execution.backend == "blocks"
-                chosen = choose(fed, experiment.method, ids, blocks_only=only, say=self.host.say)
+                chosen = choose(
+                    fed, experiment.method, ids, rounds=experiment.rounds, blocks_only=execution.backend == "blocks",
+                    threads=execution.client_threads, say=self.host.say,
+                )  # fmt: skip
         if chosen["backend"] == "flower":
             raise RunError(
                 f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"
                 f" deploy --resume {self.directory.path}"
             )
-        size = chosen.get("block_size", 0)                 # 0: one client at a time
+        size, threads = chosen.get("block_size", 0), chosen.get("client_threads", 0)   # 0: one client, or block, a time
         if size and execution.backend == "auto":
             fallen: dict[str, str] = chosen.get("in_loop", {})
 
@@ -367,8 +366,8 @@ class SeedRun:
                 chosen["in_loop"] = fallen
                 self._note_backend(chosen)
 
-            return replace(fed, backend=BlocksOrLoop(size, fallen, fell)), chosen
-        return replace(fed, backend=Blocks(size) if size else Loop()), chosen
+            return replace(fed, backend=BlocksOrLoop(size, fallen, fell, threads)), chosen
+        return replace(fed, backend=Candidate(size, threads).backend), chosen
 
     def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
         costs = [name for name in loaded.tensors if name.startswith("ledger.")]

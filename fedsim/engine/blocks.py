@@ -7,6 +7,7 @@ sorted by their number of steps and leave the block when they finish, so unequal
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
 from fedsim.engine.augmentation import augmented
-from fedsim.engine.dense_fold import LEAST_STEPS, DenseFold
+from fedsim.engine.dense_fold import dense_fold
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.fused import StackDescent
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
@@ -29,6 +30,7 @@ from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Tape
+from fedsim.engine.threads import check_threads, in_order, refuse_stopped
 from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.upload import upload, upload_groups
@@ -43,13 +45,16 @@ class Blocks:
 
     Args:
         size: clients per block, ideally few enough for their models to fit in the processor's cache.
+        threads: blocks at the same time, on threads; see ``fedsim.engine.threads``.
     """
 
     size: int = 25
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ConfigError(f"block size is {self.size}; expected 1 or more")
+        check_threads(self.threads)
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
@@ -58,22 +63,26 @@ class Blocks:
         ids = call.ids
         plans = minibatches(federation.work, federation.shards, federation.seed, call.turns, ids)
         order = federation.work.order(federation.shards.sizes[ids]).tolist()
+        blocks = [order[start : start + self.size] for start in range(0, len(order), self.size)]
+
+        def one(fed: Federation, chosen: list[int]) -> tuple[Any, tuple[Any, ...], Tensor]:
+            turns = call.turns[chosen]
+            block = _Block(fed, meter, ids, chosen, call.round, turns, [plans[i] for i in chosen])
+            try:
+                return *block.run(call), block.places
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:                     # raises the loop's error, if there is one
+                Loop().run(fed, Meter(fed), call._replace(ids=np.sort(block.ids)))
+                raise block_error(call.fn, call.round, error) from error
+
         memory: dict[int, tuple[Any, ...]] = {}
         rows = Rows[Any](len(ids))
-        with torch.no_grad(), pure(title(call.fn), call.down):
-            for start in range(0, len(order), self.size):
-                chosen = order[start : start + self.size]
-                turns = call.turns[chosen]
-                block = _Block(federation, meter, ids, chosen, call.round, turns, [plans[i] for i in chosen])
-                try:
-                    message, new = block.run(call)
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:                 # raises the loop's error, if there is one
-                    Loop().run(federation, Meter(federation), call._replace(ids=np.sort(block.ids)))
-                    raise block_error(call.fn, call.round, error) from error
+        running = contextlib.closing(in_order(federation, blocks, one, self.threads))
+        with torch.no_grad(), pure(title(call.fn), call.down), running as done:
+            for chosen, (message, new, places) in zip(blocks, done, strict=True):
                 if call.sends:
-                    rows.put(message, chosen, block.places)
+                    rows.put(message, chosen, places)
                 for i, node in enumerate(ids[chosen].tolist() if new else ()):
                     # copies, as a view would keep its whole block alive
                     memory[node] = tree_map(lambda t, i=i: t[i].clone(), new)
@@ -250,12 +259,14 @@ class _Block:
         active = len(self.ids)
         self._in_fold = True
         try:
-            dense = None if shares else self._dense_fold(step, skip, state, consts, own)
+            some = partial(self._take, self._index[:, skip : skip + 1, 0], None, self._keys[:, skip : skip + 1, 0])
+            dense = None if shares else dense_fold(step, int(self.counts[0]) - skip, some, state, consts, own)
             if dense is None:
                 state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
             else:
                 state, consts, own = dense.split(state[0]), dense.shift, dense.own
             for k in range(skip, int(self.counts[0])):
+                refuse_stopped()
                 if (still := self._active(k)) < active:
                     done.insert(0, [t[still:] for t in state])
                     state = [t[:still] for t in state]
@@ -273,19 +284,6 @@ class _Block:
             self.descend.end()
         ended = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True)]
         return tuple(ended) if dense is None else (dense.join(ended),)
-
-    def _dense_fold(
-        self, step: LocalStep, skip: int, state: list[Tensor], consts: list[Tensor], own: list[bool]
-    ) -> DenseFold | None:
-        """The fold's steps on a dense network, if they are affine."""
-        model = self.fed.model
-        if model.dense is None or model.mixes or model.penalty is not None or model.device.type != "cpu":
-            return None
-        if int(self.counts[0]) - skip < LEAST_STEPS:
-            return None
-        some = self._take(self._index[:, skip, :1], None, self._keys[:, skip])   # a batch of one sample each
-        form = step.affine(some, state, consts, own) if model.dense.takes(some.x) else None
-        return None if form is None else DenseFold(model.dense, form, consts)
 
     def _batch(self, k: int, active: int) -> Batch:
         width = int(self._widths[k])

@@ -6,13 +6,14 @@ delta^T h`` to the weights in place. A vector ``[c, d]`` is split once before th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fedsim.engine.affine import Affine
 from fedsim.engine.linear_stack import DenseStack
+from fedsim.engine.step import LocalStep
 from fedsim.types import Batch
 
 LEAST_STEPS = 3
@@ -58,3 +59,25 @@ class DenseFold:
         if shift:
             torch._foreach_add_(state, shift)
         return state
+
+
+def dense_fold(
+    step: LocalStep, steps: int, some: Callable[[], Batch], state: list[Tensor], consts: list[Tensor], own: list[bool]
+) -> DenseFold | None:
+    """The steps of a fold on a dense network, if they are affine and there are enough of them.
+
+    Args:
+        step: the step as written.
+        steps: the largest number of steps of a client.
+        some: makes a batch of one sample of each client.
+        state: carry of the fold.
+        consts: its constants.
+        own: which of them have a row per client.
+    """
+    model = step.model
+    if model.dense is None or model.mixes or model.penalty is not None or model.device.type != "cpu":
+        return None
+    if steps < LEAST_STEPS or not model.dense.takes((batch := some()).x):
+        return None
+    form = step.affine(batch, state, consts, own)
+    return None if form is None else DenseFold(model.dense, form, consts)

@@ -23,11 +23,13 @@ class BlocksOrLoop:
         fallen: client functions that run in the loop, with the reasons; added to. A checkpoint holds them, so that a
             resumed run falls back in the same round.
         fell: called with a message when one is added.
+        threads: see ``fedsim.engine.threads``.
     """
 
     size: int
     fallen: dict[str, str]
     fell: Callable[[str], None]
+    threads: int = 0
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
@@ -37,9 +39,9 @@ class BlocksOrLoop:
         if name not in self.fallen:
             before = charged[ids]
             try:
-                return Blocks(self.size).run(federation, meter, call)
+                return Blocks(self.size, self.threads).run(federation, meter, call)
             except BlockError as error:
                 charged[ids] = before
                 self.fallen[name] = error.reason
                 self.fell(f"{error.reason}; it runs for one client at a time from here on")
-        return Loop().run(federation, meter, call)
+        return Loop(self.threads).run(federation, meter, call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
 from fedsim.engine.model import Model
 from fedsim.engine.purity import pure
 from fedsim.engine.refusals import client_error, model_error, no_such_word, no_vector, other_form, refuse_other_form
+from fedsim.engine.threads import check_threads, in_order, refuse_stopped
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.upload import upload, upload_groups
@@ -119,6 +121,7 @@ class LoopLocal:
         plan = self._plan
         self.descend.start(self._fed.model.zeros(), self.steps)
         for k in range(skip, len(plan.lengths)):
+            refuse_stopped()
             length = plan.lengths[k]
             batch = self._take(plan.rows[k, :length], plan.keys[k].expand(length))
             self.descend.begin()
@@ -135,7 +138,16 @@ class LoopLocal:
 
 @dataclass(frozen=True)
 class Loop:
-    """One client after the other: the reference for every backend, and the fastest for convolutions on a CPU."""
+    """One client after the other: the reference for every backend.
+
+    Args:
+        threads: clients at the same time, on threads; see ``fedsim.engine.threads``.
+    """
+
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
@@ -145,21 +157,18 @@ class Loop:
         drawn = minibatches(federation.work, federation.shards, federation.seed, call.turns, call.ids)
         plans = on_device(drawn, federation.model)
         decay = federation.factor(call.round)
+
+        def one(fed: Federation, i: int) -> tuple[Any, tuple[Any, ...]]:
+            local = LoopLocal(fed, meter, nodes[i], int(call.turns[i]), plans[i], decay)
+            return _client(call, nodes[i], local)
+
         memory: dict[int, tuple[Any, ...]] = {}
         rows = Rows[Any](len(nodes))
         own = [] if mine is None else [mine.default, *(mine.rows[node] for node in nodes if node in mine.rows)]
         first: Any = None                                  # result of the first client, whose form all have
-        with torch.no_grad(), pure(title(call.fn), call.down, *own):
-            for position, (node, plan) in enumerate(zip(nodes, plans, strict=True)):
-                local = LoopLocal(federation, meter, node, int(call.turns[position]), plan, decay)
-                try:
-                    message, new = call.at(local, call.down, () if mine is None else mine[node])
-                except DivergenceError as error:           # from a compressor, which does not know the client
-                    raise DivergenceError(f"client {node} in round {call.round}: {error}") from error
-                except FedsimError:
-                    raise
-                except Exception as error:
-                    raise client_error(node, call.fn, call.round, error) from error
+        running = contextlib.closing(in_order(federation, range(len(nodes)), one, self.threads))
+        with torch.no_grad(), pure(title(call.fn), call.down, *own), running as done:
+            for i, (node, (message, new)) in enumerate(zip(nodes, done, strict=True)):
                 result = (message, new) if call.sends else new
                 if first is None:
                     first, expected = result, form(result)
@@ -168,8 +177,20 @@ class Loop:
                 if new:
                     memory[node] = new
                 if call.sends:
-                    rows.put(tree_map(lambda t: t.unsqueeze(0), message), [position])
+                    rows.put(tree_map(lambda t: t.unsqueeze(0), message), [i])
         return Stacked(rows.stacked) if call.sends else None, memory
+
+
+def _client(call: ClientCall, node: int, local: LoopLocal) -> tuple[Any, tuple[Any, ...]]:
+    """Message and new memories of one client, whose exceptions name it."""
+    try:
+        return call.at(local, call.down, () if call.mine is None else call.mine[node])
+    except DivergenceError as error:                       # from a compressor, which does not know the client
+        raise DivergenceError(f"client {node} in round {call.round}: {error}") from error
+    except FedsimError:
+        raise
+    except Exception as error:
+        raise client_error(node, call.fn, call.round, error) from error
 
 
 class Rows(Generic[M]):

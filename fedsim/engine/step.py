@@ -58,7 +58,7 @@ class LocalStep:
     """
 
     def __init__(self, step: Callable[..., Any], like: Any, model: Model, work: LocalWork, block: Stack) -> None:
-        self._step, self._like, self._model, self._block = step, like, model, block
+        self._step, self._like, self.model, self._block = step, like, model, block
         self._met: Programs = {}  # by the form of the batch
         steps = PROGRAMS.setdefault(model, {})
         if len(steps) > MOST_STEPS:
@@ -73,7 +73,7 @@ class LocalStep:
         """The affine form of the step, for arguments as in a call; None if it has another or cannot be recorded."""
         if self._programs is None or len(state) != 1:
             return None
-        forms, key = FORMS.setdefault(self._model, {}), (self._form, *own, *(t.shape[1:] for t in consts))
+        forms, key = FORMS.setdefault(self.model, {}), (self._form, *own, *(t.shape[1:] for t in consts))
         if key not in forms:
             if len(forms) > MOST_STEPS:
                 forms.clear()
@@ -123,7 +123,7 @@ class LocalStep:
         self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]
     ) -> Program | None:
         recording = self._recording(batch, state, consts, own)
-        return None if recording is None else Program(recording, len(self._model.sizes))
+        return None if recording is None else Program(recording, len(self.model.sizes))
 
     def _recording(
         self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]

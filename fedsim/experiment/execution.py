@@ -72,6 +72,9 @@ class Execution:
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         threads: PyTorch threads in this process; by default unchanged. Ray actors use ``ray.threads``, and the nodes of
             a deployment their own number.
+        client_threads: clients, or blocks of them, that run at the same time on threads of this process, with one
+            PyTorch thread each; results do not depend on this number. 0 is one at a time with all ``threads``, as are
+            loop and blocks of a given size by default; otherwise the default is to measure.
         memory: storage of client memories between rounds: "device", "host", or "disk" (a temporary file).
         ray: actors of the Ray backend, also without the prefix, as in --ray.actors 2.
         checkpoint_every: rounds between checkpoints; the last round always has one.
@@ -84,6 +87,7 @@ class Execution:
     block_size: int = 0
     device: str = "auto"
     threads: int | None = None
+    client_threads: int | None = None
     memory: Literal["device", "host", "disk"] = "device"
     ray: Ray = field(default_factory=Ray)
     checkpoint_every: int = 50
@@ -101,7 +105,17 @@ class Execution:
         whole("checkpoint_every", self.checkpoint_every, 1)
         if self.threads is not None:
             whole("threads", self.threads, 1, ", or null for the number of the process")
-        self.torch_device()
+        if self.client_threads is not None:
+            whole("client_threads", self.client_threads, 0, ", or null to measure it")
+        if self.torch_device().type != "cpu" and self.client_threads:
+            raise ConfigError(
+                f"client_threads is {self.client_threads}, but clients run on a GPU, whose operations one thread"
+                " orders; leave it out, or set device to cpu"
+            )
+        if self.uses_ray and self.client_threads:
+            raise ConfigError(
+                f"client_threads is {self.client_threads}, but clients run in Ray's actors; set --ray.actors instead"
+            )
         if self.uses_ray and self.memory != "device":
             raise ConfigError(
                 f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to"

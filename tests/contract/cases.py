@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -240,6 +240,8 @@ BACKENDS: dict[str, Callable[[], Any]] = {
     "blocks of 4": lambda: Blocks(4),
     "blocks of 25": lambda: Blocks(25),
     "ray": lambda: RayActors(workers(), 2),
+    **{f"loop on {n} threads": partial(Loop, n) for n in (1, 2, 3)},
+    **{f"blocks of 2 on {n} threads": partial(Blocks, 2, n) for n in (1, 2, 3)},
 }
 """All but the loop, which is the meaning that they are held to."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from fedsim.algorithm import Algorithm, has_server
 from fedsim.compress import LowRank, TopK
 from fedsim.controller import choose as choosing
 from fedsim.controller.prepare import prepare
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.federation import Federation
+from fedsim.engine.machine import torch_threads
 from fedsim.errors import BlockError
 from tests.controller.test_run import SMALL
 
@@ -29,10 +33,10 @@ def test_a_choice_is_for_what_its_time_depends_on() -> None:
     federation = prepare(SMALL, 0).federation
     compressed = [EF21(compressor=TopK(0.1)), EF21(compressor=LowRank(2))]
     cases: list[Algorithm] = [FedAMD(), FedAMD(large_batch=8), *compressed, FedAvg()]
-    keys = {choosing._key(federation, algorithm, 4) for algorithm in cases}
-    keys |= {choosing._key(replace(federation, work=LocalWork(8, steps=1)), FedAvg(), 4)}
+    keys = {choosing._key(federation, algorithm, 4, ()) for algorithm in cases}
+    keys |= {choosing._key(replace(federation, work=LocalWork(8, steps=1)), FedAvg(), 4, ())}
     assert len(keys) == len(cases) + 1
-    assert choosing._key(federation, FedAvg(lr=0.3), 4) == choosing._key(federation, FedAvg(), 4), "another step size"
+    assert choosing._key(federation, FedAvg(lr=0.3), 4, ()) == choosing._key(federation, FedAvg(), 4, ()), "another lr"
 
 
 WITH_SOME = [cls for cls in ALGORITHMS if has_server(cls()) and cls is not EF21BC]
@@ -44,6 +48,45 @@ def test_every_algorithm_can_be_tried_with_some_of_the_clients(cls: Any, tmp_pat
     federation = prepare(SMALL, 0).federation
     ids = np.arange(federation.shards.n)[-4:]
     assert "trial_seconds" in choosing.choose(federation, cls(), ids, cache=tmp_path / "backends.json")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    with torch_threads(2):
+        yield
+
+
+def test_threads_are_tried_where_pytorch_has_several(two_threads: None, tmp_path: Path) -> None:
+    federation = prepare(SMALL, 0).federation
+    settings: Any = {"cache": tmp_path / "backends.json", "rounds": 3}
+    tried = choosing.choose(federation, FedAvg(), IDS, **settings)["trial_seconds"]
+    assert set(tried) == {"loop", "1", "4", "loop on 2 threads", "1 on 2 threads"}
+    of_one = choosing.choose(federation, FedAvg(), IDS, threads=0, **settings)
+    assert set(of_one["trial_seconds"]) == {"loop", "1", "4"} and "client_threads" not in of_one
+    always = choosing.choose(federation, FedAvg(), IDS, threads=3, **settings)
+    assert always["client_threads"] == 3
+    assert set(always["trial_seconds"]) == {f"{n} on 3 threads" for n in ("loop", 1, 4)}
+
+
+def test_trials_of_much_work_end_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of expensive steps a few clients and steps are tried, and not in blocks of many."""
+    asked = []
+
+    def slow(trial: Federation, algorithm: Any, ids: np.ndarray) -> list[tuple[float, float]]:
+        steps = len(ids) * int(trial.work.counts(trial.shards.sizes[ids]).max())
+        asked.append((trial.backend, steps))
+        now[0] += 0.3 * steps
+        return [(0.1 * steps, 0.1 * steps)] * 3
+
+    now = [0.0]
+    monkeypatch.setattr(choosing, "_times", slow)
+    federation = prepare(replace(SMALL, local=LocalWork(8)), 0).federation
+    chosen = choosing.choose(federation, FedAvg(), np.arange(8), cache=tmp_path / "a", rounds=1)
+    assert now[0] < 2 * choosing.SECONDS and Blocks(8) not in dict(asked)
+    of_all = chosen["trial_seconds"]["loop"]
+    assert of_all == pytest.approx(0.1 * 8 * federation.work.counts(federation.shards.sizes[:8]).max())
+    now[0], long = 0.0, choosing.choose(federation, FedAvg(), np.arange(8), cache=tmp_path / "b", rounds=1000)
+    assert set(long["trial_seconds"]) >= {"loop", "1", "5", "8"}, "a long run is worth more"
 
 
 def keep(cache: Path, process: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import platformdirs
 import pytest
 import torch
@@ -100,8 +99,8 @@ class Branching(FedAvg):
         return x - self.lr * g if g.norm() > 0 else x
 
 
-def blocks_are_faster(federation: Any, algorithm: Any, ids: np.ndarray) -> dict[str, float]:
-    return {"loop": 2.0, "5": 1.0}
+def blocks_are_faster(*arguments: Any) -> dict[str, float]:
+    return {"loop": 2.0, "4": 1.0}
 
 
 def test_code_that_fails_in_a_later_round(

@@ -229,3 +229,19 @@ def test_data_by_name_of_a_problem(tmp_path: Path) -> None:
     assert "objective" in metrics(directory).metric
     directory.mark(0, "interrupted")
     resume(directory.path, progress=False)
+
+
+def test_the_number_of_client_threads_cannot_be_seen(tmp_path: Path) -> None:
+    written = []
+    for backend, threads in (("loop", 1), ("loop", 2), ("blocks", 1), ("blocks", 2)):
+        settings = replace(SMALL, rounds=3).with_execution(backend=backend, client_threads=threads, block_size=2)
+        done = run(settings, output=tmp_path / f"{backend}{threads}", progress=False)
+        written.append(metrics_bytes(done))
+        assert done.manifest["backend"]["0"]["client_threads"] == threads
+    assert written[0] == written[1] and written[2] == written[3]
+
+
+@pytest.mark.parametrize("settings", [{"client_threads": -1}, {"client_threads": 2, "backend": "ray"}])
+def test_numbers_of_client_threads_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="client_threads is"):
+        Execution(**settings)

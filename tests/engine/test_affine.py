@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from algorithms import FedAvg, FedProx, FedSAM, FedSpeed, Scaffold
 from fedsim import Batch, Local
 from fedsim.clients import cohort
-from fedsim.engine import blocks, step
+from fedsim.engine import step
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.dense_fold import DenseFold
 from fedsim.engine.local_work import LocalWork
@@ -26,12 +26,13 @@ from tests.engine.test_replay import assert_same, federation
 def folds(monkeypatch: pytest.MonkeyPatch) -> list[DenseFold]:
     """The folds on parameters instead of vectors, as they happen."""
     made: list[DenseFold] = []
+    init = DenseFold.__init__
 
-    def noted(*args: Any) -> DenseFold:
-        made.append(DenseFold(*args))
-        return made[-1]
+    def noted(self: DenseFold, *args: Any) -> None:
+        made.append(self)
+        init(self, *args)
 
-    monkeypatch.setattr(blocks, "DenseFold", noted)
+    monkeypatch.setattr(DenseFold, "__init__", noted)
     return made
 
 

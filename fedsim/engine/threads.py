@@ -1,0 +1,101 @@
+"""Clients, or blocks of them, on threads of this process: PyTorch releases Python's lock within its operations.
+
+Every thread has a copy of the module, and PyTorch one thread in each, so that neither the number of threads nor the
+order in which clients finish can be seen in a result: results are taken in the order of the clients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from fedsim.checks import whole
+from fedsim.engine.federation import Federation
+from fedsim.engine.machine import torch_threads
+from fedsim.engine.model import Model
+from fedsim.engine.unpicklable import refused
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+COPIES: WeakKeyDictionary[Model, list[Model]] = WeakKeyDictionary()
+"""Copies of a model, one for each thread that ran it."""
+
+_STOPPED = threading.local()
+
+
+class Stopped(BaseException):                              # no error: a user's code should not catch it
+    """Another client failed, or the run was interrupted; nobody waits for this one's result."""
+
+
+def check_threads(count: int) -> None:
+    """Raise ConfigError unless ``count`` is a number of threads, or 0 for none."""
+    whole("client_threads", count, 0, "; 0 is one client or block at a time")
+
+
+def refuse_stopped() -> None:
+    """Raise Stopped in a thread that is to end; called between the steps of a client."""
+    event = getattr(_STOPPED, "event", None)
+    if event is not None and event.is_set():
+        raise Stopped
+
+
+def in_order(
+    federation: Federation, jobs: Sequence[J], run: Callable[[Federation, J], R], threads: int
+) -> Generator[R, None, None]:
+    """Yield ``run(federation, job)`` of every job, in their order.
+
+    Args:
+        federation: what ``run`` receives; in a thread with a copy of the model.
+        jobs: clients or blocks.
+        run: runs one; called without gradients.
+        threads: jobs at the same time, with one PyTorch thread each; 0 runs one after the other, with PyTorch's.
+    """
+    if threads <= 1:
+        with torch_threads(1) if threads else contextlib.nullcontext():
+            for job in jobs:
+                yield run(federation, job)
+        return
+    models, stop = _copies(federation.model, min(threads, len(jobs))), threading.Event()
+    free = deque(replace(federation, model=model) for model in models)
+
+    def one(job: J) -> R:
+        _STOPPED.event, fed = stop, free.pop()
+        try:
+            refuse_stopped()
+            with torch.no_grad():                          # of each thread its own, as everything of this kind
+                return run(fed, job)
+        finally:
+            free.append(fed)
+
+    with torch_threads(1), ThreadPoolExecutor(len(models)) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(one, job))
+                if len(waiting) > 2 * threads:             # results wait for their turn, in memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:                                           # also after an error, a client's or here, or an interrupt
+            stop.set()
+
+
+def _copies(model: Model, count: int) -> list[Model]:
+    have = COPIES.setdefault(model, [])
+    try:
+        while len(have) < count:
+            have.append(copy.deepcopy(model))
+    except Exception as error:
+        parts = {"the model": model.module, "the loss": model.loss}
+        raise refused(error, "be copied, one for each of client_threads", parts, copy.deepcopy) from error
+    return have[:count]
