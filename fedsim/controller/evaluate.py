@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from fedsim import seeds
+from fedsim.controller.consensus import center, center_of_many
 from fedsim.engine.model import Model
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.experiment.measures import OF_LOSS, RECORDED, Metric
@@ -35,6 +37,10 @@ MOST_OUTPUTS = 2**28
 """Numbers that are kept for metrics of all outputs: 1 GiB in float32."""
 CHUNK = 2048
 """Samples whose outputs are held in memory at a time."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Shares of clients, whose values are in a file of their own, that have at most a value that is recorded."""
+MANY = 10_000
+"""Clients, or nodes, of a federation up to which the values of each are rows among the others."""
 SPAN = 32 * CHUNK
 """Samples of clients that are gathered at a time."""
 
@@ -123,32 +129,32 @@ def gossip(
     x: Kept[Vector],
     round: int,
     settings: Evaluation,
-    nodes: bool,
+    nodes: np.ndarray,
     ids: Sequence[int],
 ) -> list[Row]:
-    """Evaluate the average of the models of the nodes ``ids`` on the test set, and their consensus distance; with
-    ``nodes`` also each node's own model; with a holdout, on the samples that honest nodes withhold too.
+    """Evaluate the average of the models of the nodes ``ids`` on the test set, and their consensus distance; of those
+    that are among ``nodes`` also each node's own model; with a holdout, on the samples that honest nodes withhold too.
 
     "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" the
     factor by which the last mixing reduced it, and "nodes contraction_bound" the upper bound of that factor, lambda^Q.
     Average and distance use the nodes' weights in the objective; the other two are reported for equal weights only.
     They are those of honest nodes; "attackers/test" has the models of the others.
     """
-    everybody, ids = ids, [i for i in ids if i not in prepared.attackers]
+    everybody, bad = ids, set(prepared.attackers)
+    ids = [i for i in ids if i not in bad]
     p = prepared.federation.p[list(ids)]
-    weights, average = p / p.max(), torch.zeros_like(x[ids[0]])
+    weights = p / p.max()
     total = float(weights.sum())                           # the number of nodes, if weights are equal
-    for i, weight in zip(ids, weights.tolist(), strict=True):   # one at a time: they may be remote
-        average += x[i] * weight / total
+    average, squares = (center if len(ids) <= MANY else center_of_many)(x, ids, weights, total)
     of_average = server(prepared, score, average, round)
     rows = [row._replace(scope=row.scope.replace("server", "average")) for row in of_average]
-    squares = [float((x[i] - average).square().sum()) for i in ids]
     distance = float(weights @ squares) / total
     rows.append(Row("nodes", None, "consensus_distance", distance**0.5))
     for name in ("contraction", "contraction_bound"):
         value = getattr(meter, name)
         rows += [] if value is None else [Row("nodes", None, name, value)]
-    if nodes:
+    if len(nodes):
+        everybody = np.intersect1d(everybody, nodes).tolist()
         rows += _of_nodes(prepared, score, x, everybody, "test", (prepared.test.x, prepared.test.y), settings)
         if (withheld := _withheld(prepared)) is not None:
             rows += _of_nodes(prepared, score, x, everybody, "holdout", withheld, settings)
@@ -184,28 +190,40 @@ def _withheld(prepared: Prepared) -> tuple[Samples, Samples] | None:
     return rows.x, rows.y
 
 
-def own_scores(prepared: Prepared, score: Scorer, x: Vector) -> OwnScores:
-    """Score the model ``x`` on every client's own samples."""
-    own, end = prepared.own, int(prepared.own.offsets[-1])
-    if own.in_memory:
+def scored(prepared: Prepared, settings: Evaluation) -> np.ndarray:
+    """Clients that are evaluated one by one, sorted: all, or a sample of so many."""
+    n, k = prepared.federation.shards.n, settings.clients_at_most
+    return np.arange(n) if n <= k else np.sort(seeds.places(prepared.federation.seed, "scored", 0, n, k))
+
+
+def own_scores(prepared: Prepared, score: Scorer, x: Vector, nodes: np.ndarray) -> OwnScores:
+    """Score the model ``x`` on the own samples of some clients."""
+    own = prepared.own
+    sizes = own.sizes[nodes]
+    ends = np.cumsum(sizes)
+    if own.in_memory and len(nodes) == own.n:
         scores = score(prepared, x, own.x, own.y)
     else:
-        spans = (own.span(start, min(start + SPAN, end)) for start in range(0, end, SPAN))
-        scores = together([score(prepared, x, span.x, span.y) for span in spans])
-    return by_client(prepared, scores, own)
+        rows = np.arange(ends[-1]) + np.repeat(own.offsets[nodes] - (ends - sizes), sizes)
+        parts = torch.from_numpy(rows).to(prepared.federation.model.device).split(SPAN)  # type: ignore[no-untyped-call]
+        scores = together([score(prepared, x, batch.x, batch.y) for batch in map(own.take, parts)])
+    return by_client(prepared, scores, own, nodes)
 
 
-def by_client(prepared: Prepared, scores: Scores, own: Shards) -> OwnScores:
-    """Scores of each client, from those of the samples ``own``."""
+def by_client(prepared: Prepared, scores: Scores, own: Shards, nodes: np.ndarray | None = None) -> OwnScores:
+    """Scores of each client, or of some, from those of its samples among ``own``."""
+    nodes = np.arange(own.n) if nodes is None else nodes
+    sizes = own.sizes[nodes]
+    ends = np.cumsum(sizes)
 
     def of_each(values: np.ndarray) -> np.ndarray:
-        each: np.ndarray = np.add.reduceat(values, own.offsets[:-1]) / own.sizes
+        each: np.ndarray = np.add.reduceat(values, ends - sizes) / sizes
         return each
 
     accuracies = None if scores.accuracy is None else of_each(scores.accuracy)
-    parts = enumerate(pairwise(own.offsets.tolist())) if prepared.metrics else ()
-    values = [values_of(prepared.metrics, _part(scores, a, b), own.rows(node).y) for node, (a, b) in parts]
-    return OwnScores(range(own.n), of_each(scores.loss), accuracies, own.sizes, _columns(values))
+    ranges = zip(nodes, pairwise([0, *ends.tolist()]), strict=True) if prepared.metrics else ()
+    values = [values_of(prepared.metrics, _part(scores, a, b), own.rows(node).y) for node, (a, b) in ranges]
+    return OwnScores(nodes.tolist(), of_each(scores.loss), accuracies, sizes, _columns(values))
 
 
 def together(parts: Sequence[Scores]) -> Scores:
@@ -258,8 +276,9 @@ def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list
 def of_scope(scope: str, kind: str, prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
     """Rows of models on clients' own samples, or on the test set, apart for attackers: see `clients`."""
     bad = np.isin(scores.nodes, prepared.attackers)
-    rows = _by_node(f"{scope}/{kind}", scores if not bad.any() else _only(scores, ~bad), settings)
-    return rows + (_by_node(f"attackers/{kind}", _only(scores, bad), settings) if bad.any() else [])
+    many = prepared.federation.shards.n > MANY
+    rows = _by_node(f"{scope}/{kind}", scores if not bad.any() else _only(scores, ~bad), settings, many)
+    return rows + (_by_node(f"attackers/{kind}", _only(scores, bad), settings, many) if bad.any() else [])
 
 
 def _only(scores: OwnScores, chosen: np.ndarray) -> OwnScores:
@@ -269,9 +288,9 @@ def _only(scores: OwnScores, chosen: np.ndarray) -> OwnScores:
     return OwnScores(nodes, scores.loss[chosen], hits, scores.samples[chosen], others)
 
 
-def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
-    """Number of scored nodes, each node's value, the mean, the mean weighted by ``scores.samples``, and the mean of the
-    worst nodes. Nodes where a metric is undefined are left out of its means, and counted.
+def _by_node(scope: str, scores: OwnScores, settings: Evaluation, many: bool) -> list[Row]:
+    """Number of scored nodes, each node's value, the mean, the mean weighted by ``scores.samples``, the mean of the
+    worst nodes, and of ``many`` nodes quantiles. Nodes where a metric is undefined are left out of these, and counted.
     """
     rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
     others = [(metric.name, values, metric.larger_is_better) for metric, values in scores.others.items()]
@@ -285,6 +304,9 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation) -> list[Row]:
             rows.append(Row(scope, None, f"{metric}_undefined", float((~defined).sum())))
         if not len(each):
             continue
+        if many:
+            cuts = zip(QUANTILES, np.quantile(each, QUANTILES), strict=True)
+            rows += [Row(scope, None, f"{metric}_q{share * 100:g}", float(value)) for share, value in cuts]
         count = max(1, round(settings.worst * len(each)))
         ordered = np.sort(each) if larger else np.sort(each)[::-1]
         rows.append(Row(scope, None, f"{metric}_mean", float(each.mean())))
@@ -299,14 +321,14 @@ def updates(meter: Meter, x: Vector, before: Vector | None) -> list[Row]:
     return norm + ([] if meter.drift is None else [Row("clients", None, "drift", meter.drift)])
 
 
-def cost(ledger: Ledger, nodes: bool, simulated: Mapping[str, float]) -> list[Row]:
-    """Cumulative bytes, gradient evaluations and, with a clock, ``simulated`` seconds: the totals, then with ``nodes``
-    those of each node.
+def cost(ledger: Ledger, nodes: np.ndarray, simulated: Mapping[str, float]) -> list[Row]:
+    """Cumulative bytes, gradient evaluations and, with a clock, ``simulated`` seconds: the totals, then those of each
+    of some ``nodes``.
     """
     of_clock = [Row("simulated", None, name, float(value)) for name, value in simulated.items()]
     rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
-    for name, each in ledger.by_node().items() if nodes else ():
-        rows += [Row("total", node, name, float(value)) for node, value in enumerate(each)]
+    for name, each in ledger.by_node().items():
+        rows += [Row("total", node, name, float(each[node])) for node in nodes.tolist()]
     return rows + of_clock
 
 

@@ -88,6 +88,6 @@ class Host:
         model = prepared.federation.model
         return evaluate.score(model, fetched(x), inputs, targets, classes, prepared.keeps_outputs)
 
-    def own_scores(self, prepared: Prepared, x: Vector) -> evaluate.OwnScores:
-        """Score the model ``x`` on the clients' own samples."""
-        return evaluate.own_scores(prepared, self.score, x)
+    def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> evaluate.OwnScores:
+        """Score the model ``x`` on the own samples of some clients."""
+        return evaluate.own_scores(prepared, self.score, x, nodes)

@@ -290,8 +290,7 @@ class SeedRun:
                 with self._clock_stopped():
                     rows = self._measure(round, state, before)
         self._measured = {(row.scope, row.metric): row.value for row in rows if row.node is None}
-        for row in rows:
-            record.metrics.add(round, row.scope, row.metric, row.value, row.node)
+        record.add(round, rows, apart=self.federation.shards.n > evaluate.MANY)
         values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
         sent = sum(row.value for row in rows if row.scope == "total" and row.metric.startswith("bytes"))
         self.bar.update(round, values.get("accuracy"), values["loss"], sent / 1e6)
@@ -307,17 +306,18 @@ class SeedRun:
 
     def _measure(self, round: int, state: Any, before: Any) -> list[evaluate.Row]:
         settings, due = self.experiment.evaluation, self._clients_due(round)
+        nodes = evaluate.scored(self.prepared, settings) if due else np.zeros(0, np.int64)
         if isinstance(state.x, Kept):
             there = self.host.present(state.x)
-            rows = evaluate.gossip(self.prepared, self.meter, self.host.score, state.x, round, settings, due, there)
+            rows = evaluate.gossip(self.prepared, self.meter, self.host.score, state.x, round, settings, nodes, there)
         else:
             x = self.federation.model.whole(state.x)
             rows = evaluate.server(self.prepared, self.host.score, x, round)
             if due:
-                rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, x), settings)
+                rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, x, nodes), settings)
                 rows += rows_of_models(self.experiment, self.prepared, state)
             rows += evaluate.updates(self.meter, state.x, None if before is None else before.x)
-        return rows + evaluate.cost(self.meter.ledger, due, self._simulated())
+        return rows + evaluate.cost(self.meter.ledger, nodes, self._simulated())
 
     def _note_stop(self, round: int, reason: str) -> None:
         """Write down why the seed ends with this round, and say so."""

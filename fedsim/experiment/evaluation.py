@@ -23,6 +23,8 @@ class Evaluation:
             none.
         fine_tune_lr: step size of these; by default the algorithm's lr.
         fine_tune_layers: layers that these change, as in share.layers.
+        clients_at_most: largest number of clients, or nodes, that are evaluated one by one; of more, a random sample of
+            so many, the same in every round.
         unseen: share of the clients, the last ones, that never train and are measured with the server's model.
     """
 
@@ -33,6 +35,7 @@ class Evaluation:
     fine_tune: int = 0
     fine_tune_lr: float | None = None
     fine_tune_layers: str = "all"
+    clients_at_most: int = 10_000
     unseen: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,6 +43,7 @@ class Evaluation:
         if self.clients_every is not None:
             whole("evaluation.clients_every", self.clients_every, 0, "; 0 is the last round only, null is never")
         number("evaluation.worst", self.worst, lambda v: 0 < v <= 1, "a share above 0 and at most 1")
+        whole("evaluation.clients_at_most", self.clients_at_most, 1)
         for name in ("holdout", "unseen"):
             number(f"evaluation.{name}", getattr(self, name), lambda v: 0 <= v < 1, "a share from 0 to below 1")
         whole("evaluation.fine_tune", self.fine_tune, 0)

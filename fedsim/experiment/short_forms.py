@@ -34,6 +34,7 @@ ADDED: dict[str, Any] = {
         "first": None, "deadline": None, "minimum": 1, "otherwise": "wait", "dropout": 0.0, "present": False,
     },
     "metrics": [],
+    "evaluation.clients_at_most": 10_000,
     "concurrency": None,
     "stop": None,
 }

@@ -22,7 +22,7 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ import yaml
 
 from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, RunError
+from fedsim.record.columns import drop_columns, write_columns
 from fedsim.record.files import damaged, fits, lock, numbered, read_mapping, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
 from fedsim.record.version import __version__
@@ -83,6 +84,17 @@ class SeedRecord:
         self.metrics = RowWriter(directory / "metrics.jsonl")
         self.timing = RowWriter(directory / "timing.jsonl")
 
+    def add(self, round: int, rows: Iterable[tuple[str, int | None, str, float]], apart: bool) -> None:
+        """Add metrics of a round, as rows of scope, client, metric and value; values of clients ``apart``, in a file of
+        columns.
+        """
+        rows = list(rows)
+        if apart:
+            write_columns(self.directory, round, [(at, i, name, v) for at, i, name, v in rows if i is not None])
+        for scope, node, metric, value in rows:
+            if node is None or not apart:
+                self.metrics.add(round, scope, metric, value, node)
+
     def flush(self) -> None:
         """Write both files to disk; call it once a round.
 
@@ -122,6 +134,7 @@ class SeedRecord:
             RunError: the metrics have been modified since.
         """
         self.metrics.truncate(offset)
+        drop_columns(self.directory, after=round)
         self.timing.truncate_after(round)  # its size is machine-dependent; a checkpoint must not be
 
     def shorten(self, round: int, kept: Callable[[str, int | None], bool]) -> None:
@@ -129,6 +142,7 @@ class SeedRecord:
 
         The file is replaced at once, so that this can be repeated after a kill.
         """
+        drop_columns(self.directory, after=round if kept("", 0) else round - 1)
         path, lines = self.metrics.path, []
         for line in path.read_bytes().splitlines(keepends=True):
             row = json.loads(line)

@@ -22,6 +22,7 @@ import numpy as np
 from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
+from fedsim.record.columns import read_columns
 
 OF_NODES = ("clients/", "nodes/", "attackers/", "personal/", "tuned/", "unseen/", "unseen_tuned/")
 """Beginnings of scopes with a value for each client."""
@@ -55,10 +56,14 @@ class Metrics(NamedTuple):
 def read_metrics(path: Path | str) -> Metrics:
     """Read a metrics or timing file; a last line without newline (a killed writer) is ignored.
 
+    Values of clients that are in files of columns beside a metrics file follow its rows.
+
     Raises:
-        RunError: the file is missing, or a complete line is not a row.
+        RunError: the file is missing, a complete line is not a row, or a file of columns is damaged.
     """
-    return read_after(path, 0)[0]
+    rows, path = read_after(path, 0)[0], Path(path)
+    apart = read_columns(path.parent) if path.name == "metrics.jsonl" else []
+    return Metrics(*(np.concatenate(column) for column in zip(rows, *apart, strict=True))) if apart else rows
 
 
 def read_after(path: Path | str, start: int) -> tuple[Metrics, int]:

@@ -162,7 +162,7 @@ class FlowerHost(Host):
             raise DeployError(f"after round {self._round} no client sent its model; see the log of the SuperLink")
         return found
 
-    def own_scores(self, prepared: Prepared, x: Vector) -> OwnScores:
+    def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> OwnScores:
         """See ``Host``: the clients evaluate the model."""
         n = prepared.federation.shards.n
         scores = self.backend.scores(x, range(n), self._round)
@@ -171,11 +171,11 @@ class FlowerHost(Host):
         if (others := [metric.name for metric in prepared.metrics if metric.of_outputs]) and not self._told:
             self._told = True
             self.say(f"clients report loss and accuracy of their samples; {', '.join(others)} is of the test set alone")
-        nodes = sorted(scores)
-        loss, samples = (np.array([scores[i][k] for i in nodes]) for k in (0, 2))
-        hits = [scores[i][1] for i in nodes]
+        told = sorted(scores)
+        loss, samples = (np.array([scores[i][k] for i in told]) for k in (0, 2))
+        hits = [scores[i][1] for i in told]
         of_loss = {metric: np.exp(loss) for metric in prepared.metrics if metric.name in OF_LOSS}
-        return OwnScores(nodes, loss, None if None in hits else np.array(hits, np.float64), samples, of_loss)
+        return OwnScores(told, loss, None if None in hits else np.array(hits, np.float64), samples, of_loss)
 
     def _meet(self, experiment: Experiment, common: Common, seed: int) -> None:
         """Connect to the nodes of a new seed."""
