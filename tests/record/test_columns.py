@@ -92,7 +92,7 @@ def test_columns_of_rounds_after_a_checkpoint_go(tmp_path: Path) -> None:
         offsets = []
         for round in (1, 2, 3):
             record.add(round, [("total", None, "loss", 0.5), ("clients/train", 4, "loss", 1.0)], apart=True)
-            offsets.append(record.offset())
+            offsets.append(record.position()["offset"])
         record.truncate(offsets[1], 2)
     assert set(read_metrics(tmp_path / "seed" / "metrics.jsonl").round) == {1, 2}
     assert [int(column[0][0]) for column in read_columns(tmp_path / "seed")] == [1, 2]
