@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from algorithms.adpsgd import ADPSGD
 from algorithms.beer import BEER
 from algorithms.bvr_l_sgd import BVRLSGD
 from algorithms.choco import ChocoSGD
@@ -70,10 +71,11 @@ GOSSIP = (
 )  # fmt: skip
 OVERLAP = (CO2, DCO2, CoCoDSGD, DiLoCo, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo)
 PERSONAL = (Ditto, PFedMe, PerFedAvg)
-ASYNCHRONOUS = (FedAsync, FedBuff)
+ASYNCHRONOUS = (ADPSGD, FedAsync, FedBuff)
 ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP, *PERSONAL, *ASYNCHRONOUS)
 
 __all__ = [
+    "ADPSGD",
     "ALGORITHMS",
     "ASYNCHRONOUS",
     "BEER",

@@ -1,12 +1,13 @@
 """Question: how many simulated seconds does a server save that does not wait for its slowest client?
 
 Data: digits, 50 clients, Dirichlet(0.3) label skew, an MLP 64-64-10, 10 local steps with batches of 16, lr 0.1. FedAvg
-waits for 10 clients a round; FedBuff (buffer 5) and FedAsync (alpha 0.6, polynomial) have 10 under way. Compute times
-are log-normal over clients with a median of 1.6 s for a task; the spread is the standard deviation of their logarithm.
-Lines of 6 Mbit/s, half of it up; 400 tasks in every run, 3 paired seeds.
+waits for 10 clients a round, for the first 10 of 13, the same with clients that Oort chooses, or until 3 s have passed
+and 3 have arrived; FedBuff (buffer 5) and FedAsync (alpha 0.6, polynomial) have 10 under way. Compute times are
+log-normal over clients with a median of 1.6 s for a task; the spread is the standard deviation of their logarithm.
+Lines of 6 Mbit/s, half of it up; 40 rounds, or 400 tasks, in every run, 3 paired seeds.
 
-Run: python -m experiments.asynchrony (6 minutes on a busy core; --seeds 1 --tasks 40, seconds).
-The folder of runs holds table.md. What was measured is in experiments/README.md.
+Run: python -m experiments.asynchrony (12 minutes on a busy core; --seeds 1 --tasks 40, seconds).
+The folder of runs holds table.md and a picture. What was measured is in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from matplotlib.figure import Figure
 
 from algorithms import FedAsync, FedAvg, FedBuff
 from experiments.pages import markdown
@@ -29,6 +32,8 @@ from fedsim import (
     FixedSize,
     LocalWork,
     LogNormal,
+    Oort,
+    Waiting,
     compare,
     run,
 )
@@ -36,7 +41,10 @@ from fedsim.cli.output import console
 from fedsim.errors import FedsimError
 from fedsim.record.files import create_folder
 from fedsim.report.compare import text_of
+from fedsim.report.curves import PALETTE
 
+Means: TypeAlias = dict[str, dict[float, float]]
+"""By method and spread."""
 SPREADS = (0.0, 0.5, 1.0, 1.5)
 AT_A_TIME = 10
 BASE = Experiment(
@@ -48,34 +56,43 @@ BASE = Experiment(
     seeds=3,
     execution=Execution("loop", threads=1),
 )
-METHODS: dict[str, tuple[Any, int]] = {                    # and the messages in a server step
-    "FedAvg": (FedAvg(lr=0.1), AT_A_TIME),
-    "FedBuff": (FedBuff(lr=0.1, buffer=5), 5),
-    "FedAsync": (FedAsync(lr=0.1), 1),
+FIRST = Waiting(first=AT_A_TIME)
+METHODS: dict[str, tuple[int, dict[str, Any]]] = {         # the messages in a server step, and settings
+    "FedAvg": (AT_A_TIME, {}),
+    "FedAvg, first 10 of 13": (AT_A_TIME, {"sampling": FixedSize(size=13), "waiting": FIRST}),
+    "FedAvg, first 10 of Oort's 13": (AT_A_TIME, {"sampling": Oort(size=13), "waiting": FIRST}),
+    "FedAvg, 3 s": (AT_A_TIME, {"waiting": Waiting(deadline=3, minimum=3)}),
+    "FedBuff": (5, {"algorithm": FedBuff(lr=0.1, buffer=5), "concurrency": AT_A_TIME}),
+    "FedAsync": (1, {"algorithm": FedAsync(lr=0.1), "concurrency": AT_A_TIME}),
 }
 
 
 def experiment(base: Experiment, method: str, spread: float, tasks: int) -> Experiment:
     """A method on clients of some spread, evaluated after every 20 messages."""
-    algorithm, messages = METHODS[method]
+    messages, settings = METHODS[method]
+    name = "".join(letter for letter in method if letter.isalnum() or letter == " ").replace(" ", "-")
     return replace(
         base,
-        algorithm=algorithm,
         rounds=tasks // messages,
         evaluation=Evaluation(every=20 // messages, clients_every=None),
         clock=Clock(seconds=LogNormal(0.01, spread), bandwidth_down=6e6, jitter=0.1),
-        concurrency=None if method == "FedAvg" else AT_A_TIME,
-    ).with_execution(name=f"{method}-{spread:g}")
+        **settings,
+    ).with_execution(name=f"{name}-{spread:g}")
 
 
-def table(base: Experiment, folder: Path, tasks: int, target: float) -> list[list[str]]:
-    """Simulated seconds of all tasks, to the target, and final accuracy, for each method and spread."""
+def table(base: Experiment, folder: Path, tasks: int, target: float) -> tuple[list[list[str]], Means]:
+    """Simulated seconds of all tasks, to the target, and final accuracy, for each method and spread; and the mean
+    seconds to the target of each method, where all seeds reached it.
+    """
+    means: Means = {method: {} for method in METHODS}
     rows = [["spread", "method", f"seconds to {target:g}", "seconds in all", "final accuracy", "− FedAvg"]]
     for spread in SPREADS:
         paths = [run(experiment(base, method, spread, tasks), root=folder).path for method in METHODS]
         comparison = compare(paths, target=target)
         for method, summary in zip(METHODS, comparison.runs, strict=True):
             missed = f"missed by {len(summary.run.seeds) - summary.reached} of {len(summary.run.seeds)}"
+            if (reached := summary.cost["simulated_seconds"]) is not None:
+                means[method][spread] = reached.mean
             last = [series.cost["simulated_seconds"][-1] for series in summary.run.seeds.values()]
             rows.append([
                 f"{spread:g}",
@@ -85,7 +102,22 @@ def table(base: Experiment, folder: Path, tasks: int, target: float) -> list[lis
                 text_of(summary.final),
                 text_of(summary.difference, "baseline", "+"),
             ])  # fmt: skip
-    return rows
+    return rows, means
+
+
+def picture(means: Means, target: float, path: Path) -> None:
+    """Mean seconds to the target against the spread, a line for each method."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for (method, found), color in zip(means.items(), PALETTE, strict=False):
+        axes.plot(list(found), list(found.values()), color=color, lw=1.6, marker="o", ms=4, label=method)
+    axes.set(xlabel="spread of compute times over clients", ylabel=f"simulated seconds to accuracy {target:g}")
+    axes.set_yscale("log")
+    axes.set_xticks(SPREADS)
+    axes.grid(axis="y", color="0.9", lw=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         folder = create_folder(options.root, "asynchrony")
         base = BASE if options.seeds is None else replace(BASE, seeds=options.seeds)
-        text = markdown(table(base, folder, options.tasks, options.target))
+        rows, means = table(base, folder, options.tasks, options.target)
+        text = markdown(rows)
+        picture(means, options.target, folder / "asynchrony.png")
         (folder / "table.md").write_text(text)
         console().print(text, highlight=False)
     except FedsimError as error:

@@ -102,6 +102,11 @@ class Clients:
         return np.zeros(len(self), np.int64)
 
     @property
+    def met(self) -> Clients:
+        """The two nodes of a meeting, in ``arrive`` of an asynchronous method without a server."""
+        raise ConfigError("clients.met is of meetings, in arrive of a method without a server that runs asynchronously")
+
+    @property
     def decay(self) -> Tensor:
         """Factor of the learning-rate schedule in this round, 0-dim, for steps of the server."""
         return self._federation.factor(self.round)

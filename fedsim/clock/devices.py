@@ -131,6 +131,12 @@ class Devices:
         seconds: np.ndarray = self.latency[by] + self.latency[to] + slower
         return seconds
 
+    def pair(self, i: np.ndarray, j: np.ndarray, size: int) -> np.ndarray:
+        """Seconds ``[c]`` in which nodes ``i [c]`` and ``j [c]`` exchange messages of ``size`` bytes."""
+        slowest = np.minimum.reduce([self.up[i], self.down[j], self.up[j], self.down[i]])
+        seconds: np.ndarray = self.latency[i] + self.latency[j] + size / slowest
+        return seconds
+
     def begin(self, ids: np.ndarray, times: np.ndarray) -> np.ndarray:
         """The first times from ``times [c]`` on at which clients are available."""
         if self.windows is None:

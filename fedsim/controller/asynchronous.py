@@ -43,8 +43,8 @@ class Halves(Protocol):
 
     @property
     def buffer(self) -> int: ...
-    def dispatch(self, s: Any, clients: Clients) -> tuple[Sent[Any], Any]: ...
-    def arrive(self, s: Any, sent: Sent[Any], clients: Clients) -> Any: ...
+    def dispatch(self, s: Any, clients: Clients) -> tuple[Any, Any]: ...
+    def arrive(self, s: Any, sent: Any, clients: Clients) -> Any: ...
 
 
 class Arrivals(Clients):
@@ -69,7 +69,10 @@ class Driver:
         events: who is under way.
         version: number of server steps.
         timeline: records what each client does; None for nothing.
+        sends: what a timeline calls the end of a task.
     """
+
+    sends = "upload"
 
     def __init__(self, method: Any, federation: Federation, meter: Meter, devices: Devices, concurrency: int,
                  host: Host) -> None:  # fmt: skip
@@ -96,7 +99,7 @@ class Driver:
         buffer: list[tuple[Arrival, Any]] = []
         while len(buffer) < self.method.buffer:
             arrival = self.events.next()
-            buffer.append((arrival, self._messages.pop(arrival.node)))
+            buffer.append((arrival, self._messages.pop(arrival.node, None)))
             if len(buffer) < self.method.buffer and not self.events.at_once:
                 state = self._fill(state)
         return self._arrive(state, buffer)
@@ -109,17 +112,21 @@ class Driver:
         ids = np.array(nodes)
         self.events.tasks[ids] += 1
         tasks = self.events.tasks[ids]
-        sent, state = self._dispatch(state, ids, tasks, self.meter)
-        (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
-        task = self.devices.task(work, sent.messages.sizes(), tasks, self.now, self.concurrency)
+        task, state = self._begin(state, ids, tasks)
         seconds = task.total
         check_time(self.now + float(seconds.max()), self.version + 1)
         self._show(ids, task)
-        rows = sent.stacked
-        for k, node in enumerate(nodes):                   # copies, as a view would keep the whole group
-            self._messages[node] = tree_map(lambda t, k=k: t[k].clone(), rows)
         self.events.start(nodes, seconds.tolist(), self.version)
         return state
+
+    def _begin(self, state: Any, ids: np.ndarray, tasks: np.ndarray) -> tuple[TaskSeconds, Any]:
+        """Let clients work, and keep their messages until they arrive."""
+        sent, state = self._dispatch(state, ids, tasks, self.meter)
+        (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
+        rows = sent.stacked
+        for k, node in enumerate(ids.tolist()):            # copies, as a view would keep the whole group
+            self._messages[node] = tree_map(lambda t, k=k: t[k].clone(), rows)
+        return self.devices.task(work, sent.messages.sizes(), tasks, self.now, self.concurrency), state
 
     def _show(self, ids: np.ndarray, task: TaskSeconds) -> None:
         """Record the tasks of clients that begin now."""
@@ -130,7 +137,7 @@ class Driver:
             ("download", np.zeros(len(ids)), task.download),
             ("absent", task.download, task.begin),
             ("compute", task.begin, sends),
-            ("upload", sends, task.total),
+            (self.sends, sends, task.total),
         ):
             self.timeline.add(self.version + 1, ids, kind, now + start, now + end)
 
@@ -157,11 +164,14 @@ class Driver:
         stale = self.version - np.array([arrival.version for arrival, _ in buffer])
         tree = tree_map(lambda *rows: torch.stack(rows), *(message for _, message in buffer))
         self.version += 1
+        self._note_step()
+        clients = Arrivals(self.federation, self.meter, ids, self.version, stale)
+        return self.method.arrive(state, Sent(ids, Stacked(tree, self._order(ids))), clients)
+
+    def _note_step(self) -> None:
         if self.timeline is not None and not self.timeline.full:
             self.timeline.add(self.version, np.array([SERVER]), "round", self._stepped, self.now)
         self._stepped = self.now
-        clients = Arrivals(self.federation, self.meter, ids, self.version, stale)
-        return self.method.arrive(state, Sent(ids, Stacked(tree, self._order(ids))), clients)
 
     def _order(self, ids: np.ndarray) -> np.ndarray | None:
         """Positions in the backend's order of execution, in which a synchronous round adds up."""
@@ -188,12 +198,15 @@ class Driver:
         """Events and messages under way by name."""
         return self.freeze()()
 
+    def _restore_events(self, named: Mapping[str, Tensor]) -> None:
+        self.events.restore({name[7:]: named[name] for name in named if name.startswith("events.")})
+        self.version, self._stepped = int(named["version"]), self.now
+
     def restore(self, named: Mapping[str, Tensor], state: Any) -> None:
         """Go back to a `snapshot`; ``state`` is any state of the algorithm, from which one client's message is computed
         that shows how messages are made.
         """
-        self.events.restore({name[7:]: named[name] for name in named if name.startswith("events.")})
-        self.version, self._stepped = int(named["version"]), self.now
+        self._restore_events(named)
         sent, _ = self._dispatch(state, np.zeros(1, np.int64), np.ones(1, np.int64), Meter(self.federation))
         like = tree_map(lambda t: t[0], sent.stacked)
         device = self.federation.model.device

@@ -26,6 +26,7 @@ from fedsim.controller.choose import Candidate, choose
 from fedsim.controller.extend import was_end
 from fedsim.controller.host import Host
 from fedsim.controller.keeping import method_of
+from fedsim.controller.meetings import Meetings
 from fedsim.controller.personal import rows_of_models
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
@@ -111,7 +112,9 @@ class SeedRun:
             self.clock = (
                 VirtualClock(devices)
                 if concurrency is None
-                else Driver(algorithm, fed, self.meter, devices, concurrency, self.host)
+                else (Driver if has_server(algorithm) else Meetings)(
+                    algorithm, fed, self.meter, devices, concurrency, self.host
+                )
             )
             self.clock.timeline = None if loaded else self.timeline   # which has the initialisation already
         if isinstance(self.clock, VirtualClock) and self.experiment.waiting != Waiting():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from algorithms import (
+    ADPSGD,
     BEER,
     D2,
     DPSGD,
@@ -59,6 +60,7 @@ TABLE = [                          # messages over each link, bytes of one, grad
     (DFedSAM(gossip_steps=2, order="CTA"), 2, 1 + VECTOR, 2),
     (DFedSAM(rho=0.0, gossip_steps=3), 3, 1 + VECTOR, 1),
     (DPSGD(), 1, 1 + VECTOR, 1),
+    (ADPSGD(), 1, 1 + VECTOR, 1),
     (GradientTracking(), 1, 3 + 2 * VECTOR, 1),
     (Extra(), 1, 1 + VECTOR, 1),
     (ExactDiffusion(), 1, 1 + VECTOR, 1),

@@ -241,10 +241,10 @@ def test_a_run_resumes_and_records_who_was_late(tmp_path: Path, monkeypatch: pyt
     assert late[0] == 0 < late[6] and late[6] <= 6 * 2
     measure = SeedRun._measure
 
-    def stopped(self: SeedRun, record: Any, round: int, *rest: Any) -> None:
+    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
         if round == 4:
             raise KeyboardInterrupt
-        measure(self, record, round, *rest)
+        return measure(self, round, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(SeedRun, "_measure", stopped)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import (
+    ADPSGD,
     BEER,
     BVRLSGD,
     CO2,
@@ -197,6 +198,7 @@ ALGORITHMS: dict[str, Any] = {
     "Per-FedAvg": PerFedAvg(),
     "FedBuff": FedBuff(server_lr=0.7),
     "FedAsync": FedAsync(rho=0.3),
+    "AD-PSGD": ADPSGD(),
     "CO2, EF14": Compressed(CO2(), EF14Uplink(TOP)),
     "DCO2, CHOCO": Compressed(DCO2(), Choco(TOP, gamma=0.3)),
     "FedAvg, EF21 and EF21-P": Compressed(FedAvg(momentum=0.5), EF21Uplink(TOP), EF21P(TopK(0.4))),

@@ -182,10 +182,10 @@ def test_a_run_and_its_resumption(name: str, tmp_path: Path, monkeypatch: pytest
         chosen.append(ids.tolist())
         return step(self, method, state, round, ids)
 
-    def stopped(self: SeedRun, record: Any, round: int, *rest: Any) -> None:
+    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
         if round == 4:
             raise KeyboardInterrupt
-        measure(self, record, round, *rest)
+        return measure(self, round, *rest)
 
     monkeypatch.setattr(SeedRun, "_step", spied)
     whole = run(VARIANTS[name], output=tmp_path / "whole", progress=False)

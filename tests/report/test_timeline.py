@@ -79,10 +79,10 @@ def test_what_clients_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sum(share for kind, share in shares.items() if kind != "behind") == pytest.approx(1, abs=1e-6)
     measure = SeedRun._measure
 
-    def stopped(self: SeedRun, record: Any, round: int, *rest: Any) -> None:
+    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
         if round == 4:
             raise KeyboardInterrupt
-        measure(self, record, round, *rest)
+        return measure(self, round, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(SeedRun, "_measure", stopped)
