@@ -225,10 +225,10 @@ def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert gaps[10] < gaps[0]
     measure = SeedRun._measure
 
-    def stopped(self: SeedRun, record: Any, round: int, *rest: Any) -> None:
+    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
         if round == 7:
             raise KeyboardInterrupt
-        measure(self, record, round, *rest)
+        return measure(self, round, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(SeedRun, "_measure", stopped)
