@@ -99,8 +99,8 @@ class Far(ABC):
         return self.fetch()
 
 
-MISSING: Any = object()
-"""In place of a value that a node did not have."""
+MISSING: Any = ...
+"""In place of a value that a node did not have; one and the same also in copies and in other processes."""
 
 
 class Versions(Mapping[int, T]):
