@@ -48,6 +48,7 @@ _NAMES = {
     "fedsim.report.timeline_picture": ["timeline"],
     "fedsim.seeds": ["uniform_of"],
     "fedsim.sweeps.jobs": ["sweep"],
+    "fedsim.sweeps.tuning": ["tune"],
     "fedsim.types": ["Batch", "Kept", "Local", "Rule", "Sent"],
     "fedsim.values": ["Compressor", "Packed", "Site", "Vector"],
 }

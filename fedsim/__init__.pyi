@@ -100,6 +100,7 @@ from fedsim.report.terminal import render as render
 from fedsim.report.timeline_picture import timeline as timeline
 from fedsim.seeds import uniform_of as uniform_of
 from fedsim.sweeps.jobs import sweep as sweep
+from fedsim.sweeps.tuning import tune as tune
 from fedsim.types import Batch as Batch
 from fedsim.types import Kept as Kept
 from fedsim.types import Local as Local

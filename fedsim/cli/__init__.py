@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("fedsim.cli.run", "run", "run an experiment"),
     "resume": ("fedsim.cli.run", "resume", "continue an interrupted run or sweep"),
     "sweep": ("fedsim.cli.sweep", "sweep", "run a grid of experiments, as in --algorithm.lr 0.03,0.1"),
+    "tune": ("fedsim.cli.tune", "tune", "compare methods at their best: choose the settings of each, then run them"),
     "byzantine": ("fedsim.cli.byzantine", "byzantine", "run a grid of robust rules, attacks and numbers of attackers"),
     "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment in real processes, with Flower"),
     "certificates": ("fedsim.cli.deploy", "certificates", "create certificates and keys for a deployment"),

@@ -20,18 +20,12 @@ from fedsim.checks import whole
 from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
-from fedsim.report.series import load_runs
-from fedsim.report.statistics import Estimate, estimate
+from fedsim.report.statistics import Estimate
 from fedsim.robust import Attack, Mean
 from fedsim.robust.rule import check, with_f
-from fedsim.sweeps.grid import Point, Sweep, start
-from fedsim.sweeps.jobs import run_sweep
+from fedsim.sweeps.grid import Point
+from fedsim.sweeps.tuning import run_all, trial, value_of
 from fedsim.types import Rule
-
-WITHHELD = 0.2
-"""Share of every client's samples that step sizes are chosen on."""
-APART = 1000
-"""First seed of the choice, after the last one of the table."""
 
 Cell = tuple[str, str, int, float | None]
 """Rule, attack, f and heterogeneity."""
@@ -138,49 +132,27 @@ def run_grid(grid: RobustGrid, folder: Path, jobs: int | None = None, *, progres
     if len(grid.lr) == 1:
         chosen = dict.fromkeys(chosen, grid.lr[0])
     elif grid.lr:
-        tried = {(cell, lr): _trial(grid, cell, lr) for cell in grid.cells() for lr in grid.lr}
-        points = {key: Point(_named(*key), to_config(experiment)) for key, experiment in tried.items()}
-        made = _run(list(points.values()), folder / "tuning", jobs, progress)
+        tried = {(cell, lr): grid.experiment(cell, lr) for cell in grid.cells() for lr in grid.lr}
+        trials = {key: trial(experiment, grid.tuning_seeds) for key, experiment in tried.items()}
+        points = {key: Point(_named(*key), to_config(experiment)) for key, experiment in trials.items()}
+        made = run_all(list(points.values()), folder / "tuning", jobs, progress)
         scope = "clients/holdout" if grid.base.topology is None else "nodes/holdout"
-        value = {key: _value(made, point, scope, "accuracy_mean") for key, point in points.items()}
+        value = {key: value_of(made, point, scope, "accuracy_mean") for key, point in points.items()}
         for group in chosen:
             chosen[group] = max(grid.lr, key=lambda lr, group=group: min(   # type: ignore[misc]
                 _least(value[cell, lr]) for cell in grid.cells() if (cell[0], *cell[2:]) == group
             ))  # fmt: skip
     cells = {cell: grid.experiment(cell, chosen[cell[0], cell[2], cell[3]]) for cell in grid.cells()}
     final = {cell: Point(_named(cell, None), to_config(experiment)) for cell, experiment in cells.items()}
-    made = _run(list(final.values()), folder / "final", jobs, progress)
+    made = run_all(list(final.values()), folder / "final", jobs, progress)
     scope = "average/test" if grid.base.topology is not None else "server/test"
-    accuracy = {cell: _value(made, point, scope, "accuracy") for cell, point in final.items()}
+    accuracy = {cell: value_of(made, point, scope, "accuracy") for cell, point in final.items()}
     worst = {}
     for group in chosen:
         among = {cell[1]: accuracy[cell] for cell in cells if (cell[0], *cell[2:]) == group}
         attack = min(among, key=lambda name, among=among: _least(among[name]))   # type: ignore[misc]
         worst[group] = attack, among[attack]
     return RobustTable(accuracy, chosen, worst)
-
-
-def _trial(grid: RobustGrid, cell: Cell, lr: float) -> Experiment:
-    made = grid.experiment(cell, lr)
-    evaluation = replace(made.evaluation, every=made.rounds, clients_every=0, holdout=WITHHELD)
-    return replace(made, seed=made.seed + APART, seeds=grid.tuning_seeds, evaluation=evaluation)
-
-
-def _run(points: Sequence[Point], folder: Path, jobs: int | None, progress: bool) -> Sweep:
-    sweep = start(points, output=folder, name=folder.name)
-    run_sweep(sweep, jobs, progress=progress)
-    broken = {name: reason for name, reason in sweep.failures.items() if not reason.startswith("DivergenceError")}
-    for name, reason in broken.items():
-        raise ConfigError(f"{folder / name}: {reason}")
-    return sweep
-
-
-def _value(sweep: Sweep, point: Point, scope: str, metric: str) -> Estimate:
-    """Final value over seeds; NaN if a seed diverged."""
-    if point.name in sweep.failures:
-        return Estimate(math.nan, None, point.config["seeds"])
-    (run,) = load_runs([sweep.directory(point)], scope, metric)
-    return estimate([float(series.value[-1]) for series in run.seeds.values()])
 
 
 def _least(value: Estimate) -> float:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from experiments.central import GRIDS, main
-from experiments.tuning import HELD, described
+from experiments.tuning import described
 from fedsim.experiment.config import from_config
 from fedsim.record.directory import open_run
 from fedsim.report.compare import compare
@@ -27,9 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_best_on_withheld_samples_is_run(folder: Path, method: str) -> None:
-    trials = compare(folder / "tuning" / method, **HELD).runs
+    paths = [folder / "tuning" / f"{method},{described(GRIDS[method], algorithm)}" for algorithm in GRIDS[method]]
+    trials = compare(paths, "clients/holdout", "accuracy_weighted_mean").runs
     best = max(trials, key=lambda summary: summary.final.mean)
-    final = open_run(folder / method)
+    final = open_run(folder / "final" / method)
     assert from_config(final.config).algorithm == from_config(best.run.config).algorithm
     assert sorted(best.run.seeds) == [100, 101] and list(final.manifest["status"]) == ["0"]
     assert best.run.config["evaluation"]["holdout"] == 0.2 and final.config["evaluation"]["holdout"] == 0

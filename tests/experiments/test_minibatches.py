@@ -21,7 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_method_tries_the_same_step_sizes(folder: Path) -> None:
     for method in METHODS:
-        tried = [s.run.config["algorithm"]["lr"] for s in compare(folder / "tuning" / method).runs]
+        paths = sorted((folder / "tuning").glob(f"{method},*"))
+        tried = [s.run.config["algorithm"]["lr"] for s in compare(paths).runs]
         assert sorted(tried) == sorted(STEPS)
 
 
@@ -30,7 +31,7 @@ def test_a_hundredth_of_the_values_is_sent_up_after_the_first_round(folder: Path
     rows = [line.strip("| \n").split(" | ") for line in (folder / "table.md").read_text().splitlines()]
     assert [row[0] for row in rows[2:]] == list(METHODS) and rows[0][-1] == "chosen"
     whole = 4 * 7510 + 7
-    for summary in compare([folder / name for name in METHODS]).runs:
+    for summary in compare([folder / "final" / name for name in METHODS]).runs:
         up = summary.run.seeds[0].cost["megabytes_up"][-1] * 1e6
         dense = 10 * whole if summary.run.label == "SGD" else 5 * whole * (summary.run.label[:2] in ("EF", "EC"))
         dense = 0 if summary.run.label == "EF14" else dense

@@ -71,7 +71,9 @@ def test_what_reading_refuses_is_invalid(config: dict[str, Any]) -> None:
 
 def test_files_of_the_repository_are_valid() -> None:
     for file in ROOT.glob("experiments/**/*.yaml"):
-        validator().validate(yaml.safe_load(file.read_text()))
+        settings = yaml.safe_load(file.read_text())
+        settings.pop("methods", None)                      # fedsim tune makes experiments of them
+        validator().validate(settings)
 
 
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
