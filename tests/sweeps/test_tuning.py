@@ -58,7 +58,7 @@ def test_settings_that_diverge_are_out(tmp_path: Path) -> None:
     wild = {f"lr={lr:g}": replace(BASE, algorithm=FedAvg(lr, server_lr=1e9)) for lr in (1e38, 1e37)}   # overflow
     tuned = tune({"FedAvg": {**wild, **AVERAGED}}, tmp_path / "some", seeds=1, jobs=1, progress=False)
     assert tuned.chosen["FedAvg"] == "lr=0.5"
-    with pytest.raises(DivergenceError, match="FedAvg diverges with every setting: lr=1e\\+38, lr=1e\\+37; give it smaller"):
+    with pytest.raises(DivergenceError, match=r"FedAvg diverges with every setting: lr=1e\+38, lr=1e\+37; give"):
         tune({"FedAvg": wild}, tmp_path / "all", seeds=1, jobs=1, progress=False)
 
 
