@@ -55,9 +55,14 @@ def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> 
 
 
 def plain_steps(local: Local, why: str) -> None:
-    """Raise ConfigError, which says ``why``, unless local steps are those of SGD."""
+    """Raise ConfigError, which says ``why``, unless local steps are those of SGD with one step size."""
     if not isinstance(local.optimizer, SGD):
         raise ConfigError(f"local.optimizer is {type(local.optimizer).__name__}, but {why}")
+    if local.step_schedule is not None:
+        raise ConfigError(
+            f"local.step_schedule changes the step size within a round, but {why.partition(';')[0]}; leave it out, or"
+            " use the experiment's schedule, of rounds"
+        )
 
 
 def one_momentum(local: Local, settings: Any) -> None:

@@ -34,6 +34,7 @@ from fedsim.engine.augmentation import CropAndFlip as CropAndFlip
 from fedsim.engine.augmentation import Cutout as Cutout
 from fedsim.engine.augmentation import Jitter as Jitter
 from fedsim.engine.local_work import LocalWork as LocalWork
+from fedsim.engine.mixup import Mixup as Mixup
 from fedsim.engine.optimizers import SGD as SGD
 from fedsim.engine.optimizers import Adagrad as Adagrad
 from fedsim.engine.optimizers import Adam as Adam
@@ -42,6 +43,8 @@ from fedsim.engine.optimizers import HeavyBall as HeavyBall
 from fedsim.engine.optimizers import Nesterov as Nesterov
 from fedsim.engine.optimizers import RMSprop as RMSprop
 from fedsim.engine.sharing import Share as Share
+from fedsim.engine.step_schedules import CosineSteps as CosineSteps
+from fedsim.engine.step_schedules import LinearSteps as LinearSteps
 from fedsim.experiment.adaptive import Oort as Oort
 from fedsim.experiment.adaptive import PowerOfChoice as PowerOfChoice
 from fedsim.experiment.evaluation import Evaluation as Evaluation

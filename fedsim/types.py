@@ -28,6 +28,9 @@ Rule: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Augmentation: TypeAlias = Callable[[Samples, Tensor], Samples]
 """Maps inputs ``[B, ...]`` and keys, int64 ``[B]``, to inputs of the same form, row by row."""
 
+StepSchedule: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
+"""Maps the numbers of local steps ``[K]``, from 0 on, and their count K to factors ``[K]`` of the step size."""
+
 T = TypeVar("T")
 C = TypeVar("C")
 
@@ -173,6 +176,10 @@ class Local(Site, Protocol):
     @property
     def optimizer(self) -> Optimizer:
         """Optimiser of the local steps; by default ``fedsim.SGD()``."""
+
+    @property
+    def step_schedule(self) -> StepSchedule | None:
+        """Schedule by which ``descend`` multiplies the step size of each step of a round; None for one step size."""
 
     def descend(self, y: Vector, direction: Vector, eta: Tensor | float, *, prox: float = 0.0) -> Vector:
         """Make the local step from ``y [d]`` along ``direction [d]`` with step size ``eta``: ``y - eta * direction``.

@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "samplings": _components("sampling"),
     "schedules": _components("schedule"),
     "optimizers": _components("optimizer"),
+    "step_schedules": _components("step_schedule"),
     "augmentations": _components("augment"),
     "compressors": _components("compressor"),
     "uplinks": _components("uplink"),

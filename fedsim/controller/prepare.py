@@ -254,6 +254,12 @@ def build_model(
         shared = experiment.share.mask(model.module, model.names)
         if not all(shared):
             model.sharing = Sharing(shared, model.sizes, model.vector(), experiment.share)
+    if experiment.local.micro_batch is not None and (model.mixes or model.statistics):
+        what = "has BatchNorm in training mode" if model.statistics else "mixes the samples of a minibatch in training"
+        raise ConfigError(
+            f"local.micro_batch is {experiment.local.micro_batch}, and the model or its loss {what}: gradients of parts"
+            " of a minibatch do not sum to its gradient. Leave it out, or use fedsim.models.group_norm(model)"
+        )
     if model.statistics:
         check_statistics(experiment)
     return model

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedsim.checks import at_least_one, in_range, non_negative, whole
+from fedsim.engine.mixup import Mixup
 from fedsim.engine.purity import generator_states
 from fedsim.engine.snapshot import alike
 from fedsim.errors import ConfigError, explained
@@ -117,13 +118,15 @@ class Chain:
     def __post_init__(self) -> None:
         check_callable("Chain.first", self.first)
         check_callable("Chain.then", self.then)
+        if _pairs(self.first):
+            raise ConfigError("Chain.first has Mixup, which comes last, as the others know nothing of mixed targets")
 
     def __call__(self, x: Samples, key: Tensor) -> Samples:
         one, other = split(key, torch.arange(2, device=key.device).unsqueeze(1))
         return self.then(self.first(x, one), other)
 
 
-AUGMENTATIONS = (CropAndFlip, Cutout, Jitter, Chain)
+AUGMENTATIONS = (CropAndFlip, Cutout, Jitter, Mixup, Chain)
 
 
 def check_callable(place: str, by: object) -> None:
@@ -136,7 +139,7 @@ def check_callable(place: str, by: object) -> None:
 
 
 def augmented(by: Augmentation | None, batch: Batch) -> Batch:
-    """A batch ``[B, ...]``, or ``[c, B, ...]`` of several clients, with the inputs that training sees.
+    """A batch ``[B, ...]``, or ``[c, B, ...]`` of several clients, with the inputs and targets that training sees.
 
     Raises:
         CodeError: a user's function raised.
@@ -145,10 +148,24 @@ def augmented(by: Augmentation | None, batch: Batch) -> Batch:
         return batch
     assert batch.key is not None
     form = batch.key.shape                                 # negative numbers, as dropout has taken the others
-    keys = split(batch.key, torch.arange(-1, -1 - form[-1], -1, device=batch.key.device)).flatten()
+    keys = split(batch.key, torch.arange(-1, -1 - form[-1], -1, device=batch.key.device))
     with explained(f"local.augment {_name(by)}"):
-        x = by(mapped(lambda t: t.flatten(0, len(form) - 1), batch.x), keys)
-    return batch._replace(x=mapped(lambda t: t.unflatten(0, form), x))
+        return _applied(by, batch, keys)
+
+
+def _applied(by: Augmentation, batch: Batch, keys: Tensor) -> Batch:
+    if isinstance(by, Mixup):
+        return by.mixed(batch, keys)
+    if isinstance(by, Chain) and _pairs(by.then):
+        one, other = split(keys.flatten(), torch.arange(2, device=keys.device).unsqueeze(1))
+        return _applied(by.then, _applied(by.first, batch, one.view(keys.shape)), other.view(keys.shape))
+    x = by(mapped(lambda t: t.flatten(0, keys.dim() - 1), batch.x), keys.flatten())
+    return batch._replace(x=mapped(lambda t: t.unflatten(0, keys.shape), x))
+
+
+def _pairs(by: Augmentation) -> bool:
+    """Whether an augmentation pairs the samples of a minibatch."""
+    return isinstance(by, Mixup) or (isinstance(by, Chain) and _pairs(by.then))
 
 
 def try_augmentation(by: Augmentation, x: Samples) -> None:
@@ -158,6 +175,13 @@ def try_augmentation(by: Augmentation, x: Samples) -> None:
         ConfigError: they do not fit; or what is made of one depends on more than the sample and its key.
         CodeError: a user's function raised.
     """
+    if isinstance(by, Mixup):
+        by.check(x)
+        return
+    if isinstance(by, Chain) and _pairs(by.then):
+        try_augmentation(by.first, x)
+        try_augmentation(by.then, x)
+        return
     place, n = f"local.augment {_name(by)}", count(x)
     given, x, drawn = x, mapped(Tensor.clone, x), generator_states()
     with explained(place):

@@ -129,7 +129,7 @@ class _Block:
         self.counts = np.array([len(plan.lengths) for plan in plans])
         self._plan(plans, np.array(chosen))
         self.descend = StackDescent(federation.work, self, federation.model.learned, federation.model.sharing)
-        self.optimizer = federation.work.optimizer
+        self.optimizer, self.step_schedule = federation.work.optimizer, federation.work.step_schedule
         self.tape: Tape | None = None  # while a step is being recorded
         self._samples = federation.shards.sizes[self.ids]       # of each client's minibatch in this step
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
@@ -147,8 +147,11 @@ class _Block:
         rows = np.arange(index.shape[2]) if any(self._ragged) else np.arange(0)
         weights = (rows < lengths.T[:, :, None]).astype(model.numbers)      # [K, c, B], 0 for padding
         keys = (np.stack(of) for of in zip(*((p.keys, p.whole, p.large) for p in plans), strict=True))
-        numbers = [self.counts.astype(model.numbers), shares.astype(model.numbers)]
-        self._index, self._weights, self.places, self._counts, self._shares, *there = upload(
+        factors = np.zeros(lengths.T.shape if self.fed.work.step_schedule else (0, 0))   # of the step sizes
+        for i, plan in enumerate(plans if len(factors) else ()):
+            factors[: len(plan.factors), i] = plan.factors
+        numbers = [t.astype(model.numbers) for t in (self.counts, shares, factors)]
+        self._index, self._weights, self.places, self._counts, self._shares, self._factors, *there = upload(
             [index, weights, places, *numbers, *keys], model.device
         )
         self._keys, self._whole_keys, self._large_keys = (key.unsqueeze(-1) for key in there)
@@ -237,7 +240,8 @@ class _Block:
         self.descend.start(self.fed.model.zeros(), self.steps)
         state = carry, self.descend.carry
         n_carry = len(leaves(state))
-        like = (state, *consts, *[self._slot] * shares)
+        scheduled = self.step_schedule is not None
+        like = (state, *consts, *[self._slot] * (shares + scheduled))
 
         def run(c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
             own, tensors = own[1:], tensors[1:]            # the first is the slot
@@ -259,8 +263,10 @@ class _Block:
         active = len(self.ids)
         self._in_fold = True
         try:
+            by_step = (self._shares, shares), (self._factors, self.step_schedule is not None)
             some = partial(self._take, self._index[:, skip : skip + 1, 0], None, self._keys[:, skip : skip + 1, 0])
-            dense = None if shares else dense_fold(step, int(self.counts[0]) - skip, some, state, consts, own)
+            plain = self.fed.work.micro_batch is None and not any(given for _, given in by_step)
+            dense = dense_fold(step, int(self.counts[0]) - skip, some, state, consts, own) if plain else None
             if dense is None:
                 state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
             else:
@@ -277,8 +283,8 @@ class _Block:
                 if dense is not None:
                     state = dense(self._charged(active, batch), state, consts)
                     continue
-                last = [self._shares[k, :active]] * shares
-                state = step(batch, state, consts + last, own + [True] * shares)
+                last = [of[k, :active] for of, given in by_step if given]
+                state = step(batch, state, consts + last, own + [True] * len(last))
         finally:
             self._in_fold, self._samples = False, outer_samples
             self.descend.end()
@@ -303,7 +309,7 @@ class _Block:
         """``Model.gradients`` of the first ``len(x)`` clients, charged to them."""
         at = self._charged(len(x), shaped(like, iter(batch)))
         try:
-            return self.fed.model.gradients(x, at)
+            return self.fed.model.gradients(x, at, self.fed.work.micro_batch)
         except Exception as error:
             raise self._model_error(x, at, error) from error
 
@@ -311,7 +317,7 @@ class _Block:
         """``Model.gradient_parts`` of the first ``len(x)`` clients, charged to them."""
         at = self._charged(len(x), shaped(like, iter(batch)))
         try:
-            yield from self.fed.model.gradient_parts(x, at)
+            yield from self.fed.model.gradient_parts(x, at, self.fed.work.micro_batch)
         except Exception as error:
             raise self._model_error(x, at, error) from error
 
@@ -329,10 +335,11 @@ class _Block:
 
     def _whole(self, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x = tensors[0] if own[0] else tensors[0].expand(c, -1)
+        model, micro = self.fed.model, self.fed.work.micro_batch
         shards, sizes = self.fed.shards, self.fed.shards.sizes[self.ids]
-        g, size = torch.zeros_like(x), int(sizes.max()) if self.fed.model.mixes else CHUNK
+        g, size = torch.zeros_like(x), int(sizes.max()) if model.mixes else CHUNK
         chunks = [self._chunk(start, size) for start in range(0, int(sizes.max()), size)]
-        there = upload_groups([chunk.arrays for chunk in chunks], self.fed.model.device)
+        there = upload_groups([chunk.arrays for chunk in chunks], model.device)
         for chunk, (some, share, *taken) in zip(chunks, there, strict=True):
             key = self._whole_keys[some, chunk.start // CHUNK].expand(-1, int(chunk.lengths.max()))
             if (batch := shards.runs(chunk.first, chunk.lengths)) is None:
@@ -340,7 +347,7 @@ class _Block:
             else:
                 batch = augmented(self.fed.work.augment, batch._replace(key=key))
             try:
-                g[some] += self.fed.model.gradients(x[some], batch) * share.to(x).unsqueeze(1)
+                g[some] += model.gradients(x[some], batch, micro) * share.to(x).unsqueeze(1)
             except Exception as error:
                 raise self._model_error(x, batch, error) from error
         self.meter.ledger.gradient_evaluations[self.ids] += sizes

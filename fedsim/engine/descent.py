@@ -25,6 +25,7 @@ class Descent:
         slots: state of the optimiser, of one client.
         own: its own coordinates ``[p]``, and how many steps train them alone, if the model is divided.
         used: whether any step was made.
+        factor: of the step size, in this step of a fold, 0-dim; None without a schedule.
     """
 
     def __init__(self, work: LocalWork, learned: Tensor | None = None, sharing: Sharing | None = None) -> None:
@@ -35,6 +36,7 @@ class Descent:
         self.own: Slots = ()
         self._of_own: Vector | None = None                 # the last gradient in this step, at the own coordinates
         self.used = False
+        self.factor: Tensor | None = None
         self._made: bool | None = None                     # in this step of a fold; None outside of one
 
     @property
@@ -112,7 +114,7 @@ class Descent:
 
     def _descended(self, y: Vector, direction: Vector, eta: Tensor | float, prox: float) -> Vector:
         direction = self._work.regularise_step(self._of_parameters(direction), self._of_parameters(y), prox)
-        new = self._step(y, direction, eta)
+        new = self._step(y, direction, eta if self.factor is None else eta * self.factor)
         if self._learned is None:
             return new
         return torch.where(self._learned, new, y if self._statistics is None else self._statistics)

@@ -24,6 +24,7 @@ class DryLocal:
     def __init__(self, model: Model, work: LocalWork, sample: Batch) -> None:
         self._model, self._sample = model, sample
         self.descend, self.optimizer = Descent(work, model.learned, model.sharing), work.optimizer
+        self.step_schedule = work.step_schedule
         self.decay = torch.ones((), dtype=model.dtype, device=model.device)
         self.steps = torch.ones_like(self.decay)
 

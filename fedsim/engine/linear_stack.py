@@ -16,12 +16,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from fedsim.engine.mixup import loss_of_mixed
 from fedsim.engine.seeded import Seeded
 from fedsim.engine.snapshot import alike
 from fedsim.engine.traced import HOOKS, chain
 from fedsim.errors import ModelError
 from fedsim.models.losses import cross_entropy
-from fedsim.tree import Samples
+from fedsim.tree import Samples, mapped
 from fedsim.types import Batch
 
 
@@ -180,7 +181,7 @@ class DenseStack:
         scale: float | Tensor = 1.0 / b
         if batch.weight is not None:
             scale = (batch.weight / batch.weight.sum(1, keepdim=True)).unsqueeze(2)
-        if self.loss is cross_entropy and out.dim() == 3:
+        if self.loss is cross_entropy and out.dim() == 3 and isinstance(batch.y, Tensor):
             delta = torch.softmax(out, 2)
             target = batch.y.unsqueeze(2)
             if out.is_cuda:                                # where a deterministic scatter sorts: the same numbers
@@ -190,7 +191,8 @@ class DenseStack:
             return delta.mul_(scale)
         with torch.enable_grad():
             flat = out.detach().reshape(c * b, *out.shape[2:]).requires_grad_()
-            losses = per_sample(self.loss(flat, batch.y.reshape(c * b, *batch.y.shape[2:])), c * b)
+            targets = mapped(lambda t: t.reshape(c * b, *t.shape[2:]), batch.y)
+            losses = per_sample(loss_of_mixed(self.loss, flat, targets), c * b)
             return torch.autograd.grad(losses.sum(), flat)[0].reshape(out.shape) * scale
 
 

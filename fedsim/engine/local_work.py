@@ -14,9 +14,10 @@ from fedsim import seeds
 from fedsim.checks import number, whole
 from fedsim.engine.augmentation import check_callable
 from fedsim.engine.optimizers import SGD
+from fedsim.engine.step_schedules import check_schedule, factors_of
 from fedsim.errors import ConfigError, PartitionError
 from fedsim.tree import Samples, mapped
-from fedsim.types import Augmentation, Batch, Optimizer
+from fedsim.types import Augmentation, Batch, Optimizer, StepSchedule
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class LocalWork:
         clip_mode: what clip_norm limits: each "gradient", or the "direction" of a local step, which is the gradient
             with a method's corrections, as in most published code.
         augment: random change of each sample whenever a client trains on it, never in evaluation; none by default.
+        step_schedule: factors of the step sizes within a round, by local step; none by default. Methods whose formulas
+            suppose one step size in a round refuse it.
+        micro_batch: samples in one pass of a gradient, whose sum over passes is that of the minibatch, to save memory;
+            none takes the minibatch in one pass.
     """
 
     batch_size: int = 32
@@ -51,6 +56,8 @@ class LocalWork:
     weight_decay_mode: Literal["objective", "step"] = "objective"
     clip_mode: Literal["gradient", "direction"] = "gradient"
     augment: Augmentation | None = None
+    step_schedule: StepSchedule | None = None
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         whole("local.batch_size", self.batch_size, 0, "; 0 is the whole shard")
@@ -68,6 +75,10 @@ class LocalWork:
             )
         if self.augment is not None:
             check_callable("local.augment", self.augment)
+        if self.step_schedule is not None:
+            check_schedule(self.step_schedule)
+        if self.micro_batch is not None:
+            whole("local.micro_batch", self.micro_batch, 1, ", or none for the whole minibatch in one pass")
         for name, choices in (("weight_decay_mode", ("objective", "step")), ("clip_mode", ("gradient", "direction"))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"local.{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}")
@@ -99,7 +110,8 @@ class LocalWork:
         """Settings that act in ``local.descend`` alone, as they are written in a config."""
         found = [] if self.optimizer == SGD() else [f"local.optimizer {type(self.optimizer).__name__}"]
         found += ["local.weight_decay_mode step"] * (self.weight_decay_mode == "step")
-        return found + ["local.clip_mode direction"] * (self.clip_mode == "direction")
+        found += ["local.clip_mode direction"] * (self.clip_mode == "direction")
+        return found + ["local.step_schedule"] * (self.step_schedule is not None)
 
     def batch(self, size: int | np.ndarray) -> np.ndarray:
         """Minibatch size of clients with ``size`` samples."""
@@ -111,6 +123,10 @@ class LocalWork:
             return np.full(len(sizes), self.steps)
         per_epoch: np.ndarray = -(-sizes // self.batch(sizes))
         return self.epochs * per_epoch
+
+    def factors(self, steps: int) -> np.ndarray:
+        """Factors ``[K]`` of the step sizes of a client with so many steps; ``[0]`` without a schedule."""
+        return np.ones(0) if self.step_schedule is None else factors_of(self.step_schedule, steps)
 
     def order(self, sizes: np.ndarray) -> np.ndarray:
         """Execution order of clients with ``sizes [c]`` samples: most steps first, then largest minibatches."""
@@ -191,6 +207,7 @@ class Minibatches:
         keys: ``Batch.key`` of each step, int64 ``[K_i]`` or longer.
         whole: that of each ``CHUNK`` of its shard, int64 ``[n_i / CHUNK]`` or longer.
         large: that of its large batch.
+        factors: of the step sizes, ``[K_i]``; ``[0]`` without a schedule.
     """
 
     index: np.ndarray
@@ -198,6 +215,7 @@ class Minibatches:
     keys: np.ndarray
     whole: np.ndarray
     large: np.int64
+    factors: np.ndarray
 
     @property
     def shares(self) -> np.ndarray:
@@ -231,7 +249,7 @@ def minibatches(
             lengths[per_epoch[i] - 1 :: per_epoch[i]] = b - padding
             index, lengths = order.reshape(-1, b)[:k], lengths[:k]
         own_keys = keys[i, parts:], keys[i, 1:parts], keys[i, 0]
-        plans.append(Minibatches(index + shards.offsets[node], lengths, *own_keys))
+        plans.append(Minibatches(index + shards.offsets[node], lengths, *own_keys, work.factors(k)))
     return plans
 
 

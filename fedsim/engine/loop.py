@@ -41,6 +41,7 @@ class DeviceMinibatches(NamedTuple):
         keys: ``[K_i]`` or longer.
         whole: ``[n_i / CHUNK]`` or longer.
         large: ``[]``.
+        factors: of the step sizes, ``[K_i]``, or ``[0]`` without a schedule.
     """
 
     rows: Tensor
@@ -49,11 +50,13 @@ class DeviceMinibatches(NamedTuple):
     keys: Tensor
     whole: Tensor
     large: Tensor
+    factors: Tensor
 
 
 def on_device(drawn: Sequence[Minibatches], model: Model) -> list[DeviceMinibatches]:
     """The rounds of a cohort's clients on the model's device, in one copy."""
-    host = [[m.index, m.shares.astype(model.numbers), m.keys, m.whole, np.asarray(m.large)] for m in drawn]
+    host = [[m.index, m.shares.astype(model.numbers), m.keys, m.whole, np.asarray(m.large),
+             m.factors.astype(model.numbers)] for m in drawn]
     there = upload_groups(host, model.device)
     return [DeviceMinibatches(rows, m.lengths.tolist(), *rest) for m, (rows, *rest) in zip(drawn, there, strict=True)]
 
@@ -67,7 +70,7 @@ class LoopLocal:
         self._fed, self._meter, self._node = federation, meter, node
         self._round, self._plan, self.decay = round, plan, decay
         self.descend = Descent(federation.work, federation.model.learned, federation.model.sharing)
-        self.optimizer = federation.work.optimizer
+        self.optimizer, self.step_schedule = federation.work.optimizer, federation.work.step_schedule
 
     @property
     def steps(self) -> Tensor:
@@ -103,7 +106,7 @@ class LoopLocal:
 
     def _gradient(self, x: Vector, batch: Batch) -> Vector:
         try:
-            return self._fed.model.gradient(x, batch)
+            return self._fed.model.gradient(x, batch, self._fed.work.micro_batch)
         except Exception as error:
             raise model_error(self._fed.model, x, batch, error) from error
 
@@ -125,6 +128,7 @@ class LoopLocal:
             length = plan.lengths[k]
             batch = self._take(plan.rows[k, :length], plan.keys[k].expand(length))
             self.descend.begin()
+            self.descend.factor = None if self.step_schedule is None else plan.factors[k]
             new = step(carry, batch, *consts, *[plan.shares[k]] * shares)
             if k == skip:
                 refuse_other_form(step, carry, new)

@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.engine.batch_norm import statistics_of
 from fedsim.engine.linear_stack import DenseStack, per_sample
+from fedsim.engine.micro_batches import micro_batches
+from fedsim.engine.mixup import loss_of_mixed
 from fedsim.engine.seeded import Seeded, UnbatchedDrawError
 from fedsim.engine.sharing import Sharing
 from fedsim.errors import ModelError
@@ -148,7 +150,7 @@ class Model:
         module, inputs = self.load(x), self._input(batch.x)
 
         def losses() -> Tensor:
-            return per_sample(self.loss(called(module, inputs), batch.y), count(batch.y))
+            return per_sample(loss_of_mixed(self.loss, called(module, inputs), batch.y), count(batch.y))
 
         return self._drawn(losses, None if batch.key is None else batch.key[0])
 
@@ -162,9 +164,14 @@ class Model:
         self.draws = self.draws or seeded.calls > 0
         return result
 
-    def gradient(self, x: Vector, batch: Batch) -> Vector:
-        """Gradient ``[d]`` of the mean loss (plus penalty) of one client's batch."""
-        return torch.cat(self._one_client(x, batch))
+    def gradient(self, x: Vector, batch: Batch, micro: int | None = None) -> Vector:
+        """Gradient ``[d]`` of the mean loss (plus penalty) of one client's batch, ``micro`` samples at a time."""
+        if micro is None:
+            return torch.cat(self._one_client(x, batch))
+        total = torch.zeros_like(x)
+        for part, share in micro_batches(batch, micro, 0):
+            total += torch.cat(self._one_client(x, part)) * share
+        return total
 
     def _one_client(self, x: Vector, batch: Batch) -> list[Tensor]:
         with torch.enable_grad():
@@ -176,17 +183,26 @@ class Model:
         extra = torch.func.grad(self.penalty)(x).split_with_sizes(self.sizes)
         return [g + p for g, p in zip(flat, extra, strict=True)]
 
-    def gradients(self, xs: Tensor, batch: Batch) -> Tensor:
+    def gradients(self, xs: Tensor, batch: Batch, micro: int | None = None) -> Tensor:
         """Gradients ``[c, d]`` of ``c`` clients at ``xs [c, d]``, each on its row of ``batch`` (``[c, B, ...]``)."""
-        if len(xs) == 1 and self.dense is None:
+        if len(xs) == 1 and self.dense is None and micro is None:
             return torch.cat(self._one_client(xs[0], self._row(batch, 0))).unsqueeze(0)
-        return torch.cat([part for _, part in sorted(self.gradient_parts(xs, batch), key=itemgetter(0))], 1)
+        return torch.cat([part for _, part in sorted(self.gradient_parts(xs, batch, micro), key=itemgetter(0))], 1)
 
-    def gradient_parts(self, xs: Tensor, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+    def gradient_parts(self, xs: Tensor, batch: Batch, micro: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """Yield ``gradients`` in parts ``[c, d_p]``, each with its offset in the vector, in any order.
 
         A part owns its memory, and its columns of ``xs`` are not read after it is yielded.
         """
+        if micro is not None:
+            total: list[tuple[int, Tensor]] = []           # always in the same order
+            for some, share in micro_batches(batch, micro, 1):
+                parts = [(offset, part.mul_(share)) for offset, part in self.gradient_parts(xs, some)]
+                for (_, sum_), (_, part) in zip(total, parts, strict=bool(total)):
+                    sum_ += part
+                total = total or parts
+            yield from total
+            return
         if self.dense is not None and not self.mixes and self.dense.takes(batch.x):
             extra = None if self.penalty is None else torch.vmap(torch.func.grad(self.penalty))(xs)
             for offset, part in self.dense.gradients(xs, batch):
@@ -259,7 +275,7 @@ class Model:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(self.module, named, args, kwargs)
 
-        return _mean(per_sample(self.loss(called(forward, x), y), count(y)), weight)
+        return _mean(per_sample(loss_of_mixed(self.loss, called(forward, x), y), count(y)), weight)
 
     def _input(self, x: Samples) -> Samples:
         """Convert images to channels-last, the fastest layout for oneDNN's convolutions and PyTorch's pooling."""

@@ -29,6 +29,8 @@ ADDED: dict[str, Any] = {
     "local.weight_decay_mode": "objective",
     "local.clip_mode": "gradient",
     "local.augment": None,
+    "local.step_schedule": None,
+    "local.micro_batch": None,
     "clock": None,
     "waiting": {
         "first": None, "deadline": None, "minimum": 1, "otherwise": "wait", "dropout": 0.0, "present": False,

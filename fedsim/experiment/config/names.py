@@ -45,6 +45,7 @@ CATALOGUES = {
     "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
     "optimizer": Catalogue("fedsim.engine.optimizers", "OPTIMIZERS", "step"),
+    "step_schedule": Catalogue("fedsim.engine.step_schedules", "STEP_SCHEDULES", "__call__"),
     **dict.fromkeys(
         ("augment", "first", "then"), Catalogue("fedsim.engine.augmentation", "AUGMENTATIONS", "__call__")
     ),

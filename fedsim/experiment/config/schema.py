@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from fedsim.experiment.config.names import aliases, help_of, is_plain, literals, parameters, summary
+from fedsim.experiment.config.names import aliases, help_of, is_plain, literals, only_class, parameters, summary
 from fedsim.experiment.config.plan import known_of, names, target_of
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Experiment
@@ -49,8 +48,9 @@ def _setting(key: str, parameter: inspect.Parameter, text: str, kinds: dict[str,
     below = None if default is parameter.empty else written(default, hint)
     if is_plain(hint):
         made = _plain(hint)
-    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        made = _settings(parameters(hint), help_of(hint), kinds)
+    elif only := only_class(hint, key):
+        made = _settings(parameters(only), help_of(only), kinds)
+        made = {"anyOf": [{"type": "null"}, made]} if NoneType in get_args(hint) else made
     else:
         made = {"anyOf": [*_alternatives(hint), {"$ref": f"#/$defs/{_kind(key, kinds)}"}]}
         if isinstance(below, Mapping) and "name" in below:  # settings of the default need no name
