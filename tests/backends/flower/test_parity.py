@@ -6,18 +6,23 @@ Clients answer in this process, with Flower's own encoding of messages in betwee
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import fedsim
 from algorithms import ALGORITHMS
 from fedsim.algorithm import has_server
 from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.server.server_app import serve
+from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
 from fedsim.record.metrics import read_metrics
 from tests.backends.flower.grids import FakeGrid, federation
@@ -42,6 +47,7 @@ EF21P = {"name": "EF21P", "compressor": {"name": "TopK", "fraction": 0.1}}
 EF14 = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.1}}
 KEPT = {**CONFIG["local"], "optimizer": {"name": "AdamW", "state": "keep"}}
 JITTERED = {"name": "Chain", "then": "Jitter"}
+PARTS = {**CONFIG["local"], "step_schedule": "CosineSteps", "micro_batch": 10, "augment": "Mixup"}
 OTHERS: dict[str, dict[str, Any]] = {
     "a local optimiser": {"algorithm": "FedSAM", "local": {**CONFIG["local"], "optimizer": "Adam"}},
     "an optimiser with memory": {"algorithm": "FedSpeed", "local": KEPT, "sampling": {"size": 2}, "rounds": 4},
@@ -52,6 +58,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "Scaffold", "option": "I"}, "local": KEPT, "uplink": TOP, "downlink": EF21P, "rounds": 3,
     },
     "augmentation": {"algorithm": "FedAMD", "local": {**CONFIG["local"], "augment": JITTERED}},
+    "steps of a schedule, in parts, on mixed samples": {"algorithm": "FedSAM", "local": PARTS},
     "DFedSAM with gossip steps": {"algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING},
     "an uplink with memory": {"algorithm": "Scaffold", "uplink": TOP, "sampling": {"size": 2}, "rounds": 4},
     "both links": {"algorithm": "FedAvg", "uplink": {**TOP, "name": "EControl"}, "downlink": LOW},
@@ -121,6 +128,38 @@ def test_the_same_metrics_as_the_simulation(case: str, tmp_path: Path) -> None:
     for seed in range(config.get("seeds", 1)):
         agree(metrics(deployed.path, seed), metrics(simulated.path, seed))
     assert len(metrics(deployed.path)) > 8 * config["rounds"]
+
+
+class Dropping(nn.Module):
+    """A module of one's own, with dropout and outputs in a dict."""
+
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(math.prod(input_shape), 8), nn.Dropout(0.4)
+        self.last = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = torch.relu(self.first(x.flatten(1)))
+        return {"logits": self.last(self.drop(hidden)), "hidden": hidden}
+
+
+def shrunk(outputs: dict[str, Tensor], y: Tensor) -> Tensor:
+    """A loss of one's own, of several outputs."""
+    return cross_entropy(outputs["logits"], y, reduction="none") + 0.01 * outputs["hidden"].square().sum(1)
+
+
+def test_dropout_and_outputs_that_are_trees(tmp_path: Path) -> None:
+    own = {"model": f"{__name__}.Dropping", "loss": f"{__name__}.shrunk"}
+    config = {**CONFIG, "algorithm": "FedSAM", **own}
+    deployed = deploy(tmp_path, config, federation(tmp_path / "nodes", 3, allow=__name__))
+    simulated = fedsim.run(from_config(config), output=tmp_path / "simulated", progress=False)
+    agree(metrics(deployed.path), metrics(simulated.path))
+
+
+def test_data_made_in_python_is_refused_by_name(tmp_path: Path) -> None:
+    """Trees of inputs are such data: no file that nodes could read holds them."""
+    with pytest.raises(ConfigError, match=r"data was made in Python \(Dataset 'texts'\), which a config file"):
+        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "data": {"python": "Dataset 'texts'"}})
 
 
 def test_what_the_ledger_charges_is_what_travels(tmp_path: Path) -> None:
