@@ -27,7 +27,7 @@ def check_local_steps(experiment: Experiment, prepared: Prepared) -> None:
     if not settings:
         return
     test, algorithm = prepared.test, experiment.algorithm
-    dry = Dry(Batch(test.x[:1], test.y[:1]))
+    dry = Dry(Batch(test.x, test.y).part(slice(1)))
     fed = replace(prepared.federation, backend=dry, memory=OnDevice())
     try:
         state = algorithm.init(fed.model.shared(), cohort(fed, 0))

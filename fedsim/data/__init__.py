@@ -1,7 +1,8 @@
 """Real data sets on tensors, by name, and a user's own files of the same formats."""
 
+from fedsim.data.adapters import dataset_of
 from fedsim.data.catalogue import available, load
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.sources import MissingDataError, data_directory
 
-__all__ = ["Dataset", "MissingDataError", "Split", "available", "data_directory", "load"]
+__all__ = ["Dataset", "MissingDataError", "Split", "available", "data_directory", "dataset_of", "load"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.checks import plain_name, whole
 from fedsim.clock import Timing, Waiting
-from fedsim.data import Dataset
+from fedsim.data import Dataset, dataset_of
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.optimizers import keeps
 from fedsim.engine.sharing import Share
@@ -29,7 +29,7 @@ from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
 from fedsim.gossip import Topology, graph_file
 from fedsim.models import MLP, Architecture
-from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner, Skew
+from fedsim.partition import DirichletPartitioner, FlowerPartitioner, NaturalIdPartitioner, Partitioner, Skew
 from fedsim.problems import PROBLEMS, Problem
 from fedsim.robust.attack import Attack
 from fedsim.robust.robust import Robust
@@ -75,8 +75,9 @@ class Experiment:
 
     Args:
         algorithm: the algorithm to run, which is required; ``fedsim list algorithms`` describes them.
-        data: the data set (in Python also a ``Dataset`` or a ``Problem``).
-        partition: division of the samples among clients; a ``Problem`` defines its own clients.
+        data: the data set (in Python also a ``Dataset``, a ``Problem``, or what ``dataset_of`` takes).
+        partition: division of the samples among clients; a ``Problem`` defines its own clients. In Python also an
+            object of Flower Datasets.
         skew: distortion of each client's inputs; none by default.
         model: the network (in Python also any ``nn.Module``); a ``Problem`` defines its own.
         init: file of the initial model, a state_dict with the names and shapes of the model, as ``fedsim export`` and
@@ -155,6 +156,10 @@ class Experiment:
             raise ConfigError(f"init is {self.init!r:.200}; expected the path of a file that torch.save wrote")
         if isinstance(self.share, str):
             object.__setattr__(self, "share", Share(self.share))
+        if not isinstance(self.data, Data | Dataset | Problem | type):
+            object.__setattr__(self, "data", dataset_of(self.data))
+        if callable(getattr(self.partition, "load_partition", None)):
+            object.__setattr__(self, "partition", FlowerPartitioner(self.partition))
         self._check_parts()
         self._check_topology()
         self._check_share()

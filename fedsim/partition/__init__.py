@@ -2,6 +2,7 @@
 
 from fedsim.partition.card import Card, card, render
 from fedsim.partition.dirichlet import ClientDirichletPartitioner, DirichletPartitioner, InnerDirichletPartitioner
+from fedsim.partition.flower import FlowerPartitioner
 from fedsim.partition.label import PathologicalPartitioner, ShardPartitioner
 from fedsim.partition.natural import GroupedNaturalIdPartitioner, NaturalIdPartitioner
 from fedsim.partition.partition import Partition, Partitioner
@@ -39,6 +40,7 @@ __all__ = [
     "ClientDirichletPartitioner",
     "DirichletPartitioner",
     "ExponentialPartitioner",
+    "FlowerPartitioner",
     "GroupedNaturalIdPartitioner",
     "IidPartitioner",
     "InnerDirichletPartitioner",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from algorithms import (
     ALGORITHMS,
@@ -41,6 +42,7 @@ from fedsim import (
     AdamW,
     Batch,
     Data,
+    Dataset,
     Execution,
     Experiment,
     FixedSize,
@@ -48,6 +50,7 @@ from fedsim import (
     IidPartitioner,
     Local,
     LocalWork,
+    Split,
     Vector,
     run,
 )
@@ -144,3 +147,19 @@ def test_a_refusal_leaves_no_run_behind(tmp_path: Path) -> None:
     refused(experiment(Scaffold(), optimizer=HeavyBall()), "option II divides by K eta.*option to I", tmp_path)
     run(experiment(Scaffold(lr=0.01, option="I"), optimizer=HeavyBall()), output=tmp_path / "one", progress=False)
     run(experiment(EF21(), optimizer=SGD()), output=tmp_path / "plain", progress=False)
+
+
+def test_inputs_of_several_tensors_are_tried_too(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            out: Tensor = self.layer(a + b)
+            return out
+
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    split = Split({"a": x, "b": x}, y)
+    case = replace(experiment(FedAvg(), optimizer=AdamW()), data=Dataset("two", split, split, 2), model=Sum())
+    run(case, output=tmp_path / "run", progress=False)

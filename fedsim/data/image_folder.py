@@ -1,0 +1,49 @@
+"""A folder of images, one folder for each class, as ``torchvision.datasets.ImageFolder`` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedsim.data.columns import Samples
+from fedsim.data.splits import in_order
+from fedsim.errors import DataError
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+def read_images(folder: Path) -> Samples:
+    """Images uint8 ``[N, H, W, C]`` or, if all are grey, ``[N, H, W]``; classes are folders, in natural order.
+
+    Raises:
+        DataError: there is no such folder or no image in it, an image cannot be read, or sizes differ.
+    """
+    from PIL import Image, UnidentifiedImageError  # comes with Matplotlib
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; expected one with a folder of images for each class")
+    classes = in_order(child.name for child in folder.iterdir() if child.is_dir())
+    files = {
+        name: sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in ENDINGS) for name in classes
+    }
+    classes = [name for name in classes if files[name]]
+    if not classes:
+        raise DataError(f"{folder} has no folder with images ({', '.join(ENDINGS)}); expected one for each class")
+    pictures, labels = [], []
+    for label, name in enumerate(classes):
+        for file in files[name]:
+            try:
+                with Image.open(file) as picture:
+                    pictures.append(np.asarray(picture if picture.mode == "L" else picture.convert("RGB")))
+            except (OSError, ValueError, UnidentifiedImageError) as error:
+                raise DataError(f"{file} is no readable image ({error})") from None
+            labels.append(label)
+    if any(picture.ndim == 3 for picture in pictures):
+        pictures = [p if p.ndim == 3 else np.repeat(p[..., None], 3, 2) for p in pictures]
+    sizes = {picture.shape for picture in pictures}
+    if len(sizes) > 1:
+        some = ", ".join(f"{w} x {h}" for h, w, *_ in sorted(sizes)[:3])
+        raise DataError(f"{folder}: images of {some} pixels; expected one size: resize them before")
+    return Samples(torch.from_numpy(np.stack(pictures)), np.array(labels), labels=tuple(classes))
