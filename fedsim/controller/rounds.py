@@ -193,6 +193,7 @@ class SeedRun:
             with self._clock_stopped():
                 if self.timeline is not None:
                     self.timeline.write()
+                record.sync()
                 tensors, memories = flatten(state)
                 checkpoint.save(
                     record.checkpoints, done, {**tensors, **costs, **told()}, meta, memories=memories, history=history

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -237,20 +237,33 @@ def minibatches(
     parts = 1 + -(-int(sizes.max(initial=0)) // CHUNK)
     numbers = np.concatenate([np.arange(-1, -1 - parts, -1), np.arange(counts.max(initial=0))])
     keys = seeds.split(seeds.root(seed, "batch", round, ids)[:, None], numbers)
-    plans = []
-    for i, node in enumerate(ids):
-        n, b, k = int(sizes[i]), int(batch[i]), int(counts[i])
-        if whole[i]:
-            index, lengths = np.broadcast_to(np.arange(n), (k, n)), np.full(k, n)
-        else:
-            padding = int(per_epoch[i]) * b - n
-            order = np.concatenate([orders[i], np.repeat(orders[i][:, -1:], padding, 1)], 1) if padding else orders[i]
-            lengths = np.full(len(order) * int(per_epoch[i]), b)
-            lengths[per_epoch[i] - 1 :: per_epoch[i]] = b - padding
-            index, lengths = order.reshape(-1, b)[:k], lengths[:k]
-        own_keys = keys[i, parts:], keys[i, 1:parts], keys[i, 0]
-        plans.append(Minibatches(index + shards.offsets[node], lengths, *own_keys, work.factors(k)))
-    return plans
+    first, some = shards.offsets[ids], zip(sizes.tolist(), batch.tolist(), counts.tolist(), strict=True)
+    if len(ids) > 1 and (sizes == sizes[0]).all():         # one array, as all have one plan but for the order
+        index, lengths = _cut(np.stack(orders), first[:, None, None], *next(some))
+        cut = [(rows, lengths) for rows in index]
+    else:
+        each = zip(orders, first.tolist(), some, strict=True)
+        cut = [_cut(order, start, *numbers) for order, start, numbers in each]
+    return [
+        Minibatches(index, lengths, key[parts:], key[1:parts], key[0], work.factors(len(lengths)))
+        for (index, lengths), key in zip(cut, keys, strict=True)
+    ]
+
+
+def _cut(order: np.ndarray, first: Any, n: int, b: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ``[..., k, b]`` of the first ``k`` minibatches in each of ``order [..., epochs, n]``, in a shard from row
+    ``first`` on, and their lengths ``[k]``; without epochs every minibatch is the whole shard.
+    """
+    if b == n:
+        rows = np.arange(n) + first
+        return np.broadcast_to(rows, (*rows.shape[:-2], k, n)), np.full(k, n)
+    order, padding = order + first, -n % b
+    if padding:
+        order = np.concatenate([order, np.repeat(order[..., -1:], padding, -1)], -1)
+    per_epoch = order.shape[-1] // b
+    lengths = np.full(order.shape[-2] * per_epoch, b)
+    lengths[per_epoch - 1 :: per_epoch] = b - padding
+    return order.reshape(*order.shape[:-2], -1, b)[..., :k, :], lengths[:k]
 
 
 def draw(shards: Shards, seed: int, round: int | np.ndarray, ids: np.ndarray, size: int) -> list[np.ndarray]:

@@ -96,7 +96,7 @@ class SeedRecord:
                 self.metrics.add(round, scope, metric, value, node)
 
     def flush(self) -> None:
-        """Write both files to disk; call it once a round.
+        """Write both files; call it once a round.
 
         Raises:
             RunError: writing failed; names the last safe round, and how to continue.
@@ -106,6 +106,15 @@ class SeedRecord:
             self.timing.flush()
         except RunError as error:
             raise RunError(f"{error}. Free some space, then: fedsim resume {self.directory.parent}") from error
+
+    def sync(self) -> None:
+        """Wait until what was written is on disk; call it before a checkpoint, which a run resumes from after a crash.
+
+        Raises:
+            RunError: the system could not write it.
+        """
+        self.metrics.sync()
+        self.timing.sync()
 
     def position(self) -> dict[str, Any]:
         """Flush, and return the bytes of ``metrics.jsonl`` and their hash, for a checkpoint."""
@@ -159,6 +168,7 @@ class SeedRecord:
         try:
             if kind is None:
                 self.flush()
+                self.sync()
         finally:
             self.metrics.close()
             self.timing.close()

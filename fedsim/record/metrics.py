@@ -156,7 +156,7 @@ class RowWriter:
         self._lines.append(json.dumps(row) + "\n")
 
     def flush(self) -> None:
-        """Write the buffered rows and wait until they are on disk.
+        """Write the buffered rows; they survive the process, and after `sync` the machine.
 
         Raises:
             RunError: writing failed, as on a full disk; the file then ends with the last successful flush.
@@ -169,13 +169,23 @@ class RowWriter:
         try:
             while data:
                 data = data[os.write(self._fd, data) :]
-            os.fsync(self._fd)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self.size)
             raise RunError(self._refused(error)) from error
         self._lines.clear()
         self.size, self._sha256 = size, sha256
+
+    def sync(self) -> None:
+        """Wait until all that was flushed is on disk.
+
+        Raises:
+            RunError: the system could not write it.
+        """
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise RunError(self._refused(error)) from error
 
     def _refused(self, error: OSError) -> str:
         rounds = read_metrics(self.path).round

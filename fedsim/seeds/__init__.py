@@ -70,12 +70,18 @@ def shuffles(
     if not epochs.any():
         return [np.empty((0, size), np.int64) for size in sizes.tolist()]
     repeats = np.repeat(sizes, epochs)  # one segment for each (node, epoch)
+    width = np.uint64(max(1, len(repeats).bit_length()))
+    if (repeats == repeats[0]).all():                      # rows, which are sorted faster than one long array
+        epoch = np.concatenate([np.arange(e) for e in epochs])[:, None]
+        of, turn = (np.repeat(each, epochs)[:, None] for each in (nodes, np.broadcast_to(round, nodes.shape)))
+        draws = bits(seed, purpose, turn, of, np.arange(repeats[0]), epoch)
+        rows = np.split(np.argsort(draws >> width, axis=1), np.cumsum(epochs)[:-1])
+        return [row.reshape(-1, size) for row, size in zip(rows, sizes.tolist(), strict=True)]
     ends = np.cumsum(repeats)
     index = np.arange(ends[-1]) - np.repeat(ends - repeats, repeats)
     epoch = np.concatenate([np.arange(e) for e in epochs])
     of, turn = (np.repeat(np.repeat(each, epochs), repeats) for each in (nodes, np.broadcast_to(round, nodes.shape)))
     draws = bits(seed, purpose, turn, of, index, np.repeat(epoch, repeats))
-    width = np.uint64(max(1, len(repeats).bit_length()))
     segment = np.repeat(np.arange(len(repeats), dtype=np.uint64), repeats)
     order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then randomly
     parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1])

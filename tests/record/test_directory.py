@@ -299,3 +299,16 @@ def test_manifest_is_unchanged_when_the_disk_is_full(run: RunDirectory, monkeypa
     with pytest.raises(RunError, match=r"cannot update .*No space left on device"):
         run.mark(0, "failed")
     assert run.manifest == before
+
+
+def test_rows_are_on_disk_before_a_checkpoint(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with run.open_seed(0) as record:
+        there = len(synced)
+        record.metrics.add(1, "server/test", "loss", 0.5)
+        record.flush()
+        assert len(synced) == there and record.metrics.path.read_bytes().count(b"\n") == 1, "readers see it at once"
+        record.sync()
+        assert len(synced) == there + 2
+    assert len(synced) == there + 4

@@ -247,5 +247,6 @@ def _note(path: Path, round: int, verb: str, exchange: Exchange) -> None:
         for what, value in values.items():
             rows.add(round, f"exchange/{verb}", what, value)
         rows.flush()
+        rows.sync()
     finally:
         rows.close()
