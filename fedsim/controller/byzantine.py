@@ -114,7 +114,7 @@ def triggered(attack: Attack | None, test: Split) -> Split | None:
 
 
 def refuse_deployment(experiment: Experiment) -> None:
-    """Raise ConfigError for what real clients do not do: simulated attacks, rules among neighbours, personal models."""
+    """Raise ConfigError for what real clients do not do: simulated attacks, personal models."""
     personal = [
         name
         for name, given in (
@@ -129,7 +129,3 @@ def refuse_deployment(experiment: Experiment) -> None:
         raise ConfigError(f"{given} is for simulations: nodes report the scores of one model; leave it out")
     if experiment.attack is not None:
         raise ConfigError("attack is for simulations: the clients of a deployment are what they are; leave it out")
-    if experiment.aggregate is not None and not has_server(experiment.algorithm):
-        raise ConfigError(
-            "aggregate among neighbours is for simulations: nodes of a deployment mix their messages by W; leave it out"
-        )

@@ -121,6 +121,7 @@ def _check_link(link: str, by: Uplink | Gossip | Downlink | None, direction: str
         raise ConfigError(
             f"{link} {short_name(by)} is for messages {' and '.join(_MESSAGES[other] for other in by.directions)}, but"
             f" {algorithm} needs one for messages {_MESSAGES[direction]}: {', '.join(others)} or {last}"
+            f"{getattr(by, 'instead', '')}"
         )
 
 

@@ -157,6 +157,7 @@ class WorkerMomentum:
     """No compression: clients send a running mean of their messages, which is less noisy. For robust aggregation.
 
     Karimireddy, He, Jaggi, ICML 2021 (arXiv 2012.10333): attackers hide in the differences between honest messages.
+    Nodes without a server send models and not steps: their momentum is that of local steps, and a setting of DPSGD.
 
     Args:
         beta: momentum coefficient.
@@ -165,6 +166,7 @@ class WorkerMomentum:
     beta: float = 0.9
     directions = ("up",)
     individual = True
+    instead = "; for momentum set local.optimizer to HeavyBall with state keep, or DPSGD's momentum"
 
     def __post_init__(self) -> None:
         in_range(self, "beta", 0, 1)

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.engine.federation import ClientCall, Federation, Meter
-from fedsim.errors import CodeError, ConfigError, DivergenceError, explained, title
+from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.messages.mixing import mix_rows
 from fedsim.messages.stacked import Stacked, refuse_packed
+from fedsim.robust.applied import applied, around, certain, fewer, holds_vectors
 from fedsim.robust.attack import Attack, Scene
 from fedsim.robust.before import Jointly
 from fedsim.robust.centers import Mean
 from fedsim.robust.coordinates import CoordinateMedian
-from fedsim.robust.rule import Occasion, RobustRule, check, name_of, tolerated, with_f
+from fedsim.robust.rule import Occasion, check, name_of, tolerated
 from fedsim.tree import leaves, rebuilt, tree_map, unpacked
 from fedsim.types import Messages, Rule
 from fedsim.values import Packed, Vector
@@ -118,7 +119,7 @@ class Guarded:
             if isinstance(branch, tuple):
                 return rebuilt(branch, [replaced(part) for part in branch])
             like = branch.unpack() if isinstance(branch, Packed) else branch
-            if not is_vector(like):
+            if not holds_vectors(like):
                 return branch
             own = crafted[:, taken : taken + like[0].numel()]
             taken += like[0].numel()
@@ -213,21 +214,21 @@ class Guarded:
         remembers = bool(getattr(rule, "remembers", False))
         last = guard.last.get(self._key, ()) if remembers else ()
         out, new = [], []
-        long = [leaf for leaf in leaves(tree) if is_vector(leaf)]
+        long = [leaf for leaf in leaves(tree) if holds_vectors(leaf)]
         blocks = [torch.cat([leaf.flatten(1) for leaf in long], 1)] if isinstance(rule, Jointly) and long else None
         for k, rows in enumerate(blocks or [leaf.flatten(1) for leaf in long]):
             at = Occasion(key + k, None, last[k] if last else None)
             if k in guard.settings.sums:
                 out.append(self._of_sums(k, rule, rows, kept, at))
             else:
-                out.append(self._certain(self._apply(rows, w, at, rule)))
+                out.append(certain(self._apply(rows, w, at, rule), self.rule, self._where))
             new.append(out[-1])
         if remembers:
             guard.last[self._key] = tuple(new)
         if blocks:
             out = list(torch.split(out[0], [leaf[0].numel() for leaf in long]))
         results = iter(out)
-        return tree_map(lambda t: next(results).view(t.shape[1:]) if is_vector(t) else middle(t), tree)
+        return tree_map(lambda t: next(results).view(t.shape[1:]) if holds_vectors(t) else middle(t), tree)
 
     def _of_sums(self, k: int, rule: Rule, rows: Tensor, kept: Tensor, at: Occasion) -> Vector:
         """The change of the rule's result on the sums of all clients' messages, divided by the cohort's share.
@@ -245,32 +246,20 @@ class Guarded:
 
     def _apply(self, rows: Tensor, w: Tensor, at: Occasion, rule: Rule | None = None) -> Vector:
         rule = self.rule if rule is None else rule
-        if rule is None:
-            return w.to(rows) @ rows
-        place = f"aggregate {name_of(rule)}"
-        if isinstance(rule, RobustRule):
-            check(rule, len(rows), f"{self._name} in round {self._round}: ")
-        with explained(place):
-            v = rule(rows, w, at) if isinstance(rule, RobustRule) else rule(rows, w.to(rows))
-        d = rows.shape[1]
-        if not isinstance(v, Tensor) or v.shape != (d,):
-            got = f"a tensor {list(v.shape)}" if isinstance(v, Tensor) else f"a {type(v).__name__}"
-            raise CodeError(f"{place} returned {got} of messages {list(rows.shape)}; expected a tensor [{d}]")
-        return v
+        return w.to(rows) @ rows if rule is None else applied(rule, rows, w, at, self._where)
 
-    def _certain(self, v: Tensor) -> Tensor:
-        """The result of a rule, which is finite, as the messages are."""
-        if not bool(torch.isfinite(v).all()):
-            raise DivergenceError(
-                f"{self._name} in round {self._round}: aggregate {name_of(self.rule)} returned NaN or infinity of"
-                " finite messages; expected a finite vector"
-            )
-        return v
+    @property
+    def _where(self) -> str:
+        return f"{self._name} in round {self._round}"
 
     def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
         """See ``Messages``: every node applies the rule to its own message and its neighbours'."""
         if self.rule is None and not self._bad.any():
             return self._honest.mix(w, steps, measure)
+        if getattr(self._honest, "remote", False):         # the nodes of a deployment have the rule, and no attackers
+            for i in range(len(self._ids)):
+                check(self.rule, len({i, *row_of(w, i)}), f"{self._where}: ")
+            return self._honest.mix(w, steps, False)
         refuse_packed(self._honest.stacked(), steps)
         tree, lost = self._sent
         for step in range(steps):
@@ -283,19 +272,17 @@ class Guarded:
 
     def _neighbourhoods(self, w: csr_array, there: csr_array, x: Tensor) -> Tensor:
         """Results of the rule around every node, on the messages ``[c, ...]`` that have weights in ``there``."""
-        if self.rule is None or not is_vector(x):
+        if self.rule is None or not holds_vectors(x):
             return mix_rows(there, x)
-        rows, out = x.flatten(1), []
-        weighted = bool(getattr(self.rule, "weighted", True))
+        rows, out, seed = x.flatten(1), [], self._guard.federation.seed
         for i in range(len(rows)):
             weights = {i: 0.0, **row_of(there, i)}
             near = sorted(weights)
-            n = len({i, *row_of(w, i)})
-            p = torch.tensor([weights[j] if weighted else 1 / len(near) for j in near], dtype=torch.float64)
-            key = seeds.key(self._guard.federation.seed, "aggregate", self._round, self._ids[i : i + 1])[0]
-            at = Occasion(key, near.index(i))
-            out.append(self._apply(rows[near], p, at, fewer(self.rule, n, n - len(near))))
-        return self._certain(torch.stack(out)).view_as(x)
+            gone = len({i, *row_of(w, i)}) - len(near)
+            key = seeds.key(seed, "aggregate", self._round, self._ids[i : i + 1])[0]
+            p = [weights[j] for j in near]
+            out.append(around(self.rule, rows[near], p, near.index(i), key, self._where, gone))
+        return certain(torch.stack(out), self.rule, self._where).view_as(x)
 
 
 class _Attacker:
@@ -313,14 +300,9 @@ class _Attacker:
         return keys[0].to(self._fed.model.device)
 
 
-def is_vector(rows: Tensor) -> bool:
-    """Return whether a stack ``[c, ...]`` holds vectors, which rules and attacks are about, and not single numbers."""
-    return rows.is_floating_point() and rows[0].numel() > 1
-
-
 def vectors(tree: Any) -> list[Tensor]:
     """Stacks of vectors in a tree."""
-    return [leaf for leaf in leaves(tree) if is_vector(leaf)]
+    return [leaf for leaf in leaves(tree) if holds_vectors(leaf)]
 
 
 def joined(tree: Any) -> Tensor:
@@ -361,8 +343,3 @@ def row_of(w: csr_array, i: int) -> dict[int, float]:
     """Weights in row ``i`` of W, by column."""
     span = slice(w.indptr[i], w.indptr[i + 1])
     return dict(zip(w.indices[span].tolist(), w.data[span].tolist(), strict=True))
-
-
-def fewer(rule: Rule, n: int, gone: int) -> Rule:
-    """The rule for ``n`` rows of which ``gone`` are left out as faulty: so many fewer are left to tolerate."""
-    return with_f(rule, max(tolerated(rule, n) - gone, 0)) if gone else rule

@@ -70,14 +70,15 @@ def gradients(f: Quadratics, x: list[np.ndarray], batches: Batches, t: int) -> l
 
 
 def dpsgd(
-    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int
+    f: Quadratics, x0: np.ndarray, W: Mixing, batches: Batches, eta: StepSize, T: int, beta: float = 0.0
 ) -> list[np.ndarray]:
-    """Lian et al. 2017, Algorithm 1: the gradient at the node's own model, before the exchange."""
-    x = [x0] * f.n
+    """Lian et al. 2017, Algorithm 1: the gradient at the node's own model, before the exchange; momentum of workers."""
+    x, m = [x0] * f.n, [np.zeros_like(x0)] * f.n
     history = []
     for t in range(1, T + 1):
         g, half = gradients(f, x, batches, t), gossip(W(t), x)
-        x = [half[i] - eta(t) * g[i] for i in range(f.n)]
+        m = [beta * m[i] + (1 - beta) * g[i] for i in range(f.n)]
+        x = [half[i] - eta(t) * m[i] for i in range(f.n)]
         history.append(np.array(x))
     return history
 

@@ -52,6 +52,7 @@ CASES = {
         {"rho": 0.03, "Q": 3, "combine_first": True},
     ),
     "D-PSGD": Case(DPSGD(lr=0.2), papers.dpsgd),
+    "D-PSGD, worker momentum": Case(DPSGD(lr=0.2, momentum=0.8), papers.dpsgd, {"beta": 0.8}),
     "DSGT": Case(GradientTracking(lr=0.2), papers.dsgt),
     "K-GT": Case(KGT(lr=0.2), papers.kgt),
     "K-GT, shorter exchange": Case(KGT(lr=0.2, server_lr=0.7), papers.kgt, {"eta_s": 0.7}),

@@ -214,7 +214,7 @@ ALGORITHMS: dict[str, Any] = {
     "EF21, ARC": Robust(EF21(compressor=TOP), ARC(GeometricMedian(), f=1), SignFlip(ids=(2,), scale=5)),
     "FedAvg, PowerSGD, lost": Robust(Compressed(FedAvg(), EF14Uplink(PowerSGD())), None, Drop(ids=(2,), p=0.6)),
     "DFedAvg, self-centred": Robust(DFedAvg(gossip_steps=2), SelfCenteredClipping(0.5), ALIE(ids=(1,), sign=1)),
-    "D-PSGD, ARC": Robust(DPSGD(), ARC(CoordinateMedian(), f=0), SignFlip(ids=(3,))),
+    "D-PSGD, ARC": Robust(DPSGD(momentum=0.5), ARC(CoordinateMedian(), f=0), SignFlip(ids=(3,))),
 }
 
 CERTAIN = ("FedAMD all anchors", "EF21", "EF21, ARC", "EF21 compressed start", "EF21-BC")

@@ -13,9 +13,10 @@ from torch import Tensor
 from algorithms import BEER, DIANA, DPSGD, EF21, FedAMD, FedAvg, FedCM, FedOpt, FedSpeed, GradientTracking, Scaffold
 from algorithms import DFedAvg as Gossip
 from algorithms.ef21_w import EF21W
-from fedsim import Clients, Kept, Local, Vector
+from fedsim import Clients, HeavyBall, Kept, Local, LocalWork, Vector
 from fedsim.clients import cohort
 from fedsim.compress import TopK
+from fedsim.controller.keeping import Keeping
 from fedsim.engine.federation import Meter
 from fedsim.errors import CodeError, ConfigError, DivergenceError
 from fedsim.feedback import EF14Uplink, EF21Uplink, WorkerMomentum
@@ -206,6 +207,23 @@ def test_momentum_of_workers() -> None:
     torch.testing.assert_close(second.x, first.x + (0.75 * m + 0.25 * updates(first.x, 2)).mean(0))
     guarded = states(Robust(algorithm, TrimmedMean(2)))
     torch.testing.assert_close(guarded[1].x, start.x + torch.from_numpy(paper.trimmed(m.numpy(), 2)))
+
+
+def test_momentum_of_nodes_is_that_of_their_steps() -> None:
+    """DFedAvg with one local step: what a node adds to its model is the step along its running sum of gradients."""
+    by, algorithm = HeavyBall(0.75, state="keep"), Gossip(lr=0.1, order="CTA")
+    fed = federation(work=LocalWork(0, steps=1, optimizer=by))
+    s = [*rounds(Keeping(algorithm, by), fed, ALL)]
+    m = torch.zeros(6, len(initial(fed)), dtype=torch.float64)
+    for round in range(1, len(ALL) + 1):
+        before = s[round - 1].inner.x
+        half = cohort(fed, round).mix(cohort(fed, round).each(algorithm.share, None, before))
+        g = cohort(fed, round).apply(lambda local, x: local.grad(x), half)
+        m = 0.75 * m + torch.stack([g[i] for i in range(6)])
+        for i in range(6):
+            torch.testing.assert_close(s[round].inner.x[i], half[i] - 0.1 * fed.factor(round) * m[i])
+    with pytest.raises(ConfigError, match="Choco or Plain; for momentum set local"):
+        Compressed(Gossip(), WorkerMomentum())
 
 
 @dataclass(frozen=True)

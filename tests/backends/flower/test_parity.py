@@ -80,6 +80,15 @@ OTHERS: dict[str, dict[str, Any]] = {
     "a rule with memory": {"algorithm": "Scaffold", "aggregate": {"name": "CenteredClipping", "tau": 0.5}, "rounds": 3},
     "a rule, and an uplink": {"algorithm": "FedAvg", "aggregate": {"name": "TrimmedMean", "f": 1}, "uplink": EF14},
     "momentum of workers": {"algorithm": "FedAvg", "aggregate": "CoordinateMedian", "uplink": "WorkerMomentum"},
+    "gossip by a rule": {"algorithm": "DFedAvg", "topology": RING, "aggregate": "MoNNA"},
+    "gossip steps by a rule that draws": {
+        "algorithm": {"name": "DFedSAM", "gossip_steps": 2}, "topology": RING,
+        "aggregate": {"name": "Bucketing", "rule": "CoordinateMedian"},
+    },
+    "gossip by a rule, with momentum": {
+        "algorithm": {"name": "DPSGD", "momentum": 0.9}, "topology": RING, "weights": "samples",
+        "aggregate": {"name": "SelfCenteredClipping", "tau": 0.1},
+    },
     "a rule on sums": {"algorithm": "EF21", "aggregate": "GeometricMedian", "downlink": None},
     "float64": {"algorithm": "FedAMD", "dtype": "float64"},
     "a convolutional model": {"algorithm": "Scaffold", "model": "McMahanCNN", "rounds": 1},

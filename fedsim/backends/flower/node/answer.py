@@ -14,6 +14,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from fedsim import seeds
 from fedsim.backends.flower.node.data import NodeSide, side_of
 from fedsim.backends.flower.node.discretion import refusal
 from fedsim.backends.flower.node.node_store import NodeStore
@@ -37,6 +38,7 @@ from fedsim.feedback.linked import is_vector, moved
 from fedsim.messages import wire
 from fedsim.messages.mixing import mix_rows
 from fedsim.messages.wire import form_of
+from fedsim.robust.applied import around, holds_vectors
 from fedsim.tree import count, leaves, tree_map, unpacked
 from fedsim.types import Kept
 
@@ -143,7 +145,9 @@ class Node:
         return Call("each", {"memory": form, "evaluations": evaluations}, data)
 
     def mix(self, call: Call) -> Call:
-        """Gossip step: weighted sum of the neighbours' messages and the own one, in the order of client numbers."""
+        """Gossip step: weighted sum of the neighbours' messages and the own one, in the order of client numbers, or the
+        result of the experiment's rule on them.
+        """
         values, clock = call.values, time.perf_counter()
         own = self.store.read(str(values.get("own"))).numpy().tobytes()
         weights, at = values.get("weights"), number(call, "position")
@@ -155,8 +159,7 @@ class Node:
         order.insert(at, own)
         trees = [unpacked(self._received(data, form, "neighbour's")) for data in order]
         clock = self._spent("encode", clock)
-        w = csr_array((np.array(weights, np.float64), np.arange(len(weights)), _only_row(at, len(weights))))
-        mixed = tree_map(lambda *rows: mix_rows(w, torch.stack(rows))[at], *trees)
+        mixed = tree_map(lambda *rows: self._mixed(torch.stack(rows), weights, at, number(call, "round")), *trees)
         check_finite(mixed, f"in round {values.get('round')} the mixed value of client {self.client}")
         self.store.drop(values.get("alive", ()), self._now(call))
         clock = self._spent("compute", clock)
@@ -168,6 +171,15 @@ class Node:
         self._keep_message(call, data)
         self._spent("memory", clock)
         return Call("mix", {"memory": None}, {"message": data})
+
+    def _mixed(self, rows: Tensor, weights: list[float], at: int, round: int) -> Tensor:
+        """What this client makes of the messages ``[k, ...]`` of its neighbourhood, its own at position ``at``."""
+        rule = self.side.experiment.aggregate
+        if rule is None or not holds_vectors(rows):
+            w = csr_array((np.array(weights, np.float64), np.arange(len(weights)), _only_row(at, len(weights))))
+            return mix_rows(w, rows)[at]
+        key = seeds.key(self.federation.seed, "aggregate", round, np.array([self.client]))[0]
+        return around(rule, rows.flatten(1), weights, at, key, f"in round {round}").view_as(rows[0])
 
     def value(self, call: Call) -> Call:
         """Send memories to the server, which evaluates the nodes' models."""

@@ -51,6 +51,8 @@ class Relayed:
         done: response of each client.
     """
 
+    remote = True                                          # nodes mix, by W or by the rule of the experiment
+
     def __init__(self, relay: Relay, ids: np.ndarray, round: int, done: list[Done]) -> None:
         self._relay, self._ids, self._round, self._done = relay, ids, round, done
 
