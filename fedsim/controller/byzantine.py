@@ -114,7 +114,7 @@ def triggered(attack: Attack | None, test: Split) -> Split | None:
 
 
 def refuse_deployment(experiment: Experiment) -> None:
-    """Raise ConfigError for what real clients do not do: simulated attacks, personal models."""
+    """Raise ConfigError for what real clients do not do: simulated attacks and personal models."""
     personal = [
         name
         for name, given in (
