@@ -13,11 +13,14 @@ from scipy.sparse import csc_array, csr_array, diags_array
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, eigsh, splu
 
 from topologies.errors import TopologyError
+from topologies.graphs import rectangle
 
 DENSE_NODES = 512
 """Up to here all eigenvalues of a W are computed, which is done once."""
 DENSE_SINGULAR_NODES = 64
 """Up to here all singular values of a W are computed, which may be done in every round."""
+MANY_NODES = 10_000
+"""Beyond, what has no closed form is looked for in a few iterations alone."""
 SHIFT = 1e-6
 
 
@@ -75,17 +78,39 @@ def contraction_bound(W: csr_array) -> float | None:
     n, back = W.shape[0], csr_array(W.T)
     if n <= DENSE_SINGULAR_NODES:
         return float(np.linalg.norm(W.toarray() - 1 / n, 2))
+    if n > MANY_NODES and (values := translated(W)) is not None:
+        return float(np.sort(abs(values), axis=None)[-2])
 
     def there_and_back(x: np.ndarray) -> np.ndarray:
         y = back @ (W @ (x - x.mean()))
         return np.asarray(y - y.mean())
 
     square = LinearOperator((n, n), there_and_back, dtype=float)
-    options = {"v0": _start(n), "tol": 1e-10, "ncv": 40, "maxiter": 100, "return_eigenvectors": False}
+    most = 100 if n <= MANY_NODES else 5
+    options = {"v0": _start(n), "tol": 1e-10, "ncv": 40, "maxiter": most, "return_eigenvectors": False}
     try:
         return float(eigsh(square, 1, which="LA", **options)[0] ** 0.5)
     except ArpackNoConvergence:
         return None
+
+
+def translated(W: csr_array) -> np.ndarray | None:
+    """All eigenvalues of a W that is the same seen from every node: of a ring, a torus or any circulant graph.
+
+    Nodes are the cells of a circle, or of the rectangle of `graphs.rectangle` with opposite sides joined. Such a W is
+    diagonal in the discrete Fourier transform (Davis, "Circulant matrices", 1979). None for any other W.
+    """
+    links, n = W.tocoo(), W.shape[0]
+    for shape in ((n,), rectangle(n)):
+        to, by = (np.unravel_index(ids, shape) for ids in links.coords)
+        step = np.ravel_multi_index([(i - j) % side for i, j, side in zip(to, by, shape, strict=True)], shape)
+        first = links.row == 0
+        weight = np.zeros(n)
+        weight[step[first]] = links.data[first]
+        times = np.bincount(step, minlength=n)
+        if np.isin(times, (0, n)).all() and np.allclose(links.data, weight[step], rtol=0, atol=1e-12):
+            return np.fft.fftn(weight.reshape(shape))
+    return None
 
 
 def _start(n: int) -> np.ndarray:

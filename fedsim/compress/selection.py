@@ -15,6 +15,8 @@ from fedsim.compress.stacks import on_stacks
 LONG = 2**13
 """Vectors of this length are worth a sample; shorter ones are sorted, which works below ``torch.vmap`` as it is."""
 SAMPLE = 2**16
+SHARE = 16
+"""Least entries of a vector for each one in its sample: the partition of a larger sample costs more than it saves."""
 BLOCK = 2**16
 """Numbers filtered at a time, so that they stay in the processor's cache."""
 
@@ -68,7 +70,7 @@ def _by_sample(vector: Tensor, k: int) -> Tensor:
 
 def _threshold(x: np.ndarray, k: int) -> float:
     """A threshold that about 1.2 k magnitudes exceed, estimated from a sample; rarely fewer than k."""
-    step = max(1, len(x) // SAMPLE)
+    step = max(SHARE, len(x) // SAMPLE)
     sample = np.abs(x[step // 2 :: step])
     expected = len(sample) * k / len(x)
     rank = min(len(sample), int(1.2 * expected + 4 * expected**0.5) + 4)

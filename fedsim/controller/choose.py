@@ -36,6 +36,8 @@ TRIAL_STEPS = 3
 """Least local steps of a trial, if a client makes that many: enough to measure the cost of a step."""
 MARGIN = 0.9
 """Others must take less than this share of the plain loop's time to be chosen."""
+MANY = 1000
+"""Nodes without a server of which some are enough for a trial; those have the links that they have to each other."""
 SECONDS, SHARE = 2.0, 0.02
 """The trials of all candidates take about this long, or this share of the run if that is more."""
 
@@ -164,7 +166,7 @@ def _best_of(
     """Seconds of a round of the first ``some`` clients, or of all where the method needs them; those of processors for
     the whole trial, but for what it does once; and the number of clients.
     """
-    if some < len(ids) and has_server(algorithm):
+    if some < len(ids) and (has_server(algorithm) or len(ids) > MANY):
         try:
             return _best(_times(trial, algorithm, ids[:some])), some
         except (BlockError, torch.OutOfMemoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -229,9 +230,9 @@ def refuse_captured_tensors(step: Callable[..., Any]) -> None:
 
 def _captured(step: Any) -> Iterator[str]:
     """Names of tensors in the closure or defaults of a function, or of functions that it captures."""
-    code = getattr(step, "__code__", None)
-    if code is None:
+    if not isinstance(step, FunctionType | MethodType):
         return
+    code = step.__code__
     held = [(name, cell.cell_contents) for name, cell in zip(code.co_freevars, step.__closure__ or (), strict=True)]
     held += [(f"default of {step.__name__}", value) for value in step.__defaults__ or ()]
     for name, value in held:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,15 @@ NAMES = ("down", "up", "paper_bits", "gradient_evaluations")
 """Costs of a node, in the order of the rows of a ledger."""
 SPARSE = 10_000
 """Nodes up to which a state holds the costs of all."""
+
+
+class Charged(NamedTuple):
+    """The edges that were charged last: their codes, nodes, the codes of all links, and the places among them."""
+
+    codes: np.ndarray
+    nodes: np.ndarray
+    links: np.ndarray
+    places: np.ndarray
 
 
 class Ledger:
@@ -25,6 +36,7 @@ class Ledger:
         self.down, self.up, self.paper_bits, self.gradient_evaluations = self._costs
         self.links = np.zeros(0, np.int64)                 # sorted codes n * to + by
         self.link_bytes = np.zeros(0, np.int64)
+        self._last: Charged | None = None                  # as edges are often those of the round before
         self._settled = np.zeros(len(NAMES), np.int64)     # totals at the last `settle`
         self._touched: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]] = []
 
@@ -35,14 +47,19 @@ class Ledger:
 
     def charge_edges(self, to: np.ndarray, by: np.ndarray, size: int | np.ndarray) -> None:
         """Charge messages of ``size`` bytes over the directed edges from ``by[k]`` to ``to[k]``."""
-        self.touch(np.union1d(to, by), links=True)
+        codes = len(self.down) * to.astype(np.int64) + by
+        same = self._last is not None and self._last.links is self.links and np.array_equal(self._last.codes, codes)
+        nodes = self._last.nodes if same and self._last is not None else np.union1d(to, by)
+        self.touch(nodes, links=True)
         np.add.at(self.down, to, size)
         np.add.at(self.up, by, size)
-        links, which = np.unique(len(self.down) * to.astype(np.int64) + by, return_inverse=True)
-        new = links[~np.isin(links, self.links)]
-        at = np.searchsorted(self.links, new)
-        self.links, self.link_bytes = np.insert(self.links, at, new), np.insert(self.link_bytes, at, 0)
-        np.add.at(self.link_bytes, np.searchsorted(self.links, links)[which], size)
+        if not same:
+            new = np.setdiff1d(codes, self.links)
+            at = np.searchsorted(self.links, new)
+            self.links, self.link_bytes = np.insert(self.links, at, new), np.insert(self.link_bytes, at, 0)
+            self._last = Charged(codes, nodes, self.links, np.searchsorted(self.links, codes))
+        assert self._last is not None
+        np.add.at(self.link_bytes, self._last.places, size)
 
     def edges(self) -> np.ndarray:
         """Directed edges used so far as rows (sender, receiver, bytes), int64 ``[E, 3]``, sorted by the first two."""

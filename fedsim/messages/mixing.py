@@ -24,6 +24,8 @@ CHUNK_BYTES = 4 * 2**20
 """Bytes of the stack mixed at a time on a CPU."""
 
 
+MANY = 10_000
+"""Rows up to which the bits of distances do not depend on where rows are."""
 FEW = 5
 """Mean number of weights per row of W up to which refetching neighbours' rows costs less than copying columns."""
 
@@ -74,9 +76,13 @@ def spread(x: Tensor, order: Tensor | None = None) -> float:
 
 
 def squared_distances(x: Tensor, center: Tensor) -> Tensor:
-    """Squared distances of the rows of ``x [n, ...]`` to ``center``, ``[n]``; each is summed separately, so that
-    its bits do not depend on the other rows.
+    """Squared distances of the rows of ``x [n, ...]`` to ``center``, ``[n]``; of up to 10,000 rows each is summed
+    separately, so that its bits do not depend on the other rows.
     """
+    if len(x) > MANY:
+        step = max(1, CHUNK_BYTES // max(1, center.nbytes))
+        parts = (x[start : start + step] for start in range(0, len(x), step))
+        return torch.cat([(rows - center).square_().flatten(1).sum(1) for rows in parts])
     return torch.stack([(row - center).square().sum() for row in x])
 
 

@@ -40,7 +40,7 @@ from topologies import (
     uniform_directed,
 )
 from topologies.graphs import GraphBuilder
-from topologies.spectrum import DENSE_SINGULAR_NODES, contraction_bound
+from topologies.spectrum import DENSE_SINGULAR_NODES, contraction_bound, translated
 
 COLUMNS: list[tuple[GraphBuilder, Weighting]] = [
     (Ring(), metropolis),
@@ -185,3 +185,25 @@ def test_the_bound_of_many_nodes() -> None:
     torus = contraction_bound(metropolis(Torus().build(2500, 0)))
     assert torus == pytest.approx(1 - 0.4 * (1 - np.cos(2 * np.pi / 50)), abs=1e-9)
     assert contraction_bound(metropolis(Ring().build(10_000, 0))) is None
+
+
+@pytest.mark.parametrize("graph", [Ring(), Torus(), Exponential(), Complete()])
+@pytest.mark.parametrize("n", [12, 16, 25])
+def test_the_closed_form_of_graphs_that_look_the_same_from_every_node(graph: Any, n: int) -> None:
+    """All eigenvalues of the dense W, and so the bound that beyond 10,000 nodes is found in no other way."""
+    w = metropolis(graph.build(n, 0)) if not isinstance(graph, Exponential) else Static(graph).matrix(1, 0, n)
+    found = translated(w)
+    assert found is not None
+    np.testing.assert_allclose(np.sort(abs(found), axis=None), np.sort(abs(np.linalg.eigvals(w.toarray()))), atol=1e-12)
+
+
+def test_other_graphs_have_no_closed_form() -> None:
+    assert translated(metropolis(Path().build(12, 0))) is None
+    assert translated(metropolis(ErdosRenyi(0.5).build(12, 0))) is None
+
+
+def test_the_bound_of_more_nodes_in_closed_form() -> None:
+    bound = contraction_bound(metropolis(Ring().build(10_001, 0)))
+    assert bound == pytest.approx(1 / 3 + 2 / 3 * np.cos(2 * np.pi / 10_001), abs=1e-14)
+    side = contraction_bound(metropolis(Torus().build(101 * 101, 0)))
+    assert side == pytest.approx(1 - 2 / 5 * (1 - np.cos(2 * np.pi / 101)), abs=1e-12)
