@@ -53,6 +53,7 @@ class CO2:
     outer_momentum: float = 0.2
     clip: float | None = None
     gap: Gap | None = None
+    fixed_workers = True
 
     def __post_init__(self) -> None:
         positive(self, "lr", "outer_lr", *(["clip"] if self.clip is not None else []))

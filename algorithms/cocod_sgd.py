@@ -30,6 +30,7 @@ class CoCoDSGD:
     """
 
     lr: float = 0.1
+    fixed_workers = True
 
     def __post_init__(self) -> None:
         positive(self, "lr")

@@ -40,6 +40,7 @@ class DiLoCo:
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
     nesterov: bool = True
+    fixed_workers = True
 
     def __post_init__(self) -> None:
         positive(self, "lr", "outer_lr")

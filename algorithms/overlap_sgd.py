@@ -38,6 +38,7 @@ class OverlapSGD:
     lr: float = 0.1
     alpha: float = 0.6
     momentum: float = 0.7
+    fixed_workers = True
 
     def __post_init__(self) -> None:
         positive(self, "lr")

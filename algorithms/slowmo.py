@@ -37,6 +37,7 @@ class SlowMo:
     lr: float = 0.1
     outer_lr: float = 1.0
     outer_momentum: float = 0.5
+    fixed_workers = True
 
     def __post_init__(self) -> None:
         positive(self, "lr", "outer_lr")

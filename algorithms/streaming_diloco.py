@@ -50,6 +50,7 @@ class StreamingDiLoCo:
     fragments: int = 2
     overlap: float = 0.2
     alpha: float = 0.5
+    fixed_workers = True
 
     def __post_init__(self) -> None:
         positive(self, "lr", "outer_lr")

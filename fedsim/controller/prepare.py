@@ -144,11 +144,23 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     test, unheld = dataset.test.to(device, dtype), _unheld(dataset, partition)
     measures = _measures(experiment, dataset)
     devices = None if experiment.clock is None else experiment.clock.devices(partition.n, seed)
+    remarks = [*remarks, *_partial(experiment, federation.cohort_size or 0, partition.n)]
     triggered = byzantine.triggered(experiment.attack, test)
     return Prepared(
         federation, test, own, kind, partition, dataset, problem, unheld, devices, attackers, triggered, remarks,
         measures, others[0] if others else None,
     )  # fmt: skip
+
+
+def _partial(experiment: Experiment, cohort: float, n: int) -> list[str]:
+    """A remark on a method of fixed workers, of which only some take part in a round."""
+    if not getattr(experiment.algorithm, "fixed_workers", False) or cohort >= n:
+        return []
+    name = type(experiment.algorithm).__name__
+    return [
+        f"{name} is a method of fixed workers, and {cohort:g} of {n} take part in a round: it steps with the mean of"
+        " each cohort, which its paper does not study; with all of them: --sampling.fraction 1"
+    ]
 
 
 def _measures(experiment: Experiment, dataset: Dataset) -> tuple[Metric, ...]:

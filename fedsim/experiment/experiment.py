@@ -286,7 +286,9 @@ class Experiment:
             )
         if self.clock is None:
             raise ConfigError("asynchronous clients need a clock, such as --clock Clock, to say when they arrive")
-        given = [k for k in ("uplink", "downlink", "aggregate", "attack") if getattr(self, k) is not None]
+        given = [k for k in ("downlink", "aggregate", "attack") if getattr(self, k) is not None]
+        if self.uplink is not None and not (has_server(self.algorithm) and getattr(self.uplink, "individual", False)):
+            given.insert(0, f"uplink {short_name(self.uplink)}")   # the server, or neighbours, follow a node's memory
         given += ["local.optimizer.state keep"] * keeps(self.local.optimizer)
         if given:
             verb = "needs" if len(given) == 1 else "need"

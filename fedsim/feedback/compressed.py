@@ -19,7 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.feedback.linked import Draw, Linked, Links, each_vector
 from fedsim.feedback.mechanisms import DOWNLINKS, UPLINKS, Downlink, Gossip, Memory, Uplink, short_name
 from fedsim.tree import leaves
-from fedsim.types import Kept, Local
+from fedsim.types import Kept, Local, Sent
 from fedsim.values import Vector
 
 
@@ -81,6 +81,24 @@ class Compressed:
         """See ``Algorithm``."""
         links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
         inner = self.algorithm.round(s.inner, Linked(clients, links))
+        return CompressedState(inner, links.nodes, links.server, links.public)
+
+    @property
+    def buffer(self) -> int:
+        """Messages in a server step of an asynchronous method."""
+        return self.algorithm.buffer  # type: ignore[attr-defined,no-any-return]
+
+    def dispatch(self, s: CompressedState, clients: Clients) -> tuple[Sent[Any], CompressedState]:
+        """Of an asynchronous method, whose uplink decodes each message: compress those of clients that begin."""
+        links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
+        sent, inner = self.algorithm.dispatch(s.inner, Linked(clients, links))  # type: ignore[attr-defined]
+        return sent, CompressedState(inner, links.nodes, links.server, links.public)
+
+    def arrive(self, s: CompressedState, sent: Sent[Any], clients: Clients) -> CompressedState:
+        """A server step of an asynchronous method."""
+        links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
+        links.names[sent] = "dispatch"                     # the server remembers nothing of these messages
+        inner = self.algorithm.arrive(s.inner, sent, Linked(clients, links))  # type: ignore[attr-defined]
         return CompressedState(inner, links.nodes, links.server, links.public)
 
     def finish(self, s: CompressedState, clients: Clients) -> CompressedState:

@@ -214,7 +214,14 @@ class Linked(Clients):
 
     def __init__(self, clients: Clients, links: Links) -> None:
         super().__init__(clients._federation, clients._meter, clients.ids, clients.round)
-        self._links = links
+        self._links, self._bare, self.tasks = links, clients, clients.tasks
+
+    @property
+    def stale(self) -> np.ndarray:
+        return self._bare.stale
+
+    def _factors(self, factors: np.ndarray, sent: Sent[Any]) -> np.ndarray:
+        return self._bare._factors(factors, sent)
 
     @property
     def population(self) -> Clients:
@@ -274,7 +281,7 @@ class Linked(Clients):
     def mean(self, sent: Sent[Any], factors: np.ndarray | None = None, *, behind: float = 0.0) -> Any:
         links = self._links
         by, name = cast("Uplink | None", links.settings.uplink), links.names[sent]
-        if by is None:
+        if by is None or (by.individual and factors is not None):
             return super().mean(sent, factors, behind=behind)
         if factors is not None:
             raise ConfigError(

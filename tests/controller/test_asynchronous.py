@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from algorithms import FedAsync, FedAvg, FedBuff
 from algorithms.parts import staleness_weight
 from fedsim import (
+    EF21P,
     AdamW,
     Clients,
     Clock,
     EF14Uplink,
+    EF21Uplink,
     Evaluation,
     Execution,
     Experiment,
@@ -45,6 +47,7 @@ from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
+from fedsim.feedback.compressed import Compressed
 from fedsim.problems import zeta_least_squares
 from fedsim.record.metrics import read_metrics
 from fedsim.values import Vector
@@ -52,7 +55,12 @@ from tests.algorithms.quadratics import X0, F, everybody, federation, half_squar
 from tests.backends.ray.shared import workers
 
 WORK = LocalWork(batch_size=8, epochs=2)                   # unequal numbers of steps
+SPARSE = Compressed(FedBuff(0.1, buffer=3), EF14Uplink(TopK(0.3)))
 BACKENDS = pytest.mark.parametrize("backend", [Loop(), Blocks(3)], ids=["loop", "blocks"])
+
+
+def named(method: Any) -> str:
+    return type(method).__name__
 
 
 def driver(method: Any, fed: Federation, seconds: Any, concurrency: int, **more: Any) -> Driver:
@@ -100,6 +108,20 @@ def test_weights_of_staleness() -> None:
     np.testing.assert_allclose(polynomial, [1, 0.70710678, 0.4472136, 0.30151134], atol=1e-8)
     np.testing.assert_allclose(staleness_weight("hinge", tau, 10, 4), [1, 1, 1, 0.01639344], atol=1e-8)
     assert staleness_weight("constant", tau, 1, 1).tolist() == [1.0] * 4
+
+
+@BACKENDS
+def test_compressed_messages_of_equally_fast_clients_are_those_of_fedavg(backend: Any) -> None:
+    """With error feedback: each client has one task at a time, and its memory waits for the next."""
+    fed, link = federation(F, LocalWork(batch_size=4, epochs=1), backend), EF14Uplink(TopK(0.3))
+    plain, meter = Compressed(FedAvg(lr=0.05), link), Meter(fed)
+    buffered = Compressed(FedBuff(lr=0.05, buffer=F.n), link)
+    of = driver(buffered, fed, 0.0, F.n)
+    state = plain.init(torch.from_numpy(X0), cohort(fed, 0, meter=meter))
+    for t, other in enumerate(play(buffered, of, 5), 1):
+        state = plain.round(state, cohort(fed, t, meter=meter))
+        assert torch.equal(state.x, other.x)
+    assert of.meter.ledger.totals() == meter.ledger.totals()
 
 
 @BACKENDS
@@ -178,7 +200,7 @@ def test_memories_are_written_when_a_client_begins() -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize("method", [FedBuff(0.1, buffer=3), FedAsync(0.1), Counting()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", [FedBuff(0.1, buffer=3), FedAsync(0.1), Counting(), SPARSE], ids=named)
 def test_a_run_goes_on_from_any_version(method: Any, backend: Any) -> None:
     fed = federation(F, WORK, backend)
     seconds = np.linspace(0.1, 1, F.n)
@@ -254,7 +276,8 @@ def test_clients_in_actors(tmp_path: Path) -> None:
     [
         ({"clock": None}, "asynchronous clients need a clock"),
         ({"algorithm": FedAvg()}, "FedAvg has no asynchronous form"),
-        ({"uplink": EF14Uplink(TopK(0.5))}, "uplink needs synchronous rounds"),
+        ({"uplink": EF21Uplink(TopK(0.5))}, "uplink EF21 needs synchronous rounds"),
+        ({"uplink": EF14Uplink(TopK(0.5)), "downlink": EF21P(TopK(0.5))}, "downlink needs synchronous rounds"),
         ({"local": LocalWork(optimizer=AdamW(state="keep"))}, r"local\.optimizer\.state keep needs synchronous rounds"),
         ({"concurrency": 0}, "concurrency is 0; expected a whole number, 1 or more"),
         ({"concurrency": 1}, "buffer is 2, and 1 clients"),

@@ -18,6 +18,7 @@ from fedsim import (
     Evaluation,
     Execution,
     Experiment,
+    FixedSize,
     LocalWork,
     LogNormal,
     OnOff,
@@ -29,6 +30,7 @@ from fedsim import (
     run,
 )
 from fedsim.cli import main
+from fedsim.controller.prepare import prepare
 from fedsim.controller.rounds import SeedRun
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
@@ -186,3 +188,11 @@ def written(clock: Clock) -> Any:
 def test_a_clock_is_an_object() -> None:
     with pytest.raises(ConfigError, match=r"clock is 3; expected e.g. Clock"):
         replace(SMALL, clock=3)  # type: ignore[arg-type]
+
+
+def test_methods_of_fixed_workers_remark_on_partial_cohorts() -> None:
+    few = replace(SMALL, algorithm=CO2(lr=0.02), sampling=FixedSize(size=2))
+    (remark,) = prepare(few, 0).remarks
+    assert remark.startswith("CO2 is a method of fixed workers, and 2 of 5 take part")
+    assert not prepare(replace(few, sampling=FixedSize(1.0)), 0).remarks
+    assert not prepare(replace(few, algorithm=FedAvg()), 0).remarks
