@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from fedsim.cli.allow import OWN, REFUSAL, taken, typed
 from fedsim.cli.streams import OutputError, streams
 from fedsim.errors import ConfigError, FedsimError, suggest
 from fedsim.record.version import __version__
@@ -82,5 +83,10 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"no command {name!r}; {suggest(name, COMMANDS)}")
     module, function, _ = COMMANDS[name]
-    code: int = getattr(import_module(module), function)(rest)
+    rest, allowed = taken(rest)
+    command = getattr(import_module(module), function)
+    from fedsim.experiment.config.names import Imports, only_from  # slow: torch, which most commands have imported
+
+    with only_from(Imports([*OWN, *allowed], typed(rest), REFUSAL)):
+        code: int = command(rest)
     return code

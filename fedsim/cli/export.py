@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsim.cli.allow import HELP
 from fedsim.cli.output import Arguments, writing
 from fedsim.errors import ConfigError, suggest
 from fedsim.record.checkpoint import CheckpointWarning
@@ -33,6 +34,7 @@ def export(argv: Sequence[str]) -> int:
         " name, or into the folder DIR of all runs of trackio",
     )
     parser.add_argument("--follow", action="store_true", help="with --to: write on while the run is under way")
+    parser.add_argument("--allow", metavar="MODULE", help=HELP)
     parser.add_argument("--seed", type=int, help="with --output: seed of the run (default: the first)")
     parser.add_argument("--node", type=int, help="with --output, no server: this node's model (default: the average)")
     arguments = parser.parse_args(argv)

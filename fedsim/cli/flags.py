@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsim.cli.allow import HELP
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import load_config, override
 from fedsim.experiment.config.names import catalogue, parameters
@@ -183,6 +184,7 @@ def print_help(command: Command, settings: Mapping[str, Any]) -> None:
     switches = {"help": "show this help and exit", **command.switches}
     own = {"FILE.yaml": "file of settings, which flags override", **own}
     own |= {f"--{key}".replace("_", "-"): about for key, about in switches.items()}
+    own["--allow MODULE"] = HELP
     own["--data-dir DATA_DIR"] = "short for --data.data_dir"
     columns = shutil.get_terminal_size().columns - 2       # as wide as argparse writes the rest
     print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{textwrap.fill(command.about, columns)}")

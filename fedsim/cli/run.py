@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedsim import api
 from fedsim.cli import flags
+from fedsim.cli.allow import HELP
 from fedsim.cli.output import Arguments, console
 from fedsim.cli.sweep import JOBS, Ending, finish
 from fedsim.errors import ConfigError
@@ -69,6 +70,7 @@ def resume(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, metavar="N", help=more)
     edited = "continue although config.yaml or metrics.jsonl were edited since; manifest.json says so"
     parser.add_argument("--accept-changes", action="store_true", help=edited)
+    parser.add_argument("--allow", metavar="MODULE", help=HELP)
     parser.add_argument("--quiet", action="store_true", help=RUN.switches["quiet"])
     parser.add_argument("--json", action="store_true", help=RUN.switches["json"])
     parser.add_argument("--jobs", type=int, metavar="JOBS", help=f"for a sweep: {JOBS}")

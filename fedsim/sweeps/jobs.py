@@ -18,6 +18,7 @@ from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.engine.machine import cores, torch_threads
 from fedsim.errors import ConfigError, FedsimError, RunError
 from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.config.names import Imports, only_from, restricted
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.version import check_version
 from fedsim.sweeps.grid import Point, Sweep, start
@@ -34,11 +35,13 @@ class PointTask(NamedTuple):
         path: its run directory.
         config: the resolved experiment.
         threads: PyTorch threads, unless the experiment sets them.
+        imports: what its settings may import; None for anything.
     """
 
     path: Path
     config: dict[str, Any]
     threads: int
+    imports: Imports | None = None
 
 
 def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -> dict[str, str]:
@@ -153,14 +156,15 @@ def _asks_for_ray(point: Point) -> bool:
 def _one_by_one(sweep: Sweep, todo: list[Point], threads: int, bar: SweepProgress) -> Results:
     for point in todo:
         bar.begins(point)
-        yield point, run_task(PointTask(sweep.directory(point), point.config, threads), progress=bar.shown)
+        task = PointTask(sweep.directory(point), point.config, threads, restricted())
+        yield point, run_task(task, progress=bar.shown)
 
 
 def _pool(sweep: Sweep, todo: list[Point], jobs: int, threads: int, bar: SweepProgress) -> Results:
     from fedsim.backends.ray.tasks import map_unordered  # the only code here that needs Ray
 
     points = {sweep.directory(point): point for point in todo}
-    tasks = [PointTask(path.resolve(), point.config, threads) for path, point in points.items()]
+    tasks = [PointTask(path.resolve(), point.config, threads, restricted()) for path, point in points.items()]
     by_path = {path.resolve(): point for path, point in points.items()}
     gpus = _gpus(todo, jobs)
     results = map_unordered(run_task, tasks, jobs=jobs, cpus=threads, gpus=gpus, tick=bar.update)
@@ -180,7 +184,7 @@ def _gpus(todo: list[Point], jobs: int) -> float:
 def run_task(task: PointTask, progress: bool = False) -> str | None:
     """Run or resume a point; return its error, or None."""
     try:
-        with torch_threads(task.threads):
+        with torch_threads(task.threads), only_from(task.imports):
             if task.path.is_dir():
                 api.resume(task.path, progress=progress)
             else:

@@ -1,7 +1,8 @@
 """Example of a user-defined model and of data that stays at each node: three hospitals with measurements as CSV files.
 
     python -m experiments.flower.own_data.hospitals data        # writes data/server and data/nodes/hospital-0, -1, -2
-    fedsim deploy experiments/flower/own_data/hospitals.yaml --nodes 3 --own-data data/nodes --data.path data/server
+    fedsim deploy experiments/flower/own_data/hospitals.yaml --allow experiments.flower.own_data --nodes 3 \
+        --own-data data/nodes --data.path data/server
 
 Data: measurements of 569 tumours (Wolberg, Street and Mangasarian, UCI).
 """

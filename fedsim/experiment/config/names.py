@@ -109,17 +109,39 @@ SCALARS = (int, float, str, bool, Path, types.NoneType)
 CONTAINERS = (Union, types.UnionType, list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping)
 
 
-_allowed: ContextVar[Sequence[str] | None] = ContextVar("allowed modules", default=None)
+class Imports(NamedTuple):
+    """What settings from elsewhere may import.
+
+    Attributes:
+        modules: with all that is below them.
+        names: classes and functions.
+        refusal: what to tell of any other; ``{module}`` is where it is.
+    """
+
+    modules: Sequence[str]
+    names: Sequence[str] = ()
+    refusal: str = (
+        "which this node does not import for others; its operator can allow it with --node-config '..."
+        ' allow="{module}"\''
+    )
+
+
+_allowed: ContextVar[Imports | None] = ContextVar("allowed imports", default=None)
 
 
 @contextlib.contextmanager
-def only_from(modules: Sequence[str]) -> Iterator[None]:
-    """Restrict imports by dotted name to these modules, for settings from an untrusted sender."""
-    token = _allowed.set(modules)
+def only_from(imports: Imports | None) -> Iterator[None]:
+    """Restrict imports by dotted name, for settings from an untrusted sender; None restricts nothing."""
+    token = _allowed.set(imports)
     try:
         yield
     finally:
         _allowed.reset(token)
+
+
+def restricted() -> Imports | None:
+    """What may be imported now, to hand on to another process."""
+    return _allowed.get()
 
 
 @dataclass(frozen=True)
@@ -240,11 +262,8 @@ def imported(name: str, place: str) -> Any:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{place} is {name!r}; expected a dotted name such as my.module.Class")
     allowed = _allowed.get()
-    if allowed is not None and not any(f"{module_name}.".startswith(f"{module}.") for module in allowed):
-        raise ConfigError(
-            f"{place} is {name!r}, which this node does not import for others; its operator can allow it with"
-            f" --node-config '... allow=\"{module_name}\"'"
-        )
+    if allowed is not None and name not in allowed.names and not _within(module_name, allowed.modules):
+        raise ConfigError(f"{place} is {name!r}, {allowed.refusal.format(module=module_name)}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -261,6 +280,10 @@ def imported(name: str, place: str) -> Any:
             f"{place} is {name!r}, but {module_name} has no such class or function; {suggest(attribute, names)}"
         )
     return found
+
+
+def _within(module: str, allowed: Sequence[str]) -> bool:
+    return any(f"{module}.".startswith(f"{root}.") for root in allowed)
 
 
 def name_of(target: Any) -> str | None:

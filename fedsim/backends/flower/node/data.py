@@ -25,7 +25,7 @@ from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
-from fedsim.experiment.config.names import only_from
+from fedsim.experiment.config.names import Imports, only_from
 from fedsim.experiment.config.paths import paths
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.tree import Samples, count
@@ -72,7 +72,7 @@ def side_of(text: str, seed: int, settings: NodeSettings) -> NodeSide:
     _, common = of_text(text)
     if not settings.client < common.n:
         raise RefusedError(f"this node is client {settings.client}, but there are clients 0 to {common.n - 1}")
-    with only_from(settings.allow):
+    with only_from(Imports(settings.allow)):
         found = _of_partition if settings.data is None else _of_own
         try:
             experiment, model, initial, rows, own = found(text, seed, settings)

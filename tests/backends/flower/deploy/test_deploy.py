@@ -72,7 +72,8 @@ def test_every_node_has_its_own_data(tmp_path: Path) -> None:
     rows = metrics(run(tmp_path, tmp_path / "data", config(tmp_path / "data", rounds=2)))
     expected = {(row["scope"], row["metric"], row["node"]): row["value"] for row in rows}
     reorder(tmp_path / "data/nodes/hospital-1/measurements.csv", lambda names: names[::-1])
-    words = ["experiments/flower/own_data/hospitals.yaml", "--nodes", "3", "--own-data", str(tmp_path / "data/nodes")]
+    words = ["experiments/flower/own_data/hospitals.yaml", "--allow", "experiments.flower.own_data", "--nodes", "3"]
+    words += ["--own-data", str(tmp_path / "data/nodes")]
     words += ["--data.path", str(tmp_path / "data/server"), "--rounds", "2", "--output", str(tmp_path / "deployed")]
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
     nowhere = {**os.environ, **dict.fromkeys(proxies, "http://127.0.0.1:9")}
