@@ -24,6 +24,8 @@ COMMANDS = {
     "tune": ("fedsim.cli.tune", "tune", "compare methods at their best: choose the settings of each, then run them"),
     "byzantine": ("fedsim.cli.byzantine", "byzantine", "run a grid of robust rules, attacks and numbers of attackers"),
     "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment in real processes, with Flower"),
+    "node": ("fedsim.cli.launch", "node", "run a node of a deployment, which runs one app alone"),
+    "superlink": ("fedsim.cli.launch", "superlink", "run the SuperLink of a deployment, closed to other machines"),
     "certificates": ("fedsim.cli.deploy", "certificates", "create certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "list algorithms, data sets, models and other components"),
     "schema": ("fedsim.cli.listing", "print_schema", "print the JSON Schema of an experiment's file, for editors"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -53,6 +55,20 @@ def write_app(folder: Path, config: Mapping[str, Any]) -> Path:
     lines = [f"{key} = {as_toml(value)}" for key, value in {**DEFAULTS, **config}.items()]
     (folder / "pyproject.toml").write_text(PROJECT.format(config="\n".join(lines)))
     return folder
+
+
+def built(folder: Path) -> bytes:
+    """The app in a folder, as ``flwr run`` sends it."""
+    from flwr.cli.build import build_fab_from_disk
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)          # of pathspec, which Flower uses
+        return build_fab_from_disk(folder)
+
+
+def app_hash(folder: Path) -> str:
+    """SHA-256 of the app in a folder, by which nodes know it."""
+    return hashlib.sha256(built(folder)).hexdigest()
 
 
 def as_toml(value: Any) -> str:

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from fedsim.backends.flower.deploy.app import as_toml
+from fedsim.backends.flower.deploy.app import app_hash, as_toml
 from fedsim.backends.flower.deploy.certificates import Credentials
 from fedsim.backends.flower.deploy.install import HERE, OFFLINE
 from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
@@ -46,7 +46,8 @@ def instructions(
             f"# The experiment reads {', '.join(map(str, files))} on every node, whose operator decides that:\n"
             "# without files in its command, the node refuses."
         )
-    parts += [_node(credentials, i, host, local, files, allow) for i in range(local.nodes)]
+    app = app_hash(file.parent / "app")
+    parts += [_node(credentials, i, host, local, files, allow, app) for i in range(local.nodes)]
     parts.append(_run(file, local, output))
     return "\n\n".join(parts)
 
@@ -63,9 +64,11 @@ def _server(credentials: Credentials | None, local: LocalDeployment) -> str:
     address = f'address = "127.0.0.1:{local.port}"'
     trust = f'root-certificates = "{credentials.ca.absolute()}"' if credentials else "insecure = true"
     config = f'[superlink.{CONNECTION}]\\n{address}\\n{trust}\\n'
-    start = ["flower-superlink", "--host", "0.0.0.0", "--port", str(local.port), *superlink_security(credentials)]
+    start = ["fedsim", "superlink", "--host", "0.0.0.0", "--port", str(local.port), *superlink_security(credentials)]
     lines = [
-        "# On the server, in its own terminal; anyone who can reach this port can start runs, so restrict it:",
+        "# On the server, in its own terminal. Other machines reach what nodes need and nothing else; every account",
+        "# on this one can start runs. A proxy on this machine must pass on /health and /v1/fleet/ alone, as what it",
+        "# forwards comes from here:",
         _line(start),
         "# and in another terminal:",
         f"export FLWR_HOME=$PWD/{FOLDER}/client && mkdir -p $FLWR_HOME && printf '{config}' > $FLWR_HOME/config.toml",
@@ -83,12 +86,14 @@ def _node(
     local: LocalDeployment,
     files: tuple[Path, ...],
     allow: tuple[str, ...],
+    app: str,
 ) -> str:
     own = Path("/path/to/own/data") if local.own_data else None
     settings = NodeSettings(i, Path("/var/lib/fedsim"), own, files=files, allow=allow)
     here = None if credentials is None else Credentials(Path(), local.nodes)
-    words = ["flower-supernode", "--superlink", f"{host}:{local.port}", *supernode_security(here, i)]
-    return f"# On node {i}:\n{_line([*words, '--node-config', settings.text()])}"
+    words = ["fedsim", "node", "--app", app, "--superlink", f"{host}:{local.port}", *supernode_security(here, i)]
+    line = _line([*words, "--node-config", settings.text()])
+    return f"# On node {i}, which runs the app with this SHA-256 and no other:\n{line}"
 
 
 def _run(file: Path, local: LocalDeployment, output: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fedsim.backends.flower.deploy import ports
-from fedsim.backends.flower.deploy.app import write_app
+from fedsim.backends.flower.deploy.app import app_hash, write_app
 from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.backends.flower.deploy.watch import Tail, watch
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
@@ -68,13 +68,12 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
     output = output.absolute()
     check(experiment, local)
     nodes = node_settings(experiment, output, local)
-    federation = LocalFederation(federation_folder(output), nodes, local.port, local.insecure)
+    folder, _ = federation_folder(output), ports.check(local.port)   # before anything is written
+    file, events = write_experiment(folder, experiment), Tail(folder / "server.log")
+    config = {"experiment": str(file), "output": str(output), "own-data": local.nodes if local.own_data else 0}
+    app = write_app(folder / "app", {**config, "log": str(events.path), **asdict(local.policy)})
+    federation = LocalFederation(folder, nodes, local.port, local.insecure, app_hash(app))
     with terminate_as_interrupt(), federation:
-        file = write_experiment(federation.folder, experiment)
-        config = {"experiment": str(file), "output": str(output), "own-data": local.nodes if local.own_data else 0}
-        events = Tail(federation.folder / "server.log")
-        config["log"] = str(events.path)
-        app = write_app(federation.folder / "app", {**config, **asdict(local.policy)})
         remember(output, local)
         started = federation.flwr("run", str(app))
         try:

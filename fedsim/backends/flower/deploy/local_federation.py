@@ -12,6 +12,7 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ START_SECONDS = 120.0
 COMMAND_SECONDS = 120.0
 CONNECTION = "fedsim"
 """Name of the SuperLink in Flower's commands."""
+FEDSIM = (sys.executable, "-m", "fedsim")
 _THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 """One thread per process by default, as all nodes share this machine."""
 
@@ -47,12 +49,14 @@ class LocalFederation:
         nodes: settings of each SuperNode.
         port: of the SuperLink; 0 for any free port.
         insecure: True to disable TLS and node authentication.
+        app: SHA-256 of the one app that nodes run; None for any.
     """
 
     folder: Path
     nodes: Sequence[NodeSettings]
     port: int = 8000
     insecure: bool = False
+    app: str | None = None
     credentials: Credentials | None = field(init=False, default=None)
     superlink: Process = field(init=False)
     supernodes: list[Process] = field(init=False, default_factory=list)
@@ -126,14 +130,15 @@ class LocalFederation:
 
     def _superlink(self) -> Process:
         home = self.folder / "superlink"
-        words = [command("flower-superlink"), "--host", HOST, "--port", str(self.port)]
+        words = [*FEDSIM, "superlink", "--host", HOST, "--port", str(self.port)]
         words += superlink_security(self.credentials)
         return Process("the SuperLink", words, environment(home, **_THREADS), home / "superlink.log")
 
     def supernode(self, node: NodeSettings, own_port: int) -> Process:
         """Create a SuperNode process, not started; ``own_port`` serves its subprocesses."""
         home = self.folder / f"node-{node.client}"
-        words = [command("flower-supernode"), "--superlink", f"{HOST}:{self.port}", "--host", HOST]
+        program = [command("flower-supernode")] if self.app is None else [*FEDSIM, "node", "--app", self.app]
+        words = [*program, "--superlink", f"{HOST}:{self.port}", "--host", HOST]
         words += ["--port", str(own_port), *supernode_security(self.credentials, node.client)]
         words += ["--node-config", node.text()]
         name = f"SuperNode {node.client}"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fedsim.backends.flower.deploy import install
-from fedsim.backends.flower.deploy.app import DEFAULTS, write_app
+from fedsim.backends.flower.deploy.app import DEFAULTS, app_hash, write_app
 from fedsim.backends.flower.deploy.local_deployment import (
     NOTE,
     LocalDeployment,
@@ -113,14 +113,16 @@ def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_p
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line and not line.startswith("#")]
     assert lines[1][:4] == ["fedsim", "certificates", "--output", "federation/certificates"]
     assert "a.example.org,localhost,127.0.0.1" in lines[1]
-    (superlink,) = [line for line in lines if line[0] == "flower-superlink"]
+    (superlink,) = [line for line in lines if line[:2] == ["fedsim", "superlink"]]
     assert "--enable-supernode-auth" in superlink and "--insecure" not in superlink
-    nodes = [line for line in lines if line[0] == "flower-supernode"]
+    nodes = [line for line in lines if line[:2] == ["fedsim", "node"]]
+    assert {line[2] for line in nodes} == {"--app"}
     assert [line[line.index("--superlink") + 1] for line in nodes] == ["a.example.org:9000"] * 3
     keys = [line[line.index("--auth-supernode-private-key") + 1] for line in nodes]
     assert keys == [f"node-{i}.key" for i in range(3)]
     assert [line[-1].split()[0] for line in nodes] == [f"partition-id={i}" for i in range(3)]
     (run,) = [line for line in lines if line[:2] == ["flwr", "run"]]
+    assert {line[3] for line in nodes} == {app_hash(Path(run[2]))}, "which is the app that is run"
     app, config = Path(run[2]), tomllib.loads(run[run.index("-c") + 1].replace(" ", "\n"))
     assert config["minimum"] == 0.7 and set(config) <= set(DEFAULTS)
     assert tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"] == DEFAULTS
@@ -142,7 +144,7 @@ def test_nodes_are_told_which_modules_to_allow(capsys: pytest.CaptureFixture[str
     command += ["--model", "experiments.flower.own_data.hospitals.Net", "--data", "npz", "--data.path", "my.npz"]
     assert main(command) == 0
     text = capsys.readouterr().out
-    nodes = [line for line in text.splitlines() if line.startswith("flower-supernode")]
+    nodes = [line for line in text.splitlines() if line.startswith("fedsim node ")]
     settings = [NodeSettings.of(tomllib.loads(shlex.split(line)[-1].replace(" ", "\n"))) for line in nodes]
     assert [node.allow for node in settings] == [("experiments.flower.own_data.hospitals",)] * 3
     assert "is for its operator to decide" in text
