@@ -30,7 +30,7 @@ from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
 from fedsim.record.directory import open_run
 from fedsim.sweeps import jobs
-from fedsim.sweeps.grid import Point, open_sweep
+from fedsim.sweeps.grid import Point, Sweep, open_sweep
 from tests.processes import LINGER, marked, wait_until
 from tests.sweeps.test_grid import SMALL, metrics
 
@@ -177,9 +177,38 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
         (tmp_path / f"{round}-go").touch()
     assert "DivergenceError: Waiting.client in round 1" in open_sweep(folder).failures["lr=1e39"]
     assert 0 < measured(folder) < measured(tmp_path / "whole")
-    assert main(["resume", str(folder), "--jobs", "1", "--quiet"]) == 1
+    assert main(["resume", str(folder), "--jobs", "1", "--quiet", "--allow", "tests.backends.ray.dying"]) == 1
     assert "1 of 3 points failed" in capsys.readouterr().err
     assert metrics(folder) == metrics(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """What no part of fedsim handles, like SIGKILL."""
+
+
+@pytest.mark.slow
+def test_killed_after_any_number_of_points_it_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = {f"lr={lr:g}": replace(TINY, algorithm=FedAvg(lr)) for lr in (0.1, 0.3, 0.5)}
+    whole = fedsim.sweep(axes, output=tmp_path / "whole", jobs=1, progress=False)
+    note = Sweep.note
+    for finished in range(len(axes) + 1):
+        folder, noted = tmp_path / f"{finished}", iter(range(len(axes)))
+
+        def die(sweep: Sweep, *point: Any, noted: Any = noted, finished: int = finished) -> None:
+            if next(noted) == finished:
+                raise Killed                               # the point is done, and nobody has noted it
+            note(sweep, *point)
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(Sweep, "note", die)
+            fedsim.sweep(axes, output=folder, jobs=1, progress=False)
+        again = open_sweep(folder)
+        assert not fedsim.sweep(axes, output=folder, jobs=1, progress=False).failures
+        files = [f"{point.name}/seed-0/metrics.jsonl" for point in again.points]
+        assert [(folder / file).read_bytes() for file in files] == [(whole.path / file).read_bytes() for file in files]
+        assert again.threads(99) == whole.threads(99) != 99
 
 
 @pytest.mark.slow

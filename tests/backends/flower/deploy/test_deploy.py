@@ -41,8 +41,8 @@ def test_the_command_resumes_after_everything_was_killed(folder: Path) -> None:
             while first.poll() is None and not checkpoints(output):
                 assert time.monotonic() < end, "nothing happened"
                 time.sleep(0.2)
-            children(first.pid, "flower-supernode")[1].kill()
-            children(first.pid, "flower-superlink")[0].kill()
+            children(first.pid, "fedsim node")[1].kill()
+            children(first.pid, "fedsim superlink")[0].kill()
             _, said = first.communicate(timeout=300)
         finally:
             first.kill()                                   # and the system ends what it started
