@@ -66,7 +66,7 @@ def drill(name: str, path: Path, draw: random.Random, expected: bytes, seconds: 
         command = [*FEDSIM, "resume", str(path), "--quiet"] if there else words(name, path)
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
             try:
-                patience = draw.uniform(0.3, 1.0) * seconds if draw.random() < 0.7 or not kills else None
+                patience = draw.uniform(0.1, 0.9) * seconds if draw.random() < 0.7 or not kills else None
                 if process.wait(timeout=patience) != 0:
                     return False, kills
                 return metrics(path) == expected, kills

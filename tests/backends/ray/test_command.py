@@ -37,6 +37,7 @@ WORDS = [
     *("--rounds", "7", "--evaluation.every", "1", "--checkpoint_every", "3", "--block_size", "2", "--backend", "ray"),
 ]
 """The same, on the command line. A memory has 120 kB: what is smaller than 100, Ray keeps in the driver."""
+ALLOW = ["--allow", "tests.backends.ray.dying"]
 
 
 def fedsim(*words: str) -> list[str]:
@@ -74,7 +75,7 @@ def test_ctrl_c_and_kill_leave_nothing_behind_and_go_on(one_process: bytes, tmp_
     begin = fedsim("run", *WORDS, "--ray.actors", "2", "--algorithm.folder", str(tmp_path), "--output", str(run))
     for argv, round, stop, code in (
         (begin, 2, signal.SIGINT, 130),
-        (fedsim("resume", str(run)), 5, signal.SIGKILL, -signal.SIGKILL),
+        (fedsim("resume", str(run), *ALLOW), 5, signal.SIGKILL, -signal.SIGKILL),
     ):
         with started(argv, env=env, stdout=subprocess.DEVNULL) as process:
             wait_until((tmp_path / str(round)).exists)
@@ -91,7 +92,7 @@ def test_ctrl_c_and_kill_leave_nothing_behind_and_go_on(one_process: bytes, tmp_
             assert sorted(path.name for path in (run / "seed-0" / "checkpoints").iterdir()) == ["round-000001"]
     wait_until(lambda: not marked(tmp_path, besides=LINGER))
     assert b'"round": 4,' in measured(run) and b'"round": 5,' not in measured(run)
-    subprocess.run(fedsim("resume", str(run), "--quiet"), env=env, capture_output=True, check=True)
+    subprocess.run(fedsim("resume", str(run), "--quiet", *ALLOW), env=env, capture_output=True, check=True)
     assert measured(run) == one_process
     wait_until(lambda: not marked(tmp_path, besides=LINGER))
 
