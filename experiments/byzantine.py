@@ -10,7 +10,7 @@ Every rule has its own step size: the one with the best worst accuracy over the 
 withhold, on another seed; of (0.1, 0.3, 1) with 3 attackers and for each skew in (flag) and (mixing), of (0.1, 0.3) for
 each graph in (gossip).
 
-Run: python -m experiments.byzantine (a quarter of an hour of one core; --part flag, mixing or gossip for one of them;
+Run: python -m experiments.byzantine (an hour beside much other work; --part flag, mixing or gossip for one of them;
 --quick: digits and few rounds). Repeat the command to continue after an interruption. The folder holds a table and a
 picture of each part.
 Expected: the mean fails under noise and reversed messages; Flag Aggregator and the mean of unit vectors are close;
