@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from fedsim import seeds
-from fedsim.checks import in_range, non_negative, share
+from fedsim.checks import in_range, non_negative, share, whole
 from fedsim.clock.devices import LONGEST, Devices
 from fedsim.clock.distributions import Distribution, LogNormal
 from fedsim.clock.traces import read_speeds, read_windows
@@ -47,6 +47,11 @@ class Clock:
         server_down: bit/s that the server receives, shared by all who send at once; unlimited by default.
         server_up: bit/s that the server sends.
         availability: times at which clients are available, such as OnOff; always by default.
+        groups: number of groups, such as offices or regions, among which clients are dealt at random; a group has one
+            line to the others and to the server, a second level of links. 0 for none.
+        group_bandwidth: bit/s of a group's line in each direction, shared by all of its clients at once; unlimited by
+            default.
+        group_latency: seconds that it delays each message.
     """
 
     seconds: Values = field(default_factory=lambda: LogNormal(0.01, 0.8))
@@ -58,6 +63,9 @@ class Clock:
     server_down: float | None = None
     server_up: float | None = None
     availability: Availability | None = None
+    groups: int = 0
+    group_bandwidth: float | None = None
+    group_latency: float = 0.0
 
     def __post_init__(self) -> None:
         for name, above in (("seconds", False), ("bandwidth_down", True), ("bandwidth_up", True), ("latency", False)):
@@ -65,7 +73,11 @@ class Clock:
                 _check_values(f"Clock.{name}", getattr(self, name), above)
         share(self, "up_share")
         in_range(self, "jitter", 0, 100, closed=True)
-        for name in ("server_down", "server_up"):
+        whole("Clock.groups", self.groups, 0, "; 0 for none")
+        non_negative(self, "group_latency")
+        if not self.groups and (self.group_bandwidth is not None or self.group_latency):
+            raise ConfigError("Clock.group_bandwidth and group_latency are of groups, and there are none; set groups")
+        for name in ("server_down", "server_up", "group_bandwidth"):
             if getattr(self, name) is not None:
                 _check_values(f"Clock.{name}", getattr(self, name), True)
         if self.availability is not None and not callable(getattr(self.availability, "windows", None)):
@@ -84,7 +96,18 @@ class Clock:
             server_up=math.inf if self.server_up is None else self.server_up / 8,
             windows=None if self.availability is None else self.availability.windows(n, seed),
             seed=seed,
+            groups=self._groups(n, seed),
+            group_rate=math.inf if self.group_bandwidth is None else self.group_bandwidth / 8,
+            group_latency=float(self.group_latency),
         )  # fmt: skip
+
+    def _groups(self, n: int, seed: int) -> np.ndarray | None:
+        """The group of each client ``[n]``, of sizes that differ by one at most."""
+        if not self.groups:
+            return None
+        groups = np.empty(n, np.int64)
+        groups[np.argsort(seeds.bits(seed, "device group", 0, np.arange(n)))] = np.arange(n) % self.groups
+        return groups
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -57,6 +57,10 @@ class Devices:
         server_up: bytes per second that it sends.
         windows: availability; always by default.
         seed: seed of the jitter.
+        groups: ``[n]`` group of each client, whose line to the others and to the server its clients share; None for
+            none.
+        group_rate: bytes per second of a group's line, in each direction.
+        group_latency: seconds that it delays each message.
 
     Raises:
         ConfigError: a client's value is out of range.
@@ -71,6 +75,9 @@ class Devices:
     server_up: float = np.inf
     windows: Windows | None = None
     seed: int = 0
+    groups: np.ndarray | None = None
+    group_rate: float = np.inf
+    group_latency: float = 0.0
 
     def __post_init__(self) -> None:
         for name, above in (("seconds", False), ("down", True), ("up", True), ("latency", False)):
@@ -82,7 +89,7 @@ class Devices:
                 expected = "above 0, a byte in 285 years at least" if above else "0 or more, at most 9e9 (285 years)"
                 given = values[bad[0]] * (8 if above else 1)
                 raise ConfigError(f"clock: client {bad[0]} has {what} {given:g}; expected {expected}")
-        for name in ("server_down", "server_up"):
+        for name in ("server_down", "server_up", "group_rate"):
             if not (rate := getattr(self, name)) >= 1 / LONGEST:
                 raise ConfigError(f"clock.{name} is {rate * 8:g} bit/s; expected a byte in 285 years at least")
 
@@ -103,11 +110,22 @@ class Devices:
     def download(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which messages of ``size [c]`` bytes arrive that the server sends at once; 0 for none."""
         seconds = self.latency[ids] + np.maximum(size / self.down[ids], size.sum() / self.server_up)
+        if self.groups is not None:
+            seconds = np.maximum(seconds, self.latency[ids] + self._of_group(ids, size)) + self.group_latency
         return np.where(size > 0, seconds, 0.0)
 
     def upload(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which messages of ``size [c]`` bytes reach the server that are sent at once."""
         seconds: np.ndarray = self.latency[ids] + np.maximum(size / self.up[ids], size.sum() / self.server_down)
+        if self.groups is not None:
+            seconds = np.maximum(seconds, self.latency[ids] + self._of_group(ids, size)) + self.group_latency
+        return seconds
+
+    def _of_group(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Seconds ``[c]`` that the messages of ``size [c]`` bytes of each client's group take on its line together."""
+        assert self.groups is not None
+        own = self.groups[ids]
+        seconds: np.ndarray = np.bincount(own, size)[own] / self.group_rate
         return seconds
 
     def task(
@@ -117,24 +135,44 @@ class Devices:
         of their own tasks; each of ``concurrency`` clients under way has the same part of the server's line.
         """
         i, delay = work.ids, self.latency[work.ids]
-        download = delay + work.down * np.maximum(1 / self.down[i], concurrency / self.server_up)
+        group = np.zeros(len(i))                           # seconds for a byte on a group's line, as for the server's
+        if self.groups is not None:
+            delay = delay + self.group_latency
+            group = np.maximum(1, np.bincount(self.groups)[self.groups[i]] * concurrency / self.n) / self.group_rate
+        download = delay + work.down * np.maximum.reduce(
+            [1 / self.down[i], np.full(len(i), concurrency / self.server_up), group]
+        )
         begin = download = np.where(work.down > 0, download, 0.0)
         if self.windows is not None:                       # otherwise exactly the same seconds at any time
             begin = self.begin(i, now + begin) - now
-        upload = delay + up * np.maximum(1 / self.up[i], concurrency / self.server_down)
+        upload = delay + up * np.maximum.reduce(
+            [1 / self.up[i], np.full(len(i), concurrency / self.server_down), group]
+        )
         return TaskSeconds(download, begin, self.work(i, work.evaluations, tasks), upload)
 
     def link(self, to: np.ndarray, by: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[E]`` over each edge: a node's line is shared by all that it sends, and by all that it receives."""
         sent, received = (np.bincount(ends, size, self.n) for ends in (by, to))
         slower = np.maximum(sent[by] / self.up[by], received[to] / self.down[to])
-        seconds: np.ndarray = self.latency[by] + self.latency[to] + slower
+        delay = self.latency[by] + self.latency[to]
+        if self.groups is not None:
+            from_group, to_group = self.groups[by], self.groups[to]
+            away = from_group != to_group
+            for ends in (from_group, to_group):
+                line = np.bincount(ends, size * away)[ends] / self.group_rate
+                slower = np.maximum(slower, np.where(away, line, 0.0))
+            delay = delay + 2 * self.group_latency * away
+        seconds: np.ndarray = delay + slower
         return seconds
 
     def pair(self, i: np.ndarray, j: np.ndarray, size: int) -> np.ndarray:
         """Seconds ``[c]`` in which nodes ``i [c]`` and ``j [c]`` exchange messages of ``size`` bytes."""
-        slowest = np.minimum.reduce([self.up[i], self.down[j], self.up[j], self.down[i]])
-        seconds: np.ndarray = self.latency[i] + self.latency[j] + size / slowest
+        slowest, delay = np.minimum.reduce([self.up[i], self.down[j], self.up[j], self.down[i]]), 0.0
+        if self.groups is not None:
+            away = self.groups[i] != self.groups[j]
+            slowest = np.where(away, np.minimum(slowest, self.group_rate), slowest)
+            delay = 2 * self.group_latency * away
+        seconds: np.ndarray = self.latency[i] + self.latency[j] + delay + size / slowest
         return seconds
 
     def begin(self, ids: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -155,6 +193,8 @@ class Devices:
         """The devices as an npz file."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays["rest"] = np.array([self.jitter, self.server_down, self.server_up, self.seed])
+        if self.groups is not None:
+            arrays["groups"], arrays["group_line"] = self.groups, np.array([self.group_rate, self.group_latency])
         if self.windows is not None:
             arrays["windows"] = np.concatenate(self.windows.windows)
             arrays["counts"] = np.array([len(own) for own in self.windows.windows])
@@ -191,7 +231,10 @@ def read_devices(path: Path) -> Devices:
         if "windows" in arrays:
             parts = np.split(arrays["windows"], np.cumsum(arrays["counts"])[:-1])
             windows = Windows(parts, arrays["periods"])
-        own = {name: arrays[name] for name in ARRAYS}
+        own: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
+        if "groups" in arrays:
+            rate, latency = arrays["group_line"].tolist()
+            own |= {"groups": arrays["groups"], "group_rate": rate, "group_latency": latency}
         return Devices(
             **own, jitter=jitter, server_down=server_down, server_up=server_up, windows=windows, seed=int(seed)
         )

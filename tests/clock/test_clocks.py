@@ -95,12 +95,14 @@ def test_the_share_of_time_of_a_markov_chain() -> None:
 
 
 def test_devices_are_read_as_they_were_written(tmp_path: Path) -> None:
-    drawn = Clock(server_up=1e7, availability=OnOff()).devices(20, 1)
+    drawn = Clock(server_up=1e7, availability=OnOff(), groups=3, group_bandwidth=1e6).devices(20, 1)
     (tmp_path / "devices.npz").write_bytes(drawn.to_bytes())
     found = read_devices(tmp_path / "devices.npz")
     assert same(drawn, found) and (found.jitter, found.server_up, found.server_down) == (0.3, 1.25e6, np.inf)
     times = np.linspace(0, 1e6, 20)
     np.testing.assert_array_equal(found.begin(np.arange(20), times), drawn.begin(np.arange(20), times))
+    assert found.groups is not None and sorted(np.bincount(found.groups)) == [6, 7, 7] and found.group_rate == 125e3
+    np.testing.assert_array_equal(found.groups, drawn.groups)
     (tmp_path / "devices.npz").write_bytes(drawn.to_bytes()[:500])
     with pytest.raises(RunError, match="does not hold the devices"):
         read_devices(tmp_path / "devices.npz")
@@ -128,6 +130,10 @@ def test_devices_are_read_as_they_were_written(tmp_path: Path) -> None:
         (lambda: Clock(bandwidth_down=1e-300).devices(3, 0), "client 0 has bandwidth down 1e-300; expected above 0"),
         (lambda: Clock(jitter=1e200), r"jitter is 1e\+200; expected a number in \[0, 100\]"),
         (lambda: OnOff(0.0), "available"),
+        (lambda: Clock(groups=-1), r"Clock\.groups is -1"),
+        (lambda: Clock(group_bandwidth=1e6), "there are none; set groups"),
+        (lambda: Clock(groups=2, group_bandwidth=0.0), "group_bandwidth is 0.0"),
+        (lambda: Clock(groups=2, group_bandwidth=1e-300).devices(3, 0), "group_rate is .* bit/s; expected a byte"),
         (lambda: TracedClock("x.csv", period=0.0), "period is 0.0"),
         (lambda: TracedClock("nowhere.csv").devices(1, 0), "cannot read nowhere.csv"),
         (lambda: Windows([np.zeros((0, 2))], np.ones(1)), "client 0 is never available"),

@@ -19,6 +19,7 @@ from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork
 from fedsim.feedback import Choco, EF14Uplink
 from fedsim.feedback.compressed import Compressed
+from fedsim.messages.trace import Computed
 from tests.algorithms.gossip_federations import gossiping
 from tests.algorithms.quadratics import X0, F, everybody, federation, some
 from topologies import Complete, OnePeerExponential, Ring, Static
@@ -185,3 +186,28 @@ def test_jitter_is_a_function_of_seed_round_and_client_with_mean_one() -> None:
     np.testing.assert_array_equal(shaken.work(np.array([3]), np.ones(1), 7), factors[7, 3:4])
     other = devices(seconds=1.0, jitter=0.5, seed=5).work(np.arange(F.n), np.ones(F.n), 7)
     assert (other != factors[7]).all()
+
+
+GROUPS = np.arange(F.n) % 2
+
+
+def test_clients_of_a_group_share_its_line() -> None:
+    """Three of one group take three times as long as one of the other; the delay of the line is added twice."""
+    on = devices(0.0, 1e3 * VECTOR, 1e3 * VECTOR, 0.5, groups=GROUPS, group_rate=VECTOR / 2, group_latency=0.25)
+    assert times(FedAvg(), on, [[0, 2, 4, 1]])[1] == pytest.approx(2 * (0.5 + 0.25 + 3 * 2))
+    assert times(FedAvg(), on, [[0, 1]])[1] == pytest.approx(2 * (0.5 + 0.25 + 2))
+    ids, size = np.array([0, 2, 4, 1]), np.full(4, VECTOR)
+    work = Computed(ids, size, np.zeros(4, np.int64))
+    task = on.task(work, size, np.ones(4, np.int64), 0.0, 4)   # two of each group under way in the mean
+    np.testing.assert_allclose(task.total, 2 * (0.5 + 0.25 + 2 * 2))
+
+
+def test_only_messages_between_groups_take_their_lines() -> None:
+    on = devices(0.0, VECTOR, VECTOR, 0.5, groups=GROUPS, group_rate=VECTOR / 4, group_latency=0.25)
+    near = on.link(np.array([0, 2]), np.array([2, 0]), np.full(2, VECTOR))
+    np.testing.assert_allclose(near, 1 + 1)
+    far = on.link(np.array([0, 1, 2]), np.array([1, 0, 0]), np.full(3, VECTOR))
+    np.testing.assert_allclose(far, [1 + 0.5 + 4, 1 + 0.5 + 4, 1 + 2])   # the last stays within its group
+    both = on.link(np.array([1, 3]), np.array([0, 2]), np.full(2, VECTOR))
+    np.testing.assert_allclose(both, 1 + 0.5 + 8)
+    np.testing.assert_allclose(on.pair(np.array([0, 0]), np.array([2, 1]), VECTOR), [1 + 1, 1 + 0.5 + 4])
