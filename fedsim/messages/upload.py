@@ -27,7 +27,7 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     for each array that it copies from its own memory.
     """
     if device.type == "cpu":
-        return [torch.from_numpy(array) for array in arrays]
+        return [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in arrays]
     starts = np.cumsum([0, *(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)]).tolist()
     pinned = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
     room = pinned.numpy()
