@@ -22,6 +22,7 @@ from algorithms import DFedSAM, FedAvg, FedSpeed, Scaffold
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation
+from fedsim.engine.graphed import Graphed
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import MEMORIES
@@ -156,14 +157,14 @@ def reference(tiny: bool) -> dict[str, Any]:
 
 
 def same_bits(tiny: bool) -> dict[str, Any]:
-    """Whether two runs have the same bits, and memories of the host those of the device."""
+    """Whether a second run, in CUDA graphs after the loop, and one with memories of the host have the same bits."""
     different = []
     for name, network, shape in small_cases(tiny):
         for title, algorithm in ALGORITHMS.items():
-            for backend in (Loop(), Blocks(3)):
+            for backend, other in ((Loop(), Graphed()), (Blocks(3), Blocks(3))):
                 ends = [
-                    rounds(federation(network, shape, 4, 12, LocalWork(5, steps=3), backend, memory=m), algorithm, 2)[0]
-                    for m in ("device", "device", "host")
+                    rounds(federation(network, shape, 4, 12, LocalWork(5, steps=3), b, memory=m), algorithm, 2)[0]
+                    for b, m in ((backend, "device"), (other, "device"), (backend, "host"))
                 ]
                 if not all(torch.equal(ends[0], end) for end in ends[1:]):
                     different.append(f"{name} {title} {type(backend).__name__}")
@@ -212,15 +213,16 @@ def launches(tiny: bool) -> dict[str, Any]:
 def speed(tiny: bool) -> dict[str, Any]:
     """Seconds of a round, the median of some after one to warm up, and its peak of memory."""
     cut = LocalWork(50, steps=50, clip_norm=10.0, weight_decay=1e-3)
+    resnet, avg, each = ResNet18(stem="imagenet"), FedAvg(lr=0.1), (Loop(), Graphed())
     cases = {
-        "logistic 100x1": (Logistic(), GRAY, 100, 60, LocalWork(60, steps=1), FedAvg(lr=0.1), (Blocks(100),)),
-        "mcmahan 10x60": (McMahanCNN(), GRAY, 10, 600, LocalWork(10), FedAvg(lr=0.1), (Loop(), Blocks(10))),
-        "cifar-lenet 10x10": (CifarLeNet(), COLOUR, 10, 500, LocalWork(50), FedAvg(lr=0.1), (Loop(), Blocks(10))),
-        "resnet18 FedAvg 10x50": (ResNet18(stem="imagenet"), COLOUR, 10, 500, cut, FedAvg(lr=0.1), (Loop(),)),
-        "resnet18 FedSpeed 10x50": (ResNet18(stem="imagenet"), COLOUR, 10, 500, cut, FedSpeed(lr=0.1), (Loop(),)),
+        "logistic 100x1": (Logistic(), GRAY, 100, 60, LocalWork(60, steps=1), avg, (Blocks(100),)),
+        "mcmahan 10x60": (McMahanCNN(), GRAY, 10, 600, LocalWork(10), avg, (*each, Blocks(10))),
+        "cifar-lenet 10x10": (CifarLeNet(), COLOUR, 10, 500, LocalWork(50), avg, (*each, Blocks(10))),
+        "resnet18 FedAvg 10x50": (resnet, COLOUR, 10, 500, cut, avg, each),
+        "resnet18 FedSpeed 10x50": (resnet, COLOUR, 10, 500, cut, FedSpeed(lr=0.1), each),
     }
     found: dict[str, Any] = {}
-    for name, (network, shape, n, samples, work, algorithm, backends) in list(cases.items())[: 1 if tiny else None]:
+    for name, (network, shape, n, samples, work, algorithm, backends) in list(cases.items())[: 2 if tiny else None]:
         if tiny:
             n, samples, work = 2, 4, replace(work, batch_size=2, steps=1)
         for backend in backends:

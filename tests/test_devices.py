@@ -136,3 +136,8 @@ class Big:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="sees no GPU; use --device cpu"):
         Execution(device="cuda")
+
+
+def test_graphs_need_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="use --device cuda, or --backend loop on a CPU"):
+        Execution("graphed", device="cpu")

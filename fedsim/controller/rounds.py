@@ -22,9 +22,9 @@ from fedsim.clock.waiting import Waiting
 from fedsim.controller import evaluate
 from fedsim.controller.asynchronous import Driver
 from fedsim.controller.changes import misfit
-from fedsim.controller.choose import Candidate, choose
 from fedsim.controller.extend import was_end
 from fedsim.controller.host import Host
+from fedsim.controller.in_process import backend_of, requested
 from fedsim.controller.keeping import method_of
 from fedsim.controller.meetings import Meetings
 from fedsim.controller.personal import rows_of_models
@@ -33,7 +33,6 @@ from fedsim.controller.progress import RunProgress
 from fedsim.controller.selection import Selection
 from fedsim.controller.stopping import Criterion
 from fedsim.controller.watching import RoundView, Watchers
-from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.purity import pure
 from fedsim.errors import CheckpointError, FedsimError, RoundSkipped, RunError, StateLostError, explained, many
@@ -345,33 +344,20 @@ class SeedRun:
 
     def _here(self, chosen: dict[str, Any] | None) -> tuple[Federation, dict[str, Any]]:
         """The federation with a backend in this process: as recorded, as requested, or as measured."""
-        fed, experiment, execution = self.federation, self.experiment, self.experiment.execution
         if chosen is None:
-            ids = experiment.participation.cohort(self.seed, 1, fed.shards.n)
-            if execution.backend == "loop" or (execution.backend == "blocks" and execution.block_size):
-                size = execution.block_size if execution.backend == "blocks" else 0
-                chosen = {**Candidate(size, execution.client_threads or 0).chosen, "reason": "asked for"}
-            else:
-                chosen = choose(
-                    fed, experiment.method, ids, rounds=experiment.rounds, blocks_only=execution.backend == "blocks",
-                    threads=execution.client_threads, say=self.host.say,
-                )  # fmt: skip
+            chosen = requested(self.experiment, self.federation, self.seed, self.host.say)
         if chosen["backend"] == "flower":
             raise RunError(
                 f"{self.directory.path} was deployed, and its clients hold their own memories; continue with: fedsim"
                 f" deploy --resume {self.directory.path}"
             )
-        size, threads = chosen.get("block_size", 0), chosen.get("client_threads", 0)   # 0: one client, or block, a time
-        if size and execution.backend == "auto":
-            fallen: dict[str, str] = chosen.get("in_loop", {})
 
-            def fell(text: str) -> None:
-                self.host.say(text)
-                chosen["in_loop"] = fallen
-                self._note_backend(chosen)
+        def note(text: str) -> None:
+            self.host.say(text)
+            self._note_backend(chosen)
 
-            return replace(fed, backend=BlocksOrLoop(size, fallen, fell, threads)), chosen
-        return replace(fed, backend=Candidate(size, threads).backend), chosen
+        backend = backend_of(chosen, note, may_fall=self.experiment.execution.backend == "auto")
+        return replace(self.federation, backend=backend), chosen
 
     def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
         costs = [name for name in loaded.tensors if name.startswith("ledger.")]

@@ -154,6 +154,12 @@ class Loop:
     def __post_init__(self) -> None:
         check_threads(self.threads)
 
+    def local(
+        self, federation: Federation, meter: Meter, node: int, round: int, plan: DeviceMinibatches, decay: Tensor
+    ) -> LoopLocal:
+        """The client's ``Local``."""
+        return LoopLocal(federation, meter, node, round, plan, decay)
+
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
     ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
@@ -164,7 +170,7 @@ class Loop:
         decay = federation.factor(call.round)
 
         def one(fed: Federation, i: int) -> tuple[Any, tuple[Any, ...]]:
-            local = LoopLocal(fed, meter, nodes[i], int(call.turns[i]), plans[i], decay)
+            local = self.local(fed, meter, nodes[i], int(call.turns[i]), plans[i], decay)
             return _client(call, nodes[i], local)
 
         memory: dict[int, tuple[Any, ...]] = {}

@@ -30,14 +30,16 @@ class UnbatchedDrawError(Exception):
 def coins(keys: Tensor, call: int, shape: torch.Size, keep: float) -> Tensor:
     """Bool ``[*keys.shape, *shape]``, True with probability ``keep``, for keys int64 ``[]`` or ``[c]``."""
     n = shape.numel()
-    stream = split(keys, torch.tensor(call, device=keys.device)).unsqueeze(-1)
-    words = split(stream, _numbers(-(-n // 4), keys.device))
+    stream = split(keys, torch.full((), call, dtype=torch.int64, device=keys.device)).unsqueeze(-1)
+    count = -(-n // 4)
+    numbers = _numbers(count) if keys.device.type == "cpu" else torch.arange(count, device=keys.device)
+    words = split(stream, numbers)
     return (words.view(torch.int16)[..., :n] < round(keep * SIDES) - SIDES // 2).view(*keys.shape, *shape)
 
 
 @lru_cache(maxsize=32)
-def _numbers(n: int, device: torch.device) -> Tensor:
-    return torch.arange(n, device=device)
+def _numbers(n: int) -> Tensor:
+    return torch.arange(n)                                 # on a GPU a graph may hold its address: not to be evicted
 
 
 def _without_dropout(func: Any, args: Any, kwargs: Any) -> bool:

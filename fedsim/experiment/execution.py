@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OnError = Literal["stop", "skip", "retry"]
 CHOICES = {
-    "backend": ("auto", "loop", "blocks", "ray"),
+    "backend": ("auto", "loop", "graphed", "blocks", "ray"),
     "memory": ("device", "host", "disk"),
 }
 
@@ -67,7 +67,7 @@ class Execution:
     Args:
         backend: run clients one at a time ("loop"), in vectorised blocks ("blocks"), by the faster of these two as
             measured ("auto"), or in several processes ("ray"; "auto" means this too if there are several GPUs or any
-            setting of ``ray`` is given).
+            setting of ``ray`` is given). On a GPU, "graphed" is the loop with its local steps as CUDA graphs.
         block_size: clients in a block; 0 measures the best size.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         threads: PyTorch threads in this process; by default unchanged. Ray actors use ``ray.threads``, and the nodes of
@@ -83,7 +83,7 @@ class Execution:
             commas; one that fails does not stop the run. None by default.
     """
 
-    backend: Literal["auto", "loop", "blocks", "ray"] = "auto"
+    backend: Literal["auto", "loop", "graphed", "blocks", "ray"] = "auto"
     block_size: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -116,6 +116,8 @@ class Execution:
             raise ConfigError(
                 f"client_threads is {self.client_threads}, but clients run in Ray's actors; set --ray.actors instead"
             )
+        if self.torch_device().type != "cuda" and self.backend == "graphed":
+            raise ConfigError("backend graphed replays CUDA graphs: use --device cuda, or --backend loop on a CPU")
         if self.uses_ray and self.memory != "device":
             raise ConfigError(
                 f"memory is {self.memory!r}, but Ray's object store keeps the clients' memories and spills them to"
@@ -155,8 +157,8 @@ class Execution:
     @property
     def remarks(self) -> list[str]:
         """Messages about settings without effect."""
-        unread = self.backend == "loop" and self.block_size
-        return ["backend loop ignores block_size"] if unread else []
+        unread = self.backend in ("loop", "graphed") and self.block_size
+        return [f"backend {self.backend} ignores block_size"] if unread else []
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` names."""

@@ -44,7 +44,7 @@ SWEEP = "sweep.json"
 """File of a folder whose runs are the points of a sweep, see `fedsim.sweeps`."""
 FORM: dict[Any, Any] = {
     "accepted": [{"metrics": {...: [str]}}],
-    "backend": {...: {"backend": str, "block_size": int, "in_loop": dict}},
+    "backend": {...: {"backend": str, "block_size": int, "in_loop": dict, "eager": dict}},
     "data_hash": str,
     "device": str,
     "extended": [{"from": int, "to": int}],

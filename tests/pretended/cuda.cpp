@@ -434,9 +434,10 @@ int pretended_capture() { capturing = ++last_graph; graphs[last_graph]; return l
 void pretended_capture_end() {
   capturing = -1;
   at::AutoDispatchBelowADInplaceOrView guard;
-  for (auto& t : made) if (t.is_floating_point()) on_host(t).fill_(std::nan(""));
+  for (auto& t : made) if (t.is_floating_point() && writable(t)) on_host(t).fill_(std::nan(""));
   for (auto it = overwritten.rbegin(); it != overwritten.rend(); ++it)
-    (ours(it->first) ? on_host(it->first) : it->first).copy_(it->second);
+    if (it->first.sizes() == it->second.sizes())           // else it was given empty, for the result
+      (ours(it->first) ? on_host(it->first) : it->first).copy_(it->second);
   overwritten.clear();
   made.clear();
 }

@@ -1,0 +1,54 @@
+"""The backend of a run in this process: as requested or as measured, and as recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fedsim.controller.choose import Candidate, choose
+from fedsim.engine.fallback import BlocksOrLoop
+from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.graphed import Graphed
+from fedsim.experiment.experiment import Experiment
+
+
+def requested(experiment: Experiment, fed: Federation, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Record of the backend that the experiment requests, or that a trial finds fastest."""
+    execution = experiment.execution
+    if execution.backend == "graphed":
+        return {"backend": "graphed", "reason": "asked for"}
+    if execution.backend == "loop" or (execution.backend == "blocks" and execution.block_size):
+        size = execution.block_size if execution.backend == "blocks" else 0
+        return {**Candidate(size, execution.client_threads or 0).chosen, "reason": "asked for"}
+    ids = experiment.participation.cohort(seed, 1, fed.shards.n)
+    return choose(
+        fed, experiment.method, ids, rounds=experiment.rounds, blocks_only=execution.backend == "blocks",
+        threads=execution.client_threads, say=say,
+    )  # fmt: skip
+
+
+def backend_of(chosen: dict[str, Any], note: Callable[[str], None], *, may_fall: bool) -> Backend:
+    """The recorded backend.
+
+    Args:
+        chosen: the record; steps and client functions that run otherwise are added to it.
+        note: called with a message after each addition.
+        may_fall: whether client functions that fail in blocks run in the loop.
+    """
+
+    def into(name: str) -> tuple[dict[str, str], Callable[[str], None]]:
+        found: dict[str, str] = chosen.get(name, {})
+
+        def add(text: str) -> None:
+            chosen[name] = found
+            note(text)
+
+        return found, add
+
+    if chosen["backend"] == "graphed":
+        eager, say = into("eager")
+        return Graphed(eager=eager, say=say)
+    size, threads = chosen.get("block_size", 0), chosen.get("client_threads", 0)   # 0: one client, or block, a time
+    if size and may_fall:
+        return BlocksOrLoop(size, *into("in_loop"), threads)
+    return Candidate(size, threads).backend

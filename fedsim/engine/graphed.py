@@ -1,0 +1,227 @@
+"""The loop on a GPU with its local steps as CUDA graphs: captured once, replayed by one launch each.
+
+A graph belongs to a step (by its fingerprint), the local work, the form of its arguments and the size of the minibatch.
+Its inputs have fixed addresses on the device: the carry, the constants, rows and keys of the minibatches, a count of
+the steps. A replay launches the same kernels as the loop, so that it has the loop's bits. A step that cannot be
+captured runs as in the loop, and the run says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.federation import Federation, Meter
+from fedsim.engine.loop import DeviceMinibatches, Loop, LoopLocal, refuse_captured_tensors
+from fedsim.engine.refusals import refuse_other_form
+from fedsim.engine.tape import Unreplayable, address, fingerprint
+from fedsim.errors import title
+from fedsim.tree import build, count, leaves
+from fedsim.types import Batch
+from fedsim.values import Vector
+
+MOST_GRAPHS = 32
+"""Graphs for each model; whole shards of many sizes would need one for each."""
+LEAST_ROWS = 16
+"""Steps for which a graph has room at least."""
+
+
+class CapturedStep:
+    """One local step as a graph, on tensors of its own.
+
+    Args:
+        local: a client; its state changes.
+        step: the function given to ``local.fold``.
+        like: tree with the structure of ((carry, slots of the optimiser), *consts).
+        carried: number of tensors of the carry and the slots.
+        size: samples of the minibatch.
+        rows: steps for which there is room.
+        shares: whether the step takes its share of the samples.
+    """
+
+    def __init__(
+        self, local: GraphedLocal, step: Callable[..., Any], like: Any, carried: int, size: int, rows: int, shares: bool
+    ) -> None:
+        model = local.federation.model
+        self._kept = local, step                           # the graph holds addresses of what belongs to them
+        self._given = [t.clone(memory_format=torch.contiguous_format) for t in leaves(like)]
+        self._carried = carried
+        self.rows = torch.zeros(rows, size, dtype=torch.int64, device=model.device)
+        self._keys = torch.zeros(rows, dtype=torch.int64, device=model.device)
+        self._shares = torch.zeros(rows, dtype=model.dtype, device=model.device) if shares else None
+        self._at = torch.zeros(1, dtype=torch.int64, device=model.device)
+        tree = build(like, iter(self._given))
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):                     # cuBLAS and cuDNN make their handles and workspaces
+            local.recorded(lambda: self._once(local, step, tree))
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self.evaluations = local.recorded(lambda: self._once(local, step, tree))
+
+    def _once(self, local: GraphedLocal, step: Callable[..., Any], tree: Any) -> None:
+        key = self._keys.index_select(0, self._at).expand(self.rows.shape[1])
+        batch = local.taken(self.rows.index_select(0, self._at)[0], key)
+        last = [] if self._shares is None else [self._shares.index_select(0, self._at)[0]]
+        (carry, local.descend.slots), *consts = tree
+        local.descend.begin()
+        new = step(carry, batch, *consts, *last)
+        refuse_other_form(step, carry, new)
+        ours = {address(t) for t in self._given}
+        results = [t.clone() if address(t) in ours else t for t in leaves((new, local.descend.slots))]
+        for old, t in zip(self._given[: self._carried], results, strict=True):
+            old.copy_(t)
+        self._at.add_(1)
+
+    def run(self, given: list[Tensor], plan: DeviceMinibatches, steps: slice) -> list[Tensor]:
+        """The carry and slots after some steps of a client, from ``given``; overwritten by the next run."""
+        n = steps.stop - steps.start
+        for to, t in zip(self._given, given, strict=True):
+            to.copy_(t)
+        self.rows[:n].copy_(plan.rows[steps, : self.rows.shape[1]])
+        self._keys[:n].copy_(plan.keys[steps])
+        if self._shares is not None:
+            self._shares[:n].copy_(plan.shares[steps])
+        self._at.zero_()
+        for _ in range(n):
+            self._graph.replay()
+        return self._given[: self._carried]
+
+
+class GraphedLocal(LoopLocal):
+    """``Local`` of one client whose steps are replayed."""
+
+    def __init__(self, backend: Graphed, *arguments: Any) -> None:
+        self._backend = backend
+        self._evaluations: list[int] | None = None         # of the step under capture
+        super().__init__(*arguments)
+
+    @property
+    def federation(self) -> Federation:
+        """The client's federation."""
+        return self._fed
+
+    def taken(self, index: Tensor, key: Tensor) -> Batch:
+        """Samples of the client by rows of the data."""
+        return self._take(index, key)
+
+    def recorded(self, once: Callable[[], None]) -> int:
+        """Run a step on fixed addresses; return the samples that it takes gradients of."""
+        self._evaluations = []
+        try:
+            once()
+            return sum(self._evaluations)
+        finally:
+            self._evaluations = None
+
+    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False) -> Any:
+        """See ``fedsim.types.Local``."""
+        refuse_captured_tensors(step)
+        self.descend.start(self._fed.model.zeros())
+        like = ((carry, self.descend.slots), *consts)
+        held, fixed = leaves(like[0]), leaves(tuple(consts))
+        lengths, k = self._plan.lengths, skip
+        while k < len(lengths):
+            stop = next((j for j in range(k, len(lengths)) if lengths[j] != lengths[k]), len(lengths))
+            captured = self._captured(step, like, [*held, *fixed], len(held), lengths[k], stop - k, shares)
+            if captured is None:
+                carry, self.descend.slots = build(like[0], iter(held))
+                return super().fold(step, carry, *consts, skip=k, shares=shares)
+            held = [t.clone() for t in captured.run([*held, *fixed], self._plan, slice(k, stop))]
+            self._meter.ledger.gradient_evaluations[self._node] += captured.evaluations * (stop - k)
+            k = stop
+        self.descend.used = True
+        self.descend.end()
+        carry, self.descend.slots = build(like[0], iter(held))
+        return carry
+
+    def _captured(
+        self, step: Callable[..., Any], like: Any, given: list[Tensor], carried: int, size: int, rows: int, shares: bool
+    ) -> CapturedStep | None:
+        graphs = self._backend.graphs
+        try:
+            form = fingerprint((step, self.optimizer.step), self)
+            held = id(self._fed.model), id(self._fed.shards)   # by the graph as well, so that no others have these ids
+            key = form, self._fed.work, held, size, shares, *((t.shape, t.dtype) for t in given)
+            found = graphs.get(key)
+            if found is None or len(found.rows) < rows:
+                if len(graphs) >= MOST_GRAPHS:
+                    raise Unreplayable(f"there are {MOST_GRAPHS} graphs, as for minibatches of many sizes")
+                room = 1 << (max(rows, LEAST_ROWS) - 1).bit_length()
+                tree = build(like, iter(given))
+                found = graphs[key] = CapturedStep(self, step, tree, carried, size, room, shares)
+            return found
+        except Exception as error:                         # the loop raises it again, if it is one of the user's code
+            self._backend.said(title(step), str(error).splitlines()[0] if str(error) else type(error).__name__)
+            return None
+
+    def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
+        """See ``fedsim.types.Local``."""
+        if self._evaluations is None:
+            return super().grad(x, batch)
+        if batch is None:
+            raise Unreplayable("it takes a gradient of the whole shard in a step")
+        self._evaluations.append(count(batch.y))
+        return self.descend.gradient(self._gradient(x, batch), x, of_minibatch=True)
+
+    def _outside(self, word: str) -> None:
+        if self._evaluations is not None:
+            raise Unreplayable(f"it reads local.{word} in a step, which another round would not change")
+
+    @property
+    def decay(self) -> Tensor:
+        """See ``fedsim.types.Local``."""
+        self._outside("decay")
+        return self._decay
+
+    @decay.setter
+    def decay(self, value: Tensor) -> None:
+        self._decay = value
+
+    @property
+    def steps(self) -> Tensor:
+        """See ``fedsim.types.Local``."""
+        self._outside("steps")
+        return super().steps
+
+    def key(self, tag: int = 0) -> Tensor:
+        """See ``fedsim.values.Site``."""
+        self._outside("key")
+        return super().key(tag)
+
+    def sample(self, size: int) -> Batch:
+        """See ``fedsim.types.Local``."""
+        self._outside("sample")
+        return super().sample(size)
+
+
+@dataclass(frozen=True)
+class Graphed(Loop):
+    """Backend on a GPU: one client after the other, each of its steps one launch.
+
+    Args:
+        eager: steps that run as in the loop, with the reasons; added to.
+        say: called with a message when one is added.
+        graphs: those captured so far.
+    """
+
+    eager: dict[str, str] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
+    graphs: dict[Hashable, CapturedStep] = field(default_factory=dict, repr=False)
+
+    def local(
+        self, federation: Federation, meter: Meter, node: int, round: int, plan: DeviceMinibatches, decay: Tensor
+    ) -> LoopLocal:
+        """The client's ``Local``."""
+        return GraphedLocal(self, federation, meter, node, round, plan, decay)
+
+    def said(self, step: str, reason: str) -> None:
+        """Note, and say once, that a step is launched as in the loop."""
+        if step not in self.eager:
+            self.eager[step] = reason
+            self.say(f"{step} is no CUDA graph, and its steps are launched one by one: {reason}")
