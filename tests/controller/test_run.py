@@ -198,7 +198,7 @@ def test_all_seeds_have_the_backend_that_was_measured_for_the_first(
 ) -> None:
     sizes = iter([2, 3, 4])
     choice = lambda *a, **k: {"backend": "blocks", "block_size": next(sizes)}  # noqa: E731
-    monkeypatch.setattr("fedsim.controller.rounds.choose", choice)
+    monkeypatch.setattr("fedsim.controller.in_process.choose", choice)
     experiment = replace(SMALL, rounds=2, seeds=3).with_execution(backend="auto", block_size=0)
     directory = run(experiment, root=tmp_path, progress=False)
     assert directory.manifest["backend"] == {seed: {"backend": "blocks", "block_size": 2} for seed in ("0", "1", "2")}
