@@ -36,8 +36,8 @@ class CapturedStep:
     Args:
         local: a client; its state changes.
         step: the function given to ``local.fold``.
-        like: tree with the structure of ((carry, slots of the optimiser), *consts).
-        carried: number of tensors of the carry and the slots.
+        like: tree with the structure of ((carry, what rides behind it), *consts).
+        carried: number of tensors of the carry and what rides behind it.
         size: samples of the minibatch.
         rows: steps for which there is room.
         shares: whether the step takes its share of the samples.
@@ -52,7 +52,10 @@ class CapturedStep:
         self._carried = carried
         self.rows = torch.zeros(rows, size, dtype=torch.int64, device=model.device)
         self._keys = torch.zeros(rows, dtype=torch.int64, device=model.device)
-        self._shares = torch.zeros(rows, dtype=model.dtype, device=model.device) if shares else None
+        scheduled = local.step_schedule is not None
+        self._shares, self._factors = (
+            torch.zeros(rows, dtype=model.dtype, device=model.device) if has else None for has in (shares, scheduled)
+        )
         self._at = torch.zeros(1, dtype=torch.int64, device=model.device)
         tree = build(like, iter(self._given))
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -67,26 +70,29 @@ class CapturedStep:
     def _once(self, local: GraphedLocal, step: Callable[..., Any], tree: Any) -> None:
         key = self._keys.index_select(0, self._at).expand(self.rows.shape[1])
         batch = local.taken(self.rows.index_select(0, self._at)[0], key)
-        last = [] if self._shares is None else [self._shares.index_select(0, self._at)[0]]
-        (carry, local.descend.slots), *consts = tree
+        share, local.descend.factor = (
+            None if each is None else each.index_select(0, self._at)[0] for each in (self._shares, self._factors)
+        )
+        (carry, local.descend.carry), *consts = tree
         local.descend.begin()
-        new = step(carry, batch, *consts, *last)
+        new = step(carry, batch, *consts, *([] if share is None else [share]))
         refuse_other_form(step, carry, new)
         ours = {address(t) for t in self._given}
-        results = [t.clone() if address(t) in ours else t for t in leaves((new, local.descend.slots))]
+        results = [t.clone() if address(t) in ours else t for t in leaves((new, local.descend.carry))]
         for old, t in zip(self._given[: self._carried], results, strict=True):
             old.copy_(t)
         self._at.add_(1)
 
     def run(self, given: list[Tensor], plan: DeviceMinibatches, steps: slice) -> list[Tensor]:
-        """The carry and slots after some steps of a client, from ``given``; overwritten by the next run."""
+        """The carry, and what rides behind it, after some steps from ``given``; the next run overwrites them."""
         n = steps.stop - steps.start
         for to, t in zip(self._given, given, strict=True):
             to.copy_(t)
         self.rows[:n].copy_(plan.rows[steps, : self.rows.shape[1]])
         self._keys[:n].copy_(plan.keys[steps])
-        if self._shares is not None:
-            self._shares[:n].copy_(plan.shares[steps])
+        for each, of in ((self._shares, plan.shares), (self._factors, plan.factors)):
+            if each is not None:
+                each[:n].copy_(of[steps])
         self._at.zero_()
         for _ in range(n):
             self._graph.replay()
@@ -122,22 +128,22 @@ class GraphedLocal(LoopLocal):
     def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False) -> Any:
         """See ``fedsim.types.Local``."""
         refuse_captured_tensors(step)
-        self.descend.start(self._fed.model.zeros())
-        like = ((carry, self.descend.slots), *consts)
+        self.descend.start(self._fed.model.zeros(), self.steps)
+        like = ((carry, self.descend.carry), *consts)
         held, fixed = leaves(like[0]), leaves(tuple(consts))
         lengths, k = self._plan.lengths, skip
         while k < len(lengths):
             stop = next((j for j in range(k, len(lengths)) if lengths[j] != lengths[k]), len(lengths))
             captured = self._captured(step, like, [*held, *fixed], len(held), lengths[k], stop - k, shares)
             if captured is None:
-                carry, self.descend.slots = build(like[0], iter(held))
+                carry, self.descend.carry = build(like[0], iter(held))
                 return super().fold(step, carry, *consts, skip=k, shares=shares)
             held = [t.clone() for t in captured.run([*held, *fixed], self._plan, slice(k, stop))]
             self._meter.ledger.gradient_evaluations[self._node] += captured.evaluations * (stop - k)
             k = stop
         self.descend.used = True
         self.descend.end()
-        carry, self.descend.slots = build(like[0], iter(held))
+        carry, self.descend.carry = build(like[0], iter(held))
         return carry
 
     def _captured(
@@ -167,6 +173,7 @@ class GraphedLocal(LoopLocal):
         if batch is None:
             raise Unreplayable("it takes a gradient of the whole shard in a step")
         self._evaluations.append(count(batch.y))
+        x = self.descend.whole(x)
         return self.descend.gradient(self._gradient(x, batch), x, of_minibatch=True)
 
     def _outside(self, word: str) -> None:

@@ -22,6 +22,7 @@ from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
 from fedsim.engine.optimizers import AdamW, HeavyBall
+from fedsim.engine.step_schedules import CosineSteps
 from fedsim.models.losses import cross_entropy
 from tests.contract.cases import ALGORITHMS, federation, rounds, same_bits
 from tests.pretended.device import Trace
@@ -68,8 +69,9 @@ def test_bits_and_ledger_are_the_loops_with_one_launch_a_step(algorithm: str, mo
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(), HeavyBall(state="keep")])
-def test_optimisers_dropout_and_statistics(optimizer: Any) -> None:
-    fed = federation(work=replace(WORK, batch_size=7, optimizer=optimizer), device="cuda", dtype=torch.float32)
+def test_optimisers_schedules_dropout_and_statistics(optimizer: Any) -> None:
+    work = replace(WORK, batch_size=7, optimizer=optimizer, step_schedule=CosineSteps(warmup=2))
+    fed = federation(work=work, device="cuda", dtype=torch.float32)
     layers = nn.Linear(16, 5, bias=False), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(5, 3)
     torch.manual_seed(0)
     model = Model(nn.Sequential(nn.Flatten(), *layers), cross_entropy, device="cuda")
