@@ -21,7 +21,7 @@ def bytes_at_a_time(device: torch.device, cache: int) -> int:
 
 
 def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The arrays as tensors on ``device``; on a CPU they share the arrays' memory.
+    """The arrays as tensors on ``device``; on a CPU they share the memory of arrays that may be written.
 
     On a GPU they are parts of one buffer, copied from pinned memory: the host does not wait for the copy, as it would
     for each array that it copies from its own memory.

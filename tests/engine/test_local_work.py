@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedsim.engine.local_work import LocalWork, Shards, draw, minibatches
 from fedsim.errors import ConfigError, PartitionError
+from fedsim.messages.upload import upload
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6)
 
@@ -159,3 +160,12 @@ def test_a_client_without_samples_is_refused() -> None:
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LocalWork(**settings)
+
+
+def test_arrays_of_the_host_become_tensors_whether_or_not_they_may_be_written() -> None:
+    rows = np.broadcast_to(np.arange(3), (2, 3))
+    own = np.arange(4.0)
+    there = upload([rows, own, np.asarray(np.int64(7)), np.empty(0)], torch.device("cpu"))
+    assert [t.tolist() for t in there] == [[[0, 1, 2]] * 2, [0.0, 1.0, 2.0, 3.0], 7, []]
+    there[0][0] = 5                                        # a copy of what is not to be written
+    assert rows.tolist() == [[0, 1, 2]] * 2 and there[1].data_ptr() == own.ctypes.data
