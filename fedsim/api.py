@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from torch import nn
 
 from fedsim.controller import run as controller
@@ -14,6 +16,7 @@ from fedsim.controller.watching import OnRound
 from fedsim.errors import ConfigError
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory, open_run
+from fedsim.record.files import write_atomic
 
 
 def run(
@@ -43,6 +46,7 @@ def run(
         KeyboardInterrupt: the run was interrupted; a checkpoint of the last completed round has been written.
     """
     _check_experiment("run", experiment)
+    experiment = _with_file(experiment)
     directory = None if output is None else Path(output)
     place = lambda e: host or host_of(e, progress)  # noqa: E731
     return controller.run(
@@ -109,6 +113,21 @@ def trained_model(
     """
     directory = run if isinstance(run, RunDirectory) else open_run(Path(run))
     return trained(directory, seed, node, experiment)[0]
+
+
+def _with_file(experiment: Experiment) -> Experiment:
+    """The experiment with the file of a trained model for ``init``, if that is a run; the file is kept in the run.
+
+    Raises:
+        FedsimError: the run has no model; see `trained_model`.
+    """
+    if experiment.init is None or not (Path(experiment.init) / "manifest.json").is_file():
+        return experiment
+    module, round = trained(source := open_run(Path(experiment.init)))
+    state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    file = source.path.resolve() / f"model-{round:06d}.safetensors"
+    write_atomic(file, save(state))
+    return replace(experiment, init=str(file))
 
 
 def _check_experiment(call: str, given: Any) -> None:

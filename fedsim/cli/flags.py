@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import textwrap
@@ -67,9 +68,12 @@ class CommandLine:
         if name not in self.options:
             return default
         try:
-            return kind(self.options[name])
+            number = kind(self.options[name])
+            if not math.isfinite(number):
+                raise ValueError
+            return number
         except ValueError:
-            expected = "a whole number" if kind is int else "a number"
+            expected = "a whole number" if kind is int else "a finite number"
             raise ConfigError(f"--{name} is {self.options[name]!r}; expected {expected}") from None
 
 
@@ -104,11 +108,15 @@ def split(command: Command, argv: Sequence[str]) -> Words:
         elif key in {"help", *command.switches}:
             line.switches.add(key)
         elif key in command.options:
+            if key in line.options:
+                raise ConfigError(f"--{key} is given twice; leave out one of them")
             line.options[key] = value
         else:
             place = _known(command, key)
-            if (before := spelled.setdefault(place, key)) != key:
-                raise ConfigError(f"--{before} and --{key} are one setting, given twice; leave out one of them")
+            if before := spelled.get(place):
+                both = f"--{key} is" if key == before else f"--{before} and --{key} are one setting,"
+                raise ConfigError(f"{both} given twice; leave out one of them")
+            spelled[place] = key
             flags.append((place, value))
     if len(files) > 1:
         raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings such as --rounds 20")

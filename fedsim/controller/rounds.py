@@ -305,7 +305,7 @@ class SeedRun:
         seen = MappingProxyType(self._measured)
         with self._clock_stopped():
             last = round == self._last
-            self.watchers.tell(RoundView(self.directory, self.seed, round, last, seen, self.federation, state))
+            self.watchers.tell(RoundView(self.directory, self.seed, round, last, seen, self.prepared, state))
 
     def _measure(self, round: int, state: Any, before: Any) -> list[evaluate.Row]:
         settings, due = self.experiment.evaluation, self._clients_due(round)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,16 @@ from fedsim.clients import cohort
 from fedsim.controller.initial import check_unchanged
 from fedsim.controller.keeping import method_of
 from fedsim.controller.personal import personal_model
-from fedsim.controller.prepare import prepare
+from fedsim.controller.prepare import Prepared, prepare
 from fedsim.controller.settings import check_model
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory
+from fedsim.record.metrics import read_metrics
 from fedsim.record.state import restore
+from fedsim.tree import fetched
 from fedsim.types import Kept
 from fedsim.values import Vector
 
@@ -56,18 +59,35 @@ def trained(
     begun = method_of(experiment, fed.model).init(fed.model.shared(), cohort(fed, 0))
     if isinstance(begun.x, Kept) and loaded.meta["backend"].get("backend") == "flower":
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
-    state = restore(begun, loaded)
-    x, own = state.x, personal_model(prepared, state)
+    _note_missing(run, seed, loaded.round)
+    return _module(fed.model, vector_of(prepared, restore(begun, loaded), run, node)), loaded.round
+
+
+def vector_of(prepared: Prepared, state: Any, run: RunDirectory, node: int | None = None) -> Vector:
+    """The model ``[d]`` of a state: the server's or the average of honest nodes, or a node's own.
+
+    Raises:
+        ConfigError: no such node, or all have the server's model.
+    """
+    fed, x, own = prepared.federation, state.x, personal_model(prepared, state)
     if isinstance(x, Kept):
         honest = np.where(np.isin(np.arange(x.n), prepared.attackers), 0.0, fed.p)
-        x = _of_node(x, node, honest / honest.sum())
-    elif node is None:
-        x = fed.model.whole(x)
-    elif own is None:
+        return _of_node(x, node, honest / honest.sum())
+    if node is None:
+        return fed.model.whole(fetched(x))
+    if own is None:
         raise ConfigError(f"{run.path} has one model, at its server; leave out the node")
-    else:
-        x = own(_existing(node, fed.shards.n))
-    return _module(fed.model, x), loaded.round
+    return own(_existing(node, fed.shards.n))
+
+
+def _note_missing(run: RunDirectory, seed: int, round: int) -> None:
+    """Warn if a finished seed has lost the checkpoint of its last round."""
+    if run.manifest["status"][str(seed)]["state"] != "finished":
+        return
+    last = int(read_metrics(run.seed_path(seed) / "metrics.jsonl").round.max(initial=0))
+    if round < last:
+        text = f"the checkpoint of round {last} in {run.seed_path(seed) / 'checkpoints'} is missing"
+        warnings.warn(text, checkpoint.CheckpointWarning, stacklevel=3)
 
 
 def _of_node(x: Kept[Vector], node: int | None, p: np.ndarray) -> Vector:
@@ -81,8 +101,8 @@ def _of_node(x: Kept[Vector], node: int | None, p: np.ndarray) -> Vector:
 
 
 def _existing(node: int, n: int) -> int:
-    if not 0 <= node < n:
-        raise ConfigError(f"node is {node}; expected 0 to {n - 1}")
+    if not isinstance(node, int) or isinstance(node, bool) or not 0 <= node < n:
+        raise ConfigError(f"node is {node!r}; expected 0 to {n - 1}")
     return node
 
 

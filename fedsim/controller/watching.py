@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from fedsim.engine.federation import Federation
+from fedsim.controller.prepare import Prepared
+from fedsim.controller.trained import vector_of
 from fedsim.errors import CodeError, ConfigError, explained
 from fedsim.record.directory import RunDirectory
 from fedsim.record.sinks.sink import LiveSinks
-from fedsim.tree import fetched
-from fedsim.types import Kept
 from fedsim.values import Vector
 
 
@@ -38,32 +36,20 @@ class RoundView:
     round: int
     last: bool
     metrics: Mapping[tuple[str, str], float]
-    _federation: Federation = field(repr=False)
+    _prepared: Prepared = field(repr=False)
     _state: Any = field(repr=False)
 
     def vector(self, node: int | None = None) -> Vector:
-        """Copy of the model ``[d]`` on the CPU: the server's or, without one, a node's or the average by weights.
+        """Copy of the model ``[d]`` on the CPU: the server's, the weighted average of nodes, or one client's own.
 
         Raises:
-            ConfigError: there is no such node, or a server.
+            ConfigError: there is no such node, or it has none of its own.
         """
-        x = self._state.x
-        if not isinstance(x, Kept):
-            if node is not None:
-                raise ConfigError(f"node is {node}, but there is one model, at the server; leave out the node")
-            return torch.clone(fetched(x).detach().cpu())
-        if node is not None and (not isinstance(node, int | np.integer) or not 0 <= node < x.n):
-            raise ConfigError(f"node is {node!r}; expected 0 to {x.n - 1}")
-        if node is not None:
-            return torch.clone(x[int(node)].detach().cpu())
-        average = torch.zeros_like(x[0])
-        for i, weight in enumerate(self._federation.p.tolist()):
-            average += weight * x[i]
-        return average.cpu()
+        return torch.clone(vector_of(self._prepared, self._state, self.run, node).detach().cpu())
 
     def model(self, node: int | None = None) -> nn.Module:
         """Copy of the module with the parameters of `vector`, on the CPU and in eval mode."""
-        model, x = self._federation.model, self.vector(node)
+        model, x = self._prepared.federation.model, self.vector(node)
         held = model.vector()                              # of the engine, which goes on with it
         module = copy.deepcopy(model.load(x.to(model.device)))
         model.load(held)

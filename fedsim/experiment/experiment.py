@@ -81,7 +81,8 @@ class Experiment:
         skew: distortion of each client's inputs; none by default.
         model: the network (in Python also any ``nn.Module``); a ``Problem`` defines its own.
         init: file of the initial model, a state_dict with the names and shapes of the model, as ``fedsim export`` and
-            ``torch.save`` write it (.safetensors, .pt); all seeds begin with it. None draws the model with the seed.
+            ``torch.save`` write it (.safetensors, .pt), or a run directory, whose first seed has trained it; all seeds
+            begin with it. None draws the model with the seed.
         loss: per-sample loss; "auto" chooses it by the kind of the data set or a function or ``nn.Module`` class of
             your own, in Python also a module (see ``fedsim.engine.model.Loss``).
         topology: network of the nodes in methods without a server, e.g. Static with a graph; null in methods with one.

@@ -18,6 +18,7 @@ from fedsim.experiment.config import from_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
 from tests.cli.test_commands import TINY
+from tests.sweeps.test_grid import over
 
 MINE = """
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def test_code_of_the_user_is_named_without_a_traceback(
     module = f"mine_{tmp_path.name}"
     (tmp_path / f"{module}.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["run", *TINY, *(word.format(module) for word in argv), "--output", str(tmp_path / "run")]
+    words = ["run", *over(TINY, *(word.format(module) for word in argv)), "--output", str(tmp_path / "run")]
     assert main(words) == 1
     error = capsys.readouterr().err
     assert re.match(f"fedsim: {said}", error) and f"{module}.py, line " in error and "Traceback" not in error

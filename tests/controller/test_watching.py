@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -160,3 +161,35 @@ def test_the_other_tools(tool: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(list((tmp_path / "out").glob(kept))) == (2 if tool == "wandb" else 1)
     assert main(["export", str(made.path), "--to", tool, str(tmp_path / "out")]) == 2
     assert "choose another folder" in capsys.readouterr().err
+
+
+def test_a_run_is_an_initial_model(tmp_path: Path) -> None:
+    before = run(AVG, output=tmp_path / "before", progress=False)
+    made = run(replace(AVG, init=str(before.path)), output=tmp_path / "made", progress=False)
+    trained, seen = trained_model(before), list[torch.Tensor]()
+    again = replace(AVG, init=made.config["init"])
+    run(again, output=tmp_path / "again", progress=False, on_round=lambda view: seen.append(view.vector()))
+    assert torch.equal(seen[0], torch.cat([p.reshape(-1) for p in trained.parameters()]))
+    assert (tmp_path / "before" / "model-000003.safetensors").exists() and "init_hash" in made.manifest
+
+
+def test_a_lost_last_checkpoint_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = run(AVG.with_execution(checkpoint_every=1), output=tmp_path / "made", progress=False)
+    shutil.rmtree(made.seed_path(0) / "checkpoints" / "round-000003")
+    assert main(["export", str(made.path), "--output", str(tmp_path / "model.pt")]) == 0
+    said = capsys.readouterr().err
+    assert "the checkpoint of round 3 in" in said and "is missing; the model is that after round 2" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("run --algorithm FedAvg --rounds 2 --rounds 3", "--rounds is given twice"),
+        ("run --algorithm FedAvg --output a --output b", "--output is given twice"),
+        ("run --algorithm FedAvg --backend loop --execution.backend blocks", "are one setting, given twice"),
+        ("sweep --algorithm FedAvg --algorithm.lr 0.1,0.2 --target nan", "--target is 'nan'; expected a finite number"),
+    ],
+)
+def test_flags(words: str, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    assert error in capsys.readouterr().err

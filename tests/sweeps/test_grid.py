@@ -25,6 +25,15 @@ SMALL = [
 ]
 
 
+def over(words: list[str], *settings: str) -> list[str]:
+    """The words of a command line with these settings, flags and values, instead of those it has."""
+    kept, given = list[str](), set(settings[::2])
+    for i, word in enumerate(words):
+        flag = word if word.startswith("--") else words[i - 1]
+        kept += [word] * (flag not in given)
+    return [*kept, *settings]
+
+
 def metrics(folder: Path) -> dict[str, bytes]:
     """Metrics of every seed of every run below a folder, by their place."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("metrics.jsonl"))}
@@ -128,13 +137,13 @@ def test_an_interrupted_sweep_goes_on(
     """Ctrl-C in round 3 of the second point's second seed; then the same command."""
     evaluate = SeedRun._evaluate
 
-    def stop(self: Any, record: Any, round: int, *rest: Any) -> None:
+    def stop(self: Any, record: Any, round: int, *rest: Any) -> Any:
         if (self.directory.path.name, self.seed, round) == ("lr=0.05,batch_size=32", 1, 3):
             raise KeyboardInterrupt
-        evaluate(self, record, round, *rest)
+        return evaluate(self, record, round, *rest)
 
     axes = ["--algorithm.lr", "0.05,0.5", "--local.batch_size", "8,32", "--seeds", "2"]
-    argv = ["sweep", *SMALL, *axes, "--jobs", "1", "--root", str(tmp_path)]
+    argv = ["sweep", *over(SMALL, *axes), "--jobs", "1", "--root", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr(SeedRun, "_evaluate", stop)
         assert main(argv) == 130
@@ -152,7 +161,7 @@ def test_an_interrupted_sweep_goes_on(
 
 def test_another_grid_gets_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for lrs in ("0.1,0.2", "0.1,0.3"):
-        argv = ["sweep", *SMALL, "--rounds", "1", "--algorithm.lr", lrs, "--jobs", "1"]
+        argv = ["sweep", *over(SMALL, "--rounds", "1", "--algorithm.lr", lrs), "--jobs", "1"]
         assert main([*argv, "--root", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep-fedavg-digits", "sweep-fedavg-digits-2"]
     assert main([*argv, "--output", str(tmp_path / "sweep-fedavg-digits")]) == 2
@@ -161,7 +170,8 @@ def test_another_grid_gets_a_folder_of_its_own(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_failed_point_is_named_and_the_others_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One diverges; one cannot be set up, and leaves no run."""
-    argv = ["sweep", *SMALL, "--algorithm.lr", "0.1,1e39", "--partition.num_partitions", "3,5000", "--jobs", "1"]
+    settings = over(SMALL, "--partition.num_partitions", "3,5000", "--algorithm.lr", "0.1,1e39")
+    argv = ["sweep", *settings, "--jobs", "1"]
     assert main([*argv, "--output", str(tmp_path / "sweep")]) == 1
     captured = capsys.readouterr()
     assert "num_partitions=3,lr=1e39 failed: DivergenceError: FedAvg.client" in captured.err
@@ -184,7 +194,7 @@ def test_a_bug_in_one_point_does_not_end_the_others(
         return run(experiment, **settings)
 
     monkeypatch.setattr(api, "run", broken)
-    argv = ["sweep", *SMALL, "--rounds", "1,2", "--jobs", "1", "--output", str(tmp_path / "sweep")]
+    argv = ["sweep", *over(SMALL, "--rounds", "1,2"), "--jobs", "1", "--output", str(tmp_path / "sweep")]
     assert main(argv) == 1
     error = capsys.readouterr().err
     assert "rounds=1 failed: Traceback" in error and "ZeroDivisionError: somebody's bug" in error
@@ -205,7 +215,7 @@ def test_a_bug_in_one_point_does_not_end_the_others(
     ],
 )
 def test_wrong_arguments(argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", *SMALL, *argv, "--root", str(tmp_path)]) == 2
+    assert main(["sweep", *over(SMALL, *argv), "--root", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -218,9 +228,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("key", ["--backend", "--execution.backend"])
 def test_settings_of_the_execution_are_swept_over_too(key: str, tmp_path: Path) -> None:
-    small = [word for word in SMALL if word not in ("--backend", "loop")]
+    small = [word for word in over(SMALL, "--rounds", "1") if word not in ("--backend", "loop")]
     argv = ["sweep", *small, key, "loop,blocks", "--block_size", "2", "--jobs", "1"]
-    assert main([*argv, "--rounds", "1", "--output", str(tmp_path / "sweep")]) == 0
+    assert main([*argv, "--output", str(tmp_path / "sweep")]) == 0
     sweep = open_sweep(tmp_path / "sweep")
     assert [point.name for point in sweep.points] == ["backend=loop", "backend=blocks"]
     labels = [summary.run.label for summary in compare([tmp_path / "sweep"]).runs]
