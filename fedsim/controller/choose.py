@@ -25,6 +25,7 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.examine import snapshot
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.loop import Loop
+from fedsim.engine.machine import free_memory
 from fedsim.errors import BlockError, FedsimError, explained
 from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
@@ -40,6 +41,11 @@ MANY = 1000
 """Nodes without a server of which some are enough for a trial; those have the links that they have to each other."""
 SECONDS, SHARE = 2.0, 0.02
 """The trials of all candidates take about this long, or this share of the run if that is more."""
+
+
+VECTORS = 14
+"""Vectors of a model for each client in a block, at the peak of a trial; a block that needs more than is free is not
+tried, as the system may end a process that asks for too much."""
 
 
 class Candidate(NamedTuple):
@@ -126,7 +132,7 @@ def _measure(
     federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray, tried: list[Candidate], rounds: int
 ) -> dict[str, float]:
     """Seconds of a round by candidate, from rounds of some clients and steps. What would exceed the time for trials, in
-    processor time, is omitted, and so are blocks that exceed the GPU's memory.
+    processor time, is omitted, and so are blocks that exceed the memory that is free.
 
     Raises:
         BlockError: the model or the algorithm runs in the loop alone.
@@ -143,6 +149,8 @@ def _measure(
             known = candidate.name in seconds and (some, long) == last
             if known or (seconds and some * long * cost > max(left, 0.0)):
                 continue
+            if seconds and VECTORS * held(candidate, federation) > free_memory(federation.model.device):
+                continue
             trial = replace(federation, work=replace(federation.work, steps=long), backend=candidate.backend)
             (took, spent), ran = _best_of(trial, algorithm, ids, some)
             last = some, long
@@ -158,6 +166,12 @@ def _measure(
     finally:
         before.restore()                                   # what a module holds of a block means nothing outside it
     return seconds
+
+
+def held(candidate: Candidate, federation: Federation) -> int:
+    """Bytes of one vector of a model for every client that a candidate runs at the same time."""
+    model = federation.model
+    return max(candidate.size, 1) * max(candidate.threads, 1) * model.d * model.dtype.itemsize
 
 
 def _best_of(

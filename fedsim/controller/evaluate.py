@@ -22,7 +22,7 @@ from fedsim.errors import ConfigError, DivergenceError
 from fedsim.experiment.measures import OF_LOSS, RECORDED, Metric
 from fedsim.models.losses import correct, logits_of
 from fedsim.record.metrics import OF_NODES
-from fedsim.tree import Samples, count, mapped, pieces
+from fedsim.tree import Samples, count, flat, mapped, pieces
 from fedsim.types import Kept
 from fedsim.values import Vector
 
@@ -41,8 +41,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Shares of clients, whose values are in a file of their own, that have at most a value that is recorded."""
 MANY = 10_000
 """Clients, or nodes, of a federation up to which the values of each are rows among the others."""
-SPAN = 32 * CHUNK
-"""Samples of clients that are gathered at a time."""
+GATHERED = 2**24
+"""Numbers of clients' samples that are gathered at a time, if those of a chunk are not more."""
 
 
 class Row(NamedTuple):
@@ -205,7 +205,9 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector, nodes: np.ndarray) 
         scores = score(prepared, x, own.x, own.y)
     else:
         rows = np.arange(ends[-1]) + np.repeat(own.offsets[nodes] - (ends - sizes), sizes)
-        parts = torch.from_numpy(rows).to(prepared.federation.model.device).split(SPAN)  # type: ignore[no-untyped-call]
+        size = sum(t.numel() for t in flat(own.span(0, 1).x))
+        some = CHUNK * max(1, GATHERED // (CHUNK * size))
+        parts = torch.from_numpy(rows).to(prepared.federation.model.device).split(some)  # type: ignore[no-untyped-call]
         scores = together([score(prepared, x, batch.x, batch.y) for batch in map(own.take, parts)])
     return by_client(prepared, scores, own, nodes)
 

@@ -55,7 +55,7 @@ def place(
     make = _placing(experiment, train, partition, seed, device, dtype)
     groups = list(pairwise(dict.fromkeys((0, *ends))))
     if not experiment.evaluation.holdout:
-        whole = _Part(None, partition.offsets)
+        whole = _Part(None, partition.offsets.copy())      # writable, as torch wants arrays
         return [(shards, shards) for group in groups for shards in [make(_only(whole, *group))]]
     keep, withheld = _holdout(partition, experiment.evaluation.holdout, seed)
     return [(make(_only(keep, *group)), make(_only(withheld, *group))) for group in groups]

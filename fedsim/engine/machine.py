@@ -13,6 +13,7 @@ import os
 import platform
 from collections.abc import Iterator
 
+import psutil
 import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as in glibc's malloc.h
@@ -31,6 +32,11 @@ def keep_freed_memory() -> bool:
 def cores() -> int:
     """Number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1   # macOS: all
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that can still be had on a device, for the CPU without swapping."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 @contextlib.contextmanager

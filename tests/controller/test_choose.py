@@ -134,3 +134,16 @@ def test_a_model_that_cannot_run_in_blocks_runs_in_the_loop(tmp_path: Path) -> N
     with pytest.raises(BlockError, match=r"(?s)model Branching cannot run for a block .*torch.where.*--backend loop"):
         choosing.choose(federation, FedAvg(), IDS, cache=cache, blocks_only=True)
     assert not cache.exists(), "who mends the model gets another answer"
+
+
+def test_blocks_that_do_not_fit_are_not_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    federation, tried = prepare(SMALL, 0).federation, list[int]()
+    ran = Blocks.run
+    monkeypatch.setattr(Blocks, "run", lambda self, *rest: (tried.append(self.size), ran(self, *rest))[1])
+    ids, vector = np.arange(federation.shards.n), federation.model.d * 4
+    monkeypatch.setattr(choosing, "free_memory", lambda device: 5 * choosing.VECTORS * vector)
+    chosen = choosing.choose(federation, FedAvg(), ids, threads=0, cache=tmp_path / "short.json")
+    assert set(tried) == {1, 5} and not chosen["trial_seconds"].keys() - {"loop", "1", "5"}
+    monkeypatch.setattr(choosing, "free_memory", lambda device: 0)
+    nothing = choosing.choose(federation, FedAvg(), ids, threads=0, cache=tmp_path / "none.json")
+    assert set(nothing["trial_seconds"]) == {"loop"}, "the first candidate runs all the same"
