@@ -94,7 +94,8 @@ def save(
     temporary, history = directory / f"{_name(round)}.tmp", history or History()
     _remove_leftovers(directory)
     try:
-        temporary.mkdir(parents=True)
+        directory.mkdir(exist_ok=True)                     # not its parents: a run that was deleted stays so
+        temporary.mkdir()
         shards = [
             _write_shard(temporary / _shard_name(index), shard)
             for index, shard in enumerate(_shards(tensors, shard_bytes))

@@ -172,7 +172,7 @@ def _check_client(client: int, runs: Sequence[RunDirectory]) -> None:
 
 def _load_seeds(run: RunDirectory, scope: str, metric: str, client: int | None) -> tuple[dict[int, Series], str]:
     seeds_of_run = map(int, run.manifest["status"])
-    numbers = sorted(n for n in seeds_of_run if (run.seed_path(n) / "timing.jsonl").exists())   # the last file made
+    numbers = sorted(n for n in seeds_of_run if _begun(run.seed_path(n)))
     scopes = [scope, *([SERVERLESS[scope]] if scope in SERVERLESS else [])]
     if client is not None:
         scopes = [*OF_CLIENTS, scope] if scope in SERVERLESS else [scope]
@@ -198,6 +198,12 @@ def _load_seeds(run: RunDirectory, scope: str, metric: str, client: int | None) 
             f" {', '.join(known) or 'nothing yet'}"
         )
     return seeds, measured
+
+
+def _begun(seed: Path) -> bool:
+    """Whether there is something to read: ``timing.jsonl`` is the last file made, and does not go again."""
+    metrics = seed / "metrics.jsonl"
+    return (seed / "timing.jsonl").exists() or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def _to_its_end(series: Series, run: RunDirectory, seed: int) -> Series:

@@ -41,7 +41,7 @@ run(SMALL, output=Path(sys.argv[1]), progress=False)
 """
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.process
 def test_killed_in_mid_round_and_resumed_gives_the_same_bytes(tmp_path: Path, kind: signal.Signals) -> None:
     whole = run(SMALL, output=tmp_path / "whole", progress=False)

@@ -80,6 +80,8 @@ def test_every_kind_of_edit_is_named(made: RunDirectory, capsys: pytest.CaptureF
     metrics.write_text("".join(lines))
     (seed / "timing.jsonl").unlink()
     assert "timing.jsonl does not exist" in said(None)
+    with pytest.raises(RunError, match=r"timing\.jsonl does not exist"):
+        compare(made)
     (seed / "timing.jsonl").write_bytes(b"")
     config = made.config
     (made.path / "config.yaml").write_text(yaml.safe_dump({**config, "rounds": 3}))

@@ -298,3 +298,10 @@ def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(
     with pytest.raises((KeyboardInterrupt, CheckpointError)):
         save(tmp_path, 50, {"x": torch.zeros(2)}, {"which": "new"})
     assert loaded(tmp_path).meta == {"which": "old"} and names(tmp_path) == ["round-000050"]
+
+
+def test_a_deleted_run_is_not_made_again(tmp_path: Path) -> None:
+    """What is left of it would block the same --output."""
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint of round 1"):
+        save(tmp_path / "run" / "seed-0" / "checkpoints", 1, {"x": torch.ones(1)}, {})
+    assert not list(tmp_path.iterdir())

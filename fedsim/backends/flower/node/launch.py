@@ -7,6 +7,7 @@ run before anything of it is read; here an app with another hash is not handed o
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -60,5 +61,6 @@ def node(app: str, options: Sequence[str]) -> None:
             yield (*functions[:GET_FAB], pinned(functions[GET_FAB], app), *functions[GET_FAB + 1 :])
 
     internal._init_connection = connection  # type: ignore[assignment]
+    os.umask(0o077)                                        # memories are for no other user
     sys.argv = ["flower-supernode", *options]
     flower_supernode()
