@@ -50,6 +50,25 @@ def test_rounds_keep_to_their_budgets_and_graphs_are_the_loop() -> None:
     on_the_gpu("tests/pretended/budgets.py", "tests/pretended/graphs.py")
 
 
+@pytest.mark.ray
+def test_ray_on_two_gpus_has_the_bytes_of_one_process(tmp_path: Path) -> None:
+    script = f"""
+from dataclasses import replace
+import torch
+from fedsim import run
+from fedsim.experiment.execution import Ray
+from tests.test_devices import SMALL, recorded
+assert torch.cuda.device_count() == 2
+here = replace(SMALL, rounds=3).with_execution(device="cuda")
+actors = here.with_execution(backend="ray", ray=Ray(actors=2, gpus=1))
+one, two = (run(e, root={str(tmp_path)!r}, progress=False) for e in (here, actors))
+assert recorded(one) == recorded(two) and two.manifest["backend"]["0"]["actors"] == 2
+"""
+    given = device.environment(gpus=2)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("missing", [("jsonargparse", "pooch", "ray", "typeshed_client", "docstring_parser")])
 def test_the_benchmark_of_a_gpu_runs_dry_where_packages_are_missing(missing: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any
@@ -303,6 +304,8 @@ def _make_cuda_deterministic() -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False                # the default for convolutions: 10 bits instead of 23
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # weights of recurrent layers are parts of the flat vector, and cuDNN copies them into its own order
+    warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk of memory")
     torch.utils.deterministic.fill_uninitialized_memory = False   # type: ignore[attr-defined]
 
 
