@@ -23,7 +23,6 @@ from fedsim import (
     OnOff,
     Ray,
     Waiting,
-    resume,
     run,
 )
 from fedsim.backends.ray.ray_host import RayHost
@@ -33,7 +32,6 @@ from fedsim.clock.devices import Devices
 from fedsim.clock.virtual import VirtualClock
 from fedsim.clock.windows import DAY, Windows
 from fedsim.compress import RandK, TopK
-from fedsim.controller.rounds import SeedRun
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import Loop
@@ -48,6 +46,7 @@ from fedsim.robust.robust import Robust
 from tests.algorithms.quadratics import X0, F, federation, some
 from tests.backends.ray.shared import workers
 from tests.clock.test_virtual import SPREAD, VECTOR, devices
+from tests.controller.stopping import stopped_and_resumed
 from topologies import Ring, Static
 
 WORK = LocalWork(batch_size=4, epochs=1)
@@ -239,18 +238,7 @@ def test_a_run_resumes_and_records_who_was_late(tmp_path: Path, monkeypatch: pyt
     rows = read_metrics(whole.seed_path(0) / "metrics.jsonl")
     late = rows.series("simulated", "late")
     assert late[0] == 0 < late[6] and late[6] <= 6 * 2
-    measure = SeedRun._measure
-
-    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
-        if round == 4:
-            raise KeyboardInterrupt
-        return measure(self, round, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SeedRun, "_measure", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(SMALL, output=tmp_path / "stopped", progress=False)
-    rest = resume(tmp_path / "stopped", SMALL, progress=False)
+    rest = stopped_and_resumed(SMALL, tmp_path / "stopped", 4, monkeypatch)
     a, b = ((made.seed_path(0) / "metrics.jsonl").read_bytes() for made in (whole, rest))
     assert a == b
 

@@ -31,7 +31,6 @@ from fedsim import (
     Ray,
     Sent,
     TopK,
-    resume,
     run,
 )  # fmt: skip
 from fedsim.backends.ray.ray_host import RayHost
@@ -40,7 +39,6 @@ from fedsim.clock.devices import Devices
 from fedsim.clock.events import Arrival, Events
 from fedsim.controller.asynchronous import Driver
 from fedsim.controller.host import Host
-from fedsim.controller.rounds import SeedRun
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import Shards
@@ -53,6 +51,7 @@ from fedsim.record.metrics import read_metrics
 from fedsim.values import Vector
 from tests.algorithms.quadratics import X0, F, everybody, federation, half_squared_error, states
 from tests.backends.ray.shared import workers
+from tests.controller.stopping import stopped_and_resumed
 
 WORK = LocalWork(batch_size=8, epochs=2)                   # unequal numbers of steps
 SPARSE = Compressed(FedBuff(0.1, buffer=3), EF14Uplink(TopK(0.3)))
@@ -245,18 +244,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(times) == 11 and times == sorted(times) and times[-1] > 0
     gaps = rows.series("server/problem", "objective")
     assert gaps[10] < gaps[0]
-    measure = SeedRun._measure
-
-    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
-        if round == 7:
-            raise KeyboardInterrupt
-        return measure(self, round, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SeedRun, "_measure", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(SMALL, output=tmp_path / "stopped", progress=False)
-    rest = resume(tmp_path / "stopped", SMALL, progress=False)
+    rest = stopped_and_resumed(SMALL, tmp_path / "stopped", 7, monkeypatch)
     a, b = ((made.seed_path(0) / "metrics.jsonl").read_bytes() for made in (whole, rest))
     assert a == b
 

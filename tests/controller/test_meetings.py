@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from algorithms import ADPSGD, DPSGD, DFedAvg
-from fedsim import Clock, Evaluation, Execution, Experiment, LocalWork, LogNormal, resume, run
+from fedsim import Clock, Evaluation, Execution, Experiment, LocalWork, LogNormal, run
 from fedsim.clients import cohort
 from fedsim.clock.devices import Devices
 from fedsim.controller.host import Host
 from fedsim.controller.meetings import Meetings
-from fedsim.controller.rounds import SeedRun
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import Shards
@@ -30,6 +29,7 @@ from fedsim.problems import zeta_least_squares
 from fedsim.record.metrics import read_metrics
 from fedsim.record.state import flatten
 from tests.algorithms.quadratics import half_squared_error
+from tests.controller.stopping import stopped_and_resumed
 from topologies import OnePeerExponential, Ring, Static
 
 A, LR = np.array([1.0, 2.0, 4.0, 8.0]), 0.1
@@ -155,18 +155,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = read_metrics(whole.seed_path(0) / "metrics.jsonl")
     gaps, times = rows.series("average/problem", "objective"), rows.series("simulated", "seconds")
     assert gaps[40] < gaps[0] and list(times.values()) == sorted(times.values())
-    measure = SeedRun._measure
-
-    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
-        if round == 30:
-            raise KeyboardInterrupt
-        return measure(self, round, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SeedRun, "_measure", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(SMALL, output=tmp_path / "stopped", progress=False)
-    rest = resume(tmp_path / "stopped", SMALL, progress=False)
+    rest = stopped_and_resumed(SMALL, tmp_path / "stopped", 30, monkeypatch)
     for name in ("metrics.jsonl", "timeline.csv", "edges.csv"):
         a, b = ((made.seed_path(0) / name).read_bytes() for made in (whole, rest))
         assert a == b, name

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from algorithms import CO2, DFedAvg, FedAvg, FedBuff
-from fedsim import Clock, Evaluation, Execution, Experiment, LocalWork, OnOff, Waiting, resume, run, timeline
+from fedsim import Clock, Evaluation, Execution, Experiment, LocalWork, OnOff, Waiting, run, timeline
 from fedsim.cli import main
 from fedsim.clients import cohort
 from fedsim.clock.virtual import VirtualClock
-from fedsim.controller.rounds import SeedRun
 from fedsim.engine.federation import Meter
 from fedsim.errors import ConfigError, RunError
 from fedsim.problems import zeta_least_squares
@@ -24,6 +23,7 @@ from fedsim.record.timeline import HEADER, MOST, SERVER, Span, Timeline, read_ti
 from fedsim.report.html import write_report
 from tests.algorithms.quadratics import X0, F, federation
 from tests.clock.test_virtual import VECTOR, M, devices
+from tests.controller.stopping import stopped_and_resumed
 from topologies import Ring, Static
 
 SMALL = Experiment(
@@ -77,18 +77,7 @@ def test_what_clients_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert all(end <= start + 1e-6 for (_, end), (start, _) in pairwise(own))
     shares = timeline(whole, tmp_path / "a.svg")
     assert sum(share for kind, share in shares.items() if kind != "behind") == pytest.approx(1, abs=1e-6)
-    measure = SeedRun._measure
-
-    def stopped(self: SeedRun, round: int, *rest: Any) -> Any:
-        if round == 4:
-            raise KeyboardInterrupt
-        return measure(self, round, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SeedRun, "_measure", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(experiment, output=tmp_path / "stopped", progress=False)
-    rest = resume(tmp_path / "stopped", experiment, progress=False)
+    rest = stopped_and_resumed(experiment, tmp_path / "stopped", 4, monkeypatch)
     a, b = ((made.seed_path(0) / "timeline.csv").read_bytes() for made in (whole, rest))
     assert a == b
     timeline(rest, tmp_path / "b.svg")
