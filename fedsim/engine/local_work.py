@@ -256,7 +256,7 @@ def _cut(order: np.ndarray, first: Any, n: int, b: int, k: int) -> tuple[np.ndar
     """
     if b == n:
         rows = np.arange(n) + first
-        return np.broadcast_to(rows, (*rows.shape[:-2], k, n)), np.full(k, n)
+        return np.broadcast_to(rows, (*rows.shape[:-2], k, n)).copy(), np.full(k, n)   # PyTorch wants it writable
     order, padding = order + first, -n % b
     if padding:
         order = np.concatenate([order, np.repeat(order[..., -1:], padding, -1)], -1)

@@ -62,7 +62,11 @@ def test_steps_walk_the_sequence_of_epochs(sizes: list[int], batch_size: int, K:
 
 @pytest.mark.parametrize("batch_size", [0, 9, 100])
 def test_a_batch_of_zero_or_of_more_than_there_is_is_the_whole_shard(batch_size: int) -> None:
-    assert steps(LocalWork(batch_size, epochs=3), [9, 4]) == [[owned([9, 4], i)] * 3 for i in (0, 1)]
+    for sizes in ([9, 4], [9, 9], [9]):                    # planned one by one and together
+        work = LocalWork(batch_size, epochs=3)
+        assert steps(work, sizes) == [[owned(sizes, i)] * 3 for i in range(len(sizes))]
+        plans = minibatches(work, shards(sizes), 0, 1, np.arange(len(sizes)))
+        assert all(plan.index.flags.writeable for plan in plans), "PyTorch warns of others"
 
 
 @given(SIZES, st.data(), st.integers(1, 10**6), st.integers(0, 2**63))
