@@ -1,7 +1,7 @@
 """Question: what is a personal model worth, to clients that train and to newcomers, beside fine-tuning the common one?
 
 Digits by label skew (MNIST, 20 clients, Dirichlet 0.1) and sensors by subject (UCI HAR, 30 clients); the last fifth of
-the clients never trains. A hidden layer of 64 with layer normalisation, 4 in 10 clients a round, 10 steps of 32 samples,
+the clients never trains. A hidden layer of 64 with layer normalisation, 4 in 10 clients a round, 10 steps of 32,
 40 rounds. Accuracy on each client's own withheld samples: of the server's model, of the client's own (FedAvg has none),
 after 20 steps of fine-tuning, and of newcomers before and after those. Expected: fine-tuning makes up most of what
 FedAvg lacks; layers that stay are better than the server's model where labels are skewed, and leave newcomers a model
