@@ -191,7 +191,11 @@ class RunDirectory:
         Raises:
             RunError: the file is damaged; see `read_mapping`.
         """
-        return read_mapping(self.path / "config.yaml", yaml.safe_load)
+        path = self.path / "config.yaml"
+        config = read_mapping(path, yaml.safe_load)
+        if not isinstance(found := config.get("execution", {}), dict):
+            raise damaged(path, f"execution is {found!r:.80}")
+        return config
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -100,6 +100,12 @@ def test_a_damaged_file_is_named(
 
 
 def test_a_file_cut_short_is_not_resumed(cut: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    (cut.path / "config.yaml").write_text("algorithm: {name: FedAvg}\nexecu")
+    assert main(["resume", str(cut.path)]) == 1
+    assert "cannot read" in capsys.readouterr().err
+    (cut.path / "config.yaml").write_text("algorithm: {name: FedAvg}\nexecution: x\n")
+    with pytest.raises(RunError, match=r"config\.yaml: execution is 'x'; restore"):
+        compare(cut)
     (cut.path / "config.yaml").write_text("algorithm: {name: FedAvg}\n")
     assert main(["resume", str(cut.path)]) == 1
     assert "config.yaml: rounds is missing; restore the file" in capsys.readouterr().err
