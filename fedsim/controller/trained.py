@@ -85,8 +85,9 @@ def _note_missing(run: RunDirectory, seed: int, round: int) -> None:
     if run.manifest["status"][str(seed)]["state"] != "finished":
         return
     last = int(read_metrics(run.seed_path(seed) / "metrics.jsonl").round.max(initial=0))
-    if round < last:
-        text = f"the checkpoint of round {last} in {run.seed_path(seed) / 'checkpoints'} is missing"
+    folder = run.seed_path(seed) / "checkpoints"
+    if round < last and not (folder / f"round-{last:06d}").exists():           # a corrupt one has been told of
+        text = f"the checkpoint of round {last} in {folder} is missing"
         warnings.warn(text, checkpoint.CheckpointWarning, stacklevel=3)
 
 
