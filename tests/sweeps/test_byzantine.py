@@ -26,6 +26,7 @@ from fedsim.errors import ConfigError
 from fedsim.report.series import load_runs
 from fedsim.robust import ALIE, NNM, Mean, MoNNA, SignFlip, TrimmedMean
 from fedsim.sweeps.byzantine import RobustGrid, RobustTable, records, run_grid
+from tests.sweeps.test_grid import over
 from topologies import Ring, Static
 
 BASE = Experiment(
@@ -148,5 +149,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("--rules", "Mean+NNM", "and Mean is no step before a rule; expected steps first, such as NNM+Krum"),
         ("--rules", f"NNM+{__name__}.my_median", "expected a rule of fedsim.robust"),
     ):  # fmt: skip
-        assert main([*line, flag, value]) == 2
+        assert main(["byzantine", *over(line[1:], flag, value)]) == 2
         assert message in capsys.readouterr().err

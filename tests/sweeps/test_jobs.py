@@ -32,7 +32,7 @@ from fedsim.record.directory import open_run
 from fedsim.sweeps import jobs
 from fedsim.sweeps.grid import Point, Sweep, open_sweep
 from tests.processes import LINGER, marked, wait_until
-from tests.sweeps.test_grid import SMALL, metrics
+from tests.sweeps.test_grid import SMALL, metrics, over
 
 TINY = Experiment(FedAvg(0.3), partition=IidPartitioner(4), model=Logistic(), rounds=2, execution=Execution("loop"))
 
@@ -134,7 +134,7 @@ def test_progress_survives_a_run_that_is_being_removed(tmp_path: Path) -> None:
     """As one is that cannot be run with its settings."""
     folder = tmp_path / "sweep"
     axes = ["--algorithm.lr", "0.05,0.5", "--rounds", "2", "--jobs", "1"]
-    assert main(["sweep", *SMALL, *axes, "--output", str(folder)]) == 0
+    assert main(["sweep", *over(SMALL, *axes), "--output", str(folder)]) == 0
     sweep = open_sweep(folder)
     (sweep.directory(sweep.points[0]) / "manifest.json").unlink()
     assert sweep.done() == (2, 4)
@@ -147,8 +147,9 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
 
     One of the points fails, the others wait for the signal in rounds 2 and 5, and nothing of Ray is left behind.
     """
-    sweep = ["sweep", "--algorithm", "tests.backends.ray.dying.Waiting", *SMALL[2:], "--rounds", "7"]
-    sweep += ["--checkpoint_every", "3", "--algorithm.folder", str(tmp_path), "--algorithm.lr", "1e39,0.05,0.5"]
+    settings = ["--rounds", "7", "--checkpoint_every", "3", "--algorithm.folder", str(tmp_path)]
+    settings += ["--algorithm.lr", "1e39,0.05,0.5"]
+    sweep = ["sweep", *over(SMALL, "--algorithm", "tests.backends.ray.dying.Waiting", *settings)]
     go = [tmp_path / f"{round}-go" for round in (2, 5)]
     for path in go:
         path.touch()
