@@ -107,8 +107,9 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = {name: getattr(arguments, name) for name in SIZES}
     if arguments.one:
+        sizes[arguments.size] = arguments.values[0]
         algorithm = arguments.algorithm or ("DPSGD" if sizes["nodes"] else "FedAvg")
-        print(json.dumps(measure({**sizes, arguments.size: arguments.values[0]}, algorithm, arguments.graph)))
+        print(json.dumps(measure(sizes, algorithm, arguments.graph)))
         return
     last: tuple[int, float] | None = None
     for value in arguments.values:

@@ -38,6 +38,7 @@ ADDED: dict[str, Any] = {
     "metrics": [],
     "evaluation.clients_at_most": 10_000,
     "concurrency": None,
+    "execution.sink": [],
     "stop": None,
 }
 """Settings that version 0.1.0 lacked, and what it did."""
