@@ -22,6 +22,7 @@ from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 from fedsim.record.metrics import read_metrics
 from tests.checkpoints import content
+from tests.sweeps.test_grid import over
 from topologies import Ring, Static
 
 SMALL = Experiment(
@@ -114,7 +115,7 @@ def test_links_from_flags(capsys: pytest.CaptureFixture[str]) -> None:
 def test_links_that_are_refused_on_the_command_line(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "--algorithm", "FedAvg", *flags, "--root", str(tmp_path / "runs")]) != 0
+    assert main(["run", *over(["--algorithm", "FedAvg"], *flags), "--root", str(tmp_path / "runs")]) != 0
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()
 
