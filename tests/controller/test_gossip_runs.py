@@ -12,7 +12,20 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from algorithms import ALGORITHMS, DCO2, DPSGD, GOSSIP, SGP, DFedAvg, DFedSAM, Extra, FedAvg, GradientTracking, NoLoCo
+from algorithms import (
+    ADPSGD,
+    ALGORITHMS,
+    DCO2,
+    DPSGD,
+    GOSSIP,
+    SGP,
+    DFedAvg,
+    DFedSAM,
+    Extra,
+    FedAvg,
+    GradientTracking,
+    NoLoCo,
+)
 from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, resume, run
 from fedsim.algorithm import has_server
 from fedsim.cli import main
@@ -52,7 +65,7 @@ def one(experiment: Experiment, root: Path) -> RunDirectory:
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_a_topology_is_needed_without_a_server_and_refused_with_one(cls: Any) -> None:
-    serverless = cls in (*GOSSIP, DCO2, NoLoCo)
+    serverless = cls in (*GOSSIP, DCO2, NoLoCo, ADPSGD)
     assert has_server(cls()) is not serverless
     topology = Static(Ring())
     if not serverless:
