@@ -110,7 +110,8 @@ def test_a_kept_state_goes_on_at_its_client_and_never_travels(optimizer: Any, ba
     make = {AdamW: lambda p: torch.optim.AdamW(p, LR), HeavyBall: lambda p: torch.optim.SGD(p, LR, momentum=0.9)}
     want = InTorch(fed, make[type(optimizer)], keep=True).run(fed.model.vector())
     meter, meter_of_reset = Meter(fed), Meter(reset)
-    kept, anew = rounds(fed, Keeping(FedAvg(LR), optimizer), meter), rounds(reset, FedAvg(LR), meter_of_reset)
+    keeping = Keeping(FedAvg(LR), optimizer.slots(fed.model.zeros()))
+    kept, anew = rounds(fed, keeping, meter), rounds(reset, FedAvg(LR), meter_of_reset)
     for a, b in zip(want, kept, strict=True):
         torch.testing.assert_close(b.x, a, rtol=0, atol=1e-12)
     assert (kept[-1].x - anew[-1].x).abs().max() > 1e-3
@@ -125,7 +126,8 @@ def test_a_kept_state_goes_on_at_its_client_and_never_travels(optimizer: Any, ba
 @pytest.mark.parametrize("backend", [Loop(), Blocks(4)], ids=["loop", "blocks"])
 def test_a_kept_state_is_checkpointed(tmp_path: Path, backend: Any) -> None:
     optimizer = AdamW(state="keep")
-    fed, algorithm = working(optimizer, backend), Keeping(FedAvg(LR), optimizer)
+    fed = working(optimizer, backend)
+    algorithm = Keeping(FedAvg(LR), optimizer.slots(fed.model.zeros()))
     _, second, third = rounds(fed, algorithm)
     tensors, memories = flatten(second)
     save(tmp_path, 2, tensors, {}, memories=memories)

@@ -213,7 +213,7 @@ def test_momentum_of_nodes_is_that_of_their_steps() -> None:
     """DFedAvg with one local step: what a node adds to its model is the step along its running sum of gradients."""
     by, algorithm = HeavyBall(0.75, state="keep"), Gossip(lr=0.1, order="CTA")
     fed = federation(work=LocalWork(0, steps=1, optimizer=by))
-    s = [*rounds(Keeping(algorithm, by), fed, ALL)]
+    s = [*rounds(Keeping(algorithm, by.slots(initial(fed))), fed, ALL)]
     m = torch.zeros(6, len(initial(fed)), dtype=torch.float64)
     for round in range(1, len(ALL) + 1):
         before = s[round - 1].inner.x
