@@ -8,18 +8,23 @@ import torch
 from torch import Tensor
 
 from fedsim.record.blocks import read
-from fedsim.record.checkpoint import load_latest
+from fedsim.record.checkpoint import Loaded, load_latest
+
+
+def tensors(loaded: Loaded) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name; ``"g_i.3.0"`` is the first one of client 3's memory ``g_i``."""
+    found = dict(loaded.tensors)
+    for name, blocks in loaded.memories.items():
+        for node, row in read(blocks, None, torch.device("cpu"), lambda t: t).items():
+            found |= {f"{name}.{node}.{k}": leaf for k, leaf in enumerate(row)}
+    return found
 
 
 def content(directory: Path) -> dict[str, tuple[str, list[int], bytes]]:
     """Type, shape and bytes of every tensor of the latest checkpoint, those of memories too."""
     loaded = load_latest(directory)
     assert loaded is not None
-    found: dict[str, Tensor] = dict(loaded.tensors)
-    for name, blocks in loaded.memories.items():
-        for node, row in read(blocks, None, torch.device("cpu"), lambda t: t).items():
-            found |= {f"{name}.{node}.{k}": leaf for k, leaf in enumerate(row)}
     return {
         name: (str(tensor.dtype), list(tensor.shape), bytes(tensor.reshape(-1).view(torch.uint8).numpy()))
-        for name, tensor in found.items()
+        for name, tensor in tensors(loaded).items()
     }

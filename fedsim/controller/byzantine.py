@@ -121,6 +121,7 @@ def refuse_deployment(experiment: Experiment) -> None:
             ("share", experiment.share.layers != "all"),
             ("evaluation.fine_tune", experiment.evaluation.fine_tune),
             ("evaluation.unseen", experiment.evaluation.unseen),
+            (f"algorithm {type(experiment.algorithm).__name__}", getattr(experiment.algorithm, "personal", False)),
         )
         if given
     ]

@@ -21,7 +21,7 @@ from tests.checkpoints import content
 from tests.controller.test_run import SMALL, metrics_bytes
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from tests.controller.test_run import SMALL
 from fedsim import run
@@ -37,6 +37,7 @@ def slow(self, *a, **k):
         while True: time.sleep(0.05)     # a signal that comes just before a sleep waits until its end
     return out
 Clients.each = slow
+signal.signal(signal.SIGHUP, signal.SIG_DFL)       # under nohup it is ignored, here too
 run(SMALL, output=Path(sys.argv[1]), progress=False)
 """
 

@@ -26,6 +26,7 @@ from fedsim.record import checkpoint
 from fedsim.record.metrics import read_metrics
 from tests.backends.flower.grids import FakeGrid, Node, federation
 from tests.backends.flower.test_parity import CONFIG, EF14, RING, agree, deploy, metrics
+from tests.checkpoints import tensors
 
 ROUNDS = 4
 CONFIG = {**CONFIG, "rounds": ROUNDS, "evaluation": {"every": 1}}
@@ -90,13 +91,13 @@ def drift_of_ef21(folder: Path) -> float:
     loaded = checkpoint.load_latest(folder / "deployed/seed-0/checkpoints")
     assert loaded is not None
     run = json.loads((folder / "deployed/manifest.json").read_text())["deployment"]["run"]
-    kept = []
+    kept, held = [], tensors(loaded)
     for i in range(3):
-        saved = bytes(loaded.tensors[f"g_i.{i}.0"].numpy()).decode()
+        saved = bytes(held[f"g_i.{i}.0"].numpy()).decode()
         client, name, _ = json.loads(saved.removeprefix("fedsim memory "))
         assert client == i
         kept.append(NodeStore(folder / f"nodes/node-{i}", run, i).read(name).double())
-    g: Tensor = loaded.tensors["g.0"].double()
+    g: Tensor = held["g.0"].double()
     return float((g - torch.stack(kept).mean(0)).norm() / g.norm())
 
 

@@ -100,7 +100,8 @@ def config_of(algorithm: str) -> dict[str, Any]:
     return {"algorithm": algorithm, **({"topology": RING} if gossips else {})}
 
 
-CASES = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS} | OTHERS
+PERSONAL = [cls.__name__ for cls in ALGORITHMS if getattr(cls, "personal", False)]
+CASES = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS if cls.__name__ not in PERSONAL} | OTHERS
 
 
 def deploy(
@@ -171,6 +172,13 @@ def test_data_made_in_python_is_refused_by_name(tmp_path: Path) -> None:
         deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "data": {"python": "Dataset 'texts'"}})
 
 
+@pytest.mark.parametrize("algorithm", PERSONAL)
+def test_personal_models_are_refused_by_name(algorithm: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"algorithm {algorithm} is for simulations: nodes report the scores of one"):
+        deploy(tmp_path, {**CONFIG, "algorithm": algorithm})
+    assert not (tmp_path / "deployed").exists()
+
+
 def test_what_the_ledger_charges_is_what_travels(tmp_path: Path) -> None:
     """FedAvg: one vector down and up for each of 3 clients in 3 rounds, and little else."""
     grid = federation(tmp_path / "nodes", 3)
@@ -191,7 +199,7 @@ def test_memories_stay_with_the_clients(tmp_path: Path, monkeypatch: pytest.Monk
     deploy(tmp_path, {**CONFIG, "algorithm": "Scaffold", "rounds": 6})
     stores = [sorted(path.name for path in (tmp_path / f"nodes/node-{i}").rglob("*.safetensors")) for i in range(3)]
     assert stores == [["1.4.0.safetensors", "1.5.0.safetensors", "1.6.0.safetensors"]] * 3
-    held = [path.read_bytes() for path in (tmp_path / "deployed").rglob("shard-*.safetensors")]
+    held = [path.read_bytes() for path in (tmp_path / "deployed").rglob("block-*.safetensors")]
     assert held and all(b"fedsim memory " in data and len(data) < 20_000 for data in held)
 
 

@@ -68,7 +68,6 @@ class Fake:
         self.superlink = SimpleNamespace(check=lambda: None, log=folder / "superlink.log")
 
     def __enter__(self) -> Self:
-        self.folder.mkdir()
         return self
 
     def __exit__(self, *_: object) -> None:
