@@ -60,7 +60,7 @@ def file_hash(file: str) -> str:
 
 def check_unchanged(file: str | None, manifest: Mapping[str, Any], path: Path) -> None:
     """Raise RunError if the initial model of the run at ``path`` is another one now."""
-    if file is not None and (found := file_hash(file)) != (expected := manifest["init_hash"]):
+    if file is not None and (found := file_hash(file)) != (expected := manifest.get("init_hash", "unknown")):
         raise RunError(
             f"{path} began with {file} with hash {expected[:12]}, the file found now has {found[:12]}; restore it"
         )

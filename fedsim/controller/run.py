@@ -43,6 +43,9 @@ from fedsim.record.version import check_version
 HostOf: TypeAlias = Callable[[Experiment], Host]
 """Function that chooses the host of an experiment's clients."""
 
+NEEDED = ("data_hash", "partition_hash", "device", "threads", "backend")
+"""What a run that is to be resumed has in its manifest."""
+
 
 def run(
     experiment: Experiment, host_of: HostOf, *, output: Path | None, root: Path, progress: bool,
@@ -130,6 +133,8 @@ def resume(
         raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
     if not todo:
         return directory
+    if missing := [name for name in NEEDED if name not in directory.manifest]:
+        raise damaged(path / "manifest.json", f"{missing[0]} is missing")
     experiment = experiment or from_config({**directory.config, "rounds": config["rounds"]})
     if extends:
         check_extension(directory, experiment, experiment.rounds)
@@ -172,7 +177,7 @@ def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
 
 def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:
     """Changes since the run began that can affect the last digits."""
-    before = {"torch": manifest["versions"]["torch"], **manifest}
+    before = {"torch": manifest["versions"].get("torch", "unknown"), **manifest}
     for name, now in {"torch": torch.__version__, **_place(first)}.items():
         if now != before[name]:
             yield f"{name} was {before[name]} when the run began and is {now} now: the last digits may differ"
