@@ -3,7 +3,7 @@
 An algorithm takes part by two methods, the halves of a round:
 
     dispatch(s, clients) -> (messages, s)      clients begin now: one ``clients.each``
-    arrive(s, messages, clients) -> s          a server step with ``buffer`` messages, a field of the algorithm
+    arrive(s, messages, clients) -> s          a server step with ``buffer`` messages, a field or of the class
 
 In ``arrive`` the clients have ``stale``, the number of server steps since each message's client began, and factors of
 ``clients.mean`` are by message, as a fast client can be among them twice. The rules of the events:

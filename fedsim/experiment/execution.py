@@ -72,27 +72,27 @@ class Execution:
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         threads: PyTorch threads in this process; by default unchanged. Ray actors use ``ray.threads``, and the nodes of
             a deployment their own number.
-        client_threads: clients, or blocks of them, that run at the same time on threads of this process, with one
-            PyTorch thread each; results do not depend on this number. 0 is one at a time with all ``threads``, as are
-            loop and blocks of a given size by default; otherwise the default is to measure.
         memory: storage of client memories between rounds: "device", "host", or "disk" (a temporary file).
         ray: actors of the Ray backend, also without the prefix, as in --ray.actors 2.
         checkpoint_every: rounds between checkpoints; the last round always has one.
         name: name of the run directory; if empty, it is made from algorithm and data set.
         sink: tools that are given the metrics while the run is under way, tensorboard, wandb or trackio, several with
             commas; one that fails does not stop the run. None by default.
+        client_threads: clients, or blocks of them, that run at the same time on threads of this process, with one
+            PyTorch thread each; results do not depend on this number. 0 is one at a time with all ``threads``, as are
+            loop and blocks of a given size by default; otherwise the default is to measure.
     """
 
     backend: Literal["auto", "loop", "graphed", "blocks", "ray"] = "auto"
     block_size: int = 0
     device: str = "auto"
     threads: int | None = None
-    client_threads: int | None = None
     memory: Literal["device", "host", "disk"] = "device"
     ray: Ray = field(default_factory=Ray)
     checkpoint_every: int = 50
     name: str = ""
     sink: str | Sequence[str] = ()
+    client_threads: int | None = None
 
     def __post_init__(self) -> None:
         self._check_sinks()

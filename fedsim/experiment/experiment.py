@@ -157,6 +157,11 @@ class Experiment:
             raise ConfigError(f"init is {self.init!r:.200}; expected the path of a file that torch.save wrote")
         if isinstance(self.share, str):
             object.__setattr__(self, "share", Share(self.share))
+        if isinstance(self.data, str) and not Path(self.data).expanduser().is_dir():
+            raise ConfigError(
+                f'data is {self.data!r}, and there is no folder of that name; expected Data("{self.data}") for a data'
+                " set that is known by that name, or the path of a folder of images"
+            )
         if not isinstance(self.data, Data | Dataset | Problem | type):
             object.__setattr__(self, "data", dataset_of(self.data))
         if callable(getattr(self.partition, "load_partition", None)):

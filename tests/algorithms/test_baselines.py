@@ -62,7 +62,8 @@ SAME_BITS = {
 @pytest.mark.parametrize("pair", SAME_BITS)
 def test_without_the_term_that_it_adds_it_is_another(pair: str, cohorts: list[list[int]], backend: Any) -> None:
     one, other = (run(a, EPOCHS, cohorts, backend) for a in SAME_BITS[pair])
-    np.testing.assert_array_equal(one, other)
+    # Blocks take affine steps in another form, which rounds differently (``fedsim.engine.affine``).
+    np.testing.assert_allclose(one, other, rtol=0.0 if isinstance(backend, Loop) else 1e-12, atol=0.0)
     assert np.abs(one[-1] - X0).max() > 1e-3
 
 
@@ -105,7 +106,8 @@ def test_bvr_l_sgd_of_one_step_is_gradient_descent(pick: Any) -> None:
 
 
 def test_bvr_l_sgd_with_recursive_estimates_needs_everybody() -> None:
-    with pytest.raises(ConfigError, match=r"BVRLSGD.period is 2, but 2 of 10 clients take part.*fraction to 1, or"):
+    message = r"BVRLSGD.period is 2, but 2 of 10 clients take part.*fraction to 1 without waiting, or"
+    with pytest.raises(ConfigError, match=message):
         run(BVRLSGD(period=2), EPOCHS, TWO)
 
 

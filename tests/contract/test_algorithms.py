@@ -41,15 +41,19 @@ def test_the_table_holds_the_whole_catalogue() -> None:
     assert {type(a) for a in ALGORITHMS.values()} == {*CATALOGUE, Compressed, Robust}
 
 
+DECLARED = [("server", False), ("personal", True), ("fixed_workers", True), ("buffer", 1)]
+"""Attributes of a class (``Algorithm``, ``fedsim.controller.asynchronous``), by their only value but the default."""
+
+
 @pytest.mark.parametrize("cls", CATALOGUE)
 def test_a_frozen_dataclass_without_base_class_or_other_attributes(cls: Any) -> None:
-    """But for ``server = False``, ``personal = True``, and what rules need to know (``Robust``)."""
+    """But for those declared, and what rules need to know (``Robust``)."""
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     assert cls.__bases__ == (object,)
     fields = {field.name for field in dataclasses.fields(cls)}
     for name, value in vars(cls).items():
         ours = name in fields or name.startswith("__") or isinstance(value, types.FunctionType)
-        known = (name, value) in (("server", False), ("personal", True)) or name in ("sums", "no_rule")
+        known = (name, value) in DECLARED or name in ("sums", "no_rule")
         assert ours or known, f"attribute {name}"
     settings = cls()
     assert vars(settings).keys() == fields

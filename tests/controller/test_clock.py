@@ -161,11 +161,11 @@ def test_settings_of_a_clock_survive_a_file_and_flags(tmp_path: Path, capsys: py
     assert "TracedClock" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", ["", "--algorithm FedBuff --algorithm.buffer 5 --concurrency 5"])
+@pytest.mark.parametrize("flags", ["--algorithm FedAvg", "--algorithm FedBuff --algorithm.buffer 5 --concurrency 5"])
 def test_a_time_that_cannot_be_counted_ends_the_run(
     flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    words = f"run --algorithm FedAvg --rounds 1 --partition.num_partitions 5 {flags} --output {tmp_path / 'run'}"
+    words = f"run --rounds 1 --partition.num_partitions 5 {flags} --output {tmp_path / 'run'}"
     assert main([*words.split(), "--clock", "Clock", "--clock.seconds", "8e9"]) == 2
     error = capsys.readouterr().err
     assert re.search(r"round 1 ends after \S+ simulated seconds; expected at most 9e\+09", error) and not recwarn.list

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from algorithms import (
     ALGORITHMS,
-    ASYNCHRONOUS,
     EF21,
     KGT,
     OVERLAP,
@@ -22,7 +21,9 @@ from algorithms import (
     DFedAvg,
     DFedSAM,
     FedADMM,
+    FedAsync,
     FedAvg,
+    FedBuff,
     FedCM,
     FedGamma,
     FedNova,
@@ -62,7 +63,7 @@ from topologies import Ring, Static
 
 DESCENDING = {
     DFedAvg, DFedSAM, FedADMM, FedAvg, FedCM, FedGamma, FedNova, FedOpt, FedProx, FedSAM, FedSMOO, FedSpeed, KGT,
-    MoFedSAM, SGP, Scaffold, *OVERLAP, *PERSONAL, *ASYNCHRONOUS,
+    MoFedSAM, SGP, Scaffold, *OVERLAP, *PERSONAL, FedAsync, FedBuff,
 }  # fmt: skip
 DIVIDING = {FedCM, FedGamma, FedNova, KGT, MoFedSAM, Scaffold, PerFedAvg}
 """Those that take K eta for the sum of their steps, or make only every other one."""

@@ -46,13 +46,15 @@ run(SMALL, output=Path(sys.argv[1]), progress=False)
 @pytest.mark.process
 def test_killed_in_mid_round_and_resumed_gives_the_same_bytes(tmp_path: Path, kind: signal.Signals) -> None:
     whole = run(SMALL, output=tmp_path / "whole", progress=False)
-    child = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "now\n"
-    child.send_signal(kind)
-    _, stderr = child.communicate(timeout=240)
+    argv, pipe = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut")], subprocess.PIPE
+    with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "now\n"
+            child.send_signal(kind)
+            _, stderr = child.communicate(timeout=240)
+        finally:
+            child.kill()                     # or it is left running, and a later test is told so
     assert child.returncode != 0, stderr
     cut = RunDirectory(tmp_path / "cut")
     state = cut.manifest["status"]["0"]["state"]

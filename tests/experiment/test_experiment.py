@@ -46,7 +46,7 @@ def experiment(**settings: Any) -> Experiment:
         ({"schedule": 0.1}, r"schedule is 0\.1; expected e\.g\. Exponential"),
         ({"local": 5}, r"local is 5; expected LocalWork\(batch_size=32"),
         ({"evaluation": 5}, r"evaluation is 5; expected Evaluation\(every=5\)"),
-        ({"data": "digits"}, r"""data is 'digits'; expected Data\("digits"\)"""),
+        ({"data": "digits"}, r"data is 'digits', and there is no folder of that name; expected Data\(\"digits\"\)"),
         ({"model": MLP}, r"model is <class .*MLP'>; expected an nn\.Module"),
         ({"loss": "mse"}, "loss is 'mse'; expected one of auto, cross_entropy"),
         ({"algorithm": DFedAvg(), "topology": "Ring"}, r"topology is 'Ring'; expected e\.g\. Static\(Ring\(\)\)"),

@@ -84,15 +84,15 @@ process.wait_until(lambda: "child" in process.tail(), 240, "running")
 print(process.pid, flush=True)
 time.sleep(900)
 """
-    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
-    assert starter.stdout is not None
-    leader, mark = int(starter.stdout.readline()), f"{starter.pid} {tmp_path / 'it.log'}"
-
-    assert len(living(mark)) == 2
-    with pytest.raises(DeployError, match=rf"in use by process {starter.pid}; wait for it, or stop it"):
-        end_leftovers(tmp_path)
-    starter.kill()
-    starter.communicate()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as starter:
+        try:
+            assert starter.stdout is not None
+            leader, mark = int(starter.stdout.readline()), f"{starter.pid} {tmp_path / 'it.log'}"
+            assert len(living(mark)) == 2
+            with pytest.raises(DeployError, match=rf"in use by process {starter.pid}; wait for it, or stop it"):
+                end_leftovers(tmp_path)
+        finally:
+            starter.kill()
     wait_until(lambda: leader not in [process.pid for process in living(mark)])
     assert len(living(mark)) == 1
     end_leftovers(tmp_path)
