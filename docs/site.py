@@ -17,6 +17,7 @@ REFERENCE = {
     "algorithms": [f"algorithms.{file.stem}" for file in sorted((ROOT / "algorithms").glob("[!_]*.py"))],
     "vocabulary": [f"fedsim.{name}" for name in ("algorithm", "clients", "gossip", "types", "values", "errors")],
     "experiments": ["fedsim.api", "fedsim.experiment", "fedsim.controller.run", "fedsim.sweeps"],
+    "local": [f"fedsim.engine.{name}" for name in ("optimizers", "step_schedules", "augmentation", "mixup", "sharing")],
     "data": ["fedsim.data", "fedsim.partition", "fedsim.models", "fedsim.problems"],
     "topologies": ["topologies"],
     "compression": ["fedsim.compress", "fedsim.feedback"],
