@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from fedsim.controller.settings import settings_hash
+from fedsim.experiment.identity import settings_hash
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, SeedRecord
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from fedsim.controller.settings import settings_hash
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.identity import settings_hash
 from fedsim.experiment.schedule import Cosine
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, stopped_after

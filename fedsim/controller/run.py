@@ -24,13 +24,14 @@ from fedsim.controller.local_steps import check_local_steps
 from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
-from fedsim.controller.settings import check_model, check_settings, settings_hash
+from fedsim.controller.settings import check_model, check_settings
 from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Data, Experiment
+from fedsim.experiment.identity import settings_hash
 from fedsim.experiment.short_forms import recorded
 from fedsim.gossip import graph_file
 from fedsim.record import checkpoint

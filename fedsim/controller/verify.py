@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedsim.clock.devices import read_devices
-from fedsim.controller.settings import settings_hash
 from fedsim.errors import FedsimError
+from fedsim.experiment.identity import settings_hash
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, open_run, stopped_after
 from fedsim.record.metrics import READ_BYTES, Metrics, read_metrics

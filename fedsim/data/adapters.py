@@ -77,7 +77,7 @@ def dataset_of(
         return data
     options = Reading(inputs, target, client, tokenize)
     train, held = _halves(data, test)
-    parts = [_samples(part, options) for part in ((train,) if held is None else (train, held))]
+    parts = [_aligned(_samples(part, options)) for part in ((train,) if held is None else (train, held))]
     owners = [part.client for part in parts]
     if any((owner is None) != (owners[0] is None) for owner in owners):
         raise DataError("one split has natural clients and the other has none; expected them in both, or neither")
@@ -119,6 +119,16 @@ def _halves(data: Any, test: Any) -> tuple[Any, Any]:
 
 def _is_table(data: Any) -> bool:
     return hasattr(data, "features") and hasattr(data, "column_names") and not isinstance(data, Mapping)
+
+
+def _aligned(samples: Samples) -> Samples:
+    """The samples, whose inputs, targets and clients are of one number."""
+    numbers = {"inputs": count(samples.x), "targets": len(samples.y)}
+    numbers |= {} if samples.client is None else {"clients": len(samples.client)}
+    if len(set(numbers.values())) > 1:
+        given = ", ".join(f"{number} {name}" for name, number in numbers.items())
+        raise DataError(f"data has {given}; expected as many of each, in one order")
+    return samples
 
 
 def _samples(data: Any, options: Reading) -> Samples:

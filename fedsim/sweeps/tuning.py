@@ -22,7 +22,7 @@ from fedsim.experiment.stopping import lower_is_better
 from fedsim.record.directory import open_run
 from fedsim.report.series import load_runs
 from fedsim.report.statistics import Estimate, best, estimate
-from fedsim.sweeps.grid import Point, Sweep, start
+from fedsim.sweeps.grid import Point, Sweep, is_sweep, start
 from fedsim.sweeps.jobs import run_sweep
 
 WITHHELD = 0.2
@@ -92,6 +92,9 @@ def tune(
     for method in methods:
         plain_name(method)
     folder = Path(folder)
+    ours = is_sweep(folder / "tuning") or is_sweep(folder / "final")
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and holds something else; choose another folder, or remove it first")
     trials = {
         method: {name: _point(f"{method},{name}", trial(made, seeds, seed)) for name, made in grid.items()}
         for method, grid in methods.items()

@@ -250,3 +250,11 @@ def test_partitioners_of_flower_datasets(flower: Any, hugging_face: Any, tmp_pat
         execution=Execution(backend="loop"),
     )  # fmt: skip
     assert run(case, output=tmp_path / "run", progress=False).path.exists()
+
+
+@pytest.mark.parametrize(("targets", "clients"), [(50, None), (150, None), (100, 5), (100, 200)])
+def test_inputs_targets_and_clients_are_of_one_number(targets: int, clients: int | None) -> None:
+    data: tuple[Any, ...] = (np.zeros((100, 3), np.float32), np.arange(targets) % 2)
+    data = data if clients is None else (*data, np.zeros(clients, int))
+    with pytest.raises(DataError, match=f"data has 100 inputs, {targets} targets.*expected as many of each"):
+        dataset_of(data)

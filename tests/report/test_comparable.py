@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from fedsim.experiment.identity import settings_hash
 from fedsim.record.directory import open_run
 from fedsim.report.comparable import doubts
 from fedsim.report.compare import compare
@@ -72,3 +73,14 @@ def test_a_run_of_an_earlier_version_made_the_default_local_steps(tmp_path: Path
         "different local.optimizer.beta1: run-0: None; run-2: 0.9",
         "different local.optimizer.name: run-0: SGD; run-2: Adam",
     )
+
+
+def test_warnings_name_a_config_that_was_edited(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "a", FAST, config={"rounds": 30})
+    config = open_run(path).config
+    open_run(path).update_manifest(settings_hash=settings_hash(config))
+    assert compare([path]).warnings == ()
+    text = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(text.replace("rounds: 30", "rounds: 40"))
+    (warning,) = compare([path]).warnings
+    assert warning == "a: its config.yaml was edited, and says other settings than the run was made with"

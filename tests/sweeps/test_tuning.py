@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from algorithms import DFedAvg, FedAvg, FedSpeed
-from fedsim import Execution, Experiment, IidPartitioner, LocalWork, tune
+from fedsim import Execution, Experiment, IidPartitioner, LocalWork, run, tune
 from fedsim.cli import main
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.models import Logistic
@@ -72,6 +72,10 @@ def test_wrong_arguments_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a plain directory name"):
         tune({"a/b": AVERAGED}, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    made = run(BASE, root=tmp_path, progress=False).path
+    with pytest.raises(ConfigError, match="exists and holds something else"):
+        tune({"FedAvg": AVERAGED}, made)
+    assert not (made / "tuning").exists() and not (made / "final").exists()
 
 
 FILE = """

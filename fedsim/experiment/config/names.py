@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import docstring_parser
 from torch import nn
 
-from fedsim.errors import ConfigError, suggest
+from fedsim.errors import ConfigError, explained, suggest
 
 
 class Catalogue(NamedTuple):
@@ -256,7 +256,8 @@ def imported(name: str, place: str) -> Any:
     """Import a class or function by its dotted name.
 
     Raises:
-        ConfigError: it does not exist. Errors raised inside the imported module propagate.
+        ConfigError: it does not exist.
+        CodeError: the module raised an exception while it was imported.
     """
     module_name, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")):
@@ -264,14 +265,15 @@ def imported(name: str, place: str) -> Any:
     allowed = _allowed.get()
     if allowed is not None and name not in allowed.names and not _within(module_name, allowed.modules):
         raise ConfigError(f"{place} is {name!r}, {allowed.refusal.format(module=module_name)}")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(
-            f"{place} is {name!r}, but there is no module {error.name!r}; check the name and PYTHONPATH"
-        ) from None
+    with explained(f"{place} is {name!r}, and importing {module_name}"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if not f"{module_name}.".startswith(f"{error.name}."):
+                raise
+            raise ConfigError(
+                f"{place} is {name!r}, but there is no module {error.name!r}; check the name and PYTHONPATH"
+            ) from None
     found = getattr(module, attribute, None)
     if not callable(found):
         own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from algorithms import FedAvg
 from fedsim.controller.prepare import loss_of
 from fedsim.data import load
-from fedsim.errors import ConfigError
+from fedsim.errors import CodeError, ConfigError
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.partition import IidPartitioner
@@ -197,10 +198,17 @@ def test_errors_of_dotted_names(settings: dict[str, Any], message: str) -> None:
         from_config(settings)
 
 
-def test_error_inside_the_users_module_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_module.py").write_text("import no_such_package\n")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("import no_such_package", "No module named 'no_such"), ("f = 1 / 0", "ZeroDivisionError"), ("f(", "Syntax")],
+)
+def test_error_inside_the_users_module_names_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    (tmp_path / "broken_module.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    with pytest.raises(CodeError, match=rf"importing broken_module raised .*{message}"):
         from_config(config(loss="broken_module.f"))
 
 

@@ -1,0 +1,32 @@
+"""The settings that determine a run's result, which it keeps from its first round to its last, as a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedsim.experiment.short_forms import in_full
+
+FREE = ("execution", "data", "init")
+"""Settings that have no part in a result, or name files with a hash of their own, which may move."""
+
+
+def settings_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the settings in ``config.yaml`` that determine a result, in whatever order they are written."""
+    full = in_full(config)
+    kept = {key: value for key, value in full.items() if key not in FREE}
+    kept["from_file"] = full.get("init") is not None
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def edited(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """True if a run has other settings than it began with; earlier versions recorded no hash."""
+    begun = [
+        {**config, "rounds": entry["to"]}                  # killed while it was extended
+        for entry in manifest.get("extended", [])[-1:]
+        if entry["from"] == config.get("rounds")
+    ]
+    expected = manifest.get("settings_hash")
+    return expected is not None and expected not in map(settings_hash, [config, *begun])
