@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from algorithms import FedAsync, FedAvg, FedBuff
-from experiments.pages import markdown
+from experiments.pages import write_table
 from fedsim import (
     MLP,
     Clock,
@@ -38,9 +38,6 @@ from fedsim import (
     compare,
     run,
 )
-from fedsim.cli.output import console
-from fedsim.errors import FedsimError
-from fedsim.record.files import create_folder
 from fedsim.report.compare import text_of
 from fedsim.report.curves import PALETTE
 
@@ -132,19 +129,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", type=float, default=0.8, help="accuracy to reach (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        folder = create_folder(options.root, "asynchrony")
-        base = BASE if options.seeds is None else replace(BASE, seeds=options.seeds)
+    base = BASE if options.seeds is None else replace(BASE, seeds=options.seeds)
+
+    def measure(folder: Path) -> list[list[str]]:
         rows, means = table(base, folder, options.tasks, options.target)
-        text = markdown(rows)
         picture(means, options.target, folder / "asynchrony.png")
-        (folder / "table.md").write_text(text)
-        console().print(text, highlight=False)
-    except FedsimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console().print(f"Runs: {folder}", highlight=False)
-    return 0
+        return rows
+
+    return write_table(options.root, "asynchrony", measure)
 
 
 if __name__ == "__main__":

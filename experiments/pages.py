@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedsim.cli.output import console
+from fedsim.errors import FedsimError
 from fedsim.record import figures
+from fedsim.record.files import create_folder
 from fedsim.report.curves import PALETTE
 from fedsim.report.statistics import Estimate
 
@@ -16,6 +20,24 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its header."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_table(root: Path, name: str, measure: Callable[[Path], Sequence[Sequence[str]]]) -> int:
+    """Let an experiment run in a new folder ``root/name``, print the table it returns, and keep it as ``table.md``.
+
+    Returns:
+        The exit code: 1 if an error of fedsim, which is printed, ended it.
+    """
+    try:
+        folder = create_folder(root, name)
+        text = markdown(measure(folder))
+        (folder / "table.md").write_text(text)
+        console().print(text, highlight=False)
+    except FedsimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console().print(f"Runs: {folder}", highlight=False)
+    return 0
 
 
 def intervals(

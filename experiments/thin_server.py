@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from algorithms import DFedAvg, FedAvg
-from experiments.pages import markdown
+from experiments.pages import write_table
 from fedsim import (
     MLP,
     Clock,
@@ -34,9 +34,6 @@ from fedsim import (
     read_metrics,
     run,
 )
-from fedsim.cli.output import console
-from fedsim.errors import FedsimError
-from fedsim.record.files import create_folder
 from fedsim.report.compare import text_of
 from fedsim.report.curves import PALETTE
 from fedsim.report.statistics import Estimate, estimate
@@ -122,18 +119,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
     options = parser.parse_args(arguments)
     given = {name: value for name in ("rounds", "seeds") if (value := getattr(options, name)) is not None}
-    try:
-        folder = create_folder(options.root, "thin-server")
+
+    def measure(folder: Path) -> list[list[str]]:
         rows, means = table(replace(BASE, **given), folder, options.target)
-        text = markdown(rows)
         picture(means, options.target, folder / "thin_server.png")
-        (folder / "table.md").write_text(text)
-        console().print(text, highlight=False)
-    except FedsimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console().print(f"Runs: {folder}", highlight=False)
-    return 0
+        return rows
+
+    return write_table(options.root, "thin-server", measure)
 
 
 if __name__ == "__main__":

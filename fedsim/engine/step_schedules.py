@@ -36,6 +36,7 @@ class _Decaying:
         return factors
 
     def _left(self, done: np.ndarray) -> np.ndarray:
+        """Factors between 1 and 0 after these shares of the falling steps; abstract."""
         raise NotImplementedError
 
 

@@ -17,9 +17,7 @@ from fedsim.checks import plain_name, whole
 from fedsim.errors import ConfigError, DivergenceError, suggest
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
-from fedsim.experiment.measures import metrics_of
 from fedsim.experiment.stopping import lower_is_better
-from fedsim.record.directory import open_run
 from fedsim.report.series import load_runs
 from fedsim.report.statistics import Estimate, best, estimate
 from fedsim.sweeps.grid import Point, Sweep, is_sweep, start
@@ -85,10 +83,12 @@ def tune(
     whole("tuning seeds", seeds, 1)
     if not methods or not all(methods.values()):
         raise ConfigError("a method has no settings; expected one at least, as {'FedAvg': {'lr=0.1': Experiment(...)}}")
+    larger: dict[str, bool] = {}
     for made in (made for grid in methods.values() for made in grid.values()):
-        known = ["accuracy", "loss", *(measure.name for measure in metrics_of(made.metrics))]
-        if metric not in known:
+        measures = {measure.name: measure.larger_is_better for measure in made.measures}
+        if metric not in (known := ["accuracy", "loss", *measures]):
             raise ConfigError(f"the metric to choose by is {metric!r}; {suggest(metric, known)}")
+        larger |= measures
     for method in methods:
         plain_name(method)
     folder = Path(folder)
@@ -104,7 +104,7 @@ def tune(
     chosen, withheld, tuning = {method: next(iter(grid)) for method, grid in methods.items()}, {}, None
     if points:
         tuning = run_all(points, folder / "tuning", jobs, progress)
-        lower = lower_is_better(metric, _directions(tuning))
+        lower = lower_is_better(metric, larger)
         for method, grid in trials.items():
             scope = "clients/holdout" if methods[method][chosen[method]].topology is None else "nodes/holdout"
             values = {name: value_of(tuning, p, scope, f"{metric}_weighted_mean") for name, p in grid.items()}
@@ -143,12 +143,6 @@ def value_of(sweep: Sweep, point: Point, scope: str, metric: str) -> Estimate:
         return Estimate(math.nan, None, point.config["seeds"])
     (run,) = load_runs([sweep.directory(point)], scope, metric)
     return estimate([float(series.value[-1]) for series in run.seeds.values()])
-
-
-def _directions(sweep: Sweep) -> dict[str, bool]:
-    """For the further metrics of its runs, whether larger is better."""
-    runs = [open_run(path) for point in sweep.points if (path := sweep.directory(point)).is_dir()]
-    return {name: larger for run in runs for name, larger in run.manifest.get("larger_is_better", {}).items()}
 
 
 def _best(method: str, values: Mapping[str, Estimate], lower: bool) -> str:

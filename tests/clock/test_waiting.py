@@ -21,11 +21,9 @@ from fedsim import (
     FixedSize,
     LocalWork,
     OnOff,
-    Ray,
     Waiting,
     run,
 )
-from fedsim.backends.ray.ray_host import RayHost
 from fedsim.clients import cohort
 from fedsim.clock.barrier import Barrier
 from fedsim.clock.devices import Devices
@@ -44,7 +42,7 @@ from fedsim.record.metrics import read_metrics
 from fedsim.robust import ALIE, CoordinateMedian
 from fedsim.robust.robust import Robust
 from tests.algorithms.quadratics import X0, F, federation, some
-from tests.backends.ray.shared import workers
+from tests.backends.ray.shared import assert_same_in_actors
 from tests.clock.test_virtual import SPREAD, VECTOR, devices
 from tests.controller.stopping import stopped_and_resumed
 from topologies import Ring, Static
@@ -257,12 +255,7 @@ def test_a_deadline_that_nobody_meets(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.ray
 def test_the_first_in_actors(tmp_path: Path) -> None:
-    here = run(SMALL, output=tmp_path / "here", progress=False)
-    host = RayHost(Ray(), progress=False, workers=workers())
-    elsewhere = SMALL.with_execution(backend="ray", block_size=0)
-    there = run(elsewhere, output=tmp_path / "there", progress=False, host=host)
-    a, b = (read_metrics(made.seed_path(0) / "metrics.jsonl") for made in (here, there))
-    np.testing.assert_allclose(a.value, b.value, rtol=1e-12)
+    assert_same_in_actors(SMALL, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,10 @@ from fedsim import (
     Local,
     LocalWork,
     LogNormal,
-    Ray,
     Sent,
     TopK,
     run,
 )  # fmt: skip
-from fedsim.backends.ray.ray_host import RayHost
 from fedsim.clients import cohort
 from fedsim.clock.devices import Devices
 from fedsim.clock.events import Arrival, Events
@@ -50,7 +48,7 @@ from fedsim.problems import zeta_least_squares
 from fedsim.record.metrics import read_metrics
 from fedsim.values import Vector
 from tests.algorithms.quadratics import X0, F, everybody, federation, half_squared_error, states
-from tests.backends.ray.shared import workers
+from tests.backends.ray.shared import assert_same_in_actors
 from tests.controller.stopping import stopped_and_resumed
 
 WORK = LocalWork(batch_size=8, epochs=2)                   # unequal numbers of steps
@@ -251,12 +249,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.ray
 def test_clients_in_actors(tmp_path: Path) -> None:
-    here = run(SMALL, output=tmp_path / "here", progress=False)
-    host = RayHost(Ray(), progress=False, workers=workers())
-    elsewhere = SMALL.with_execution(backend="ray", block_size=0)
-    there = run(elsewhere, output=tmp_path / "there", progress=False, host=host)
-    a, b = (read_metrics(made.seed_path(0) / "metrics.jsonl") for made in (here, there))
-    np.testing.assert_allclose(a.value, b.value, rtol=1e-12)
+    assert_same_in_actors(SMALL, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
-from fedsim import Experiment, run
+import numpy as np
+
+from fedsim import Experiment, read_metrics, run
 from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.ray_host import RayHost
 from fedsim.backends.ray.session import session
 from fedsim.experiment.execution import Ray
 
@@ -32,3 +35,13 @@ def measured(path: Path) -> bytes:
 def measured_here(experiment: Experiment, path: Path) -> bytes:
     """The measurements of an experiment in this process."""
     return measured(run(experiment, output=path, progress=False).path)
+
+
+def assert_same_in_actors(experiment: Experiment, folder: Path) -> None:
+    """A run on Ray measures what a run in this process does."""
+    here = run(experiment, output=folder / "here", progress=False)
+    host = RayHost(Ray(), progress=False, workers=workers())
+    elsewhere = experiment.with_execution(backend="ray", block_size=0)
+    there = run(elsewhere, output=folder / "there", progress=False, host=host)
+    a, b = (read_metrics(made.seed_path(0) / "metrics.jsonl") for made in (here, there))
+    np.testing.assert_allclose(a.value, b.value, rtol=1e-12)
