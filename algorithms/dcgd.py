@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from algorithms.parts import Gradient, gradient_of
 from fedsim import Clients, Compressor, Local, Packed, Vector
-from fedsim.checks import is_compressor, one_of, positive
+from fedsim.checks import one_of, positive
 from fedsim.compress import TopK
+from fedsim.compress.checks import is_compressor
 
 
 class DCGDState(NamedTuple):

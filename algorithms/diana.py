@@ -18,8 +18,9 @@ import torch
 
 from algorithms.parts import Gradient, gradient_of, omega_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import one_of, positive, share, unbiased
+from fedsim.checks import one_of, positive, share
 from fedsim.compress import RandK
+from fedsim.compress.checks import unbiased
 
 
 class DIANAState(NamedTuple):

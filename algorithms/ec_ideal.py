@@ -18,8 +18,9 @@ import torch
 
 from algorithms.parts import Gradient, gradient_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, one_of, positive
+from fedsim.checks import one_of, positive
 from fedsim.compress import TopK
+from fedsim.compress.checks import contractive
 from fedsim.errors import ConfigError
 from fedsim.feedback import EControlUplink
 

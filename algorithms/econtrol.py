@@ -21,8 +21,9 @@ import torch
 
 from algorithms.parts import Gradient, Start, gradient_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, non_negative_or_alpha, one_of, positive
+from fedsim.checks import one_of, positive
 from fedsim.compress import TopK
+from fedsim.compress.checks import contractive, non_negative_or_alpha
 from fedsim.feedback import EControlUplink
 
 Memory = tuple[Vector, Vector]

@@ -25,8 +25,9 @@ import torch
 
 from algorithms.parts import Gradient, Start, gradient_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, in_range, one_of, positive
+from fedsim.checks import in_range, one_of, positive
 from fedsim.compress import TopK
+from fedsim.compress.checks import contractive
 from fedsim.feedback import EF21Uplink
 
 

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, positive
+from fedsim.checks import positive
 from fedsim.compress import TopK
+from fedsim.compress.checks import contractive
 from fedsim.errors import ConfigError
 from fedsim.feedback import EF21P, EF21Uplink
 

@@ -21,8 +21,9 @@ import torch
 
 from algorithms.parts import mean_difference
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import contractive, positive, share
+from fedsim.checks import positive, share
 from fedsim.compress import TopK
+from fedsim.compress.checks import contractive
 from fedsim.feedback import EF21Uplink
 
 Memory = tuple[Vector, Vector, Vector]

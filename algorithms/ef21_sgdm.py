@@ -20,8 +20,9 @@ import torch
 
 from algorithms.parts import mean_gradient
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import at_least_one, contractive, positive, share
+from fedsim.checks import at_least_one, positive, share
 from fedsim.compress import TopK
+from fedsim.compress.checks import contractive
 from fedsim.errors import ConfigError
 from fedsim.feedback import EF21Uplink
 

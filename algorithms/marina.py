@@ -29,8 +29,9 @@ from torch import Tensor
 
 from algorithms.parts import Gradient, mean_difference, omega_of
 from fedsim import Clients, Compressor, Kept, Local, Packed, Vector
-from fedsim.checks import one_of, positive, share, unbiased
+from fedsim.checks import one_of, positive, share
 from fedsim.compress import RandK
+from fedsim.compress.checks import unbiased
 from fedsim.errors import ConfigError
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fedsim import SGD, Batch, Clients, Compressor, Local, Vector
-from fedsim.checks import contractive, non_negative, one_of, share
+from fedsim.checks import non_negative, one_of, share
+from fedsim.compress.checks import contractive
 from fedsim.errors import ConfigError
 
 EPS = 1e-12  # keeps g / ||g|| finite where the gradient vanishes

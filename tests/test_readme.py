@@ -35,6 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
@@ -67,8 +68,9 @@ def test_commands_of_make_are_targets_of_the_makefile() -> None:
 def test_what_a_page_says_runs_in_its_order(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind, text in BLOCKS[page]:
         if kind == "python":
-            (folder / "script.py").write_text(text)
-            runpy.run_path("script.py", run_name="__main__")
+            file = (re.match(r"# (\w+\.py)\n", text) or ["", "script.py"])[1]   # named by a comment in its first line
+            (folder / file).write_text(text)
+            runpy.run_path(file, run_name="__main__")
         for command in commands(text) if kind == "sh" else ():
             if command not in MAKE:
                 print(command)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedsim.checks import at_least_one, needs_no_layers
+from fedsim.checks import at_least_one
+from fedsim.compress.checks import needs_no_layers
 from fedsim.compress.quantise import QSGD
 from fedsim.compress.reader import Reader, varint, varint_size
 from fedsim.compress.sparse import Parts

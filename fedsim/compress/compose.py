@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedsim.checks import is_compressor, needs_no_layers
+from fedsim.compress.checks import is_compressor, needs_no_layers
 from fedsim.compress.quantise import QSGD
 from fedsim.compress.sparse import Parts, Sparsifier, place
 from fedsim.compress.topk import TopK

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -29,7 +29,15 @@ from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
 from fedsim.gossip import Topology, graph_file
 from fedsim.models import MLP, Architecture
-from fedsim.partition import DirichletPartitioner, FlowerPartitioner, NaturalIdPartitioner, Partitioner, Skew
+from fedsim.partition import (
+    DirichletPartitioner,
+    FlowerPartitioner,
+    NaturalIdPartitioner,
+    OwnPartitioner,
+    Partitioner,
+    Skew,
+)
+from fedsim.partition.own import divides
 from fedsim.problems import PROBLEMS, Problem
 from fedsim.robust.attack import Attack
 from fedsim.robust.robust import Robust
@@ -76,8 +84,8 @@ class Experiment:
     Args:
         algorithm: the algorithm to run, which is required; ``fedsim list algorithms`` describes them.
         data: the data set (in Python also a ``Dataset``, a ``Problem``, or what ``dataset_of`` takes).
-        partition: division of the samples among clients; a ``Problem`` defines its own clients. In Python also an
-            object of Flower Datasets.
+        partition: division of the samples among clients; a ``Problem`` defines its own clients. Also a function of
+            labels, see ``OwnPartitioner``, and in Python an object of Flower Datasets.
         skew: distortion of each client's inputs; none by default.
         model: the network (in Python also any ``nn.Module``); a ``Problem`` defines its own.
         init: file of the initial model, a state_dict with the names and shapes of the model, as ``fedsim export`` and
@@ -166,6 +174,8 @@ class Experiment:
             object.__setattr__(self, "data", dataset_of(self.data))
         if callable(getattr(self.partition, "load_partition", None)):
             object.__setattr__(self, "partition", FlowerPartitioner(self.partition))
+        if divides(function := cast(Any, self.partition)):
+            object.__setattr__(self, "partition", OwnPartitioner(function))
         self._check_parts()
         self._check_topology()
         self._check_share()

@@ -27,8 +27,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from fedsim.checks import contractive, in_range, is_compressor, non_negative_or_alpha, share
+from fedsim.checks import in_range, share
 from fedsim.compress import PowerSGD, TopK
+from fedsim.compress.checks import contractive, is_compressor, non_negative_or_alpha
 from fedsim.values import Compressor, Packed, Site, Vector
 
 Memory: TypeAlias = tuple[Tensor, ...]

@@ -5,6 +5,7 @@ from fedsim.partition.dirichlet import ClientDirichletPartitioner, DirichletPart
 from fedsim.partition.flower import FlowerPartitioner
 from fedsim.partition.label import PathologicalPartitioner, ShardPartitioner
 from fedsim.partition.natural import GroupedNaturalIdPartitioner, NaturalIdPartitioner
+from fedsim.partition.own import OwnPartitioner
 from fedsim.partition.partition import Partition, Partitioner
 from fedsim.partition.picture import plot
 from fedsim.partition.quantity import (
@@ -47,6 +48,7 @@ __all__ = [
     "LinearPartitioner",
     "NaturalIdPartitioner",
     "NoiseSkew",
+    "OwnPartitioner",
     "Partition",
     "Partitioner",
     "PathologicalPartitioner",

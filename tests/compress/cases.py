@@ -27,6 +27,8 @@ from fedsim.compress import (
     Threshold,
     TopK,
 )
+from fedsim.compress.own import OwnCompressor
+from fedsim.values import Site
 
 SHAPES = (torch.Size([5, 3]), torch.Size([4]), torch.Size([2, 3, 3]), torch.Size([]))
 """Parameters of a model of 38 numbers."""
@@ -46,6 +48,18 @@ class At:
             return self.number * 1_000_003 + tag * 7_919
         bits = seeds.bits(self.number, f"test {tag}", 0, 0)
         return torch.tensor(int(bits.astype(np.int64)))
+
+
+@dataclass(frozen=True)
+class Above:
+    """A compressor that says only what it makes of a vector: numbers above a level, others are 0."""
+
+    level: float = 0.0
+    negative: float = 0.0
+
+    def compress(self, x: Tensor, at: Site) -> Tensor:
+        """What is sent, with ``negative`` in place of 0, of which -0.0 is one."""
+        return torch.where(x.abs() > self.level, x, torch.full_like(x, self.negative))
 
 
 COMPRESSORS: dict[str, Any] = {
@@ -87,11 +101,17 @@ COMPRESSORS: dict[str, Any] = {
     "top of low precision": Composed(TopK(0.3, scope="layer"), LowPrecision("e4m3")),
     "rand of natural": Composed(RandK(0.3), Natural()),
     "rand of scaled QSGD": Composed(RandK(0.3, scaled=False, shared_seed=False), Scaled(QSGD(8))),
+    "own": OwnCompressor(Above(2.0)),
+    "own of few values": OwnCompressor(Above(10.0, negative=-0.0)),
+    "own dense": OwnCompressor(Above(0.5, negative=0.25)),
 } | {f"top {code}": TopK(0.2, code=code) for code in ("packed", "bitmap", "gamma", "delta", "omega")}
 
 NOT_HOMOGENEOUS = {"natural", "threshold absolute", "fp16", "bf16", "fp8 e4m3", "fp8 e5m2", "scaled natural"} | {
     "top of low precision",
     "rand of natural",
+    "own",
+    "own of few values",
+    "own dense",
 }
 HOMOGENEOUS = [name for name in COMPRESSORS if name not in NOT_HOMOGENEOUS]
 RANDOM = [

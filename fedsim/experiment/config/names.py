@@ -24,6 +24,7 @@ import docstring_parser
 from torch import nn
 
 from fedsim.errors import ConfigError, explained, suggest
+from fedsim.partition.own import divides
 
 
 class Catalogue(NamedTuple):
@@ -240,6 +241,12 @@ def _check_kind(kind: str, name: str, place: str, target: Callable[..., Any]) ->
         if not method and not is_dataclass(target) and not (kind == "loss" and issubclass(target, nn.Module)):
             own = ", or a class of torch.nn.Module" if kind == "loss" else ""
             raise ConfigError(f"{place} is the class {name!r}; expected a function, or a dataclass of settings{own}")
+    elif kind == "partition" and not hasattr(target, method):
+        if not divides(target):
+            raise ConfigError(
+                f"{place} is {name!r}, which has no partition(); expected a class that has, or a function that begins"
+                " with labels and returns the client of each sample: def divide(labels, ...)"
+            )
     elif method and not hasattr(target, method):
         raise ConfigError(f"{place} is {name!r}, which has no {method}(); expected a class that can serve as {kind}")
 

@@ -33,6 +33,7 @@ from fedsim.experiment.config.names import (
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Data
 from fedsim.experiment.short_forms import short_forms
+from fedsim.partition.own import GIVEN, OwnPartitioner, divides
 from fedsim.problems import PROBLEMS
 
 REQUIRED = inspect.Parameter.empty
@@ -200,6 +201,8 @@ def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tup
     target = find(kind, name, place, also)
     if kind == "model" and not hasattr(target, "build"):
         return partial(_imported_model, name), target
+    if kind == "partition" and divides(target):
+        return partial(_own_partitioner, target), target
     itself = kind == "loss" and isinstance(target, type) and issubclass(target, nn.Module)   # made anew for each seed
     return (target, target) if isinstance(target, type) and not itself else (target,)
 
@@ -207,6 +210,7 @@ def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tup
 def known_of(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
     """Parameters that a config may set."""
     hidden = {"data": {"name", "options", "store"}, "model": {"input_shape", "classes"}}.get(kind, set())
+    hidden = set(GIVEN) if any(map(divides, sources)) else hidden
     known = {key: value for source in sources for key, value in parameters(source).items() if key not in hidden}
     if kind == "data":  # a problem names its underlying data set
         named = {key: value.replace(annotation=str, default=None) for key, value in known.items()}
@@ -216,6 +220,10 @@ def known_of(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, insp
 
 def _data(name: str, data_dir: str | None = None, download: bool = False, **options: Any) -> Data:
     return Data(name, data_dir, download, options)
+
+
+def _own_partitioner(function: Callable[..., Any], **options: Any) -> OwnPartitioner:
+    return OwnPartitioner(function, options)
 
 
 def _imported_model(name: str, **options: Any) -> ImportedModel:

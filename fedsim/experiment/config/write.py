@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.compress.own import OwnCompressor
 from fedsim.data import Dataset
 from fedsim.experiment.config.names import ImportedModel, name_of, only_class, parameters
 from fedsim.experiment.config.paths import absolute
 from fedsim.experiment.experiment import Data, Experiment
+from fedsim.partition import OwnPartitioner
 from fedsim.problems import Problem
 
 
@@ -41,6 +43,10 @@ def written(value: Any, hint: Any = None) -> Any:
         return {"name": value.name, "data_dir": value.data_dir, "download": value.download, **written(value.options)}
     if isinstance(value, ImportedModel):
         return {"name": value.name, **written(value.options)}
+    if isinstance(value, OwnPartitioner):
+        return {**_named(value.function), **written(value.options)}
+    if isinstance(value, OwnCompressor):
+        return written(value.compressor, hint)
     if isinstance(value, Dataset | Problem):
         name = value.dataset.name if isinstance(value, Problem) else value.name
         return {"python": f"{type(value).__name__} {name!r}"}

@@ -1,0 +1,76 @@
+"""Checks of settings that are compressors; one that has ``compress`` alone is given a codec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedsim.checks import non_negative
+from fedsim.compress.own import OwnCompressor
+from fedsim.errors import ConfigError
+
+_ANY_LENGTH = 2**40                                        # for queries that do not depend on a vector's length
+
+SIMULATED = ("compress", "unpack", "nbytes", "paper_bits", "alpha", "omega")
+"""Methods of a compressor that a simulation calls."""
+CODEC = {"unpack", "nbytes", "encode", "decode", "paper_bits"}
+"""Methods that say how it is sent; one without any of them is given `OwnCompressor`'s."""
+
+
+def non_negative_or_alpha(settings: Any, name: str) -> None:
+    """Require the named field to be a number, 0 or more, or None if ``settings.compressor`` has a known alpha."""
+    if getattr(settings, name) is not None:
+        non_negative(settings, name)
+    elif settings.compressor.alpha(_ANY_LENGTH) is None:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is None, which stands for the compressor's alpha, but that"
+            f" of {settings.compressor!r} is unknown; expected a number, 0 or more"
+        )
+
+
+def is_compressor(settings: Any, name: str = "compressor") -> Any:
+    """Require the named field to be a compressor, and return it; one with ``compress`` alone is given a codec."""
+    by = getattr(settings, name)
+    if isinstance(by, type) or not hasattr(by, "compress"):
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}; expected an object of fedsim.compress, such as TopK(0.01),"
+            " or of a class with a method compress(x, at)"
+        )
+    if not any(hasattr(by, verb) for verb in CODEC):
+        by = OwnCompressor(by)
+        object.__setattr__(settings, name, by)             # frozen
+    if lacking := [verb for verb in SIMULATED if not callable(getattr(by, verb, None))]:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name}: {type(by).__name__} lacks {', '.join(lacking)}; expected compress"
+            " alone, or all methods of fedsim.values.Compressor (encode and decode for deployments only)"
+        )
+    return by
+
+
+def needs_no_layers(settings: Any, name: str = "compressor") -> None:
+    """Require the named compressor to accept any vector, not only the model's layers."""
+    by = is_compressor(settings, name)
+    if getattr(by, "by_layer", False):
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}, which needs the model's layers, but gets a part of the"
+            " model's vector; expected one that takes any vector, such as QSGD or TopK with scope 'global'"
+        )
+
+
+def contractive(settings: Any, name: str = "compressor") -> None:
+    """Reject a named compressor that is only unbiased: compressed differences to a memory need a shrinking error."""
+    by = is_compressor(settings, name)
+    if by.alpha(_ANY_LENGTH) is None and by.omega(_ANY_LENGTH) is not None:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}, which is unbiased and may lengthen what it compresses;"
+            f" expected a contractive one: Scaled({by!r}), which divides by 1 + omega"
+        )
+
+
+def unbiased(settings: Any, name: str = "compressor") -> None:
+    """Require the named compressor to be unbiased."""
+    by = is_compressor(settings, name)
+    if by.omega(_ANY_LENGTH) is None:
+        raise ConfigError(
+            f"{type(settings).__name__}.{name} is {by!r}, which is biased; expected an unbiased one, such as RandK,"
+            " QSGD or Natural, or use EF21 with it"
+        )

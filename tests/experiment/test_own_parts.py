@@ -1,0 +1,156 @@
+"""Parts of a user's own that say only what they are about: a function, or one method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from algorithms import EF21, FedAvg
+from fedsim import EF14Uplink, Experiment, run
+from fedsim.cli import main
+from fedsim.errors import ConfigError, PartitionError
+from fedsim.experiment.config import from_config, to_config
+from fedsim.partition import OwnPartitioner
+from fedsim.record.metrics import read_metrics
+from tests.compress.cases import Above, At
+
+MODULE = '''
+from dataclasses import dataclass
+import torch
+
+@dataclass(frozen=True)
+class Clip:
+    level: float = 0.01
+    def compress(self, x, at):
+        return torch.where(x.abs() > self.level, x, 0.0)
+
+def middle(rows, weights):
+    return rows.sort(0).values[1:-1].mean(0)
+
+def by_class(labels, clients=2):
+    return labels % clients
+
+def top2(outputs, targets):
+    return (outputs.topk(2).indices == targets[:, None]).any(1).double().mean()
+
+def other(x):
+    raise SystemExit
+'''
+FLAGS = [
+    "--uplink", "EF14", "--uplink.compressor", "{}.Clip", "--uplink.compressor.level", "0.02", "--metrics", "{}.top2",
+    "--aggregate", "{}.middle", "--partition", "{}.by_class", "--partition.clients", "5",
+    "--sampling.fraction", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the current folder, under a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"own_parts_{tmp_path.name.replace('-', '_')}"
+    Path(f"{name}.py").write_text(MODULE)
+    return name
+
+
+@pytest.mark.process                                       # jsonargparse looks for stubs of what has no annotations
+@pytest.mark.parametrize("backend", ["loop", "blocks"])
+def test_all_are_named_on_the_command_line_and_resumed(backend: str, module: str) -> None:
+    words = [*(word.format(module) for word in FLAGS), "--backend", backend]
+    assert main(["run", "--algorithm", "FedAvg", "--rounds", "2", "--quiet", "--output", "run", *words]) == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["uplink"]["compressor"] == {"name": f"{module}.Clip", "level": 0.02}
+    assert config["partition"] == {"name": f"{module}.by_class", "clients": 5}
+    assert config["aggregate"] == f"{module}.middle" and config["metrics"] == [f"{module}.top2"]
+    assert from_config(config) == from_config(to_config(from_config(config)))
+    assert main(["resume", "run", "--rounds", "3", "--quiet"]) == 2      # what a file names needs leave
+    assert main(["resume", "run", "--rounds", "3", "--quiet", "--allow", module]) == 0
+    metrics = read_metrics(Path("run/seed-0/metrics.jsonl"))
+    assert 3 in metrics.series("server/test", "top2")
+    assert metrics.series("clients/train", "scored")[3] == 5
+    up, down = (metrics.series("total", f"bytes_{way}")[3] for way in ("up", "down"))
+    assert 0 < up < down / 10
+
+
+@pytest.mark.process
+def test_a_partition_by_a_function_is_shown(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["partition", "--partition", f"{module}.by_class", "--partition.clients", "3"]) == 0
+    assert "3 clients" in capsys.readouterr().out
+    assert main(["partition", "--partition", f"{module}.other"]) == 2
+    assert "expected a class that has, or a function that begins with labels" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_a_file_cannot_have_a_function_called_that_is_no_partition(module: str) -> None:
+    Path("e.yaml").write_text("algorithm: FedAvg\npartition: {name: fedsim.partition.plot}\n")
+    assert main(["run", "e.yaml"]) == 2
+
+
+def by_class(labels: np.ndarray, seed: int) -> np.ndarray:
+    return (labels + seed) % 3
+
+
+def test_a_function_is_given_the_seed_if_it_asks_for_it(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 2, 2, 1])
+    parts = OwnPartitioner(by_class).partition(labels, None, 1)
+    assert [parts.shard(i).tolist() for i in range(3)] == [[2, 3], [0], [1, 4]]
+    assert parts.scheme == {"partitioner": "by_class", "seed": 1}
+    experiment = Experiment(FedAvg(), partition=by_class, rounds=1)    # type: ignore[arg-type]
+    assert experiment.partition == OwnPartitioner(by_class)
+    run(experiment, output=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda labels: labels[:2], r"returned int64 of shape \(2,\) for 3 samples; expected the client of each"),
+        (lambda labels: labels / 2, "returned float64"),
+        (lambda labels: labels - 1, "returned the client -1; expected 0 or more"),
+        (lambda labels: labels * 10**12, "gave no sample to client 1, but some to client 2000000000000"),
+    ],
+)
+def test_owners_that_cannot_be(function: Any, said: str) -> None:
+    with pytest.raises(PartitionError, match=said):
+        OwnPartitioner(function).partition(np.array([0, 1, 2]), None, 0)
+
+
+def test_a_partition_begins_with_labels() -> None:
+    with pytest.raises(PartitionError, match="expected one whose first parameter is labels"):
+        OwnPartitioner(lambda x: x)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A compressor that returns something else."""
+
+    made: Any
+
+    def compress(self, x: torch.Tensor, at: Any) -> Any:
+        return self.made
+
+
+@pytest.mark.parametrize("made", [None, torch.ones(2), torch.ones(3, dtype=torch.float64)])
+def test_a_compressor_returns_a_vector_like_its_argument(made: Any) -> None:
+    by = EF21(compressor=Wrong(made)).compressor           # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Wrong.compress returned .* for .*32 \[3\]; expected a tensor like"):
+        by.compress(torch.ones(3), At())
+
+
+def test_the_shorter_form_is_charged() -> None:
+    by = EF14Uplink(Above(5.0)).compressor                 # type: ignore[arg-type]
+    few, many = torch.zeros(1000), torch.full((1000,), 9.0)
+    few[7] = 9.0
+    (a,), (b,) = by.compress(few, At()).parts, by.compress(many, At()).parts
+    assert len(by.encode((a,), 1000)) == int(by.nbytes((a,), 1000)) < 10
+    assert len(by.encode((b,), 1000)) == int(by.nbytes((b,), 1000)) == 4001
+    assert int(by.paper_bits((a,), 1000)) == 32 and int(by.paper_bits((b,), 1000)) == 32_000
+    assert by.alpha(1000) is None and by.omega(1000) is None
+    assert repr(by) == "Above(level=5.0, negative=0.0)"
+    with pytest.raises(ValueError, match="not written in its shorter form"):
+        by.decode(b"\xff" + bytes(4000), 1000, torch.float32)
