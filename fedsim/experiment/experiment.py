@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -29,15 +29,8 @@ from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
 from fedsim.gossip import Topology, graph_file
 from fedsim.models import MLP, Architecture
-from fedsim.partition import (
-    DirichletPartitioner,
-    FlowerPartitioner,
-    NaturalIdPartitioner,
-    OwnPartitioner,
-    Partitioner,
-    Skew,
-)
-from fedsim.partition.own import divides
+from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner, Skew
+from fedsim.partition.own import as_partitioner
 from fedsim.problems import PROBLEMS, Problem
 from fedsim.robust.attack import Attack
 from fedsim.robust.robust import Robust
@@ -172,10 +165,7 @@ class Experiment:
             )
         if not isinstance(self.data, Data | Dataset | Problem | type):
             object.__setattr__(self, "data", dataset_of(self.data))
-        if callable(getattr(self.partition, "load_partition", None)):
-            object.__setattr__(self, "partition", FlowerPartitioner(self.partition))
-        if divides(function := cast(Any, self.partition)):
-            object.__setattr__(self, "partition", OwnPartitioner(function))
+        object.__setattr__(self, "partition", as_partitioner(self.partition))
         self._check_parts()
         self._check_topology()
         self._check_share()
@@ -386,7 +376,8 @@ class Experiment:
             return self.execution.name
         data = self.data.dataset.name if isinstance(self.data, Problem) else self.data.name
         links = [short_name(link).lower() for link in (self.uplink, self.downlink) if link is not None]
-        rules = [type(rule).__name__.lower() for rule in (*parts(self.aggregate), self.attack) if rule is not None]
+        given = [rule for rule in (*parts(self.aggregate), self.attack) if rule is not None]
+        rules = [getattr(rule, "__name__", type(rule).__name__).lower() for rule in given]
         return "-".join([type(self.algorithm).__name__.lower(), *links, *rules, data])
 
     def with_execution(self, **settings: Any) -> Experiment:

@@ -1,4 +1,4 @@
-"""A function of labels as a partitioner."""
+"""A function of labels, or an object of Flower Datasets, as a partitioner."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import PartitionError
+from fedsim.partition.flower import FlowerPartitioner
 from fedsim.partition.partition import Partition
 
 GIVEN = ("labels", "seed")
@@ -67,6 +68,13 @@ class OwnPartitioner:
             )
         scheme = {"partitioner": self.name, **self.options, "seed": seed}
         return Partition(np.argsort(owner, kind="stable"), np.r_[0, np.cumsum(sizes)], scheme)
+
+
+def as_partitioner(given: Any) -> Any:
+    """A partitioner: a function of labels or an object of Flower Datasets as one, anything else as it is."""
+    if callable(getattr(given, "load_partition", None)):
+        return FlowerPartitioner(given)
+    return OwnPartitioner(given) if divides(given) else given
 
 
 def divides(function: Any) -> bool:
