@@ -38,6 +38,8 @@ COMMANDS = {
     "report": ("fedsim.cli.compare", "report", "write an HTML report of runs"),
     "watch": ("fedsim.cli.compare", "watch", "show runs in a browser while they are under way"),
 }
+READING = ("compare", "report", "watch", "timeline")
+"""Commands that import nothing that a run names, nor PyTorch."""
 USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
 
 
@@ -87,8 +89,12 @@ def _dispatch(arguments: list[str]) -> int:
     module, function, _ = COMMANDS[name]
     rest, allowed = taken(rest)
     command = getattr(import_module(module), function)
-    from fedsim.experiment.config.names import Imports, only_from  # slow: torch, which most commands have imported
+    code: int
+    if name in READING:
+        code = command(rest)
+        return code
+    from fedsim.experiment.config.names import Imports, only_from  # slow: torch, which these commands need
 
     with only_from(Imports([*OWN, *allowed], typed(rest), REFUSAL)):
-        code: int = command(rest)
+        code = command(rest)
     return code

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+import numpy as np
+
 from fedsim.errors import many
 from fedsim.record.metrics import Metrics
 
+SKIPPED = "skipped"
+"""Metric of the rows of clients that are missing from a round."""
 NAMED = 10
 """Largest number of clients listed in a message."""
 
@@ -31,10 +35,15 @@ class Absence:
 
 def absent(timing: Metrics) -> dict[int, list[int]]:
     """Clients missing from each round; rounds without any are omitted."""
+    rows = timing.metric == SKIPPED
+    return by_round(timing.round[rows], timing.node[rows])
+
+
+def by_round(rounds: np.ndarray, clients: np.ndarray) -> dict[int, list[int]]:
+    """Clients by round, of rows of both."""
     found: dict[int, list[int]] = {}
-    rows = timing.metric == "skipped"
-    for round, node in zip(timing.round[rows].tolist(), timing.node[rows].tolist(), strict=True):
-        found.setdefault(round, []).append(node)
+    for round, client in zip(rounds.tolist(), clients.tolist(), strict=True):
+        found.setdefault(round, []).append(client)
     return found
 
 

@@ -35,13 +35,13 @@ def write_columns(seed: Path, round: int, rows: Iterable[tuple[str, int, str, fl
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_columns(seed: Path) -> list[tuple[np.ndarray, ...]]:
-    """Rounds, scopes, clients, metrics and values ``[k]`` of each column of a seed, by round.
+def read_columns(seed: Path) -> list[tuple[tuple[str, str], int, np.ndarray, np.ndarray]]:
+    """Scope and metric, round, clients ``[k]`` and values ``[k]`` of each column of a seed, by round.
 
     Raises:
         RunError: a file is damaged.
     """
-    found: list[tuple[np.ndarray, ...]] = []
+    found = []
     for path in _paths(seed):
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -50,9 +50,7 @@ def read_columns(seed: Path) -> list[tuple[np.ndarray, ...]]:
             raise RunError(f"{path} is no file of columns ({error}); restore it, or repeat the run") from error
         for name in [name for name in columns if not name.endswith(NODES)]:
             scope, metric = name.rsplit(" ", 1)
-            nodes, values = columns[name + NODES], columns[name]
-            rounds, scopes, metrics = (np.full(len(nodes), each) for each in (_round(path), scope, metric))
-            found.append((rounds, scopes.astype(object), nodes, metrics.astype(object), values))
+            found.append(((scope, metric), _round(path), columns[name + NODES], columns[name]))
     return found
 
 

@@ -62,6 +62,8 @@ NEEDED = {
     "stopped": ("round", "reason"),
 }  # fmt: skip
 """Names that the entries of some lists and mappings cannot lack."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same values, ten times faster where PyYAML was built with libyaml."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -192,7 +194,7 @@ class RunDirectory:
             RunError: the file is damaged; see `read_mapping`.
         """
         path = self.path / "config.yaml"
-        config = read_mapping(path, yaml.safe_load)
+        config = read_mapping(path, lambda text: yaml.load(text, LOADER))
         if not isinstance(found := config.get("execution", {}), dict):
             raise damaged(path, f"execution is {found!r:.80}")
         return config

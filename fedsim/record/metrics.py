@@ -14,7 +14,6 @@ import json
 import math
 import mmap
 import os
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
 from fedsim.record.columns import read_columns
+from fedsim.record.rows import RowParser, Rows
 
 OF_NODES = ("clients/", "nodes/", "attackers/", "personal/", "tuned/", "unseen/", "unseen_tuned/")
 """Beginnings of scopes with a value for each client."""
@@ -61,9 +61,17 @@ def read_metrics(path: Path | str) -> Metrics:
     Raises:
         RunError: the file is missing, a complete line is not a row, or a file of columns is damaged.
     """
-    rows, path = read_after(path, 0)[0], Path(path)
-    apart = read_columns(path.parent) if path.name == "metrics.jsonl" else []
-    return Metrics(*(np.concatenate(column) for column in zip(rows, *apart, strict=True))) if apart else rows
+    return _named(read_rows(path))
+
+
+def read_rows(path: Path | str) -> Rows:
+    """What `read_metrics` returns, with numbers for scopes and metrics."""
+    path = Path(path)
+    parser = RowParser(path)
+    _feed(parser, path, 0)
+    for key, round, nodes, values in read_columns(path.parent) if path.name == "metrics.jsonl" else ():
+        parser.add_columns(key, round, nodes, values)
+    return parser.rows()
 
 
 def read_after(path: Path | str, start: int) -> tuple[Metrics, int]:
@@ -72,43 +80,29 @@ def read_after(path: Path | str, start: int) -> tuple[Metrics, int]:
     Raises:
         RunError: see `read_metrics`; lines are counted from ``start``.
     """
-    path = Path(path)
-    blocks = [_parse([], path, 0)]
-    lines_read = 0
+    parser = RowParser(Path(path))
+    end = _feed(parser, Path(path), start)
+    return _named(parser.rows()), end
+
+
+def _feed(parser: RowParser, path: Path, start: int) -> int:
+    """Parse the complete lines from byte ``start`` on; returns where they end."""
+    rest = b""
     try:
         with path.open("rb") as file:
             file.seek(start)
-            while lines := file.readlines(READ_BYTES):
-                if not lines[-1].endswith(b"\n"):
-                    lines.pop()
-                blocks.append(_parse(lines, path, lines_read))
-                lines_read += len(lines)
-                start += sum(map(len, lines))
+            while data := file.read(READ_BYTES):
+                lines, newline, rest = (rest + data).rpartition(b"\n")
+                parser.add(lines + newline)
+                start += len(lines) + len(newline)
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist; expected the metrics of a run (NAME/seed-0/metrics.jsonl)") from error
-    return Metrics(*(np.concatenate(column) for column in zip(*blocks, strict=True))), start
+    return start
 
 
-def _parse(lines: list[bytes], path: Path, before: int) -> Metrics:
-    """Parse lines into columns; a single call of the JSON parser makes this fast."""
-    intern = sys.intern  # one string per name, not per row
-    try:
-        rows = json.loads(b"[" + b",".join(lines) + b"]")
-        return Metrics(
-            np.array([row["round"] for row in rows], np.int64),
-            np.array([intern(row["scope"]) for row in rows], object),
-            np.array([-1 if row["node"] is None else row["node"] for row in rows], np.int64),
-            np.array([intern(row["metric"]) for row in rows], object),
-            np.array([row["value"] for row in rows], np.float64),  # None becomes NaN
-        )
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        if len(lines) > 1:  # find the malformed line
-            for number, line in enumerate(lines):
-                _parse([line], path, before + number)
-        raise RunError(
-            f"line {before + 1} of {path} is not a metric row ({error!r}); expected round, scope, node, metric, value. "
-            "The file was changed after it was written: restore it, or repeat the run"
-        ) from error
+def _named(rows: Rows) -> Metrics:
+    scopes, metrics = np.array([("", ""), *rows.keys], object).T[:, 1:]
+    return Metrics(rows.round, scopes[rows.key], rows.node, metrics[rows.key], rows.value)
 
 
 class RowWriter:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsim.experiment.identity import edited
 from fedsim.record.absences import summary
-from fedsim.record.directory import describe_stops, open_run
+from fedsim.record.directory import describe_stops
 from fedsim.report.series import RunSeries, flat
 
 COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack")
@@ -20,7 +19,7 @@ OTHERWISE = ("data", "metrics", "partition", "rounds", "seed", "seeds", "evaluat
 def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     """Yield the differences that make these runs incomparable, as sentences."""
     for run in runs:
-        if edited(open_run(run.path).config, run.manifest):   # as it is written
+        if run.edited:
             yield f"{run.label}: its config.yaml was edited, and says other settings than the run was made with"
         for seed, status in run.manifest["status"].items():
             if status["state"] != "finished":

@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.stopping import lower_is_better
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
-from fedsim.report.series import NOTHING, RunSeries, load_runs, relabelled, unmeasured
+from fedsim.report.series import NOTHING, RunSeries, load, relabelled
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, holm, p_value
 
 EXAMPLES = {"scope": "server/test", "metric": "accuracy"}
@@ -119,7 +119,8 @@ def compare(
             raise ConfigError(f"{name} is {text!r}; expected the name of one, such as {EXAMPLES[name]!r}")
     if target is not None and not (isinstance(target, Real) and math.isfinite(target)):
         raise ConfigError(f"target is {target!r}; expected a finite value of the metric, such as 0.9")
-    runs = relabelled(load_runs(places, scope, metric, client), labels or {})
+    found = load(places, scope, metric, client)
+    runs = relabelled(found.runs, labels or {})
     lower = lower_is_better(metric, directions(runs))
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
     means = [final.mean for final in finals]
@@ -128,7 +129,7 @@ def compare(
     target = default_target(means, lower) if target is None and scope not in PAID else target
     reference = _baseline(runs, means, lower, baseline)
     summaries = tuple(_summary(run, final, reference, lower, target) for run, final in zip(runs, finals, strict=True))
-    warnings = (*unmeasured(places), *doubts(runs))
+    warnings = (*found.left_out, *doubts(runs))
     return Comparison(scope, metric, target, reference.label, _tested(summaries), warnings, lower, client)
 
 

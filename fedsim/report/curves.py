@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from numbers import Real
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, TypedDict, Unpack
@@ -19,7 +20,7 @@ from fedsim.record import figures
 from fedsim.record.directory import RunDirectory
 from fedsim.report.compare import Comparison, compare
 from fedsim.report.series import AXES, Series
-from fedsim.report.statistics import estimate
+from fedsim.report.statistics import estimates
 
 # Okabe and Ito (2008), distinct under all common forms of colour blindness; without yellow, which is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -35,6 +36,8 @@ class Size(NamedTuple):
 
 
 SIZES = {"column": Size(3.4, 2.3, 7.0), "page": Size(7.0, 4.0, 9.5)}
+MOST_COLUMNS = 8
+"""Of a legend; to see whether so many fit takes time."""
 WIDE = 30
 """Quotient of the largest and the smallest value from which the vertical axis is logarithmic."""
 
@@ -149,15 +152,26 @@ def look(index: int) -> tuple[str, str]:
 
 def curve_of(seeds: Mapping[int, Series], x: str) -> Curve:
     """Mean and interval at the rounds at which all seeds were evaluated."""
-    by_round = [{round: row for row, round in enumerate(series.cost["round"].tolist())} for series in seeds.values()]
-    rounds = sorted(set(by_round[0]).intersection(*by_round[1:]))
-    rows = [[row[round] for round in rounds] for row in by_round]
+    return curves_of(seeds, [x])[x]
+
+
+def curves_of(seeds: Mapping[int, Series], axes: Iterable[str]) -> dict[str, Curve]:
+    """The same against several costs."""
+    rounds = [series.cost["round"] for series in seeds.values()]
+    common = reduce(np.intersect1d, rounds)                # sorted, each once
+    rows = [_rows_of(common, own) for own in rounds]
     values = np.array([series.value[row] for series, row in zip(seeds.values(), rows, strict=True)])
-    costs = np.array([series.cost[x][row] for series, row in zip(seeds.values(), rows, strict=True)])
-    estimates = [estimate(column) for column in values.T.tolist()]
-    widths = [math.nan if e.half_width is None else e.half_width for e in estimates]
-    mean, cost = np.array([e.mean for e in estimates]), costs.mean(axis=0)
-    return Curve(cost, mean, np.array(widths) if len(seeds) > 1 else None, rounds[0] == 0 and bool(cost[0] > 0))
+    mean, half = estimates(values)
+    made = {}
+    for x in axes:
+        cost = np.mean([series.cost[x][row] for series, row in zip(seeds.values(), rows, strict=True)], axis=0)
+        made[x] = Curve(cost, mean, half, common[0] == 0 and bool(cost[0] > 0))
+    return made
+
+
+def _rows_of(rounds: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Row of each round in ``own``, which may end with a round twice, of which the later counts."""
+    return np.searchsorted(own, rounds, side="right") - 1
 
 
 def _plot(axes: Axes, curve: Curve, label: str, color: str, style: str, log: bool, scale: float) -> None:
@@ -235,7 +249,7 @@ def _words(
     title = textwrap.fill(options.get("title", f"{metric.capitalize()} ({_scopes(comparison)})"), characters - 4)
     handles, labels = axes.get_legend_handles_labels()
     labels = [textwrap.fill(label, characters - 8) for label in labels]
-    for columns in range(len(labels), 0, -1):
+    for columns in range(min(len(labels), MOST_COLUMNS), 0, -1):
         legend = figure.legend(
             handles, labels, loc="outside upper left", ncols=columns, fontsize=0.9 * size.font, frameon=False,
             title=title, title_fontproperties={"weight": "bold", "size": 1.1 * size.font}, alignment="left",

@@ -5,31 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fedsim.experiment.stopping import lower_is_better
-from fedsim.record.metrics import Metrics
 from fedsim.report.compare import PAID, Comparison, directions
-from fedsim.report.curves import Curve, curve_of, look, scales
-from fedsim.report.series import AXES, OF_CLIENTS, RunSeries, Series, paid_by_round, read_seed, series_of
+from fedsim.report.curves import Curve, curves_of, look, scales
+from fedsim.report.recorded import Recorded
+from fedsim.report.series import AXES, OF_CLIENTS, RunSeries, Series, series_of
 
 POINTS = 1000
 """Most points of a curve; of longer ones these are taken at equal distances."""
 SHARES = 101
 """Points of a curve over clients: the percentiles."""
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-
-Key = tuple[str, str]
-"""Scope and name of a metric."""
-
-
-class Seed(NamedTuple):
-    """What one seed of a run recorded."""
-
-    metrics: Metrics
-    timing: Metrics
 
 
 def panels(comparison: Comparison) -> dict[str, Any]:
@@ -42,7 +32,7 @@ def panels(comparison: Comparison) -> dict[str, Any]:
         clients, at their last evaluation.
     """
     runs = [summary.run for summary in comparison.runs]
-    recorded = [{seed: Seed(*read_seed(run.path / f"seed-{seed}")) for seed in run.seeds} for run in runs]
+    recorded = [{seed: run.recorded[seed] for seed in run.seeds if seed in run.recorded} for run in runs]
     return {
         "runs": [_run(index, run) for index, run in enumerate(runs)],
         "axes": {name: text for name, text in AXES.items() if any(_paid(run, name) for run in runs)},
@@ -69,30 +59,24 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
 
 
 def _others(
-    comparison: Comparison, runs: Sequence[RunSeries], recorded: Sequence[Mapping[int, Seed]]
+    comparison: Comparison, runs: Sequence[RunSeries], recorded: Sequence[Mapping[int, Recorded]]
 ) -> list[dict[str, Any]]:
     """All other metrics that belong to no single client, and are no costs."""
     larger = directions(runs)
     known = {key for run in runs for series in run.seeds.values() for key in series.last if key[0] not in PAID}
     shown = {(run.scope, comparison.metric) for run in runs} if comparison.client is None else set()
     found = []
-    costs = [{seed: paid_by_round(*files) for seed, files in seeds.items()} for seeds in recorded]
     for scope, name in sorted(known - shown):
-        curves = [
-            _curves({
-                seed: series_of(files.metrics.series(scope, name), paid[seed]) for seed, files in seeds.items()
-            })
-            for seeds, paid in zip(recorded, costs, strict=True)
-        ]  # fmt: skip
+        curves = [_curves({seed: series_of(files, scope, name) for seed, files in seeds.items()}) for seeds in recorded]
         found.append(_metric(f"{name} ({scope})", lower_is_better(name, larger), curves))
     return found
 
 
 def _curves(seeds: Mapping[int, Series]) -> dict[str, Curve]:
     """Curve by cost, of a metric that all seeds recorded; none otherwise."""
-    if not all(len(series.value) for series in seeds.values()):
+    if not seeds or not all(len(series.value) for series in seeds.values()):
         return {}
-    curves = {name: curve_of(seeds, name) for name in AXES}
+    curves = curves_of(seeds, AXES)
     return {name: curve for name, curve in curves.items() if name == "round" or np.isfinite(curve.x).all()}
 
 
@@ -118,32 +102,20 @@ def _plain(curves: Mapping[str, Curve]) -> dict[str, Any]:
     }
 
 
-def _clients(recorded: Sequence[Mapping[int, Seed]]) -> list[dict[str, Any]]:
+def _clients(recorded: Sequence[Mapping[int, Recorded]]) -> list[dict[str, Any]]:
     """Percentiles over clients of their metrics, those of the last evaluation of each client."""
-    keys = sorted({key for seeds in recorded for files in seeds.values() for key in _of_clients(files.metrics)})
+    every = {key for seeds in recorded for files in seeds.values() for key in files.clients}
+    keys = sorted(key for key in every if key[0] in OF_CLIENTS)
     shares = np.linspace(0, 100, SHARES)
     found = []
     for scope, name in keys:
         curves: list[dict[str, Any] | None] = []
         for seeds in recorded:
-            values = [_last_of_each(files.metrics, scope, name) for files in seeds.values()]
-            values = [value for value in values if len(value)]
-            mean = np.mean([np.percentile(value, shares) for value in values], axis=0) if values else None
-            curves.append(None if mean is None else {"share": _numbers(shares), "value": _numbers(mean)})
+            values = [files.clients[scope, name].last() for files in seeds.values() if (scope, name) in files.clients]
+            each = [np.percentile(list(value.values()), shares) for value in values if value]
+            curves.append({"share": _numbers(shares), "value": _numbers(np.mean(each, axis=0))} if each else None)
         found.append({"title": f"{name} ({scope})".replace("_", " "), "curves": curves})
     return found
-
-
-def _of_clients(rows: Metrics) -> set[Key]:
-    single = np.flatnonzero((rows.node >= 0) & np.isin(rows.scope, OF_CLIENTS))
-    return {(rows.scope[row], rows.metric[row]) for row in single}
-
-
-def _last_of_each(rows: Metrics, scope: str, metric: str) -> np.ndarray:
-    """Last finite value of each client that has one."""
-    chosen = (rows.node >= 0) & (rows.scope == scope) & (rows.metric == metric)
-    values = dict(zip(rows.node[chosen].tolist(), rows.value[chosen].tolist(), strict=True))   # later rows win
-    return np.array([value for value in values.values() if math.isfinite(value)])
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

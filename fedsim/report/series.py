@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedsim.errors import ConfigError, DivergenceError, RunError, suggest
+from fedsim.experiment.identity import edited
 from fedsim.experiment.short_forms import recorded
-from fedsim.record.absences import absent
 from fedsim.record.directory import SWEEP, RunDirectory, open_run
-from fedsim.record.metrics import Metrics, read_metrics
+from fedsim.report.recorded import Recorded, costs_at
 
 AXES = {
     "round": "round",
@@ -69,6 +69,8 @@ class RunSeries:
         seeds: series by seed, of the seeds that have been evaluated at least once or diverged; NaN after the last
             evaluation of a seed that diverged.
         scope: that was read: without a server the average of the nodes' models stands for the server's.
+        recorded: all that was recorded, by seed.
+        edited: whether ``config.yaml`` says other settings than the run was made with.
     """
 
     label: str
@@ -77,6 +79,8 @@ class RunSeries:
     manifest: Mapping[str, Any]
     seeds: Mapping[int, Series]
     scope: str
+    recorded: Mapping[int, Recorded] = field(default_factory=dict, repr=False, compare=False)
+    edited: bool = False
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
@@ -121,27 +125,34 @@ def _started(run: RunDirectory) -> float:
         return math.inf
 
 
-def unmeasured(paths: Sequence[Path]) -> list[str]:
-    """Say which of several runs at these paths measured nothing, and why, and are left out of a comparison."""
-    runs = find_runs(paths)
-    bare = [run for run in runs if not _measured(run)]
-    if len(bare) == len(runs):
-        return []
-    return [f"left out: {run.path} measured nothing ({_reason(run)})" for run in bare]
+def _measured(run: RunDirectory, manifest: Mapping[str, Any]) -> bool:
+    files = [run.seed_path(int(seed)) / "metrics.jsonl" for seed in manifest["status"]]
+    return any(file.is_file() and file.stat().st_size for file in files) or bool(_diverged(manifest))
 
 
-def _measured(run: RunDirectory) -> bool:
-    seeds = [int(seed) for seed in run.manifest["status"]]
-    files = [run.seed_path(seed) / "metrics.jsonl" for seed in seeds]
-    return any(file.is_file() and file.stat().st_size for file in files) or any(_diverged(run, seed) for seed in seeds)
-
-
-def _reason(run: RunDirectory) -> str:
-    states = {seed: f"{s['state']} {s.get('detail', '')}".split("\n")[0] for seed, s in run.manifest["status"].items()}
+def _reason(manifest: Mapping[str, Any]) -> str:
+    states = {seed: f"{s['state']} {s.get('detail', '')}".split("\n")[0] for seed, s in manifest["status"].items()}
     return "; ".join(f"seed {seed}: {state.strip()}" for seed, state in states.items())
 
 
+class Loaded(NamedTuple):
+    """Runs that were read.
+
+    Attributes:
+        runs: their series.
+        left_out: which of several runs measured nothing, and why, in words.
+    """
+
+    runs: list[RunSeries]
+    left_out: list[str]
+
+
 def load_runs(paths: Sequence[Path], scope: str, metric: str, client: int | None = None) -> list[RunSeries]:
+    """The runs of `load`."""
+    return load(paths, scope, metric, client).runs
+
+
+def load(paths: Sequence[Path], scope: str, metric: str, client: int | None = None) -> Loaded:
     """Read one metric of all runs at these paths, or that of one client; of several runs, those that measured nothing
     are left out.
 
@@ -150,40 +161,51 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str, client: int | None
         ConfigError: a run never recorded this metric (names those that it did record).
     """
     every = find_runs(paths)
+    manifests = [run.manifest for run in every]
     if client is not None:
-        _check_client(client, every)
-    directories = [run for run in every if _measured(run)] or every
-    configs = [recorded(run.config) for run in directories]
-    labels = _labels(configs, [run.path for run in directories])
-    return [
-        RunSeries(label, run.path, config, run.manifest, *_load_seeds(run, scope, metric, client))
-        for run, config, label in zip(directories, configs, labels, strict=True)
-    ]
+        _check_client(client, every, manifests)
+    both = list(zip(every, manifests, strict=True))
+    kept = [(run, manifest) for run, manifest in both if _measured(run, manifest)]
+    bare = [f"left out: {run.path} measured nothing ({_reason(m)})" for run, m in both if (run, m) not in kept]
+    written = [run.config for run, _ in kept or both]
+    configs = [recorded(config) for config in written]
+    labels = _labels(configs, [run.path for run, _ in kept or both])
+    runs = []
+    for (run, manifest), label, config, text in zip(kept or both, labels, configs, written, strict=True):
+        begun = [int(seed) for seed in manifest["status"] if _begun(run.seed_path(int(seed)))]
+        files = {seed: Recorded(run.seed_path(seed)) for seed in begun}
+        seeds, found = _load_seeds(run, manifest, files, scope, metric, client)
+        runs.append(RunSeries(label, run.path, config, manifest, seeds, found, files, edited(text, manifest)))
+    return Loaded(runs, bare if kept else [])
 
 
-def _check_client(client: int, runs: Sequence[RunDirectory]) -> None:
+def _check_client(client: int, runs: Sequence[RunDirectory], manifests: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a client that a run does not have."""
-    for run in runs:
-        known = run.manifest.get("clients")
+    for run, manifest in zip(runs, manifests, strict=True):
+        known = manifest.get("clients")
         if not isinstance(client, int) or isinstance(client, bool) or client < 0 or client >= (known or math.inf):
             there = "0 or more" if known is None else f"0 to {known - 1}"
             raise ConfigError(f"client is {client!r}; expected {there}, the clients of {run.path}")
 
 
-def _load_seeds(run: RunDirectory, scope: str, metric: str, client: int | None) -> tuple[dict[int, Series], str]:
-    seeds_of_run = map(int, run.manifest["status"])
-    numbers = sorted(n for n in seeds_of_run if _begun(run.seed_path(n)))
+def _load_seeds(
+    run: RunDirectory, manifest: Mapping[str, Any], recorded: Mapping[int, Recorded], scope: str, metric: str,
+    client: int | None,
+) -> tuple[dict[int, Series], str]:  # fmt: skip
+    numbers, diverged = sorted(recorded), _diverged(manifest)
     scopes = [scope, *([SERVERLESS[scope]] if scope in SERVERLESS else [])]
     if client is not None:
         scopes = [*OF_CLIENTS, scope] if scope in SERVERLESS else [scope]
     for measured in scopes:
-        loaded = {seed: _load_series(run.seed_path(seed), measured, metric, client) for seed in numbers}
-        seeds = {seed: _to_its_end(series, run, seed) for seed, series in loaded.items() if len(series.value)}
+        loaded = {seed: series_of(recorded[seed], measured, metric, client) for seed in numbers}
+        seeds = {
+            seed: _to_its_end(series) if seed in diverged else series
+            for seed, series in loaded.items() if len(series.value)
+        }  # fmt: skip
         if seeds:
             break
     if seeds or not any(series.last for series in loaded.values()):
-        every = map(int, run.manifest["status"])
-        seeds |= {seed: NOTHING for seed in every if seed not in seeds and _diverged(run, seed)}
+        seeds |= {seed: NOTHING for seed in diverged if seed not in seeds}
     if not seeds:
         keys = {key for series in loaded.values() for key in series.last}
         if client is not None:
@@ -206,61 +228,23 @@ def _begun(seed: Path) -> bool:
     return (seed / "timing.jsonl").exists() or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
-def _to_its_end(series: Series, run: RunDirectory, seed: int) -> Series:
-    """Append NaN, at the cost of the last evaluation, where the seed diverged."""
-    if not _diverged(run, seed):
-        return series
+def _to_its_end(series: Series) -> Series:
+    """Append NaN, at the cost of the last evaluation, to the series of a seed that diverged."""
     cost = {name: np.append(paid, paid[-1]) for name, paid in series.cost.items()}
     return replace(series, value=np.append(series.value, np.nan), cost=cost)
 
 
-def _diverged(run: RunDirectory, seed: int) -> bool:
-    status = run.manifest["status"].get(str(seed), {})
-    return status.get("state") == "failed" and bool(status["detail"].startswith(DivergenceError.__name__))
+def _diverged(manifest: Mapping[str, Any]) -> list[int]:
+    return [
+        int(seed) for seed, status in manifest["status"].items()
+        if status.get("state") == "failed" and status["detail"].startswith(DivergenceError.__name__)
+    ]  # fmt: skip
 
 
-def _load_series(directory: Path, scope: str, metric: str, client: int | None) -> Series:
-    metrics, timing = read_seed(directory)
-    costs = paid_by_round(metrics, timing)
-    return series_of(metrics.series(scope, metric, client), costs, _last_values(metrics), absent(timing))
-
-
-def read_seed(directory: Path) -> tuple[Metrics, Metrics]:
-    """Read metrics and timing of one seed, by its directory."""
-    return read_metrics(directory / "metrics.jsonl"), read_metrics(directory / "timing.jsonl")
-
-
-def paid_by_round(metrics: Metrics, timing: Metrics) -> dict[str, Mapping[int, float]]:
-    """The cumulative costs of a seed by name and round: what `AXES` are made of, without the round itself."""
-    up, down = metrics.series("total", "bytes_up"), metrics.series("total", "bytes_down")
-    bits = metrics.series("total", "paper_bits")
-    return {
-        "megabytes": {round: (down.get(round, math.nan) + up[round]) / 1e6 for round in up},
-        "megabytes_up": {round: paid / 1e6 for round, paid in up.items()},
-        # from round 1 on: papers do not count an initial exchange of whole vectors
-        "paper_bits": {round: paid - bits.get(0, 0.0) for round, paid in bits.items()},
-        "gradient_evaluations": metrics.series("total", "gradient_evaluations"),
-        "seconds": timing.series("host", "seconds"),
-        "simulated_seconds": metrics.series("simulated", "seconds"),
-    }
-
-
-def series_of(
-    measured: Mapping[int, float],
-    costs: Mapping[str, Mapping[int, float]],
-    last: Mapping[tuple[str, str], float] | None = None,
-    absent: Mapping[int, Sequence[int]] | None = None,
-) -> Series:
-    """Series of a metric by round, with the costs that were paid by then."""
-    rounds = list(measured)
-    paid = {name: np.array([paid.get(round, np.nan) for round in rounds]) for name, paid in costs.items()}
-    cost = {"round": np.array(rounds, np.float64), **paid}
-    return Series(np.array(list(measured.values())), cost, last or {}, absent or {})
-
-
-def _last_values(rows: Metrics) -> dict[tuple[str, str], float]:
-    shared = np.flatnonzero(rows.node == -1)
-    return {(rows.scope[row], rows.metric[row]): float(rows.value[row]) for row in shared}  # later rows replace earlier
+def series_of(recorded: Recorded, scope: str, metric: str, client: int | None = None) -> Series:
+    """A metric of a seed, or that of a client, with the costs that were paid by then."""
+    column = recorded.column(scope, metric, client)
+    return Series(column.value, costs_at(column.round, recorded.paid), recorded.last, recorded.absent)
 
 
 def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list[str]:

@@ -7,7 +7,7 @@ seeds; intervals of several runs or metrics are not corrected for their number; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,16 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), t * float(np.std(values, ddof=1)) / math.sqrt(n), n)
 
 
+def estimates(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Means ``[T]`` and half widths ``[T]``, as of `estimate`, over the seeds of ``values [S, T]``."""
+    n, mean = len(values), values.mean(axis=0)
+    if n < 2:
+        return mean, None
+    from scipy.special import stdtrit
+
+    return mean, stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(axis=0, ddof=1) / math.sqrt(n)
+
+
 def p_value(difference: Estimate) -> float | None:
     """Two-sided p of a mean of paired differences against 0 (Student's t); None without interval, or of a NaN."""
     if difference.half_width is None or math.isnan(difference.mean):
@@ -62,11 +72,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def best(values: Iterable[float], lower: bool) -> float:
+def best(values: Sequence[float] | np.ndarray, lower: bool) -> float:
     """The best value, the ``lower`` or the larger ones being better; NaN when there is none but NaN."""
-    finite = [float(value) for value in values if not math.isnan(value)]
-    pick = min if lower else max
-    return pick(finite, default=math.nan)
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.min() if lower else known.max()) if len(known) else math.nan
 
 
 def first_reached(values: np.ndarray, target: float, lower: bool) -> int | None:

@@ -95,15 +95,15 @@ def test_columns_of_rounds_after_a_checkpoint_go(tmp_path: Path) -> None:
             offsets.append(record.position()["offset"])
         record.truncate(offsets[1], 2)
     assert set(read_metrics(tmp_path / "seed" / "metrics.jsonl").round) == {1, 2}
-    assert [int(column[0][0]) for column in read_columns(tmp_path / "seed")] == [1, 2]
+    assert [round for _, round, _, _ in read_columns(tmp_path / "seed")] == [1, 2]
 
 
 def test_files_of_columns(tmp_path: Path) -> None:
     write_columns(tmp_path, 3, [("a/b", 5, "loss", 1.5), ("a/b", 7, "loss", float("nan")), ("c", 5, "f1", 2.0)])
     write_columns(tmp_path, 4, [])
     loss, other = read_columns(tmp_path)
-    assert [column.tolist() for column in other] == [[3], ["c"], [5], ["f1"], [2.0]]
-    assert loss[2].tolist() == [5, 7] and np.isnan(loss[4][1]) and not (tmp_path / "clients/round-000004.npz").exists()
+    assert other[:2] == (("c", "f1"), 3) and [column.tolist() for column in other[2:]] == [[5], [2.0]]
+    assert loss[2].tolist() == [5, 7] and np.isnan(loss[3][1]) and not (tmp_path / "clients/round-000004.npz").exists()
     drop_columns(tmp_path, after=3)
     assert len(read_columns(tmp_path)) == 2
     (tmp_path / "clients/round-000003.npz").write_bytes(b"PK")
