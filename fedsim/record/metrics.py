@@ -1,7 +1,7 @@
 """Metric rows: JSON Lines in long format, append-only.
 
 A row is one strict JSON object a line: ``{"round": 3, "scope": "server/test", "node": null, "metric": "loss", "value":
-0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. Rows are flushed
+0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. MetricRows are flushed
 once a round; a killed process leaves at most one line without its newline, which readers ignore and writers remove.
 A writer follows the SHA-256 of the file, so that a checkpoint can hold it.
 """
@@ -22,7 +22,7 @@ from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
 from fedsim.record.columns import read_columns
-from fedsim.record.rows import RowParser, Rows
+from fedsim.record.rows import MetricRows, RowParser
 
 OF_NODES = ("clients/", "nodes/", "attackers/", "personal/", "tuned/", "unseen/", "unseen_tuned/")
 """Beginnings of scopes with a value for each client."""
@@ -64,7 +64,7 @@ def read_metrics(path: Path | str) -> Metrics:
     return _named(read_rows(path))
 
 
-def read_rows(path: Path | str) -> Rows:
+def read_rows(path: Path | str) -> MetricRows:
     """What `read_metrics` returns, with numbers for scopes and metrics."""
     path = Path(path)
     parser = RowParser(path)
@@ -100,7 +100,7 @@ def _feed(parser: RowParser, path: Path, start: int) -> int:
     return start
 
 
-def _named(rows: Rows) -> Metrics:
+def _named(rows: MetricRows) -> Metrics:
     scopes, metrics = np.array([("", ""), *rows.keys], object).T[:, 1:]
     return Metrics(rows.round, scopes[rows.key], rows.node, metrics[rows.key], rows.value)
 

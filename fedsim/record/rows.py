@@ -27,7 +27,7 @@ Key = tuple[str, str]
 """Scope and name of a metric."""
 
 
-class Rows(NamedTuple):
+class MetricRows(NamedTuple):
     """Rows as columns of equal length ``[N]``, in the order they were written.
 
     Attributes:
@@ -77,11 +77,11 @@ class RowParser:
         count = len(nodes)
         self._blocks.append((np.full(count, round), nodes, np.full(count, self._number(key)), values))
 
-    def rows(self) -> Rows:
+    def rows(self) -> MetricRows:
         """All rows so far."""
         empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
         round, node, key, value = (np.concatenate(column) for column in zip(empty, *self._blocks, strict=True))
-        return Rows(round, node, key, value, tuple(self._keys))
+        return MetricRows(round, node, key, value, tuple(self._keys))
 
     def _number(self, key: Key) -> int:
         return self._keys.setdefault(key, len(self._keys))

@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.stopping import lower_is_better
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
-from fedsim.report.series import NOTHING, RunSeries, load, relabelled
+from fedsim.report.series import NOTHING, RunSeries, load, relabelled, under_metric
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, holm, p_value
 
 EXAMPLES = {"scope": "server/test", "metric": "accuracy"}
@@ -121,16 +121,34 @@ def compare(
         raise ConfigError(f"target is {target!r}; expected a finite value of the metric, such as 0.9")
     found = load(places, scope, metric, client)
     runs = relabelled(found.runs, labels or {})
+    if scope in PAID and target is not None:
+        raise ConfigError(f"{scope} {metric} is a cost, which has no target; give that of a metric")
+    return _compared(runs, scope, metric, target, baseline, client, (*found.left_out, *doubts(runs)))
+
+
+def _compared(
+    runs: Sequence[RunSeries], scope: str, metric: str, target: float | None, baseline: str, client: int | None,
+    warnings: tuple[str, ...],
+) -> Comparison:  # fmt: skip
     lower = lower_is_better(metric, directions(runs))
     finals = [estimate([series.value[-1] for series in run.seeds.values()]) for run in runs]
     means = [final.mean for final in finals]
-    if scope in PAID and target is not None:
-        raise ConfigError(f"{scope} {metric} is a cost, which has no target; give that of a metric")
     target = default_target(means, lower) if target is None and scope not in PAID else target
     reference = _baseline(runs, means, lower, baseline)
     summaries = tuple(_summary(run, final, reference, lower, target) for run, final in zip(runs, finals, strict=True))
-    warnings = (*found.left_out, *doubts(runs))
     return Comparison(scope, metric, target, reference.label, _tested(summaries), warnings, lower, client)
+
+
+def under(comparison: Comparison, name: str) -> Comparison:
+    """The same runs under another metric of no client, by its name or by scope and name.
+
+    Raises:
+        ConfigError: a run never recorded it (names those that it did record).
+    """
+    *scope, metric = name.split()
+    where = " ".join(scope) or (comparison.scope if comparison.client is None else "server/test")
+    runs = [under_metric(summary.run, where, metric) for summary in comparison.runs]
+    return _compared(runs, where, metric, None, comparison.baseline, None, comparison.warnings)
 
 
 def directions(runs: Sequence[RunSeries]) -> dict[str, bool]:
@@ -242,6 +260,9 @@ def columns_of(comparison: Comparison, chosen: Sequence[str] | None = None) -> d
     p = {"p": "p (Holm)"} if difference else {}
     titles = {**measured, **difference, **p, **costs_of(comparison)}
     for name in chosen or ():
+        if name in ("difference", "p") and len(comparison.runs) == 1:
+            only = f"{comparison.runs[0].run.path} is the only run; add another"
+            raise ConfigError(f"the column {name} is of a run against a baseline, and {only}")
         if name not in titles:
             raise ConfigError(f"there is no column {name!r}; {suggest(name, titles)}")
     return {name: titles[name] for name in chosen or [name for name in titles if name != "p"]}

@@ -6,11 +6,11 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from numbers import Real
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, TypedDict, Unpack
+from typing import IO, NamedTuple, Unpack
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,26 +18,13 @@ from matplotlib.ticker import MaxNLocator
 from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.record import figures
 from fedsim.record.directory import RunDirectory
-from fedsim.report.compare import Comparison, compare
+from fedsim.report.compare import Comparison, compare, under
+from fedsim.report.layout import DASHES, PALETTE, Options, Size, frame, look, plain, sheet, size_of
 from fedsim.report.series import AXES, Series
 from fedsim.report.statistics import estimates
 
-# Okabe and Ito (2008), distinct under all common forms of colour blindness; without yellow, which is faint on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", "-.", ":")
+__all__ = ["DASHES", "PALETTE", "Curve", "Options", "curve_of", "curves", "draw"]
 
-
-class Size(NamedTuple):
-    """Of a figure without its legend: inches, and points of the font."""
-
-    width: float
-    height: float
-    font: float
-
-
-SIZES = {"column": Size(3.4, 2.3, 7.0), "page": Size(7.0, 4.0, 9.5)}
-MOST_COLUMNS = 8
-"""Of a legend; to see whether so many fit takes time."""
 WIDE = 30
 """Quotient of the largest and the smallest value from which the vertical axis is logarithmic."""
 
@@ -58,37 +45,12 @@ class Curve(NamedTuple):
     paid_before: bool
 
 
-class Options(TypedDict, total=False):
-    """Options of a figure; whatever is left out is chosen by the data.
-
-    Attributes:
-        title: above the legend; "" for none.
-        xlabel: of the horizontal axis.
-        ylabel: of the vertical axis.
-        footnote: below the axes, instead of the explanation of lines and bands; "" for none, as under a caption.
-        width: ``column`` (3.4 inches) or ``page`` (7 inches), the usual widths of journals, with fonts to suit.
-        height: inches of the whole figure; by default the axes keep their height, and the legend adds to it.
-        log_x: logarithmic horizontal axis; by default where one run pays over ten times what another does.
-        log_y: logarithmic vertical axis; by default where the metric is positive and spans a factor of `WIDE` or more.
-        target_line: draw the target that costs are counted to; True by default.
-    """
-
-    title: str
-    xlabel: str
-    ylabel: str
-    footnote: str
-    width: Literal["column", "page"]
-    height: float
-    log_x: bool | None
-    log_y: bool | None
-    target_line: bool | None
-
-
 def curves(
     comparison: Comparison | RunDirectory | Path | str | Sequence[RunDirectory | Path | str],
     path: Path | str | IO[bytes],
     x: str = "round",
     format: str | None = None,
+    also: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> None:
     """Draw the metric of all runs against ``x`` into a file; equal bytes for equal runs.
@@ -99,55 +61,81 @@ def curves(
         x: ``round``, ``megabytes``, ``megabytes_up``, ``paper_bits``, ``gradient_evaluations``, ``seconds`` on the host
             or, of experiments with a clock, ``simulated_seconds``.
         format: needed without a file name.
+        also: further metrics, each in a panel of its own: names, or scope and name, as ``"clients/train loss_mean"``.
         options: title, size, axes, footnote and so on; see `Options`.
 
     Raises:
-        ConfigError: unknown ``x``, option or file format, or a logarithmic axis without a positive value.
+        ConfigError: unknown ``x``, metric, option or file format, or a logarithmic axis without a positive value.
         RunError: no run recorded this cost.
     """
     kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
     compared = comparison if isinstance(comparison, Comparison) else compare(comparison)
     with figures.style():
-        figures.save(draw(compared, x, **options), path, kind)
+        figures.save(draw(compared, x, also, **options), path, kind)
 
 
-def draw(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -> Figure:
+def draw(comparison: Comparison, x: str = "round", also: Sequence[str] = (), **options: Unpack[Options]) -> Figure:
     """Return the figure of `curves`."""
+    check_cost(x)
+    size_of(options)
+    shown = [comparison, *(under(comparison, name) for name in also)]
+    lines = [{s.run.label: curve_of(s.run.seeds, x) for s in each.runs} for each in shown]
+    if all(np.isnan(curve.x).all() for panel in lines for curve in panel.values()):
+        raise RunError(f"none of the runs recorded {x.replace('_', ' ')}; choose another x of {', '.join(AXES)}")
+    figure, every, size = sheet(options, len(shown))
+    legend: dict[str, Artist] = {}
+    logs = [_panel(axes, each, panel, x, options, size, legend)
+            for axes, each, panel in zip(every, shown, lines, strict=True)]  # fmt: skip
+    metric = comparison.metric.replace("_", " ").capitalize()
+    title = f"{metric} ({_scopes(comparison)})"
+    for axes, each in zip(every, shown, strict=True):
+        if also:
+            axes.set_title(f"{each.metric.replace('_', ' ')} ({_scopes(each)})", fontsize=size.font, loc="left")
+            axes.set_ylabel("")
+    if also:
+        title = ", ".join(dict.fromkeys(each.metric.replace("_", " ") for each in shown)).capitalize()
+        for axes in every[: -len({axes.get_position().x0 for axes in every})]:
+            axes.set_xlabel("")
+    notes = _statement(shown, x, [curve for panel in lines for curve in panel.values()], logs)
+    frame(figure, size, options, title, legend, notes)
+    return figure
+
+
+def check_cost(x: str) -> None:
+    """Refuse a horizontal axis that there is not.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
     if x not in AXES:
         raise ConfigError(f"x is {x!r}; {suggest(x, AXES)}")
-    for name in options.keys() - Options.__annotations__.keys():
-        raise ConfigError(f"unknown option {name} of a figure: {suggest(name, list(Options.__annotations__))}")
-    width = options.get("width", "page")
-    if width not in SIZES:
-        raise ConfigError(f"width is {width!r}; {suggest(width, SIZES)}")
-    if not (isinstance(height := options.get("height", 1.0), Real) and 0 < height <= 100):
-        raise ConfigError(f"height is {height!r}; expected inches above 0, at most 100")
-    lines = {summary.run.label: curve_of(summary.run.seeds, x) for summary in comparison.runs}
-    if all(np.isnan(curve.x).all() for curve in lines.values()):
-        raise RunError(f"none of the runs recorded {x.replace('_', ' ')}; choose another x of {', '.join(AXES)}")
-    size = SIZES[width]
-    figure = Figure(figsize=(size.width, options.get("height", size.height)), layout="constrained")
-    axes = figure.add_subplot()
+
+
+def _panel(
+    axes: Axes, comparison: Comparison, lines: Mapping[str, Curve], x: str, options: Options, size: Size,
+    legend: dict[str, Artist],
+) -> tuple[bool, bool]:  # fmt: skip
+    """Draw one metric, add to the legend, and return which axes are logarithmic."""
     log_x, log_y = scales(comparison.lower, list(lines.values()), options.get("log_x"), options.get("log_y"))
     counts = {label: len(summary.run.seeds) for label, summary in zip(lines, comparison.runs, strict=True)}
     for index, (label, curve) in enumerate(lines.items()):
         seeds = f" ({counts[label]} seed{'s' * (counts[label] > 1)})" if len(set(counts.values())) > 1 else ""
         color, style = look(index)
-        _plot(axes, curve, f"{label}{seeds}", color, style, log_y, size.font / 9.5)
+        line = _plot(axes, curve, f"{label}{seeds}", color, style, log_y, size.font / 9.5)
+        legend.setdefault(f"{label}{seeds}", line)
         if curve.paid_before and not log_x:
             axes.plot([0, curve.x[0]], curve.mean[[0, 0]], color=color, lw=1, ls=(0, (1, 1.5)))
     goal = comparison.target if options.get("target_line") is not False else None
     if goal is not None and (goal > 0 or not log_y):
-        axes.axhline(goal, color="0.4", lw=0.9, ls=(0, (4, 3)), label=f"target {_number(goal)}")
+        line = axes.axhline(goal, color="0.4", lw=0.9, ls=(0, (4, 3)))
+        legend.setdefault(f"target {_number(goal)}", line)
     _scale(axes, comparison, list(lines.values()), log_x, log_y, goal)
-    notes = _statement(comparison, x, list(lines.values()), set(counts.values()), log_x, log_y)
-    _words(figure, axes, comparison, x, options, size, notes)
-    return figure
-
-
-def look(index: int) -> tuple[str, str]:
-    """Colour and dashes of the run at this place of a comparison, the same in every picture of it."""
-    return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
+    plain(axes, size)
+    axes.set_xlabel(textwrap.fill(options.get("xlabel", AXES[x]), size.characters - 8), fontsize=size.font)
+    axes.set_ylabel(options.get("ylabel", comparison.metric.replace("_", " ")), fontsize=size.font)
+    if x == "round" and axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return log_x, log_y
 
 
 def curve_of(seeds: Mapping[int, Series], x: str) -> Curve:
@@ -174,14 +162,16 @@ def _rows_of(rounds: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.searchsorted(own, rounds, side="right") - 1
 
 
-def _plot(axes: Axes, curve: Curve, label: str, color: str, style: str, log: bool, scale: float) -> None:
+def _plot(axes: Axes, curve: Curve, label: str, color: str, style: str, log: bool, scale: float) -> Artist:
     marker = "o" if len(curve.x) <= 25 else None
     mean = np.where(curve.mean > 0, curve.mean, np.nan) if log else curve.mean
-    axes.plot(curve.x, mean, color=color, ls=style, lw=1.8 * scale, marker=marker, ms=3.5 * scale, label=label)
+    width, dot = 1.8 * scale, 3.5 * scale
+    (line,) = axes.plot(curve.x, mean, color=color, ls=style, lw=width, marker=marker, ms=dot, label=label)
     if curve.half_width is not None:
         low, high = mean - curve.half_width, mean + curve.half_width
         low = np.where(low > 0, low, 1e-300) if log else low      # through the lower border of the axes
         axes.fill_between(curve.x, low, high, color=color, alpha=0.18, lw=0)
+    return line
 
 
 def scales(
@@ -229,39 +219,6 @@ def _scale(
         axes.set_ylim(max(low, 0), min(high, 1))
 
 
-def _words(
-    figure: Figure, axes: Axes, comparison: Comparison, x: str, options: Options, size: Size, notes: str
-) -> None:
-    """Title and legend above the axes, where they hide nothing; labels; the footnote below."""
-    metric, small = comparison.metric.replace("_", " "), 0.85 * size.font
-    characters = int(size.width * 72 / (0.53 * size.font))       # in a line, about
-    axes.set_xlabel(textwrap.fill(options.get("xlabel", AXES[x]), characters - 8), fontsize=size.font)
-    axes.set_ylabel(options.get("ylabel", metric), fontsize=size.font)
-    axes.tick_params(which="both", labelsize=size.font)
-    if x == "round" and axes.get_xscale() == "linear":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.9", lw=0.8)
-    axes.set_axisbelow(True)
-    footnote = textwrap.fill(options.get("footnote", notes), int(characters / 0.85))
-    if footnote:
-        figure.supxlabel(footnote, fontsize=small, color="0.35", x=0.01, ha="left", linespacing=1.3)
-    title = textwrap.fill(options.get("title", f"{metric.capitalize()} ({_scopes(comparison)})"), characters - 4)
-    handles, labels = axes.get_legend_handles_labels()
-    labels = [textwrap.fill(label, characters - 8) for label in labels]
-    for columns in range(min(len(labels), MOST_COLUMNS), 0, -1):
-        legend = figure.legend(
-            handles, labels, loc="outside upper left", ncols=columns, fontsize=0.9 * size.font, frameon=False,
-            title=title, title_fontproperties={"weight": "bold", "size": 1.1 * size.font}, alignment="left",
-            borderpad=0.2, handlelength=2.2, columnspacing=1.5,
-        )  # fmt: skip
-        if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.bbox.width:
-            break
-        legend.remove()
-    if "height" not in options:
-        figure.set_figheight(size.height + legend.get_window_extent().height / figure.dpi)
-
-
 def _number(value: float) -> str:
     """A number as on an axis: 6.4e-09 is 6.4 · 10 to the power of -9, typeset."""
     mantissa, _, exponent = f"{value:g}".partition("e")
@@ -272,13 +229,18 @@ def _scopes(comparison: Comparison) -> str:
     return " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
 
 
-def _statement(comparison: Comparison, x: str, lines: list[Curve], seeds: set[int], log_x: bool, log_y: bool) -> str:
+def _statement(
+    shown: Sequence[Comparison], x: str, lines: Sequence[Curve], logs: Sequence[tuple[bool, bool]]
+) -> str:
     """Explanation of lines and bands."""
+    seeds = {len(summary.run.seeds) for each in shown for summary in each.runs}
     several = f"{max(seeds)} seeds" if len(seeds) == 1 else "seeds"
     band = f"Line: mean over {several}, band: 95 % Student-t interval{' (none for one seed)' * (1 in seeds)}."
-    parts = [f"Measured: {_scopes(comparison)}.", band if max(seeds) > 1 else "One seed, no interval."]
+    measured = [f"Measured: {_scopes(shown[0])}."] if len(shown) == 1 else []
+    parts = [*measured, band if max(seeds) > 1 else "One seed, no interval."]
     if x != "round":
         parts.append(f"A point: one evaluated round, at the mean {x.replace('_', ' ')} of the seeds.")
+    log_x, log_y = (any(log[axis] for log in logs) for axis in (0, 1))
     if log_x and any(curve.x[0] <= 0 for curve in lines):
         parts.append("Round 0, which costs nothing, has no place on the logarithmic axis.")
     elif not log_x and any(curve.paid_before for curve in lines):

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedsim.experiment.stopping import lower_is_better
 from fedsim.report.compare import PAID, Comparison, directions
-from fedsim.report.curves import Curve, curves_of, look, scales
+from fedsim.report.curves import Curve, curves_of, scales
+from fedsim.report.layout import look
 from fedsim.report.recorded import Recorded
 from fedsim.report.series import AXES, OF_CLIENTS, RunSeries, Series, series_of
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsim.record.absences import SKIPPED, by_round
 from fedsim.record.metrics import read_rows
-from fedsim.record.rows import Key, Rows
+from fedsim.record.rows import Key, MetricRows
 
 
 class Column(NamedTuple):
@@ -117,7 +117,7 @@ class Recorded:
         return self.clients[scope, metric].of(client) if (scope, metric) in self.clients else NONE
 
 
-def _by_key(rows: Rows) -> dict[Key, OfClients]:
+def _by_key(rows: MetricRows) -> dict[Key, OfClients]:
     order, counts = np.argsort(rows.key, kind="stable"), np.bincount(rows.key, minlength=len(rows.keys))
     found, end = {}, 0
     for key, count in zip(rows.keys, counts.tolist(), strict=True):

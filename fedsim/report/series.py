@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from fedsim.errors import ConfigError, DivergenceError, RunError, suggest
 from fedsim.experiment.identity import edited
 from fedsim.experiment.short_forms import recorded
 from fedsim.record.directory import SWEEP, RunDirectory, open_run
+from fedsim.record.files import damaged, fits, read_mapping
 from fedsim.report.recorded import Recorded, costs_at
 
 AXES = {
@@ -111,10 +113,24 @@ def _runs_below(path: Path) -> list[RunDirectory]:
     from topologies.order import natural  # slow: networkx
 
     folders = [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    groups = [_runs_below(folder) for folder in sorted(folders, key=lambda child: natural(child.name))]
-    if not (path / SWEEP).is_file():
+    points = _points(path)
+    places = {name: place for place, name in enumerate(points)}
+    folders.sort(key=lambda child: (places.get(child.name, len(points)), natural(child.name)))
+    groups = [_runs_below(folder) for folder in folders]
+    if not points:
         groups = sorted(filter(None, groups), key=lambda runs: min(_started(run) for run in runs))
     return [run for runs in groups for run in runs]
+
+
+def _points(path: Path) -> list[str]:
+    """Names of the points of a sweep, in their order; none of another folder."""
+    file = path / SWEEP
+    if not file.is_file():
+        return []
+    points = read_mapping(file, json.loads, ("points",))["points"]
+    if not fits(points, [{"name": str}]) or not all("name" in point for point in points):
+        raise damaged(file, f"points is {points!r:.80}")
+    return [point["name"] for point in points]
 
 
 def _started(run: RunDirectory) -> float:
@@ -135,7 +151,7 @@ def _reason(manifest: Mapping[str, Any]) -> str:
     return "; ".join(f"seed {seed}: {state.strip()}" for seed, state in states.items())
 
 
-class Loaded(NamedTuple):
+class LoadedRuns(NamedTuple):
     """Runs that were read.
 
     Attributes:
@@ -152,7 +168,7 @@ def load_runs(paths: Sequence[Path], scope: str, metric: str, client: int | None
     return load(paths, scope, metric, client).runs
 
 
-def load(paths: Sequence[Path], scope: str, metric: str, client: int | None = None) -> Loaded:
+def load(paths: Sequence[Path], scope: str, metric: str, client: int | None = None) -> LoadedRuns:
     """Read one metric of all runs at these paths, or that of one client; of several runs, those that measured nothing
     are left out.
 
@@ -174,9 +190,9 @@ def load(paths: Sequence[Path], scope: str, metric: str, client: int | None = No
     for (run, manifest), label, config, text in zip(kept or both, labels, configs, written, strict=True):
         begun = [int(seed) for seed in manifest["status"] if _begun(run.seed_path(int(seed)))]
         files = {seed: Recorded(run.seed_path(seed)) for seed in begun}
-        seeds, found = _load_seeds(run, manifest, files, scope, metric, client)
+        seeds, found = _load_seeds(run.path, manifest, files, scope, metric, client)
         runs.append(RunSeries(label, run.path, config, manifest, seeds, found, files, edited(text, manifest)))
-    return Loaded(runs, bare if kept else [])
+    return LoadedRuns(runs, bare if kept else [])
 
 
 def _check_client(client: int, runs: Sequence[RunDirectory], manifests: Sequence[Mapping[str, Any]]) -> None:
@@ -189,8 +205,8 @@ def _check_client(client: int, runs: Sequence[RunDirectory], manifests: Sequence
 
 
 def _load_seeds(
-    run: RunDirectory, manifest: Mapping[str, Any], recorded: Mapping[int, Recorded], scope: str, metric: str,
-    client: int | None,
+    path: Path, manifest: Mapping[str, Any], recorded: Mapping[int, Recorded], scope: str, metric: str,
+    client: int | None = None,
 ) -> tuple[dict[int, Series], str]:  # fmt: skip
     numbers, diverged = sorted(recorded), _diverged(manifest)
     scopes = [scope, *([SERVERLESS[scope]] if scope in SERVERLESS else [])]
@@ -210,16 +226,26 @@ def _load_seeds(
         keys = {key for series in loaded.values() for key in series.last}
         if client is not None:
             raise ConfigError(
-                f"{run.path} has no metric {metric!r} of client {client}; clients are measured where"
+                f"{path} has no metric {metric!r} of client {client}; clients are measured where"
                 " evaluation.clients_every says, on their own samples with a server, or on the test set without"
             )
         known, near = sorted(map(" ".join, keys)), difflib.get_close_matches(metric, {name for _, name in keys}, n=1)
         hint = f"did you mean {near[0]!r}? It" if near and near[0] != metric else "it"
         raise ConfigError(
-            f"{run.path} has no metric {metric!r} in scope {scope!r}; {hint} recorded:"
+            f"{path} has no metric {metric!r} in scope {scope!r}; {hint} recorded:"
             f" {', '.join(known) or 'nothing yet'}"
         )
     return seeds, measured
+
+
+def under_metric(run: RunSeries, scope: str, metric: str) -> RunSeries:
+    """The same run under another metric of no client.
+
+    Raises:
+        ConfigError: it was never recorded (names those that were).
+    """
+    seeds, found = _load_seeds(run.path, run.manifest, run.recorded, scope, metric)
+    return replace(run, seeds=seeds, scope=found)
 
 
 def _begun(seed: Path) -> bool:

@@ -81,13 +81,16 @@ def timeline(
     kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
     made = run if isinstance(run, RunDirectory) else open_run(Path(run))
     spans = _spans(made, seed)
-    end = _end(spans) if until is None else until
+    whole = max(span.end for span in spans)
+    if isinstance(since, Real) and since >= whole:
+        raise ConfigError(f"a timeline from {since:g} s; expected a time before its end at {whole:g} s")
+    end = _end([span for span in spans if span.end > since]) if until is None else until
     if not all(isinstance(t, Real) for t in (since, end)) or not 0 <= since < end:
         raise ConfigError(f"a timeline from {since!r} to {until!r} s; expected seconds from 0 on, and an end after it")
     shown = [span for span in spans if span.end > since and span.start < end]
     lines = _lines(shown)
     if not lines:
-        raise ConfigError(f"nobody works from {since:g} to {end:g} s; the timeline ends at {spans[-1].end:g} s")
+        raise ConfigError(f"nobody works from {since:g} to {end:g} s; the timeline ends at {whole:g} s")
     with figures.style():
         figure = Figure(figsize=(8.0, 1.3 + max(2.0, min(0.24 * len(lines), 7.5))), layout="constrained")
         axes = figure.add_subplot()

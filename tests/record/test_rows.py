@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import RunError
 from fedsim.record.metrics import RowWriter, read_metrics
-from fedsim.record.rows import RowParser, Rows
+from fedsim.record.rows import MetricRows, RowParser
 
 NUMBER = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(10**20), 10**20), st.none())
 NAME = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(["loss", "server/test", "a,b", 'q"', "é"])
@@ -24,7 +24,7 @@ def line(round: object, scope: object, node: object, metric: object, value: obje
     return json.dumps(row).encode() + b"\n"
 
 
-def parsed(block: bytes, by: str) -> Rows | str:
+def parsed(block: bytes, by: str) -> MetricRows | str:
     """The rows of a block by one of the two parsers, or why it has none."""
     parser = RowParser(Path("metrics.jsonl"))
     try:

@@ -178,14 +178,26 @@ def test_unknown_metric_names_the_known_ones(tmp_path: Path) -> None:
         compare([path], metric="f1")
 
 
+def test_a_single_run_has_no_difference(tmp_path: Path) -> None:
+    alone = compare([make_run(tmp_path, "a", SLOW)])
+    for column in ("difference", "p"):
+        with pytest.raises(ConfigError, match=f"the column {column} is of a run against a .*/a is the only run"):
+            columns_of(alone, ["final", column])
+
+
 def test_finding_runs(tmp_path: Path) -> None:
     """In the order in which they were started, and in a sweep in that of its points."""
     paths = [make_run(tmp_path / "b", "one", SLOW), make_run(tmp_path / "a", "two", SLOW)]
     (paths[0] / "seed-0" / "checkpoints" / "round-000001").mkdir(parents=True)
     (paths[0] / "seed-0" / "checkpoints" / "round-000001" / "manifest.json").write_text("{}")
     assert [run.path for run in find_runs([tmp_path])] == paths
-    (tmp_path / "sweep.json").write_text("{}")
-    assert [run.path for run in find_runs([tmp_path])] == [paths[1], paths[0]]
+    for names in (["b", "a"], ["a", "b"], ["a"]):
+        (tmp_path / "sweep.json").write_text(json.dumps({"points": [{"name": name, "config": {}} for name in names]}))
+        assert [run.path.parent.name for run in find_runs([tmp_path])] == [*names, *sorted({"a", "b"} - {*names})]
+    for text in ("{}", '{"points": 3}', '{"points": [{}]}'):
+        (tmp_path / "sweep.json").write_text(text)
+        with pytest.raises(RunError, match=r"cannot read .*sweep\.json: .*points is "):
+            find_runs([tmp_path])
     (tmp_path / "sweep.json").unlink()
     assert [run.path for run in find_runs([paths[0], tmp_path])] == paths, "in the order given, each once"
     for nothing in (tmp_path / "missing", paths[0] / "seed-0"):

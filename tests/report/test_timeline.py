@@ -108,7 +108,8 @@ def test_the_command_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([str(made.path), "--seed", "3"], "seed is 3"),
         ([str(made.path), "--until", "-1"], "expected seconds from 0 on"),
         ([str(made.path), "--until", "nan"], "expected seconds from 0 on"),
-        ([str(made.path), "--since", "1e6", "--until", "2e6"], "nobody works"),
+        ([str(made.path), "--since", "1e6", "--until", "2e6"], "expected a time before"),
+        ([str(made.path), "--since", "1e6"], "a timeline from 1e+06 s; expected a time before"),
     ):
         assert main(["timeline", *words]) == 2
         error = capsys.readouterr().err
