@@ -1,7 +1,7 @@
 """Metric rows: JSON Lines in long format, append-only.
 
 A row is one strict JSON object a line: ``{"round": 3, "scope": "server/test", "node": null, "metric": "loss", "value":
-0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. MetricRows are flushed
+0.31}``. JSON has no NaN, so a value that is not finite is written as ``null`` and read back as NaN. Rows are flushed
 once a round; a killed process leaves at most one line without its newline, which readers ignore and writers remove.
 A writer follows the SHA-256 of the file, so that a checkpoint can hold it.
 """

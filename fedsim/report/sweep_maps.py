@@ -1,0 +1,122 @@
+"""Heat maps of a sweep: the final metric over two settings that runs do not share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedsim.errors import ConfigError, suggest
+from fedsim.record import figures
+from fedsim.report.compare import Comparison
+from fedsim.report.heat_maps import draw_maps
+from fedsim.report.series import RunSeries, flat
+from fedsim.report.statistics import best
+
+METHOD = "algorithm.name"
+
+
+class SweepMap(NamedTuple):
+    """Final values over two settings.
+
+    Attributes:
+        rows, columns: names of both settings, and their values in order.
+        panels: by the name of the method ``[rows, columns]`` means over seeds; the best one where several runs have the
+            same two values; NaN where there is none.
+        further: other settings that differ.
+    """
+
+    rows: tuple[str, list[str]]
+    columns: tuple[str, list[str]]
+    panels: dict[str, np.ndarray]
+    further: list[str]
+
+
+def heat_map(
+    comparison: Comparison,
+    path: Path | str | IO[bytes],
+    settings: Sequence[str] | None = None,
+    format: str | None = None,
+) -> None:
+    """Draw the final metric of the runs of a sweep over two of their settings, a panel for each method.
+
+    Args:
+        comparison: of the runs.
+        path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
+        settings: both, vertical and horizontal, such as ``["local.epochs", "algorithm.lr"]``; by default those that
+            differ, if they are two.
+        format: needed without a file name.
+
+    Raises:
+        ConfigError: not two settings differ, or unknown ones were chosen.
+    """
+    kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
+    with figures.style():
+        figures.save(draw_heat_map(comparison, settings), path, kind)
+
+
+def draw_heat_map(comparison: Comparison, settings: Sequence[str] | None = None) -> Figure:
+    """Return the figure of `heat_map`."""
+    made = map_of(comparison, settings)
+    metric = comparison.metric.replace("_", " ")
+    several = f"; the best over {', '.join(made.further)}" if made.further else ""
+    better = "lower" if comparison.lower else "higher"
+    note = f"Mean over seeds{several}. {better.capitalize()} is better; framed: the best cell of each panel."
+    return draw_maps(
+        made.panels, made.rows[1], made.columns[1], (made.rows[0], made.columns[0]), None, comparison.lower,
+        f"Final {metric}", note,
+    )  # fmt: skip
+
+
+def map_of(comparison: Comparison, settings: Sequence[str] | None = None) -> SweepMap:
+    """The numbers of `heat_map`."""
+    runs = [summary.run for summary in comparison.runs]
+    varied = varied_settings(runs)
+    if settings is None:
+        settings = [name for name in varied if name != METHOD]
+        if len(settings) != 2:
+            listed = ", ".join(varied) or "none"
+            raise ConfigError(f"a heat map is over two settings; these differ: {listed}; choose two, by --settings")
+    if len(settings) != 2 or len(set(settings)) < 2:
+        raise ConfigError(f"settings are {', '.join(settings)}; expected two different ones")
+    for name in settings:
+        if name not in varied:
+            raise ConfigError(f"{name} is no setting that differs between these runs; {suggest(name, list(varied))}")
+    down, across = settings
+    ticks = {name: _ordered(varied[name]) for name in settings}
+    split = METHOD in varied and METHOD not in settings
+    methods = [_text(value).rsplit(".", 1)[-1] for value in varied[METHOD]] if split else [""] * len(runs)
+    panels = {m: np.full((len(ticks[down]), len(ticks[across])), math.nan) for m in dict.fromkeys(methods)}
+    for place, summary in enumerate(comparison.runs):
+        row, column = (ticks[name].index(_text(varied[name][place])) for name in settings)
+        cell = panels[methods[place]]
+        cell[row, column] = best([cell[row, column], summary.final.mean], comparison.lower)
+    further = [name for name in varied if name not in settings and not (split and name == METHOD)]
+    return SweepMap((down, ticks[down]), (across, ticks[across]), panels, further)
+
+
+def varied_settings(runs: Sequence[RunSeries]) -> dict[str, list[Any]]:
+    """Settings that differ between runs, with the value of each run; without those that have no part in a result."""
+    leaves = [dict(flat(run.config)) for run in runs]
+    names = dict.fromkeys(name for settings in leaves for name in settings)
+    values = {name: [settings.get(name) for settings in leaves] for name in names}
+    return {
+        name: of for name, of in values.items()
+        if len(set(map(_text, of))) > 1 and name.split(".")[0] not in ("execution", "name", "seed", "seeds")
+    }  # fmt: skip
+
+
+def _ordered(values: Sequence[Any]) -> list[str]:
+    """Distinct values as text: numbers by size, before words."""
+    distinct: Mapping[str, Any] = {_text(value): value for value in values}
+    numbers = {text: value for text, value in distinct.items() if isinstance(value, int | float)}
+    words = [text for text in distinct if text not in numbers]
+    return [*sorted(numbers, key=lambda text: numbers[text]), *sorted(words)]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
