@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.data import Split
+from fedsim.data.dataset import brightness
 from fedsim.engine.local_work import Shards
 from fedsim.engine.scattered import Scattered
 from fedsim.errors import ConfigError, PartitionError, explained
@@ -107,21 +108,22 @@ def _placing(
     experiment: Experiment, train: Split, partition: Partition, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[_Part], Shards]:
     """Maker of shards from parts of the training samples. They share the memory of the data set where they can."""
-    order, inputs, targets = partition.indices, train.x, train.y
+    order, inputs, targets, pixels = partition.indices, train.x, train.y, train.pixels
     changes = experiment.attack is not None and type(experiment.attack).poison is not Attack.poison   # in place
     if experiment.skew is not None:
         order = np.arange(len(order))
         inputs, targets = mapped(_gather(partition.indices), (inputs, targets))
-        inputs = _distorted(experiment.skew, inputs, partition, seed)
-    size = sum(t.nbytes for t in flat((inputs, targets)))
+        inputs = _distorted(experiment.skew, brightness(inputs, dtype) if pixels else inputs, partition, seed)
+        pixels = False
+    size = sum(t.nbytes for t in flat((inputs, targets))) * (dtype.itemsize if pixels else 1)
 
     def place(part: _Part) -> Shards:
         rows = order if part.rows is None else order[part.rows]
         shared = not changes and _consecutive(rows)
-        if size > COPIED and device.type == "cpu" and not changes and not shared:
-            return Scattered(inputs, targets, rows, part.offsets, dtype)
+        if size > COPIED and device.type == "cpu" and not changes and (pixels or not shared):
+            return Scattered(inputs, targets, rows, part.offsets, dtype, pixels)
         take = itemgetter(slice(rows[0], rows[-1] + 1)) if shared else _gather(rows)
-        x, y, _ = Split(*mapped(take, (inputs, targets))).to(device, dtype)
+        x, y, *_ = Split(*mapped(take, (inputs, targets)), pixels=pixels).to(device, dtype)
         return Shards(x, y, part.offsets)
 
     return place

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.models import losses
 from fedsim.partition import NaturalIdPartitioner, Partition
 from fedsim.problems import PROBLEMS, Problem
-from fedsim.tree import count, flat, mapped, shapes
+from fedsim.tree import count, flat, shapes
 
 UNDIVIDED = ("mushrooms", "w8a", "phishing", "german_scale", "australian")
 """LIBSVM sets published without a test split."""
@@ -256,8 +255,7 @@ def build_model(
             average.
     """
     if experiment.local.augment is not None:
-        some = mapped(itemgetter(slice(6)), (dataset.train.x, dataset.train.y))
-        try_augmentation(experiment.local.augment, Split(*some).to(device, dtype).x)
+        try_augmentation(experiment.local.augment, dataset.train.first(6).to(device, dtype).x)
     model = _built(experiment, dataset, problem, seed, device, dtype)
     if experiment.init is not None:
         start_from(model.module, experiment.init)
@@ -293,7 +291,7 @@ def _built(
             module = _copied(experiment.model, "model")    # a copy: the user's initial values stay unchanged
         else:
             module = experiment.model.build(dataset.input_shape, dataset.classes)
-        give_shapes(module, mapped(itemgetter(slice(1)), dataset.train.x))   # drawn here, to follow from the seed
+        give_shapes(module, dataset.train.first(1).to(torch.device("cpu"), torch.get_default_dtype()).x)   # by the seed
         loss = loss_of(experiment, dataset)
     return Model(module, loss, device=device, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""Data of other libraries as a `Dataset`: Hugging Face, PyTorch, NumPy, and folders of images.
+"""Data of other libraries as a `Dataset`: Hugging Face, pandas, PyTorch, NumPy, and folders of images.
 
 Objects are recognised by what they are, so nothing is imported for them: who has one has its library.
 """
@@ -14,17 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.data.arrays import inputs_of, owners_of, targets_of
 from fedsim.data.columns import Samples, of_table
 from fedsim.data.dataset import Dataset, Split
+from fedsim.data.frames import features, is_frame, of_frame
 from fedsim.data.image_folder import read_images
 from fedsim.data.splits import encode_targets, holdout, number_clients
 from fedsim.errors import ConfigError, DataError
-from fedsim.tree import count, mapped
+from fedsim.tree import count, flat, mapped
 
 Layout = Literal["auto", "HWC", "CHW"]
+LAYOUTS = ("auto", "HWC", "CHW")
 KNOWN = (
-    "a Dataset; a datasets.Dataset or DatasetDict (Hugging Face); a TensorDataset or another dataset of PyTorch with a"
-    " length; arrays or tensors (x, y); the path of a folder with a folder of images for each class"
+    "a Dataset; a datasets.Dataset or DatasetDict (Hugging Face); a DataFrame of pandas; a TensorDataset or another"
+    " dataset of PyTorch with a length; arrays, tensors or lists (x, y) or (x, y, client); the path of a folder with a"
+    " folder of images for each class"
 )
 
 
@@ -52,14 +56,15 @@ def dataset_of(
 ) -> Dataset:
     """A ``Dataset`` of samples that another library holds.
 
-    Integer and string targets are class labels, others real numbers. Images become float32 ``[C, H, W]``, from 0 to 1
-    if they were whole numbers of 8 bits; token ids int64.
+    Integer and string targets are class labels, others real numbers. Images become ``[C, H, W]``; those of whole
+    numbers of 8 bits stay so in memory, and models get them as real numbers from 0 to 1. Token ids become int64.
 
     Args:
         data: training samples, or an object with both splits: a ``datasets.DatasetDict``, or a folder with folders
             ``train`` and ``test``.
         test: test samples, of the same kind; by default those of ``data``, or a share of its samples.
-        inputs: of a table, its column of inputs, or several, which become the model's keyword arguments.
+        inputs: of a table, its column of inputs, or several, which become the model's keyword arguments; of a data
+            frame, its columns of features, by default all that are left.
         target: of a table, its column of targets; by default one called label or alike.
         client: of a table, its column of natural clients.
         tokenize: makes arrays of equal length of texts: ``lambda texts: tokenizer(texts, padding="max_length",
@@ -75,6 +80,8 @@ def dataset_of(
     """
     if isinstance(data, Dataset):
         return data
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout is {layout!r}; expected one of {', '.join(map(repr, LAYOUTS))}")
     options = Reading(inputs, target, client, tokenize)
     train, held = _halves(data, test)
     parts = [_aligned(_samples(part, options)) for part in ((train,) if held is None else (train, held))]
@@ -82,7 +89,12 @@ def dataset_of(
     if any((owner is None) != (owners[0] is None) for owner in owners):
         raise DataError("one split has natural clients and the other has none; expected them in both, or neither")
     ends = np.cumsum([0, *(count(part.x) for part in parts)])
+    if not ends[1] or (held is not None and ends[2] == ends[1]):
+        raise DataError(f"data has {ends[1]} training samples and {ends[-1] - ends[1]} test samples; expected some")
+    if (names_of := {part.names for part in parts}) - {parts[0].names}:
+        raise DataError(f"training and test samples have other columns: {names_of}; expected the same, in one order")
     x = _together([_images(part, layout) for part in parts])
+    pixels = isinstance(x, Tensor) and x.dtype == torch.uint8
     y, classes, labels = _targets(parts, regression)
     mask = np.arange(ends[-1]) >= ends[1]
     where = name or type(data).__name__
@@ -96,9 +108,9 @@ def dataset_of(
 
     def split(chosen: NDArray[np.bool_]) -> Split:
         rows = torch.from_numpy(np.flatnonzero(chosen))
-        return Split(mapped(lambda t: t[rows], x), y[rows], None if numbers is None else numbers[chosen])
+        return Split(mapped(lambda t: t[rows], x), y[rows], None if numbers is None else numbers[chosen], pixels)
 
-    return Dataset(where, split(~mask), split(mask), classes, names, labels)
+    return Dataset(where, split(~mask), split(mask), classes, names, labels, feature_names=parts[0].names)
 
 
 def _halves(data: Any, test: Any) -> tuple[Any, Any]:
@@ -135,6 +147,10 @@ def _samples(data: Any, options: Reading) -> Samples:
     """The samples of one split."""
     if _is_table(data):
         return of_table(data, *options)
+    if is_frame(data):
+        if options.tokenize is not None:
+            raise ConfigError("tokenize: data is a data frame, whose inputs are numbers; leave it out")
+        return of_frame(data, *options[:3])
     given = [name for name, value in zip(Reading._fields, options, strict=True) if value is not None]
     if given:
         raise ConfigError(f"{', '.join(given)}: names of columns, but data is a {type(data).__name__}; leave them out")
@@ -142,16 +158,35 @@ def _samples(data: Any, options: Reading) -> Samples:
         return read_images(Path(data).expanduser())
     if isinstance(data, torch.utils.data.TensorDataset):
         data = data.tensors
-    if isinstance(data, tuple) and len(data) in (2, 3) and all(isinstance(t, Tensor | np.ndarray | list) for t in data):
-        x, y, *owner = (t if isinstance(t, Tensor) else np.asarray(t) for t in data)
-        return Samples(_tensor(x, "x"), _plain(y), _plain(owner[0]) if owner else None)
-    if isinstance(data, torch.utils.data.IterableDataset) or not hasattr(data, "__getitem__"):
+    if isinstance(data, tuple):
+        return _of_arrays(data)
+    if isinstance(data, torch.utils.data.IterableDataset) or not _has_items(data):
         raise ConfigError(f"data is a {type(data).__name__}; expected {KNOWN}")
     return _of_pairs(data)
 
 
+def _has_items(data: Any) -> bool:
+    """True for a dataset of PyTorch, or something alike; an array is no data, as targets are missing."""
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "shape")
+
+
+def _of_arrays(data: tuple[Any, ...]) -> Samples:
+    """Samples of a tuple of arrays, tensors, lists, series or frames."""
+    if len(data) not in (2, 3):
+        raise ConfigError(f"data is a tuple of {len(data)}; expected (x, y) or (x, y, client)")
+    for what, part in zip(("x", "y", "client"), data, strict=False):
+        if isinstance(part, str | bytes) or not hasattr(part, "__len__"):
+            raise ConfigError(f"{what} is a {type(part).__name__}; expected an array, a tensor or a list")
+    x, y, *owner = data
+    names = tuple(map(str, x.columns)) if is_frame(x) else None
+    inputs = features(x, list(x.columns)) if is_frame(x) else inputs_of(x)
+    return Samples(inputs, targets_of(y), owners_of(owner[0]) if owner else None, names=names)
+
+
 def _of_pairs(data: Any) -> Samples:
     """Samples of a dataset of PyTorch, one pair after the other."""
+    if not len(data):
+        raise DataError(f"data is a {type(data).__name__} without items; expected samples")
     try:
         pairs = [data[i] for i in range(len(data))]
         xs, ys = zip(*((pair[0], pair[1]) for pair in pairs), strict=True)
@@ -159,44 +194,33 @@ def _of_pairs(data: Any) -> Samples:
         raise ConfigError(
             f"data is a {type(data).__name__}, whose items are no pairs (input, target) ({error}); expected {KNOWN}"
         ) from None
-    images = [x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in xs]   # np.array: of pictures too
-    if len(shapes := {tuple(x.shape) for x in images}) > 1:
-        some = ", ".join(str(list(shape)) for shape in sorted(shapes)[:3])
-        raise DataError(f"inputs have the shapes {some}{' ...' * (len(shapes) > 3)}; expected one: resize or pad them")
-    return Samples(_tensor(torch.stack(images), "x"), np.array([_scalar(y) for y in ys]))
+    if any(isinstance(x, str) for x in xs):
+        raise DataError(f"inputs are texts such as {xs[0]!r:.60}; expected numbers: token ids of one length")
+    rows = [x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in xs]   # np.array: of pictures too
+    return Samples(inputs_of(rows, "inputs"), targets_of([_scalar(y) for y in ys], "targets"))
 
 
 def _scalar(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor | np.generic) and np.ndim(value) == 0 else value
 
 
-def _plain(values: Any) -> NDArray[Any]:
-    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _tensor(values: Any, what: str) -> Tensor:
-    """A tensor of a type that models take: uint8 for images so far, float32 or float64, or int64."""
-    try:
-        t = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
-    except TypeError as error:
-        raise DataError(f"{what} is an array of {values.dtype}; expected numbers ({error})") from None
-    if t.dtype == torch.uint8 or t.dtype in (torch.float32, torch.float64):
-        return t
-    return t.float() if t.is_floating_point() else t.long()
-
-
 def _images(part: Samples, layout: Layout) -> Any:
-    return mapped(lambda t: _image(t, layout), part.x)
+    if layout != "auto" and all(t.dim() not in (3, 4) for t in flat(part.x)):
+        shape = list(flat(part.x)[0].shape[1:])
+        raise ConfigError(f"layout is {layout!r}, and inputs of shape {shape} are no images; leave it out")
+    found = mapped(lambda t: _image(t, layout), part.x)
+    if isinstance(found, Tensor) and found.dtype == torch.uint8 and found.dim() == 4:
+        return found                                       # kept as bytes
+    return mapped(lambda t: t if t.dtype != torch.uint8 else t.float() / 255 if t.dim() == 4 else t.float(), found)
 
 
 def _image(t: Tensor, layout: Layout) -> Tensor:
-    """Images ``[N, C, H, W]`` in float32; anything else as it is."""
-    whole, dims = t.dtype == torch.uint8, t.dim()
-    if dims == 3 and whole:
-        t = t.unsqueeze(1)                                 # grey
-    elif dims == 4 and layout != "CHW" and (layout == "HWC" or _channels_last(t.shape)):
-        t = t.permute(0, 3, 1, 2).contiguous()
-    return t.float() / 255 if whole and t.dim() == 4 else t.float() if whole else t
+    """Images ``[N, C, H, W]``; anything else as it is."""
+    if t.dim() == 3 and t.dtype == torch.uint8:
+        return t.unsqueeze(1)                              # grey
+    if t.dim() == 4 and layout != "CHW" and (layout == "HWC" or _channels_last(t.shape)):
+        return t.permute(0, 3, 1, 2).contiguous()
+    return t
 
 
 def _channels_last(shape: Sequence[int]) -> bool:
@@ -222,16 +246,34 @@ def _together(parts: Sequence[Any]) -> Any:
 def _targets(parts: Sequence[Samples], regression: bool) -> tuple[Tensor, int, tuple[str, ...] | None]:
     """Targets of both splits, the number of classes (0: real numbers), and the names of these."""
     labels = parts[0].labels
+    kinds = {_kind(part.y) for part in parts}
+    if len(kinds) > 1:
+        raise DataError(f"training and test targets are of the kinds {' and '.join(sorted(kinds))}; expected one")
+    if len(shapes := {part.y.shape[1:] for part in parts}) > 1:
+        raise DataError(f"training and test targets have the shapes {', '.join(map(str, shapes))}; expected one")
     y = np.concatenate([part.y if part.labels == labels else _renumbered(part, labels) for part in parts])
+    if regression and y.dtype.kind not in "buif":
+        raise DataError(f"targets are words such as {y.ravel()[0]!s:.40}, and regression=True; expected numbers")
     if y.dtype.kind == "f" or regression:
         return torch.from_numpy(y.astype(np.float32)), 0, None
     if y.ndim > 1:                                         # next tokens
+        x = parts[0].x
+        if y.dtype.kind not in "iu" or not isinstance(x, Tensor) or x.is_floating_point() or x.shape[1:] != y.shape[1:]:
+            raise DataError(
+                f"targets of {y.dtype} have shape {list(y.shape)}; expected [N], a label for each sample, of one-hot"
+                " rows y.argmax(1); or next tokens, of the shape of the inputs; or real numbers"
+            )
+        if y.min() < 0:
+            raise DataError(f"targets are next tokens from {y.min()} on; expected 0 or more: cut off padding before")
         return torch.from_numpy(y.astype(np.int64)), int(y.max()) + 1, None
     if labels is not None:                                 # numbered already
         return torch.from_numpy(y.astype(np.int64)), len(labels), labels
-    words = y.astype(str) if y.dtype.kind == "O" else y
-    found = encode_targets(words, "target", regress="to predict numbers, set regression=True")
+    found = encode_targets(y, "target", regress="to predict numbers, set regression=True")
     return torch.from_numpy(found.y), found.classes, found.label_names
+
+
+def _kind(y: NDArray[Any]) -> str:
+    return {"U": "words", "f": "real numbers"}.get(y.dtype.kind, "whole numbers")
 
 
 def _renumbered(part: Samples, labels: tuple[str, ...] | None) -> NDArray[Any]:

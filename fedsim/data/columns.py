@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.data.arrays import owners_of, targets_of
 from fedsim.errors import ConfigError, DataError
 
 TARGETS = ("label", "labels", "target", "y", "fine_label", "class")
@@ -26,12 +27,33 @@ class Samples(NamedTuple):
         y: ``[N]`` class numbers, strings or real numbers.
         client: ``[N]`` natural owners, or None.
         labels: name of class ``k`` at position ``k``, if ``y`` holds class numbers.
+        names: of the features, if ``x`` is ``[N, d]`` of columns that have some.
     """
 
     x: Any
     y: NDArray[Any]
     client: NDArray[Any] | None = None
     labels: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+
+
+def target_column(columns: Sequence[str], target: str | None) -> str:
+    """The column of targets: the named one, or one that is called so.
+
+    Raises:
+        ConfigError: none is.
+    """
+    found = target or next((name for name in TARGETS if name in columns), None)
+    if found is None:
+        raise ConfigError(f"none of the columns {', '.join(columns)} is called label; name the targets: target=...")
+    return found
+
+
+def check_columns(columns: Sequence[str], named: Sequence[str | None]) -> None:
+    """Raise ConfigError for a name that no column has."""
+    for name in named:
+        if name is not None and name not in columns:
+            raise ConfigError(f"there is no column {name!r}; expected some of {', '.join(columns)}")
 
 
 def of_table(
@@ -43,19 +65,18 @@ def of_table(
 ) -> Samples:
     """Samples of a ``datasets.Dataset``; see ``fedsim.data.adapters.dataset_of``."""
     columns = list(table.column_names)
-    target = target or next((name for name in TARGETS if name in columns), None)
-    if target is None:
-        raise ConfigError(f"none of the columns {', '.join(columns)} is called label; name the targets: target=...")
-    for name in (target, client, *([inputs] if isinstance(inputs, str) else inputs or ())):
-        if name is not None and name not in columns:
-            raise ConfigError(f"there is no column {name!r}; expected some of {', '.join(columns)}")
+    target = target_column(columns, target)
+    check_columns(columns, [target, client, *([inputs] if isinstance(inputs, str) else inputs or ())])
+    if not len(table):
+        raise DataError("the table has no rows; expected samples")
     rest = [name for name in columns if name not in (target, client)]
     names = [inputs] if isinstance(inputs, str) else list(inputs or _inputs(table, rest))
     parts: dict[str, Tensor] = {}
     for name in names:
         parts |= _column(table, name, tokenize)
     labels = getattr(table.features[target], "names", None)
-    y, owners = np.asarray(table[target][:]), None if client is None else np.asarray(table[client][:])
+    y = targets_of(table[target][:], f"column {target!r}")
+    owners = None if client is None else owners_of(table[client][:], f"column {client!r}")
     if labels is not None and (y < 0).any():
         raise DataError(f"column {target!r} has samples without a label (-1); expected labels: leave these samples out")
     one = len(parts) == 1 and isinstance(inputs, str | None) and not set(parts) & set(ARGUMENTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,16 +29,31 @@ class Split(NamedTuple):
         y: targets ``[N]`` int64 class labels, ``[N, T]`` int64 next tokens, or ``[N]`` float32 for regression. A dict
             or tuple of tensors goes to a loss of your own.
         client: ``[N]`` int64 natural owner of each sample (writer, subject, role, hospital), or None.
+        pixels: ``x`` is uint8 and stays so in memory; models get it as real numbers from 0 to 1.
     """
 
     x: Samples
     y: Samples
     client: np.ndarray | None = None
+    pixels: bool = False
+
+    def first(self, k: int) -> Split:
+        """The first ``k`` samples."""
+        x, y = mapped(itemgetter(slice(k)), (self.x, self.y))
+        return self._replace(x=x, y=y, client=None if self.client is None else self.client[:k])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Split:
-        """The samples on ``device``; floating-point inputs and targets in ``dtype``, whole numbers as they are."""
-        x, y = mapped(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), (self.x, self.y))
+        """The samples on ``device``; floating-point inputs and targets, and pixels, in ``dtype``, whole numbers as they
+        are.
+        """
+        given = brightness(self.x, dtype) if self.pixels else self.x
+        x, y = mapped(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), (given, self.y))
         return Split(x, y, self.client)
+
+
+def brightness(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes as real numbers from 0 to 1, of float32's precision."""
+    return pixels.float().div_(255).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,10 @@ def _check(where: str, split: Split, classes: int) -> None:
             raise DataError(f"{where}: inputs of shape {empty} hold no number; expected at least one feature")
         if not all(_finite(part) for part in pieces(t, max(1, PIECE // math.prod(t.shape[1:])))):
             raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
+    if not all(_finite(t) for t in y):
+        raise DataError(f"{where}: a target is NaN or infinite; expected finite numbers")
+    if split.pixels and not (isinstance(split.x, Tensor) and split.x.dtype == torch.uint8):
+        raise DataError(f"{where}: pixels are one tensor of uint8; expected that, or pixels=False")
     if classes:
         _check_classes(where, split.y, classes)
 

@@ -11,6 +11,8 @@ from fedsim.data.columns import Samples
 from fedsim.data.splits import in_order
 from fedsim.errors import DataError
 
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+"""Modes of PIL of 8 bits a channel."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
@@ -18,7 +20,8 @@ def read_images(folder: Path) -> Samples:
     """Images uint8 ``[N, H, W, C]`` or, if all are grey, ``[N, H, W]``; classes are folders, in natural order.
 
     Raises:
-        DataError: there is no such folder or no image in it, an image cannot be read, or sizes differ.
+        DataError: there is no such folder or no image in it, an image cannot be read or has more than 8 bits a channel,
+            or sizes differ.
     """
     from PIL import Image, UnidentifiedImageError  # comes with Matplotlib
 
@@ -36,6 +39,10 @@ def read_images(folder: Path) -> Samples:
         for file in files[name]:
             try:
                 with Image.open(file) as picture:
+                    if picture.mode not in MODES:          # conversion would clip it
+                        raise DataError(
+                            f"{file} has the mode {picture.mode}, of more than 8 bits a channel; expected 8: convert it"
+                        )
                     pictures.append(np.asarray(picture if picture.mode == "L" else picture.convert("RGB")))
             except (OSError, ValueError, UnidentifiedImageError) as error:
                 raise DataError(f"{file} is no readable image ({error})") from None

@@ -46,7 +46,8 @@ def examine(model: Model, samples: Split) -> None:
     """
     initial, before = model.vector(), snapshot(model)
     rows = itemgetter(_rows(samples.y))
-    x, y, _ = Split(mapped(rows, samples.x), mapped(rows, samples.y)).to(model.device, model.dtype)
+    some = samples._replace(x=mapped(rows, samples.x), y=mapped(rows, samples.y), client=None)
+    x, y, *_ = some.to(model.device, model.dtype)
     trial = initial + _noise(model.d).to(initial)          # some initial values hide things: a last layer of zeros
     trial = trial if model.learned is None else torch.where(model.learned, trial, initial)   # a variance is positive
     try:

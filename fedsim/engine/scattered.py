@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.data.dataset import brightness
 from fedsim.engine.local_work import Shards
 from fedsim.tree import Samples, mapped
 from fedsim.types import Batch
@@ -18,14 +19,17 @@ class Scattered(Shards):
         x, y: samples of the data set.
         order: ``[N]`` the sample at each row of the data sorted by client.
         offsets: ``[n + 1]`` first row of each client.
-        dtype: of floating-point samples in a batch.
+        dtype: of floating-point samples in a batch, and of pixels.
+        pixels: ``x`` is bytes, of which batches are real numbers from 0 to 1.
     """
 
     in_memory = False
 
-    def __init__(self, x: Samples, y: Samples, order: np.ndarray, offsets: np.ndarray, dtype: torch.dtype) -> None:
+    def __init__(
+        self, x: Samples, y: Samples, order: np.ndarray, offsets: np.ndarray, dtype: torch.dtype, pixels: bool = False
+    ) -> None:
         super().__init__(x, y, offsets)
-        self._order, self._dtype = order, dtype
+        self._order, self._dtype, self._pixels = order, dtype, pixels
 
     @property
     def x(self) -> Samples:
@@ -50,7 +54,7 @@ class Scattered(Shards):
             return found.to(self._dtype) if t.is_floating_point() else found
 
         x, y = mapped(pick, self._samples)
-        return Batch(x, y, weight, key)
+        return Batch(brightness(x, self._dtype) if self._pixels else x, y, weight, key)
 
     def runs(self, first: np.ndarray, lengths: np.ndarray) -> Batch | None:
         """None: there are no views of samples side by side."""
