@@ -123,7 +123,8 @@ def _placing(
         if size > COPIED and device.type == "cpu" and not changes and (pixels or not shared):
             return Scattered(inputs, targets, rows, part.offsets, dtype, pixels)
         take = itemgetter(slice(rows[0], rows[-1] + 1)) if shared else _gather(rows)
-        x, y, *_ = Split(*mapped(take, (inputs, targets)), pixels=pixels).to(device, dtype)
+        x, y = mapped(take, (inputs, targets))
+        x, y, *_ = Split(x, y, None, pixels).to(device, dtype)
         return Shards(x, y, part.offsets)
 
     return place

@@ -3,6 +3,7 @@
 from fedsim.data.adapters import dataset_of
 from fedsim.data.catalogue import available, load
 from fedsim.data.dataset import Dataset, Split
+from fedsim.data.npz import save_dataset
 from fedsim.data.sources import MissingDataError, data_directory
 
-__all__ = ["Dataset", "MissingDataError", "Split", "available", "data_directory", "dataset_of", "load"]
+__all__ = ["Dataset", "MissingDataError", "Split", "available", "data_directory", "dataset_of", "load", "save_dataset"]

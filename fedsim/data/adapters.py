@@ -41,6 +41,25 @@ class Reading(NamedTuple):
     tokenize: Callable[[list[str]], Mapping[str, Any]] | None
 
 
+def images(path: str | Path, *, size: Sequence[int] | None = None, test_fraction: float | None = None) -> Dataset:
+    """A folder of images with a folder for each class, or that in folders ``train`` and ``test``: uint8
+    ``[N, C, H, W]`` in memory, which models get as real numbers from 0 to 1.
+
+    Args:
+        path: the folder.
+        size: height and width to which images are resized, such as [32,32]; by default all must have one size.
+        test_fraction: share of each class that is held out for testing, 0.2 by default; leave it out with a folder
+            ``test``.
+    """
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ConfigError(f"size is {list(size)}; expected height and width, such as [32,32]")
+    train, test = _halves(path, None)
+    if test is not None and test_fraction is not None:
+        raise ConfigError(f"test_fraction is {test_fraction}, but {path} has a folder of test images; leave it out")
+    train, test = (None if half is None else read_images(Path(half).expanduser(), size) for half in (train, test))
+    return dataset_of(train, test, test_fraction=0.2 if test_fraction is None else test_fraction, name="images")
+
+
 def dataset_of(
     data: Any,
     test: Any = None,
@@ -145,6 +164,8 @@ def _aligned(samples: Samples) -> Samples:
 
 def _samples(data: Any, options: Reading) -> Samples:
     """The samples of one split."""
+    if isinstance(data, Samples):                          # read already
+        return data
     if _is_table(data):
         return of_table(data, *options)
     if is_frame(data):

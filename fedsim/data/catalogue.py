@@ -9,13 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedsim.data.adapters import images
 from fedsim.data.cifar import cifar10, cifar_binary
 from fedsim.data.csv_folder import csv_folder, heart_disease
 from fedsim.data.dataset import Dataset
 from fedsim.data.digits import digits
+from fedsim.data.huggingface import huggingface
 from fedsim.data.idx import fashion_mnist, idx, mnist
 from fedsim.data.leaf import leaf
 from fedsim.data.libsvm import a9a, libsvm, libsvm_named
+from fedsim.data.npy import npy
 from fedsim.data.npz import npz, uci_har
 from fedsim.data.sources import Store, data_directory
 from fedsim.data.summary import summary
@@ -47,6 +50,9 @@ FORMATS: dict[str, tuple[str, Loader]] = {
     "leaf": ("your own samples by user: LEAF's JSON, a file or a folder", leaf),
     "libsvm": ("your own features: a LIBSVM text file", libsvm),
     "idx": ("your own grey images: a folder of IDX files named as MNIST's", idx),
+    "images": ("your own images: a folder with a folder of images for each class", images),
+    "npy": ("your own arrays, larger than memory: a folder with x.npy, y.npy, x_test.npy, y_test.npy", npy),
+    "huggingface": ("your own or the hub's tables of Hugging Face's datasets (extra huggingface)", huggingface),
     "cifar_binary": ("your own colour images: a folder of CIFAR binary files", cifar_binary),
 }
 
@@ -86,9 +92,9 @@ def load(
             raise ConfigError(f"data set {name!r} has no option {option!r}; {suggest(option, known)}")
     if name in NAMED:
         return loader(Store(data_directory(data_dir), download, base_url), **options)
-    if "path" not in options:
+    if "path" not in options and inspect.signature(loader).parameters["path"].default is inspect.Parameter.empty:
         raise ConfigError(f"data set {name!r} needs option 'path': where your files are")
     if download:
         raise ConfigError(f"data set {name!r} is your own files, which cannot be downloaded; leave out download")
     data = loader(**options)
-    return replace(data, notes=summary(data, options["path"]))
+    return replace(data, notes=summary(data, options.get("path") or options.get("hub", "")))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fedsim.data.columns import Samples
+from fedsim.data.sources import MissingDataError
 from fedsim.data.splits import in_order
 from fedsim.errors import DataError
 
@@ -16,8 +18,12 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-def read_images(folder: Path) -> Samples:
+def read_images(folder: Path, size: Sequence[int] | None = None) -> Samples:
     """Images uint8 ``[N, H, W, C]`` or, if all are grey, ``[N, H, W]``; classes are folders, in natural order.
+
+    Args:
+        folder: folder of the classes.
+        size: height and width to which images are resized, bilinearly; by default they are of one size.
 
     Raises:
         DataError: there is no such folder or no image in it, an image cannot be read or has more than 8 bits a channel,
@@ -26,7 +32,7 @@ def read_images(folder: Path) -> Samples:
     from PIL import Image, UnidentifiedImageError  # comes with Matplotlib
 
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; expected one with a folder of images for each class")
+        raise MissingDataError(f"{folder} is no folder; expected one with a folder of images for each class")
     classes = in_order(child.name for child in folder.iterdir() if child.is_dir())
     files = {
         name: sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in ENDINGS) for name in classes
@@ -43,7 +49,9 @@ def read_images(folder: Path) -> Samples:
                         raise DataError(
                             f"{file} has the mode {picture.mode}, of more than 8 bits a channel; expected 8: convert it"
                         )
-                    pictures.append(np.asarray(picture if picture.mode == "L" else picture.convert("RGB")))
+                    eight = picture.copy() if picture.mode == "L" else picture.convert("RGB")
+                    eight = eight if size is None else eight.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+                    pictures.append(np.asarray(eight))
             except (OSError, ValueError, UnidentifiedImageError) as error:
                 raise DataError(f"{file} is no readable image ({error})") from None
             labels.append(label)
@@ -52,5 +60,5 @@ def read_images(folder: Path) -> Samples:
     sizes = {picture.shape for picture in pictures}
     if len(sizes) > 1:
         some = ", ".join(f"{w} x {h}" for h, w, *_ in sorted(sizes)[:3])
-        raise DataError(f"{folder}: images of {some} pixels; expected one size: resize them before")
+        raise DataError(f"{folder}: images of {some} pixels; expected one size: resize them (data.size [H,W])")
     return Samples(torch.from_numpy(np.stack(pictures)), np.array(labels), labels=tuple(classes))

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsim.data.dataset import Dataset
 from fedsim.data.sources import Source, Store, read_bytes, user_file
 from fedsim.data.splits import Targets, divide, encode_targets, holdout, number_clients
 from fedsim.errors import ConfigError, DataError
+from fedsim.record.files import atomic
 
 UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 KINDS = {"x": "biuf", "y": "biufU", "client": "iuU"}  # NumPy's letters for bool, int, uint, float, str
@@ -103,9 +106,9 @@ def _kind(array: NDArray[Any], name: str) -> str:
 
 
 def as_inputs(x: NDArray[Any]) -> NDArray[Any]:
-    """Bytes as float32 in [0, 1] (pixels), other whole numbers as int64 (tokens), real numbers as float32."""
+    """Bytes as they are (pixels), other whole numbers as int64 (tokens), real numbers as float32."""
     if x.dtype == np.uint8:
-        return x.astype(np.float32) / 255
+        return x
     return x.astype(np.int64 if x.dtype.kind in "iu" else np.float32)
 
 
@@ -156,10 +159,8 @@ def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) 
     arrays = read_npz(path)
     test = mark_test(arrays, path, test_fraction, seed)
     targets = as_targets(joined(arrays, "y"), arrays.get("label_names"), path)
-    if "x_test" in arrays:                                 # scaled by its own type
-        arrays |= {name: as_inputs(arrays[name]) for name in ("x", "x_test")}
-    x = joined(arrays, "x") if "x_test" in arrays else as_inputs(arrays["x"])
-    train, held = divide(x, targets.y, None, test)
+    x = as_inputs(joined(arrays, "x"))
+    train, held = (half._replace(pixels=x.dtype == np.uint8) for half in divide(x, targets.y, None, test))
     names = None
     if "client" in arrays:
         owner = joined(arrays, "client")
@@ -170,6 +171,35 @@ def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) 
     ignored = sorted(arrays.keys() - KNOWN)
     notes = f"arrays ignored: {', '.join(ignored)}" if ignored else ""
     return Dataset("npz", train, held, targets.classes, names, targets.label_names, notes)
+
+
+def save_dataset(data: Dataset, path: str | Path) -> None:
+    """Write a data set as an ``.npz`` file that ``--data npz --data.path FILE`` reads, so that an experiment on data
+    made in Python can be run from its ``config.yaml``.
+
+    Raises:
+        DataError: inputs are of several tensors, targets not one for each sample, or the file exists.
+    """
+    path = Path(path)
+    halves = {"": data.train, "_test": data.test}
+    arrays: dict[str, NDArray[Any]] = {}
+    for end, split in halves.items():
+        if not isinstance(split.x, Tensor) or not isinstance(split.y, Tensor) or split.y.dim() != 1:
+            raise DataError(
+                f"data set {data.name!r} has inputs or targets that an .npz file of fedsim cannot hold; expected one"
+                " tensor of inputs and one target for each sample"
+            )
+        x = split.x if split.x.dtype != torch.uint8 or split.pixels else split.x.long()
+        arrays |= {f"x{end}": x.numpy(), f"y{end}": split.y.numpy()}
+        if split.client is not None:
+            names = np.array(data.client_names) if data.client_names else np.arange(split.client.max() + 1)
+            arrays[f"client{end}"] = names[split.client]
+    if data.classes:
+        arrays["label_names"] = np.array(data.label_names or [str(k) for k in range(data.classes)])
+    if path.exists():
+        raise DataError(f"{path} exists, and nothing is overwritten; expected another name")
+    with atomic(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def uci_har(store: Store, *, test_fraction: float | None = None, seed: int = 0) -> Dataset:

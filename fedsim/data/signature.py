@@ -79,6 +79,11 @@ class MismatchError(DataError):
 def signature(data: Dataset, same: bool = False) -> Signature:
     """Signature of a data set; with ``same``, checksums are part of it."""
     x, y = data.train.x, data.train.y
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise DataError(
+            f"data set {data.name!r} has inputs or targets of several tensors, which nodes of a deployment cannot compare"
+            " with theirs; expected one tensor of each"
+        )
     return Signature(
         data.input_shape, _name(x), data.classes, data.label_names, data.feature_names, data.target_name,
         _scale(x, data.feature_names is not None), (checksum(x), checksum(y)) if same else None,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedsim.data.dataset import Dataset
+from fedsim.tree import flat, written
 
 SHOWN = 5
 """Names listed of each kind."""
@@ -26,8 +27,9 @@ def summary(data: Dataset, path: object) -> str:
 def _inputs(data: Dataset) -> str:
     if data.feature_names:
         return _count("feature", data.feature_names)
-    kind = "real numbers" if data.train.x.is_floating_point() else "whole numbers (tokens)"
-    return f"inputs {list(data.input_shape)} of {kind}"
+    x = flat(data.train.x)[0]
+    kind = "real numbers" if x.is_floating_point() else "pixels" if data.train.pixels else "whole numbers (tokens)"
+    return f"inputs {written(data.train.x)} of {kind}"
 
 
 def _targets(data: Dataset) -> str:

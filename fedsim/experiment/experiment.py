@@ -158,11 +158,14 @@ class Experiment:
             raise ConfigError(f"init is {self.init!r:.200}; expected the path of a file that torch.save wrote")
         if isinstance(self.share, str):
             object.__setattr__(self, "share", Share(self.share))
-        if isinstance(self.data, str) and not Path(self.data).expanduser().is_dir():
-            raise ConfigError(
-                f'data is {self.data!r}, and there is no folder of that name; expected Data("{self.data}") for a data'
-                " set that is known by that name, or the path of a folder of images"
-            )
+        if isinstance(self.data, str | Path):              # by name, so that config.yaml can be run again
+            place = Path(self.data).expanduser()
+            if not place.is_dir():
+                raise ConfigError(
+                    f'data is {str(self.data)!r}, and there is no folder of that name; expected Data("{self.data}") for'
+                    " a data set that is known by that name, or the path of a folder of images"
+                )
+            object.__setattr__(self, "data", Data("images", options={"path": str(place.absolute())}))
         if not isinstance(self.data, Data | Dataset | Problem | type):
             object.__setattr__(self, "data", dataset_of(self.data))
         object.__setattr__(self, "partition", as_partitioner(self.partition))

@@ -93,7 +93,9 @@ def test_npz_own_test_split(tmp_path: Path) -> None:
     arrays = {"x": np.full((3, 2, 2), 51, np.uint8), "y": np.array(["cat", "dog", "cat"]), "client": np.arange(3)}
     np.savez(path, **arrays, x_test=np.zeros((2, 2, 2), np.uint8), y_test=np.array(["dog", "emu"]))
     data = load("npz", path=path)
-    torch.testing.assert_close(data.train.x, torch.full((3, 2, 2), 0.2))
+    assert data.train.x.dtype == torch.uint8 and data.train.pixels and data.test.pixels
+    seen = data.train.to(torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(seen.x, torch.full((3, 2, 2), 0.2))
     assert data.test.y.tolist() == [1, 2] and data.label_names == ("cat", "dog", "emu")
     assert data.train.client is not None and data.test.client is None
     with pytest.raises(ConfigError, match="own x_test"):

@@ -115,9 +115,13 @@ def _check(plan: Plan, key: str, value: Any) -> None:
         of = f" of {plan.name} (but one of {', '.join(others)}: --{plan.place} {others[0]})" if others else ""
         raise ConfigError(f"unknown setting {plan.at(key)}{of}: {suggest(key, [*plan.known, *short])}")
     if isinstance(value, Mapping) and "python" in value:
+        again = "run or resume it from Python: fedsim.run(experiment), fedsim.resume(path, experiment)"
+        if plan.at(key) == "data":
+            again += (
+                "; or save it there, fedsim.save_dataset(data, 'FILE.npz'), and add --data npz --data.path FILE.npz"
+            )
         raise ConfigError(
-            f"{plan.at(key)} was made in Python ({value['python']}), which a config file cannot hold; "
-            "resume from Python with fedsim.resume(path, experiment)"
+            f"{plan.at(key)} was made in Python ({value['python']}), which a config file cannot hold; {again}"
         )
     if value is None and not _optional(plan.known[key].annotation):
         raise ConfigError(f"{plan.at(key)} is null; {plan.expected(key)}")
