@@ -81,7 +81,7 @@ def signature(data: Dataset, same: bool = False) -> Signature:
     x, y = data.train.x, data.train.y
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise DataError(
-            f"data set {data.name!r} has inputs or targets of several tensors, which nodes of a deployment cannot compare"
+            f"data set {data.name!r} has inputs or targets of several tensors, which nodes cannot compare"
             " with theirs; expected one tensor of each"
         )
     return Signature(
