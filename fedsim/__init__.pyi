@@ -97,7 +97,10 @@ from fedsim.record.metrics import read_metrics as read_metrics
 from fedsim.record.version import __version__ as __version__
 from fedsim.report.compare import compare as compare
 from fedsim.report.curves import curves as curves
+from fedsim.report.pareto import pareto as pareto
 from fedsim.report.records import records as records
+from fedsim.report.ribbons import ribbons as ribbons
+from fedsim.report.sweep_maps import heat_map as heat_map
 from fedsim.report.tables import to_latex as to_latex
 from fedsim.report.tables import to_markdown as to_markdown
 from fedsim.report.terminal import render as render

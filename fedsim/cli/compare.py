@@ -35,10 +35,12 @@ def compare(argv: Sequence[str]) -> int:
     forms.add_argument("--latex", action="store_true", help="print a LaTeX tabular (booktabs), best means in bold")
     forms.add_argument("--markdown", action="store_true", help="print a Markdown table, best means in bold")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="CSV file to write the numbers to")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw the metric in: .png, .svg or .pdf")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw: .png, .svg or .pdf")
     look = _add_options(parser.add_argument_group("options of --plot"))
     arguments = parser.parse_args(argv)
     options: Any = {key: value for key, value in vars(arguments).items() if key in look}
+    if misplaced := [key for key in options if key not in _taken_by(options.get("kind", "curves"))]:
+        parser.error(f"--{misplaced[0].replace('_', '-')} is no option of --kind {options.get('kind', 'curves')}")
     if options and not arguments.plot:
         parser.error(f"--{next(iter(options)).replace('_', '-')} is an option of --plot FILE, which is missing")
     if arguments.columns is not None and arguments.json:
@@ -49,7 +51,7 @@ def compare(argv: Sequence[str]) -> int:
             f"--scope {scope} has no values of single clients, and --client is {arguments.client}; leave out one of"
             f" them, or give --scope {', '.join(OF_CLIENTS)}"
         )
-    columns = None if arguments.columns is None else [name.strip() for name in arguments.columns.split(",")]
+    columns = None if arguments.columns is None else _names(arguments.columns)
     measured = comparing.compare(
         arguments.runs, scope, arguments.metric, arguments.target, arguments.baseline, arguments.client,
         labels=dict(map(_label, arguments.label)),
@@ -59,10 +61,8 @@ def compare(argv: Sequence[str]) -> int:
         with writing(arguments.csv):
             arguments.csv.write_text(records.to_csv(measured))
     if arguments.plot:
-        from fedsim.report.curves import curves  # deferred: Matplotlib is slow to import
-
         with writing(arguments.plot):
-            curves(measured, arguments.plot, **options)
+            _plot(measured, arguments.plot, options)
     if arguments.json:
         print(records.to_json(measured))
     elif arguments.latex:
@@ -72,6 +72,46 @@ def compare(argv: Sequence[str]) -> int:
     else:
         console().print(terminal.render(measured, columns))
     return 0
+
+
+KINDS = {
+    "curves": "the metric while runs are under way",
+    "ribbons": "quantiles over clients of their own metric, by round",
+    "pareto": "final metrics against costs, and the front of those that no run dominates",
+    "heatmap": "final metrics of a sweep over two settings",
+}
+
+
+def _taken_by(kind: str) -> set[str]:
+    """Options of a kind of picture."""
+    common = {"x", "title", "xlabel", "ylabel", "footnote", "width", "height", "log_x", "log_y"}
+    own = {"curves": common | {"target_line", "also"}, "ribbons": common, "pareto": common, "heatmap": {"settings"}}
+    return {"kind", *own[kind]}
+
+
+def _plot(measured: comparing.Comparison, path: Path, options: dict[str, Any]) -> None:
+    """Draw a picture of the chosen kind. Modules are imported here, because Matplotlib takes long."""
+    kind = options.pop("kind", "curves")
+    if kind == "curves":
+        from fedsim.report.curves import curves
+
+        curves(measured, path, **{**options, "also": _names(options.get("also"))})
+    elif kind == "ribbons":
+        from fedsim.report.ribbons import ribbons
+
+        ribbons(measured, path, **options)
+    elif kind == "pareto":
+        from fedsim.report.pareto import pareto
+
+        pareto(measured, path, **options)
+    else:
+        from fedsim.report.sweep_maps import heat_map
+
+        heat_map(measured, path, _names(options["settings"]) if "settings" in options else None)
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",")]
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -84,15 +124,19 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _add_options(group: Any) -> set[str]:
-    """Add the arguments of `fedsim.report.curves.curves`, without defaults, and return their names."""
+    """Add the arguments of the pictures, without defaults, and return their names."""
 
     def add(name: str, about: str, **settings: Any) -> str:
         group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=about, **settings)
         return name.replace("-", "_")
 
     switch = {"metavar": "auto|true|false", "type": _truth}
+    kinds = "; ".join(f"{name}: {about}" for name, about in KINDS.items())
     return {
-        add("x", "horizontal axis (default: round)", choices=AXES),
+        add("kind", f"kind of picture (default: curves): {kinds}", choices=KINDS),
+        add("also", "further metrics, each in a panel, such as 'loss,clients/train loss_mean'", metavar="NAMES"),
+        add("settings", "both settings of a heat map, such as local.epochs,algorithm.lr (default: those that differ)"),
+        add("x", "horizontal axis (default: round; of a Pareto front megabytes)", choices=AXES),
         add("title", "title; '' for none"),
         add("xlabel", "label of the horizontal axis"),
         add("ylabel", "label of the vertical axis"),

@@ -140,7 +140,7 @@ def _compared(
 
 
 def under(comparison: Comparison, name: str) -> Comparison:
-    """The same runs under another metric of no client, by its name or by scope and name.
+    """The same runs under another metric of no client, by its name or by scope and name; without a target.
 
     Raises:
         ConfigError: a run never recorded it (names those that it did record).
@@ -148,7 +148,8 @@ def under(comparison: Comparison, name: str) -> Comparison:
     *scope, metric = name.split()
     where = " ".join(scope) or (comparison.scope if comparison.client is None else "server/test")
     runs = [under_metric(summary.run, where, metric) for summary in comparison.runs]
-    return _compared(runs, where, metric, None, comparison.baseline, None, comparison.warnings)
+    made = _compared(runs, where, metric, None, comparison.baseline, None, comparison.warnings)
+    return replace(made, target=None)
 
 
 def directions(runs: Sequence[RunSeries]) -> dict[str, bool]:

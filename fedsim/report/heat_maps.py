@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from fedsim.record import figures
 
@@ -27,23 +31,67 @@ def heat_maps(
         ConfigError: another file format.
     """
     format = figures.format_of(path)
+    with figures.style():
+        figures.save(draw_maps(values, rows, columns, labels), path, format)
+
+
+def draw_maps(
+    values: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str],
+    limits: tuple[float, float] | None = (0, 1),
+    lower: bool = False,
+    title: str = "",
+    note: str = "",
+) -> Figure:
+    """The figure of `heat_maps`; with a title and a note the best cell of each panel has a frame.
+
+    Args:
+        values, rows, columns, labels: see `heat_maps`.
+        limits: of the scale; None for those of the values.
+        lower: whether lower values are better, which are the brighter ones then.
+        title: above the panels.
+        note: below them.
+    """
     across = min(len(values), 4)
     down = math.ceil(len(values) / across)
     size = 1.1 + 0.7 * len(columns), 1.0 + 0.5 * len(rows)
-    figure = Figure(figsize=(across * size[0] + 0.8, down * size[1] + 0.3), layout="constrained")
+    width, height = across * size[0] + 0.8, down * size[1] + 0.3 + 0.35 * bool(title) + 0.3 * bool(note)
+    figure = Figure(figsize=(max(width, 3.4), height), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten()
-    for ax, (title, numbers) in zip(axes, values.items(), strict=False):
-        image = ax.imshow(numbers, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        ax.set_title(title, fontsize=9)
+    known = np.concatenate([numbers[np.isfinite(numbers)] for numbers in values.values()])
+    low, high = limits or ((known.min(), known.max()) if len(known) else (0.0, 1.0))
+    colors = matplotlib.colormaps["viridis_r" if lower else "viridis"]
+    for ax, (name, numbers) in zip(axes, values.items(), strict=False):
+        image = ax.imshow(numbers, vmin=low, vmax=high, cmap=colors, aspect="auto")
+        ax.set_title(name, fontsize=9)
         ax.set_xticks(range(len(columns)), columns, fontsize=8)
         ax.set_yticks(range(len(rows)), rows, fontsize=8)
         ax.set_xlabel(labels[1], fontsize=8)
         ax.set_ylabel(labels[0], fontsize=8)
         for (i, j), number in np.ndenumerate(numbers):
             if not math.isnan(number):
-                ax.text(j, i, f"{number:.2f}", ha="center", va="center", fontsize=8, color="w" if number < 0.6 else "k")
+                color = "w" if sum(colors(image.norm(number))[:3]) < 1.5 else "k"
+                ax.text(j, i, _number(number), ha="center", va="center", fontsize=8, color=color)
+        if title and np.isfinite(numbers).any():
+            _frame_best(ax, numbers, lower)
     for ax in axes[len(values) :]:
         ax.set_axis_off()
-    figure.colorbar(image, ax=axes.tolist(), fraction=0.03)
-    with figures.style():
-        figures.save(figure, path, format)
+    figure.colorbar(image, ax=axes.tolist(), fraction=0.03).ax.tick_params(labelsize=8)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if note:
+        figure.supxlabel(textwrap.fill(note, int(14 * max(width, 3.4))), fontsize=7.5, color="0.35", x=0.01, ha="left")
+    return figure
+
+
+def _frame_best(axes: Axes, numbers: np.ndarray, lower: bool) -> None:
+    place = np.nanargmin(numbers) if lower else np.nanargmax(numbers)
+    row, column = np.unravel_index(place, numbers.shape)
+    axes.add_patch(Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, fill=False, ec="#D55E00", lw=2))
+
+
+def _number(value: float) -> str:
+    usual = 0.1 <= abs(value) < 1000 or value == 0
+    return f"{value:.2f}" if usual else f"{value:.2g}"

@@ -10,6 +10,7 @@ from typing import IO, Unpack
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from fedsim.errors import ConfigError, RunError
 from fedsim.record import figures
@@ -68,8 +69,9 @@ def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[
             cost.mean, final.mean, s=0.55 * size.font**2, color=color, marker=marker, zorder=3, linewidths=0.9,
             edgecolors="black" if index in first else "white",
         )  # fmt: skip
-        across, up = (None if width is None else [width] for width in (cost.half_width, final.half_width))
-        axes.errorbar([cost.mean], [final.mean], xerr=across, yerr=up, ecolor=color, fmt="none", elinewidth=1, zorder=1)
+        if final.half_width is not None:
+            low, high = final.mean - final.half_width, final.mean + final.half_width
+            axes.vlines(cost.mean, low, high, color=color, lw=1, zorder=1)
     known = [cost.mean for cost in costs if np.isfinite(cost.mean)]
     log_x = options.get("log_x")
     if log_x or (log_x is None and min(known) > 0 and max(known) > 10 * min(known)):
@@ -87,13 +89,18 @@ def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[
                 textcoords="offset points", fontsize=0.8 * size.font, color="0.25",
             )  # fmt: skip
     axes.margins(0.12)
+    if comparison.metric.startswith("accuracy"):           # with two seeds the interval is wide
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 1.02))
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     plain(axes, size)
     axes.set_xlabel(textwrap.fill(options.get("xlabel", AXES[x]), size.characters - 8), fontsize=size.font)
     axes.set_ylabel(options.get("ylabel", f"final {comparison.metric.replace('_', ' ')}"), fontsize=size.font)
     better = "lower" if comparison.lower else "higher"
     notes = (
-        f"A point: a run at its end, mean over seeds, 95 % Student-t intervals. Better is {better}, and further left."
-        " Front (black edges): no other run is at least as good in both and better in one."
+        f"A point: a run at its end, mean over seeds, bar: 95 % Student-t interval. Better is {better}, and further"
+        " left. Front (black edges): no other run is at least as good in both and better in one."
     )
     title = f"Final {comparison.metric.replace('_', ' ')} against {x.replace('_', ' ')}"
     frame(figure, size, options, title, legend, notes)

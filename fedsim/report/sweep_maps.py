@@ -79,7 +79,7 @@ def map_of(comparison: Comparison, settings: Sequence[str] | None = None) -> Swe
     if settings is None:
         settings = [name for name in varied if name != METHOD]
         if len(settings) != 2:
-            listed = ", ".join(varied) or "none"
+            listed = ", ".join(settings) or "none"
             raise ConfigError(f"a heat map is over two settings; these differ: {listed}; choose two, by --settings")
     if len(settings) != 2 or len(set(settings)) < 2:
         raise ConfigError(f"settings are {', '.join(settings)}; expected two different ones")
