@@ -36,8 +36,9 @@ _NAMES = {
     "fedsim.feedback": ["Choco", "EControlUplink", "EF14Uplink", "EF21P", "EF21Uplink", "Plain", "WorkerMomentum"],
     "fedsim.models": ["GPT", "MLP", "CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "McMahanCNN", "ResNet18"],
     "fedsim.partition": [
-        "ClientDirichletPartitioner", "DirichletPartitioner", "ExponentialPartitioner", "GroupedNaturalIdPartitioner",
-        "IidPartitioner", "InnerDirichletPartitioner", "LinearPartitioner", "NaturalIdPartitioner", "NoiseSkew",
+        "ClientDirichletPartitioner", "ContinuousPartitioner", "DirichletPartitioner", "DistributionPartitioner",
+        "ExponentialPartitioner", "GroupedNaturalIdPartitioner", "IdToSizeFncPartitioner", "IidPartitioner",
+        "InnerDirichletPartitioner", "LinearPartitioner", "NaturalIdPartitioner", "NoiseSkew",
         "PathologicalPartitioner", "RotationSkew", "ShardPartitioner", "SizePartitioner", "SquarePartitioner",
     ],
     "fedsim.problems": ["Problem", "least_squares", "logistic_regression", "zeta_least_squares"],

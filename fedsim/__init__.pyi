@@ -30,6 +30,7 @@ from fedsim.controller.watching import RoundView as RoundView
 from fedsim.data import Dataset as Dataset
 from fedsim.data import Split as Split
 from fedsim.data import dataset_of as dataset_of
+from fedsim.data import save_dataset as save_dataset
 from fedsim.engine.augmentation import Chain as Chain
 from fedsim.engine.augmentation import CropAndFlip as CropAndFlip
 from fedsim.engine.augmentation import Cutout as Cutout
@@ -76,9 +77,12 @@ from fedsim.models import Logistic as Logistic
 from fedsim.models import McMahanCNN as McMahanCNN
 from fedsim.models import ResNet18 as ResNet18
 from fedsim.partition import ClientDirichletPartitioner as ClientDirichletPartitioner
+from fedsim.partition import ContinuousPartitioner as ContinuousPartitioner
 from fedsim.partition import DirichletPartitioner as DirichletPartitioner
+from fedsim.partition import DistributionPartitioner as DistributionPartitioner
 from fedsim.partition import ExponentialPartitioner as ExponentialPartitioner
 from fedsim.partition import GroupedNaturalIdPartitioner as GroupedNaturalIdPartitioner
+from fedsim.partition import IdToSizeFncPartitioner as IdToSizeFncPartitioner
 from fedsim.partition import IidPartitioner as IidPartitioner
 from fedsim.partition import InnerDirichletPartitioner as InnerDirichletPartitioner
 from fedsim.partition import LinearPartitioner as LinearPartitioner

@@ -2,6 +2,7 @@
 
 from fedsim.partition.card import Card, card, render
 from fedsim.partition.dirichlet import ClientDirichletPartitioner, DirichletPartitioner, InnerDirichletPartitioner
+from fedsim.partition.distribution import ContinuousPartitioner, DistributionPartitioner
 from fedsim.partition.flower import FlowerPartitioner
 from fedsim.partition.label import PathologicalPartitioner, ShardPartitioner
 from fedsim.partition.natural import GroupedNaturalIdPartitioner, NaturalIdPartitioner
@@ -10,6 +11,7 @@ from fedsim.partition.partition import Partition, Partitioner
 from fedsim.partition.picture import plot
 from fedsim.partition.quantity import (
     ExponentialPartitioner,
+    IdToSizeFncPartitioner,
     IidPartitioner,
     LinearPartitioner,
     SizePartitioner,
@@ -28,6 +30,9 @@ PARTITIONERS: tuple[type[Partitioner], ...] = (
     LinearPartitioner,
     SquarePartitioner,
     ExponentialPartitioner,
+    IdToSizeFncPartitioner,
+    DistributionPartitioner,
+    ContinuousPartitioner,
     NaturalIdPartitioner,
     GroupedNaturalIdPartitioner,
 )
@@ -39,10 +44,13 @@ __all__ = [
     "SKEWS",
     "Card",
     "ClientDirichletPartitioner",
+    "ContinuousPartitioner",
     "DirichletPartitioner",
+    "DistributionPartitioner",
     "ExponentialPartitioner",
     "FlowerPartitioner",
     "GroupedNaturalIdPartitioner",
+    "IdToSizeFncPartitioner",
     "IidPartitioner",
     "InnerDirichletPartitioner",
     "LinearPartitioner",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.errors import PartitionError
+from fedsim.errors import PartitionError, title
 from fedsim.partition.partition import Partition
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def class_labels(labels: np.ndarray, partitioner: object) -> tuple[np.ndarray, n
 def describe(partitioner: DataclassInstance, seed: int, **facts: object) -> dict[str, Any]:
     """The record of a partition: name, parameters, seed, and the ``facts`` of how it came about, as JSON values."""
     record = {"name": type(partitioner).__name__, **dataclasses.asdict(partitioner), "seed": seed, **facts}
-    return dict(json.loads(json.dumps(record, default=lambda number: number.item())))
+    return dict(json.loads(json.dumps(record, default=lambda v: v.item() if hasattr(v, "item") else title(v))))
 
 
 def by_owner(samples: np.ndarray, owner: np.ndarray, n: int, scheme: dict[str, Any]) -> Partition:

@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import PartitionError
+from fedsim.errors import PartitionError, how_to_install
+from fedsim.partition.deal import concentration, generator
+from fedsim.partition.dirichlet import share_classes
 from fedsim.partition.partition import Partition
+
+DRAWS = 200
+"""Draws of Dirichlet shares, 20 times as many as Flower Datasets tries."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,16 @@ class FlowerPartitioner:
             from datasets import Dataset
         except ImportError as error:
             raise PartitionError(
-                "partitioners of Flower Datasets need it: install the extra huggingface, fedsim-lab[huggingface]"
+                f"partitioners of Flower Datasets need datasets ({error}): {how_to_install('huggingface')}"
             ) from error
         used, kind = copy.deepcopy(self.partitioner), type(self.partitioner).__name__
         column = getattr(used, "_partition_by", "label")
         owners = natural if "NaturalId" in kind else labels
         if owners is None:
             raise PartitionError(f"{kind}: this data set has no natural clients; use a partitioner by labels")
-        self._check_feasible(kind, len(labels))
+        if "Vertical" in kind:
+            raise PartitionError(f"{kind} divides features among clients, which no method here does; divide samples")
+        self._check_feasible(kind, labels)
         table = Dataset.from_dict({column: owners, "row of fedsim": np.arange(len(labels))})
         try:
             with warnings.catch_warnings():
@@ -58,14 +65,36 @@ class FlowerPartitioner:
         scheme = {"partitioner": f"flwr_datasets {kind}", **_settings(self.partitioner)}
         return Partition(np.concatenate(parts), np.r_[0, np.cumsum([len(part) for part in parts])], scheme)
 
-    def _check_feasible(self, kind: str, samples: int) -> None:
+    def _check_feasible(self, kind: str, labels: np.ndarray) -> None:
         """Tell at once what Flower Datasets would try many times."""
+        samples = len(labels)
         n, least = (getattr(self.partitioner, name, None) for name in ("_num_partitions", "_min_partition_size"))
-        if isinstance(n, int) and isinstance(least, int) and n * least > samples:
+        if isinstance(n, int) and n > samples:
+            raise PartitionError(f"{kind}: {n} partitions of {samples} samples; num_partitions may be {samples}")
+        if not isinstance(n, int) or not isinstance(least, int):
+            return
+        if n * least > samples:
             raise PartitionError(
                 f"{kind}: {n} partitions of at least {least} of {samples} samples; min_partition_size may be"
                 f" {samples // n}"
             )
+        if kind == "DirichletPartitioner" and least and labels.ndim == 1:
+            self._check_likely(kind, np.unique(labels, return_counts=True)[1], n, least)
+
+    def _check_likely(self, kind: str, sizes: np.ndarray, n: int, least: int) -> None:
+        """Refuse a smallest size that none of many draws of the same law has."""
+        alpha = concentration(getattr(self.partitioner, "_alpha", 1.0), n, "partitions")
+        balance, rng = bool(getattr(self.partitioner, "_self_balancing", False)), generator(0)
+        largest = 0
+        for _ in range(DRAWS):
+            largest = max(largest, int(share_classes(sizes, alpha, balance, rng).sum(1).min()))
+            if largest >= least:
+                return
+        raise PartitionError(
+            f"{kind}: in {DRAWS} draws of such shares the smallest of {n} partitions had {largest} samples at most, so"
+            f" that Flower Datasets would try in vain for {least}; lower min_partition_size or num_partitions, raise"
+            " alpha, or use fedsim's DirichletPartitioner, which moves the samples that lack"
+        )
 
 
 def _settings(partitioner: Any) -> dict[str, Any]:

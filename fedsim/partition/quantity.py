@@ -23,7 +23,7 @@ def even_sizes(total: int, n: int) -> np.ndarray:
 
 
 def proportional_sizes(weight: Callable[[np.ndarray], np.ndarray], total: int, n: int) -> np.ndarray:
-    """``[n]`` sizes in proportion to ``weight(1..n)``, rounded down; the last and largest takes the remainder.
+    """``[n]`` sizes in proportion to ``weight(1..n)``, rounded down; the last takes the remainder.
 
     Raises:
         PartitionError: the smallest client would get nothing.
@@ -35,8 +35,8 @@ def proportional_sizes(weight: Callable[[np.ndarray], np.ndarray], total: int, n
         rounded[-1] += total - rounded.sum()
         return rounded
 
-    if sizes(n)[0] < 1:
-        largest = bisect_left(range(1, n), True, key=lambda fewer: bool(sizes(fewer)[0] < 1))
+    if sizes(n).min() < 1:
+        largest = bisect_left(range(1, n), True, key=lambda fewer: bool(sizes(fewer).min() < 1))
         raise PartitionError(f"{total} samples leave the smallest of {n} clients none: num_partitions may be {largest}")
     return sizes(n)
 
@@ -135,3 +135,39 @@ class ExponentialPartitioner:
         """See ``Partitioner``; every sample is used once."""
         sizes = proportional_sizes(lambda i: np.exp(i - float(len(i))), len(labels), self.num_partitions)
         return by_sizes(sizes, len(labels), generator(seed), describe(self, seed))
+
+
+@dataclass(frozen=True)
+class IdToSizeFncPartitioner:
+    """Client i of 1..n gets a random part of size proportional to f(i), for a function f of your own.
+
+    Args:
+        num_partitions: number of clients.
+        partition_id_to_size_fn: f, from an array of the numbers 1 to n ``[n]`` to relative sizes ``[n]``; in files
+            its name, as my.module.function or numpy.sqrt.
+    """
+
+    num_partitions: int
+    partition_id_to_size_fn: Callable[[np.ndarray], np.ndarray]
+
+    def __post_init__(self) -> None:
+        check_count("num_partitions", self.num_partitions)
+        if not callable(self.partition_id_to_size_fn):
+            raise PartitionError(
+                f"partition_id_to_size_fn is {self.partition_id_to_size_fn!r:.80}; expected a function of an array,"
+                " such as numpy.sqrt"
+            )
+
+    def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
+        """See ``Partitioner``; every sample is used once."""
+        sizes = proportional_sizes(self._weights, len(labels), self.num_partitions)
+        return by_sizes(sizes, len(labels), generator(seed), describe(self, seed))
+
+    def _weights(self, i: np.ndarray) -> np.ndarray:
+        found = np.asarray(self.partition_id_to_size_fn(i.astype(np.float64)), np.float64)
+        if found.shape != i.shape or not np.isfinite(found).all() or not (found > 0).all():
+            raise PartitionError(
+                f"partition_id_to_size_fn returned {found!r:.200} for the clients 1 to {len(i)}; expected as many"
+                " finite numbers above 0"
+            )
+        return found

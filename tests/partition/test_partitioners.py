@@ -16,9 +16,12 @@ from fedsim.errors import PartitionError
 from fedsim.partition import (
     PARTITIONERS,
     ClientDirichletPartitioner,
+    ContinuousPartitioner,
     DirichletPartitioner,
+    DistributionPartitioner,
     ExponentialPartitioner,
     GroupedNaturalIdPartitioner,
+    IdToSizeFncPartitioner,
     IidPartitioner,
     InnerDirichletPartitioner,
     LinearPartitioner,
@@ -48,6 +51,10 @@ WHOLE: list[Partitioner] = [
     NaturalIdPartitioner(),
     GroupedNaturalIdPartitioner(group_size=4),
     GroupedNaturalIdPartitioner(num_partitions=4),
+    GroupedNaturalIdPartitioner(group_size=4, mode="allow-bigger"),
+    IdToSizeFncPartitioner(9, np.sqrt),
+    DistributionPartitioner([[3.0, 1.0, 1.0, 2.0]] * 10, 20, 2, 5),
+    ContinuousPartitioner(7, 0.6),
 ]
 PART: list[Partitioner] = [
     InnerDirichletPartitioner([100, 50, 30], 0.2),
@@ -57,6 +64,8 @@ PART: list[Partitioner] = [
     SizePartitioner([100, 20]),
     NaturalIdPartitioner(max_clients=5),
     NaturalIdPartitioner(min_size=42),
+    GroupedNaturalIdPartitioner(group_size=4, mode="drop-reminder"),
+    DistributionPartitioner([[30, 1], [2, 40]] * 5, 10, 2, rescale=False),
 ]
 ALL = [*WHOLE, *PART, ClientDirichletPartitioner(20, 0.2)]
 CLASS_BASED = (
