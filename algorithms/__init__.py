@@ -35,6 +35,7 @@ from algorithms.fedasync import FedAsync
 from algorithms.fedavg import FedAvg
 from algorithms.fedbuff import FedBuff
 from algorithms.fedcm import FedCM
+from algorithms.fedex_lora import FedExLoRA
 from algorithms.fedgamma import FedGamma
 from algorithms.fednova import FedNova
 from algorithms.fedopt import FedOpt
@@ -43,7 +44,9 @@ from algorithms.fedprox import FedProx
 from algorithms.fedsam import FedSAM
 from algorithms.fedsmoo import FedSMOO
 from algorithms.fedspeed import FedSpeed
+from algorithms.flora import FLoRA
 from algorithms.gradient_tracking import GradientTracking
+from algorithms.hetlora import HetLoRA
 from algorithms.kgt import KGT
 from algorithms.marina import MARINA
 from algorithms.mofedsam import MoFedSAM
@@ -53,6 +56,7 @@ from algorithms.overlap_sgd import OverlapSGD
 from algorithms.per_fedavg import PerFedAvg
 from algorithms.pfedme import PFedMe
 from algorithms.qg_dsgdm import QGDSGDm
+from algorithms.rolora import RoLoRA
 from algorithms.scaffold import Scaffold
 from algorithms.sgp import SGP
 from algorithms.slowmo import SlowMo
@@ -71,8 +75,9 @@ GOSSIP = (
 )  # fmt: skip
 OVERLAP = (CO2, DCO2, CoCoDSGD, DiLoCo, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo)
 PERSONAL = (Ditto, PFedMe, PerFedAvg)
+LORA = (FLoRA, FedExLoRA, HetLoRA, RoLoRA)
 ASYNCHRONOUS = (ADPSGD, FedAsync, FedBuff)
-ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP, *PERSONAL, *ASYNCHRONOUS)
+ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP, *PERSONAL, *LORA, *ASYNCHRONOUS)
 
 __all__ = [
     "ADPSGD",
@@ -97,6 +102,7 @@ __all__ = [
     "GOSSIP",
     "KGT",
     "L1",
+    "LORA",
     "MARINA",
     "NIDS",
     "OVERLAP",
@@ -114,12 +120,14 @@ __all__ = [
     "EF21Plus",
     "ExactDiffusion",
     "Extra",
+    "FLoRA",
     "FedADMM",
     "FedAMD",
     "FedAsync",
     "FedAvg",
     "FedBuff",
     "FedCM",
+    "FedExLoRA",
     "FedGamma",
     "FedNova",
     "FedOpt",
@@ -129,12 +137,14 @@ __all__ = [
     "FedSMOO",
     "FedSpeed",
     "GradientTracking",
+    "HetLoRA",
     "MoFedSAM",
     "NoLoCo",
     "OverlapSGD",
     "PFedMe",
     "PerFedAvg",
     "QGDSGDm",
+    "RoLoRA",
     "Scaffold",
     "SlowMo",
     "StreamingDiLoCo",

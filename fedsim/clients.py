@@ -18,6 +18,7 @@ from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
 from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
+from fedsim.messages.told import Told
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes
@@ -87,6 +88,11 @@ class Clients:
         """Shapes of the model's parameters, in the order of the flat vector."""
         return self._federation.model.shared_shapes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of those parameters."""
+        return self._federation.model.shared_names
+
     def key(self, tag: int = 0) -> Tensor:
         """Random key of the server in this round, for its compression; see ``fedsim.values.Site``."""
         keys = seeds.key(self._federation.seed, f"server {tag}", self.round, np.zeros(1, np.int64))
@@ -145,7 +151,7 @@ class Clients:
             fn: client function. Without memories it returns a message. With memories it returns a tuple of a message
                 and any number of new memories, or a message alone if it only reads them. (A message of several vectors
                 is a nested tuple or a NamedTuple.)
-            down: message of the server: a tensor, a compressed vector, or a tuple of them.
+            down: message of the server: a tensor, a compressed vector, or a tuple of them; or `Told`.
             mine: memories that ``fn`` reads.
 
         Returns:
@@ -193,18 +199,15 @@ class Clients:
         return new[0] if len(new) == 1 else new
 
     def _run(
-        self,
-        verb: str,
-        fn: Callable[..., Any],
-        down: Any,
-        mine: Sequence[Kept[Any]],
-        down_bytes: np.ndarray | None = None,
+        self, verb: str, fn: Callable[..., Any], down: Any, mine: Sequence[Kept[Any]], down_bytes: Any = None
     ) -> tuple[Messages[Any] | None, tuple[Kept[Any], ...]]:
         """Run a client function; ``down_bytes [c]`` replaces the size of ``down`` if nodes reconstruct it."""
         if not len(self):
             raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
-        check_arguments(f"clients.{verb}({title(fn)}, ...) in round {self.round}", fn, down, mine)
-        ids, meter = self.ids, self._meter
+        ids, meter, here = self.ids, self._meter, f"clients.{verb}({title(fn)}, ...) in round {self.round}"
+        if isinstance(down, Told):
+            down, down_bytes = down.value, down.sizes(len(ids), here)
+        check_arguments(here, fn, down, mine)
         size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes
         meter.ledger.touch(ids)
         meter.ledger.down[ids] += size

@@ -128,5 +128,8 @@ def refuse_deployment(experiment: Experiment) -> None:
     if personal:
         given = " and ".join(personal)
         raise ConfigError(f"{given} is for simulations: nodes report the scores of one model; leave it out")
+    if not getattr(experiment.algorithm, "deploys", True):
+        name = type(experiment.algorithm).__name__
+        raise ConfigError(f"{name} is for simulations: real nodes are sent whole models; use e.g. FedAvg")
     if experiment.attack is not None:
         raise ConfigError("attack is for simulations: the clients of a deployment are what they are; leave it out")

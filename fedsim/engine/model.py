@@ -122,6 +122,13 @@ class Model:
             return tuple(self.shapes)
         return tuple(shape for shape, travels in zip(self.shapes, self.sharing.shared, strict=True) if travels)
 
+    @property
+    def shared_names(self) -> tuple[str, ...]:
+        """Names of those tensors."""
+        if self.sharing is None:
+            return tuple(self.names)
+        return tuple(name for name, travels in zip(self.names, self.sharing.shared, strict=True) if travels)
+
     def zeros(self) -> Vector:
         """Zeros ``[d]`` that take no memory; not to be written into."""
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.d)

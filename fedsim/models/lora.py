@@ -1,9 +1,11 @@
 """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): W = W_0 + (alpha / r) B A, with W_0 frozen, A [r, k] and B [d, r].
 
-B is 0 at first, and A random, the same for all clients. Only A and B train and travel. Federated methods are settings:
-FedIT (Zhang et al. 2024) averages both, though the mean of products is not the product of means; FFA-LoRA (Sun et al.,
-ICLR 2024, arXiv 2403.12313) freezes A, which makes the mean exact and halves the bytes; FedSA-LoRA (Guo et al., ICLR
-2025, arXiv 2410.01463) shares A alone and leaves B with the client: ``share.layers "*lora_A*"``.
+B is 0 at first, and A random, the same for all clients. Only A and B train and travel. Some federated methods are
+settings: FedIT (Zhang et al. 2024) averages both, though the mean of products is not the product of means; FFA-LoRA
+(Sun et al., ICLR 2024, arXiv 2403.12313) freezes A, which makes the mean exact and halves the bytes; FedSA-LoRA (Guo et
+al., ICLR 2025, arXiv 2410.01463) shares A alone and leaves B with the client: ``share.layers "*lora_A*"``. Others are
+algorithms: FLoRA and FedEx-LoRA add to the frozen weights, W = W_0 + (alpha / r) (R + B A), where R [d, k] is 0 at
+first and part of the vector, so that it is in the state, the checkpoints and the evaluation.
 """
 
 from __future__ import annotations
@@ -32,27 +34,34 @@ class LoRALinear(nn.Module):
         rank: rank r of the product.
         scaling: its factor alpha / r.
         train_a: train A too, not B alone.
+        residual: have R, for methods that change the frozen weights.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, scaling: float, train_a: bool) -> None:
+    def __init__(self, linear: nn.Linear, rank: int, scaling: float, train_a: bool, residual: bool = False) -> None:
         super().__init__()
         self.linear, self.scaling = linear.requires_grad_(False), scaling
         weight = linear.weight
         self.lora_A = nn.Parameter(weight.new_empty(rank, weight.shape[1]), requires_grad=train_a)
         self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        self.lora_R = nn.Parameter(torch.zeros_like(weight)) if residual else None
         nn.init.normal_(self.lora_A, std=1 / sqrt(weight.shape[1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., k]`` to ``[..., d]``."""
         low: Tensor = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        out: Tensor = self.linear(x) + self.scaling * low
-        return out
+        out: Tensor = self.linear(x) if self.lora_R is None else F.linear(x, self._base(), self.linear.bias)
+        return out + self.scaling * low
+
+    def _base(self) -> Tensor:
+        """W_0 + (alpha / r) R."""
+        weight: Tensor = self.linear.weight
+        return weight if self.lora_R is None else weight + self.scaling * self.lora_R
 
     def merged(self) -> nn.Linear:
-        """The layer with weights W_0 + (alpha / r) B A."""
+        """The layer with weights W_0 + (alpha / r) (R + B A)."""
         layer = copy.deepcopy(self.linear)
         with torch.no_grad():
-            layer.weight += self.scaling * self.lora_B @ self.lora_A
+            layer.weight.copy_(self._base() + self.scaling * self.lora_B @ self.lora_A)
         return layer
 
 
@@ -69,6 +78,7 @@ class LoRA:
         trained: layers that train as a whole, such as a new head, by the same kind of names; none by default.
         train: "both" A and B, or "B" alone (FFA-LoRA).
         stabilised: use alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
+        residual: have R [d, k] for each layer in the model's vector, for methods that change the frozen weights.
     """
 
     model: Architecture | nn.Module = field(default_factory=GPT)
@@ -78,6 +88,7 @@ class LoRA:
     trained: str = ""
     train: Literal["both", "B"] = "both"
     stabilised: bool = False
+    residual: bool = False
 
     def __post_init__(self) -> None:
         at_least_one(self, "rank")
@@ -96,10 +107,11 @@ class LoRA:
         for name in _chosen(module, self.trained, nn.Module) if self.trained else ():
             module.get_submodule(name).requires_grad_(True)
         scaling = self.alpha / (sqrt(self.rank) if self.stabilised else self.rank)
+        settings = self.rank, scaling, self.train == "both", self.residual
         for name in _chosen(module, self.targets, nn.Linear):
             layer = module.get_submodule(name)
             if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
-                module = _replaced(module, name, LoRALinear(layer, self.rank, scaling, self.train == "both"))
+                module = _replaced(module, name, LoRALinear(layer, *settings))
         return module
 
 
