@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from algorithms.adapters import Adapters, form, steps
-from fedsim import Clients, Local, Told, Vector
+from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 
 
@@ -55,7 +55,7 @@ class FedExLoRA:
         layout = Adapters.of(clients, "FedExLoRA", residual=True)
         ids, lacks = clients.ids, s.missed[clients.ids].tolist()
         forms = {lack: self._told(layout, s.x, lack) for lack in set(lacks)}
-        sent = clients.each(partial(self.client, layout=layout), Told(s.x, [forms[lack] for lack in lacks]))
+        sent = clients.each(partial(self.client, layout=layout), Rebuilt(s.x, [forms[lack] for lack in lacks]))
         places = layout.places("AB+", layout.rank, s.x)
         total = clients.reduce(sent, partial(self.averaged, layout=layout))
         mean, difference = torch.split(total, [len(places), len(s.x) - len(places)])
@@ -68,8 +68,7 @@ class FedExLoRA:
             x.index_add(0, layout.residuals(x), difference), missed + layout.rank * (len(sent.ids) + 1)
         )
 
-    @staticmethod
-    def _told(layout: Adapters, x: Vector, missed: int) -> tuple[Any, ...]:
+    def _told(self, layout: Adapters, x: Vector, missed: int) -> tuple[Any, ...]:
         """Form of what a client is sent: A, B and other parameters, and the differences that it lacks."""
         factors = form(x, len(layout.places("AB+", layout.rank, x)))
         return (factors, *[layout.increments(missed, x)] * bool(missed))

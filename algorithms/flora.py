@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from algorithms.adapters import Adapters, form, groups, joint, steps
-from fedsim import Clients, Local, Told, Vector
+from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 
 
@@ -62,7 +62,7 @@ class FLoRA:
             lacks = list(zip(s.missed[group.ids].tolist(), s.new[group.ids].tolist(), strict=True))
             forms = {lack: self._told(layout, s.x, rank, *lack) for lack in set(lacks)}
             client = partial(self.client, layout=layout, rank=rank)
-            sent = group.each(client, Told(s.x, [forms[lack] for lack in lacks]))
+            sent = group.each(client, Rebuilt(s.x, [forms[lack] for lack in lacks]))
             sums.append((group.fraction, group.reduce(sent, partial(self.added, layout=layout, rank=rank))))
             stacked += rank * len(sent.ids)
         missed[ids], new[ids] = 0, 0
@@ -71,8 +71,7 @@ class FLoRA:
         x = s.x.index_add(0, residuals, products).index_copy(0, others, mean)
         return FLoRAState(x, missed + stacked, new)
 
-    @staticmethod
-    def _told(layout: Adapters, x: Vector, rank: int, missed: int, new: int) -> tuple[Any, ...]:
+    def _told(self, layout: Adapters, x: Vector, rank: int, missed: int, new: int) -> tuple[Any, ...]:
         """Form of what a client is sent: other parameters, the stacks that it lacks, and A_0 if it is new."""
         others, first = (form(x, len(layout.places(kinds, rank, x))) for kinds in ("+", "A"))
         return (others, *[layout.increments(missed, x)] * bool(missed), *[first] * new)

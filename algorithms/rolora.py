@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from algorithms.adapters import Adapters, form, steps
-from fedsim import Clients, Local, Told, Vector
+from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 
 HALVES = ("A", "B")
@@ -57,7 +57,7 @@ class RoLoRA:
             for a in (0, 1) for b in (0, 1)
         }  # fmt: skip
         ids, places = clients.ids, layout.places(HALVES[turn] + "+", layout.rank, s.x)
-        down = Told(s.x, [forms[a, b] for a, b in s.changed[ids].tolist()])
+        down = Rebuilt(s.x, [forms[a, b] for a, b in s.changed[ids].tolist()])
         dx = clients.each(partial(self.client, layout=layout, half=HALVES[turn]), down)
         changed = s.changed.clone()
         changed[ids] = 0

@@ -34,7 +34,7 @@ _NAMES = {
     "fedsim.experiment.schedule": ["Constant", "Cosine", "ExponentialDecay", "Steps"],
     "fedsim.experiment.stopping": ["Stop"],
     "fedsim.feedback": ["Choco", "EControlUplink", "EF14Uplink", "EF21P", "EF21Uplink", "Plain", "WorkerMomentum"],
-    "fedsim.messages.told": ["Told"],
+    "fedsim.messages.rebuilt": ["Rebuilt"],
     "fedsim.models": ["GPT", "MLP", "CharLSTM", "CifarLeNet", "LeNet5", "Logistic", "McMahanCNN", "ResNet18"],
     "fedsim.partition": [
         "ClientDirichletPartitioner", "ContinuousPartitioner", "DirichletPartitioner", "DistributionPartitioner",

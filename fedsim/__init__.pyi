@@ -68,7 +68,7 @@ from fedsim.feedback import EF14Uplink as EF14Uplink
 from fedsim.feedback import EF21Uplink as EF21Uplink
 from fedsim.feedback import Plain as Plain
 from fedsim.feedback import WorkerMomentum as WorkerMomentum
-from fedsim.messages.told import Told as Told
+from fedsim.messages.rebuilt import Rebuilt as Rebuilt
 from fedsim.models import GPT as GPT
 from fedsim.models import MLP as MLP
 from fedsim.models import CharLSTM as CharLSTM

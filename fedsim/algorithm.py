@@ -17,8 +17,8 @@ class Algorithm(Protocol[StateT]):
     class with ``server = False``, one at each node. A class with ``personal = True`` has beside it
     a field ``personal``, ``Kept``, with each client's own model, which is measured too. A class with ``fixed_workers =
     True`` is meant for all clients in every round, and a run with smaller cohorts says so. One with ``deploys = False``
-    sends `Told` and is for simulations. An optional third method, ``finish(s, clients)``, returns the state after the
-    last round for an algorithm that then has messages under way; it sends nothing.
+    sends `Rebuilt` and is for simulations. An optional third method, ``finish(s, clients)``, returns the state after
+    the last round for an algorithm that then has messages under way; it sends nothing.
     """
 
     def init(self, x: Vector, clients: Clients) -> StateT:

@@ -18,7 +18,7 @@ from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
 from fedsim.errors import ConfigError, DivergenceError, title
 from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
-from fedsim.messages.told import Told
+from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes
@@ -151,7 +151,7 @@ class Clients:
             fn: client function. Without memories it returns a message. With memories it returns a tuple of a message
                 and any number of new memories, or a message alone if it only reads them. (A message of several vectors
                 is a nested tuple or a NamedTuple.)
-            down: message of the server: a tensor, a compressed vector, or a tuple of them; or `Told`.
+            down: message of the server: a tensor, a compressed vector, or a tuple of them; or `Rebuilt`.
             mine: memories that ``fn`` reads.
 
         Returns:
@@ -205,7 +205,7 @@ class Clients:
         if not len(self):
             raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
         ids, meter, here = self.ids, self._meter, f"clients.{verb}({title(fn)}, ...) in round {self.round}"
-        if isinstance(down, Told):
+        if isinstance(down, Rebuilt):
             down, down_bytes = down.value, down.sizes(len(ids), here)
         check_arguments(here, fn, down, mine)
         size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes

@@ -16,7 +16,7 @@ from fedsim.engine.federation import message_and_memories
 from fedsim.errors import ConfigError, title
 from fedsim.feedback.mechanisms import Downlink, Gossip, Memory, Uplink, short_name
 from fedsim.messages.mixing import spread
-from fedsim.messages.told import Told
+from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.wire import nbytes
 from fedsim.tree import build, leaves, rebuilt, unpacked
 from fedsim.types import Kept, Local, Sent
@@ -233,7 +233,7 @@ class Linked(Clients):
 
     def each(self, fn: Callable[..., Any], down: Any, *mine: Kept[Any]) -> Any:
         links, name = self._links, self._links.name(fn)
-        if isinstance(down, Told):
+        if isinstance(down, Rebuilt):
             raise ConfigError(
                 f"{title(fn)} is of a method that chooses by itself what it sends; leave uplink and downlink out"
             )

