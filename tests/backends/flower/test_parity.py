@@ -101,7 +101,10 @@ def config_of(algorithm: str) -> dict[str, Any]:
 
 
 PERSONAL = [cls.__name__ for cls in ALGORITHMS if getattr(cls, "personal", False)]
-CASES = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS if cls.__name__ not in PERSONAL} | OTHERS
+REBUILT = [cls.__name__ for cls in ALGORITHMS if not getattr(cls, "deploys", True)]
+CASES = {
+    cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS if cls.__name__ not in PERSONAL + REBUILT
+} | OTHERS
 
 
 def deploy(
@@ -175,6 +178,13 @@ def test_data_made_in_python_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", PERSONAL)
 def test_personal_models_are_refused_by_name(algorithm: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"algorithm {algorithm} is for simulations: nodes report the scores of one"):
+        deploy(tmp_path, {**CONFIG, "algorithm": algorithm})
+    assert not (tmp_path / "deployed").exists()
+
+
+@pytest.mark.parametrize("algorithm", REBUILT)
+def test_methods_whose_nodes_rebuild_models_are_refused_by_name(algorithm: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{algorithm} is for simulations: real nodes are sent whole models"):
         deploy(tmp_path, {**CONFIG, "algorithm": algorithm})
     assert not (tmp_path / "deployed").exists()
 
