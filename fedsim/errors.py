@@ -12,11 +12,25 @@ from typing import Any
 
 
 class FedsimError(Exception):
-    """Base class of fedsim's errors; the command line prints them without a traceback."""
+    """Base class of fedsim's errors; the command line prints them without a traceback.
+
+    Attributes:
+        exit_code: of a command that raises it: 2 if it cannot do what was asked as it was asked, else 1.
+    """
+
+    exit_code = 1
 
 
 class ConfigError(FedsimError, ValueError):
     """A setting is unknown, of the wrong type, or outside its range."""
+
+    exit_code = 2
+
+
+class MissingError(FedsimError):
+    """A file, run or data set that was named is not there."""
+
+    exit_code = 2
 
 
 class DataError(FedsimError):
@@ -26,9 +40,13 @@ class DataError(FedsimError):
 class PartitionError(FedsimError, ValueError):
     """The requested partition is not possible for this data set."""
 
+    exit_code = 2
+
 
 class ModelError(FedsimError, ValueError):
     """The model or loss cannot be trained by this engine."""
+
+    exit_code = 2
 
 
 class DivergenceError(FedsimError):
@@ -41,6 +59,10 @@ class CheckpointError(FedsimError):
 
 class RunError(FedsimError):
     """A run directory cannot be created, written or resumed."""
+
+
+class MissingRunError(RunError, MissingError):
+    """There is no run, or no sweep, where one was expected."""
 
 
 class BusyError(RunError):

@@ -1,6 +1,7 @@
 """The command ``fedsim``. Results go to stdout, progress and notes to stderr.
 
-Exit codes: 0 success, 2 invalid arguments or settings, 1 any other failure, 130 interrupted. Commands are imported on
+Exit codes: 0 success; 2 the command cannot do what was asked as it was asked: arguments or settings are invalid, or a
+file, run or data set that they name is not there; 1 any other failure; 130 interrupted. Commands are imported on
 demand, so that help does not wait for PyTorch.
 """
 
@@ -28,7 +29,7 @@ COMMANDS = {
     "superlink": ("fedsim.cli.launch", "superlink", "run the SuperLink of a deployment, closed to other machines"),
     "certificates": ("fedsim.cli.deploy", "certificates", "create certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "list algorithms, data sets, models and other components"),
-    "schema": ("fedsim.cli.listing", "print_schema", "print the JSON Schema of an experiment's file, for editors"),
+    "schema": ("fedsim.cli.listing", "print_schema", "print the JSON Schema of an experiment's file, or of an output"),
     "partition": ("fedsim.cli.partition", "partition", "partition a data set among clients, and show the result"),
     "topology": ("fedsim.cli.topology", "topology", "show a network topology: its mixing rate and communication cost"),
     "timeline": ("fedsim.cli.timeline", "timeline", "draw what each client of a run with a clock does"),
@@ -67,7 +68,7 @@ def _guarded(arguments: list[str]) -> int:
         return _dispatch(arguments)
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1   # also a partition or model that does not fit the data
+        return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(f"fedsim: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130

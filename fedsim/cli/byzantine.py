@@ -57,10 +57,12 @@ def byzantine(argv: Sequence[str]) -> int:
     from fedsim.sweeps.byzantine import RobustGrid, RobustTable, records, run_grid  # slow to import
 
     options = line.options
+    rules = {name: _rule(name) for name in values(options.get("rules", RULES))}
+    attacks = {name: find("attack", name, "--attacks")() for name in values(options.get("attacks", ATTACKS))}
     grid = RobustGrid(
         from_config(line.settings),
-        {name: _rule(name) for name in values(options.get("rules", RULES))},
-        {name: find("attack", name, "--attacks")() for name in values(options.get("attacks", ATTACKS))},
+        rules,
+        attacks,
         [_number(text, "f", int) for text in values(options.get("f", "1"))],
         [_number(text, "alpha", float) for text in values(options["alpha"])] if "alpha" in options else [],
         [_number(text, "lr", float) for text in values(options["lr"])] if "lr" in options else [],

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.output import Arguments, console, writing
+from fedsim.cli.output import Arguments, add_json, console, print_json, writing
 from fedsim.errors import ConfigError, many
 from fedsim.record.metrics import OF_NODES
 from fedsim.report import compare as comparing
@@ -161,11 +161,16 @@ def report(argv: Sequence[str]) -> int:
     """Write an HTML report of runs, and print its path."""
     parser = _parser("report", "Write a self-contained HTML report of runs: numbers, curves and settings.")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    add_json(parser, "report")
     arguments = parser.parse_args(argv)
     from fedsim.report.html import write_report  # deferred: Matplotlib is slow to import
 
     scope = arguments.scope or "server/test"
-    print(write_report(arguments.runs, arguments.output, scope, arguments.metric, arguments.target))
+    written = write_report(arguments.runs, arguments.output, scope, arguments.metric, arguments.target)
+    if arguments.json:
+        print_json({"report": str(written)})
+    else:
+        print(written)
     return 0
 
 
@@ -174,6 +179,7 @@ def watch(argv: Sequence[str]) -> int:
     parser = _parser("watch", "Show runs, sweeps and deployments in a browser while they are under way.")
     parser.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: a free one)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    add_json(parser, "watch")
     arguments = parser.parse_args(argv)
     from fedsim.report.live import LivePage, server_of  # deferred: Matplotlib is slow to import
 
@@ -181,7 +187,10 @@ def watch(argv: Sequence[str]) -> int:
     scope = arguments.scope or "server/test"
     settings = (arguments.runs, scope, arguments.metric, arguments.target)
     server, address = server_of(LivePage(lambda: comparing.compare(*settings), arguments.runs), arguments.port)
-    print(f"{many(len(found), 'run')} at {address}\nCtrl-C ends this page; runs go on.", flush=True)
+    if arguments.json:
+        print_json({"address": address, "runs": len(found)})
+    else:
+        print(f"{many(len(found), 'run')} at {address}\nCtrl-C ends this page; runs go on.", flush=True)
     if arguments.open:
         webbrowser.open(address)
     with server, contextlib.suppress(KeyboardInterrupt):   # the usual end

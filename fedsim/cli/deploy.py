@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.backends.flower.deploy.install import flower_version
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.cli import flags
-from fedsim.cli.output import Arguments
+from fedsim.cli.output import Arguments, add_json, print_json
 from fedsim.cli.run import print_result
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
@@ -85,11 +85,16 @@ def certificates(argv: Sequence[str]) -> int:
     parser.add_argument("--nodes", type=int, required=True, help="number of SuperNodes")
     here = "localhost,127.0.0.1"
     parser.add_argument("--hosts", default=here, help=f"host names and addresses of the SuperLink (default: {here})")
+    add_json(parser, "certificates")
     arguments = parser.parse_args(argv)
     from fedsim.backends.flower.deploy.certificates import make
 
     hosts = [host.strip() for host in arguments.hosts.split(",") if host.strip()]
     made = make(arguments.output, arguments.nodes, hosts)
+    if arguments.json:
+        keys = [str(made.node(i)) for i in range(made.nodes)]
+        print_json({"folder": str(made.folder), "ca": str(made.ca), "server": [*map(str, made.server)], "nodes": keys})
+        return 0
     print(f"{made.folder}: {made.ca.name} for every machine, server.pem and server.key for the SuperLink,")
     print(f"node-0.key ... for one node each, whose .pub is registered; keep {made.folder / 'ca.key'} secret")
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.cli.allow import HELP
-from fedsim.cli.output import Arguments, writing
+from fedsim.cli.output import Arguments, add_json, print_json, writing
 from fedsim.errors import ConfigError, suggest
 from fedsim.record.checkpoint import CheckpointWarning
 from fedsim.record.directory import RunDirectory, open_run
@@ -37,29 +37,33 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument("--allow", metavar="MODULE", help=HELP)
     parser.add_argument("--seed", type=int, help="with --output: seed of the run (default: the first)")
     parser.add_argument("--node", type=int, help="with --output, no server: this node's model (default: the average)")
+    add_json(parser, "export")
     arguments = parser.parse_args(argv)
     run = open_run(arguments.run)
     if arguments.output:
         if arguments.follow:
             parser.error("--follow is of metrics, --to TOOL DIR; a model is exported once, with --output")
-        return _export_model(run, arguments.output, arguments.seed, arguments.node)
+        return _export_model(run, arguments.output, arguments.seed, arguments.node, arguments.json)
     if (arguments.seed, arguments.node) != (None, None):
         parser.error("--seed and --node are of the model, --output FILE; --to writes the metrics of all seeds")
     tool, root = arguments.to
-    return _export_metrics(run, tool, root, arguments.follow)
+    return _export_metrics(run, tool, root, arguments.follow, arguments.json)
 
 
-def _export_metrics(run: RunDirectory, tool: str, root: str, follow: bool) -> int:
+def _export_metrics(run: RunDirectory, tool: str, root: str, follow: bool, as_json: bool) -> int:
     if tool not in SINKS:
         raise ConfigError(f"there is no tool {tool!r}; {suggest(tool, SINKS)}")
     folder = Path(root)
     with writing(folder / run.path.name):
         written, see = (follow_metrics if follow else write_metrics)(run, tool, folder)
-    print(f"{written}: see it with {see}")
+    if as_json:
+        print_json({"folder": str(written), "see": see})
+    else:
+        print(f"{written}: see it with {see}")
     return 0
 
 
-def _export_model(run: RunDirectory, path: Path, seed: int | None, node: int | None) -> int:
+def _export_model(run: RunDirectory, path: Path, seed: int | None, node: int | None, as_json: bool) -> int:
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"--output is {path}; expected a file named *{' or *'.join(SUFFIXES)}")
     if path.exists():
@@ -84,5 +88,9 @@ def _export_model(run: RunDirectory, path: Path, seed: int | None, node: int | N
             from safetensors.torch import save
 
             file.write(save(state))
-    print(f"{path}: {type(module).__name__} after round {round}, {sum(t.numel() for t in state.values()):,} numbers")
+    name, numbers = type(module).__name__, sum(t.numel() for t in state.values())
+    if as_json:
+        print_json({"file": str(path), "model": name, "round": round, "numbers": numbers})
+    else:
+        print(f"{path}: {name} after round {round}, {numbers:,} numbers")
     return 0

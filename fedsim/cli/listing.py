@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from fedsim.cli.output import Arguments, width
+from fedsim.cli.schemas import OUTPUTS, output
 from fedsim.data import available
 from fedsim.experiment.config.names import aliases, catalogue, summary
 from fedsim.experiment.measures import metrics_by_name
@@ -67,12 +68,19 @@ def list_names(argv: Sequence[str]) -> int:
 
 
 def print_schema(argv: Sequence[str]) -> int:
-    """Print the JSON Schema of an experiment's file."""
-    about = "Print the JSON Schema of the files that fedsim run reads, by which editors complete and check them."
-    Arguments("fedsim schema", description=about).parse_args(argv)
-    from fedsim.experiment.config.schema import schema  # deferred: it imports PyTorch
-
-    print(json.dumps(schema(), indent=1, ensure_ascii=False))
+    """Print the JSON Schema of an experiment's file, or of a command's output."""
+    about = (
+        "Print the JSON Schema of the files that fedsim run reads, by which editors complete and check them; or that of"
+        " what a command prints with --json."
+    )
+    parser = Arguments("fedsim schema", description=about)
+    kinds = ", ".join(OUTPUTS)
+    parser.add_argument("command", nargs="?", choices=OUTPUTS, metavar="COMMAND", help=f"one of {kinds}")
+    parser.add_argument("--json", action="store_true", help="as every command has; a schema is JSON anyway")
+    command = parser.parse_args(argv).command
+    if command is None:
+        from fedsim.experiment.config.schema import schema  # deferred: it imports PyTorch
+    print(json.dumps(output(command) if command else schema(), indent=1, ensure_ascii=False))
     return 0
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from fedsim.errors import ConfigError, RunError, suggest
+
+BAD_VALUES = {
+    r"argument (?P<name>.+): invalid int value: (?P<given>.+)": "a whole number",
+    r"argument (?P<name>.+): invalid float value: (?P<given>.+)": "a number",
+    r"argument (?P<name>.+): invalid choice: (?P<given>.+) \(choose from (?P<known>.+)\)": "",
+}
+"""Messages of argparse about a value, and what is expected."""
 
 
 def width() -> int | None:
@@ -35,7 +44,27 @@ class Arguments(argparse.ArgumentParser):
         unknown = message.rpartition("unrecognized arguments: ")[2].split()
         hint = f"; {suggest(unknown[0], options)}" if unknown and "unrecognized" in message else ""
         command = self.prog.removeprefix("fedsim ")        # errors of the command line begin with fedsim anyway
-        raise ConfigError(f"{command}: {message}{hint}; {self.prog} --help explains the command")
+        raise ConfigError(f"{command}: {_plain(message)}{hint}; {self.prog} --help explains the command")
+
+
+def _plain(message: str) -> str:
+    """A message of argparse about one value, as other errors say it."""
+    for pattern, expected in BAD_VALUES.items():
+        if found := re.fullmatch(pattern, message):
+            known = found.groupdict().get("known", "").replace("'", "")
+            fix = suggest(found["given"].strip("'"), known.split(", ")) if known else f"expected {expected}"
+            return f"{found['name']} is {found['given']}; {fix}"
+    return message
+
+
+def add_json(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the switch ``--json``, which ``fedsim schema NAME`` describes."""
+    parser.add_argument("--json", action="store_true", help=f"print the result as JSON, as in fedsim schema {name}")
+
+
+def print_json(value: Any) -> None:
+    """Print one line of strict JSON."""
+    print(json.dumps(value, allow_nan=False, ensure_ascii=False), flush=True)
 
 
 @contextmanager

@@ -82,6 +82,8 @@ def resume(argv: Sequence[str]) -> int:
             raise ConfigError(f"{arguments.run} is a sweep; --accept-changes is for a run, such as one of its points")
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
     before = open_run(arguments.run)
+    if arguments.jobs is not None:
+        raise ConfigError(f"{arguments.run} is a run; --jobs is for a sweep, whose points are several runs")
     status, planned = before.manifest["status"].values(), before.config.get("rounds")
     quiet, accept = arguments.quiet, arguments.accept_changes
     directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not quiet, accept_changes=accept)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fedsim.cli.output import Arguments, console
+from fedsim.cli.output import Arguments, add_json, console, print_json
 
 
 def timeline(argv: Sequence[str]) -> int:
@@ -22,12 +22,16 @@ def timeline(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="which seed of the run (default: the first)")
     parser.add_argument("--since", type=float, default=0.0, metavar="S", help="simulated seconds at which it begins")
     parser.add_argument("--until", type=float, metavar="S", help="at which it ends (default: after six tasks of each)")
+    add_json(parser, "timeline")
     arguments = parser.parse_args(argv)
     from fedsim.report import timeline_picture as picture  # deferred: Matplotlib is slow to import
 
     shares = picture.timeline(
         arguments.run, arguments.output, seed=arguments.seed, since=arguments.since, until=arguments.until
     )
+    if arguments.json:
+        print_json({"picture": str(arguments.output), "shares": dict(picture.names(shares))})
+        return 0
     table = Table("a client", "share of its time", box=None, header_style="bold")
     table.columns[1].justify = "right"
     for name, share in picture.names(shares).items():

@@ -23,7 +23,7 @@ def start_from(module: nn.Module, file: str) -> None:
     """Set all parameters and buffers of a module to those in a file.
 
     Raises:
-        RunError: the file cannot be read.
+        ConfigError: the file cannot be read.
         ConfigError: it is no state_dict, or that of another module.
     """
     state, own = _read(Path(file)), module.state_dict()
@@ -49,13 +49,13 @@ def file_hash(file: str) -> str:
     """SHA-256 of the file of an initial model.
 
     Raises:
-        RunError: the file cannot be read.
+        ConfigError: the file cannot be read.
     """
     try:
         with Path(file).open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise RunError(f"init: cannot read {file}: {error.strerror}") from None
+        raise ConfigError(f"init: cannot read {file}: {error.strerror}") from None
 
 
 def check_unchanged(file: str | None, manifest: Mapping[str, Any], path: Path) -> None:
@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except OSError as error:
-        raise RunError(f"init: cannot read {path}: {error.strerror or error}") from None
+        raise ConfigError(f"init: cannot read {path}: {error.strerror or error}") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ConfigError(
             f"init: {path} is not a file of tensors ({' '.join(str(error).split()):.100}); expected one that fedsim"

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fedsim.errors import DataError
+from fedsim.errors import DataError, MissingError
 
 
-class MissingDataError(DataError):
+class MissingDataError(DataError, MissingError):
     """Files of a data set are not where they are sought, and were not downloaded."""
 
 

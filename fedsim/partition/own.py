@@ -66,7 +66,7 @@ class OwnPartitioner:
                 f"partition {self.name} gave no sample to client {gaps[0]}, but some to client {clients[-1]}; expected"
                 " at least one for each"
             )
-        scheme = {"partitioner": self.name, **self.options, "seed": seed}
+        scheme = {"name": self.name, **self.options, "seed": seed}
         return Partition(np.argsort(owner, kind="stable"), np.r_[0, np.cumsum(sizes)], scheme)
 
 

@@ -31,7 +31,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from fedsim.checks import plain_name
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError, MissingRunError, RunError
 from fedsim.record.columns import drop_columns, write_columns
 from fedsim.record.files import damaged, fits, lock, numbered, read_mapping, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
@@ -305,7 +305,7 @@ def open_run(path: Path) -> RunDirectory:
     """
     for name in ("config.yaml", "manifest.json"):
         if not (path / name).is_file():
-            raise RunError(f"{path} is not a run: {name} is missing; expected a directory made by `fedsim run`")
+            raise MissingRunError(f"{path} is not a run: {name} is missing; expected a directory made by `fedsim run`")
     return RunDirectory(path)
 
 

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from fedsim.errors import FedsimError, RunError
+from fedsim.errors import ConfigError, FedsimError, RunError
 from fedsim.report.compare import Comparison
 from fedsim.report.html import page_of, update_of
 
@@ -82,6 +82,7 @@ def server_of(page: LivePage, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
         port: 0 for a free one.
 
     Raises:
+        ConfigError: it is no port.
         RunError: the port cannot be used.
     """
 
@@ -103,9 +104,10 @@ def server_of(page: LivePage, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
 
     try:
         server = ThreadingHTTPServer((HOST, port), Handler)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "it is not between 0 and 65535"
-        raise RunError(f"cannot listen on port {port}: {reason}; choose another --port, or 0 for any") from error
+    except OverflowError as error:
+        raise ConfigError(f"--port is {port}; expected 1 to 65535, or 0 for any free port") from error
+    except OSError as error:
+        raise RunError(f"cannot listen on port {port}: {error.strerror}; choose another --port, or 0") from error
     return server, f"http://{HOST}:{server.server_port}/?token={page.token}"
 
 

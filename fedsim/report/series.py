@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedsim.errors import ConfigError, DivergenceError, RunError, suggest
+from fedsim.errors import ConfigError, DivergenceError, MissingRunError, RunError, suggest
 from fedsim.experiment.identity import edited
 from fedsim.experiment.short_forms import recorded
 from fedsim.record.directory import SWEEP, RunDirectory, open_run
@@ -100,7 +100,8 @@ def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
     for path in paths:
         runs = _runs_below(path)
         if not runs:
-            raise RunError(f"{path} holds no run; expected a directory made by `fedsim run`, or a folder of them")
+            expected = "expected a directory made by `fedsim run`, or a folder of them"
+            raise MissingRunError(f"{path} holds no run; {expected}")
         found.update((run.path.resolve(), run) for run in runs)
     return list(found.values())
 

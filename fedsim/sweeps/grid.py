@@ -20,7 +20,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError, MissingRunError, RunError
 from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import SWEEP, environment, open_run
 from fedsim.record.files import create_folder, lock, read_mapping, write_atomic
@@ -216,7 +216,7 @@ def choose(comparison: Comparison) -> Choice | None:
 
 def _read(path: Path) -> dict[str, Any]:
     if not is_sweep(path):
-        raise RunError(f"{path} is not a sweep: {SWEEP} is missing; expected a folder made by `fedsim sweep`")
+        raise MissingRunError(f"{path} is not a sweep: {SWEEP} is missing; expected a folder made by `fedsim sweep`")
     return read_mapping(path / SWEEP, json.loads, ("points", "failures", "versions"))
 
 

@@ -139,10 +139,31 @@ def test_wrong_arguments_exit_2(argv: list[str], message: str, capsys: pytest.Ca
 def test_failures_exit_1(started: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--algorithm", "FedAvg"]) == 1
     assert capsys.readouterr() == ("", "fedsim: it diverged\n")
-    for command in ("resume", "compare", "report"):
-        assert main([command, str(tmp_path / "missing")]) == 1
-    assert main(["partition", "--data", "npz", "--data.path", str(tmp_path / "missing.npz")]) == 1
-    assert "Traceback" not in capsys.readouterr().err
+
+
+MISSING = [
+    *([command, "nowhere"] for command in ("resume", "compare", "report", "watch", "verify", "timeline")),
+    ["export", "nowhere", "--output", "model.pt"],
+    ["topology", "--run", "nowhere"],
+    ["deploy", "--resume", "nowhere"],
+    *([command, "nowhere.yaml"] for command in ("run", "sweep", "tune", "byzantine", "deploy")),
+    *([command, "nowhere.yaml"] for command in ("partition", "topology")),
+    ["partition", "--data", "npz", "--data.path", "nowhere.npz"],
+    ["run", "--algorithm", "FedAvg", "--data", "csv", "--data.path", "nowhere.csv"],
+    ["run", "--algorithm", "FedAvg", "--init", "nowhere.pt", "--backend", "loop"],
+    ["deploy", "--algorithm", "FedAvg", "--nodes", "50", "--own-data", "nowhere"],
+]
+
+
+@pytest.mark.parametrize("argv", MISSING, ids=" ".join)
+def test_what_is_missing_exits_2_whatever_it_is(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert "nowhere" in captured.err and "Traceback" not in captured.err and captured.out == ""
+    assert not list(tmp_path.iterdir()), "nothing is begun"
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +202,7 @@ def test_run_resume_and_their_json(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == result
     assert main(argv) == 2, "a run is never overwritten"
     assert "exists" in capsys.readouterr().err
-    assert main([*argv, "--data", "npz", "--data.path", str(tmp_path / "none.npz")]) == 1, "nothing wrong with settings"
+    assert main([*argv, "--data", "npz", "--data.path", str(tmp_path / "none.npz")]) == 2
 
 
 def test_run_prints_a_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

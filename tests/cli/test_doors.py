@@ -130,7 +130,7 @@ def test_a_run_that_measured_nothing_is_left_out(
         ("run --backend loop --execution.backend blocks", "--backend and --execution.backend are one setting"),
         ("run --algorithm FedAvg --data.path x", "unknown setting data.path of digits (but one of npz, csv, "),
         ("run --algorithm fedsim.compress.Nope", "no such class or function; known: none"),
-        ("list algorythms", "fedsim: list: argument section: invalid choice: 'algorythms'"),
+        ("list algorythms", "fedsim: list: section is 'algorythms'; did you mean 'algorithms'? Known: "),
         ("report x --metrix y", "unrecognized arguments: --metrix y; did you mean '--metric'?"),
         ("compare", "fedsim: compare: the following arguments are required: DIR; fedsim compare --help explains"),
     ],

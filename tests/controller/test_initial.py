@@ -77,7 +77,7 @@ def test_what_is_no_initial_model(tmp_path: Path) -> None:
             run(replace(BASE, init=str(path)), output=tmp_path / "never", progress=False)
         assert not (tmp_path / "never").exists()
 
-    refused(RunError, r"init: cannot read .*model\.safetensors")
+    refused(ConfigError, r"init: cannot read .*model\.safetensors")
     save_file(state(**{name: None}), file)
     refused(ConfigError, f"is not a state_dict of this Sequential: it lacks {name}. Expected the names and shapes")
     save_file(state(extra=torch.zeros(2)), file)

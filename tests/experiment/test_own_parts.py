@@ -100,7 +100,7 @@ def test_a_function_is_given_the_seed_if_it_asks_for_it(tmp_path: Path) -> None:
     labels = np.array([0, 1, 2, 2, 1])
     parts = OwnPartitioner(by_class).partition(labels, None, 1)
     assert [parts.shard(i).tolist() for i in range(3)] == [[2, 3], [0], [1, 4]]
-    assert parts.scheme == {"partitioner": "by_class", "seed": 1}
+    assert parts.scheme == {"name": "by_class", "seed": 1}
     experiment = Experiment(FedAvg(), partition=by_class, rounds=1)    # type: ignore[arg-type]
     assert experiment.partition == OwnPartitioner(by_class)
     run(experiment, output=tmp_path / "run", progress=False)

@@ -42,13 +42,24 @@ def load_config(path: Path) -> dict[str, Any]:
     """
     try:
         config = yaml.load(Path(path).read_text(), _OnceLoader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; expected a YAML file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        raise ConfigError(f"{path} is not YAML: {_in_words(error)}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds {config!r:.60}; expected settings, such as 'algorithm: FedAvg'")
     return absolute(in_full(config), Path(path).parent)
+
+
+def _in_words(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong, and where: PyYAML calls a text that it was given "<unicode string>"."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).replace(' in "<unicode string>",', "").split())
+    context = f"{error.context}, " if getattr(error, "context", None) else ""  # type: ignore[union-attr]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {context}{error.problem}"  # type: ignore[union-attr]
 
 
 def from_config(config: Mapping[str, Any]) -> Experiment:

@@ -162,11 +162,11 @@ def own_folders(local: LocalDeployment) -> list[Path]:
     if local.own_data is None:
         return []
     if not local.own_data.is_dir():
-        raise DeployError(f"{local.own_data} is not a folder; expected one with a folder or file for each node")
+        raise ConfigError(f"{local.own_data} is not a folder; expected one with a folder or file for each node")
     shown = (path.absolute() for path in local.own_data.iterdir() if not path.name.startswith("."))
     found = sorted(shown, key=lambda path: natural(path.name))
     if len(found) != local.nodes:
-        raise DeployError(f"{local.own_data} holds {len(found)} folders or files; expected {local.nodes}, one a node")
+        raise ConfigError(f"{local.own_data} holds {len(found)} folders or files; expected {local.nodes}, one a node")
     return found
 
 

@@ -85,7 +85,7 @@ def experiment_of(source: str) -> Experiment:
         try:
             config = yaml.safe_load(source)
         except yaml.YAMLError as error:
-            raise ConfigError(f"the experiment is not YAML: {error}") from None
+            raise ConfigError(f"the experiment is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(config, dict):
             raise ConfigError(f"the experiment is {config!r:.60}; expected settings, such as 'algorithm: FedAvg'")
     else:
