@@ -114,7 +114,7 @@ def test_the_command_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert main(["timeline", *words]) == 2
         error = capsys.readouterr().err
         assert text in error and "Traceback" not in error
-    assert main(["timeline", str(tmp_path / "nowhere")]) == 1
+    assert main(["timeline", str(tmp_path / "nowhere")]) == 2
     plain = run(replace(SMALL, clock=None), output=tmp_path / "plain", progress=False)
     with pytest.raises(RunError, match="is written by runs of experiments with a clock"):
         timeline(plain, tmp_path / "b.png")

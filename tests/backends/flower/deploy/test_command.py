@@ -51,9 +51,9 @@ def test_wrong_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "timeout is 0.0; expected" in said(capsys, EXPERIMENT, "--nodes", 3, "--timeout", 0)
     assert "'wait'; expected one of skip, stop" in said(capsys, EXPERIMENT, "--nodes", 3, "--missing", "wait")
     assert "exists; choose another --output" in said(capsys, EXPERIMENT, "--nodes", 3, "--output", tmp_path)
-    assert "is not a run" in said(capsys, "--resume", tmp_path, code=1)
+    assert "is not a run" in said(capsys, "--resume", tmp_path, code=2)
     assert "no option --node; did you mean" in said(capsys, EXPERIMENT, "--node", 3)
-    few = said(capsys, EXPERIMENT, "--nodes", 3, "--own-data", tmp_path, "--output", tmp_path / "run", code=1)
+    few = said(capsys, EXPERIMENT, "--nodes", 3, "--own-data", tmp_path, "--output", tmp_path / "run")
     assert f"{tmp_path} holds 0 folders or files; expected 3" in few
 
 
