@@ -80,7 +80,8 @@ class FedSpeed:
             g = local.grad(y, batch)
             if self.rho and self.alpha:
                 rho = self.rho / (torch.linalg.vector_norm(g) + EPS) if self.normalize else self.rho
-                g = (1 - self.alpha) * g + self.alpha * local.grad(y + rho * g, batch)
+                perturbed = local.grad(y + rho * g, batch)
+                g = perturbed if self.alpha == 1 else (1 - self.alpha) * g + self.alpha * perturbed
             return local.descend(y, g - h + (y - x) / self.lam, eta, prox=1 / self.lam)
 
         dx = local.fold(step, x, x, h, self.lr * local.decay) - x

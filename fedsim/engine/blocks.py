@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
 from fedsim.engine.augmentation import augmented
-from fedsim.engine.dense_fold import dense_fold
+from fedsim.engine.dense_fold import DenseFold, dense_fold
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.fused import StackDescent
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
@@ -263,14 +263,16 @@ class _Block:
         active = len(self.ids)
         self._in_fold = True
         try:
-            by_step = (self._shares, shares), (self._factors, self.step_schedule is not None)
-            some = partial(self._take, self._index[:, skip : skip + 1, 0], None, self._keys[:, skip : skip + 1, 0])
-            plain = self.fed.work.micro_batch is None and not any(given for _, given in by_step)
-            dense = dense_fold(step, int(self.counts[0]) - skip, some, state, consts, own) if plain else None
+            by_step = [self._shares] * shares + [self._factors] * (self.step_schedule is not None)
+            dense: DenseFold | None = None
+            if self.fed.work.micro_batch is None:
+                some = partial(self._take, self._index[:, skip : skip + 1, 0], None, self._keys[:, skip : skip + 1, 0])
+                steps, last = int(self.counts[0]) - skip, [of[skip] for of in by_step]
+                dense = dense_fold(step, steps, some, state, consts, own, last)
             if dense is None:
                 state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
             else:
-                state, consts, own = dense.split(state[0]), dense.shift, dense.own
+                state, consts, own = dense.state, dense.consts, dense.own
             for k in range(skip, int(self.counts[0])):
                 refuse_stopped()
                 if (still := self._active(k)) < active:
@@ -279,17 +281,18 @@ class _Block:
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
                 self._samples = self._lengths[:active, k]
-                batch = self._batch(k, active)
-                if dense is not None:
-                    state = dense(self._charged(active, batch), state, consts)
+                batch, last = self._batch(k, active), [of[k, :active] for of in by_step]
+                if dense is None:
+                    state = step(batch, state, consts + last, own + [True] * len(last))
                     continue
-                last = [of[k, :active] for of, given in by_step if given]
-                state = step(batch, state, consts + last, own + [True] * len(last))
+                for _ in range(dense.step.gradients):
+                    self._charged(active, batch)
+                state = dense(batch, state, consts + last)
         finally:
             self._in_fold, self._samples = False, outer_samples
             self.descend.end()
         ended = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True)]
-        return tuple(ended) if dense is None else (dense.join(ended),)
+        return tuple(ended) if dense is None else dense.join(ended)
 
     def _batch(self, k: int, active: int) -> Batch:
         width = int(self._widths[k])

@@ -1,70 +1,301 @@
-"""Affine local steps of a stack of clients on a dense network, without a gradient of a weight in memory.
+"""Local steps of a stack of clients on a dense network that combine vectors linearly, parameter by parameter.
 
-During a fold every parameter is one contiguous tensor ``[c, *shape]``, so that one batched product adds ``alpha
-delta^T h`` to the weights in place. A vector ``[c, d]`` is split once before the first step and joined after the last.
+During a fold every parameter is one contiguous tensor ``[c, *shape]``. The gradient of a weight is held as its factors,
+``delta [c, B, rows]`` and ``h [c, B, columns]`` with ``g = delta^T h``, and is
+
+- added to weights in place, by one batched product;
+- measured, by ``||delta^T h||^2 = sum (delta delta^T) * (h h^T)``;
+- gone along to the point of another gradient, where ``x W^T + r (x h^T) delta`` are the outputs,
+
+unless a minibatch has so many samples that the gradient itself costs less. A vector ``[c, d]`` is split once before the
+first step and joined after the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedsim.engine.affine import Affine
-from fedsim.engine.linear_stack import DenseStack
+from fedsim.engine.linear_stack import DenseStack, Factors, Parameters, per_client
+from fedsim.engine.linear_step import Gradient, LinearStep, Made, Norm, Number, Terms
 from fedsim.engine.step import LocalStep
+from fedsim.engine.tape import Slot
 from fedsim.types import Batch
 
 LEAST_STEPS = 3
 """Fewer do not pay for splitting and joining."""
 
+Parts: TypeAlias = list[Tensor]
+"""Vectors of clients: ``[c, *shape]`` for each parameter, or ``[1, *shape]`` where they are one for all."""
+
+
+class _Vectors(NamedTuple):
+    """Vectors while a step runs: gradients still as factors, others by parameter."""
+
+    parts: Parts
+    factors: Factors | None = None
+
+
+class _Sum(NamedTuple):
+    """A combination in one fold: (vector, numbers that change, factor), and vectors that stay the same."""
+
+    terms: list[tuple[Slot, tuple[Slot, ...], float]]
+    fixed: int | None
+
 
 class DenseFold:
-    """The steps of one fold: ``step(batch, state)`` on parameters in the order of the network's layers.
+    """The steps of one fold, on lists of tensors: those that steps change, and those that they read.
 
     Args:
         dense: the network.
-        form: the step.
-        consts: its constants in this fold.
+        step: the step.
+        state: carry of the fold.
+        consts: its constants, but for those that change from step to step.
+
+    Attributes:
+        step: the step.
+        state: what the steps change.
+        consts: what they read.
+        own: which of these have a row per client.
     """
 
-    def __init__(self, dense: DenseStack, form: Affine, consts: list[Tensor]) -> None:
-        self._dense = dense
-        self._beta, self._alpha, shift = form.at(consts)
-        self.shift = [] if shift is None else self.split(shift)
-        self.own = [shift is not None and shift.dim() == 2] * len(self.shift)
+    def __init__(self, dense: DenseStack, step: LinearStep, state: list[Tensor], consts: list[Tensor]) -> None:
+        self._dense, self.step = dense, step
+        given = dict(zip(step.consts, consts, strict=False))
+        self._same = {slot: t for slot, t in given.items() if slot in step.numbers and t.dim() == 0}
+        self._ops = [op for op in step.ops if not (isinstance(op, Number) and self._is_same(op))]
+        self._fixed: list[Tensor] = []                     # parts of combinations that stay the same
+        self._sums = {id(terms): self._sum(terms, given) for terms in _combinations(step)}
+        read = {vector for each in self._sums.values() for vector, _, _ in each.terms}
+        self._vectors = [slot for slot in given if slot in read]
+        numbers = [t for slot, t in given.items() if slot in step.numbers - self._same.keys()]
+        self._numbers = [slot for slot in step.consts if slot in step.numbers - self._same.keys()]
+        self.state = [t for slot, x in zip(step.carry, state, strict=True) for t in self._split(slot, x)]
+        whole = [*self._fixed, *(given[slot] for slot in self._vectors)]
+        self.consts = [t for x in whole for t in self._parts(x)] + numbers
+        self.own = [t.shape[0] == len(state[0]) for t in self.consts]
 
-    def split(self, xs: Tensor) -> list[Tensor]:
-        """Copies of the parameters in ``xs [c, d]``: weights ``[c, rows, columns]`` and biases ``[c, rows]``."""
-        xs = xs if xs.dim() == 2 else xs.unsqueeze(0)
-        parts = [t for pair in self._dense.parameters(xs) for t in pair if t is not None]
-        return [t.clone(memory_format=torch.contiguous_format) for t in parts]
+    def _is_same(self, op: Number) -> bool:
+        """Compute ``op`` if it is of numbers that stay the same, and return whether it is."""
+        if any(isinstance(a, Slot) and a not in self._same for a in op.args):
+            return False
+        self._same[op.out] = _computed(op, self._same)
+        return True
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Vectors ``[c, d]`` of parameters."""
-        offsets = [at for layer in self._dense.layers for at in (layer.start, layer.bias_start)[: 1 + layer.bias]]
-        placed = sorted(zip(offsets, parts, strict=True), key=lambda pair: pair[0])
-        return torch.cat([t.flatten(1) for _, t in placed], 1)
+    def _sum(self, terms: Terms, given: Mapping[Slot, Tensor]) -> _Sum:
+        changing: dict[tuple[Slot, tuple[Slot, ...]], float] = {}
+        fixed: Tensor | None = None
+        for (vector, numbers), factor in terms.items():
+            assert vector is not None
+            factor *= prod(float(self._same[n]) for n in numbers if n in self._same)
+            rest = tuple(n for n in numbers if n not in self._same)
+            if vector in given and not rest:
+                fixed = factor * given[vector] if fixed is None else fixed + factor * given[vector]
+            else:
+                changing[vector, rest] = changing.get((vector, rest), 0.0) + factor
+        self._fixed += [] if fixed is None else [fixed]
+        listed = [(vector, rest, factor) for (vector, rest), factor in changing.items()]
+        return _Sum(listed, None if fixed is None else len(self._fixed) - 1)
 
-    def __call__(self, batch: Batch, state: list[Tensor], shift: list[Tensor]) -> list[Tensor]:
-        """Step all clients, in place; ``shift`` is cut to them."""
-        parts = iter(state)
-        pairs = [(next(parts), next(parts) if layer.bias else None) for layer in self._dense.layers]
-        for i, delta, given in self._dense.backward(pairs, batch):
-            w, b = pairs[i]
-            w.baddbmm_(delta.mT, given, beta=self._beta, alpha=self._alpha)
+    def _split(self, slot: Slot, x: Tensor) -> Parts:
+        return [x] if slot in self.step.numbers else self._parts(x)
+
+    def _parts(self, x: Tensor) -> Parts:
+        """Copies of the parameters in vectors ``[c, d]`` or ``[d]``."""
+        pairs = self._dense.parameters(x if x.dim() == 2 else x.unsqueeze(0))
+        return [t.clone(memory_format=torch.contiguous_format) for pair in pairs for t in pair if t is not None]
+
+    def join(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The carry, of the tensors that the steps change."""
+        rest, offsets = iter(tensors), self._dense.offsets
+        joined: list[Tensor] = []
+        for slot in self.step.carry:
+            if slot in self.step.numbers:
+                joined.append(next(rest))
+                continue
+            placed = sorted(((at, next(rest)) for at in offsets), key=lambda pair: pair[0])
+            joined.append(torch.cat([t.flatten(1) for _, t in placed], 1))
+        return tuple(joined)
+
+    def __call__(self, batch: Batch, state: list[Tensor], consts: list[Tensor]) -> list[Tensor]:
+        """Step all clients, whose rows are those of ``state`` and ``consts``; in place where the carry is vectors."""
+        return _Step(self, batch, state, consts).run()
+
+
+class _Step:
+    """One step, while it runs."""
+
+    def __init__(self, fold: DenseFold, batch: Batch, state: list[Tensor], consts: list[Tensor]) -> None:
+        self._fold, self._dense, self._batch = fold, fold._dense, batch
+        step, (tensors, read) = fold.step, (iter(state), iter(consts))
+        self._c, self._low = len(state[0]), self._dense.is_low(batch.x.shape[1])
+        self._numbers: dict[Slot, Tensor] = dict(fold._same)
+        self._vectors: dict[Slot, _Vectors] = {}
+        for slot in step.carry:
+            self._take(slot, tensors)
+        self._fixed = [self._parts(read) for _ in fold._fixed]
+        for slot in (*fold._vectors, *fold._numbers):
+            self._take(slot, read)
+
+    def _parts(self, tensors: Iterator[Tensor]) -> Parts:
+        return [next(tensors) for _ in self._dense.offsets]
+
+    def _take(self, slot: Slot, tensors: Iterator[Tensor]) -> None:
+        if slot in self._fold.step.numbers:
+            self._numbers[slot] = next(tensors)
+        else:
+            self._vectors[slot] = _Vectors(self._parts(tensors))
+
+    def run(self) -> list[Tensor]:
+        """The new carry, by parameter."""
+        for op in self._fold._ops:
+            if isinstance(op, Number):
+                self._numbers[op.out] = _computed(op, self._numbers)
+            elif isinstance(op, Norm):
+                self._numbers[op.out] = self._norm(op.of)
+            elif isinstance(op, Made):
+                self._vectors[op.out] = _Vectors(self._combined(op.terms))
+            else:
+                self._vectors[op.out] = _Vectors([], self._gradient(op.at))
+        return self._results(self._fold.step)
+
+    def _results(self, step: LinearStep) -> list[Tensor]:
+        alone: list[tuple[int, Terms]] = []                # that read of the carry what they may overwrite
+        new: dict[int, Parts] = {}
+        for i, (slot, result) in enumerate(zip(step.carry, step.results, strict=True)):
+            if isinstance(result, Slot):
+                new[i] = [self._numbers[result]]
+            elif {vector for vector, _ in result}.intersection(step.carry) == {slot}:
+                alone.append((i, result))
+            else:
+                new[i] = self._combined(result)
+        new |= {i: self._combined(result, step.carry[i]) for i, result in alone}
+        return [t for i in range(len(step.carry)) for t in new[i]]
+
+    def _norm(self, slot: Slot) -> Tensor:
+        """Norms ``[c]`` of vectors."""
+        factors = self._vectors[slot].factors
+        if factors is not None and self._low:
+            return self._dense.squared_norms(factors).sqrt().to(factors[0][0].dtype)
+        each = torch.stack([torch.linalg.vector_norm(t.flatten(1), dim=1) for t in self._whole(slot)])
+        norms: Tensor = torch.linalg.vector_norm(each, dim=0)
+        return norms
+
+    def _whole(self, slot: Slot) -> Parts:
+        """Vectors by parameter, from here on if they are a gradient."""
+        parts, factors = self._vectors[slot]
+        if factors is not None:
+            parts = self._zeros()
+            self._add(parts, factors, 1.0, 0.0)
+            self._vectors[slot] = _Vectors(parts)
+        return parts
+
+    def _gradient(self, at: Terms) -> Factors:
+        """Gradients at a combination."""
+        terms, fixed = self._terms(at)
+        if not self._low:
+            for slot in terms:
+                self._whole(slot)
+        whole = [(self._vectors[slot].parts, r) for slot, r in terms.items() if self._vectors[slot].factors is None]
+        along = [(r, f) for slot, r in terms.items() if (f := self._vectors[slot].factors) is not None]
+        whole += [] if fixed is None else [(fixed, 1.0)]
+        if len(whole) == 1 and isinstance(whole[0][1], float) and whole[0][1] == 1.0:
+            parts = [t.expand(self._c, *t.shape[1:]) for t in whole[0][0]]
+        else:
+            parts, along = self._combined(at), []
+        found = [(delta, given) for _, delta, given in self._dense.backward(self._pairs(parts), self._batch, along)]
+        return found[::-1]
+
+    def _pairs(self, parts: Parts) -> Parameters:
+        rest = iter(parts)
+        return [(next(rest), next(rest) if layer.bias else None) for layer in self._dense.layers]
+
+    def _zeros(self) -> Parts:
+        like = self._batch.x
+        return [torch.zeros(self._c, *s, dtype=like.dtype) for s in self._dense.part_shapes]
+
+    def _terms(self, terms: Terms) -> tuple[dict[Slot, Tensor | float], Parts | None]:
+        """Number of each vector in a combination, and what of it stays the same."""
+        sum_ = self._fold._sums[id(terms)]
+        found: dict[Slot, Tensor | float] = {}
+        for vector, numbers, factor in sum_.terms:
+            number: Tensor | float = factor
+            for n in numbers:
+                number = self._numbers[n] * number
+            found[vector] = number + found[vector] if vector in found else number
+        return found, None if sum_.fixed is None else self._fixed[sum_.fixed]
+
+    def _combined(self, of: Terms, over: Slot | None = None) -> Parts:
+        """A combination, in new memory or over one of its vectors."""
+        terms, fixed = self._terms(of)
+        beta: Tensor | float = 1.0
+        if over is not None:
+            out, beta = self._vectors[over].parts, terms.pop(over)
+        elif fixed is not None:
+            out, fixed = [t.expand(self._c, *t.shape[1:]).clone() for t in fixed], None
+        else:
+            out, beta = self._zeros(), 0.0
+        for slot, r in sorted(terms.items(), key=lambda term: self._vectors[term[0]].factors is None):
+            parts, factors = self._vectors[slot]
+            if factors is not None:
+                self._add(out, factors, r, beta)
+            else:
+                _scale(out, beta)
+                _add_vectors(out, parts, r)
+            beta = 1.0
+        _scale(out, beta)
+        if fixed is not None:
+            torch._foreach_add_(out, fixed)
+        return out
+
+    def _add(self, out: Parts, factors: Factors, r: Tensor | float, beta: Tensor | float) -> None:
+        """``out <- beta out + r g`` for gradients, of whose weights none is in memory."""
+        if isinstance(beta, Tensor):
+            _scale(out, beta)
+            beta = 1.0
+        for (w, b), (delta, given) in zip(self._pairs(out), factors, strict=True):
+            scaled, alpha = (delta * per_client(r, 3), 1.0) if isinstance(r, Tensor) else (delta, r)
+            w.baddbmm_(scaled.mT, given, beta=beta, alpha=alpha)
             if b is not None:
-                (b if self._beta == 1 else b.mul_(self._beta)).add_(delta.sum(1), alpha=self._alpha)
-        if shift:
-            torch._foreach_add_(state, shift)
-        return state
+                (b if beta == 1 else b.mul_(beta)).add_(scaled.sum(1), alpha=alpha)
+
+
+def _scale(out: Parts, by: Tensor | float) -> None:
+    if isinstance(by, Tensor):
+        for t in out:
+            t.mul_(per_client(by, t.dim()))
+    elif by != 1:
+        torch._foreach_mul_(out, by)
+
+
+def _add_vectors(out: Parts, parts: Parts, r: Tensor | float) -> None:
+    if not isinstance(r, Tensor):
+        torch._foreach_add_(out, parts, alpha=r)
+        return
+    for t, part in zip(out, parts, strict=True):
+        t.addcmul_(part, per_client(r, t.dim()))
+
+
+def _computed(op: Number, numbers: Mapping[Slot, Tensor]) -> Tensor:
+    """Result of ``op`` where numbers of clients are ``[c]``."""
+    result: Tensor = op.fn(*[numbers[a] if isinstance(a, Slot) else a for a in op.args], **op.kwargs)
+    return result
+
+
+def _combinations(step: LinearStep) -> list[Terms]:
+    made = [op.at if isinstance(op, Gradient) else op.terms for op in step.ops if isinstance(op, Gradient | Made)]
+    return made + [result for result in step.results if not isinstance(result, Slot)]
 
 
 def dense_fold(
-    step: LocalStep, steps: int, some: Callable[[], Batch], state: list[Tensor], consts: list[Tensor], own: list[bool]
-) -> DenseFold | None:
-    """The steps of a fold on a dense network, if they are affine and there are enough of them.
+    step: LocalStep, steps: int, some: Callable[[], Batch], state: list[Tensor], consts: list[Tensor], own: list[bool],
+    last: list[Tensor],
+) -> DenseFold | None:  # fmt: skip
+    """The steps of a fold on a dense network, if they combine vectors linearly and there are enough of them.
 
     Args:
         step: the step as written.
@@ -73,11 +304,12 @@ def dense_fold(
         state: carry of the fold.
         consts: its constants.
         own: which of them have a row per client.
+        last: numbers ``[c]`` that follow, another in each step.
     """
     model = step.model
     if model.dense is None or model.mixes or model.penalty is not None or model.device.type != "cpu":
         return None
     if steps < LEAST_STEPS or not model.dense.takes((batch := some()).x):
         return None
-    form = step.affine(batch, state, consts, own)
-    return None if form is None else DenseFold(model.dense, form, consts)
+    form = step.linear(batch, state, consts + last, own + [True] * len(last))
+    return None if form is None else DenseFold(model.dense, form, state, consts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,17 @@ class _Layer:
         return self.start + self.rows * self.columns
 
 
+Parameters: TypeAlias = Sequence[tuple[Tensor, Tensor | None]]
+"""Weight ``[c, rows, columns]`` and bias ``[c, rows]`` of each layer, in the order of use."""
+Factors: TypeAlias = list[tuple[Tensor, Tensor]]
+"""``delta [c, B, rows]`` and inputs ``[c, B, columns]`` of each layer: its weights' gradient is ``delta^T inputs``."""
+Along: TypeAlias = Sequence[tuple[Tensor | float, Factors]]
+"""Gradients beside the parameters, each with a number ``[c]``, or one for all clients."""
+
+
+LOW_COST = 6
+"""Operations on factors for each on a gradient in memory."""
+
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 
 
@@ -63,6 +74,7 @@ class DenseStack:
 
     def __init__(self, layers: list[_Layer], loss: Callable[[Tensor, Tensor], Tensor], flatten: bool) -> None:
         self.layers, self.loss, self.flatten = layers, loss, flatten
+        self.offsets = [at for layer in layers for at in (layer.start, layer.bias_start)[: 1 + layer.bias]]
 
     @classmethod
     def of(cls, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> DenseStack | None:
@@ -127,6 +139,25 @@ class DenseStack:
             # no out=: writing into the strided rows of one [c, d], PyTorch would run one product at a time
             yield layer.start, torch.bmm(delta.mT, given).view(len(xs), -1)
 
+    @property
+    def part_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each parameter, in the order of ``offsets``."""
+        return [s for at in self.layers for s in ((at.rows, at.columns), (at.rows,))[: 1 + at.bias]]
+
+    def is_low(self, samples: int) -> bool:
+        """Whether gradients of so many samples cost less as factors than in memory, where a step goes along them."""
+        smaller = sum(at.rows + at.columns for at in self.layers)
+        return LOW_COST * samples * smaller < sum(at.rows * at.columns for at in self.layers)
+
+    def squared_norms(self, factors: Factors) -> Tensor:
+        """Squared norms ``[c]`` of gradients, in double precision, as it sums products of both signs."""
+        total = torch.zeros((), dtype=torch.float64)
+        for layer, (delta, given) in zip(self.layers, factors, strict=True):
+            d, h = delta.double(), given.double()
+            near = torch.bmm(h, h.mT)
+            total = total + (torch.bmm(d, d.mT) * (near.add_(1) if layer.bias else near)).sum((1, 2))
+        return total.clamp_(min=0)
+
     def parameters(self, xs: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Views in ``xs [c, d]`` of each layer's weight ``[c, rows, columns]`` and bias ``[c, rows]`` (or None)."""
         return [
@@ -138,30 +169,36 @@ class DenseStack:
         ]
 
     def backward(
-        self, parameters: Sequence[tuple[Tensor, Tensor | None]], batch: Batch
+        self, parameters: Parameters, batch: Batch, along: Along = ()
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (layer, ``delta [c, B, rows]``, inputs ``[c, B, columns]``) from the last layer to the first.
 
-        A layer's parameters are not read after it is yielded, so they may be updated at once.
+        A layer's parameters are not read after it is yielded, so they may be updated at once. The point is
+        ``parameters`` and so many times the gradients ``along``.
         """
         c = len(batch.x)
         masks = self._masks(batch)
-        given, hidden = self._forward(parameters, batch.x.reshape(c, batch.x.shape[1], -1), masks)
+        given, hidden = self._forward(parameters, batch.x.reshape(c, batch.x.shape[1], -1), masks, along)
         delta = self._output_delta(given[-1], batch)
         for i in reversed(range(len(self.layers))):
             layer, mask = self.layers[i], masks[i]
             delta = _through(delta if mask is None else delta * mask, hidden[i], layer.activation)
             before = torch.bmm(delta, parameters[i][0]) if i else delta
+            for r, factors in along if i else ():
+                before.baddbmm_(torch.bmm(delta, factors[i][0].mT).mul_(per_client(r, 3)), factors[i][1])
             yield i, delta, given[i]
             delta = before
 
     def _forward(
-        self, parameters: Sequence[tuple[Tensor, Tensor | None]], x: Tensor, masks: Sequence[Tensor | None]
+        self, parameters: Parameters, x: Tensor, masks: Sequence[Tensor | None], along: Along = ()
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs ``[c, B, columns]`` of each layer and, last, the output; and the activations before dropout."""
         given, hidden = [x], list[Tensor]()
-        for layer, (w, b), mask in zip(self.layers, parameters, masks, strict=True):
+        for i, (layer, (w, b), mask) in enumerate(zip(self.layers, parameters, masks, strict=True)):
             z = torch.bmm(given[-1], w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), given[-1], w.mT)
+            for r, factors in along:                       # x (r delta^T h)^T, and r times the sum of delta
+                near = torch.bmm(given[-1], factors[i][1].mT)
+                z.baddbmm_((near if b is None else near.add_(1)).mul_(per_client(r, 3)), factors[i][0])
             hidden.append(_activate(z, layer.activation))
             given.append(hidden[-1] if mask is None else hidden[-1] * mask)
         return given, hidden
@@ -194,6 +231,11 @@ class DenseStack:
             targets = mapped(lambda t: t.reshape(c * b, *t.shape[2:]), batch.y)
             losses = per_sample(loss_of_mixed(self.loss, flat, targets), c * b)
             return torch.autograd.grad(losses.sum(), flat)[0].reshape(out.shape) * scale
+
+
+def per_client(number: Tensor | float, dim: int) -> Any:
+    """Numbers ``[c]`` of clients as ``[c, 1, ...]``, of so many dimensions; one for all as it is."""
+    return number.view(-1, *[1] * (dim - 1)) if isinstance(number, Tensor) else number
 
 
 def _is(module: nn.Module, *kinds: type[nn.Module]) -> TypeGuard[Any]:

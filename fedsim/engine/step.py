@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from fedsim.engine.affine import Affine, affine
 from fedsim.engine.descent import Descent
+from fedsim.engine.linear_step import LinearStep, linear_step
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
 from fedsim.engine.refusals import refuse_other_form
@@ -29,8 +29,8 @@ Programs = dict[Hashable, Program | None]
 PROGRAMS: WeakKeyDictionary[Model, dict[Hashable, Programs]] = WeakKeyDictionary()
 """Recordings for every live model."""
 
-FORMS: WeakKeyDictionary[Model, dict[Hashable, Affine | None]] = WeakKeyDictionary()
-"""Affine forms of steps; None for those of another form."""
+FORMS: WeakKeyDictionary[Model, dict[Hashable, LinearStep | None]] = WeakKeyDictionary()
+"""Steps as linear combinations; None for those of another form."""
 
 MOST_STEPS = 64
 """Steps cached per model; only a step that captures a number of its round leads to more."""
@@ -70,16 +70,17 @@ class LocalStep:
         except Unreplayable:
             self._programs = None
 
-    def affine(self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]) -> Affine | None:
-        """The affine form of the step, for arguments as in a call; None if it has another or cannot be recorded."""
-        if self._programs is None or len(state) != 1:
+    def linear(self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]) -> LinearStep | None:
+        """The step as linear combinations, for arguments as in a call; None if it is not, or cannot be recorded."""
+        if self._programs is None:
             return None
-        forms, key = FORMS.setdefault(self.model, {}), (self._form, *own, *(t.shape[1:] for t in consts))
+        shapes = (tuple(t.shape[1:]) if o else tuple(t.shape) for t, o in zip(consts, own, strict=True))
+        forms, key = FORMS.setdefault(self.model, {}), (self._form, *own, *shapes, *(t.shape[1:] for t in state))
         if key not in forms:
             if len(forms) > MOST_STEPS:
                 forms.clear()
             recording = self._recording(batch, state, consts, own)
-            forms[key] = None if recording is None else affine(recording, len(flat(batch)), own)
+            forms[key] = None if recording is None else linear_step(recording, len(flat(batch)), own)
         return forms[key]
 
     def __call__(self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Affine local steps on dense networks: which are recognised, and that they do what the step as written does."""
+"""Linear local steps on dense networks: which are recognised, and that they do what the step as written does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import FedAvg, FedProx, FedSAM, FedSpeed, Scaffold
+from algorithms import FedAvg, FedGamma, FedProx, FedSAM, FedSMOO, FedSpeed, MoFedSAM, Scaffold
 from fedsim import Batch, Local
 from fedsim.clients import cohort
-from fedsim.engine import step
+from fedsim.engine import linear_stack, step
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.dense_fold import DenseFold
+from fedsim.engine.linear_stack import DenseStack
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.engine.optimizers import HeavyBall
+from fedsim.engine.step_schedules import CosineSteps
+from fedsim.models.losses import cross_entropy
 from tests.engine.test_replay import assert_same, federation
 
 
@@ -36,33 +39,58 @@ def folds(monkeypatch: pytest.MonkeyPatch) -> list[DenseFold]:
     return made
 
 
+@pytest.fixture(params=["factors", "whole"])
+def gradients(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients as factors, or in memory, for whatever number of samples."""
+    monkeypatch.setattr(linear_stack, "LOW_COST", {"factors": 0, "whole": 1e9}[request.param])
+
+
+CLIPPED = LocalWork(4, clip_norm=0.3)
+DECAYED = LocalWork(4, clip_norm=0.3, clip_mode="direction", weight_decay=0.1, weight_decay_mode="step")
+
+
+@pytest.mark.usefixtures("gradients")
 @pytest.mark.parametrize(
-    ("algorithm", "work", "fused"),
+    ("algorithm", "work", "linear"),
     [
         (FedAvg(), LocalWork(4), True),
         (FedAvg(), LocalWork(4, weight_decay=0.1), True),
+        (FedAvg(), CLIPPED, True),
+        (FedAvg(), LocalWork(4, epochs=2, step_schedule=CosineSteps(warmup=2)), True),
         (FedProx(mu=0.5), LocalWork(4), True),
         (Scaffold(), LocalWork(4, weight_decay=0.1, weight_decay_mode="step"), True),
         (FedSpeed(rho=0.0), LocalWork(4), True),
-        (FedSAM(), LocalWork(4), False),
-        (FedAvg(), LocalWork(4, clip_norm=1.0), False),
+        (FedSpeed(), LocalWork(4), True),
+        (FedSpeed(alpha=0.7), DECAYED, True),
+        (FedSpeed(alpha=0.7, normalize=False), LocalWork(4), True),
+        (FedSAM(rho=0.1), LocalWork(4), True),
+        (FedSAM(rho=0.1), CLIPPED, True),
+        (FedSAM(rho=0.1), DECAYED, True),
+        (FedSAM(rho=0.1), LocalWork(4, step_schedule=CosineSteps()), True),
+        (FedSMOO(), LocalWork(4), True),
+        (FedSMOO(), CLIPPED, True),
+        (MoFedSAM(), LocalWork(4), True),
+        (FedGamma(rho=0.1), LocalWork(4), True),
         (FedAvg(), LocalWork(4, optimizer=HeavyBall()), False),
         (FedAvg(), LocalWork(4, steps=2), False),          # not worth splitting and joining the vectors
+        (FedAvg(), LocalWork(4, micro_batch=2), False),
     ],
 )
-def test_affine_steps_are_recognised(algorithm: Any, work: LocalWork, fused: bool, folds: list[DenseFold]) -> None:
+def test_linear_steps_are_recognised(algorithm: Any, work: LocalWork, linear: bool, folds: list[DenseFold]) -> None:
     """A rewrite of an algorithm must not lose them unnoticed."""
-    states, models = [], []
+    states, models, charged = [], [], []
     for backend in (Loop(), Blocks(4)):
         fed = federation(backend, work)
         state = algorithm.init(fed.model.vector(), cohort(fed, 0))
         for round in (1, 2):
-            state = algorithm.round(state, cohort(fed, round))
+            state = algorithm.round(state, clients := cohort(fed, round))
         states.append(state)
         models.append(fed.model)
+        charged.append(clients._meter.ledger.gradient_evaluations)
     torch.testing.assert_close(states[1].x, states[0].x, rtol=1e-12, atol=1e-12)
-    assert bool(folds) == fused
-    assert any(form is not None for form in step.FORMS.get(models[1], {}).values()) == fused
+    np.testing.assert_array_equal(*charged)
+    assert bool(folds) == linear
+    assert any(form is not None for form in step.FORMS.get(models[1], {}).values()) == linear
 
 
 def random_step(seed: int) -> Callable[..., Tensor]:
@@ -113,15 +141,11 @@ def squares(y: Tensor, g: Tensor, x: Tensor, s: Tensor) -> Tensor:
     return y - 0.1 * g + 0.01 * y * x
 
 
-def scaled(y: Tensor, g: Tensor, x: Tensor, s: Tensor) -> Tensor:
-    return y - g / (10 * s)                                # a number for each client
-
-
-def sampled(y: Tensor, g: Tensor, x: Tensor, s: Tensor) -> Tensor:
+def signed(y: Tensor, g: Tensor, x: Tensor, s: Tensor) -> Tensor:
     return y - 0.1 * g.sign()
 
 
-@pytest.mark.parametrize("rule", [squares, scaled, sampled])
+@pytest.mark.parametrize("rule", [squares, signed])
 def test_other_steps_are_not(rule: Callable[..., Tensor], folds: list[DenseFold]) -> None:
     def client(local: Local, x: Tensor) -> Tensor:
         def step(y: Tensor, batch: Batch, x: Tensor, s: Tensor) -> Tensor:
@@ -131,6 +155,38 @@ def test_other_steps_are_not(rule: Callable[..., Tensor], folds: list[DenseFold]
 
     assert_same(client, 4)
     assert not folds
+
+
+@pytest.mark.usefixtures("gradients")
+@pytest.mark.parametrize("size", [1, 4])
+def test_several_vectors_and_numbers_of_clients(size: int, folds: list[DenseFold]) -> None:
+    """Two carries that read each other, a number of each client that changes, and one that does not."""
+
+    def client(local: Local, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def step(
+            carry: tuple[Tensor, Tensor, Tensor], batch: Batch, x: Tensor, s: Tensor, share: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            y, z, k = carry
+            g = local.grad(0.5 * y + 0.5 * z, batch) + local.grad(x, batch)
+            length = torch.linalg.vector_norm(3 * g - z, dim=-1, keepdim=True)
+            g = g / (1 + length) / k
+            return z - 0.1 * g, y - share * g / s + 0.2 * (3 * g - z), k + 1
+
+        return local.fold(step, (x, 2 * x, local.steps), x, local.steps, shares=True)
+
+    assert_same(client, size, LocalWork(4, epochs=2))
+    assert folds
+
+
+def test_gradients_that_cancel_have_a_norm() -> None:
+    """Sums of products of both signs, in single precision: half of the digits would be lost."""
+    stack = DenseStack.of(nn.Linear(40, 30), cross_entropy)
+    torch.manual_seed(0)
+    delta, h = torch.randn(2, 8, 30), torch.randn(2, 8, 40)
+    delta, h = torch.cat([delta, -delta * (1 + 1e-4)], 1), torch.cat([h, h], 1)
+    g = torch.bmm(delta.double().mT, torch.cat([h.double(), torch.ones(2, 16, 1)], 2))
+    assert stack is not None
+    torch.testing.assert_close(stack.squared_norms([(delta, h)]), g.square().sum((1, 2)), rtol=1e-6, atol=0)
 
 
 def dropped() -> nn.Module:
