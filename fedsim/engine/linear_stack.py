@@ -63,7 +63,7 @@ Along: TypeAlias = Sequence[tuple[Tensor | float, Factors]]
 """Gradients beside the parameters, each with a number ``[c]``, or one for all clients."""
 
 
-LOW_COST = 6
+LOW_COST = 3
 """Operations on factors for each on a gradient in memory."""
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}

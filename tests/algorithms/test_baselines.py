@@ -62,7 +62,7 @@ SAME_BITS = {
 @pytest.mark.parametrize("pair", SAME_BITS)
 def test_without_the_term_that_it_adds_it_is_another(pair: str, cohorts: list[list[int]], backend: Any) -> None:
     one, other = (run(a, EPOCHS, cohorts, backend) for a in SAME_BITS[pair])
-    # Blocks take affine steps in another form, which rounds differently (``fedsim.engine.affine``).
+    # Blocks take linear steps in another form, which rounds differently (``fedsim.engine.linear_step``).
     np.testing.assert_allclose(one, other, rtol=0.0 if isinstance(backend, Loop) else 1e-12, atol=0.0)
     assert np.abs(one[-1] - X0).max() > 1e-3
 
