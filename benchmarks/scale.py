@@ -1,6 +1,7 @@
 """What a run costs when one size grows: seconds of set-up and of a round, peak memory, bytes on disk.
 
     python -m benchmarks.scale clients 10000 100000 1000000
+    python -m benchmarks.scale clients 1000000 10000000 --lazy
     python -m benchmarks.scale nodes 1000 10000 100000 --graph Exponential --rounds 2
 
 Whole experiments in processes of their own, with the defaults of a run but for its sizes: logistic regression, one
@@ -28,7 +29,7 @@ import algorithms
 import topologies
 from fedsim.api import run
 from fedsim.controller.host import Host
-from fedsim.data import Dataset, Split
+from fedsim.data import Dataset, Split, dataset_by_client
 from fedsim.engine.local_work import LocalWork
 from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.experiment import Experiment
@@ -55,13 +56,29 @@ class Timed(Host):
         return super().round(*arguments, **more)
 
 
-def experiment(sizes: dict[str, int], algorithm: str, graph: str) -> Experiment:
-    """The experiment of these sizes; ``nodes`` above 0 is their number in a method without a server."""
-    n, d = sizes["nodes"] or sizes["clients"], sizes["features"]
+def resident(n: int, d: int) -> Dataset:
+    """Samples of ``n`` clients in memory."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n * SAMPLES, d, generator=generator)
     y = (x[:, 0] > 0).long()
-    data = Dataset("random", Split(x, y, np.arange(n).repeat(SAMPLES)), Split(x[:1000].clone(), y[:1000].clone()), 2)
+    return Dataset("random", Split(x, y, np.arange(n).repeat(SAMPLES)), Split(x[:1000].clone(), y[:1000].clone()), 2)
+
+
+def lazy(n: int, d: int) -> Dataset:
+    """Samples of ``n`` clients by a function, which are made when a round needs them."""
+
+    def load(client: int) -> tuple[np.ndarray, np.ndarray]:
+        x = np.random.default_rng(client).standard_normal((SAMPLES, d), np.float32)
+        return x, (x[:, 0] > 0).astype(np.int64)
+
+    x, y = zip(*map(load, range(100)), strict=True)
+    return dataset_by_client(load, np.full(n, SAMPLES), (np.concatenate(x), np.concatenate(y)), 2)
+
+
+def experiment(sizes: dict[str, int], algorithm: str, graph: str, by_function: bool = False) -> Experiment:
+    """The experiment of these sizes; ``nodes`` above 0 is their number in a method without a server."""
+    n, d = sizes["nodes"] or sizes["clients"], sizes["features"]
+    data = lazy(n, d) if by_function else resident(n, d)
     return Experiment(
         getattr(algorithms, algorithm)(),
         data=data,
@@ -75,9 +92,9 @@ def experiment(sizes: dict[str, int], algorithm: str, graph: str) -> Experiment:
     )
 
 
-def measure(sizes: dict[str, int], algorithm: str, graph: str) -> dict[str, float]:
+def measure(sizes: dict[str, int], algorithm: str, graph: str, by_function: bool) -> dict[str, float]:
     """Run one experiment in this process."""
-    made = experiment(sizes, algorithm, graph)
+    made = experiment(sizes, algorithm, graph, by_function)
     host, before = Timed(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -103,13 +120,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"{usual} by default")
     parser.add_argument("--algorithm", help="FedAvg by default; DPSGD with nodes")
     parser.add_argument("--graph", default="Ring", help="of the nodes; Ring by default")
+    parser.add_argument("--lazy", action="store_true", help="samples by a function of the client, not in memory")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sizes = {name: getattr(arguments, name) for name in SIZES}
     if arguments.one:
         sizes[arguments.size] = arguments.values[0]
         algorithm = arguments.algorithm or ("DPSGD" if sizes["nodes"] else "FedAvg")
-        print(json.dumps(measure(sizes, algorithm, arguments.graph)))
+        print(json.dumps(measure(sizes, algorithm, arguments.graph, arguments.lazy)))
         return
     last: tuple[int, float] | None = None
     for value in arguments.values:

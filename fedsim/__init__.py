@@ -19,7 +19,7 @@ _NAMES = {
         "NaturalDithering", "PowerSGD", "QSGD", "RandK", "Scaled", "Sign", "Threshold", "TopK",
     ],
     "fedsim.controller.watching": ["RoundView"],
-    "fedsim.data": ["Dataset", "Split", "dataset_of", "save_dataset"],
+    "fedsim.data": ["Dataset", "Split", "dataset_by_client", "dataset_of", "save_dataset"],
     "fedsim.engine.augmentation": ["Chain", "CropAndFlip", "Cutout", "Jitter"],
     "fedsim.engine.sharing": ["Share"],
     "fedsim.engine.local_work": ["LocalWork"],

@@ -29,6 +29,7 @@ from fedsim.compress import TopK as TopK
 from fedsim.controller.watching import RoundView as RoundView
 from fedsim.data import Dataset as Dataset
 from fedsim.data import Split as Split
+from fedsim.data import dataset_by_client as dataset_by_client
 from fedsim.data import dataset_of as dataset_of
 from fedsim.data import save_dataset as save_dataset
 from fedsim.engine.augmentation import Chain as Chain

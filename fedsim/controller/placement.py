@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.data import Split
+from fedsim.data import Dataset, Split
+from fedsim.data.by_client import ClientSource
 from fedsim.data.dataset import brightness
 from fedsim.engine.local_work import Shards
 from fedsim.engine.scattered import Scattered
+from fedsim.engine.sourced import Sourced
 from fedsim.errors import ConfigError, PartitionError, explained
 from fedsim.experiment.experiment import Experiment
 from fedsim.partition import Partition, Skew
@@ -35,7 +37,7 @@ class _Part(NamedTuple):
 
 def place(
     experiment: Experiment,
-    train: Split,
+    data: Dataset,
     partition: Partition,
     seed: int,
     device: torch.device,
@@ -53,8 +55,10 @@ def place(
         ConfigError: a client would have no held-out samples.
         PartitionError: a client has no samples, or a skew changes the shape of its inputs.
     """
-    make = _placing(experiment, train, partition, seed, device, dtype)
     groups = list(pairwise(dict.fromkeys((0, *ends))))
+    if data.source is not None:
+        return _of_source(data.source, experiment.evaluation.holdout, seed, device, dtype, groups)
+    make = _placing(experiment, data.train, partition, seed, device, dtype)
     if not experiment.evaluation.holdout:
         whole = _Part(None, partition.offsets.copy())      # writable, as torch wants arrays
         return [(shards, shards) for group in groups for shards in [make(_only(whole, *group))]]
@@ -83,10 +87,39 @@ def _only(part: _Part, first: int, end: int) -> _Part:
     return _Part(rows, offsets - offsets[0])
 
 
+def _of_source(
+    source: ClientSource,
+    share: float,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    groups: Sequence[tuple[int, int]],
+) -> list[tuple[Shards, Shards]]:
+    """Shards of clients that are not in memory."""
+    if not share:
+        return [(shards, shards) for group in groups for shards in [Sourced(source, group, device, dtype)]]
+    holdout = _withheld(source.sizes, share), seed
+    return [
+        (Sourced(source, group, device, dtype, holdout), Sourced(source, group, device, dtype, holdout, True))
+        for group in groups
+    ]
+
+
+def _withheld(sizes: np.ndarray, share: float) -> np.ndarray:
+    """Numbers of samples ``[n]`` that clients of ``sizes [n]`` withhold; each keeps at least one for training."""
+    held: np.ndarray = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
+    if not held.all():
+        raise ConfigError(
+            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {len(sizes)} clients without"
+            f" held-out samples (the smallest has {sizes.min()}); give every client more samples, or use holdout 0"
+        )
+    return held
+
+
 def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
     """Training rows and held-out rows of the data sorted by client; every client keeps at least one for training."""
     sizes = partition.sizes
-    held = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
+    held = _withheld(sizes, share)
     orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))
     withheld = [
         np.sort(order[0, :h]) + start for order, h, start in zip(orders, held, partition.offsets[:-1], strict=True)
@@ -96,11 +129,6 @@ def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Par
     parts = []
     for rows, counts in ((np.flatnonzero(mask), sizes - held), (np.concatenate(withheld), held)):
         parts.append(_Part(rows, np.r_[0, np.cumsum(counts)]))
-    if not held.all():
-        raise ConfigError(
-            f"evaluation.holdout is {share}, which leaves {int((held == 0).sum())} of {partition.n} clients without"
-            f" held-out samples (the smallest has {sizes.min()}); give every client more samples, or use holdout 0"
-        )
     return parts[0], parts[1]
 
 

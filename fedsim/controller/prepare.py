@@ -37,6 +37,7 @@ from fedsim.experiment.measures import Metric
 from fedsim.gossip import check, check_connected, mixing_matrix
 from fedsim.models import losses
 from fedsim.partition import NaturalIdPartitioner, Partition
+from fedsim.partition.partition import OwnSamples
 from fedsim.problems import PROBLEMS, Problem
 from fedsim.tree import count, flat, shapes
 
@@ -99,9 +100,12 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     train = dataset.train
     if not count(dataset.test.y):
         raise ConfigError(f"data set {dataset.name!r} has no test samples; set some aside, as test_fraction does")
-    with explained(f"{type(experiment.division).__name__}.partition"):
-        partition = experiment.division.partition(dataset.labels, train.client, seed)
-    _check_partition(partition, count(train.y), type(experiment.division).__name__)
+    if dataset.source is not None:
+        partition: Partition = OwnSamples(dataset.source.sizes, {"name": "a function of the client"})
+    else:
+        with explained(f"{type(experiment.division).__name__}.partition"):
+            partition = experiment.division.partition(dataset.labels, train.client, seed)
+        _check_partition(partition, count(train.y), type(experiment.division).__name__)
     if problem is not None and not _own_clients(partition, train):
         raise ConfigError(
             f"partition {experiment.division} does not keep the clients of the problem {dataset.name!r}, on which its"
@@ -120,7 +124,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             check_connected(experiment.topology, seed, partition.n)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     k = seen(partition.n, experiment.evaluation.unseen)
-    (shards, own), *others = place(experiment, train, partition, seed, device, dtype, (k, partition.n))
+    (shards, own), *others = place(experiment, dataset, partition, seed, device, dtype, (k, partition.n))
     partition = partition.first(k)
     attackers, remarks = byzantine.attackers(experiment, seed, shards.sizes)
     byzantine.poison(experiment.attack, attackers, shards, dataset.classes, seed)
@@ -169,7 +173,7 @@ def _measures(experiment: Experiment, dataset: Dataset) -> tuple[Metric, ...]:
 
 
 def _unheld(dataset: Dataset, partition: Partition) -> list[str]:
-    if not dataset.classes or dataset.labels.ndim != 1:    # classes are one tensor
+    if not dataset.classes or dataset.labels.ndim != 1 or dataset.source is not None:    # classes are one tensor
         return []
     known, held = np.bincount(dataset.labels), np.bincount(dataset.labels[partition.indices])
     gone = np.setdiff1d(np.flatnonzero(known), np.flatnonzero(held))
@@ -225,8 +229,10 @@ def _load(
 
 
 def data_hash(dataset: Dataset) -> str:
-    """SHA-256 of the samples of a data set."""
+    """SHA-256 of the samples of a data set; of clients that are not in memory, of their numbers and the first one's."""
     digest = hashlib.sha256()
+    if dataset.source is not None:
+        digest.update(dataset.source.sizes.data)
     for split in (dataset.train, dataset.test):
         for tree in (split.x, split.y):
             if not isinstance(tree, Tensor):               # its names and nesting

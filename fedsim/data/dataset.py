@@ -70,6 +70,8 @@ class Dataset:
         notes: facts for the reader of a result, such as samples that differ from the published files.
         feature_names: name of feature ``j`` of ``x`` at position ``j``, where the file names them.
         target_name: name of the target's column, where the file names it.
+        source: of the samples of clients that are not in memory, of which ``train`` is the first one's: see
+            ``dataset_by_client``.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Dataset:
     notes: str = ""
     feature_names: tuple[str, ...] | None = None
     target_name: str | None = None
+    source: Any = None
 
     def __post_init__(self) -> None:
         whole(f"data set {self.name!r}: classes", self.classes, 0, "; 0 is regression")

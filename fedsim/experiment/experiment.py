@@ -19,6 +19,7 @@ from fedsim.engine.local_work import LocalWork
 from fedsim.engine.optimizers import keeps
 from fedsim.engine.sharing import Share
 from fedsim.errors import ConfigError
+from fedsim.experiment.by_client import check_source
 from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.execution import Execution
 from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
@@ -170,6 +171,7 @@ class Experiment:
             object.__setattr__(self, "data", dataset_of(self.data))
         object.__setattr__(self, "partition", as_partitioner(self.partition))
         self._check_parts()
+        check_source(self)
         self._check_topology()
         self._check_share()
         self._check_metrics()
@@ -394,5 +396,6 @@ def is_problem(data: Data | Dataset | Problem) -> bool:
 
 
 def division(data: Data | Dataset | Problem, partition: Partitioner) -> Partitioner:
-    """The partitioner with its default resolved: a ``Problem`` defines its own clients."""
-    return NaturalIdPartitioner() if is_problem(data) and partition == DIRICHLET else partition
+    """The partitioner with its default resolved: a ``Problem``, or a function of clients, defines its own clients."""
+    own = is_problem(data) or getattr(data, "source", None) is not None
+    return NaturalIdPartitioner() if own and partition == DIRICHLET else partition

@@ -116,3 +116,16 @@ class Partition:
             fix = "partition the data again, or restore the file"
             raise PartitionError(f"{os.fspath(path)} is corrupt: content {loaded.hash}, stored hash {stored}; {fix}")
         return loaded
+
+
+class OwnSamples(Partition):
+    """Partition of samples that are not here, as each client has its own: their numbers ``sizes [n]``."""
+
+    def __init__(self, sizes: np.ndarray, scheme: Mapping[str, object]) -> None:
+        object.__setattr__(self, "indices", np.empty(0, np.int64))
+        object.__setattr__(self, "offsets", np.r_[0, np.cumsum(sizes)])
+        object.__setattr__(self, "scheme", scheme)
+
+    def first(self, k: int) -> Partition:
+        """See ``Partition``."""
+        return self if k == self.n else OwnSamples(self.sizes[:k], self.scheme)

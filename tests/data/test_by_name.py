@@ -116,7 +116,7 @@ def test_larger_data_is_gathered_from_bytes_alike(tmp_path: Path, monkeypatch: p
         for copied in (2**27, 0):
             monkeypatch.setattr(placement, "COPIED", copied)
             ((shards, _),) = placement.place(
-                case, data.train, IidPartitioner(4).partition(data.labels, None, 0), 0, torch.device("cpu"), dtype, (4,)
+                case, data, IidPartitioner(4).partition(data.labels, None, 0), 0, torch.device("cpu"), dtype, (4,)
             )
             ways.append(shards.rows(2))
             assert shards.in_memory == bool(copied) and shards.rows(2).x.dtype == dtype

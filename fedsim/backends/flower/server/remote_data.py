@@ -18,7 +18,7 @@ from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.errors import DeployError
 from fedsim.experiment.experiment import Data, Experiment
-from fedsim.partition import Partition
+from fedsim.partition.partition import OwnSamples
 
 
 class Elsewhere(Shards):
@@ -28,15 +28,6 @@ class Elsewhere(Shards):
         self._samples = torch.empty(0), torch.empty(0)
         self.sizes = sizes
         self.offsets = np.r_[0, np.cumsum(sizes)]
-
-
-class UnseenPartition(Partition):
-    """Partition of samples that only their clients have: their numbers, however large a client says that its own is."""
-
-    def __init__(self, sizes: np.ndarray) -> None:
-        object.__setattr__(self, "indices", np.empty(0, np.int64))
-        object.__setattr__(self, "offsets", np.r_[0, np.cumsum(sizes)])
-        object.__setattr__(self, "scheme", {"name": "own data of every node"})
 
 
 def without_samples(prepared: Prepared) -> Prepared:
@@ -80,7 +71,7 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
         weights=sizes if experiment.weights == "samples" else None,
         cohort_size=experiment.participation.expected(n), decay=experiment.decay, topology=experiment.topology,
     )  # fmt: skip
-    partition = UnseenPartition(sizes)
+    partition = OwnSamples(sizes, {"name": "own data of every node"})
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, metrics = dataset.test.to(device, dtype), experiment.measures
     return Prepared(federation, test, Elsewhere(sizes), kind, partition, dataset, None, metrics=metrics)
