@@ -14,7 +14,8 @@ from fedsim.data import Dataset
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import build
 from fedsim.experiment.config.names import parameters
-from fedsim.experiment.experiment import Data, Experiment, division
+from fedsim.experiment.division import division
+from fedsim.experiment.experiment import Data, Experiment
 from fedsim.partition import Partitioner, card, plot, render
 from fedsim.problems import Problem
 

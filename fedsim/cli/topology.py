@@ -25,7 +25,8 @@ from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.experiment.config import build, override
 from fedsim.experiment.config.names import parameters
 from fedsim.experiment.config.write import written
-from fedsim.experiment.experiment import Data, Experiment, division, is_problem
+from fedsim.experiment.division import division, is_problem
+from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.short_forms import in_full
 from fedsim.gossip import Topology, graph_file, mixing_matrix, refusals, weigh
 from fedsim.messages.wire import nbytes

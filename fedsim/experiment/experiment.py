@@ -19,7 +19,7 @@ from fedsim.engine.local_work import LocalWork
 from fedsim.engine.optimizers import keeps
 from fedsim.engine.sharing import Share
 from fedsim.errors import ConfigError
-from fedsim.experiment.by_client import check_source
+from fedsim.experiment.division import DIRICHLET, check_source, division, is_problem
 from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.execution import Execution
 from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
@@ -30,9 +30,9 @@ from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
 from fedsim.gossip import Topology, graph_file
 from fedsim.models import MLP, Architecture
-from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner, Skew
+from fedsim.partition import Partitioner, Skew
 from fedsim.partition.own import as_partitioner
-from fedsim.problems import PROBLEMS, Problem
+from fedsim.problems import Problem
 from fedsim.robust.attack import Attack
 from fedsim.robust.robust import Robust
 from fedsim.robust.rule import parts
@@ -49,8 +49,6 @@ PARTS = (
 )
 """Components of an experiment, the methods that each must have, and an example."""
 OPTIONAL = ("skew", "topology", "clock")
-DIRICHLET = DirichletPartitioner(50, alpha=0.3)
-"""Default partition."""
 LOSSES = ("auto", "cross_entropy", "squared", "logistic")
 
 
@@ -388,14 +386,3 @@ class Experiment:
     def with_execution(self, **settings: Any) -> Experiment:
         """The same experiment with other settings of its execution, such as ``name="baseline"``."""
         return replace(self, execution=replace(self.execution, **settings))
-
-
-def is_problem(data: Data | Dataset | Problem) -> bool:
-    """True if ``data`` is, or names, a ``Problem``."""
-    return isinstance(data, Problem) or (isinstance(data, Data) and data.name in PROBLEMS)
-
-
-def division(data: Data | Dataset | Problem, partition: Partitioner) -> Partitioner:
-    """The partitioner with its default resolved: a ``Problem``, or a function of clients, defines its own clients."""
-    own = is_problem(data) or getattr(data, "source", None) is not None
-    return NaturalIdPartitioner() if own and partition == DIRICHLET else partition

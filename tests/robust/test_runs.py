@@ -30,7 +30,7 @@ from fedsim.controller.prepare import prepare
 from fedsim.engine.local_work import LocalWork
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config, to_config
-from fedsim.experiment.experiment import DIRICHLET
+from fedsim.experiment.division import DIRICHLET
 from fedsim.feedback import WorkerMomentum
 from fedsim.report.series import load_runs
 from fedsim.robust import (

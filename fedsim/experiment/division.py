@@ -1,12 +1,28 @@
-"""What does not go with clients whose samples a function gives."""
+"""Who says which clients there are: the partitioner, a problem, or the function that gives the clients' samples."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fedsim.data import Dataset
 from fedsim.errors import ConfigError
-from fedsim.partition import NaturalIdPartitioner
+from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner, Partitioner
+from fedsim.problems import PROBLEMS, Problem
 from fedsim.robust.attack import Attack
+
+DIRICHLET = DirichletPartitioner(50, alpha=0.3)
+"""Default partition."""
+
+
+def is_problem(data: Any) -> bool:
+    """True if the data of an experiment is, or names, a ``Problem``."""
+    return isinstance(data, Problem) or (not isinstance(data, Dataset) and data.name in PROBLEMS)
+
+
+def division(data: Any, partition: Partitioner) -> Partitioner:
+    """The partitioner with its default resolved: a ``Problem``, or a function of clients, defines its own clients."""
+    own = is_problem(data) or getattr(data, "source", None) is not None
+    return NaturalIdPartitioner() if own and partition == DIRICHLET else partition
 
 
 def check_source(experiment: Any) -> None:
