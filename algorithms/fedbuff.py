@@ -59,7 +59,8 @@ class FedBuff:
         return clients.each(self.client, s.x), s
 
     def arrive(self, s: FedBuffState, sent: Sent[Vector], clients: Clients) -> FedBuffState:
-        weights = staleness_weight(self.staleness, clients.stale, self.a, self.b) if clients.stale.any() else None
+        late = self.staleness != "constant" and clients.stale.any()
+        weights = staleness_weight(self.staleness, clients.stale, self.a, self.b) if late else None
         return FedBuffState(s.x + self.server_lr * clients.mean(sent, weights))
 
     def client(self, local: Local, x: Vector) -> Vector:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +82,14 @@ class Events:
     def at_once(self) -> bool:
         """Whether another message arrives at the same time."""
         return bool(self.under_way) and self.under_way[0].time == self.now
+
+    def mark(self) -> tuple[Any, ...]:
+        """This moment, for `undo`."""
+        return self.now, self.started, self.tasks.copy(), self.under_way.copy(), self.idle.copy()
+
+    def undo(self, mark: tuple[Any, ...]) -> None:
+        """Go back to a `mark`."""
+        self.now, self.started, self.tasks, self.under_way, self.idle = mark
 
     def freeze(self) -> Callable[[], dict[str, Tensor]]:
         """The state as it is now: a function that makes tensors of it, which takes time with many clients."""

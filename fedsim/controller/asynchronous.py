@@ -9,9 +9,11 @@ In ``arrive`` the clients have ``stale``, the number of server steps since each 
 ``clients.mean`` are by message, as a fast client can be among them twice. The rules of the events:
 
     After a server step, and when an instant ends, all free places are filled, with the newest model, as one group.
+    Clients that begin with the same model are computed together, at the server step, if their times are known before
+    (``fedsim.controller.foresight``); ``dispatch`` is then called once for all of them.
     A buffer is summed in the order of its clients, then of arrival, so that no sum depends on times.
     Downloads and gradients are charged when a client begins, uploads with the server step.
-    A client's memories are written when it begins: nobody reads them while it is under way.
+    A client's memories are written before the server step: nobody reads them while it is under way.
     Its random numbers depend on how many tasks it has begun, the learning rate on the number of server steps.
 """
 
@@ -27,6 +29,7 @@ from torch import Tensor
 from fedsim.clients import Clients, cohort
 from fedsim.clock.devices import Devices, TaskSeconds, check_time
 from fedsim.clock.events import NANO, Arrival, Events
+from fedsim.controller.foresight import Foresight, Unforeseen
 from fedsim.controller.host import Host
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import Loop
@@ -68,6 +71,7 @@ class Driver:
     Attributes:
         events: who is under way.
         version: number of server steps.
+        foresight: what tasks cost that have not been computed.
         timeline: records what each client does; None for nothing.
         sends: what a timeline calls the end of a task.
     """
@@ -77,16 +81,16 @@ class Driver:
     def __init__(self, method: Any, federation: Federation, meter: Meter, devices: Devices, concurrency: int,
                  host: Host) -> None:  # fmt: skip
         n = federation.shards.n
-        if concurrency > n:
-            raise ConfigError(f"concurrency is {concurrency}, but there are {n} clients; expected at most {n}")
         self.method: Halves = method
         self.federation, self.meter, self.host = federation, meter, host
         # all under way share the server's line, each with the same part
         self.devices, self.concurrency = devices, concurrency
         self.events, self.version = Events(n, concurrency, federation.seed), 0
         self.timeline: Timeline | None = None
+        self.foresight = Foresight(federation.work.samples(federation.shards.sizes))
         self._stepped = 0.0                                # the time of the last server step
-        self._messages: dict[int, Any] = {}                # by client, of which each sends one at a time
+        self._messages: dict[tuple[int, int], Any] = {}    # by client and number of its task
+        self._later: list[tuple[int, int]] = []            # tasks that have begun, and are computed at the server step
 
     @property
     def now(self) -> float:
@@ -95,14 +99,33 @@ class Driver:
 
     def step(self, state: Any) -> Any:
         """The state after the next server step."""
+        if not self.foresight.knows:
+            return self._step(state)
+        before = self.events.mark(), self.meter.snapshot(), self._messages.copy(), len(self._spans)
+        try:
+            return self._step(state)
+        except Unforeseen:                                 # from here on, tasks are computed when they begin
+            events, costs, self._messages, shown = before
+            self.events.undo(events)
+            self.meter.restore(costs)
+            self._later.clear()
+            del self._spans[shown:]
+            return self._step(state)
+
+    @property
+    def _spans(self) -> list[Any]:
+        return [] if self.timeline is None else self.timeline.spans
+
+    def _step(self, state: Any) -> Any:
         state = self._fill(state)
-        buffer: list[tuple[Arrival, Any]] = []
+        buffer: list[tuple[Arrival, int]] = []             # with the number of each client's task
         while len(buffer) < self.method.buffer:
             arrival = self.events.next()
-            buffer.append((arrival, self._messages.pop(arrival.node, None)))
+            buffer.append((arrival, int(self.events.tasks[arrival.node])))
             if len(buffer) < self.method.buffer and not self.events.at_once:
                 state = self._fill(state)
-        return self._arrive(state, buffer)
+        state = self._compute_later(state)
+        return self._arrive(state, [(arrival, self._messages.pop((arrival.node, k), None)) for arrival, k in buffer])
 
     def _fill(self, state: Any) -> Any:
         """Let clients begin in all free places."""
@@ -120,13 +143,34 @@ class Driver:
         return state
 
     def _begin(self, state: Any, ids: np.ndarray, tasks: np.ndarray) -> tuple[TaskSeconds, Any]:
-        """Let clients work, and keep their messages until they arrive."""
-        sent, state = self._dispatch(state, ids, tasks, self.meter)
+        """Let clients work, now or at the server step."""
+        if self.foresight.knows:
+            self._later += zip(ids.tolist(), tasks.tolist(), strict=True)
+            work, up = self.foresight.of(ids)
+        else:
+            work, up, state = self._compute(state, ids, tasks)
+        return self.devices.task(work, up, tasks, self.now, self.concurrency), state
+
+    def _compute_later(self, state: Any) -> Any:
+        """Compute the tasks that have begun since the last server step: together, but for a client's second one."""
+        while self._later:
+            now = dict(reversed(self._later))              # the first task of each client
+            self._later = [(node, task) for node, task in self._later if now[node] != task]
+            ids = np.array(sorted(now))
+            _, _, state = self._compute(state, ids, np.array([now[node] for node in ids.tolist()]))
+            if self.foresight.fails:
+                raise Unforeseen
+        return state
+
+    def _compute(self, state: Any, ids: np.ndarray, tasks: np.ndarray) -> tuple[Computed, np.ndarray, Any]:
+        """Compute tasks, and keep their messages until they arrive: their work, bytes up ``[c]``, and the state."""
+        sent, new = self._dispatch(state, ids, tasks, self.meter)
         (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
-        rows = sent.stacked
-        for k, node in enumerate(ids.tolist()):            # copies, as a view would keep the whole group
-            self._messages[node] = tree_map(lambda t, k=k: t[k].clone(), rows)
-        return self.devices.task(work, sent.messages.sizes(), tasks, self.now, self.concurrency), state
+        rows, up = sent.stacked, sent.messages.sizes()
+        for k, task in enumerate(zip(ids.tolist(), tasks.tolist(), strict=True)):
+            self._messages[task] = tree_map(lambda t, k=k: t[k].clone(), rows)   # a view would keep the whole group
+        self.foresight.note(work, up, state, new)
+        return work, up, new
 
     def _show(self, ids: np.ndarray, task: TaskSeconds) -> None:
         """Record the tasks of clients that begin now."""
@@ -184,11 +228,13 @@ class Driver:
     def freeze(self) -> Callable[[], dict[str, Tensor]]:
         """Events and messages under way, after a server step: a function that names them for a checkpoint."""
         events, version, messages = self.events.freeze(), self.version, self._messages.copy()
+        foresight = self.foresight.snapshot()
 
         def named() -> dict[str, Tensor]:
             tensors = {f"events.{name}": tensor for name, tensor in events().items()}
             tensors["version"] = torch.tensor([version])
-            for node, message in messages.items():
+            tensors["foresight"] = foresight
+            for (node, _), message in messages.items():    # each client sends one at a time
                 tensors |= {f"message.{node}.{k}": leaf.cpu() for k, leaf in enumerate(leaves(message))}
             return tensors
 
@@ -201,6 +247,7 @@ class Driver:
     def _restore_events(self, named: Mapping[str, Tensor]) -> None:
         self.events.restore({name[7:]: named[name] for name in named if name.startswith("events.")})
         self.version, self._stepped = int(named["version"]), self.now
+        self.foresight.restore(named["foresight"])
 
     def restore(self, named: Mapping[str, Tensor], state: Any) -> None:
         """Go back to a `snapshot`; ``state`` is any state of the algorithm, from which one client's message is computed
@@ -212,4 +259,4 @@ class Driver:
         device = self.federation.model.device
         for arrival in self.events.under_way:
             parts = [named[f"message.{arrival.node}.{k}"].to(device) for k in range(len(leaves(like)))]
-            self._messages[arrival.node] = build(like, iter(parts))
+            self._messages[arrival.node, int(self.events.tasks[arrival.node])] = build(like, iter(parts))

@@ -10,6 +10,7 @@ from fedsim.algorithm import has_server
 from fedsim.data import Split
 from fedsim.engine.local_work import Shards
 from fedsim.errors import ConfigError, many
+from fedsim.experiment.asynchronous import buffer_of
 from fedsim.experiment.experiment import Experiment
 from fedsim.gossip import mixing_matrix
 from fedsim.robust.attack import Attack
@@ -42,6 +43,8 @@ def attackers(experiment: Experiment, seed: int, sizes: np.ndarray) -> tuple[lis
     if attack is None:
         return [], remarks
     found = attack.attackers(seed, n)
+    if experiment.concurrency is not None:                 # who arrives when is not known yet
+        return found.tolist(), remarks + _in_a_buffer(experiment, len(found))
     most = [0, 1]                                          # attackers, and the round with as many
     for round in range(1, min(experiment.rounds, LOOKED_AT) + 1):
         count = int(np.isin(experiment.participation.cohort(seed, round, n), found).sum())
@@ -66,6 +69,19 @@ def attackers(experiment: Experiment, seed: int, sizes: np.ndarray) -> tuple[lis
     return found.tolist(), remarks
 
 
+def _in_a_buffer(experiment: Experiment, bad: int) -> list[str]:
+    """Remarks on the attackers among the messages of a server step."""
+    rows, rule = buffer_of(experiment.algorithm), experiment.aggregate
+    assert experiment.attack is not None
+    remarks = [remark] if (remark := experiment.attack.remark(rows, min(bad, rows))) else []
+    if isinstance(rule, RobustRule) and min(bad, rows) > (most := tolerated(rule, rows)):
+        remarks.append(
+            f"a server step of {many(rows, 'message')} can hold {min(bad, rows)} of attackers, and aggregate"
+            f" {name_of(rule)} tolerates {most}"
+        )
+    return remarks
+
+
 def _check_rule(experiment: Experiment, seed: int, sizes: np.ndarray) -> None:
     """Check that the rule has enough rows, and equal weights if it needs them."""
     rule, n = experiment.aggregate, len(sizes)
@@ -79,7 +95,7 @@ def _check_rule(experiment: Experiment, seed: int, sizes: np.ndarray) -> None:
                 " weights to uniform, or use Mean, NormMean, GeometricMedian or CenteredClipping"
             )
         count = n if getattr(innermost(experiment.algorithm), "sums", ()) else experiment.participation.expected(n)
-        check(rule, int(count), "aggregate: in a round, ")
+        check(rule, int(count), f"aggregate: in a {'server step' if experiment.concurrency else 'round'}, ")
         return
     w = mixing_matrix(experiment.topology, 1, seed, n).tolil()   # type: ignore[arg-type]
     w.setdiag(1.0)

@@ -16,7 +16,7 @@ from fedsim.engine.optimizers import keeps
 from fedsim.engine.sharing import Sharing
 from fedsim.experiment.experiment import Experiment
 from fedsim.tree import tree_map
-from fedsim.types import Kept, Messages, Slots
+from fedsim.types import Kept, Messages, Sent, Slots
 from fedsim.values import Vector
 
 
@@ -57,6 +57,21 @@ class Keeping:
         keeper = Keeper(clients, s.slots)
         return KeepingState(self.algorithm.round(s.inner, keeper.clients), keeper.slots)
 
+    @property
+    def buffer(self) -> int:
+        """Messages in a server step of an asynchronous method."""
+        return self.algorithm.buffer  # type: ignore[attr-defined,no-any-return]
+
+    def dispatch(self, s: KeepingState, clients: Clients) -> tuple[Sent[Any], KeepingState]:
+        """Of an asynchronous method: let clients begin."""
+        keeper = Keeper(clients, s.slots)
+        sent, inner = self.algorithm.dispatch(s.inner, keeper.clients)  # type: ignore[attr-defined]
+        return sent, KeepingState(inner, keeper.slots)
+
+    def arrive(self, s: KeepingState, sent: Sent[Any], clients: Clients) -> KeepingState:
+        """A server step of an asynchronous method."""
+        return s._replace(inner=self.algorithm.arrive(s.inner, sent, clients))  # type: ignore[attr-defined]
+
     def finish(self, s: KeepingState, clients: Clients) -> KeepingState:
         """See ``Algorithm``."""
         end = getattr(self.algorithm, "finish", None)
@@ -76,6 +91,7 @@ class Keeper:
         federation = clients._federation
         self._backend: Backend = federation.backend
         self.clients = Clients(replace(federation, backend=self), clients._meter, clients.ids, clients.round)
+        self.clients.tasks = clients.tasks
         self.slots = slots
 
     def __getattr__(self, name: str) -> Any:

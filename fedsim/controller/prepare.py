@@ -126,6 +126,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     k = seen(partition.n, experiment.evaluation.unseen)
     (shards, own), *others = place(experiment, dataset, partition, seed, device, dtype, (k, partition.n))
     partition = partition.first(k)
+    if (most := experiment.concurrency or 0) > k:
+        raise ConfigError(f"concurrency is {most}, but there are {k} clients; expected at most {k}")
     attackers, remarks = byzantine.attackers(experiment, seed, shards.sizes)
     byzantine.poison(experiment.attack, attackers, shards, dataset.classes, seed)
     weights = shards.sizes if experiment.weights == "samples" else None

@@ -124,6 +124,13 @@ class LocalWork:
         per_epoch: np.ndarray = -(-sizes // self.batch(sizes))
         return self.epochs * per_epoch
 
+    def samples(self, sizes: np.ndarray) -> np.ndarray:
+        """Number of samples in all minibatches of clients with ``sizes [c]`` samples."""
+        batch = self.batch(sizes)
+        epochs, rest = np.divmod(self.counts(sizes), -(-sizes // batch))
+        read: np.ndarray = epochs * sizes + rest * batch
+        return read
+
     def factors(self, steps: int) -> np.ndarray:
         """Factors ``[K]`` of the step sizes of a client with so many steps; ``[0]`` without a schedule."""
         return np.ones(0) if self.step_schedule is None else factors_of(self.step_schedule, steps)

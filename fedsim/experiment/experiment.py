@@ -16,9 +16,9 @@ from fedsim.checks import plain_name, whole
 from fedsim.clock import Timing, Waiting
 from fedsim.data import Dataset, dataset_of
 from fedsim.engine.local_work import LocalWork
-from fedsim.engine.optimizers import keeps
 from fedsim.engine.sharing import Share
 from fedsim.errors import ConfigError
+from fedsim.experiment.asynchronous import buffer_of, check_concurrency
 from fedsim.experiment.division import DIRICHLET, check_source, division, is_problem
 from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.execution import Execution
@@ -175,7 +175,7 @@ class Experiment:
         self._check_metrics()
         self._check_sampling()
         self._check_waiting()
-        self._check_concurrency()
+        check_concurrency(self)
         plain_name(self.title)
         Robust(self.linked, self.aggregate, self.attack)
 
@@ -283,32 +283,6 @@ class Experiment:
         if self.concurrency is not None:
             raise ConfigError("waiting is for synchronous rounds, and concurrency for others; leave one of them out")
 
-    def _check_concurrency(self) -> None:
-        if self.concurrency is None:
-            return
-        whole("concurrency", self.concurrency, 1, ", or none for synchronous rounds")
-        name = type(self.algorithm).__name__
-        if not all(hasattr(self.algorithm, half) for half in ("dispatch", "arrive", "buffer")):
-            raise ConfigError(
-                f"concurrency is {self.concurrency}, but {name} has no asynchronous form; leave it out, or use e.g."
-                " FedBuff: an algorithm with dispatch, arrive and buffer"
-            )
-        if self.clock is None:
-            raise ConfigError("asynchronous clients need a clock, such as --clock Clock, to say when they arrive")
-        given = [k for k in ("downlink", "aggregate", "attack") if getattr(self, k) is not None]
-        if self.uplink is not None and not (has_server(self.algorithm) and getattr(self.uplink, "individual", False)):
-            given.insert(0, f"uplink {short_name(self.uplink)}")   # the server, or neighbours, follow a node's memory
-        given += ["local.optimizer.state keep"] * keeps(self.local.optimizer)
-        if given:
-            verb = "needs" if len(given) == 1 else "need"
-            raise ConfigError(f"{' and '.join(given)} {verb} synchronous rounds; leave out {given[0]}, or concurrency")
-        buffer: int = getattr(self.algorithm, "buffer")  # noqa: B009
-        if buffer > self.concurrency:
-            raise ConfigError(
-                f"{name}.buffer is {buffer}, and {self.concurrency} clients are under way at a time; expected a buffer"
-                " of at most that many"
-            )
-
     @cached_property
     def measures(self) -> tuple[Metric, ...]:
         """The metrics besides loss and accuracy."""
@@ -330,7 +304,9 @@ class Experiment:
 
     @property
     def participation(self) -> Sampling:
-        """The sampling with its default resolved: a tenth of the clients, or all."""
+        """The sampling with its default resolved: a tenth of the clients, or all; of asynchronous clients a buffer."""
+        if self.concurrency is not None and has_server(self.algorithm):
+            return FixedSize(size=buffer_of(self.algorithm))
         full = self.topology is not None or is_problem(self.data)
         return FixedSize(1.0) if full and self.sampling == FixedSize() else self.sampling
 

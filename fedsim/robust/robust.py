@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.clients import Clients
-from fedsim.errors import ConfigError
+from fedsim.engine.federation import ClientCall
+from fedsim.errors import ConfigError, title
 from fedsim.robust.attack import Attack
 from fedsim.robust.before import Jointly
-from fedsim.robust.guard import Guard
+from fedsim.robust.guard import Guard, Guarded
 from fedsim.robust.rule import name_of
-from fedsim.types import Rule
+from fedsim.types import Rule, Sent
 from fedsim.values import Vector
 
 
@@ -100,6 +101,25 @@ class Robust:
     def round(self, s: RobustState, clients: Clients) -> RobustState:
         """See ``Algorithm``."""
         return self._guarded(clients, s.last, s.total, lambda guarded: self.algorithm.round(s.inner, guarded))
+
+    @property
+    def buffer(self) -> int:
+        """Messages in a server step of an asynchronous method."""
+        return self.algorithm.buffer  # type: ignore[attr-defined,no-any-return]
+
+    def dispatch(self, s: RobustState, clients: Clients) -> tuple[Sent[Any], RobustState]:
+        """Of an asynchronous method: attackers say what they send when they know what arrives with it."""
+        sent, inner = self.algorithm.dispatch(s.inner, clients)  # type: ignore[attr-defined]
+        return sent, s._replace(inner=inner)
+
+    def arrive(self, s: RobustState, sent: Sent[Any], clients: Clients) -> RobustState:
+        """A server step of an asynchronous method: the rule is applied to its messages."""
+        guard = Guard(clients._federation, self, dict(s.last), dict(s.total))
+        fn = innermost(self.algorithm).arrive
+        messages = Guarded(sent.messages, guard, ClientCall(fn, sent.ids, clients.round, None, None))
+        clients._check_finite(messages, title(fn))
+        inner = self.algorithm.arrive(s.inner, Sent(sent.ids, messages), clients)  # type: ignore[attr-defined]
+        return RobustState(inner, guard.last, guard.total)
 
     def finish(self, s: RobustState, clients: Clients) -> RobustState:
         """See ``Algorithm``."""

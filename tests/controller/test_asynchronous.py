@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from algorithms import FedAsync, FedAvg, FedBuff
 from algorithms.parts import staleness_weight
 from fedsim import (
-    EF21P,
-    AdamW,
     Clients,
     Clock,
     EF14Uplink,
@@ -46,6 +44,7 @@ from fedsim.errors import ConfigError
 from fedsim.feedback.compressed import Compressed
 from fedsim.problems import zeta_least_squares
 from fedsim.record.metrics import read_metrics
+from fedsim.robust import CoordinateMedian
 from fedsim.values import Vector
 from tests.algorithms.quadratics import X0, F, everybody, federation, half_squared_error, states
 from tests.backends.ray.shared import assert_same_in_actors
@@ -248,8 +247,11 @@ def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.ray
-def test_clients_in_actors(tmp_path: Path) -> None:
-    assert_same_in_actors(SMALL, tmp_path)
+@pytest.mark.parametrize("method", [FedBuff(lr=0.02, buffer=3), FedAsync(lr=0.02), SPARSE], ids=named)
+def test_clients_in_actors(method: Any, tmp_path: Path) -> None:
+    """Two actors compute the tasks of a server step, and measure what this process does."""
+    link = {"algorithm": SPARSE.algorithm, "uplink": SPARSE.uplink} if method is SPARSE else {"algorithm": method}
+    assert_same_in_actors(replace(SMALL, **link), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +259,8 @@ def test_clients_in_actors(tmp_path: Path) -> None:
     [
         ({"clock": None}, "asynchronous clients need a clock"),
         ({"algorithm": FedAvg()}, "FedAvg has no asynchronous form"),
-        ({"uplink": EF21Uplink(TopK(0.5))}, "uplink EF21 needs synchronous rounds"),
-        ({"uplink": EF14Uplink(TopK(0.5)), "downlink": EF21P(TopK(0.5))}, "downlink needs synchronous rounds"),
-        ({"local": LocalWork(optimizer=AdamW(state="keep"))}, r"local\.optimizer\.state keep needs synchronous rounds"),
+        ({"uplink": EF21Uplink(TopK(0.5))}, "uplink EF21 gives the server one vector .* staleness to constant"),
+        ({"aggregate": CoordinateMedian()}, "aggregate CoordinateMedian gives the server one vector"),
         ({"concurrency": 0}, "concurrency is 0; expected a whole number, 1 or more"),
         ({"concurrency": 1}, "buffer is 2, and 1 clients"),
     ],

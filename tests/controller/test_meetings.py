@@ -14,7 +14,19 @@ import torch
 from torch import nn
 
 from algorithms import ADPSGD, DPSGD, DFedAvg
-from fedsim import Clock, Evaluation, Execution, Experiment, LocalWork, LogNormal, run
+from fedsim import (
+    Choco,
+    Clock,
+    Evaluation,
+    Execution,
+    Experiment,
+    HeavyBall,
+    LocalWork,
+    LogNormal,
+    Plain,
+    TopK,
+    run,
+)
 from fedsim.clients import cohort
 from fedsim.clock.devices import Devices
 from fedsim.controller.host import Host
@@ -28,7 +40,9 @@ from fedsim.errors import ConfigError
 from fedsim.problems import zeta_least_squares
 from fedsim.record.metrics import read_metrics
 from fedsim.record.state import flatten
+from fedsim.robust import CoordinateMedian, SignFlip
 from tests.algorithms.quadratics import half_squared_error
+from tests.backends.ray.shared import assert_same_in_actors
 from tests.controller.stopping import stopped_and_resumed
 from topologies import OnePeerExponential, Ring, Static
 
@@ -161,6 +175,11 @@ def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert a == b, name
 
 
+@pytest.mark.ray
+def test_nodes_in_actors(tmp_path: Path) -> None:
+    assert_same_in_actors(SMALL, tmp_path)
+
+
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="asynchronous clients need a clock"):
         replace(SMALL, clock=None)
@@ -168,6 +187,17 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         replace(SMALL, algorithm=DFedAvg())
     with pytest.raises(ConfigError, match="ADPSGD has no server: it needs a topology"):
         replace(SMALL, topology=None)
+    for change, words in (
+        ({"uplink": Choco(TopK(0.5))}, "uplink Choco needs"),
+        ({"uplink": Plain(TopK(0.5))}, "uplink Plain needs"),
+        ({"aggregate": CoordinateMedian()}, "aggregate needs"),
+        ({"attack": SignFlip()}, "attack needs"),
+        ({"local": LocalWork(optimizer=HeavyBall(state="keep"))}, r"local\.optimizer\.state keep needs"),
+    ):
+        with pytest.raises(ConfigError, match=f"{words} synchronous rounds without a server: nodes of ADPSGD meet in"):
+            replace(SMALL, **change)
+    with pytest.raises(ConfigError, match="concurrency is 9, but there are 8 clients"):
+        run(replace(SMALL, concurrency=9), root=tmp_path, progress=False)
     with pytest.raises(ConfigError, match=r"not connected|disconnected|no edges"):
         run(replace(SMALL, topology=Static(nx.empty_graph(8))), root=tmp_path, progress=False)
     with pytest.raises(ConfigError, match=r"clients\.met is of meetings"):
