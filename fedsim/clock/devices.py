@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -19,6 +19,9 @@ from fedsim.messages.trace import Computed
 ARRAYS = ("seconds", "down", "up", "latency")
 LONGEST = 9e9
 """Simulated seconds that a run can last, 285 years: whole nanoseconds up to here fit in 64 bits."""
+
+AT_A_TIME = 4096
+"""Numbers of the jitter that are drawn together."""
 
 
 class TaskSeconds(NamedTuple):
@@ -78,6 +81,7 @@ class Devices:
     groups: np.ndarray | None = None
     group_rate: float = np.inf
     group_latency: float = 0.0
+    _table: list[Any] = field(default_factory=lambda: [-1, None], init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, above in (("seconds", False), ("down", True), ("up", True), ("latency", False)):
@@ -101,11 +105,25 @@ class Devices:
     def work(self, ids: np.ndarray, evaluations: np.ndarray, task: int | np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which clients compute gradients; the jitter is a function of (seed, task, client)."""
         seconds: np.ndarray = evaluations * self.seconds[ids]
-        if self.jitter:
-            variance = np.log1p(self.jitter**2)            # of the logarithm; the mean factor is 1
-            normal = normal_quantile(seeds.uniform(self.seed, "jitter", task, ids))
-            seconds = seconds * np.exp(np.sqrt(variance) * normal - variance / 2)
-        return seconds
+        return seconds * self._factors(ids, task) if self.jitter else seconds
+
+    def _factors(self, ids: np.ndarray, task: int | np.ndarray) -> np.ndarray:
+        """Jitter ``[c]``; that of a few clients is drawn for many rounds at a time."""
+        if isinstance(task, np.ndarray) or self.n > AT_A_TIME:
+            return self._drawn(ids, task)
+        block, row = divmod(task, AT_A_TIME // self.n)
+        if self._table[0] != block:
+            rounds = np.arange(block * (AT_A_TIME // self.n), (block + 1) * (AT_A_TIME // self.n))
+            every, each = np.tile(np.arange(self.n), len(rounds)), np.repeat(rounds, self.n)
+            self._table[:] = block, self._drawn(every, each).reshape(len(rounds), self.n)
+        factors: np.ndarray = self._table[1][row, ids]
+        return factors
+
+    def _drawn(self, ids: np.ndarray, task: int | np.ndarray) -> np.ndarray:
+        variance = np.log1p(self.jitter**2)                # of the logarithm; the mean factor is 1
+        normal = normal_quantile(seeds.uniform(self.seed, "jitter", task, ids))
+        factors: np.ndarray = np.exp(np.sqrt(variance) * normal - variance / 2)
+        return factors
 
     def download(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which messages of ``size [c]`` bytes arrive that the server sends at once; 0 for none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,9 +51,10 @@ class Events:
         self.under_way: list[Arrival] = []
         self.idle = list(range(n))
         self._block, self._draws = -1, list[float]()
+        self._since: list[Arrival | tuple[int, int]] = []  # who has arrived, and who has begun from which idle place
 
     def choose(self) -> list[int]:
-        """Clients for all free places, each drawn uniformly from the idle ones; sorted."""
+        """Clients for all free places, each drawn uniformly from the idle ones, with one task more; sorted."""
         idle, chosen = self.idle, []
         for _ in range(min(self.concurrency - len(self.under_way), len(idle))):
             block, place = divmod(self.started, DRAWS)
@@ -62,8 +63,10 @@ class Events:
                 self._block, self._draws = block, draws.tolist()
             at = int(self._draws[place] * len(idle))
             idle[at], idle[-1] = idle[-1], idle[at]
-            chosen.append(idle.pop())
+            chosen.append(node := idle.pop())
+            self.tasks[node] += 1
             self.started += 1
+            self._since.append((at, node))
         return sorted(chosen)
 
     def start(self, nodes: Sequence[int], seconds: Sequence[float], version: int) -> None:
@@ -76,6 +79,7 @@ class Events:
         arrival = heapq.heappop(self.under_way)
         self.now = arrival.time
         self.idle.append(arrival.node)
+        self._since.append(arrival)
         return arrival
 
     @property
@@ -83,13 +87,26 @@ class Events:
         """Whether another message arrives at the same time."""
         return bool(self.under_way) and self.under_way[0].time == self.now
 
-    def mark(self) -> tuple[Any, ...]:
-        """This moment, for `undo`."""
-        return self.now, self.started, self.tasks.copy(), self.under_way.copy(), self.idle.copy()
+    def mark(self) -> tuple[int, int]:
+        """This moment, for `undo`; only the last one counts."""
+        self._since.clear()
+        return self.now, self.started
 
-    def undo(self, mark: tuple[Any, ...]) -> None:
-        """Go back to a `mark`."""
-        self.now, self.started, self.tasks, self.under_way, self.idle = mark
+    def undo(self, mark: tuple[int, int], version: int) -> None:
+        """Go back to a `mark`, since when clients have begun with this ``version``, and with no earlier one."""
+        self.under_way = [arrival for arrival in self.under_way if arrival.version < version]
+        for entry in reversed(self._since):
+            if isinstance(entry, Arrival):
+                self.idle.pop()
+                self.under_way += [entry] * (entry.version < version)
+            else:
+                at, node = entry
+                self.idle.append(node)
+                self.idle[at], self.idle[-1] = self.idle[-1], self.idle[at]
+                self.tasks[node] -= 1
+        heapq.heapify(self.under_way)
+        self.now, self.started = mark
+        self._since.clear()
 
     def freeze(self) -> Callable[[], dict[str, Tensor]]:
         """The state as it is now: a function that makes tensors of it, which takes time with many clients."""

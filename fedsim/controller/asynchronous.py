@@ -40,6 +40,9 @@ from fedsim.record.timeline import SERVER, Timeline
 from fedsim.tree import build, leaves, tree_map
 from fedsim.types import Sent
 
+NEIGHBOURS, BLOCKS_AHEAD = 256, 4096
+"""Clients whose next tasks are timed together, and how many such blocks are kept."""
+
 
 class Halves(Protocol):
     """An algorithm whose round is cut where the server would wait."""
@@ -91,6 +94,7 @@ class Driver:
         self._stepped = 0.0                                # the time of the last server step
         self._messages: dict[tuple[int, int], Any] = {}    # by client and number of its task
         self._later: list[tuple[int, int]] = []            # tasks that have begun, and are computed at the server step
+        self._ahead: dict[tuple[int, int], list[float]] = {}   # seconds of tasks, by their number and block of clients
 
     @property
     def now(self) -> float:
@@ -106,7 +110,7 @@ class Driver:
             return self._step(state)
         except Unforeseen:                                 # from here on, tasks are computed when they begin
             events, costs, self._messages, shown = before
-            self.events.undo(events)
+            self.events.undo(events, self.version)
             self.meter.restore(costs)
             self._later.clear()
             del self._spans[shown:]
@@ -132,8 +136,10 @@ class Driver:
         nodes = self.events.choose()
         if not nodes:
             return state
+        if self.foresight.knows and self.devices.windows is None and (self.timeline is None or self.timeline.full):
+            self._begin_later(nodes)
+            return state
         ids = np.array(nodes)
-        self.events.tasks[ids] += 1
         tasks = self.events.tasks[ids]
         task, state = self._begin(state, ids, tasks)
         seconds = task.total
@@ -150,6 +156,27 @@ class Driver:
         else:
             work, up, state = self._compute(state, ids, tasks)
         return self.devices.task(work, up, tasks, self.now, self.concurrency), state
+
+    def _begin_later(self, nodes: list[int]) -> None:
+        """`_begin` of clients whose seconds depend on nothing but their tasks, without an array for each of them."""
+        begun = [(node, int(self.events.tasks[node])) for node in nodes]
+        seconds = [self._seconds(*each) for each in begun]
+        check_time(self.now + max(seconds), self.version + 1)
+        self._later += begun
+        self.events.start(nodes, seconds, self.version)
+
+    def _seconds(self, node: int, task: int) -> float:
+        """Seconds of a client's task, which are computed with those of others that will soon be needed too."""
+        block, place = divmod(node, NEIGHBOURS)
+        row = self._ahead.get((task, block))
+        if row is None:
+            if len(self._ahead) == BLOCKS_AHEAD:
+                self._ahead.clear()
+            ids = np.arange(block * NEIGHBOURS, min((block + 1) * NEIGHBOURS, self.devices.n))
+            work, up = self.foresight.of(ids)
+            row = self.devices.task(work, up, np.full(len(ids), task), 0.0, self.concurrency).total.tolist()
+            self._ahead[task, block] = row
+        return row[place]
 
     def _compute_later(self, state: Any) -> Any:
         """Compute the tasks that have begun since the last server step: together, but for a client's second one."""

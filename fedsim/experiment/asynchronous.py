@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fedsim.algorithm import has_server
 from fedsim.checks import whole
@@ -11,12 +11,9 @@ from fedsim.errors import ConfigError
 from fedsim.feedback.mechanisms import short_name
 from fedsim.robust.rule import name_of
 
-if TYPE_CHECKING:
-    from fedsim.experiment.experiment import Experiment
 
-
-def check_concurrency(experiment: Experiment) -> None:
-    """Check the settings of clients that work at their own pace, if there are any.
+def check_concurrency(experiment: Any) -> None:
+    """Check the settings of an ``Experiment`` with clients that work at their own pace, if it has them.
 
     Raises:
         ConfigError: the method has no asynchronous form, there is no clock, or another setting does not suit them.
@@ -48,7 +45,7 @@ def buffer_of(algorithm: object) -> int:
     return buffer
 
 
-def _check_server(experiment: Experiment, name: str) -> None:
+def _check_server(experiment: Any, name: str) -> None:
     uplink, rule = experiment.uplink, experiment.aggregate
     joint = [] if rule is None else [f"aggregate {name_of(rule)}"]
     if uplink is not None and not getattr(uplink, "individual", True):
@@ -60,7 +57,7 @@ def _check_server(experiment: Experiment, name: str) -> None:
         )
 
 
-def _check_meetings(experiment: Experiment, name: str) -> None:
+def _check_meetings(experiment: Any, name: str) -> None:
     given = [] if experiment.uplink is None else [f"uplink {short_name(experiment.uplink)}"]
     given += [key for key in ("aggregate", "attack") if getattr(experiment, key) is not None]
     given += ["local.optimizer.state keep"] * keeps(experiment.local.optimizer)

@@ -259,7 +259,7 @@ def test_clients_in_actors(method: Any, tmp_path: Path) -> None:
     [
         ({"clock": None}, "asynchronous clients need a clock"),
         ({"algorithm": FedAvg()}, "FedAvg has no asynchronous form"),
-        ({"uplink": EF21Uplink(TopK(0.5))}, "uplink EF21 gives the server one vector .* staleness to constant"),
+        ({"uplink": EF21Uplink(TopK(0.5))}, "uplink EF21 gives the server one vector .*staleness to constant"),
         ({"aggregate": CoordinateMedian()}, "aggregate CoordinateMedian gives the server one vector"),
         ({"concurrency": 0}, "concurrency is 0; expected a whole number, 1 or more"),
         ({"concurrency": 1}, "buffer is 2, and 1 clients"),
@@ -306,3 +306,26 @@ def test_events_in_order_of_time_then_number() -> None:
     assert [events.next() for _ in range(4)] == [
         Arrival(500_000_000, 3, 0), Arrival(10**9, 1, 0), Arrival(10**9, 2, 0), Arrival(2 * 10**9, 0, 0)
     ]  # fmt: skip
+
+
+def test_events_that_are_undone() -> None:
+    """Also where clients have begun, arrived and begun again since."""
+    rng = np.random.default_rng(0)
+    seconds = rng.random((20, 200))
+
+    def play_on(events: Events, version: int, arrivals: int) -> list[Arrival]:
+        out = []
+        for _ in range(arrivals):
+            chosen = events.choose()
+            events.start(chosen, [float(seconds[node, events.tasks[node]]) for node in chosen], version)
+            out.append(events.next())
+        return out
+
+    events = Events(20, 6, 1)
+    for version, arrivals in enumerate((3, 1, 40, 7)):
+        before = {name: t.clone() for name, t in events.snapshot().items()}
+        mark = events.mark()
+        once = play_on(events, version, arrivals)
+        events.undo(mark, version)
+        assert all(torch.equal(t, before[name]) for name, t in events.snapshot().items())
+        assert play_on(events, version, arrivals) == once
