@@ -295,7 +295,7 @@ class SeedRun:
         self._measured = {(row.scope, row.metric): row.value for row in rows if row.node is None}
         record.add(round, rows, apart=self.federation.shards.n > evaluate.MANY)
         values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
-        sent = sum(row.value for row in rows if row.scope == "total" and row.metric.startswith("bytes"))
+        sent = self._measured["total", "bytes_down"] + self._measured["total", "bytes_up"]
         self.bar.update(round, values.get("accuracy"), values["loss"], sent / 1e6)
         return state
 

@@ -80,10 +80,11 @@ class Phocas(RobustRule):
 def by_coordinate(stack: RowStack, fn: Callable[[Tensor], Tensor], chosen: list[int] | None = None) -> Vector:
     """Apply ``fn`` to the values of every coordinate in ascending order, ``[w, n]``; of the rows ``chosen`` only."""
     out = stack.rows.new_empty(stack.rows.shape[1])
+    index = None if chosen is None else torch.tensor(chosen, device=out.device)
 
     def fill(columns: slice) -> None:
         part = stack.block(columns)
-        out[columns] = fn(ascending(part if chosen is None else part[chosen]))
+        out[columns] = fn(ascending(part if index is None else part.index_select(0, index)))
 
     stack.each_block(fill)
     return out
@@ -117,10 +118,10 @@ def nearest(values: Tensor, center: Tensor, f: int) -> Tensor:
     while it is nearer, so each place holds one of them. A running sum would lose the values beside one that is large.
     """
     count = values.shape[1] - f
-    held = values[:, : min(f, count)].T.contiguous()       # the places that change
-    for start in range(0, f, count):
-        low = values[:, start : min(start + count, f)].T.contiguous()
-        high = values[:, start + count : start + 2 * count].T.contiguous()
-        places = held[: len(low)]
-        places.copy_(torch.where(high - center <= center - low, high, places))
+    held = low = values[:, : min(f, count)].T.contiguous()   # the places that change
+    for start in range(count, count + f, count):
+        high = values[:, start : start + count].T.contiguous()
+        places = held[: len(high)]
+        places.copy_(torch.where(high - center <= center - low[: len(high)], high, places))
+        low = high
     return (held.sum(0) + values[:, len(held) : count].sum(1)) / count

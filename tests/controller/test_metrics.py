@@ -21,6 +21,7 @@ from fedsim.controller import evaluate
 from fedsim.controller.prepare import prepare
 from fedsim.errors import ConfigError
 from fedsim.experiment.stopping import lower_is_better
+from fedsim.models import MLP
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import Metrics, read_metrics
@@ -85,6 +86,13 @@ def test_update_norm_and_drift_are_of_the_round(measured: RunDirectory) -> None:
     run(replace(EACH, algorithm=Listening(), metrics=()), output=measured.path.parent / "listening", progress=False)
     assert list(norms.values()) == pytest.approx(moved, rel=1e-5)
     assert drift[1] == pytest.approx(float((sent[0] - sent[0].mean(0)).square().sum(1).mean().sqrt()), rel=1e-5)
+
+
+def test_progress_counts_every_byte_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = run(replace(EACH, model=MLP((100,)), metrics=()), output=tmp_path / "run", progress=True)
+    metrics = read_metrics(made.seed_path(0) / "metrics.jsonl")
+    total = sum(metrics.series("total", name)[3] for name in ("bytes_up", "bytes_down")) / 1e6
+    assert total > 0.5 and f"  {total:,.1f} MB" in capfd.readouterr().err
 
 
 def test_metrics_change_no_other_row(measured: RunDirectory) -> None:
