@@ -15,6 +15,8 @@ SHORT = {
     "ray_address": "execution.ray.address",
 }
 """Short forms, and the settings that they stand for."""
+ALONE = {"share": "share.layers"}
+"""Settings of several fields, by which a word alone stands for one of these."""
 
 ADDED: dict[str, Any] = {
     "init": None,
@@ -52,7 +54,7 @@ def short_forms(known: Collection[str]) -> list[str]:
 def full_place(key: str) -> str:
     """Expand the short form with which a dotted name may begin."""
     first, dot, rest = key.partition(".")
-    return f"{SHORT.get(first, first)}{dot}{rest}"
+    return ALONE.get(key, f"{SHORT.get(first, first)}{dot}{rest}")
 
 
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +64,9 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a setting is given in both forms.
     """
     full = {key: value for key, value in config.items() if key not in SHORT}
+    for word, place in ALONE.items():
+        if isinstance(full.get(word), str):
+            full = put({**full, word: {}}, place, full[word])
     for short, place in SHORT.items():
         if short in config:
             if _given(full, place):

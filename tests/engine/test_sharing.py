@@ -156,6 +156,33 @@ def test_shares_are_the_papers_methods(share: str) -> None:
     assert len({tuple(row.tolist()) for row in models}) == (1 if share == "FedBABU" else len(SIZES))
 
 
+def test_fedbn_is_the_paper_s_with_all_of_batchnorm_at_the_client() -> None:
+    """Li et al. 2021, algorithm 1, with modules of PyTorch: scale, shift and running statistics are never averaged."""
+    fed = federation(Share("all but *Norm*"), Loop(), LocalWork(3, epochs=2), norm=True)
+    x, models, _ = play(FedAvg(lr=0.1), fed)
+    clients: list[nn.Module] = [network(norm=True).double() for _ in SIZES]
+    server = {name: t.clone() for name, t in clients[0].state_dict().items() if not name.startswith("1.")}
+    for k, ids in enumerate(COHORTS, 1):
+        for i, plan in zip(ids, minibatches(fed.work, fed.shards, 3, k, np.array(ids)), strict=True):
+            clients[i].load_state_dict(server, strict=False)
+            optimizer = torch.optim.SGD(clients[i].train().parameters(), lr=0.1)
+            for rows, length in zip(plan.index, plan.lengths, strict=True):
+                index = torch.from_numpy(rows[:length].copy())
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(clients[i](fed.shards.x[index]), fed.shards.y[index]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        sent = [clients[i].state_dict() for i in ids]
+        server = {name: torch.stack([state[name] for state in sent]).mean(0) for name in server}
+    torch.testing.assert_close(x, torch.cat([server[name].flatten() for name in fed.model.shared_names]))
+    for i, client in enumerate(clients):
+        client.load_state_dict(server, strict=False)
+        state = client.state_dict()
+        whole = torch.cat([state[name].flatten() for name in fed.model.names])
+        torch.testing.assert_close(models[i], whole, rtol=0, atol=1e-12)
+    own = [name for name, travels in zip(fed.model.names, fed.model.sharing.shared, strict=True) if not travels]  # type: ignore[union-attr]
+    assert own == ["1.weight", "1.bias", "1.running_mean", "1.running_var"]
+
+
 def test_bytes_are_of_the_shared_part_alone() -> None:
     fed = federation(Share("2.bias"), Loop())
     meter = Meter(fed)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from algorithms import FedAvg
-from fedsim import Execution, Experiment, Ray
+from fedsim import Execution, Experiment, Ray, Share
 from fedsim.cli import main
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, load_config, to_config
@@ -39,6 +39,19 @@ def test_short_forms_reach_into_other_components() -> None:
     assert in_full({"data": "digits", "data_dir": "/d"}) == {"data": {"name": "digits", "data_dir": "/d"}}
     both = in_full({"ray_address": "h:1", "ray": {"actors": 2}})
     assert both == {"execution": {"ray": {"actors": 2, "address": "h:1"}}}
+
+
+def test_a_pattern_alone_says_what_is_shared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_full({"share": "all but 3"}) == {"share": {"layers": "all but 3"}}
+    assert from_config({"algorithm": "FedAvg", "share": "all but 3"}).share == Share("all but 3")
+    file = tmp_path / "file.yaml"
+    file.write_text("algorithm: FedAvg\nshare: {layers: 'all but 5', train: alternate}\nrounds: 1\n")
+    flags = ["--share", "all but 3", "--evaluation.clients_every", "null", "--quiet", "--output", str(tmp_path / "run")]
+    assert main(["run", str(file), *flags, "--share.first", "0.25", "--backend", "loop"]) == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["share"] == {"layers": "all but 3", "train": "alternate", "first": 0.25}
+    assert main(["run", "--algorithm", "FedAvg", "--share", "3", "--share.layers", "5"]) == 2
+    assert "--share and --share.layers are one setting, given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fedsim.experiment.config.names import aliases, help_of, is_plain, literals,
 from fedsim.experiment.config.plan import known_of, names, target_of
 from fedsim.experiment.config.write import written
 from fedsim.experiment.experiment import Experiment
-from fedsim.experiment.short_forms import SHORT
+from fedsim.experiment.short_forms import ALONE, SHORT
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Path: "string", NoneType: "null"}
@@ -27,6 +27,9 @@ def schema() -> Schema:
     whole = _settings(parameters(Experiment), help_of(Experiment), kinds)
     for short, place in SHORT.items():
         whole["properties"][short] = _at(whole, place) or {"description": f"short for {place}"}
+    for word in ALONE:
+        several = whole["properties"][word]
+        whole["properties"][word] = {**several, "type": ["object", "string"]}
     return {"$schema": DIALECT, "title": "experiment of fedsim", **whole, "$defs": kinds}
 
 
