@@ -10,7 +10,7 @@ from fedsim.record.absences import summary
 from fedsim.record.directory import describe_stops
 from fedsim.report.series import RunSeries, flat
 
-COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack")
+COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack", "share")
 """Settings whose effect a comparison measures."""
 OTHERWISE = ("data", "metrics", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
 """Settings compared through their results: hashes, measured seeds and rounds."""

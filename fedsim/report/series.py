@@ -32,8 +32,10 @@ AXES = {
 }
 
 
-SERVERLESS = {"server/test": "average/test"}
-"""Replacement of a scope in runs without a server: the average of the nodes' models."""
+INSTEAD = {"server/test": "average/test", "personal/holdout": "clients/holdout", "personal/train": "clients/train"}
+"""Replacement of a scope in runs without a server, the average of the nodes' models, and in those without personal
+models, the server's.
+"""
 OF_CLIENTS = ("clients/holdout", "clients/train", "nodes/test", "nodes/holdout")
 """Scopes with a value for each client."""
 
@@ -210,9 +212,9 @@ def _load_seeds(
     client: int | None = None,
 ) -> tuple[dict[int, Series], str]:  # fmt: skip
     numbers, diverged = sorted(recorded), _diverged(manifest)
-    scopes = [scope, *([SERVERLESS[scope]] if scope in SERVERLESS else [])]
-    if client is not None:
-        scopes = [*OF_CLIENTS, scope] if scope in SERVERLESS else [scope]
+    scopes = [scope, *([INSTEAD[scope]] if scope in INSTEAD else [])]
+    if client is not None and scope == "server/test":
+        scopes = [*OF_CLIENTS, scope]
     for measured in scopes:
         loaded = {seed: series_of(recorded[seed], measured, metric, client) for seed in numbers}
         seeds = {

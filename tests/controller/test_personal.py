@@ -23,7 +23,10 @@ from fedsim import (
     FixedSize,
     LocalWork,
     PowerOfChoice,
+    compare,
     read_metrics,
+    records,
+    render,
     resume,
     run,
     trained_model,
@@ -161,6 +164,22 @@ def test_fedavg_has_no_personal_model_but_a_tuned_one(tmp_path: Path) -> None:
     assert not rows.series("personal/holdout", "accuracy_mean") and rows.series("tuned/holdout", "accuracy_mean")
     with pytest.raises(ConfigError, match="has one model, at its server"):
         trained_model(made, seed=0, node=0)
+
+
+def test_comparisons_show_personal_models_beside_the_server_s(made: Path, tmp_path: Path) -> None:
+    plain = run(replace(BASE, share=Share()), output=tmp_path / "plain", progress=False).path
+    for metric in ("accuracy_mean", "accuracy_worst10"):
+        found = compare([made, plain], "personal/holdout", metric)
+        for summary, path, scope in zip(found.runs, (made, plain), ("personal", "clients"), strict=True):
+            assert summary.run.scope == f"{scope}/holdout"
+            assert records(found)[found.runs.index(summary)]["final_mean"] == pytest.approx(
+                rows_of(path).series(f"{scope}/holdout", metric)[4]
+            )
+        assert not [warning for warning in found.warnings if "share" in warning]
+        assert "personal/holdout or clients/holdout" in " ".join(str(render(found)).split())
+    newcomers = compare([made, plain], "unseen_tuned/holdout", "accuracy_mean")
+    assert [summary.run.scope for summary in newcomers.runs] == ["unseen_tuned/holdout"] * 2
+    assert compare([made, plain], "personal/holdout", "accuracy", client=1).runs[1].run.scope == "clients/holdout"
 
 
 def test_settings_are_files_too() -> None:
