@@ -29,12 +29,17 @@ def superlink(argv: Sequence[str]) -> int:
     """Run the SuperLink of a deployment."""
     parser = Arguments(
         "fedsim superlink",
-        description="Run a Flower SuperLink on which only its own machine can start runs. All options are those of"
-        " flower-superlink.",
+        description="Run a Flower SuperLink on which only its own machine can start runs. All other options are those"
+        " of flower-superlink.",
     )
-    options = parser.parse_known_args(list(argv))[1]
+    what = "hash of the one app that can be started, as fedsim deploy prints it (default: any)"
+    parser.add_argument("--app", metavar="SHA256", help=what)
+    arguments, options = parser.parse_known_args(list(argv))
+    from fedsim.backends.flower.node.launch import check_hash
+
+    app = None if arguments.app is None else check_hash(arguments.app)
     flower_version()
     from fedsim.backends.flower.server.gate import superlink as launch
 
-    launch(options)
+    launch(options, app)
     return 0

@@ -109,9 +109,13 @@ def test_other_machines_reach_the_paths_of_nodes(path: str, client: str, passes:
     async def send(message: dict[str, Any]) -> None:
         said.append(message)
 
-    scope = {"type": "http", "path": path, "client": (client, 5) if client else None}
+    scope = {"type": "http", "path": path, "client": (client, 5) if client else None, "headers": [(b"host", b"a")]}
     asyncio.run(Gate(app)(scope, None, send))
     assert said[0]["status"] == (200 if passes else 403)
+    said.clear()
+    asyncio.run(Gate(app)({**scope, "headers": [(b"x-forwarded-for", b"10.0.0.7")]}, None, send))
+    own = passes and "fleet" not in path and path != "/health"
+    assert said[0]["status"] == (200 if passes and not own else 403), "a proxy on this machine, for another one"
 
 
 def address() -> str:

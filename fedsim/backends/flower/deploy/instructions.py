@@ -15,6 +15,8 @@ from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.errors import how_to_install
 
 FOLDER = Path("federation")
+NETWORKS = "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16"
+"""Private networks (RFC 1918), in place of those of the nodes."""
 
 
 def instructions(
@@ -35,7 +37,8 @@ def instructions(
     offline += f' NO_PROXY="{HERE},$NO_PROXY" no_proxy="{HERE},$no_proxy"'
     parts = [f"# On every machine: {how_to_install('flower')}, the same version everywhere, and\n{offline}"]
     parts += ["# WITHOUT encryption and authentication."] if credentials is None else [_certificates(credentials, host)]
-    parts.append(_server(credentials, local))
+    app = app_hash(file.parent / "app")
+    parts += [_firewall(local.port), _server(credentials, local, app)]
     if allow:
         parts.append(
             f"# The experiment uses classes of {', '.join(allow)}: install that on every machine. Importing it\n"
@@ -46,7 +49,6 @@ def instructions(
             f"# The experiment reads {', '.join(map(str, files))} on every node, whose operator decides that:\n"
             "# without files in its command, the node refuses."
         )
-    app = app_hash(file.parent / "app")
     parts += [_node(credentials, i, host, local, files, allow, app) for i in range(local.nodes)]
     parts.append(_run(file, local, output))
     return "\n\n".join(parts)
@@ -60,15 +62,35 @@ def _certificates(credentials: Credentials, host: str) -> str:
     return f"# On the server, once:\n{_line(words)}\n{copy}"
 
 
-def _server(credentials: Credentials | None, local: LocalDeployment) -> str:
+def _firewall(port: int) -> str:
+    """Rules for the server's firewall, which filter more and allow nothing that others forbid."""
+    return "\n".join([
+        "# On the server, as root: the port is for the machines of nodes alone, in the networks that you set here. These",
+        "# machines in turn reach nothing but the paths of nodes, see below.",
+        f"NODES='{NETWORKS}'",
+        "nft -f - <<RULES",
+        "table inet fedsim {",
+        "  chain input {",
+        "    type filter hook input priority filter; policy accept;",
+        '    iif "lo" accept',
+        f"    tcp dport {port} ip saddr {{ $NODES }} accept",
+        f"    tcp dport {port} drop",
+        "  }",
+        "}",
+        "RULES",
+    ])
+
+
+def _server(credentials: Credentials | None, local: LocalDeployment, app: str) -> str:
     address = f'address = "127.0.0.1:{local.port}"'
     trust = f'root-certificates = "{credentials.ca.absolute()}"' if credentials else "insecure = true"
     config = f'[superlink.{CONNECTION}]\\n{address}\\n{trust}\\n'
-    start = ["fedsim", "superlink", "--host", "0.0.0.0", "--port", str(local.port), *superlink_security(credentials)]
+    start = ["fedsim", "superlink", "--app", app, "--host", "0.0.0.0", "--port", str(local.port)]
+    start += superlink_security(credentials)
     lines = [
         "# On the server, in its own terminal. Other machines reach what nodes need and nothing else; every account",
-        "# on this one can start runs. A proxy on this machine must pass on /health and /v1/fleet/ alone, as what it",
-        "# forwards comes from here:",
+        "# on this one can start runs of the app with this SHA-256, and of no other. A proxy on this machine must pass",
+        "# on /health and /v1/fleet/ alone, or say for whom it asks (X-Forwarded-For): what it forwards comes from here.",
         _line(start),
         "# and in another terminal:",
         f"export FLWR_HOME=$PWD/{FOLDER}/client && mkdir -p $FLWR_HOME && printf '{config}' > $FLWR_HOME/config.toml",

@@ -49,7 +49,7 @@ class LocalFederation:
         nodes: settings of each SuperNode.
         port: of the SuperLink; 0 for any free port.
         insecure: True to disable TLS and node authentication.
-        app: SHA-256 of the one app that nodes run; None for any.
+        app: SHA-256 of the one app that can be started and that nodes run; None for any.
     """
 
     folder: Path
@@ -131,7 +131,7 @@ class LocalFederation:
     def _superlink(self) -> Process:
         home = self.folder / "superlink"
         words = [*FEDSIM, "superlink", "--host", HOST, "--port", str(self.port)]
-        words += superlink_security(self.credentials)
+        words += [*superlink_security(self.credentials), *([] if self.app is None else ["--app", self.app])]
         return Process("the SuperLink", words, environment(home, **_THREADS), home / "superlink.log")
 
     def supernode(self, node: NodeSettings, own_port: int) -> Process:

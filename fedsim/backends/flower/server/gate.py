@@ -1,4 +1,5 @@
-"""A SuperLink whose control API other machines cannot reach, though nodes come to the same port.
+"""A SuperLink whose control API other machines cannot reach, though nodes come to the same port, and on which one app
+alone can be started.
 
 Flower serves its control API (who may start runs), its runtime API (of ServerApps) and its fleet API (of nodes) on one
 port, and only the last one knows its callers by their keys. So whatever is not of the fleet is for this machine alone.
@@ -6,6 +7,7 @@ port, and only the last one knows its callers by their keys. So whatever is not 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
@@ -14,6 +16,10 @@ from typing import Any
 OPEN = "/v1/fleet/"
 """Paths that nodes need, which ask for a registered key."""
 HEALTH = "/health"
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+"""Headers of proxies."""
+DOORS = ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API", "FORWARDED_ALLOW_IPS")
+"""Environment variables that would open further ports, or let callers claim to be another machine."""
 
 
 class Gate:
@@ -28,7 +34,7 @@ class Gate:
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """See ASGI."""
-        if scope["type"] == "lifespan" or _is_for_nodes(scope["path"]) or _is_here(scope.get("client")):
+        if scope["type"] == "lifespan" or _is_for_nodes(scope["path"]) or _is_here(scope):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -41,26 +47,55 @@ def _is_for_nodes(path: str) -> bool:
     return path == HEALTH or (path.startswith(OPEN) and ".." not in path)
 
 
-def _is_here(client: tuple[str, int] | None) -> bool:
+def _is_here(scope: dict[str, Any]) -> bool:
+    """Whether a request comes from this machine, and for no other: a proxy here may say for whom it asks."""
+    client = scope.get("client")
     try:
         address = ip_address(client[0] if client else "")
     except ValueError:
         return False
+    if any(name in FORWARDED for name, _ in scope.get("headers", ())):
+        return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def superlink(options: Sequence[str]) -> None:
-    """Run a SuperLink with the options of ``flower-superlink``, behind the `Gate`."""
+def alone(create_run: Callable[..., int], app: str) -> Callable[..., int]:
+    """Create runs as Flower's state does with ``create_run``, but of the app with this SHA-256 alone."""
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+
+    def create(state: Any, fab_id: Any, fab_version: Any, fab_hash: Any, *others: Any, **named: Any) -> int:
+        if fab_hash != app:
+            said = f"refused the app {fab_hash!s:.64}; this SuperLink runs {app} alone"
+            print(f"fedsim: {said}", file=sys.stderr, flush=True)
+            raise FlowerError(ApiErrorCode.INVALID_RUN_CONFIG, said, said)
+        return create_run(state, fab_id, fab_version, fab_hash, *others, **named)
+
+    return create
+
+
+def superlink(options: Sequence[str], app: str | None = None) -> None:
+    """Run a SuperLink with the options of ``flower-superlink``, behind the `Gate`.
+
+    Args:
+        options: of ``flower-superlink``.
+        app: SHA-256 of the one app that can be started on it; None for any.
+    """
+    from flwr.server.superlink.linkstate import in_memory_linkstate, sql_linkstate
     from flwr.superlink import main
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     create = main.create_app
 
     def gated(*settings: Any) -> Any:
-        app = create(*settings)
-        app.add_middleware(Gate)
-        return app
+        made = create(*settings)
+        made.add_middleware(Gate)
+        return made
 
     main.create_app = gated  # type: ignore[assignment]
+    if app is not None:
+        for state in (in_memory_linkstate.InMemoryLinkState, sql_linkstate.SqlLinkState):
+            state.create_run = alone(state.create_run, app)  # type: ignore[method-assign]
+    for door in DOORS:
+        os.environ.pop(door, None)
     sys.argv = ["flower-superlink", *options]
     flower_superlink()

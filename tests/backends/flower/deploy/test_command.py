@@ -110,19 +110,21 @@ def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_p
     command = ["deploy", str(EXPERIMENT), "--nodes", "3", "--print-commands", "--port", "9000"]
     command += ["--host", "a.example.org", "--output", str(tmp_path / "run"), "--minimum", "0.7"]
     assert main([*command, "--rounds", "77", "--algorithm.lr", "0.55"]) == 0
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line and not line.startswith("#")]
+    text = capsys.readouterr().out
+    assert "tcp dport 9000 ip saddr { $NODES } accept\n    tcp dport 9000 drop" in text
+    lines = [shlex.split(line) for line in text.splitlines() if line[:1].islower()]
     assert lines[1][:4] == ["fedsim", "certificates", "--output", "federation/certificates"]
     assert "a.example.org,localhost,127.0.0.1" in lines[1]
     (superlink,) = [line for line in lines if line[:2] == ["fedsim", "superlink"]]
     assert "--enable-supernode-auth" in superlink and "--insecure" not in superlink
     nodes = [line for line in lines if line[:2] == ["fedsim", "node"]]
-    assert {line[2] for line in nodes} == {"--app"}
+    assert {line[2] for line in [superlink, *nodes]} == {"--app"}
     assert [line[line.index("--superlink") + 1] for line in nodes] == ["a.example.org:9000"] * 3
     keys = [line[line.index("--auth-supernode-private-key") + 1] for line in nodes]
     assert keys == [f"node-{i}.key" for i in range(3)]
     assert [line[-1].split()[0] for line in nodes] == [f"partition-id={i}" for i in range(3)]
     (run,) = [line for line in lines if line[:2] == ["flwr", "run"]]
-    assert {line[3] for line in nodes} == {app_hash(Path(run[2]))}, "which is the app that is run"
+    assert {line[3] for line in [superlink, *nodes]} == {app_hash(Path(run[2]))}, "which is the app that is run"
     app, config = Path(run[2]), tomllib.loads(run[run.index("-c") + 1].replace(" ", "\n"))
     assert config["minimum"] == 0.7 and set(config) <= set(DEFAULTS)
     assert tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"] == DEFAULTS
