@@ -76,7 +76,10 @@ OUTPUTS: dict[str, Schema] = {
             _object("metrics for a tool", folder=TEXT, see={**TEXT, "description": "command that shows them"}),
         ]
     },
-    "verify": _object("what is wrong with runs; exit code 1 if anything is", runs=_list(TEXT), faults=_list(TEXT)),
+    "verify": _object(
+        "what is wrong with runs, and which have not finished; exit code 1 if any",
+        runs=_list(TEXT), faults=_list(TEXT), unfinished=_list(TEXT),
+    ),
     "report": _object("a report", report={**TEXT, "description": "its file"}),
     "watch": _object("a live page, printed before it is served", address=TEXT, runs=WHOLE),
 }  # fmt: skip

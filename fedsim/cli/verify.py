@@ -6,23 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.cli.output import Arguments, add_json, print_json
+from fedsim.controller.verify import remaining
 from fedsim.controller.verify import verify as faults_of
 from fedsim.report.series import find_runs
+from fedsim.sweeps.grid import is_sweep, open_sweep
 
 
 def verify(argv: Sequence[str]) -> int:
-    """Print what is wrong with runs; 1 if anything is."""
-    parser = Arguments("fedsim verify", description="Check that runs are whole: hashes, order and gaps of rows, seeds.")
+    """Print what is wrong with runs, or what they lack; 0 if all have finished and are as they were written."""
+    parser = Arguments(
+        "fedsim verify",
+        description="Check that runs are whole: finished, with the hashes, order and rows that they had. Exit code 1"
+        " otherwise.",
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, or a folder of several")
     add_json(parser, "verify")
     arguments = parser.parse_args(argv)
     runs = find_runs(arguments.runs)
-    faults = [fault for run in runs for fault in faults_of(run.path)]
+    found = {run.path: faults_of(run.path) for run in runs}
+    faults = [fault for of_run in found.values() for fault in of_run]
+    rest = [line for path, of_run in found.items() if not of_run for line in remaining(path)]
+    for sweep in (open_sweep(path) for path in arguments.runs if is_sweep(path)):
+        waiting = [point.name for point in sweep.points if not sweep.directory(point).is_dir()]
+        rest += [f"{sweep.path} is unfinished: there is no run of {name}" for name in waiting]
+    code = 1 if faults or rest else 0
     if arguments.json:
-        print_json({"runs": [str(run.path) for run in runs], "faults": faults})
-        return 1 if faults else 0
-    for fault in faults:
-        print(fault)
-    if not faults:
+        print_json({"runs": [str(run.path) for run in runs], "faults": faults, "unfinished": rest})
+        return code
+    for line in faults + rest:
+        print(line)
+    if not code:
         print(f"{len(runs)} {'run is' if len(runs) == 1 else 'runs are'} whole")
-    return 1 if faults else 0
+    return code

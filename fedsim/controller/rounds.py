@@ -37,10 +37,13 @@ from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.purity import pure
 from fedsim.errors import CheckpointError, FedsimError, RoundSkipped, RunError, StateLostError, explained, many
 from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.identity import settings_hash
 from fedsim.gossip import alike
+from fedsim.messages.ledger import EDGES, table_of
 from fedsim.record import checkpoint
 from fedsim.record.absences import Absence, absent, summary
 from fedsim.record.blocks import History
+from fedsim.record.covered import DEVICES
 from fedsim.record.directory import RunDirectory, SeedRecord, stopped_after
 from fedsim.record.files import write_atomic
 from fedsim.record.metrics import read_metrics
@@ -73,7 +76,7 @@ class SeedRun:
         """Run from the latest checkpoint, or from the beginning, to the last round."""
         x = self.federation.model.shared()                 # the initial model, before anything trains it
         with self.directory.open_seed(self.seed) as record:
-            devices = self._devices()
+            devices = self._devices(record)
             for attempt in count(1):
                 try:
                     self._run(record, x, devices)
@@ -89,13 +92,13 @@ class SeedRun:
                 skipped = f"{many(self.clock.skipped, 'round')} of {self._last}"
                 self.host.say(f"seed {self.seed}: {skipped} had too few messages for a step, see waiting")
 
-    def _devices(self) -> Devices | None:
+    def _devices(self, record: SeedRecord) -> Devices | None:
         """The devices with which the seed began, from the run directory; they are drawn once."""
-        path, drawn = self.directory.seed_path(self.seed) / "devices.npz", self.prepared.devices
+        path, drawn = record.directory / DEVICES, self.prepared.devices
         if drawn is not None and path.exists():
             return read_devices(path)
         if drawn is not None:
-            write_atomic(path, drawn.to_bytes())
+            record.keep_devices(drawn.to_bytes())
         return drawn
 
     def _run(self, record: SeedRecord, x: torch.Tensor, devices: Devices | None) -> None:
@@ -151,10 +154,8 @@ class SeedRun:
 
     def _write_edges(self) -> None:
         """Write the bytes sent over each link, for methods whose nodes communicate directly."""
-        edges = self.meter.ledger.edges()
-        if len(edges):
-            lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
-            write_atomic(self.directory.seed_path(self.seed) / "edges.csv", "".join(["from,to,bytes\n", *lines]))
+        if text := table_of(self.meter.ledger.edges()):
+            write_atomic(self.directory.seed_path(self.seed) / EDGES, text)
 
     def _tick(self, round: int) -> None:
         """Let the clock, if there is one, follow what happened in a round."""
@@ -183,10 +184,10 @@ class SeedRun:
         ledger = self.meter.ledger
         ledger.settle()
         absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
-        history = History()
+        history, settings = History(), settings_hash(self.directory.config)
 
         def save() -> None:  # the last completed round, whatever came after it
-            meta = {**at, "backend": backend}
+            meta = {**at, "settings_sha256": settings, "backend": backend}
             ledger.undo()
             costs = {f"ledger.{name}": tensor for name, tensor in ledger.state().items()}
             with self._clock_stopped():

@@ -11,16 +11,33 @@ import numpy as np
 
 from fedsim.clock.devices import read_devices
 from fedsim.errors import FedsimError
-from fedsim.experiment.identity import settings_hash
+from fedsim.experiment.identity import hashes_of_checkpoints, settings_hash
+from fedsim.messages.ledger import EDGES, edges_of, table_of
 from fedsim.record import checkpoint
+from fedsim.record.covered import COVERED, DEVICES, hashes_of
 from fedsim.record.directory import RunDirectory, open_run, stopped_after
-from fedsim.record.metrics import READ_BYTES, Metrics, read_metrics
+from fedsim.record.metrics import READ_BYTES, Metrics, read_after, read_metrics
+from fedsim.record.timeline import read_timeline
 
 BEGUN = ("running", "finished", "failed", "interrupted")
 
 
+def remaining(path: Path) -> list[str]:
+    """What a run without faults lacks to be whole: a sentence for each seed that has not finished."""
+    directory, found = open_run(path), []
+    for seed, status in directory.manifest["status"].items():
+        if status["state"] != "finished":
+            rows = directory.seed_path(int(seed)) / "metrics.jsonl"
+            last = int(read_metrics(rows).round.max(initial=-1)) if rows.exists() else -1
+            after = f"after round {last} of {directory.config.get('rounds')}" if last >= 0 else "before its first round"
+            found.append(f"{path} is unfinished: seed {seed} is {status['state']}, {after}; what is there is unchanged")
+    return found
+
+
 def verify(path: Path) -> list[str]:
-    """Faults of a run directory, each in a sentence that names the file; none if it is whole."""
+    """Faults of a run directory, each in a sentence that names the file; none if all that is there is as it was
+    written. See `remaining` for a run that has not finished.
+    """
     try:
         directory = open_run(path)
         config, manifest = directory.config, directory.manifest
@@ -30,10 +47,19 @@ def verify(path: Path) -> list[str]:
     seeds = manifest["status"]
     for seed, status in seeds.items():
         rounds = stopped_after(manifest, int(seed)) or config.get("rounds")
-        faults += _of_seed(directory, {**config, "rounds": rounds}, int(seed), status["state"])
+        known = {"rounds": rounds, "checkpoints": _known(config, manifest), "clients": manifest.get("clients")}
+        faults += _of_seed(directory, {**config, **known}, int(seed), status["state"])
     kept = {f"seed-{seed}" for seed in seeds}
     strange = sorted(folder.name for folder in path.glob("seed-*") if folder.name not in kept)
     return faults + [f"{path / name} is of no seed in manifest.json" for name in strange]
+
+
+def _known(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> set[str] | None:
+    """Hashes of settings that checkpoints may have; None for settings that have none, which is a fault of its own."""
+    try:
+        return hashes_of_checkpoints(config, manifest)
+    except FedsimError:
+        return None
 
 
 def _of_settings(directory: RunDirectory, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -68,11 +94,13 @@ def _of_seed(directory: RunDirectory, config: Mapping[str, Any], seed: int, stat
             rows = read if name == "metrics.jsonl" else rows
         except FedsimError as error:
             yield str(error)
-    if (folder / "devices.npz").exists():
-        try:
-            read_devices(folder / "devices.npz")
-        except FedsimError as error:
-            yield str(error)
+    others = ((DEVICES, read_devices), ("timeline.csv", read_timeline), ("exchanges.jsonl", read_metrics))
+    for name, read_other in others:
+        if (folder / name).exists():
+            try:
+                read_other(folder / name)
+            except FedsimError as error:
+                yield str(error)
     if rows is not None:
         yield from _of_rows(folder / "metrics.jsonl", rows, config, state)
         yield from _of_checkpoints(folder, config, state)
@@ -80,7 +108,7 @@ def _of_seed(directory: RunDirectory, config: Mapping[str, Any], seed: int, stat
 
 def _of_rows(path: Path, rows: Metrics, config: Mapping[str, Any], state: str) -> Iterator[str]:
     """Order of rounds, rows that are there twice, and rounds that were due and have none."""
-    if np.any(np.diff(rows.round) < 0):
+    if np.any(np.diff(read_after(path, 0)[0].round) < 0):  # without columns, which are by metric
         yield f"{path}: rounds are out of order"
     names = list(zip(rows.round.tolist(), rows.scope, rows.node.tolist(), rows.metric, strict=True))
     if twice := len(names) - len(set(names)):
@@ -104,7 +132,14 @@ def _of_checkpoints(folder: Path, config: Mapping[str, Any], state: str) -> Iter
             yield f"{path}: {found}"
             newest = False
             continue
-        offset, expected = found.meta["offset"], found.meta.get("metrics_sha256")
+        offset, expected, known = found.meta["offset"], found.meta.get("metrics_sha256"), config["checkpoints"]
+        if known is not None and found.meta.get("settings_sha256", min(known)) not in known:
+            yield f"{path} was made with other settings than config.yaml has"
+        for name, digest in hashes_of(folder, found.round).items():
+            if found.meta.get(name, digest) != digest:
+                yield f"{folder / COVERED[name]} was changed after the checkpoint of round {found.round}"
+        if newest and state == "finished":
+            yield from _of_edges(folder / EDGES, found.tensors, config["clients"])
         if size < offset:
             yield f"{metrics} has {size:,} bytes, and had {offset:,} at the checkpoint of round {found.round}"
         elif expected is not None and _digest(metrics, offset) != expected:
@@ -114,6 +149,15 @@ def _of_checkpoints(folder: Path, config: Mapping[str, Any], state: str) -> Iter
         newest = False
     if newest and state == "finished":
         yield f"{folder / 'checkpoints'} has no checkpoint, and the seed is finished"
+
+
+def _of_edges(path: Path, tensors: Mapping[str, Any], n: Any) -> Iterator[str]:
+    """Whether the bytes of links are those of the last checkpoint."""
+    if isinstance(n, int) and {"ledger.links", "ledger.link_bytes"} <= tensors.keys():
+        links, link_bytes = (tensors[f"ledger.{name}"].numpy() for name in ("links", "link_bytes"))
+        expected = table_of(edges_of(links, link_bytes, n))
+        if (path.read_bytes() if path.exists() else b"") != expected.encode():
+            yield f"{path} has other bytes of links than the last checkpoint" if path.exists() else f"{path} is missing"
 
 
 def _digest(path: Path, size: int) -> str:

@@ -21,6 +21,13 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def hashes_of_checkpoints(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> set[str]:
+    """Hashes of settings that a run's checkpoints may have: before it was extended, or settings that were accepted."""
+    extended = [entry[end] for entry in manifest.get("extended", []) for end in ("from", "to")]
+    accepted = [found for entry in manifest.get("accepted", []) for found in entry.get("settings", [])]
+    return {settings_hash({**config, "rounds": rounds}) for rounds in [config.get("rounds"), *extended]} | {*accepted}
+
+
 def edited(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     """True if a run has other settings than it began with; earlier versions recorded no hash."""
     begun = [

@@ -10,6 +10,8 @@ from torch import Tensor
 
 NAMES = ("down", "up", "paper_bits", "gradient_evaluations")
 """Costs of a node, in the order of the rows of a ledger."""
+EDGES = "edges.csv"
+"""File of the bytes over each directed link of a finished run without a server."""
 SPARSE = 10_000
 """Nodes up to which a state holds the costs of all."""
 
@@ -63,9 +65,7 @@ class Ledger:
 
     def edges(self) -> np.ndarray:
         """Directed edges used so far as rows (sender, receiver, bytes), int64 ``[E, 3]``, sorted by the first two."""
-        to, by = np.divmod(self.links, len(self.down))
-        order = np.lexsort((to, by))
-        return np.stack([by, to, self.link_bytes], axis=1)[order]
+        return edges_of(self.links, self.link_bytes, len(self.down))
 
     def by_node(self) -> dict[str, np.ndarray]:
         """Costs of every node by their recorded names, int64 ``[n]``."""
@@ -129,3 +129,16 @@ class Ledger:
             row[nodes] = state[name].numpy()
         self.links, self.link_bytes = (state[name].numpy().copy() for name in ("links", "link_bytes"))
         self._settled, self._touched = self._costs.sum(1), []
+
+
+def edges_of(links: np.ndarray, link_bytes: np.ndarray, n: int) -> np.ndarray:
+    """See `Ledger.edges`; of the ``links`` and ``link_bytes [E]`` of the state of a ledger of ``n`` nodes."""
+    to, by = np.divmod(links, n)
+    order = np.lexsort((to, by))
+    return np.stack([by, to, link_bytes], axis=1)[order]
+
+
+def table_of(edges: np.ndarray) -> str:
+    """Content of `EDGES`; empty without edges."""
+    lines = [f"{by},{to},{size}\n" for by, to, size in edges.tolist()]
+    return "".join(["from,to,bytes\n", *lines]) if lines else ""

@@ -5,22 +5,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import math
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from fedsim.errors import RunError
-from fedsim.record.files import atomic
+from fedsim.record.files import atomic, file_digest
 
 FOLDER = "clients"
 NODES = " nodes"
 """Ending of the name of the clients whose values a column has."""
 
 
-def write_columns(seed: Path, round: int, rows: Iterable[tuple[str, int, str, float]]) -> None:
-    """Write the values of a round, as rows of scope, client, metric and value."""
+def write_columns(seed: Path, round: int, rows: Iterable[tuple[str, int, str, float]], sha256: Any = None) -> None:
+    """Write the values of a round, as rows of scope, client, metric and value, and add the file to a `columns_hash`."""
     columns: dict[str, tuple[list[int], list[float]]] = {}
     for scope, node, metric, value in rows:
         nodes, values = columns.setdefault(f"{scope} {metric}", ([], []))
@@ -33,6 +38,21 @@ def write_columns(seed: Path, round: int, rows: Iterable[tuple[str, int, str, fl
     (seed / FOLDER).mkdir(exist_ok=True)
     with atomic(_path(seed, round)) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    if sha256 is not None:
+        _add(sha256, _path(seed, round))
+
+
+def columns_hash(seed: Path, last: float = math.inf) -> Any:
+    """SHA-256 object of the names and the hashes of a seed's files, in order, up to the ``last`` round."""
+    sha256 = hashlib.sha256()
+    for path in _paths(seed):
+        if _round(path) <= last:
+            _add(sha256, path)
+    return sha256
+
+
+def _add(sha256: Any, path: Path) -> None:
+    sha256.update(f"{path.name} {file_digest(path)}\n".encode())
 
 
 def read_columns(seed: Path) -> list[tuple[tuple[str, str], int, np.ndarray, np.ndarray]]:
@@ -41,17 +61,25 @@ def read_columns(seed: Path) -> list[tuple[tuple[str, str], int, np.ndarray, np.
     Raises:
         RunError: a file is damaged.
     """
-    found = []
+    found: list[tuple[tuple[str, str], int, np.ndarray, np.ndarray]] = []
     for path in _paths(seed):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 columns = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            found += [_column(path, name, columns) for name in columns if not name.endswith(NODES)]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, NotImplementedError, zlib.error) as error:
             raise RunError(f"{path} is no file of columns ({error}); restore it, or repeat the run") from error
-        for name in [name for name in columns if not name.endswith(NODES)]:
-            scope, metric = name.rsplit(" ", 1)
-            found.append(((scope, metric), _round(path), columns[name + NODES], columns[name]))
     return found
+
+
+def _column(
+    path: Path, name: str, columns: dict[str, np.ndarray]
+) -> tuple[tuple[str, str], int, np.ndarray, np.ndarray]:
+    scope, metric = name.rsplit(" ", 1)
+    nodes, values = columns[name + NODES], columns[name]
+    if nodes.ndim != 1 or nodes.shape != values.shape or nodes.dtype.kind != "i" or values.dtype.kind != "f":
+        raise ValueError(f"column {name!r:.80} has values {values.dtype} {values.shape}, of clients {nodes.shape}")
+    return (scope, metric), _round(path), nodes, values
 
 
 def drop_columns(seed: Path, after: int) -> None:
@@ -62,7 +90,8 @@ def drop_columns(seed: Path, after: int) -> None:
 
 
 def _paths(seed: Path) -> list[Path]:
-    return sorted((seed / FOLDER).glob("round-*.npz"))
+    paths = (seed / FOLDER).glob("round-*.npz")
+    return sorted(path for path in paths if path.stem.removeprefix("round-").isdecimal())
 
 
 def _path(seed: Path, round: int) -> Path:

@@ -32,7 +32,8 @@ import yaml
 
 from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, MissingRunError, RunError
-from fedsim.record.columns import drop_columns, write_columns
+from fedsim.record.columns import columns_hash, drop_columns, write_columns
+from fedsim.record.covered import COVERED, DEVICES, digest_of, hashes_of
 from fedsim.record.files import damaged, fits, lock, numbered, read_mapping, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
 from fedsim.record.version import __version__
@@ -43,7 +44,7 @@ State = Literal["waiting", "running", "finished", "failed", "interrupted"]
 SWEEP = "sweep.json"
 """File of a folder whose runs are the points of a sweep, see `fedsim.sweeps`."""
 FORM: dict[Any, Any] = {
-    "accepted": [{"metrics": {...: [str]}}],
+    "accepted": [{"metrics": {...: [str]}, "settings": [str]}],
     "backend": {...: {"backend": str, "block_size": int, "in_loop": dict, "eager": dict}},
     "data_hash": str,
     "device": str,
@@ -85,6 +86,7 @@ class SeedRecord:
         self.checkpoints = directory / "checkpoints"
         self.metrics = RowWriter(directory / "metrics.jsonl")
         self.timing = RowWriter(directory / "timing.jsonl")
+        self._columns, self._devices = columns_hash(directory), digest_of(directory / DEVICES)
 
     def add(self, round: int, rows: Iterable[tuple[str, int | None, str, float]], apart: bool) -> None:
         """Add metrics of a round, as rows of scope, client, metric and value; values of clients ``apart``, in a file of
@@ -92,7 +94,8 @@ class SeedRecord:
         """
         rows = list(rows)
         if apart:
-            write_columns(self.directory, round, [(at, i, name, v) for at, i, name, v in rows if i is not None])
+            of_clients = [(at, i, name, v) for at, i, name, v in rows if i is not None]
+            write_columns(self.directory, round, of_clients, self._columns)
         for scope, node, metric, value in rows:
             if node is None or not apart:
                 self.metrics.add(round, scope, metric, value, node)
@@ -119,24 +122,48 @@ class SeedRecord:
         self.timing.sync()
 
     def position(self) -> dict[str, Any]:
-        """Flush, and return the bytes of ``metrics.jsonl`` and their hash, for a checkpoint."""
+        """Flush, and return the bytes of ``metrics.jsonl`` and the hashes of all metrics, for a checkpoint."""
         self.flush()
-        return {"offset": self.metrics.size, "metrics_sha256": self.metrics.digest()}
+        others = {"columns_sha256": self._columns.hexdigest(), "devices_sha256": self._devices}
+        return {"offset": self.metrics.size, "metrics_sha256": self.metrics.digest(), **others}
 
-    def misfit(self, meta: Mapping[str, Any], accepted: Collection[str] = ()) -> str | None:
-        """Why a checkpoint with these contents does not follow from the metrics; None if it does.
-
-        Earlier versions recorded no hash of them. Hashes in ``accepted`` are as good as the recorded one.
+    def changed(self, meta: Mapping[str, Any], round: int) -> dict[str, str]:
+        """Files that are not what they were when the checkpoint of a round was made, with the hashes that they have
+        now. Earlier versions recorded fewer of them.
         """
-        offset, expected, size = meta["offset"], meta.get("metrics_sha256"), self.metrics.size
+        offset = meta["offset"]
+        found = {
+            "metrics_sha256": self.metrics.digest(offset) if self.metrics.ends_at(offset) else "",
+            **hashes_of(self.directory, round),
+        }
+        return {COVERED[name]: found[name] for name in COVERED if meta.get(name, found[name]) != found[name]}
+
+    def misfit(
+        self, meta: Mapping[str, Any], round: int, accepted: Collection[str] = (), apart_from: Collection[str] = ()
+    ) -> str | None:
+        """Why the checkpoint of a round with these contents does not follow from the files; None if it does.
+
+        Hashes in ``accepted`` are as good as the recorded ones; files ``apart_from`` these are looked at.
+        """
+        offset, size = meta["offset"], self.metrics.size
         if not self.metrics.ends_at(offset):
             return f"no row of metrics.jsonl, now {size:,} bytes, ends at {offset:,}, where it was made; restore it"
-        if expected is None or (found := self.metrics.digest(offset)) == expected or found in accepted:
+        changed = [
+            name
+            for name, digest in self.changed(meta, round).items()
+            if digest not in accepted and name not in apart_from
+        ]
+        if not changed:
             return None
         return (
-            "metrics.jsonl was changed after it was made; restore the file, or continue with it as it is: fedsim resume"
+            f"{changed[0]} was changed after it was made; restore the file, or continue with it as it is: fedsim resume"
             f" {self.directory.parent} --accept-changes"
         )
+
+    def keep_devices(self, content: bytes) -> None:
+        """Write the devices of the clients, which are drawn once."""
+        write_atomic(self.directory / DEVICES, content)
+        self._devices = digest_of(self.directory / DEVICES)
 
     def truncate(self, offset: int, round: int) -> None:
         """Go back to the checkpoint of ``round`` that was made at ``offset``; ``(0, -1)`` empties the record.
@@ -146,6 +173,7 @@ class SeedRecord:
         """
         self.metrics.truncate(offset)
         drop_columns(self.directory, after=round)
+        self._columns = columns_hash(self.directory)
         self.timing.truncate_after(round)  # its size is machine-dependent; a checkpoint must not be
 
     def shorten(self, round: int, kept: Callable[[str, int | None], bool]) -> None:
@@ -154,6 +182,7 @@ class SeedRecord:
         The file is replaced at once, so that this can be repeated after a kill.
         """
         drop_columns(self.directory, after=round if kept("", 0) else round - 1)
+        self._columns = columns_hash(self.directory)
         path, lines = self.metrics.path, []
         for line in path.read_bytes().splitlines(keepends=True):
             row = json.loads(line)

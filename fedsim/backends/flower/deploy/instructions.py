@@ -65,8 +65,8 @@ def _certificates(credentials: Credentials, host: str) -> str:
 def _firewall(port: int) -> str:
     """Rules for the server's firewall, which filter more and allow nothing that others forbid."""
     return "\n".join([
-        "# On the server, as root: the port is for the machines of nodes alone, in the networks that you set here. These",
-        "# machines in turn reach nothing but the paths of nodes, see below.",
+        "# On the server, as root: machines of nodes alone reach the port, from the networks that you set here, and on",
+        "# it the paths of nodes alone, see below.",
         f"NODES='{NETWORKS}'",
         "nft -f - <<RULES",
         "table inet fedsim {",
@@ -90,7 +90,7 @@ def _server(credentials: Credentials | None, local: LocalDeployment, app: str) -
     lines = [
         "# On the server, in its own terminal. Other machines reach what nodes need and nothing else; every account",
         "# on this one can start runs of the app with this SHA-256, and of no other. A proxy on this machine must pass",
-        "# on /health and /v1/fleet/ alone, or say for whom it asks (X-Forwarded-For): what it forwards comes from here.",
+        "# on /health and /v1/fleet/ alone, or say for whom it asks (X-Forwarded-For): it asks from here.",
         _line(start),
         "# and in another terminal:",
         f"export FLWR_HOME=$PWD/{FOLDER}/client && mkdir -p $FLWR_HOME && printf '{config}' > $FLWR_HOME/config.toml",
