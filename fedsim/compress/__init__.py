@@ -1,7 +1,8 @@
 """Compressors: vectors as shorter messages, with byte-exact codecs.
 
 ``compress`` works on one vector ``[d]``, on a stack ``[c, d]`` and below ``torch.vmap``; ``nbytes`` is the
-exact length of ``encode``'s result; ``decode`` raises ValueError for bytes that ``encode`` does not write.
+exact length of ``encode``'s result; ``decode`` raises ValueError for malformed bytes, and
+`fedsim.messages.wire` for those that ``encode`` would write otherwise.
 """
 
 from __future__ import annotations

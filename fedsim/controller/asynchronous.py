@@ -19,7 +19,7 @@ In ``arrive`` the clients have ``stale``, the number of server steps since each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,7 @@ from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.trace import Computed
+from fedsim.record.blocks import Block, read
 from fedsim.record.timeline import SERVER, Timeline
 from fedsim.tree import build, leaves, tree_map
 from fedsim.types import Sent
@@ -253,22 +254,23 @@ class Driver:
         return None if (np.diff(order) == 1).all() else order
 
     def freeze(self) -> Callable[[], dict[str, Tensor]]:
-        """Events and messages under way, after a server step: a function that names them for a checkpoint."""
-        events, version, messages = self.events.freeze(), self.version, self._messages.copy()
-        foresight = self.foresight.snapshot()
+        """Events after a server step: a function that names them for a checkpoint."""
+        events, version, foresight = self.events.freeze(), self.version, self.foresight.snapshot()
 
         def named() -> dict[str, Tensor]:
             tensors = {f"events.{name}": tensor for name, tensor in events().items()}
             tensors["version"] = torch.tensor([version])
             tensors["foresight"] = foresight
-            for (node, _), message in messages.items():    # each client sends one at a time
-                tensors |= {f"message.{node}.{k}": leaf.cpu() for k, leaf in enumerate(leaves(message))}
             return tensors
 
         return named
 
+    def under_way(self) -> dict[int, Any]:
+        """Messages under way, by client, which a checkpoint stores as it does memories."""
+        return {node: message for (node, _), message in self._messages.items()}   # each sends one at a time
+
     def snapshot(self) -> dict[str, Tensor]:
-        """Events and messages under way by name."""
+        """Events by name."""
         return self.freeze()()
 
     def _restore_events(self, named: Mapping[str, Tensor]) -> None:
@@ -276,14 +278,21 @@ class Driver:
         self.version, self._stepped = int(named["version"]), self.now
         self.foresight.restore(named["foresight"])
 
-    def restore(self, named: Mapping[str, Tensor], state: Any) -> None:
-        """Go back to a `snapshot`; ``state`` is any state of the algorithm, from which one client's message is computed
-        that shows how messages are made.
+    def restore(self, named: Mapping[str, Tensor], state: Any, messages: Iterable[Block] = ()) -> None:
+        """Go back to a `snapshot` with ``messages`` under way.
+
+        Args:
+            named: the snapshot.
+            state: any state of the algorithm, from which one client's message is computed that shows how they are made.
+            messages: as a checkpoint has stored them; earlier versions named a tensor for each part of each.
         """
         self._restore_events(named)
         sent, _ = self._dispatch(state, np.zeros(1, np.int64), np.ones(1, np.int64), Meter(self.federation))
         like = tree_map(lambda t: t[0], sent.stacked)
         device = self.federation.model.device
-        for arrival in self.events.under_way:
-            parts = [named[f"message.{arrival.node}.{k}"].to(device) for k in range(len(leaves(like)))]
-            self._messages[arrival.node, int(self.events.tasks[arrival.node])] = build(like, iter(parts))
+        self._messages = {}
+        for node, message in read(messages, like, device, lambda tensor: tensor).items():
+            self._messages[node, int(self.events.tasks[node])] = message
+        for node in {arrival.node for arrival in self.events.under_way} - {node for node, _ in self._messages}:
+            parts = [named[f"message.{node}.{k}"].to(device) for k in range(len(leaves(like)))]
+            self._messages[node, int(self.events.tasks[node])] = build(like, iter(parts))

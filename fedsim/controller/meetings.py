@@ -8,7 +8,7 @@ proportion to its row of W: who meets whom decides when the work is done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from fedsim.errors import ConfigError
 from fedsim.gossip import mixing_matrix
 from fedsim.messages.trace import Computed
 from fedsim.messages.wire import nbytes
+from fedsim.record.blocks import Block
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -110,6 +111,6 @@ class Meetings(Driver):
             f"meeting {self.version}", fed, self.meter, partial(self.method.arrive, state, None, Meeting(one, met))
         )
 
-    def restore(self, named: Mapping[str, Tensor], state: Any) -> None:
-        """Go back to a `snapshot`."""
+    def restore(self, named: Mapping[str, Tensor], state: Any, messages: Iterable[Block] = ()) -> None:
+        """Go back to a `snapshot`; no messages are under way."""
         self._restore_events(named)

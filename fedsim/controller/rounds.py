@@ -51,6 +51,7 @@ from fedsim.record.state import check, flatten, restore
 from fedsim.record.timeline import Timeline
 from fedsim.types import Kept
 
+MESSAGES = "clock.messages"
 MOST_RETURNS = 10
 """Attempts at a seed, each from its last checkpoint, before lost machines end the run."""
 
@@ -178,9 +179,15 @@ class SeedRun:
         times = clock.freeze() if isinstance(clock, Driver) else partial(dict, clock.snapshot() if clock else {})
         return lambda: sampling | {f"clock.{name}": tensor for name, tensor in times().items()}
 
+    def _under_way(self) -> dict[str, dict[int, Any]]:
+        """Messages under way as they are now, under the name that they have among a checkpoint's memories."""
+        messages = self.clock.under_way() if isinstance(self.clock, Driver) else {}
+        return {MESSAGES: messages} if messages else {}
+
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment, self.federation.model)
         name, at, told = type(experiment.algorithm).__name__, record.position(), self._told()
+        sent = self._under_way()
         ledger = self.meter.ledger
         ledger.settle()
         absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
@@ -195,9 +202,9 @@ class SeedRun:
                     self.timeline.write()
                 record.sync()
                 tensors, memories = flatten(state)
-                checkpoint.save(
-                    record.checkpoints, done, {**tensors, **costs, **told()}, meta, memories=memories, history=history
-                )
+                named: dict[str, Any] = {**tensors, **costs, **told()}
+                rows = {**memories, **sent}
+                checkpoint.save(record.checkpoints, done, named, meta, memories=rows, history=history)
                 self.host.saved(state)
 
         try:
@@ -223,7 +230,7 @@ class SeedRun:
                 else:
                     self._measured = {}
                     self.bar.update(round)
-                state, done, told, at = new, round, self._told(), record.position()
+                state, done, told, sent, at = new, round, self._told(), self._under_way(), record.position()
                 ledger.settle()
                 if round == self._last or round % experiment.execution.checkpoint_every == 0:
                     save()
@@ -366,13 +373,14 @@ class SeedRun:
             self.meter.ledger.restore({name.removeprefix("ledger."): loaded.tensors[name] for name in costs})
             times = [name for name in loaded.tensors if name.startswith("clock.")]
             if self.clock is not None:
-                self.clock.restore({name.removeprefix("clock."): loaded.tensors[name] for name in times}, template)
+                named = {name.removeprefix("clock."): loaded.tensors[name] for name in times}
+                self.clock.restore(named, template, loaded.memories.get(MESSAGES, ()))
             told = [name for name in loaded.tensors if name.startswith("sampling.")]
             self.selection.restore({name.removeprefix("sampling."): loaded.tensors[name] for name in told})
             state = restore(template, loaded, self.federation.memory.put)
             tensors, memories = flatten(state)
-            if unread := (loaded.tensors.keys() - tensors.keys() - {*costs} - self._told()().keys()) | (
-                loaded.memories.keys() - memories.keys()
+            if unread := (loaded.tensors.keys() - tensors.keys() - {*costs, *times, *self._told()()}) | (
+                loaded.memories.keys() - memories.keys() - ({MESSAGES} if isinstance(self.clock, Driver) else set())
             ):
                 raise CheckpointError(
                     f"the checkpoint of round {loaded.round} in {self.directory.path} holds {min(unread)}, which the"

@@ -107,7 +107,8 @@ def _write(tree: Any, compressors: Sequence[Compressor], parts: list[bytes]) -> 
 def decode(
     data: bytes, compressors: Sequence[Compressor] = (), longest: int = 0, form: Form | None = None
 ) -> Any:
-    """Parse a message, NamedTuples as tuples. Input is untrusted: any malformed message is a ValueError.
+    """Parse a message, NamedTuples as tuples. Input is untrusted: any malformed message is a ValueError, and so is one
+    that is not as ``encode`` writes what it holds, so that a message has one encoding.
 
     Args:
         data: the bytes.
@@ -170,8 +171,11 @@ def _read_packed(
         raise ValueError(f"a compressed vector of length {d}; expected {longest} at most")
     if at + size > len(data):
         raise ValueError(f"truncated message: a compressed vector needs {size} bytes, {len(data) - at} are left")
-    by = compressors[which]
-    return Packed(by, by.decode(data[at : at + size], d, _CODES[code]), d), at + size
+    by, packed = compressors[which], data[at : at + size]
+    parts = by.decode(packed, d, _CODES[code])
+    if by.encode(parts, d) != packed:
+        raise ValueError(f"the compressed vector at byte {at} is not as it is encoded; expected its one encoding")
+    return Packed(by, parts, d), at + size
 
 
 def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -26,6 +26,7 @@ from fedsim import (
     Local,
     LocalWork,
     LogNormal,
+    Plain,
     Sent,
     TopK,
     run,
@@ -33,6 +34,7 @@ from fedsim import (
 from fedsim.clients import cohort
 from fedsim.clock.devices import Devices
 from fedsim.clock.events import Arrival, Events
+from fedsim.compress import BernoulliCompressor, Threshold
 from fedsim.controller.asynchronous import Driver
 from fedsim.controller.host import Host
 from fedsim.engine.blocks import Blocks
@@ -43,8 +45,11 @@ from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
 from fedsim.feedback.compressed import Compressed
 from fedsim.problems import zeta_least_squares
+from fedsim.record.blocks import Block
+from fedsim.record.checkpoint import load_latest
 from fedsim.record.metrics import read_metrics
 from fedsim.robust import CoordinateMedian
+from fedsim.tree import leaves
 from fedsim.values import Vector
 from tests.algorithms.quadratics import X0, F, everybody, federation, half_squared_error, states
 from tests.backends.ray.shared import assert_same_in_actors
@@ -201,14 +206,19 @@ def test_a_run_goes_on_from_any_version(method: Any, backend: Any) -> None:
     fed = federation(F, WORK, backend)
     seconds = np.linspace(0.1, 1, F.n)
     whole = driver(method, fed, seconds, 6, jitter=0.3)
-    states, snapshots, ledgers = [], list[Mapping[str, Tensor]](), []
+    states, snapshots, messages, ledgers = [], list[Mapping[str, Tensor]](), [], []
     for state in play(method, whole, 8):
         states.append(state)
         snapshots.append({name: t.clone() for name, t in whole.snapshot().items()})
+        messages.append([Block([i], [x[None] for x in leaves(sent)]) for i, sent in whole.under_way().items()])
         ledgers.append(whole.meter.ledger.snapshot())
-    for start in (1, 4):
+    for start, old in ((1, False), (4, False), (4, True)):
         rest = driver(method, fed, seconds, 6, jitter=0.3)
-        rest.restore(snapshots[start], method.init(torch.from_numpy(X0), cohort(fed, 0)))
+        named, kept = snapshots[start], messages[start]
+        if old:                                            # as earlier versions stored them
+            parts = {f"message.{block.ids[0]}.{k}": x[0] for block in kept for k, x in enumerate(block.columns)}
+            named, kept = {**named, **parts}, []
+        rest.restore(named, method.init(torch.from_numpy(X0), cohort(fed, 0)), kept)
         rest.meter.ledger.restore(ledgers[start])
         state = states[start]
         for later in range(start + 1, 8):
@@ -232,6 +242,22 @@ SMALL = Experiment(
     concurrency=4,
     execution=Execution("loop", checkpoint_every=3),
 )
+
+
+@pytest.mark.parametrize("compressor", [Threshold(1e-3), BernoulliCompressor(0.5)], ids=lambda c: type(c).__name__)
+def test_messages_under_way_are_rows_of_a_block(
+    compressor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of compressors that send fewer values at one time than at another."""
+    settings = replace(SMALL, uplink=Plain(compressor))
+    whole = run(settings, output=tmp_path / "whole", progress=False)
+    rest = stopped_and_resumed(settings, tmp_path / "stopped", 7, monkeypatch)
+    made = load_latest(rest.seed_path(0) / "checkpoints")
+    assert made is not None and not [name for name in made.tensors if name.startswith("clock.message")]
+    under_way = sorted(made.tensors["clock.events.under_way"][:, 1].tolist())
+    assert [i for block in made.memories["clock.messages"] for i in block.ids] == under_way != []
+    a, b = ((path.seed_path(0) / "metrics.jsonl").read_bytes() for path in (whole, rest))
+    assert a == b
 
 
 def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,10 +136,11 @@ def test_every_decoder_refuses_or_returns_what_fits(name: str) -> None:
     most = max(sum(part.nbytes for part in packed.parts), 4 * D)
     for _ in range(300):
         try:
-            tree = received(damaged(honest, draw), form, "m", [made], D)
+            tree = received(message := damaged(honest, draw), form, "m", [made], D)
         except RefusedError:
             continue
         assert tree.unpack().isfinite().all() and sum(part.nbytes for part in tree.parts) <= 4 * most
+        assert wire.encode(tree, [made]) == bytes(message), "there is one encoding of a message"
 
 
 @pytest.mark.parametrize("seed", range(5))
