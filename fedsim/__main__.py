@@ -2,7 +2,7 @@
 
 import sys
 
-from fedsim.cli import main
+from fedsim.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -8,6 +8,7 @@ demand, so that help does not wait for PyTorch.
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from fedsim.cli.allow import OWN, REFUSAL, taken, typed
 from fedsim.cli.streams import OutputError, streams
+from fedsim.controller.interrupt import catch
 from fedsim.errors import ConfigError, FedsimError, suggest
 from fedsim.record.version import __version__
 
@@ -42,6 +44,18 @@ COMMANDS = {
 READING = ("compare", "report", "watch", "timeline")
 """Commands that import nothing that a run names, nor PyTorch."""
 USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
+
+
+def console() -> int:
+    """The command as a program: `main`, which more interruptions than one do not disturb, nor the exit after it."""
+    catch(signal.SIGINT)
+    try:
+        return main()
+    except KeyboardInterrupt:                              # outside any command
+        print("fedsim: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

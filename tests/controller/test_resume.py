@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import pytest
 
 from algorithms import FedSpeed
 from fedsim import Execution, resume, run
+from fedsim.controller.verify import verify
 from fedsim.data import load
 from fedsim.errors import ConfigError, RunError
 from fedsim.record.checkpoint import CheckpointWarning
 from fedsim.record.directory import RunDirectory
 from tests.checkpoints import content
 from tests.controller.test_run import SMALL, metrics_bytes
+from tests.processes import wait_until
 
 SCRIPT = """
 import os, signal, sys, time
@@ -65,6 +68,27 @@ def test_killed_in_mid_round_and_resumed_gives_the_same_bytes(tmp_path: Path, ki
     assert metrics_bytes(cut) == metrics_bytes(whole)
     assert cut.manifest["status"]["0"]["state"] == "finished"
     assert content(whole.seed_path(0) / "checkpoints") == content(cut.seed_path(0) / "checkpoints")
+
+
+@pytest.mark.process
+def test_ctrl_c_six_times_in_a_row_is_one_interruption(tmp_path: Path) -> None:
+    """What the first one has begun is not disturbed: the checkpoint, the state, the one line, nor the exit."""
+    words = ["run", "--algorithm", "Scaffold", "--rounds", "1000000", "--evaluation.every", "1", "--backend", "loop"]
+    argv = [sys.executable, "-m", "fedsim", *words, "--quiet", "--output", str(tmp_path / "run")]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            rows = tmp_path / "run/seed-0/metrics.jsonl"
+            wait_until(lambda: rows.exists() and b'"round": 2,' in rows.read_bytes())
+            for _ in range(6):
+                child.send_signal(signal.SIGINT)
+                time.sleep(0.03)
+            _, said = child.communicate(timeout=240)
+        finally:
+            child.kill()
+    assert (child.returncode, said) == (130, f"fedsim: interrupted; continue with: fedsim resume {tmp_path / 'run'}\n")
+    made = RunDirectory(tmp_path / "run")
+    assert made.manifest["status"]["0"]["state"] == "interrupted" and verify(made.path) == []
+    assert list((made.seed_path(0) / "checkpoints").iterdir())
 
 
 def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
