@@ -34,7 +34,7 @@ from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, MissingRunError, RunError
 from fedsim.record.columns import columns_hash, drop_columns, write_columns
 from fedsim.record.covered import COVERED, DEVICES, digest_of, hashes_of
-from fedsim.record.files import damaged, fits, lock, numbered, read_mapping, sync, write_atomic
+from fedsim.record.files import damaged, fits, lock, numbered, parse_yaml, read_mapping, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
 from fedsim.record.version import __version__
 
@@ -63,8 +63,6 @@ NEEDED = {
     "stopped": ("round", "reason"),
 }  # fmt: skip
 """Names that the entries of some lists and mappings cannot lack."""
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The same values, ten times faster where PyYAML was built with libyaml."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -223,7 +221,7 @@ class RunDirectory:
             RunError: the file is damaged; see `read_mapping`.
         """
         path = self.path / "config.yaml"
-        config = read_mapping(path, lambda text: yaml.load(text, LOADER))
+        config = read_mapping(path, parse_yaml)
         if not isinstance(found := config.get("execution", {}), dict):
             raise damaged(path, f"execution is {found!r:.80}")
         return config

@@ -16,6 +16,9 @@ from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
 
+DEEPEST = 500
+"""Brackets and columns of indentation of an ordinary file of settings."""
+
 
 def create_folder(root: Path, name: str) -> Path:
     """Create an empty ``root/name`` for several runs, or ``name-2``, ``name-3``, ... if it exists.
@@ -99,6 +102,15 @@ def write_atomic(path: Path, content: str | bytes, opener: Callable[[str, int], 
     """Replace the content of a file; see `atomic`."""
     with atomic(path, opener) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def parse_yaml(text: str) -> Any:
+    """Values of a YAML text: by libyaml where PyYAML was built with it, which is ten times as fast, but not if they may
+    be nested so deeply that it would crash, which is then a RecursionError.
+    """
+    inset = max((len(line) - len(line.lstrip(" -?")) for line in text.splitlines()), default=0)
+    deep = text.count("[") + text.count("{") + inset > DEEPEST
+    return yaml.load(text, yaml.SafeLoader if deep else getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any], names: Collection[str] = ()) -> dict[str, Any]:
