@@ -27,6 +27,7 @@ from algorithms.ef21_page import EF21PAGE
 from algorithms.ef21_plus import EF21Plus
 from algorithms.ef21_sgdm import EF21SGDM
 from algorithms.ef21_w import EF21W
+from algorithms.eva import EVA
 from algorithms.exact_diffusion import ExactDiffusion
 from algorithms.extra import Extra
 from algorithms.fedadmm import FedADMM
@@ -48,6 +49,7 @@ from algorithms.flora import FLoRA
 from algorithms.gradient_tracking import GradientTracking
 from algorithms.hetlora import HetLoRA
 from algorithms.kgt import KGT
+from algorithms.lora_ga import LoRAGA
 from algorithms.marina import MARINA
 from algorithms.mofedsam import MoFedSAM
 from algorithms.nids import NIDS
@@ -75,7 +77,7 @@ GOSSIP = (
 )  # fmt: skip
 OVERLAP = (CO2, DCO2, CoCoDSGD, DiLoCo, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo)
 PERSONAL = (Ditto, PFedMe, PerFedAvg)
-LORA = (FLoRA, FedExLoRA, HetLoRA, RoLoRA)
+LORA = (EVA, FLoRA, FedExLoRA, HetLoRA, LoRAGA, RoLoRA)
 ASYNCHRONOUS = (ADPSGD, FedAsync, FedBuff)
 ALGORITHMS = (*CENTRAL, *COMPRESSED, *GOSSIP, *OVERLAP, *PERSONAL, *LORA, *ASYNCHRONOUS)
 
@@ -99,6 +101,7 @@ __all__ = [
     "EF21PAGE",
     "EF21SGDM",
     "EF21W",
+    "EVA",
     "GOSSIP",
     "KGT",
     "L1",
@@ -138,6 +141,7 @@ __all__ = [
     "FedSpeed",
     "GradientTracking",
     "HetLoRA",
+    "LoRAGA",
     "MoFedSAM",
     "NoLoCo",
     "OverlapSGD",

@@ -32,10 +32,12 @@ class Adapters:
     Args:
         pairs: of each layer.
         length: length of the model's vector.
+        layers: their names.
     """
 
     pairs: tuple[Pair, ...]
     length: int
+    layers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, clients: Clients, method: str, residual: bool | None = None) -> Adapters:
@@ -48,7 +50,7 @@ class Adapters:
         for name, shape in zip(clients.names, clients.shapes, strict=True):
             first[name] = start, shape
             start += shape.numel()
-        pairs = []
+        pairs, layers = [], []
         for name, (a, shape) in first.items():
             layer = name.removesuffix("lora_A")
             if layer == name or layer + "lora_B" not in first:
@@ -56,6 +58,7 @@ class Adapters:
             b, (d, _) = first[layer + "lora_B"]
             at, _ = first.get(layer + "lora_R", (None, None))
             pairs.append(Pair(a, b, at, shape[0], d, shape[1]))
+            layers.append(layer.rstrip("."))
         if not pairs:
             raise ConfigError(
                 f"{method} is of models with products of low rank whose A and B both train and travel; expected"
@@ -64,7 +67,7 @@ class Adapters:
         if residual is not None and any((pair.residual is None) is residual for pair in pairs):
             use = "adds to the frozen weights" if residual else "does not change the frozen weights"
             raise ConfigError(f"{method} {use}; expected model.residual {str(residual).lower()}")
-        return cls(tuple(pairs), start)
+        return cls(tuple(pairs), start, tuple(layers))
 
     @property
     def rank(self) -> int:

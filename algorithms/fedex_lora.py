@@ -48,8 +48,9 @@ class FedExLoRA:
         positive(self, "lr")
 
     def init(self, x: Vector, clients: Clients) -> FedExLoRAState:
-        Adapters.of(clients, "FedExLoRA", residual=True)
-        return FedExLoRAState(x, torch.zeros(clients.n, dtype=torch.int64))
+        layout = Adapters.of(clients, "FedExLoRA", residual=True)
+        begun = layout.rank if bool(x[layout.residuals(x)].any()) else 0     # by other initial values, of that rank
+        return FedExLoRAState(x, torch.full((clients.n,), begun))
 
     def round(self, s: FedExLoRAState, clients: Clients) -> FedExLoRAState:
         layout = Adapters.of(clients, "FedExLoRA", residual=True)
@@ -59,14 +60,12 @@ class FedExLoRA:
         places = layout.places("AB+", layout.rank, s.x)
         total = clients.reduce(sent, partial(self.averaged, layout=layout))
         mean, difference = torch.split(total, [len(places), len(s.x) - len(places)])
-        x = s.x.index_copy(0, places, mean)
-        if not self.exact:
-            return FedExLoRAState(x, s.missed)
-        missed = s.missed.clone()
+        x, missed = s.x.index_copy(0, places, mean), s.missed.clone()
         missed[ids] = 0
-        return FedExLoRAState(
-            x.index_add(0, layout.residuals(x), difference), missed + layout.rank * (len(sent.ids) + 1)
-        )
+        if self.exact:
+            x = x.index_add(0, layout.residuals(x), difference)
+            missed = missed + layout.rank * (len(sent.ids) + 1)
+        return FedExLoRAState(x, missed)
 
     def _told(self, layout: Adapters, x: Vector, missed: int) -> tuple[Any, ...]:
         """Form of what a client is sent: A, B and other parameters, and the differences that it lacks."""

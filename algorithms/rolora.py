@@ -45,13 +45,13 @@ class RoLoRA:
         positive(self, "lr")
 
     def init(self, x: Vector, clients: Clients) -> RoLoRAState:
-        layout = Adapters.of(clients, "RoLoRA")
+        layout = Adapters.of(clients, "RoLoRA", residual=False)
         halves = [x[layout.places(half, layout.rank, x)] for half in HALVES]
         news = torch.stack([half.any() for half in halves])          # zeros are known
         return RoLoRAState(x, news.long().expand(clients.n, 2).clone())
 
     def round(self, s: RoLoRAState, clients: Clients) -> RoLoRAState:
-        layout, turn = Adapters.of(clients, "RoLoRA"), clients.round % 2
+        layout, turn = Adapters.of(clients, "RoLoRA", residual=False), clients.round % 2
         forms = {
             (a, b): form(s.x, len(layout.places("A" * a + "B" * b + "+", layout.rank, s.x)))
             for a in (0, 1) for b in (0, 1)

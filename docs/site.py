@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "experiments/README.md", "benchmarks/README.md")
 REFERENCE = {
     "algorithms": [f"algorithms.{file.stem}" for file in sorted((ROOT / "algorithms").glob("[!_]*.py"))],
-    "vocabulary": [f"fedsim.{name}" for name in ("algorithm", "clients", "gossip", "types", "values", "errors")],
+    "vocabulary": [
+        f"fedsim.{name}" for name in ("algorithm", "clients", "gossip", "types", "values", "messages.rebuilt", "errors")
+    ],
     "experiments": ["fedsim.api", "fedsim.experiment", "fedsim.controller.run", "fedsim.sweeps"],
     "local": [f"fedsim.engine.{name}" for name in ("optimizers", "step_schedules", "augmentation", "mixup", "sharing")],
     "data": ["fedsim.data", "fedsim.partition", "fedsim.models", "fedsim.problems"],

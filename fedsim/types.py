@@ -7,7 +7,7 @@ runs code on a node or transfers a byte. A tree is a tensor or compressed vector
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -200,6 +200,11 @@ class Local(Site, Protocol):
 
     def sample(self, size: int) -> Batch:
         """Large batch of ``size`` samples without replacement; the whole shard if it is not larger."""
+
+    def moments(self, x: Vector, layers: Sequence[str]) -> Tensor:
+        """Second moments of the inputs ``h [k]`` of some layers of the model at ``x``: for each the mean of ``h h^T``
+        over the client's samples, and their positions, flattened and joined, ``[sum k^2]``.
+        """
 
     def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
         """Run the local loop ``carry = step(carry, batch, *consts)`` over the round's minibatches from ``skip`` on.

@@ -8,7 +8,7 @@ sorted by their number of steps and leave the block when they finish, so unequal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -202,8 +202,7 @@ class _Block:
         """See ``fedsim.values.Site``."""
         self._outside("local.key")
         keys = seeds.key(self.fed.seed, f"client {tag}", self.turns, self.ids).to(self.fed.model.device)
-        (key,) = _stacked(lambda c, own, _: (keys,), self._slot)
-        return key
+        return _stacked(lambda c, own, _: (keys,), self._slot)[0]
 
     def grad(self, x: Vector, batch: Batch | None = None) -> Vector:
         """See ``fedsim.types.Local``."""
@@ -231,9 +230,14 @@ class _Block:
         drawn: Batch = shaped(batch, iter(_stacked(lambda c, own, _: tuple(flat(batch)), self._slot)))
         return drawn
 
-    def fold(
-        self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False
-    ) -> Any:
+    def moments(self, x: Vector, layers: Sequence[str]) -> Tensor:
+        """See ``fedsim.types.Local``."""
+        self._outside("local.moments")
+        inputs = (self.fed.shards.rows(node).x for node in self.ids.tolist())
+        each = partial(self.fed.model.all_moments, inputs=inputs, layers=layers)
+        return _stacked(lambda c, own, tensors: (each(tensors[0].expand(c, -1)),), self.descend.whole(x), self._slot)[0]
+
+    def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False) -> Any:
         """See ``fedsim.types.Local``."""
         refuse_captured_tensors(step)
         self._outside("local.fold")
@@ -260,8 +264,7 @@ class _Block:
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
         outer_samples = self._samples
         done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
-        active = len(self.ids)
-        self._in_fold = True
+        active, self._in_fold = len(self.ids), True
         try:
             by_step = [self._shares] * shares + [self._factors] * (self.step_schedule is not None)
             dense: DenseFold | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class DryLocal:
     def sample(self, size: int) -> Batch:
         """See ``fedsim.types.Local``."""
         return self._sample
+
+    def moments(self, x: Vector, layers: Sequence[str]) -> Tensor:
+        """See ``fedsim.types.Local``."""
+        return self._model.moments(self.descend.whole(x), self._sample.x, layers)
 
     def fold(
         self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False

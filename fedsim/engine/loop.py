@@ -119,6 +119,10 @@ class LoopLocal:
     def _take(self, index: Tensor, key: Tensor) -> Batch:
         return augmented(self._fed.work.augment, self._fed.shards.take(index, key=key))
 
+    def moments(self, x: Vector, layers: Sequence[str]) -> Tensor:
+        x = self.descend.whole(x)
+        return self._fed.model.moments(x, self._fed.shards.rows(self._node).x, layers)
+
     def fold(self, step: Callable[..., C], carry: C, *consts: Any, skip: int = 0, shares: bool = False) -> C:
         refuse_captured_tensors(step)
         leaves((carry, *consts))                           # tensors only, as every backend needs them

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -255,6 +256,36 @@ class Model:
         if isinstance(outputs[0], Tensor):
             return torch.cat(outputs)
         return joined(outputs, [count(part) for part in parts])
+
+    @torch.no_grad()
+    def moments(self, x: Vector, inputs: Samples, layers: Sequence[str]) -> Tensor:
+        """Second moments of the inputs ``h [k]`` of some layers at ``x``: for each the mean of ``h h^T`` over samples
+        and positions, flattened and joined, ``[sum k^2]``.
+
+        Raises:
+            ModelError: one of the layers takes no tensor, or is not called.
+        """
+        module, total, seen = self.load(x), dict.fromkeys(layers, torch.zeros(())), dict.fromkeys(layers, 0)
+
+        def add(name: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+            h = given[0].flatten(0, -2)
+            total[name], seen[name] = total[name] + h.T @ h, seen[name] + len(h)
+
+        hooks = [module.get_submodule(name).register_forward_pre_hook(partial(add, name)) for name in layers]
+        try:
+            with self.evaluating():
+                for part in pieces(inputs, AT_A_TIME[self.device.type]):
+                    called(module, self._input(part))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if idle := [name for name in layers if not seen[name]]:
+            raise ModelError(f"layer {idle[0]} of {type(module).__name__} was not called; expected one that is used")
+        return torch.cat([(total[name] / seen[name]).flatten() for name in layers])
+
+    def all_moments(self, xs: Tensor, inputs: Iterable[Samples], layers: Sequence[str]) -> Tensor:
+        """``moments`` of several clients ``[c, sum k^2]``, each at its row of ``xs [c, d]``."""
+        return torch.stack([self.moments(x, own, layers) for x, own in zip(xs, inputs, strict=True)])
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -111,7 +111,12 @@ class TextClassifier:
                 f"TextClassifier got samples of shape {input_shape}; expected a dict of {' and '.join(sorted(wanted))},"
                 " as TextClassifier.inputs(texts) returns"
             )
-        return EncoderWithHead(self.encoder(), classes, self.cut)
+        encoder: Any = self.encoder()
+        if self.cut:                                       # what the inputs have behind them
+            encoder.embeddings = nn.Identity()
+        for k in range(self.cut):
+            encoder.encoder.layer[k] = nn.Identity()
+        return EncoderWithHead(encoder, classes, self.cut)
 
     def inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tokens of texts as inputs of the network: ``attention_mask`` int64 ``[N, length]``, and ``input_ids`` int64

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import FedAvg, FedExLoRA, FLoRA, HetLoRA, RoLoRA
+from algorithms import EVA, FedAvg, FedExLoRA, FLoRA, HetLoRA, LoRAGA, RoLoRA
 from algorithms.adapters import Adapters, Pair
 from fedsim import MLP, Experiment, LocalWork, Rebuilt
 from fedsim.backends.ray.ray_backend import RayActors
@@ -310,3 +310,80 @@ def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="Rebuilt has 1 messages for 6 nodes"):
         x = plain.model.vector()
         cohort(plain, 1).each(lambda local, x: x, Rebuilt(x, [x]))
+
+
+STARTS: dict[str, tuple[Any, bool, str]] = {
+    "EVA": (EVA(FedAvg(ETA)), False, ""),
+    "EVA, FLoRA": (EVA(FLoRA(ETA)), True, ""),
+    "LoRA-GA": (LoRAGA(FedExLoRA(ETA)), True, "3"),
+    "LoRA-GA, FLoRA": (LoRAGA(FLoRA(ETA)), True, "3"),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("backend", [Blocks(4), pytest.param("ray", marks=pytest.mark.ray)], ids=str)
+def test_initial_values_agree_on_all_backends(name: str, backend: Any) -> None:
+    algorithm, residual, trained = STARTS[name]
+    fed = federation(residual, trained=trained)
+    other = replace(fed, backend=RayActors(workers(), 2) if backend == "ray" else backend)
+    meters = Meter(fed), Meter(other)
+    ours, theirs = (played(algorithm, f, COHORTS[:2], m) for f, m in zip((fed, other), meters, strict=True))
+    assert all(gap(a, b) < 1e-11 for a, b in zip(ours, theirs, strict=True))
+    ledgers = [meter.ledger.snapshot() for meter in meters]
+    for key in ledgers[0]:
+        np.testing.assert_array_equal(ledgers[0][key], ledgers[1][key], err_msg=key)
+
+
+def test_eva_begins_with_the_directions_that_explain_most() -> None:
+    """With as many directions as inputs of a client span, those of all samples together; r k numbers up once."""
+    fed, meter = federation(False), Meter(federation(False))
+    x = EVA().init(start(False), cohort(fed, 0, meter=meter)).x
+    first, second = net_of(fed, x)
+    inputs = [fed.shards.rows(i).x for i in range(N)]
+    for layer, of in ((first, lambda h: h), (second, lambda h: torch.relu(h @ first.W0.T + first.bias))):
+        truth = sum(of(h).T @ of(h) / len(h) for h in inputs) / N
+        values = torch.linalg.eigvalsh(truth)
+        explained = torch.trace(layer.A @ truth @ layer.A.T) / values[-RANK:].sum()
+        assert 0.93 < float(explained) <= 1 + 1e-12        # each client sent its two leading directions alone
+        torch.testing.assert_close(layer.A @ layer.A.T, torch.eye(RANK, dtype=torch.float64))
+        gaussian = net_of(fed, start(False))[0 if layer is first else 1].A
+        q = torch.linalg.qr(gaussian.T).Q
+        assert float(torch.trace(q.T @ truth @ q)) < 0.8 * float(values[-RANK:].sum())
+    assert not first.B.any()
+    assert (meter.ledger.up == bytes_of(HALF_A)).all() and (meter.ledger.down == bytes_of(0)).all()
+    one = replace(fed, shards=Shards(fed.shards.x, fed.shards.y, np.array([0, len(fed.shards.x)])), weights=None)
+    alone = net_of(one, EVA().init(start(False), cohort(one, 0)).x)[0].A
+    theirs = torch.linalg.svd(fed.shards.x, full_matrices=False).Vh[:RANK]
+    torch.testing.assert_close((alone @ theirs.T).abs(), torch.eye(RANK, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_lora_ga_begins_where_it_was_and_along_the_gradient() -> None:
+    """Of the first layer; the second one, narrower than 2 r, trains as a whole."""
+    fed, meter, x = federation(True, trained="3"), Meter(federation(True)), start(True, "3")
+    state = LoRAGA(FedExLoRA(ETA)).init(x, cohort(fed, 0, meter=meter))
+    assert (meter.ledger.up == bytes_of(9 * 16)).all() and (meter.ledger.down == bytes_of(0)).all()
+    assert (state.missed == RANK).all()                    # what was taken from R is told, too
+    module = fed.model.load(x)
+    one, two = module[1], module[3]  # type: ignore[index]
+    before, g = one._base().detach() + S * (one.lora_B @ one.lora_A).detach(), torch.zeros(9, 16, dtype=torch.float64)
+    for own in map(fed.shards.rows, range(N)):
+        W = one.linear.weight.detach().clone().requires_grad_()
+        hidden = torch.relu(own.x @ W.T + one.linear.bias)
+        g += torch.autograd.grad(torch.nn.functional.cross_entropy(two(hidden), own.y), W)[0] / N
+    layer = fed.model.load(state.x)[1]  # type: ignore[index]
+    a, b = layer.lora_A.detach(), layer.lora_B.detach()
+    torch.testing.assert_close(layer._base().detach() + S * b @ a, before, rtol=0, atol=1e-13)
+    u, _, v = torch.linalg.svd(g)
+    c = 9**0.25 / 16**0.5 * torch.eye(RANK, dtype=torch.float64)
+    torch.testing.assert_close((a @ v[:RANK].T).abs(), c, rtol=0, atol=1e-10)
+    torch.testing.assert_close((b.T @ u[:, RANK : 2 * RANK]).abs(), c, rtol=0, atol=1e-10)
+
+
+def test_initial_values_that_the_model_cannot_have() -> None:
+    with pytest.raises(ConfigError, match=r"LoRAGA takes 4 directions of a gradient \[3, 9\]; expected a lower rank"):
+        LoRAGA().init(start(True), cohort(federation(True), 0))
+    with pytest.raises(ConfigError, match=r"LoRAGA adds to the frozen weights; expected model.residual true"):
+        LoRAGA().init(start(False), cohort(federation(False), 0))
+    with pytest.raises(ConfigError, match="EVA is of models with products of low rank"):
+        dense = replace(federation(False), model=Model(MLP((4,)).build((16,), 3), cross_entropy, dtype=torch.float64))
+        EVA().init(dense.model.vector(), cohort(dense, 0))

@@ -133,6 +133,6 @@ def test_minilm_ships_in_a_package_and_means_what_it_says() -> None:
     cut = replace(text, cut=4)
     whole, half = text.build({k: v.shape[1:] for k, v in x.items()}, 3), cut.inputs(["A man is eating food."])
     upper = cut.build({k: v.shape[1:] for k, v in half.items()}, 3)
-    upper.load_state_dict(whole.state_dict())
+    upper.load_state_dict(whole.state_dict(), strict=False)
     with torch.no_grad():
         torch.testing.assert_close(upper(**half)[0], whole(**{k: v[:1] for k, v in x.items()})[0], rtol=0, atol=1e-5)

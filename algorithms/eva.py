@@ -1,0 +1,72 @@
+"""EVA: Paischer, Hauzenberger, Schmied et al. 2024 (arXiv 2410.07170): LoRA begins with directions of its inputs.
+
+    client i:  M_i = mean of h h^T over the inputs h [k] of a layer,   V_i = its r leading eigenvectors times the roots
+               of their eigenvalues;   send V_i [r, k]
+    server:    A <- the r leading eigenvectors of mean_i V_i^T V_i,   B <- 0
+
+So A explains most of the variance of the layer's inputs (the second moment: inputs are not centred). The paper's
+passing of ranks from layer to layer is not here: all layers have r. Then any method follows. Once: up r k for each
+layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algorithms.adapters import Adapters, form
+from algorithms.fedavg import FedAvg
+from fedsim import Clients, Local, Rebuilt, Vector
+from fedsim.algorithm import Algorithm
+from fedsim.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EVA:
+    """A method for LoRA whose A begins with the principal directions of the layers' inputs at all clients.
+
+    Args:
+        algorithm: the method.
+    """
+
+    algorithm: Algorithm[Any] = field(default_factory=FedAvg)
+    deploys = False
+
+    def init(self, x: Vector, clients: Clients) -> Any:
+        layout = Adapters.of(clients, "EVA")
+        for pair in layout.pairs:
+            if pair.r > pair.k:
+                raise ConfigError(f"EVA has {pair.k} directions for a layer of {pair.k} inputs; expected a lower rank")
+        base = Rebuilt(x, [form(x, 0)] * len(clients))     # the model before training is known
+        sent = clients.each(partial(self.client, layout=layout), base)
+        a = clients.reduce(sent, partial(self.principal, layout=layout))
+        return self.algorithm.init(x.index_copy(0, layout.places("A", layout.rank, x), a), clients)
+
+    def round(self, s: Any, clients: Clients) -> Any:
+        return self.algorithm.round(s, clients)
+
+    def client(self, local: Local, x: Vector, layout: Adapters) -> Vector:
+        sizes = [pair.k**2 for pair in layout.pairs]
+        moments = torch.split(local.moments(x, layout.layers), sizes)
+        return torch.cat([leading(m.reshape(p.k, p.k), p.r) for m, p in zip(moments, layout.pairs, strict=True)])
+
+    def principal(self, rows: Tensor, weights: Tensor, layout: Adapters) -> Tensor:
+        """A of all layers, from the clients' directions ``[c, sum r k]``."""
+        found = []
+        for v, p in zip(torch.split(rows, [p.r * p.k for p in layout.pairs], 1), layout.pairs, strict=True):
+            v = v.reshape(-1, p.r, p.k)
+            directions = torch.linalg.eigh(torch.einsum("c,crk,crl->kl", weights, v, v)).eigenvectors.T.flip(0)[: p.r]
+            first = directions.gather(1, directions.abs().argmax(1, keepdim=True))   # eigenvectors have no sign
+            found.append((directions * first.sign()).flatten())
+        return torch.cat(found)
+
+
+def leading(moment: Tensor, r: int) -> Tensor:
+    """The ``r`` leading eigenvectors of a moment ``[k, k]`` times the roots of their eigenvalues, ``[r k]``."""
+    values, vectors = torch.linalg.eigh(moment)
+    found: Tensor = (vectors[:, -r:] * values[-r:].clamp(min=0).sqrt()).T.flip(0).flatten()
+    return found
