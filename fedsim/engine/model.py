@@ -283,9 +283,9 @@ class Model:
             raise ModelError(f"layer {idle[0]} of {type(module).__name__} was not called; expected one that is used")
         return torch.cat([(total[name] / seen[name]).flatten() for name in layers])
 
-    def all_moments(self, xs: Tensor, inputs: Iterable[Samples], layers: Sequence[str]) -> Tensor:
+    def all_moments(self, xs: Tensor, batches: Iterable[Batch], layers: Sequence[str]) -> Tensor:
         """``moments`` of several clients ``[c, sum k^2]``, each at its row of ``xs [c, d]``."""
-        return torch.stack([self.moments(x, own, layers) for x, own in zip(xs, inputs, strict=True)])
+        return torch.stack([self.moments(x, own.x, layers) for x, own in zip(xs, batches, strict=True)])
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
