@@ -139,7 +139,7 @@ def table(case: Experiment, paths: dict[str, Path], picture: Path) -> list[list[
     for name, path in paths.items():
         rows = read_metrics(path / f"seed-{case.seed}" / "metrics.jsonl")
         size[name] = [rows.series("total", f"bytes_{way}")[case.rounds] for way in ("down", "up")]
-    labels = {path: name for name, path in paths.items()}
+    labels = {str(path): name for name, path in paths.items()}
     curves(compare(list(paths.values()), labels=labels), picture, "megabytes")
     budget = min(sum(size[name]) for name in METHODS if name != "head alone")
     out = [["method", "KB down, a client and round", "KB up", f"accuracy at {budget / 1e6:.1f} MB", "after all rounds"]]
