@@ -1,17 +1,20 @@
-"""MkDocs' hook: the site is made of the repository's files where they are, and of the docstrings.
+"""MkDocs' hook: the site is made of the repository's files where they are, of the docstrings, and of tutorials.
 
 Pages of ``docs/`` are at the root of the site; the other files keep their paths. Links between them, which are right in
-the repository, are rewritten for that; files of code that a page links to are copied.
+the repository, are rewritten for that; files of code that a page links to are copied. A tutorial is a script whose
+cells begin with ``# %%``: it is executed as a notebook, and its page has the outputs.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+TUTORIALS = ROOT / "docs" / "tutorials"
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "experiments/README.md", "benchmarks/README.md")
 REFERENCE = {
     "algorithms": [f"algorithms.{file.stem}" for file in sorted((ROOT / "algorithms").glob("[!_]*.py"))],
@@ -28,12 +31,48 @@ REFERENCE = {
     "reports": ["fedsim.report", "fedsim.record"],
 }
 """Modules by page; a package stands for all that is below it."""
+PAINT = re.compile(r"\x1b\[[0-9;]*m")
+"""Colours of a terminal, in which Jupyter writes tracebacks."""
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+
+
+class TutorialError(Exception):
+    """A tutorial cannot be executed."""
 
 
 def place(path: str) -> str:
     """Path on the site of a file of the repository."""
-    return path.removeprefix("docs/")
+    path = path.removeprefix("docs/")
+    return f"{path.removesuffix('.py')}.md" if path.startswith("tutorials/") else path
+
+
+def tutorial(source: Path, kernel: str = "python3") -> tuple[str, dict[str, bytes]]:
+    """Execute a script of cells in a folder of its own; its page as Markdown, and pictures by name.
+
+    Raises:
+        TutorialError: there is no kernel, or a cell failed.
+    """
+    import jupytext
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from nbconvert import MarkdownExporter
+
+    notebook = jupytext.read(source)
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(notebook, timeout=600, kernel_name=kernel, resources={"metadata": {"path": folder}})
+        try:
+            client.execute()
+        except NoSuchKernel:
+            fix = "pip install '.[docs]' in a checkout of fedsim"
+            raise TutorialError(f"{source.name}: there is no Jupyter kernel {kernel!r} to execute it; {fix}") from None
+        except CellExecutionError as error:
+            raise TutorialError(f"{source.name}: {PAINT.sub('', str(error))}") from None
+    for cell in notebook.cells:                            # progress, notes and warnings are of one execution
+        if "outputs" in cell:
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    page, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": source.stem})
+    return page, dict(resources["outputs"])
 
 
 def targets(path: str, text: str) -> dict[str, str]:
@@ -65,6 +104,12 @@ def on_files(files: Any, config: Any) -> Any:
         if (ROOT / path).is_dir():
             raise FileNotFoundError(f"a page links to the folder {path}, which the site has no page for; link a file")
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
+    for source in sorted(TUTORIALS.glob("*.py")):
+        name = f"docs/tutorials/{source.name}"
+        page, pictures = tutorial(source)
+        files.append(File.generated(config, place(name), content=rewritten(name, page)))
+        for picture, data in pictures.items():
+            files.append(File.generated(config, f"tutorials/{picture}", content=data))
     for page in REFERENCE:
         files.append(File.generated(config, f"reference/{page}.md", content=reference(page)))
     return files
@@ -73,6 +118,6 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite the links of a page."""
     uri = page.file.src_uri
-    if uri.startswith("reference/"):
+    if uri.startswith(("reference/", "tutorials/")):
         return markdown
     return rewritten(uri if uri in PAGES else f"docs/{uri}", markdown)

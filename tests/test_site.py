@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+import fedsim
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -34,7 +36,9 @@ def pages(nav: list[Any]) -> Iterator[str]:
 
 def test_the_menu_lists_every_page_once() -> None:
     listed = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert sorted(listed) == sorted([*map(SITE.place, WRITTEN), *(f"reference/{name}.md" for name in SITE.REFERENCE)])
+    tutorials = [SITE.place(str(file.relative_to(ROOT))) for file in SITE.TUTORIALS.glob("*.py")]
+    made = [*tutorials, *(f"reference/{name}.md" for name in SITE.REFERENCE)]
+    assert sorted(listed) == sorted([*map(SITE.place, WRITTEN), *made])
 
 
 def test_the_reference_names_modules_there_are() -> None:
@@ -51,9 +55,20 @@ def test_the_reference_names_modules_there_are() -> None:
         ("docs/gossip.md", "../experiments/README.md#what", "experiments/README.md#what"),
         ("docs/gossip.md", "gossip.png", "gossip.png"),
         ("experiments/README.md", "../docs/gossip.png", "../gossip.png"),
+        ("docs/own.md", "tutorials/own_algorithm.py", "tutorials/own_algorithm.md"),
+        ("docs/tutorials/own_algorithm.py", "../own.md", "../own.md"),
+        ("README.md", "docs/tutorials/gossip.py", "tutorials/gossip.md"),
         ("docs/guide.md", "https://example.org/a.md", "https://example.org/a.md"),
         ("docs/guide.md", "#metrics", "#metrics"),
     ],
 )
 def test_links_are_rewritten_for_the_site(page: str, link: str, expected: str) -> None:
     assert SITE.rewritten(page, f"see [it]({link}), or [a] (b)") == f"see [it]({expected}), or [a] (b)"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """Its form is that of the Citation File Format 1.2.0."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys() and cited["cff-version"] == "1.2.0"
+    assert cited["license"] == "Apache-2.0" and cited["type"] == "software" and all(cited["authors"])
+    assert fedsim.__version__.startswith(cited["version"])
