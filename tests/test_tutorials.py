@@ -10,6 +10,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
+from fedsim.record.nodes import read_nodes
 from tests.test_site import SITE
 
 FILES = {file.stem: file for file in sorted(SITE.TUTORIALS.glob("*.py"))}
@@ -40,7 +41,11 @@ def test_a_tutorial_runs(name: str, folder: Path) -> None:
 def test_the_deployment_runs_real_nodes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(FILES["deployment"]), run_name="__main__")
     assert "total bytes_up: deployed" in capsys.readouterr().out
-    assert list(folder.glob("runs/deployed/manifest.json"))
+    nodes = read_nodes(folder / "runs" / "deployed")
+    assert [(node.client, node.rounds, node.errors) for node in nodes] == [(0, 2, 0), (1, 2, 0), (2, 2, 0)]
+    assert all(node.last_seen and node.samples > 10 and node.bytes_up > 100_000 and node.seconds > 0 for node in nodes)
+    logs = [log.read_text(errors="replace") for log in (folder / "runs" / "deployed.federation").rglob("*.log")]
+    assert sum("round 2: FedSpeed.client, " in log for log in logs) == 3
 
 
 @pytest.mark.process

@@ -29,6 +29,7 @@ COMMANDS = {
     "deploy": ("fedsim.cli.deploy", "deploy", "run an experiment in real processes, with Flower"),
     "node": ("fedsim.cli.launch", "node", "run a node of a deployment, which runs one app alone"),
     "superlink": ("fedsim.cli.launch", "superlink", "run the SuperLink of a deployment, closed to other machines"),
+    "nodes": ("fedsim.cli.nodes", "nodes", "show the nodes of a deployment, also while it runs"),
     "certificates": ("fedsim.cli.deploy", "certificates", "create certificates and keys for a deployment"),
     "list": ("fedsim.cli.listing", "list_names", "list algorithms, data sets, models and other components"),
     "schema": ("fedsim.cli.listing", "print_schema", "print the JSON Schema of an experiment's file, or of an output"),

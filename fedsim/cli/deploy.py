@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from fedsim.backends.flower.deploy.install import flower_version
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.cli import flags
@@ -18,7 +20,9 @@ from fedsim.experiment.config.plan import names
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import free_name
+from fedsim.record.nodes import read_nodes
 from fedsim.record.version import check_version
+from fedsim.report.nodes import render_nodes
 
 if TYPE_CHECKING:
     from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
@@ -71,6 +75,8 @@ def deploy(argv: Sequence[str]) -> int:
         print(_commands(experiment, output.absolute(), local, line.options.get("host", "server.example.org")))
         return 0
     directory = here.deploy(experiment, output, local, progress="quiet" not in line.switches)
+    if "quiet" not in line.switches:
+        Console(stderr=True).print(render_nodes(read_nodes(directory.path)))
     print_result(directory, "json" in line.switches)
     return 0
 
@@ -143,7 +149,10 @@ def _local(line: flags.CommandLine, resumed: Path | None) -> LocalDeployment:
 
     known = open_run(resumed).manifest if resumed else {}
     before = known.get("deployment", {}).get("policy", {})
-    given: dict[str, Any] = {key: line.number(key, kind) for key, kind in POLICY.items() if key in line.options}
+    numbers = {key: kind for key, kind in POLICY.items() if line.options.get(key, "auto") != "auto"}
+    given: dict[str, Any] = {key: line.number(key, kind) for key, kind in numbers.items()}
+    if line.options.get("timeout") == "auto":
+        given["timeout"] = "auto"
     if "missing" in line.options:
         given["missing"] = line.options["missing"]
     if "nodes" not in line.options and not known:

@@ -46,6 +46,10 @@ CELL = _object(
     "a rule under an attack", rule=TEXT, attack=TEXT, f=WHOLE, alpha=NUMBER, lr=NUMBER, accuracy=NUMBER,
     half_width=NUMBER, worst=TRUTH,
 )  # fmt: skip
+NODE = _object(
+    "a node; last_seen is in seconds since 1970, 0 for never", client=WHOLE, connected=TRUTH, last_seen=NUMBER,
+    samples=WHOLE, rounds=WHOLE, seconds=NUMBER, bytes_down=WHOLE, bytes_up=WHOLE, errors=WHOLE, error=TEXT,
+)  # fmt: skip
 OUTPUTS: dict[str, Schema] = {
     "run": RUN,
     "resume": {"anyOf": [RUN, SWEEP]},
@@ -56,6 +60,7 @@ OUTPUTS: dict[str, Schema] = {
     "certificates": _object(
         "files of a federation", folder=TEXT, ca=TEXT, server=_list(TEXT), nodes={**_list(TEXT), "description": "keys"}
     ),
+    "nodes": _object("the nodes of a deployment", run=TEXT, nodes=_list(NODE)),
     "list": {**_by_name(_by_name(TEXT)), "description": "descriptions, by section and name"},
     "partition": _object(
         "the heterogeneity card", scheme={"type": "object"}, n=WHOLE, total=WHOLE, sizes=SPREAD, hash=TEXT,

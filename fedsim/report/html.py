@@ -20,8 +20,10 @@ import yaml
 
 from fedsim.errors import FedsimError, RunError
 from fedsim.record.files import write_atomic
+from fedsim.record.nodes import read_nodes
 from fedsim.report.compare import Comparison, cells, compare, costs_of, header, notes, text_of, title
 from fedsim.report.curves import curves
+from fedsim.report.nodes import nodes_as_html
 from fedsim.report.panels import panels
 from fedsim.report.series import AXES, RunSeries, flat
 from fedsim.report.statistics import best, estimate
@@ -115,6 +117,7 @@ def update_of(comparison: Comparison) -> dict[str, Any]:
         _table(header(comparison), cells(comparison)),
         _note(notes(comparison)),
         *_under_way([summary.run for summary in comparison.runs]),
+        *(nodes_as_html(read_nodes(summary.run.path)) for summary in comparison.runs),
     ]
     return {**panels(comparison), "summary": "\n".join(summary)}
 

@@ -14,8 +14,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fedsim.errors import ConfigError, FedsimError, RunError
+from fedsim.record.nodes import FILE, NodeStatus, read_nodes
 from fedsim.report.compare import Comparison
 from fedsim.report.html import page_of, update_of
+from fedsim.report.nodes import prometheus
 
 HOST = "127.0.0.1"
 POLICY = (
@@ -49,8 +51,10 @@ class LivePage:
         asked = urlsplit(path)
         if not secrets.compare_digest(parse_qs(asked.query).get("token", [""])[0].encode(), self.token.encode()):
             return HTTPStatus.FORBIDDEN, "text/plain", "the token is missing; use the whole address that was printed"
-        if asked.path not in ("/", "/data.json"):
-            return HTTPStatus.NOT_FOUND, "text/plain", "there is the page, /, and its numbers, /data.json"
+        if asked.path not in ("/", "/data.json", "/metrics"):
+            return HTTPStatus.NOT_FOUND, "text/plain", "there is the page, /, its numbers, /data.json, and /metrics"
+        if asked.path == "/metrics":
+            return HTTPStatus.OK, "text/plain; version=0.0.4", prometheus(self._nodes())
         with self._lock:                                   # two requests at a time would read all files twice
             made = self._renewed()
         whole = asked.path == "/"
@@ -61,6 +65,11 @@ class LivePage:
         if whole:
             return HTTPStatus.OK, "text/html", page_of(made, live=True)
         return HTTPStatus.OK, "application/json", json.dumps(update_of(made), allow_nan=False)
+
+    def _nodes(self) -> dict[str, list[NodeStatus]]:
+        """Nodes of the deployments among the runs."""
+        files = (file for folder in self._watched for file in sorted(folder.rglob(FILE)))
+        return {str(file.parent): read_nodes(file.parent) for file in files}
 
     def _renewed(self) -> Comparison | FedsimError:
         files = sorted(path for folder in self._watched for path in folder.rglob("*.json*"))

@@ -142,7 +142,7 @@ def test_failures_exit_1(started: list[Any], tmp_path: Path, capsys: pytest.Capt
 
 
 MISSING = [
-    *([command, "nowhere"] for command in ("resume", "compare", "report", "watch", "verify", "timeline")),
+    *([command, "nowhere"] for command in ("resume", "compare", "report", "watch", "verify", "timeline", "nodes")),
     ["export", "nowhere", "--output", "model.pt"],
     ["topology", "--run", "nowhere"],
     ["deploy", "--resume", "nowhere"],

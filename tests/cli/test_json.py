@@ -14,6 +14,7 @@ import pytest
 
 from fedsim.cli import COMMANDS, main
 from fedsim.cli.schemas import OUTPUTS
+from fedsim.record.nodes import NodeStatus, write_nodes
 from tests.cli import test_commands
 
 SERVERS = {"node", "superlink"}
@@ -27,6 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that has a clock."""
     folder = tmp_path_factory.mktemp("made")
     assert main(["run", *TINY, "--clock", "Clock", "--output", str(folder / "run")]) == 0
+    write_nodes(folder / "run", [NodeStatus(0, True, 1e9, 479, 2, 0.5, 10, 20, 1, "did not answer within 60 s")])
     return folder
 
 
@@ -60,6 +62,7 @@ def test_every_command_has_the_switch_and_a_schema(capsys: pytest.CaptureFixture
         ["tune", "{methods}", "--jobs", "1", "--tuning_seeds", "1", "--quiet", "--output", "{new}"],
         ["byzantine", *TINY, "--rules", "Mean", "--attacks", "SignFlip", "--jobs", "1", "--sampling.fraction", "1",
          "--output", "{new}"],
+        ["nodes", "{run}"],
         ["certificates", "--output", "{new}", "--nodes", "2"],
         ["list", "rules"],
         ["list"],

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.backends.flower.node.data import NodeSide, side_of
-from fedsim.backends.flower.node.discretion import refusal
+from fedsim.backends.flower.node.discretion import in_words, refusal, say
 from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.protocol.calls import Call, RefusedError
 from fedsim.backends.flower.protocol.forms import (
@@ -95,6 +95,7 @@ class Node:
         self.seconds = {"load": load, "compute": 0.0, "encode": 0.0, "memory": 0.0}
         with torch.no_grad():
             made = verbs[call.verb](call)
+        say(in_words(call, made, self.seconds, type(self.side.experiment.algorithm).__name__))
         told = {"client": self.client, "id": call.values.get("id")}
         return Call(call.verb, {**made.values, **told, "seconds": self.seconds}, made.data)
 

@@ -5,7 +5,9 @@ errors themselves are in the node's own log.
 from __future__ import annotations
 
 import sys
+import time
 import traceback
+from collections.abc import Mapping
 
 from fedsim.backends.flower.protocol.calls import Call, RefusedError
 from fedsim.errors import CodeError, DataError, ModelError
@@ -27,6 +29,31 @@ def sentence(error: BaseException) -> str:
         return str(error)
     what = next((text for kind, text in SENTENCES if isinstance(error, kind)), "it could not do what the call asks for")
     return f"{what}; the node's own log says why"
+
+
+def in_words(call: Call, made: Call, seconds: Mapping[str, float], method: str) -> str:
+    """What a node has done, in words of the experiment, whose algorithm is ``method``, for its own log."""
+    took, up, values = f"{sum(seconds.values()):.2f} s", f"{made.nbytes():,} bytes", made.values
+    round = f"round {call.values.get('round')}"
+    match call.verb:
+        case "hello":
+            return f"ready, with {values['samples']:,} samples"
+        case "each":
+            gradients = f"{values['evaluations']:,} gradients in {took}"
+            return f"{round}: {method}.{call.values['function']}, {gradients}; sends {up}"
+        case "mix":
+            return f"{round}: mixed with {len(call.data)} neighbours in {took}"
+        case "score":
+            accuracy = "" if values["accuracy"] is None else f", accuracy {values['accuracy']:.3f}"
+            return f"measured the server's model on {values['samples']:,} samples: loss {values['loss']:.4g}{accuracy}"
+        case "value":
+            return f"sent its own memories to be evaluated, {up}"
+    return "the run has ended; its memories here are deleted"
+
+
+def say(text: str) -> None:
+    """Write a line to the node's own log."""
+    print(f"fedsim {time.strftime('%H:%M:%S')}: {text}", file=sys.stderr, flush=True)
 
 
 def log(error: BaseException) -> None:

@@ -17,21 +17,23 @@ class Policy:
     """Reaction to nodes that do not respond.
 
     Args:
-        timeout: seconds to wait for a response.
+        timeout: seconds to wait for a response; "auto" is ten times the slowest one so far, at least a minute, and ten
+            minutes for the first.
         retries: of a failed call.
         missing: "skip": the round continues without the node; "stop": the run ends with an error.
         minimum: smallest share of a cohort that completes a round, above 0 and at most 1.
         patience: seconds to wait for nodes when too few are connected.
     """
 
-    timeout: float = 600.0
+    timeout: float | Literal["auto"] = "auto"
     retries: int = 1
     missing: Missing = "skip"
     minimum: float = 0.5
     patience: float = 120.0
 
     def __post_init__(self) -> None:
-        number("timeout", self.timeout, lambda v: v >= 1e-3, "a finite number of seconds, 0.001 or more")
+        if self.timeout != "auto":
+            number("timeout", self.timeout, lambda v: v >= 1e-3, "a finite number of seconds, 0.001 or more, or auto")
         number("patience", self.patience, lambda v: v >= 0, "a finite number of seconds, 0 or more")
         whole("retries", self.retries, 0)
         if self.missing not in get_args(Missing):

@@ -184,7 +184,9 @@ class FlowerBackend:
         """Make connected clients delete their memories at the end of the run."""
         if self.memories.used:
             calls = {client: Call("forget", self._values(client, self._round)) for client in self.link.nodes}
-            self.link.policy = replace(self.link.policy, timeout=min(self.link.policy.timeout, FORGETTING), retries=0)
+            given = self.link.policy.timeout
+            seconds = FORGETTING if isinstance(given, str) else min(given, FORGETTING)
+            self.link.policy = replace(self.link.policy, timeout=seconds, retries=0)
             self.link.exchange(calls, self._round, lambda client, answer: None)
 
     def _ask(

@@ -20,6 +20,7 @@ from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.backends.flower.server.flower_backend import FlowerBackend, ServerIdentity
 from fedsim.backends.flower.server.memories import Handle
 from fedsim.backends.flower.server.remote_data import common_of, of_own_data, without_samples
+from fedsim.backends.flower.server.roster import Roster
 from fedsim.backends.flower.server.transport import PARTS, Exchange, Link
 from fedsim.clients import cohort
 from fedsim.controller.byzantine import refuse_deployment
@@ -58,6 +59,7 @@ class FlowerHost(Host):
         self.grid, self.policy, self.nodes, self.say = grid, policy, nodes, say
         self._pinned: deque[list[Handle]] = deque(maxlen=CHECKPOINTS)
         self._samples: dict[int, int] = {}                 # client: number of training samples
+        self._roster = Roster()
         self._round = 0
         self._told = False                                 # which metrics clients do not report
 
@@ -106,6 +108,8 @@ class FlowerHost(Host):
         gossip = experiment.topology is not None
         self.backend = FlowerBackend(self.link, identity, experiment.linked, fed, sample, gossip)
         self._pinned.clear()
+        self._roster.folder = directory.path
+        self._roster.save()
         path = directory.seed_path(fed.seed) / "exchanges.jsonl"
         self.backend.note = lambda round, verb, exchange: _note(path, round, verb, exchange)
         connected = replace(fed, backend=self.backend, memory=self.backend.memories)
@@ -182,7 +186,7 @@ class FlowerHost(Host):
         self.common, self._samples = common, {}
         hello = Call("hello", {"run": NO_RUN, "seed": seed})
         text = as_text(experiment, common)
-        self.link = Link(self.grid, text, hello, self.policy, self._greet, self.say)
+        self.link = Link(self.grid, text, hello, self.policy, self._greet, self.say, self._roster)
         patience, n = self.policy.patience, common.n
         if self.link.gather(lambda there: len(there) == n, patience):
             return
@@ -204,6 +208,7 @@ class FlowerHost(Host):
         if warning := versions.check(answer.values.get("versions"), versions.versions()):
             self.say(f"client {client}: {warning}")
         self._samples[client] = samples
+        self._roster.joined(client, samples)
         return client
 
     def _without(self, ids: np.ndarray, lost: ClientsLostError, cohort: int, losses: Counter[int]) -> np.ndarray:

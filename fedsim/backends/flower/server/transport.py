@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fedsim.backends.flower.protocol.calls import LARGEST_RESPONSE, VERBS, Call, Encoder, RefusedError, from_records
 from fedsim.backends.flower.protocol.policy import Policy
+from fedsim.backends.flower.server.roster import Roster
 from fedsim.errors import DeployError, how_to_install
 
 try:
@@ -84,6 +85,7 @@ class Link:
         policy: timeouts and retries.
         greet: returns the client number from a handshake response; raises DeployError to refuse the node.
         say: receives events for the user, a line each.
+        roster: is told what is seen of the nodes.
     """
 
     def __init__(
@@ -94,8 +96,9 @@ class Link:
         policy: Policy,
         greet: Callable[[Call], int],
         say: Callable[[str], None] = print,
+        roster: Roster | None = None,
     ) -> None:
-        self.policy = policy
+        self.policy, self._roster = policy, roster or Roster()
         self.nodes: dict[int, int] = {}                    # client: Flower's node id
         self._grid, self._hello, self._greet, self._say = grid, _marked(hello), greet, say
         self._encoder = Encoder(experiment)
@@ -126,11 +129,13 @@ class Link:
                 break
         done.failed = {client: reason for client, reason in done.failed.items() if client not in done.answers}
         for client, reason in sorted(done.failed.items()):
+            self._roster.failed(client, reason)
             if self._failed.get(client) != reason:         # report an absent client once, not every round
                 self._say(f"round {round}: client {client} {reason}")
         self._failed = {client: self._failed[client] for client in self._failed.keys() - done.answers.keys()}
         self._failed |= done.failed
         self._encoder.forget()
+        self._roster.save()
         done.wall = time.monotonic() - started
         return done
 
@@ -189,6 +194,7 @@ class Link:
     def _leave(self, client: int) -> int:
         """Disconnect a client; a node refused for claiming its number, as after a restart, gets a new handshake."""
         self._refused = {node: refusal for node, refusal in self._refused.items() if refusal.twin != client}
+        self._roster.left(client)
         return self.nodes.pop(client)
 
     def _attempt(
@@ -201,7 +207,8 @@ class Link:
         done.transport += time.monotonic() - started
         waiting = {asked: by_node[node] for asked, node in pushed.items()}
         failures = {client: Failure("disconnected", True) for client in calls.keys() - set(waiting.values())}
-        end = started + self.policy.timeout
+        limit = self._limit(calls)
+        end = started + limit
         while waiting:                                     # at least once, however long the push took
             before = time.monotonic()
             found = self._pull(waiting)
@@ -209,9 +216,12 @@ class Link:
             for message in found:
                 client = waiting.pop(message.metadata.reply_to_message_id)
                 try:
-                    result, seconds = self._result(message, calls[client], largest, _both(client, accept))
+                    call = calls[client]
+                    result, seconds, size = self._result(message, call, largest, _all(client, accept))
                     done.answers[client] = result
                     done.seconds.append(seconds)
+                    took, work, sizes = time.monotonic() - started, sum(seconds.values()), (call.nbytes(), size)
+                    self._roster.answered(client, round, call.verb, took, work, sizes)
                 except RefusedError as refused:
                     failures[client] = Failure(str(refused), message.has_error())
             if time.monotonic() >= end:
@@ -220,7 +230,7 @@ class Link:
                 time.sleep(POLL_SECONDS)
         for asked, client in waiting.items():
             self._late[asked] = self._leave(client)
-            failures[client] = Failure(f"did not answer within {self.policy.timeout:g} s", False)
+            failures[client] = Failure(f"did not answer within {limit:g} s", False)
         return failures
 
     def _result(self, message: Message, call: Call, largest: int, convert: Callable[[Call], T]) -> T:
@@ -250,13 +260,18 @@ class Link:
 
     def _push(self, calls: Mapping[int, Call], round: int) -> dict[str, int]:
         """Push calls to Flower; return the ids of the messages that Flower accepted, with their nodes."""
+        lifetime = LIFETIME * self._limit(calls)
         messages = [
-            Message(self._encoder.records(call), node, VERBS[call.verb], ttl=LIFETIME * self.policy.timeout,
+            Message(self._encoder.records(call), node, VERBS[call.verb], ttl=lifetime,
                     group_id=str(round))
             for node, call in calls.items()
         ]  # fmt: skip
         ids = list(self._grid.push_messages(messages)) if messages else []
         return {asked: node for asked, node in zip(ids, calls, strict=False) if asked}
+
+    def _limit(self, calls: Mapping[int, Call]) -> float:
+        """Seconds to wait for the answers to some calls, which have one verb."""
+        return self._roster.limit(self.policy, next((call.verb for call in calls.values()), ""))
 
     def _pull(self, messages: Iterable[str]) -> list[Message]:
         wanted = set(messages)
@@ -274,9 +289,9 @@ def _marked(call: Call) -> Call:
     return Call(call.verb, {**call.values, "id": secrets.token_hex(8)}, call.data)
 
 
-def _both(client: int, accept: Accept) -> Callable[[Call], tuple[Any, dict[str, float]]]:
-    """Converter to a result and the client's seconds, of which a fault of either leaves nothing."""
-    return lambda answer: (accept(client, answer), _seconds(answer))
+def _all(client: int, accept: Accept) -> Callable[[Call], tuple[Any, dict[str, float], int]]:
+    """Converter to a result, the client's seconds, and bytes, of which a fault of any leaves nothing."""
+    return lambda answer: (accept(client, answer), _seconds(answer), answer.nbytes())
 
 
 def _printable(text: object) -> str:
