@@ -66,7 +66,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no nodes: .*expected a run of `fedsim deploy`"):
         nodes_of(tmp_path)
     (tmp_path / FILE).write_text('{"nodes": [{"client": 0, "shoe": 43}]}')
-    with pytest.raises(RunError, match="cannot read .*unexpected keyword argument .shoe."):
+    with pytest.raises(RunError, match=r"cannot read .*unexpected keyword argument .shoe."):
         read_nodes(tmp_path)
 
 
