@@ -134,7 +134,6 @@ def refuse_deployment(experiment: Experiment) -> None:
     personal = [
         name
         for name, given in (
-            ("share", experiment.share.layers != "all"),
             ("evaluation.fine_tune", experiment.evaluation.fine_tune),
             ("evaluation.unseen", experiment.evaluation.unseen),
             (f"algorithm {type(experiment.algorithm).__name__}", getattr(experiment.algorithm, "personal", False)),

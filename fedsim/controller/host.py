@@ -11,6 +11,7 @@ import numpy as np
 from fedsim.algorithm import Algorithm
 from fedsim.clients import cohort
 from fedsim.controller import evaluate
+from fedsim.controller.personal import Models, scores_of
 from fedsim.controller.prepare import Prepared, prepare
 from fedsim.engine.federation import Federation, Meter
 from fedsim.experiment.experiment import Experiment
@@ -91,3 +92,7 @@ class Host:
     def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> evaluate.OwnScores:
         """Score the model ``x`` on the own samples of some clients."""
         return evaluate.own_scores(prepared, self.score, x, nodes)
+
+    def personal_scores(self, prepared: Prepared, state: Any, models: Models) -> evaluate.OwnScores:
+        """Score each client's own model in a state on its own samples; ``models`` gives their vectors ``[d]``."""
+        return scores_of(prepared, models, prepared.own)

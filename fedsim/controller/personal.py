@@ -26,8 +26,13 @@ from fedsim.tree import Samples
 from fedsim.types import Batch, Kept, Local
 from fedsim.values import Vector
 
+Models = Callable[[int], Vector]
+"""Function from a client to the vector ``[d]`` of its model."""
+Scoring = Callable[[Prepared, Any, Models], OwnScores]
+"""Function that scores clients' models in a state: see ``fedsim.controller.host.Host.personal_scores``."""
 
-def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any) -> list[Row]:
+
+def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any, scoring: Scoring) -> list[Row]:
     """Metrics of each client's own model and of those after fine-tuning, as far as the experiment has them.
 
     "personal/holdout" is a client's own model on its withheld samples, "tuned/holdout" that after fine-tuning on its
@@ -42,7 +47,10 @@ def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any) -> li
         scores = scores_of(prepared, models, own)
         return evaluate.of_scope(scope, prepared.own_kind, prepared, scores, settings)
 
-    found = [] if personal is None else rows("personal", personal, prepared.own)
+    found: list[Row] = []
+    if personal is not None:
+        scores = scoring(prepared, state, personal)
+        found += evaluate.of_scope("personal", prepared.own_kind, prepared, scores, settings)
     if settings.fine_tune:
         tuned = fine_tuned(experiment, prepared.federation, personal or (lambda _: server))
         found += rows("tuned", tuned.__getitem__, prepared.own)

@@ -57,8 +57,11 @@ def trained(
     fed = prepared.federation
     check_model(run, fed.model.d)
     begun = method_of(experiment, fed.model).init(fed.model.shared(), cohort(fed, 0))
-    if isinstance(begun.x, Kept) and loaded.meta["backend"].get("backend") == "flower":
+    deployed = loaded.meta["backend"].get("backend") == "flower"
+    if deployed and isinstance(begun.x, Kept):
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
+    if deployed and fed.model.sharing is not None and node is not None:
+        raise RunError(f"{run.path} was deployed, and the layers of client {node} stay with it; leave out the node")
     _note_missing(run, seed, loaded.round)
     return _module(fed.model, vector_of(prepared, restore(begun, loaded), run, node)), loaded.round
 

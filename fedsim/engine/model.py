@@ -112,6 +112,11 @@ class Model:
         """Copy of those current parameters and statistics that methods see: all, if the model is not divided."""
         return self.vector() if self.sharing is None else self.sharing.split(self.vector())[0]
 
+    @property
+    def seen(self) -> int:
+        """Number of the coordinates that methods see."""
+        return self.d if self.sharing is None else self.sharing.s
+
     def whole(self, x: Vector) -> Vector:
         """The vector ``[d]`` with the shared coordinates ``x``, and each client's initial ones where it has its own."""
         return x if self.sharing is None else self.sharing.whole(x, self.sharing.own)

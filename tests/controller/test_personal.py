@@ -222,5 +222,5 @@ def test_what_does_not_go_with_personal_layers_is_refused(tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=message):
             run(case, output=tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match=r"share and evaluation\.fine_tune and evaluation\.unseen is for simulations"):
+    with pytest.raises(ConfigError, match=r"evaluation\.fine_tune and evaluation\.unseen is for simulations"):
         refuse_deployment(BASE)

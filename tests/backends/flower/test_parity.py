@@ -22,7 +22,7 @@ from algorithms import ALGORITHMS
 from fedsim.algorithm import has_server
 from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.server.server_app import serve
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
 from fedsim.record.metrics import read_metrics
 from tests.backends.flower.grids import FakeGrid, federation
@@ -90,6 +90,15 @@ OTHERS: dict[str, dict[str, Any]] = {
         "aggregate": {"name": "SelfCenteredClipping", "tau": 0.1},
     },
     "a rule on sums": {"algorithm": "EF21", "aggregate": "GeometricMedian", "downlink": None},
+    "layers that stay": {"algorithm": "Scaffold", "share": "all but 3", "sampling": {"size": 2}, "rounds": 4},
+    "layers in turns, and withheld samples": {
+        "algorithm": "FedAvg", "share": {"layers": "all but 3", "train": "alternate"}, "rounds": 3,
+        "evaluation": {"every": 1, "clients_every": 1, "holdout": 0.2},
+    },
+    "layers that stay, an optimiser with memory, and links": {
+        "algorithm": "FedSAM", "share": "3", "local": KEPT, "uplink": EF14, "downlink": EF21P, "sampling": {"size": 2},
+        "rounds": 4,
+    },
     "float64": {"algorithm": "FedAMD", "dtype": "float64"},
     "a convolutional model": {"algorithm": "Scaffold", "model": "McMahanCNN", "rounds": 1},
 }  # fmt: skip
@@ -128,7 +137,7 @@ def metrics(folder: Path, seed: int = 0) -> list[dict[str, Any]]:
 def agree(deployed: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> None:
     """Equal rows; clients score a model on their own samples alone, which may round differently than all at once."""
     for a, b in zip(deployed, simulated, strict=True):
-        if a["scope"].startswith("clients/"):
+        if a["scope"].startswith(("clients/", "personal/")):
             assert a.pop("value") == pytest.approx(b.pop("value"), rel=1e-6)
         assert a == b
 
@@ -173,6 +182,29 @@ def test_data_made_in_python_is_refused_by_name(tmp_path: Path) -> None:
     """Trees of inputs are such data: no file that nodes could read holds them."""
     with pytest.raises(ConfigError, match=r"data was made in Python \(Dataset 'texts'\), which a config file"):
         deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "data": {"python": "Dataset 'texts'"}})
+
+
+def test_layers_that_stay_are_on_the_node_s_disk_alone(tmp_path: Path) -> None:
+    """Files for their owner; no message to or from the server is as long as the model, and no memory is handed out."""
+    grid = federation(tmp_path / "nodes", 3)
+    kept: list[tuple[int, int]] = []
+
+    class Watching(NodeStore):
+        def write(self, name: str, value: Tensor) -> None:
+            super().write(name, value)
+            kept.append((value.numel(), self._path(name).stat().st_mode & 0o777))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.backends.flower.node.answer.NodeStore", Watching)
+        deployed = deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "share": "3"}, grid)
+    own, shared = 64 * 8 + 8, 8 * 10 + 10
+    assert (own, 0o600) in kept and all(mode == 0o600 for _, mode in kept)
+    rows = read_metrics(deployed.path / "seed-0" / "metrics.jsonl")
+    assert rows.series("total", "bytes_up")[2] == 2 * 3 * (4 * shared + 7)
+    assert len(rows.series("personal/train", "accuracy_mean")) == 3
+    assert sum(p.numel() for p in fedsim.trained_model(deployed).parameters()) == own + shared
+    with pytest.raises(RunError, match="was deployed, and the layers of client 1 stay with it; leave out the node"):
+        fedsim.trained_model(deployed, node=1)
 
 
 @pytest.mark.parametrize("algorithm", PERSONAL)

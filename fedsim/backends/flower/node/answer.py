@@ -26,6 +26,7 @@ from fedsim.backends.flower.protocol.forms import (
     dtype_of,
     fingerprint,
     function_of,
+    initial_of,
     received,
 )
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
@@ -75,7 +76,7 @@ class Node:
         self.side, self.store, self.client = side, store, client
         self.federation = side.federation
         self.compressors = compressors_of(side.experiment.linked)
-        self.initial = side.initial
+        self.initial = {fingerprint(part): part for part in initial_of(self.federation.model, side.initial)}
 
     def answer(self, call: Call, load: float = 0.0) -> Call:
         """Validate a call and run its handler.
@@ -123,7 +124,7 @@ class Node:
         self.store.drop(values.get("alive", ()), self._now(call))
         clock = self._spent("memory", clock)
         meter = Meter(fed)
-        ids, keep = np.array([self.client]), keeps(fed.work.optimizer)
+        ids, keep = np.array([self.client]), keeps(fed.work.optimizer) or fed.model.sharing is not None
         work = ClientCall(fn, ids, number(call, "round"), down, mine, sends, keep)
         sent, kept = fed.backend.run(fed, meter, work)
         clock = self._spent("compute", clock)
@@ -137,7 +138,7 @@ class Node:
         check_finite(new, what.format("new memory"))
         form = self._keep(call, new)
         if "public" in values:
-            for k, leaf in enumerate(leaf for leaf in leaves(down) if is_vector(leaf, fed.model.d)):
+            for k, leaf in enumerate(leaf for leaf in leaves(down) if is_vector(leaf, fed.model.seen)):
                 self.store.write(f"{values['write']}.{COPY + k}", leaf)
         if values.get("keep"):
             self._keep_message(call, data["message"])
@@ -185,6 +186,8 @@ class Node:
     def value(self, call: Call) -> Call:
         """Send memories to the server, which evaluates the nodes' models."""
         names = call.values.get("read")
+        if self.federation.model.sharing is not None:
+            raise RefusedError("layers of the model stay with this client, and the server asks for a memory")
         if not isinstance(names, list):
             raise RefusedError(f"read is {names!r:.40}; expected names of versions")
         return Call("value", {}, {str(k): wire.encode(self.store.read(str(name))) for k, name in enumerate(names)})
@@ -195,12 +198,19 @@ class Node:
         return Call("forget")
 
     def score(self, call: Call) -> Call:
-        """Evaluate a model on this client's own samples: mean loss and accuracy."""
-        d = self.federation.model.d
-        dtype = str(self.federation.model.dtype).removeprefix("torch.")
-        x, own = self._received(call.data["x"], [dtype, [d]], "down"), self.side.own
+        """Evaluate a model on this client's own samples: mean loss and accuracy. Of one whose layers stay here in part,
+        the call has the others.
+        """
+        model, own, part = self.federation.model, self.side.own, call.values.get("own")
+        d = model.d if part is None else model.seen
+        dtype = str(model.dtype).removeprefix("torch.")
+        x = self._received(call.data["x"], [dtype, [d]], "down")
+        if part is not None:
+            if model.sharing is None:
+                raise RefusedError("no layers stay with the client, and the call names some")
+            x = model.sharing.whole(x, self.store.read(str(part)).to(model.device))
         clock = time.perf_counter()
-        scores = score(self.federation.model, x, own.x, own.y, self.side.classification)
+        scores = score(model, x, own.x, own.y, self.side.classification)
         self._spent("compute", clock)
         hits = None if scores.accuracy is None else float(scores.accuracy.mean())
         return Call("score", {"loss": float(scores.loss.mean()), "accuracy": hits, "samples": count(own.y)})
@@ -223,7 +233,7 @@ class Node:
         for k in range(len(data)):
             if f"news-{k}" in data:
                 down = moved(copies, self._received(data[f"news-{k}"], form, "down"))
-                copies = [leaf for leaf in leaves(down) if is_vector(leaf, model.d)]
+                copies = [leaf for leaf in leaves(down) if is_vector(leaf, model.seen)]
         return down
 
     def _memory(self, spec: Any, call: Call) -> Any:
@@ -241,9 +251,9 @@ class Node:
         if kind == "zeros":
             return torch.zeros(what[1], dtype=dtype_of(what[0]))
         if kind == "initial":
-            if fingerprint(self.initial) != what:
+            if what not in self.initial:
                 raise RefusedError("the initial model differs from the server's; install the same PyTorch")
-            return self.initial
+            return self.initial[what]
         if kind == "shared" and str(what) in call.data:
             try:
                 value = wire.decode(call.data[what])

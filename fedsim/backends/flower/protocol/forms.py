@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.backends.flower.protocol.calls import RefusedError, parsed
+from fedsim.engine.model import Model
 from fedsim.errors import DeployError
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.linked import Hearing, Offer, Upload
@@ -23,7 +24,7 @@ from fedsim.messages import wire
 from fedsim.messages.wire import Form
 from fedsim.tree import leaves, unpacked
 from fedsim.types import Local
-from fedsim.values import Compressor
+from fedsim.values import Compressor, Vector
 
 UPLOAD, OFFER, HEARING = ", compressed", ", offered", ", unpacked"
 """Suffixes in the names of client functions with a compressed link: uplink, between nodes, or downlink only."""
@@ -181,3 +182,10 @@ def fingerprint(value: Tensor) -> str:
     raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     head = json.dumps([str(value.dtype), list(value.shape)]).encode()
     return f"shared-{hashlib.sha256(head + raw).hexdigest()}"
+
+
+def initial_of(model: Model, initial: Vector) -> list[Vector]:
+    """Initial values that server and clients derive alike: of the model ``[d]``, and of its two parts if some layers
+    stay with the clients.
+    """
+    return [initial] if model.sharing is None else [initial, *model.sharing.split(initial)]

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.backends.flower.protocol.calls import MOST_COUNTED, Call, RefusedError, is_count
-from fedsim.backends.flower.protocol.forms import compressors_of, most, name_of, received
+from fedsim.backends.flower.protocol.forms import compressors_of, initial_of, most, name_of, received
 from fedsim.backends.flower.server.copies import Copies
 from fedsim.backends.flower.server.memories import Handle, Memories
 from fedsim.backends.flower.server.relay import Done, Relayed, neighbours
@@ -28,7 +28,7 @@ from fedsim.feedback.linked import is_vector
 from fedsim.messages import wire
 from fedsim.messages.wire import Form, form_of
 from fedsim.tree import build, leaves, unpacked
-from fedsim.types import Batch, Messages
+from fedsim.types import Batch, Kept, Messages
 from fedsim.values import Far, Vector
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class FlowerBackend:
         self.link, self.identity, self.algorithm, self.gossip = link, identity, algorithm, gossip
         self.model, self.device = federation.model, federation.model.device
         self.compressors = compressors_of(algorithm)
-        self.memories = Memories(federation.model.vector(), self.fetch)
+        self.memories = Memories(initial_of(federation.model, federation.model.vector()), self.fetch)
         self.copies = Copies(self.memories)
         self.note: Callable[[int, str, Exchange], None] = lambda round, verb, exchange: None
         self.sample = sample
@@ -112,7 +112,7 @@ class FlowerBackend:
             spec = self.memories.spec(kept, client, shipped)
             calls[client] = Call("each", {**values, "memory": spec}, {**data, **shipped})
         public, self._public = self._public, None
-        vectors = [form_of(leaf) for leaf in leaves(down) if is_vector(leaf, self.model.d)] if public else []
+        vectors = [form_of(leaf) for leaf in leaves(down) if is_vector(leaf, self.model.seen)] if public else []
 
         def read(client: int, write: str, answer: Call) -> Done:
             found = self._read(client, write, answer, message, memory)
@@ -147,6 +147,23 @@ class FlowerBackend:
         """
         data = wire.encode(x)
         calls = {client: Call("score", self._values(client, round), {"x": data}) for client in ids}
+        return self._exchange(calls, round, _read_score).answers
+
+    def personal_scores(
+        self, x: Vector, own: Kept[Any], round: int
+    ) -> dict[int, tuple[float, float | None, int]]:
+        """Evaluate every client's own model, of the shared part ``x [s]`` and the ``own`` part ``[p]``, which stays
+        where it is: see `scores`.
+        """
+        assert self.model.sharing is not None
+        shared, first = wire.encode(x), wire.encode(self.model.whole(x))
+        calls = {}
+        for client in range(own.n):
+            part, values = own.rows.get(client), self._values(client, round)
+            if isinstance(part, Handle):
+                calls[client] = Call("score", {**values, "own": part.name}, {"x": shared})
+            else:                                          # as it was at first
+                calls[client] = Call("score", values, {"x": first})
         return self._exchange(calls, round, _read_score).answers
 
     def bring(self, handles: Sequence[Handle], round: int) -> list[int]:
@@ -255,7 +272,7 @@ class FlowerBackend:
             return Done(b"", None, memory, None, evaluations)
         data = answer.data["message"]
         form = form_of(like, self.compressors)
-        tree = received(data, form, "its message", self.compressors, self.model.d)
+        tree = received(data, form, "its message", self.compressors, self.model.seen)
         message = self.memories.message(client, write, len(data)) if self.gossip else None
         return Done(data, self._as(like, tree), memory, message, evaluations)
 

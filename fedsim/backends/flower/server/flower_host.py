@@ -169,7 +169,16 @@ class FlowerHost(Host):
     def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> OwnScores:
         """See ``Host``: the clients evaluate the model."""
         n = prepared.federation.shards.n
-        scores = self.backend.scores(x, range(n), self._round)
+        return self._told_by(self.backend.scores(x, range(n), self._round), prepared)
+
+    def personal_scores(self, prepared: Prepared, state: Any, models: Any) -> OwnScores:
+        """See ``Host``: the clients evaluate their own models, whose layers that stay do not travel for it."""
+        slots = state.slots
+        own = Kept(slots.n, slots.default[-1], {client: row[-1] for client, row in slots.rows.items()})
+        return self._told_by(self.backend.personal_scores(state.x, own, self._round), prepared)
+
+    def _told_by(self, scores: Mapping[int, tuple[float, float | None, int]], prepared: Prepared) -> OwnScores:
+        """Scores by client as those of all that are there."""
         if not scores:
             raise DeployError(f"after round {self._round} no client evaluated the model; see the log of the SuperLink")
         if (others := [metric.name for metric in prepared.metrics if metric.of_outputs]) and not self._told:

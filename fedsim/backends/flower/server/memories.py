@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 from weakref import WeakSet
@@ -45,12 +45,12 @@ class Memories:
     """A ``fedsim.engine.memory.Memory`` with values at the clients.
 
     Args:
-        initial: the initial model ``[d]``, which clients derive themselves.
+        initial: the initial model ``[d]``, and its parts if it is divided, which clients derive themselves.
         fetch: fetches the value of a handle.
     """
 
-    def __init__(self, initial: Tensor, fetch: Callable[[Handle], Tensor]) -> None:
-        self.device, self.fetch = initial.device, fetch
+    def __init__(self, initial: Sequence[Tensor], fetch: Callable[[Handle], Tensor]) -> None:
+        self.device, self.fetch = initial[0].device, fetch
         self.used = False                                  # True once a client has written a memory
         self._initial = initial
         self._alive: WeakSet[Handle] = WeakSet()
@@ -106,7 +106,7 @@ class Memories:
         if not bool(tree.any()):
             return {"zeros": form_of(tree)}
         name = fingerprint(tree)
-        if tree.shape == self._initial.shape and torch.equal(tree, self._initial):
+        if any(tree.shape == part.shape and torch.equal(tree, part) for part in self._initial):
             return {"initial": name}
         if name not in self._has.get(client, ()):
             shipped[name] = wire.encode(tree)
