@@ -28,7 +28,7 @@ from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 
 TOP = TopK(0.01)
-STEPS = (0.1, 0.3, 1.0, 3.0)
+STEPS = (0.01, 0.03, 0.1, 0.3, 1.0)
 METHODS: dict[str, Callable[[float], Any]] = {
     "SGD": lambda lr: DCGD(lr, Identity(), "minibatch"),
     "DCGD": lambda lr: DCGD(lr, TOP, "minibatch"),
