@@ -224,3 +224,7 @@ def test_what_does_not_go_with_personal_layers_is_refused(tmp_path: Path) -> Non
         assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"evaluation\.fine_tune and evaluation\.unseen is for simulations"):
         refuse_deployment(BASE)
+    from fedsim.backends.flower.deploy import local_deployment  # which starts no process before it is asked
+
+    with pytest.raises(ConfigError, match="is for simulations"):
+        local_deployment.check(BASE, local_deployment.LocalDeployment(nodes=6))

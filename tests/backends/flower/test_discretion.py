@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -123,6 +124,10 @@ def test_a_server_reads_no_file_of_a_node(tmp_path: Path, capfd: pytest.CaptureF
             error = refusal(ask(spying, NodeSettings(1, tmp_path / "store", files=(tmp_path / "open",))))
             assert "rosebud" not in error
     assert "which this node does not read for others" in error and "--node-config" in error
+    values = json.loads(of_partition)
+    values["experiment"]["data"] = {"name": "huggingface", "hub": "imdb"}
+    remote = refusal(ask(json.dumps(values), NodeSettings(1, tmp_path / "store")))
+    assert "'imdb' of the Hugging Face hub, which this node does not fetch for others" in remote
     topology = text.replace('"topology": null', f'"topology": {{"path": "{tmp_path}/private.txt"}}')
     assert "does not read for others" in refusal(ask(topology, node(tmp_path, table("age,bmi,ill"))))
     assert "rosebud" not in capfd.readouterr().err

@@ -18,6 +18,7 @@ from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.backends.flower.deploy.watch import Tail, watch
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.policy import Policy
+from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.errors import ConfigError, DeployError
 from fedsim.experiment.config import to_config
@@ -88,6 +89,7 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
 
 def check(experiment: Experiment, local: LocalDeployment) -> None:
     """Raise ConfigError unless the experiment can be deployed with one node per client."""
+    refuse_deployment(experiment)
     clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
         raise ConfigError(

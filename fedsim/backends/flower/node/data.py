@@ -170,4 +170,9 @@ def _experiment(config: Mapping[str, Any], settings: NodeSettings) -> tuple[Expe
         raise RefusedError(str(error)) from error
     if not isinstance(experiment.data, Data):
         raise RefusedError(f"the experiment's data is a {type(experiment.data).__name__}; expected a name")
+    if hub := experiment.data.options.get("hub"):
+        raise RefusedError(
+            f"the experiment's data is {hub!r:.80} of the Hugging Face hub, which this node does not fetch for others;"
+            " save it to a folder that its operator gives to experiments, and name that by data.path"
+        )
     return experiment, replace(experiment.data, download=False)
