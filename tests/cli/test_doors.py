@@ -131,6 +131,11 @@ def test_a_run_that_measured_nothing_is_left_out(
         ("run --algorithm FedAvg --data.path x", "unknown setting data.path of digits (but one of npz, csv, "),
         ("run --algorithm fedsim.compress.Nope", "no such class or function; known: none"),
         ("list algorythms", "fedsim: list: section is 'algorythms'; did you mean 'algorithms'? Known: "),
+        ("byzantine --rules Krumm", "--rules is 'Krumm'; did you mean 'Krum'? Known: "),
+        ("resume x --rounds two", "fedsim: resume: --rounds is 'two'; expected a whole number; fedsim resume --help"),
+        ("compare x --target high", "fedsim: compare: --target is 'high'; expected a number; "),
+        ("watch x --port 99999", "x holds no run; expected a directory made by `fedsim run`"),
+        ("schema foo", "COMMAND is 'foo'; known: run, resume, "),
         ("report x --metrix y", "unrecognized arguments: --metrix y; did you mean '--metric'?"),
         ("compare", "fedsim: compare: the following arguments are required: DIR; fedsim compare --help explains"),
     ],
@@ -161,3 +166,22 @@ def test_names_of_the_literature_are_explained_in_python() -> None:
     with pytest.raises(ImportError, match=r"algorithms has no FedAdam; .* FedAdam is FedOpt\(optimizer='adam'\)"):
         exec("from algorithms import FedAdam")
     assert not hasattr(algorithms, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2\nb: 3\n", "is not YAML: line 2, column 2: while parsing a flow sequence, expected ',' or ']', but"),
+        ("a: 1\na: 2\n", ": 'a' is given twice, first in line 1; expected once"),
+        ("a: \x07\n", "is not YAML: unacceptable character #x0007"),
+    ],
+)
+def test_errors_in_a_file_name_it_and_the_line(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(text)
+    assert main(["run", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fedsim: {file}") and said in error and "<unicode string>" not in error
+    assert error.count("\n") == 1
