@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,11 @@ from fedsim.compress.reader import Reader, varint, varint_size
 from fedsim.compress.sparse import Parts
 from fedsim.seeds import uniform_of
 from fedsim.values import Compressor, Packed, Site
+
+
+def _message(reader: Reader) -> bytes:
+    """The next message, after its length."""
+    return reader.take(reader.varint("length of a block's message", reader.left))
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class _Block:
 class Blockwise:
     """A compressor applied to blocks of coordinates, each with a norm or scale of its own.
 
-    alpha is the smallest, omega the largest over the blocks. The last block holds what is left over.
+    alpha is the smallest, omega the largest over the blocks. The last block holds what is left over. A compressor with
+    messages of one length can write and read all blocks at once, by ``encode_rows`` and ``decode_rows``, as Sign does.
 
     Wire format: for each block the length of its message (1 to 5 bytes, 7 bits each), and the message.
 
@@ -94,25 +101,42 @@ class Blockwise:
     def encode(self, parts: Parts, d: int) -> bytes:
         """See ``fedsim.values.Compressor``."""
         whole, rest = self._split(parts, d)
-        rows = zip(*whole, strict=True) if whole else ()
-        messages = [self.compressor.encode(row, self.size) for row in rows]
-        if rest:
-            messages.append(self.compressor.encode(rest, d % self.size))
-        return b"".join(varint(len(message)) + message for message in messages)
+        messages = [self.compressor.encode(rest, d % self.size)] if rest else []
+        if whole and (encode_rows := getattr(self.compressor, "encode_rows", None)):
+            rows = encode_rows(whole, self.size)           # all at once
+            head = np.frombuffer(varint(rows.shape[1]), np.uint8)
+            start = np.concatenate([np.tile(head, (len(rows), 1)), rows], 1).tobytes()
+        else:
+            of_each = [self.compressor.encode(row, self.size) for row in (zip(*whole, strict=True) if whole else ())]
+            start, messages = b"", of_each + messages
+        return start + b"".join(varint(len(message)) + message for message in messages)
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
         """See ``fedsim.values.Compressor``."""
         reader, (blocks, rest) = Reader(data), divmod(d, self.size)
-        rows = []
-        for i in range(blocks + (rest > 0)):
-            message = reader.take(reader.varint("length of a block's message", reader.left))
-            rows.append(self.compressor.decode(message, self.size if i < blocks else rest, dtype))
+        decode_rows = getattr(self.compressor, "decode_rows", None)
+        if blocks and decode_rows:
+            whole: Parts = decode_rows(self._rows(reader, blocks), self.size, dtype)
+        else:
+            rows = [self.compressor.decode(_message(reader), self.size, dtype) for _ in range(blocks)]
+            if len({tuple(part.shape for part in row) for row in rows}) > 1:
+                raise ValueError("the blocks of a message hold unequal numbers of values")
+            whole = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+        last = self.compressor.decode(_message(reader), rest, dtype) if rest else ()
         if reader.left:
             raise ValueError(f"over-long message: {reader.left} bytes after the last block")
-        if len({tuple(part.shape for part in row) for row in rows[:blocks]}) > 1:
-            raise ValueError("the blocks of a message hold unequal numbers of values")
-        whole = tuple(torch.stack(column) for column in zip(*rows[:blocks], strict=True))
-        return whole + (rows[-1] if rest else ())
+        return whole + last
+
+    def _rows(self, reader: Reader, blocks: int) -> np.ndarray:
+        """Messages of one length, bytes ``[blocks, m]``, each after that length."""
+        start = reader.at
+        size = reader.varint("length of a block's message", reader.left)
+        head = reader.at - start
+        reader.at = start
+        rows = np.frombuffer(reader.take(blocks * (head + size)), np.uint8).reshape(blocks, head + size)
+        if (rows[:, :head] != rows[0, :head]).any():
+            raise ValueError("the messages of the blocks have unequal lengths")
+        return rows[:, head:]
 
     def paper_bits(self, parts: Parts, d: int) -> Tensor:
         """Sum over the blocks."""

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.checks import one_of
 from fedsim.compress import levels
-from fedsim.compress.reader import expect_padding, expect_size, float_bytes, floats
+from fedsim.compress.reader import expect_size, float_bytes, floats
 from fedsim.compress.stacks import finite, on_stacks
 from fedsim.errors import ConfigError
 from fedsim.seeds import uniform_of
@@ -48,16 +49,27 @@ class Sign:
 
     def encode(self, parts: Parts, d: int) -> bytes:
         """See ``fedsim.values.Compressor``."""
-        return float_bytes(parts[0]) + levels.pack_bits(parts[1])
+        return self.encode_rows(tuple(part[None] for part in parts), d).tobytes()
+
+    def encode_rows(self, parts: Parts, d: int) -> np.ndarray:
+        """Messages of a stack of vectors, which are of one length: bytes ``[c, m]``."""
+        scales = np.frombuffer(float_bytes(parts[0]), np.uint8).reshape(len(parts[0]), -1)
+        return np.concatenate([scales, np.packbits(parts[1].cpu().numpy(), axis=1)], 1)
 
     def decode(self, data: bytes, d: int, dtype: torch.dtype) -> Parts:
         """See ``fedsim.values.Compressor``."""
-        expect_size(data, dtype.itemsize + -(-d // 8))
-        expect_padding(data[dtype.itemsize :], d)
-        scale = floats(data[: dtype.itemsize], dtype)[0]
-        if scale < 0:
-            raise ValueError(f"the scale of a message of signs is {float(scale)}; expected 0 or more")
-        return scale, levels.unpack_bits(data[dtype.itemsize :], d)
+        return tuple(part[0] for part in self.decode_rows(np.frombuffer(data, np.uint8)[None], d, dtype))
+
+    def decode_rows(self, rows: np.ndarray, d: int, dtype: torch.dtype) -> Parts:
+        """Inverse of `encode_rows`; ValueError as of `decode`."""
+        expect_size(rows[0].tobytes(), dtype.itemsize + -(-d // 8))
+        packed = rows[:, dtype.itemsize :]
+        if d % 8 and (packed[:, -1] & (0xFF >> d % 8)).any():
+            raise ValueError("the bits that fill a message's last byte are not zero")
+        scales = floats(rows[:, : dtype.itemsize].tobytes(), dtype)
+        if (scales < 0).any():
+            raise ValueError(f"the scale of a message of signs is {float(scales.min())}; expected 0 or more")
+        return scales, torch.from_numpy(np.unpackbits(packed, axis=1, count=d).astype(bool))
 
     def paper_bits(self, parts: Parts, d: int) -> Tensor:
         """32 + d."""

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.compress import QSGD, RandK, TopK, bits, elias, indices, levels
+from fedsim.compress import QSGD, Blockwise, RandK, Sign, TopK, bits, elias, indices, levels
 from fedsim.compress.reader import Reader, varint, varint_size
 from tests.compress.cases import COMPRESSORS, SHAPES, At, D, vector
 
@@ -296,3 +296,20 @@ def test_papers_count_32_bits_for_a_value() -> None:
     assert count["natural dithering linf"] == 32 + 3 * D
     kept = sum(math.ceil(8 * math.prod(shape) / D) for shape in SHAPES)
     assert count["top by layer"] == 32 * kept
+
+
+@pytest.mark.parametrize("d", [57, 60, 5])
+def test_blocks_that_are_written_at_once_are_messages_one_after_another(d: int) -> None:
+    """Of 19 signs each, and a rest; lengths that differ are refused, as are messages of another length."""
+    blocks, inner = Blockwise(Sign(), 19), Sign()
+    x = vector(0, d)
+    packed, of_each = blocks.compress(x, At()), [inner.compress(x[i : i + 19], At()) for i in range(0, d, 19)]
+    messages = [inner.encode(one.parts, min(19, d - 19 * i)) for i, one in enumerate(of_each)]
+    data = blocks.encode(packed.parts, d)
+    assert data == b"".join(varint(len(message)) + message for message in messages)
+    read = blocks.decode(data, d, torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(read, packed.parts, strict=True))
+    start = b"".join(varint(len(message)) + message for message in messages[:-1])
+    for wrong in (varint(9) + bytes(9), varint(4) + bytes(4), b"\x87\x00" + messages[-1], b""):
+        with pytest.raises(ValueError):
+            blocks.decode(start + wrong, d, torch.float32)

@@ -106,7 +106,10 @@ def test_an_answer_to_an_earlier_call_is_none_to_this_one(grid: Echo, said: list
     grid.nodes[101].after = lambda answer: (kept.append(answer.content), answer)[1]
     assert ask(made)[1] == {}
     grid.nodes[101].after = lambda answer: Message(kept[0], reply_to=grid.waiting[answer.metadata.reply_to_message_id])
-    assert ask(made) == ({0: 0, 2: 2}, {1: "sent an invalid response: it answers another call, with the verb 'each'"})
+    refused = {0: 0, 2: 2}, {1: "sent an invalid response: it answers another call, with the verb 'each'"}
+    assert ask(made) == refused
+    grid.nodes[100].after = lambda answer: (kept.insert(0, answer.content), answer)[1]
+    assert ask(made) == ask(made) == refused, "nor is that of another client"
 
 
 def test_what_a_node_says_cannot_steer_the_terminal(grid: Echo, said: list[str]) -> None:
