@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedsim.engine.linear_stack import DenseStack, Factors, Parameters, per_client
-from fedsim.engine.linear_step import Gradient, LinearStep, Made, Norm, Number, Terms
+from fedsim.engine.linear_step import Call, Gradient, LinearStep, Made, Norm, Number, Terms
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Slot
 from fedsim.types import Batch
@@ -68,6 +68,7 @@ class DenseFold:
         given = dict(zip(step.consts, consts, strict=False))
         self._same = {slot: t for slot, t in given.items() if slot in step.numbers and t.dim() == 0}
         self._ops = [op for op in step.ops if not (isinstance(op, Number) and self._is_same(op))]
+        self._memory: dict[Any, Parts] = {}
         self._fixed: list[Tensor] = []                     # parts of combinations that stay the same
         self._sums = {id(terms): self._sum(terms, given) for terms in _combinations(step)}
         read = {vector for each in self._sums.values() for vector, _, _ in each.terms}
@@ -121,6 +122,17 @@ class DenseFold:
             joined.append(torch.cat([t.flatten(1) for _, t in placed], 1))
         return tuple(joined)
 
+    def memory(self, name: Slot | int, c: int) -> Parts:
+        """Memory for vectors of the first ``c`` clients while a step runs, the same in every step."""
+        if name not in self._memory:
+            self._memory[name] = self.new(c)
+        return [t[:c] for t in self._memory[name]]
+
+    def new(self, c: int) -> Parts:
+        """Memory for vectors of ``c`` clients."""
+        like = self.state[0]
+        return [like.new_empty(c, *shape) for shape in self._dense.part_shapes]
+
     def __call__(self, batch: Batch, state: list[Tensor], consts: list[Tensor]) -> list[Tensor]:
         """Step all clients, whose rows are those of ``state`` and ``consts``; in place where the carry is vectors."""
         return _Step(self, batch, state, consts).run()
@@ -135,6 +147,7 @@ class _Step:
         self._c, self._low = len(state[0]), self._dense.is_low(batch.x.shape[1])
         self._numbers: dict[Slot, Tensor] = dict(fold._same)
         self._vectors: dict[Slot, _Vectors] = {}
+        self._over: dict[Slot, Slot] = {}                  # what a call wrote over the carry
         for slot in step.carry:
             self._take(slot, tensors)
         self._fixed = [self._parts(read) for _ in fold._fixed]
@@ -158,7 +171,9 @@ class _Step:
             elif isinstance(op, Norm):
                 self._numbers[op.out] = self._norm(op.of)
             elif isinstance(op, Made):
-                self._vectors[op.out] = _Vectors(self._combined(op.terms))
+                self._vectors[op.out] = _Vectors(self._combined(op.terms, self._fold.memory(op.out, self._c)))
+            elif isinstance(op, Call):
+                self._call(op)
             else:
                 self._vectors[op.out] = _Vectors([], self._gradient(op.at))
         return self._results(self._fold.step)
@@ -169,11 +184,13 @@ class _Step:
         for i, (slot, result) in enumerate(zip(step.carry, step.results, strict=True)):
             if isinstance(result, Slot):
                 new[i] = [self._numbers[result]]
+            elif slot in self._over and result == {(self._over[slot], ()): 1.0}:
+                new[i] = self._vectors[slot].parts
             elif {vector for vector, _ in result}.intersection(step.carry) == {slot}:
                 alone.append((i, result))
             else:
-                new[i] = self._combined(result)
-        new |= {i: self._combined(result, step.carry[i]) for i, result in alone}
+                new[i] = self._combined(result, self._fold.new(self._c))
+        new |= {i: self._combined(result, over=step.carry[i]) for i, result in alone}
         return [t for i in range(len(step.carry)) for t in new[i]]
 
     def _norm(self, slot: Slot) -> Tensor:
@@ -189,7 +206,7 @@ class _Step:
         """Vectors by parameter, from here on if they are a gradient."""
         parts, factors = self._vectors[slot]
         if factors is not None:
-            parts = self._zeros()
+            parts = self._fold.memory(slot, self._c)
             self._add(parts, factors, 1.0, 0.0)
             self._vectors[slot] = _Vectors(parts)
         return parts
@@ -206,7 +223,7 @@ class _Step:
         if len(whole) == 1 and isinstance(whole[0][1], float) and whole[0][1] == 1.0:
             parts = [t.expand(self._c, *t.shape[1:]) for t in whole[0][0]]
         else:
-            parts, along = self._combined(at), []
+            parts, along = self._combined(at, self._fold.memory(id(at), self._c)), []
         found = [(delta, given) for _, delta, given in self._dense.backward(self._pairs(parts), self._batch, along)]
         return found[::-1]
 
@@ -214,9 +231,15 @@ class _Step:
         rest = iter(parts)
         return [(next(rest), next(rest) if layer.bias else None) for layer in self._dense.layers]
 
-    def _zeros(self) -> Parts:
-        like = self._batch.x
-        return [torch.zeros(self._c, *s, dtype=like.dtype) for s in self._dense.part_shapes]
+    def _call(self, op: Call) -> None:
+        """Call a function of vectors for each parameter, with its numbers in columns."""
+        numbers = {slot: per_client(self._numbers[slot], 2) for slot in op.args if slot in self._numbers}
+        vectors = {slot: self._whole(slot) for slot in op.args if slot not in numbers}
+        for i in range(len(self._dense.offsets)):
+            op.fn(*(numbers[slot] if slot in numbers else vectors[slot][i].flatten(1) for slot in op.args))
+        for slot, k in zip(op.out, op.inplace, strict=True):
+            self._vectors[slot] = self._vectors[op.args[k]]
+            self._over[op.args[k]] = slot
 
     def _terms(self, terms: Terms) -> tuple[dict[Slot, Tensor | float], Parts | None]:
         """Number of each vector in a combination, and what of it stays the same."""
@@ -229,23 +252,25 @@ class _Step:
             found[vector] = number + found[vector] if vector in found else number
         return found, None if sum_.fixed is None else self._fixed[sum_.fixed]
 
-    def _combined(self, of: Terms, over: Slot | None = None) -> Parts:
-        """A combination, in new memory or over one of its vectors."""
+    def _combined(self, of: Terms, out: Parts | None = None, over: Slot | None = None) -> Parts:
+        """A combination, in the memory ``out`` or over one of its vectors."""
         terms, fixed = self._terms(of)
         beta: Tensor | float = 1.0
-        if over is not None:
+        if out is None:
+            assert over is not None
             out, beta = self._vectors[over].parts, terms.pop(over)
         elif fixed is not None:
-            out, fixed = [t.expand(self._c, *t.shape[1:]).clone() for t in fixed], None
+            for t, part in zip(out, fixed, strict=True):
+                t.copy_(part)
+            fixed = None
         else:
-            out, beta = self._zeros(), 0.0
+            beta = 0.0
         for slot, r in sorted(terms.items(), key=lambda term: self._vectors[term[0]].factors is None):
             parts, factors = self._vectors[slot]
             if factors is not None:
                 self._add(out, factors, r, beta)
             else:
-                _scale(out, beta)
-                _add_vectors(out, parts, r)
+                _add_vectors(out, parts, r, beta)
             beta = 1.0
         _scale(out, beta)
         if fixed is not None:
@@ -261,18 +286,28 @@ class _Step:
             scaled, alpha = (delta * per_client(r, 3), 1.0) if isinstance(r, Tensor) else (delta, r)
             w.baddbmm_(scaled.mT, given, beta=beta, alpha=alpha)
             if b is not None:
-                (b if beta == 1 else b.mul_(beta)).add_(scaled.sum(1), alpha=alpha)
+                _scale([b], beta)
+                b.add_(scaled.sum(1), alpha=alpha)
 
 
 def _scale(out: Parts, by: Tensor | float) -> None:
+    """Multiply vectors in place; by 0, they may be anything before."""
     if isinstance(by, Tensor):
         for t in out:
             t.mul_(per_client(by, t.dim()))
+    elif by == 0:
+        torch._foreach_zero_(out)
     elif by != 1:
         torch._foreach_mul_(out, by)
 
 
-def _add_vectors(out: Parts, parts: Parts, r: Tensor | float) -> None:
+def _add_vectors(out: Parts, parts: Parts, r: Tensor | float, beta: Tensor | float) -> None:
+    """``out <- beta out + r parts``."""
+    if not isinstance(beta, Tensor) and beta == 0:
+        for t, part in zip(out, parts, strict=True):
+            torch.mul(part.expand_as(t), per_client(r, t.dim()), out=t)
+        return
+    _scale(out, beta)
     if not isinstance(r, Tensor):
         torch._foreach_add_(out, parts, alpha=r)
         return

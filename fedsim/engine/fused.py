@@ -54,7 +54,7 @@ class FusedStep:
     Attributes:
         by: the optimiser.
         vectors: number of its slots that are vectors, which come first.
-        eta: step size; None if it is the last argument of a call.
+        eta: step size; None if it is the last argument of a call, ``[]`` or ``[c, 1]``.
     """
 
     by: Optimizer
@@ -63,8 +63,13 @@ class FusedStep:
 
     def __call__(self, y: Tensor, g: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Step from ``y [c, ...]`` along ``g``, in place on ``y`` and on the slots that follow."""
-        slots, eta = (others[:-1], float(others[-1])) if self.eta is None else (others, self.eta)
-        KERNELS[type(self.by)](self.by, eta, y, g, *slots)
+        slots, sizes = (others[:-1], others[-1].flatten().tolist()) if self.eta is None else (others, [self.eta])
+        kernel = KERNELS[type(self.by)]
+        if len({*sizes}) == 1:
+            kernel(self.by, sizes[0], y, g, *slots)
+        else:                                              # of clients with other numbers of steps
+            for i, eta in enumerate(sizes):
+                kernel(self.by, eta, *(t[i : i + 1] for t in (y, g, *slots)))
         return y, *slots[: self.vectors]
 
 
@@ -85,13 +90,12 @@ class StackDescent(Descent):
 
     def _step(self, y: Vector, g: Vector, eta: Tensor | float) -> Vector:
         tape, by = self._block.tape, self._work.optimizer
-        one_size = not (isinstance(eta, Tensor) and is_batchedtensor(eta))
         stacked = all(is_batchedtensor(t) for t in (y, g, *self.slots))
-        if tape is None or type(by) not in KERNELS or y.device.type != "cpu" or not (one_size and stacked):
+        if tape is None or type(by) not in KERNELS or y.device.type != "cpu" or not stacked:
             return super()._step(y, g, eta)
         vectors = [slot for slot in self.slots if slot.dim()]
         numbers = [slot + 1.0 for slot in self.slots if not slot.dim()]
-        sizes = [eta] if isinstance(eta, Tensor) else []
+        sizes = [eta.unsqueeze(0) if is_batchedtensor(eta) else eta] if isinstance(eta, Tensor) else []
         fused = FusedStep(by, len(vectors), None if sizes else float(eta))
 
         def record(c: int, own: list[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
