@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.linear_stack import DenseStack, Factors, Parameters, per_client
-from fedsim.engine.linear_step import Call, Gradient, LinearStep, Made, Norm, Number, Terms
+from fedsim.engine.linear_step import Gradient, LinearStep, Made, Norm, Number, Terms
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Slot
 from fedsim.types import Batch
@@ -147,7 +147,6 @@ class _Step:
         self._c, self._low = len(state[0]), self._dense.is_low(batch.x.shape[1])
         self._numbers: dict[Slot, Tensor] = dict(fold._same)
         self._vectors: dict[Slot, _Vectors] = {}
-        self._over: dict[Slot, Slot] = {}                  # what a call wrote over the carry
         for slot in step.carry:
             self._take(slot, tensors)
         self._fixed = [self._parts(read) for _ in fold._fixed]
@@ -172,8 +171,6 @@ class _Step:
                 self._numbers[op.out] = self._norm(op.of)
             elif isinstance(op, Made):
                 self._vectors[op.out] = _Vectors(self._combined(op.terms, self._fold.memory(op.out, self._c)))
-            elif isinstance(op, Call):
-                self._call(op)
             else:
                 self._vectors[op.out] = _Vectors([], self._gradient(op.at))
         return self._results(self._fold.step)
@@ -184,8 +181,6 @@ class _Step:
         for i, (slot, result) in enumerate(zip(step.carry, step.results, strict=True)):
             if isinstance(result, Slot):
                 new[i] = [self._numbers[result]]
-            elif slot in self._over and result == {(self._over[slot], ()): 1.0}:
-                new[i] = self._vectors[slot].parts
             elif {vector for vector, _ in result}.intersection(step.carry) == {slot}:
                 alone.append((i, result))
             else:
@@ -230,16 +225,6 @@ class _Step:
     def _pairs(self, parts: Parts) -> Parameters:
         rest = iter(parts)
         return [(next(rest), next(rest) if layer.bias else None) for layer in self._dense.layers]
-
-    def _call(self, op: Call) -> None:
-        """Call a function of vectors for each parameter, with its numbers in columns."""
-        numbers = {slot: per_client(self._numbers[slot], 2) for slot in op.args if slot in self._numbers}
-        vectors = {slot: self._whole(slot) for slot in op.args if slot not in numbers}
-        for i in range(len(self._dense.offsets)):
-            op.fn(*(numbers[slot] if slot in numbers else vectors[slot][i].flatten(1) for slot in op.args))
-        for slot, k in zip(op.out, op.inplace, strict=True):
-            self._vectors[slot] = self._vectors[op.args[k]]
-            self._over[op.args[k]] = slot
 
     def _terms(self, terms: Terms) -> tuple[dict[Slot, Tensor | float], Parts | None]:
         """Number of each vector in a combination, and what of it stays the same."""

@@ -55,15 +55,6 @@ class Made(NamedTuple):
     terms: Terms
 
 
-class Call(NamedTuple):
-    """``fn`` on vectors and numbers, coordinate by coordinate; the vectors ``out`` overwrite those of ``args``."""
-
-    out: list[Slot]
-    fn: Callable[..., tuple[Tensor, ...]]
-    args: list[Slot]
-    inplace: tuple[int, ...]
-
-
 @dataclass
 class LinearStep:
     """A step as instructions on vectors of clients and numbers.
@@ -72,14 +63,14 @@ class LinearStep:
         carry: slots of the carry.
         consts: slots of the constants.
         numbers: those of both that are numbers, of clients or of all.
-        ops: in order, before any of the carry changes but by a call.
+        ops: in order, before any of the carry changes.
         results: the new carry: combinations for vectors, slots for numbers.
     """
 
     carry: list[Slot]
     consts: list[Slot]
     numbers: set[Slot]
-    ops: list[Number | Gradient | Norm | Made | Call] = field(default_factory=list)
+    ops: list[Number | Gradient | Norm | Made] = field(default_factory=list)
     results: list[Terms | Slot] = field(default_factory=list)
 
     @property
@@ -154,8 +145,6 @@ class _Reader:
     def _read(self, op: Op) -> None:
         if op.fn is None:
             self._read_gradient(op)
-        elif op.inplace:
-            self._read_call(op)
         elif op.fn in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
             self._read_norm(op)
         elif not op.reads():                               # a number that vmap made a tensor of
@@ -200,20 +189,6 @@ class _Reader:
             self._norms[scaled] = self._another(op.out[0])
             self._step.ops.append(Norm(self._norms[scaled], scaled))
         self._compute(Number(op.out[0], _scaled_norm, [self._norms[scaled], factor, *numbers], {}))
-
-    def _read_call(self, op: Op) -> None:
-        assert op.fn is not None
-        for slot in op.args:
-            shape = self._r.tensors[slot].shape
-            if shape == self._shape and slot not in self._vectors:
-                raise _OtherForm                           # optimisers enlarge the rounding of sums like (y - x) / 10
-            if shape != self._shape and (slot not in self._numbers or shape not in ((), (self._shape[0], 1))):
-                raise _OtherForm
-        over = {op.args[k] for k in op.inplace}
-        if not over <= {*self._step.carry}:                # others may be read afterwards
-            raise _OtherForm
-        self._vectors = self._vectors - over | {*op.out}
-        self._step.ops.append(Call(op.out, op.fn, op.args, op.inplace))
 
     def _another(self, like: Slot) -> Slot:
         """A new slot for a number like that of a slot."""

@@ -19,7 +19,7 @@ from fedsim.engine.dense_fold import DenseFold
 from fedsim.engine.linear_stack import DenseStack
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
-from fedsim.engine.optimizers import Adagrad, Adam, AdamW, HeavyBall, Nesterov, RMSprop
+from fedsim.engine.optimizers import HeavyBall
 from fedsim.engine.step_schedules import CosineSteps
 from fedsim.models.losses import cross_entropy
 from tests.engine.test_replay import assert_same, federation
@@ -71,13 +71,7 @@ DECAYED = LocalWork(4, clip_norm=0.3, clip_mode="direction", weight_decay=0.1, w
         (FedSMOO(), CLIPPED, True),
         (MoFedSAM(), LocalWork(4), True),
         (FedGamma(rho=0.1), LocalWork(4), True),
-        (FedAvg(), LocalWork(4, optimizer=HeavyBall()), True),
-        (FedAvg(), LocalWork(4, epochs=2, optimizer=Adam(), step_schedule=CosineSteps()), True),
-        (FedSAM(), LocalWork(4, optimizer=AdamW(weight_decay=0.1)), True),
-        (FedSpeed(), LocalWork(4, optimizer=AdamW()), False),
-        (FedSAM(), LocalWork(4, optimizer=Nesterov()), True),
-        (FedAvg(), LocalWork(4, optimizer=Adagrad()), True),
-        (FedAvg(), LocalWork(4, optimizer=RMSprop()), False),
+        (FedAvg(), LocalWork(4, optimizer=HeavyBall()), False),
         (FedAvg(), LocalWork(4, steps=2), False),          # not worth splitting and joining the vectors
         (FedAvg(), LocalWork(4, micro_batch=2), False),
     ],

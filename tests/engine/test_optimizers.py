@@ -20,10 +20,11 @@ from fedsim.controller.keeping import Keeping
 from fedsim.engine import replay, step
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation, Meter
-from fedsim.engine.fused import FusedStep
+from fedsim.engine.fused import KERNELS, FusedStep
 from fedsim.engine.local_work import minibatches
 from fedsim.engine.loop import Loop
 from fedsim.engine.optimizers import OPTIMIZERS
+from fedsim.engine.step_schedules import CosineSteps
 from fedsim.errors import ConfigError
 from fedsim.models.losses import cross_entropy
 from fedsim.record.checkpoint import load_latest, save
@@ -138,6 +139,22 @@ def test_a_kept_state_is_checkpointed(tmp_path: Path, backend: Any) -> None:
     assert torch.equal(again.x, third.x)
     for i in range(len(SIZES)):
         torch.testing.assert_close(again.slots[i], third.slots[i], rtol=0, atol=0)
+
+
+def test_step_sizes_within_a_round_leave_a_step_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel for clients that are equally far in their schedules, and one each for those that are not."""
+    sizes: list[float] = []
+    kernel = KERNELS[Adam]
+
+    def noted(by: Any, eta: float, *tensors: Tensor) -> None:
+        sizes.append(eta)
+        kernel(by, eta, *tensors)
+
+    monkeypatch.setitem(KERNELS, Adam, noted)
+    work = LocalWork(4, epochs=2, optimizer=Adam(), step_schedule=CosineSteps(floor=0.1))
+    loop, blocks = (rounds(federation(backend, work), FedAvg(LR)) for backend in (Loop(), Blocks(4)))
+    torch.testing.assert_close(blocks[-1].x, loop[-1].x, rtol=1e-12, atol=1e-12)
+    assert len({*sizes}) > 4
 
 
 def test_the_tape_replays_a_step_of_adam(monkeypatch: pytest.MonkeyPatch) -> None:
