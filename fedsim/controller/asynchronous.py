@@ -276,7 +276,8 @@ class Driver:
     def _restore_events(self, named: Mapping[str, Tensor]) -> None:
         self.events.restore({name[7:]: named[name] for name in named if name.startswith("events.")})
         self.version, self._stepped = int(named["version"]), self.now
-        self.foresight.restore(named["foresight"])
+        if "foresight" in named:                           # else of an earlier version, which computed none later
+            self.foresight.restore(named["foresight"])
 
     def restore(self, named: Mapping[str, Tensor], state: Any, messages: Iterable[Block] = ()) -> None:
         """Go back to a `snapshot` with ``messages`` under way.

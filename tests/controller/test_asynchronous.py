@@ -278,6 +278,10 @@ def test_clients_in_actors(method: Any, tmp_path: Path) -> None:
     """Two actors compute the tasks of a server step, and measure what this process does."""
     link = {"algorithm": SPARSE.algorithm, "uplink": SPARSE.uplink} if method is SPARSE else {"algorithm": method}
     assert_same_in_actors(replace(SMALL, **link), tmp_path)
+    here, there = (load_latest(tmp_path / name / "seed-0" / "checkpoints") for name in ("here", "there"))
+    assert here is not None and there is not None and here.tensors.keys() == there.tensors.keys()
+    for name, tensor in here.tensors.items():              # the model and the messages under way, bit for bit
+        assert torch.equal(tensor, there.tensors[name]), name
 
 
 @pytest.mark.parametrize(

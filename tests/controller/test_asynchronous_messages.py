@@ -39,10 +39,12 @@ from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Meter
 from fedsim.engine.loop import Loop
 from fedsim.feedback.compressed import Compressed
+from fedsim.record.blocks import Block
 from fedsim.record.metrics import read_metrics
 from fedsim.record.timeline import Timeline
 from fedsim.robust import CoordinateMedian, SignFlip, TrimmedMean
 from fedsim.robust.robust import Robust
+from fedsim.tree import leaves
 from tests.algorithms.quadratics import everybody, federation, heterogeneous, states
 from tests.controller.stopping import stopped_and_resumed
 from tests.controller.test_asynchronous import SMALL, Counting, driver, named, play
@@ -275,7 +277,8 @@ def test_costs_that_cannot_be_foreseen(method: Any) -> None:
         last = x
     assert a.foresight.fails and {len(ids) for ids in groups[-9:]} == {1}
     rest = driver(method, fed, DURATIONS / 100, 5, jitter=0.3)
-    rest.restore(a.snapshot(), method.init(torch.from_numpy(X0), cohort(fed, 0)))
+    under_way = [Block([i], [x[None] for x in leaves(sent)]) for i, sent in a.under_way().items()]
+    rest.restore(a.snapshot(), method.init(torch.from_numpy(X0), cohort(fed, 0)), under_way)
     assert rest.foresight.fails and torch.equal(rest.step(last).x, a.step(last).x)
 
 
