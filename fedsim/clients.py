@@ -6,7 +6,7 @@ client code runs; ``fedsim.engine.loop``, one client after the other, defines th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.memory import stored
 from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
 from fedsim.errors import ConfigError, DivergenceError, title
-from fedsim.gossip import check, check_fixed, mixing_matrix, restrict, weigh
+from fedsim.gossip import Exchange, Topology, check, check_fixed, exchange, mixing_matrix, restrict, weigh
 from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes
-from fedsim.tree import leaves, tree_map, unpacked, zeros_like
+from fedsim.tree import StackedRows, by_column, leaves, unpacked, zeros_like
 from fedsim.types import Kept, Messages, NamedTree, Sent
-from fedsim.values import Far, Packed, Vector
+from fedsim.values import Packed, Vector
 
 M = TypeVar("M")
 K = TypeVar("K")
@@ -45,7 +46,7 @@ def cohort(
         ConfigError: ``ids`` contains a client twice, or one that does not exist.
     """
     n = federation.shards.n
-    chosen = np.arange(n) if ids is None else np.unique(ids)
+    chosen = np.arange(n) if ids is None else ids if _increasing(ids) else np.unique(ids)
     if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
         raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected distinct client ids below {n}")
     return Clients(federation, meter or Meter(federation), chosen, round)
@@ -220,8 +221,7 @@ class Clients:
         if messages is not None and (counts := meter.arrived(messages, ids, self.round)) is not None:
             messages, there = messages.only(np.flatnonzero(counts)), set(ids[counts].tolist())
             rows = {node: row for node, row in rows.items() if node in there}
-        count = len(next(iter(rows.values()), ()))
-        return messages, tuple(self._kept({node: row[k] for node, row in rows.items()}) for k in range(count))
+        return messages, tuple(map(self._kept, by_column(rows)))
 
     @overload
     def mean(
@@ -302,31 +302,41 @@ class Clients:
         _check_behind("mix", behind)
         if fed.topology is None:
             raise ConfigError("a method without a server needs a topology: --topology Static --topology.graph Ring")
-        whole, sums = mixing_matrix(fed.topology, self.round, fed.seed, self.n), needs.get("rows", True)
-        check(whole, self.round, **needs)
-        w = restrict(whole, sent.ids, self.round, sums)
-        if fixed:
-            check_fixed(w, fed.topology, self.round, fed.seed, self.n)
-        w = weigh(w, fed.p[sent.ids], self.round, sums)
-        edges = w.tocoo()
-        links = edges.row != edges.col
-        to, by = edges.row[links], edges.col[links]
-        meter, size = self._meter, sent.messages.sizes()[by]
-        meter.ledger.charge_edges(sent.ids[to], sent.ids[by], steps * size)
-        np.add.at(meter.ledger.paper_bits, sent.ids[by], steps * sent.messages.paper_bits()[by])
+        there = self._exchange(fed.topology, sent.ids, fixed, needs)
+        meter, size, bits = self._meter, sent.messages.sizes(), sent.messages.paper_bits()
+        meter.ledger.charge_edges(
+            there.receivers, there.senders, steps * _along(size, there.by), steps * _along(bits, there.by)
+        )
         if meter.trace is not None:
-            meter.trace.append(Exchanged(sent.ids[to], sent.ids[by], size, steps, behind))
-        rows, contraction = sent.messages.mix(w, steps, meter.measures)
+            meter.trace.append(Exchanged(there.receivers, there.senders, size[there.by], steps, behind))
+        rows, contraction = sent.messages.mix(there.w, steps, meter.measures)
         if meter.measures:
-            meter.mixed(contraction, w if sums else None, steps)
-        if len(rows) < self.n:                             # else a row would keep the stack of its round alive
-            rows = [tree_map(lambda x: x if isinstance(x, Far) else x.clone(), row) for row in rows]
-        return self._kept(dict(zip(sent.ids.tolist(), rows, strict=True)))
+            meter.mixed(contraction, there.w if needs.get("rows", True) else None, steps)
+        if isinstance(rows, StackedRows):
+            return self._kept(StackedRows(sent.ids, rows.tree))
+        return self._kept({node: rows[at] for at, node in enumerate(sent.ids.tolist())})
 
-    def _kept(self, rows: dict[int, Any]) -> Kept[Any]:
-        put = self._federation.memory.put
-        first = next(iter(rows.values()))                  # template of the default
-        return Kept(self.n, zeros_like(first), {node: tree_map(put, row) for node, row in rows.items()})
+    def _exchange(self, topology: Topology, ids: np.ndarray, fixed: bool, needs: dict[str, Any]) -> Exchange:
+        """Who sends to whom in this round, checked; that of the last exchange if W, needs and nodes are the same."""
+        fed, meter, sums = self._federation, self._meter, needs.get("rows", True)
+        whole = mixing_matrix(topology, self.round, fed.seed, self.n)
+        needed = {**needs, "fixed": fixed}
+        if meter.exchange is not None and len(ids) == self.n:
+            last, met = meter.exchange
+            if last.whole is whole and met == needed:
+                return last
+        check(whole, self.round, **needs)
+        w = restrict(whole, ids, self.round, sums)
+        if fixed:
+            check_fixed(w, topology, self.round, fed.seed, self.n)
+        made = exchange(whole, weigh(w, fed.p[ids], self.round, sums), ids)
+        if len(ids) == self.n:
+            meter.exchange = made, needed
+        return made
+
+    def _kept(self, rows: Mapping[int, Any]) -> Kept[Any]:
+        first = rows[next(iter(rows))]                     # template of the default
+        return Kept(self.n, zeros_like(first), stored(self._federation.memory, rows))
 
     def split(self, p: float) -> tuple[Clients, Clients]:
         """Split by independent coin flips: the clients with heads (probability ``p``), and the others."""
@@ -384,15 +394,28 @@ class Clients:
             )
 
 
+def _increasing(ids: np.ndarray) -> bool:
+    return bool((ids[:1] >= 0).all() and (ids[1:] > ids[:-1]).all())
+
+
 def _check_behind(verb: str, behind: float) -> None:
     if not 0 <= behind <= 1:
         raise ConfigError(f"clients.{verb}(behind={behind!r}): expected a share of the next local work, from 0 to 1")
+
+
+def _along(each: np.ndarray, by: np.ndarray) -> int | np.ndarray:
+    """Values of the senders ``by`` of messages; one number if all have the same."""
+    return int(each[0]) if (each == each[0]).all() else each[by]
 
 
 def joined(mine: Sequence[Kept[Any]], ids: np.ndarray) -> Kept[tuple[Any, ...]] | None:
     """Join memories of the nodes ``ids`` into one memory of tuples; None if there are none."""
     if not mine:
         return None
+    stacks = [kept.rows for kept in mine if isinstance(kept.rows, StackedRows) and len(kept.rows) == kept.n]
+    if len(stacks) == len(mine):                           # nothing is done for each node
+        tree = tuple(stack.tree for stack in stacks)
+        return Kept(mine[0].n, tuple(kept.default for kept in mine), StackedRows(stacks[0].ids, tree))
     nodes = [node for node in ids.tolist() if any(node in kept.rows for kept in mine)]
     rows = {node: tuple(kept.rows.get(node, kept.default) for kept in mine) for node in nodes}
     return Kept(mine[0].n, tuple(kept.default for kept in mine), rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,6 +25,32 @@ class Topology(Protocol):
 
     def matrix(self, round: int, seed: int, n: int) -> csr_array:
         """Mixing matrix W ``[n, n]`` of a round; ``w_ij`` is the weight of j's message at i."""
+
+
+class Exchange(NamedTuple):
+    """One exchange of messages among the nodes of a cohort.
+
+    Attributes:
+        whole: W of the round, among all nodes.
+        w: W ``[c, c]`` among the cohort, for the nodes' weights.
+        to, by: ``[E]`` receiver and sender of each message, as positions in the cohort.
+        receivers, senders: the same as ids.
+    """
+
+    whole: csr_array
+    w: csr_array
+    to: np.ndarray
+    by: np.ndarray
+    receivers: np.ndarray
+    senders: np.ndarray
+
+
+def exchange(whole: csr_array, w: csr_array, ids: np.ndarray) -> Exchange:
+    """The exchange by ``w`` among the nodes ``ids``."""
+    edges = w.tocoo()
+    links = edges.row != edges.col
+    to, by = edges.row[links], edges.col[links]
+    return Exchange(whole, w, to, by, ids[to], ids[by])
 
 
 @contextmanager

@@ -6,15 +6,18 @@ of them. Inputs, targets and outputs are ``Samples``: tensors whose first axis i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import fields, is_dataclass
 from operator import attrgetter, itemgetter
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.values import Far, Packed
+
+T = TypeVar("T")
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -78,6 +81,61 @@ def described(tree: Any) -> str:
 def zeros_like(tree: Any) -> Any:
     """Zeros with the structure, shapes, types and devices of a tree; nothing is fetched."""
     return tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=getattr(t, "device", None)), tree)
+
+
+class StackedRows(Mapping[int, T], Generic[T]):
+    """Trees of many nodes as one tree whose tensors ``[m, ...]`` have a row for each: a value is a view of its row.
+
+    Attributes:
+        ids: ``[m]`` the nodes, sorted.
+        tree: their values.
+    """
+
+    __slots__ = ("ids", "tree")
+
+    def __init__(self, ids: np.ndarray, tree: Any) -> None:
+        self.ids, self.tree = ids, tree
+
+    def __getitem__(self, node: int) -> T:
+        at = int(np.searchsorted(self.ids, node))
+        if at == len(self.ids) or self.ids[at] != node:
+            raise KeyError(node)
+        return cast(T, tree_map(itemgetter(at), self.tree))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids.tolist())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def values(self) -> ValuesView[T]:
+        """The values, in the order of the nodes."""
+        return cast("ValuesView[T]", self._rows())
+
+    def items(self) -> ItemsView[int, T]:
+        """Nodes with their values."""
+        return cast("ItemsView[int, T]", list(zip(self.ids.tolist(), self._rows(), strict=True)))
+
+    def _rows(self) -> list[T]:
+        if isinstance(self.tree, Tensor):
+            return list(self.tree.unbind())  # type: ignore[arg-type]
+        rows = zip(*(leaf.unbind() for leaf in leaves(self.tree)), strict=True)
+        return [build(self.tree, iter(row)) for row in rows]
+
+    def of(self, ids: np.ndarray) -> Any:
+        """The values of the nodes ``ids``, all of which are here, as one tree; a view if they are consecutive here."""
+        at = np.searchsorted(self.ids, ids)
+        if len(at) and at[-1] - at[0] == len(at) - 1 and (np.diff(at) == 1).all():
+            return tree_map(itemgetter(slice(int(at[0]), int(at[-1]) + 1)), self.tree)
+        rows = torch.from_numpy(at)
+        return tree_map(lambda t: t.index_select(0, rows.to(t.device)), self.tree)
+
+
+def by_column(rows: Mapping[int, tuple[Any, ...]]) -> list[Mapping[int, Any]]:
+    """Tuples of several values at nodes as one mapping for each value."""
+    if isinstance(rows, StackedRows):
+        return [StackedRows(rows.ids, branch) for branch in rows.tree]
+    return [{node: row[k] for node, row in rows.items()} for k in range(len(next(iter(rows.values()), ())))]
 
 
 Samples: TypeAlias = Any

@@ -12,10 +12,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.tree import Samples, described, fetched, form, mapped
+from fedsim.tree import Samples, StackedRows, described, fetched, form, mapped, tree_map
 from fedsim.values import Packed as Packed
 from fedsim.values import Site, Vector, Versions
 
@@ -94,16 +95,31 @@ class Kept(Generic[T]):
                 f"a memory of {described(self.default)} at each client is replaced by {described(new.default)};"
                 " expected the same shapes and types: let clients.keep begin with zeros of those"
             )
-        rows = self.rows if isinstance(self.rows, Versions) else Versions(dict(self.rows))
+        if isinstance(new.rows, StackedRows):
+            if len(new.rows) == self.n:
+                return Kept(self.n, self.default, new.rows)
+            # copies, as a view would keep the values of all alive
+            new = Kept(self.n, new.default, {node: tree_map(Tensor.clone, row) for node, row in new.rows.items()})
+        rows = self.rows if isinstance(self.rows, Versions) else Versions(dict(self.rows.items()))
         return Kept(self.n, self.default, rows.replaced(new.rows))
 
     def lacks(self, old: Kept[Any]) -> set[int]:
         """Nodes with a value of their own in ``old`` that have none here."""
         rows = self.rows
+        if len(rows) == self.n:
+            return set()
         return rows.lacks(old.rows) if isinstance(rows, Versions) else old.rows.keys() - rows.keys()
 
     def __repr__(self) -> str:
         return f"Kept(n={self.n}, written={len(self.rows)})"
+
+
+def stack_of(x: Kept[Tensor], ids: Sequence[int]) -> Tensor:
+    """Tensors of the nodes ``ids`` as one ``[len(ids), ...]``, which may share their memory."""
+    if isinstance(x.rows, StackedRows) and len(x.rows) == x.n:
+        stack: Tensor = x.rows.of(np.asarray(ids))
+        return stack
+    return torch.stack([x[i] for i in ids])
 
 
 class Sent(Generic[T]):
@@ -241,7 +257,7 @@ class Messages(Protocol[M_co]):
         the CPU.
         """
 
-    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
-        """Values at the nodes after ``steps`` exchanges by W ``[c, c]``, and, if ``measure``, the contraction of the
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[Mapping[int, Any], float | None]:
+        """Values by position after ``steps`` exchanges by W ``[c, c]``, and, if ``measure``, the contraction of the
         consensus distance of the first tensor.
         """

@@ -33,6 +33,8 @@ from fedsim.tree import written
 
 SIZES = (1, 5, 10, 25, 50, 100)
 """Block sizes to try."""
+LARGER, SMALL_BLOCK = (300, 1000), 2**22
+"""Further ones of large cohorts, if one vector for each client takes no more than so many bytes."""
 TRIAL_STEPS = 3
 """Least local steps of a trial, if a client makes that many: enough to measure the cost of a step."""
 MARGIN = 0.9
@@ -120,7 +122,9 @@ def candidates(federation: Federation, cohort: int, blocks_only: bool, threads: 
     """What to try, in this order: on threads too if there are several clients or blocks, and PyTorch has several."""
     model, most = federation.model, torch.get_num_threads()
     numbers = [threads] if threads is not None else [0, most] if most > 1 and model.device.type == "cpu" else [0]
-    sizes = [*[0] * (not blocks_only), *(size for size in SIZES if size < cohort), *[cohort] * (cohort <= SIZES[-1])]
+    larger = [size for size in LARGER if size * model.d * model.dtype.itemsize <= SMALL_BLOCK]
+    below = [size for size in (*SIZES, *larger) if size < cohort]
+    sizes = [*[0] * (not blocks_only), *below, *[cohort] * (cohort <= SIZES[-1])]
     found = [Candidate(size, n) for size in sizes for n in numbers if not n or threads or cohort > (size or 1)]
     if not model.convolutional:                            # dense networks gain least by threads
         return sorted(found, key=lambda c: c.threads > 0)

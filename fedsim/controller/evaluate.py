@@ -172,7 +172,8 @@ def _of_nodes(
 ) -> list[Row]:
     """Rows of the own models of the nodes ``ids``, all on the same samples, which are of ``kind``."""
     p = prepared.federation.p[list(ids)]
-    scores = [score(prepared, x.rows.get(i, x.default), *samples) for i in ids]
+    initial = None if all(i in x.rows for i in ids) else score(prepared, x.default, *samples)
+    scores = [initial if initial and i not in x.rows else score(prepared, x.rows[i], *samples) for i in ids]
     losses = np.array([s.loss.mean() for s in scores])
     hits = [s.accuracy.mean() for s in scores if s.accuracy is not None]
     others = _columns([values_of(prepared.metrics, s, samples[1]) for s in scores])

@@ -4,7 +4,7 @@ does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ class Keeper:
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
-    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+    ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         slots, given = self.slots, call.mine or Kept(self.slots.n, ())
         nodes = [node for node in call.ids.tolist() if node in given.rows or node in slots.rows]

@@ -8,9 +8,9 @@ sorted by their number of steps and leave the block when they finish, so unequal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -24,8 +24,9 @@ from fedsim.engine.augmentation import augmented
 from fedsim.engine.dense_fold import DenseFold, dense_fold
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.fused import StackDescent
-from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
+from fedsim.engine.local_work import CHUNK, Plans, draw, minibatches
 from fedsim.engine.loop import Loop, Rows, refuse_captured_tensors
+from fedsim.engine.plans import BlockPlan, Once, block_plan
 from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
@@ -34,8 +35,8 @@ from fedsim.engine.threads import check_threads, in_order, refuse_stopped
 from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.upload import upload, upload_groups
-from fedsim.tree import build, flat, leaves, mapped, shaped, structure, tree_map
-from fedsim.types import Batch, Local, Messages
+from fedsim.tree import StackedRows, build, flat, leaves, mapped, shaped, structure, tree_map
+from fedsim.types import Batch, Kept, Local, Messages
 from fedsim.values import Vector
 
 
@@ -58,16 +59,17 @@ class Blocks:
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
-    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+    ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         ids = call.ids
-        plans = minibatches(federation.work, federation.shards, federation.seed, call.turns, ids)
-        order = federation.work.order(federation.shards.sizes[ids]).tolist()
+        work, shards = federation.work, federation.shards
+        plans = Once(lambda: minibatches(work, shards, federation.seed, call.turns, ids))
+        order = work.order(shards.sizes[ids]).tolist()
         blocks = [order[start : start + self.size] for start in range(0, len(order), self.size)]
 
         def one(fed: Federation, chosen: list[int]) -> tuple[Any, tuple[Any, ...], Tensor]:
             turns = call.turns[chosen]
-            block = _Block(fed, meter, ids, chosen, call.round, turns, [plans[i] for i in chosen])
+            block = _Block(fed, meter, ids, np.array(chosen), call.round, turns, plans)
             try:
                 return *block.run(call), block.places
             except torch.OutOfMemoryError:
@@ -76,20 +78,24 @@ class Blocks:
                 Loop().run(fed, Meter(fed), call._replace(ids=np.sort(block.ids)))
                 raise block_error(call.fn, call.round, error) from error
 
-        memory: dict[int, tuple[Any, ...]] = {}
-        rows = Rows[Any](len(ids))
+        memory = dict[int, tuple[Any, ...]]()
+        rows, kept = Rows[Any](len(ids)), Rows[Any](len(ids))
+        every = len(ids) == shards.n                       # then their memories stay one stack
         running = contextlib.closing(in_order(federation, blocks, one, self.threads))
         with torch.no_grad(), pure(title(call.fn), call.down), running as done:
             for chosen, (message, new, places) in zip(blocks, done, strict=True):
                 if call.sends:
                     rows.put(message, chosen, places)
-                for i, node in enumerate(ids[chosen].tolist() if new else ()):
+                if new and every:
+                    kept.put(tree_map(Tensor.clone, new) if len(chosen) == len(ids) else new, chosen, places)
+                for i, node in enumerate(ids[chosen].tolist() if new and not every else ()):
                     # copies, as a view would keep its whole block alive
                     memory[node] = tree_map(lambda t, i=i: t[i].clone(), new)
+        new_rows = memory if kept.stacked is None else StackedRows(ids, kept.stacked)
         if not call.sends:
-            return None, memory
+            return None, new_rows
         positions = np.array(order)
-        return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), memory
+        return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), new_rows
 
 
 def _stacked(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -121,39 +127,26 @@ class _Block:
     """A block of clients in one round, and the ``Local`` that they share: its tensors are stacked."""
 
     def __init__(
-        self, federation: Federation, meter: Meter, cohort: np.ndarray, chosen: list[int], round: int,
-        turns: np.ndarray, plans: list[Minibatches],
+        self, federation: Federation, meter: Meter, cohort: np.ndarray, chosen: np.ndarray, round: int,
+        turns: np.ndarray, plans: Once[Plans],
     ) -> None:  # fmt: skip
         self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, cohort[chosen], round, turns
-        self.counts = np.array([len(plan.lengths) for plan in plans])
-        self._plan(plans, np.array(chosen))
+        self._chosen, self._plans, numbers = chosen, plans, federation.model.numbers
+        self._samples = federation.shards.sizes[self.ids]       # of each client's minibatch in this step
+        self.counts = federation.work.counts(self._samples)
+        self.places, self._counts = upload([chosen, self.counts.astype(numbers)], federation.model.device)
         self.descend = StackDescent(federation.work, self, federation.model.learned, federation.model.sharing)
         self.optimizer, self.step_schedule = federation.work.optimizer, federation.work.step_schedule
         self.tape: Tape | None = None  # while a step is being recorded
-        self._samples = federation.shards.sizes[self.ids]       # of each client's minibatch in this step
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
         self._in_fold = False
         self._slot: Tensor | None = None                   # batched over clients under vmap
         self._steps: Tensor | None = None
 
-    def _plan(self, plans: list[Minibatches], places: np.ndarray) -> None:
-        """Bring the clients' rounds, and their ``places`` in the cohort, to the device, in one copy."""
-        model = self.fed.model
-        index, lengths = _padded(plans)
-        self._lengths, self._widths = lengths, lengths.max(0)
-        shares = np.ascontiguousarray((lengths / lengths.sum(1, keepdims=True)).T)
-        self._ragged = [len({*lengths[: self._active(k), k].tolist()}) > 1 for k in range(lengths.shape[1])]
-        rows = np.arange(index.shape[2]) if any(self._ragged) else np.arange(0)
-        weights = (rows < lengths.T[:, :, None]).astype(model.numbers)      # [K, c, B], 0 for padding
-        keys = (np.stack(of) for of in zip(*((p.keys, p.whole, p.large) for p in plans), strict=True))
-        factors = np.zeros(lengths.T.shape if self.fed.work.step_schedule else (0, 0))   # of the step sizes
-        for i, plan in enumerate(plans if len(factors) else ()):
-            factors[: len(plan.factors), i] = plan.factors
-        numbers = [t.astype(model.numbers) for t in (self.counts, shares, factors)]
-        self._index, self._weights, self.places, self._counts, self._shares, self._factors, *there = upload(
-            [index, weights, places, *numbers, *keys], model.device
-        )
-        self._keys, self._whole_keys, self._large_keys = (key.unsqueeze(-1) for key in there)
+    @cached_property
+    def _plan(self) -> BlockPlan:
+        """The clients' rounds, brought to the device when they are first read."""
+        return block_plan(self._plans().stacked(self._chosen), self.counts, self.fed.model)
 
     def _active(self, k: int) -> int:
         """Number of clients with more than ``k`` steps; they come first."""
@@ -173,11 +166,17 @@ class _Block:
 
         own: list[Tensor] = []
         if mine is not None:
-            own = leaves(tree_map(lambda *rows: torch.stack(rows), *(mine[i] for i in self.ids.tolist())))
+            own = leaves(self._own(mine))
         with unwritten(title(call.fn), tuple(own)):
             stacked = torch.vmap(one)(slots, steps, *own)
         out = build(shape[0], iter(stacked))
         return out if call.sends else (None, *out)
+
+    def _own(self, mine: Kept[tuple[Any, ...]]) -> Any:
+        """Memories of the clients, stacked."""
+        if isinstance(mine.rows, StackedRows):
+            return mine.rows.of(self.ids)
+        return tree_map(lambda *rows: torch.stack(rows), *(mine[i] for i in self.ids.tolist()))
 
     @property
     def steps(self) -> Tensor:
@@ -223,7 +222,7 @@ class _Block:
         index, weight = _stack(rows, sizes)
         masks = [] if weight is None else [weight.astype(self.fed.model.numbers)]
         there = upload([index, *masks], self.fed.model.device)
-        batch = self._take(there[0], there[1] if masks else None, self._large_keys.expand(-1, int(sizes.max())))
+        batch = self._take(there[0], there[1] if masks else None, self._plan.large_keys.expand(-1, int(sizes.max())))
         y, *_ = flat(batch.y)
         self._drawn[y.data_ptr()] = y, sizes
         drawn: Batch = shaped(batch, iter(_stacked(lambda c, own, _: tuple(flat(batch)), self._slot)))
@@ -261,14 +260,14 @@ class _Block:
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Run the local steps from ``skip`` on. Rows are sorted by number of steps, so the active ones come first."""
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
-        outer_samples = self._samples
+        plan, outer_samples = self._plan, self._samples
         done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
         active, self._in_fold = len(self.ids), True
         try:
-            by_step = [self._shares] * shares + [self._factors] * (self.step_schedule is not None)
+            by_step = [plan.shares] * shares + [plan.factors] * (self.step_schedule is not None)
             dense: DenseFold | None = None
             if self.fed.work.micro_batch is None:
-                some = partial(self._take, self._index[:, skip : skip + 1, 0], None, self._keys[:, skip : skip + 1, 0])
+                some = partial(self._take, plan.rows[:, skip : skip + 1, 0], None, plan.keys[:, skip : skip + 1, 0])
                 steps, last = int(self.counts[0]) - skip, [of[skip] for of in by_step]
                 dense = dense_fold(step, steps, some, state, consts, own, last)
             if dense is None:
@@ -282,7 +281,7 @@ class _Block:
                     state = [t[:still] for t in state]
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
-                self._samples = self._lengths[:active, k]
+                self._samples = plan.lengths[:active, k]
                 batch, last = self._batch(k, active), [of[k, :active] for of in by_step]
                 if dense is None:
                     state = step(batch, state, consts + last, own + [True] * len(last))
@@ -297,9 +296,9 @@ class _Block:
         return tuple(ended) if dense is None else dense.join(ended)
 
     def _batch(self, k: int, active: int) -> Batch:
-        width = int(self._widths[k])
-        weight = self._weights[k, :active, :width] if self._ragged[k] else None
-        return self._take(self._index[:active, k, :width], weight, self._keys[:active, k].expand(-1, width))
+        plan, width = self._plan, int(self._plan.widths[k])
+        weight = plan.weights[k, :active, :width] if plan.ragged[k] else None
+        return self._take(plan.rows[:active, k, :width], weight, plan.keys[:active, k].expand(-1, width))
 
     def _take(self, index: Tensor, weight: Tensor | None, key: Tensor) -> Batch:
         return augmented(self.fed.work.augment, self.fed.shards.take(index, weight, key))
@@ -344,7 +343,7 @@ class _Block:
         chunks = [self._chunk(start, size) for start in range(0, int(sizes.max()), size)]
         there = upload_groups([chunk.arrays for chunk in chunks], model.device)
         for chunk, (some, share, *taken) in zip(chunks, there, strict=True):
-            key = self._whole_keys[some, chunk.start // CHUNK].expand(-1, int(chunk.lengths.max()))
+            key = self._plan.whole_keys[some, chunk.start // CHUNK].expand(-1, int(chunk.lengths.max()))
             if (batch := shards.runs(chunk.first, chunk.lengths)) is None:
                 batch = self._take(taken[0], taken[1] if len(taken) > 1 else None, key)
             else:
@@ -387,14 +386,3 @@ def _stack(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.
         return np.stack(rows), None
     index = np.stack([np.r_[row, np.full(width - len(row), row[0])] for row in rows])
     return index, np.arange(width) < lengths[:, None]
-
-
-def _padded(plans: list[Minibatches]) -> tuple[np.ndarray, np.ndarray]:
-    """Sample rows of all clients and steps ``[c, K, B]``, padded by rows of the same client; lengths ``[c, K]``."""
-    steps, width = max(len(plan.lengths) for plan in plans), max(plan.index.shape[1] for plan in plans)
-    index, lengths = np.empty((len(plans), steps, width), np.int64), np.zeros((len(plans), steps), np.int64)
-    for i, plan in enumerate(plans):
-        k, b = plan.index.shape
-        index[i, :k, :b], index[i, :k, b:] = plan.index, plan.index[:, :1]
-        lengths[i, :k] = plan.lengths
-    return index, lengths

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class BlocksOrLoop:
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
-    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+    ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         name, charged, ids = title(call.fn), meter.ledger.gradient_evaluations, call.ids
         if name not in self.fallen:

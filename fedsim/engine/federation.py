@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -18,7 +18,7 @@ from fedsim.engine.memory import Memory, OnDevice
 from fedsim.engine.model import Model
 from fedsim.engine.refusals import refuse_no_tensors
 from fedsim.errors import ConfigError
-from fedsim.gossip import Topology, alike
+from fedsim.gossip import Exchange, Topology, alike
 from fedsim.messages.ledger import Ledger
 from fedsim.messages.trace import Phase
 from fedsim.types import Kept, Local, Messages, Sent
@@ -86,7 +86,7 @@ class Backend(Protocol):
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
-    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+    ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """Run a client function on the nodes of ``call``, and charge gradient evaluations, but not bytes, to ``meter``.
 
         Returns:
@@ -108,6 +108,7 @@ class Meter:
         trace: what was sent and computed since it was last emptied, for a clock; None without one.
         barrier: who is waited for in this round; None for everybody.
         gone: mask ``[n]`` of the clients that are not waited for any more in this round; None for no client.
+        exchange: the last exchange among all nodes, and what was needed of its W.
     """
 
     def __init__(self, federation: Federation) -> None:
@@ -121,6 +122,7 @@ class Meter:
         self.trace: list[Phase] | None = None
         self.barrier: Barrier | None = None
         self.gone: np.ndarray | None = None
+        self.exchange: tuple[Exchange, dict[str, Any]] | None = None
         self._bound: tuple[csr_array, float | None] | None = None
 
     def snapshot(self) -> tuple[int, int]:

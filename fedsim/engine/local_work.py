@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -231,30 +232,96 @@ class Minibatches:
         return shares
 
 
+class Stack(NamedTuple):
+    """Rounds of several clients, padded.
+
+    Attributes:
+        rows: samples ``[b, K, B]``, padded by rows of the same client.
+        lengths: samples in each step ``[b, K]``, 0 where a client makes fewer steps.
+        keys, whole, large: see `Minibatches`; ``[b, ...]``.
+        factors: of the step sizes, ``[b, K]``, or ``[b, 0]`` without a schedule.
+    """
+
+    rows: np.ndarray
+    lengths: np.ndarray
+    keys: np.ndarray
+    whole: np.ndarray
+    large: np.ndarray
+    factors: np.ndarray
+
+
+class Plans(Sequence[Minibatches]):
+    """Rounds of a cohort's clients.
+
+    Args:
+        work: their work.
+        cut: rows and lengths of each client, or of all: arrays ``[c, K, B]`` and ``[K]``.
+        keys: ``[c, parts + K]``.
+        parts: how many of ``keys`` come before those of the steps.
+    """
+
+    def __init__(
+        self, work: LocalWork, cut: list[tuple[np.ndarray, np.ndarray]] | tuple[np.ndarray, np.ndarray],
+        keys: np.ndarray, parts: int,
+    ) -> None:  # fmt: skip
+        self._work, self._cut, self._keys, self._parts = work, cut, keys, parts
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        index, lengths = self._cut[i] if isinstance(self._cut, list) else (self._cut[0][i], self._cut[1])
+        key, parts = self._keys[i], self._parts
+        return Minibatches(index, lengths, key[parts:], key[1:parts], key[0], self._work.factors(len(lengths)))
+
+    def stacked(self, chosen: np.ndarray) -> Stack:
+        """The rounds of some clients."""
+        keys, parts = self._keys[chosen], self._parts
+        if isinstance(self._cut, list):
+            index, lengths = _padded([self._cut[i] for i in chosen.tolist()])
+        else:
+            index, one = self._cut
+            index, lengths = index[chosen], np.broadcast_to(one, (len(chosen), len(one)))
+        counts = (lengths > 0).sum(1)
+        factors = np.zeros(lengths.shape if self._work.step_schedule else (len(lengths), 0))
+        for k in set(counts.tolist() if factors.size else ()):
+            factors[counts == k, :k] = self._work.factors(k)
+        return Stack(index, lengths, keys[:, parts:], keys[:, 1:parts], keys[:, 0], factors)
+
+
 def minibatches(
     work: LocalWork, shards: Shards, seed: int, round: int | np.ndarray, ids: np.ndarray
-) -> list[Minibatches]:
+) -> Plans:
     """Minibatches of clients ``ids [c]`` in a round, or in round ``[c]`` of each."""
     sizes = shards.sizes[ids]
     batch, counts = work.batch(sizes), work.counts(sizes)
     whole = batch == sizes  # one batch holds the shard: its order does not matter
     per_epoch = -(-sizes // batch)
     epochs = np.where(whole, 0, -(-counts // per_epoch))
-    orders = seeds.shuffles(seed, "minibatch", round, ids, sizes, epochs)
     parts = 1 + -(-int(sizes.max(initial=0)) // CHUNK)
     numbers = np.concatenate([np.arange(-1, -1 - parts, -1), np.arange(counts.max(initial=0))])
     keys = seeds.split(seeds.root(seed, "batch", round, ids)[:, None], numbers)
-    first, some = shards.offsets[ids], zip(sizes.tolist(), batch.tolist(), counts.tolist(), strict=True)
+    first = shards.offsets[ids]
     if len(ids) > 1 and (sizes == sizes[0]).all():         # one array, as all have one plan but for the order
-        index, lengths = _cut(np.stack(orders), first[:, None, None], *next(some))
-        cut = [(rows, lengths) for rows in index]
-    else:
-        each = zip(orders, first.tolist(), some, strict=True)
-        cut = [_cut(order, start, *numbers) for order, start, numbers in each]
-    return [
-        Minibatches(index, lengths, key[parts:], key[1:parts], key[0], work.factors(len(lengths)))
-        for (index, lengths), key in zip(cut, keys, strict=True)
-    ]
+        orders = seeds.equal_shuffles(seed, "minibatch", round, ids, int(sizes[0]), int(epochs[0]))
+        one = int(sizes[0]), int(batch[0]), int(counts[0])
+        return Plans(work, _cut(orders, first[:, None, None], *one), keys, parts)
+    each = zip(sizes.tolist(), batch.tolist(), counts.tolist(), strict=True)
+    shuffled = zip(seeds.shuffles(seed, "minibatch", round, ids, sizes, epochs), first.tolist(), each, strict=True)
+    return Plans(work, [_cut(order, start, *some) for order, start, some in shuffled], keys, parts)
+
+
+def _padded(cut: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Sample rows of all clients and steps ``[c, K, B]``, padded by rows of the same client; lengths ``[c, K]``."""
+    steps, width = max(len(lengths) for _, lengths in cut), max(rows.shape[1] for rows, _ in cut)
+    index, lengths = np.empty((len(cut), steps, width), np.int64), np.zeros((len(cut), steps), np.int64)
+    for i, (rows, own) in enumerate(cut):
+        k, b = rows.shape
+        index[i, :k, :b], index[i, :k, b:] = rows, rows[:, :1]
+        lengths[i, :k] = own
+    return index, lengths
 
 
 def _cut(order: np.ndarray, first: Any, n: int, b: int, k: int) -> tuple[np.ndarray, np.ndarray]:

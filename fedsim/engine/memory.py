@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from fedsim.errors import RunError
+from fedsim.tree import StackedRows, tree_map
 from fedsim.values import Far
 
 Place = Literal["device", "host", "disk"]
@@ -118,6 +119,13 @@ class OnDisk:
     def release(self, at: int, size: int) -> None:
         """Free the ``size`` bytes at offset ``at``."""
         self._free[size].append(at)
+
+
+def stored(memory: Memory, rows: Mapping[int, Any]) -> Mapping[int, Any]:
+    """Trees of nodes, placed in a memory; on the device a stack of all stays as it is."""
+    if isinstance(memory, OnDevice) and isinstance(rows, StackedRows):
+        return rows
+    return {node: tree_map(memory.put, row) for node, row in rows.items()}
 
 
 MEMORIES: dict[str, Callable[[], Memory]] = {"device": OnDevice, "host": OnHost, "disk": OnDisk}

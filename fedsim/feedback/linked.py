@@ -18,7 +18,7 @@ from fedsim.feedback.mechanisms import Downlink, Gossip, Memory, Uplink, short_n
 from fedsim.messages.mixing import spread
 from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.wire import nbytes
-from fedsim.tree import build, leaves, rebuilt, unpacked
+from fedsim.tree import StackedRows, build, leaves, rebuilt, unpacked
 from fedsim.types import Kept, Local, Sent
 from fedsim.values import Packed, Site, Vector
 
@@ -337,4 +337,7 @@ class Linked(Clients):
 
 
 def _spread(x: Kept[Any], order: Iterable[int]) -> float:
-    return spread(torch.stack([leaves(x[i])[0] for i in order]))
+    nodes = list(order)
+    if isinstance(x.rows, StackedRows) and len(x.rows) == x.n:
+        return spread(leaves(x.rows.of(np.array(nodes)))[0])
+    return spread(torch.stack([leaves(x[i])[0] for i in nodes]))

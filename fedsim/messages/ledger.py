@@ -16,13 +16,39 @@ SPARSE = 10_000
 """Nodes up to which a state holds the costs of all."""
 
 
-class Charged(NamedTuple):
-    """The edges that were charged last: their codes, nodes, the codes of all links, and the places among them."""
+FEW = 4
+"""Edges are few if there are less than one for so many nodes: then no pass over all nodes is made."""
 
-    codes: np.ndarray
+
+class Charged(NamedTuple):
+    """The edges that were charged last.
+
+    Attributes:
+        to, by: ``[E]`` receivers and senders.
+        nodes: all of them, once.
+        received, sent: ``[n]`` number of edges of each node; None for few edges.
+        links: codes of all links of the ledger.
+        places: ``[E]`` places of the edges among them.
+    """
+
+    to: np.ndarray
+    by: np.ndarray
     nodes: np.ndarray
+    received: np.ndarray | None
+    sent: np.ndarray | None
     links: np.ndarray
     places: np.ndarray
+
+
+class Touched(NamedTuple):
+    """Costs of some nodes at a moment, and the bytes of the links: as they were, or what was added since."""
+
+    ids: np.ndarray
+    costs: np.ndarray
+    links: np.ndarray
+    link_bytes: np.ndarray | None = None
+    places: np.ndarray | None = None
+    size: int | np.ndarray = 0
 
 
 class Ledger:
@@ -40,28 +66,58 @@ class Ledger:
         self.link_bytes = np.zeros(0, np.int64)
         self._last: Charged | None = None                  # as edges are often those of the round before
         self._settled = np.zeros(len(NAMES), np.int64)     # totals at the last `settle`
-        self._touched: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]] = []
+        self._touched: list[Touched] = []
 
-    def touch(self, ids: np.ndarray, links: bool = False) -> None:
-        """Note the costs of some nodes, and of the links, before they are charged."""
-        link_bytes = self.link_bytes.copy() if links else None
-        self._touched.append((ids, self._costs[:, ids], self.links, link_bytes))
+    def touch(self, ids: np.ndarray) -> None:
+        """Note the costs of some nodes before they are charged."""
+        self._touched.append(Touched(ids, self._costs[:, ids], self.links))
 
-    def charge_edges(self, to: np.ndarray, by: np.ndarray, size: int | np.ndarray) -> None:
-        """Charge messages of ``size`` bytes over the directed edges from ``by[k]`` to ``to[k]``."""
-        codes = len(self.down) * to.astype(np.int64) + by
-        same = self._last is not None and self._last.links is self.links and np.array_equal(self._last.codes, codes)
-        nodes = self._last.nodes if same and self._last is not None else np.union1d(to, by)
-        self.touch(nodes, links=True)
-        np.add.at(self.down, to, size)
-        np.add.at(self.up, by, size)
-        if not same:
-            new = np.setdiff1d(codes, self.links)
-            at = np.searchsorted(self.links, new)
-            self.links, self.link_bytes = np.insert(self.links, at, new), np.insert(self.link_bytes, at, 0)
-            self._last = Charged(codes, nodes, self.links, np.searchsorted(self.links, codes))
-        assert self._last is not None
-        np.add.at(self.link_bytes, self._last.places, size)
+    def charge_edges(
+        self, to: np.ndarray, by: np.ndarray, size: int | np.ndarray, bits: int | np.ndarray = 0
+    ) -> None:
+        """Charge messages over the directed edges from ``by[k]`` to ``to[k]``.
+
+        Args:
+            to: ``[E]`` receivers.
+            by: ``[E]`` senders.
+            size: bytes of all messages, or of each.
+            bits: paper bits likewise, of the senders.
+        """
+        last, links, link_bytes = self._charged(to, by), self.links, self.link_bytes
+        before = Touched(last.nodes, self._costs[:, last.nodes], links, None, last.places, size)
+        if last.links is not links:                        # the bytes are in a new array, and the old one stays
+            new = np.setdiff1d(last.links, links)
+            at = np.searchsorted(links, new)
+            before = before._replace(link_bytes=link_bytes, places=None)
+            self.links, self.link_bytes = last.links, np.insert(link_bytes, at, 0)
+        self._touched.append(before)
+        self._last = last
+        for costs, ends, count, each in (
+            (self.down, to, last.received, size), (self.up, by, last.sent, size), (self.paper_bits, by, last.sent, bits)
+        ):
+            if count is not None and np.ndim(each) == 0:
+                costs += count * each
+            else:
+                np.add.at(costs, ends, each)
+        np.add.at(self.link_bytes, last.places, size)
+
+    def _charged(self, to: np.ndarray, by: np.ndarray) -> Charged:
+        """These edges, which are often those of the last time."""
+        n, last = len(self.down), self._last
+        if last is not None and last.links is self.links:
+            if last.to is to and last.by is by:
+                return last
+            if np.array_equal(last.to, to) and np.array_equal(last.by, by):
+                return last
+        codes, links = n * to.astype(np.int64) + by, self.links
+        places = np.searchsorted(links, codes)
+        if not len(links) or (links[np.minimum(places, len(links) - 1)] != codes).any():
+            links = np.union1d(links, codes)
+            places = np.searchsorted(links, codes)
+        if FEW * len(to) < n:
+            return Charged(to, by, np.union1d(to, by), None, None, links, places)
+        received, sent = (np.bincount(ends, minlength=n) for ends in (to, by))
+        return Charged(to, by, np.flatnonzero(received + sent), received, sent, links, places)
 
     def edges(self) -> np.ndarray:
         """Directed edges used so far as rows (sender, receiver, bytes), int64 ``[E, 3]``, sorted by the first two."""
@@ -83,6 +139,9 @@ class Ledger:
     def _totals(self) -> np.ndarray:
         if not self._touched:
             return self._settled
+        if sum(len(before.ids) for before in self._touched) >= len(self.down):
+            whole: np.ndarray = self._costs.sum(1)
+            return whole
         ids, costs = (np.concatenate(parts, -1) for parts in list(zip(*self._touched, strict=True))[:2])
         ids, first = np.unique(ids, return_index=True)
         total: np.ndarray = self._settled + (self._costs[:, ids] - costs[:, first]).sum(1)
@@ -100,10 +159,12 @@ class Ledger:
     def undo(self, mark: int = 0) -> None:
         """Forget all costs since a `mark`, by default since the last `settle`."""
         while len(self._touched) > mark:
-            ids, costs, links, link_bytes = self._touched.pop()
-            self._costs[:, ids] = costs
-            if link_bytes is not None:
-                self.links, self.link_bytes = links, link_bytes
+            before = self._touched.pop()
+            self._costs[:, before.ids] = before.costs
+            if before.link_bytes is not None:
+                self.links, self.link_bytes = before.links, before.link_bytes
+            elif before.places is not None:
+                np.subtract.at(self.link_bytes, before.places, before.size)
 
     def state(self) -> dict[str, Tensor]:
         """State of the ledger as int64 tensors, which may share its memory.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from fedsim.messages.mixing import mix_rows, spread
 from fedsim.messages.sums import Subtree, combine, join, partial_sums, weighted_partial_sums, weighted_sum
 from fedsim.messages.upload import bytes_at_a_time, upload
 from fedsim.messages.wire import nbytes, paper_bits
-from fedsim.tree import leaves, rebuilt, tree_map, unpacked
+from fedsim.tree import StackedRows, leaves, rebuilt, tree_map, unpacked
 from fedsim.values import Packed
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Stacked:
         there = upload([w.numpy()] if self.order is None else [w.numpy(), self.order], device)
         return _mean(self.tree, there[0], None if self.order is None else there[1])
 
-    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[Mapping[int, Any], float | None]:
         """See ``Messages``."""
         refuse_packed(self.tree, steps)
         mixed = unpacked(self.tree)
@@ -88,7 +88,7 @@ class Stacked:
         for _ in range(steps):
             mixed = tree_map(lambda x: mix_rows(w, x), mixed)
         contraction = spread(leaves(mixed)[0], order) / before if before else None
-        return [tree_map(lambda x, i=i: cast(Tensor, x[i]), mixed) for i in range(len(self))], contraction
+        return StackedRows(np.arange(len(self)), mixed), contraction
 
 
 def refuse_packed(tree: Any, steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +21,7 @@ from fedsim.robust.before import Jointly
 from fedsim.robust.centers import Mean
 from fedsim.robust.coordinates import CoordinateMedian
 from fedsim.robust.rule import Occasion, check, name_of, tolerated
-from fedsim.tree import leaves, rebuilt, tree_map, unpacked
+from fedsim.tree import StackedRows, leaves, rebuilt, tree_map, unpacked
 from fedsim.types import Messages, Rule
 from fedsim.values import Packed, Vector
 
@@ -59,7 +60,7 @@ class Guard:
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
-    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+    ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         messages, memory = self.federation.backend.run(self.federation, meter, call)
         return None if messages is None else Guarded(messages, self, call), memory
@@ -252,7 +253,7 @@ class Guarded:
     def _where(self) -> str:
         return f"{self._name} in round {self._round}"
 
-    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[Mapping[int, Any], float | None]:
         """See ``Messages``: every node applies the rule to its own message and its neighbours'."""
         if self.rule is None and not self._bad.any():
             return self._honest.mix(w, steps, measure)
@@ -268,7 +269,7 @@ class Guarded:
             among = without(w, lost)
             dense = tree_map(lambda t, lost=lost: blanked(t, lost), unpacked(tree))
             tree = tree_map(lambda t, among=among: self._neighbourhoods(w, among, t), dense)
-        return [tree_map(lambda t, i=i: t[i], tree) for i in range(len(self._ids))], None
+        return StackedRows(np.arange(len(self._ids)), tree), None
 
     def _neighbourhoods(self, w: csr_array, there: csr_array, x: Tensor) -> Tensor:
         """Results of the rule around every node, on the messages ``[c, ...]`` that have weights in ``there``."""

@@ -70,13 +70,9 @@ def shuffles(
     if not epochs.any():
         return [np.empty((0, size), np.int64) for size in sizes.tolist()]
     repeats = np.repeat(sizes, epochs)  # one segment for each (node, epoch)
-    width = np.uint64(max(1, len(repeats).bit_length()))
-    if (repeats == repeats[0]).all():                      # rows, which are sorted faster than one long array
-        epoch = np.concatenate([np.arange(e) for e in epochs])[:, None]
-        of, turn = (np.repeat(each, epochs)[:, None] for each in (nodes, np.broadcast_to(round, nodes.shape)))
-        draws = bits(seed, purpose, turn, of, np.arange(repeats[0]), epoch)
-        rows = np.split(np.argsort(draws >> width, axis=1), np.cumsum(epochs)[:-1])
-        return [row.reshape(-1, size) for row, size in zip(rows, sizes.tolist(), strict=True)]
+    width = _width(len(repeats))
+    if (repeats == repeats[0]).all() and (epochs == epochs[0]).all():
+        return list(equal_shuffles(seed, purpose, round, nodes, int(repeats[0]), int(epochs[0])))
     ends = np.cumsum(repeats)
     index = np.arange(ends[-1]) - np.repeat(ends - repeats, repeats)
     epoch = np.concatenate([np.arange(e) for e in epochs])
@@ -86,6 +82,21 @@ def shuffles(
     order = np.argsort((segment << (np.uint64(64) - width)) | (draws >> width))  # sorted by segment, then randomly
     parts = np.split(index[order], np.cumsum(sizes * epochs)[:-1])
     return [part.reshape(e, s) for part, e, s in zip(parts, epochs, sizes, strict=True)]
+
+
+def equal_shuffles(
+    seed: int, purpose: str, round: int | np.ndarray, nodes: np.ndarray, size: int, epochs: int
+) -> np.ndarray:
+    """`shuffles` of nodes ``[c]`` with equal sizes and epochs, ``[c, epochs, size]``."""
+    epoch, turn = np.arange(epochs)[:, None], np.broadcast_to(round, nodes.shape)[:, None, None]
+    draws = bits(seed, purpose, turn, nodes[:, None, None], np.arange(size), epoch)
+    order: np.ndarray = np.argsort(draws >> _width(len(nodes) * epochs), axis=-1)
+    return order
+
+
+def _width(segments: int) -> np.uint64:
+    """Bits of a draw that do not count, as some sorts need them for the number of the segment."""
+    return np.uint64(max(1, segments.bit_length()))
 
 
 def places(seed: int, purpose: str, round: int, n: int, k: int) -> np.ndarray:

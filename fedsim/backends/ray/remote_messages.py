@@ -105,7 +105,7 @@ class RayMessages:
         parts = self._ask(method, lambda run: (token, w[run.start : run.stop], run.start))
         return tree_map(Tensor.clone, mean_of_parts([sums_of(part, self._device) for part in parts], len(w)))
 
-    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[dict[int, Any], float | None]:
         """See ``Messages``."""
         refuse_packed(self._like, steps)
         plan = [self._neighbours(w, run) for run in self._runs]
@@ -118,10 +118,8 @@ class RayMessages:
             token = into
         contraction = self._spread(token) / before if before else None
         self._pool.drop(token, self._holders)
-        trees: list[Any] = [None] * len(self._order)
-        for place, refs in zip(self._order.tolist(), rows, strict=True):
-            trees[place] = far_tree(self._pool.ray, self._dense, refs, self._device)
-        return trees, contraction
+        places = zip(self._order.tolist(), rows, strict=True)
+        return {at: far_tree(self._pool.ray, self._dense, refs, self._device) for at, refs in places}, contraction
 
     def _neighbours(self, w: csr_array, run: Run) -> _Neighbours:
         ours = self._order[run.start : run.stop]

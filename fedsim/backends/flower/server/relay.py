@@ -82,14 +82,14 @@ class Relayed:
         """See ``Messages``."""
         return Stacked(self._dense()).mean(w)
 
-    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[list[Any], float | None]:
+    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[dict[int, Any], float | None]:
         """See ``Messages``: every client receives its neighbours' messages and keeps the weighted sum."""
         refuse_packed(self._done[0].tree, steps)           # all have the same form
         contraction = Stacked(leaves(self._dense())[0]).mix(w, steps, True)[1] if measure else None
         now = self._done
         for step in range(1, steps + 1):
             now = self._relay(self._ids, self._round, w, now, step == steps)
-        return [done.memory for done in now], contraction
+        return {at: done.memory for at, done in enumerate(now)}, contraction
 
     def _dense(self) -> Any:
         return tree_map(lambda *rows: torch.stack(rows), *(unpacked(done.tree) for done in self._done))
