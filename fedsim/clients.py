@@ -23,7 +23,7 @@ from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes
-from fedsim.tree import StackedRows, by_column, leaves, unpacked, zeros_like
+from fedsim.tree import StackedRows, by_column, leaves, tree_map, unpacked, zeros_like
 from fedsim.types import Kept, Messages, NamedTree, Sent
 from fedsim.values import Packed, Vector
 
@@ -312,9 +312,12 @@ class Clients:
         rows, contraction = sent.messages.mix(there.w, steps, meter.measures)
         if meter.measures:
             meter.mixed(contraction, there.w if needs.get("rows", True) else None, steps)
-        if isinstance(rows, StackedRows):
-            return self._kept(StackedRows(sent.ids, rows.tree))
-        return self._kept({node: rows[at] for at, node in enumerate(sent.ids.tolist())})
+        if not isinstance(rows, StackedRows):
+            return self._kept({node: rows[at] for at, node in enumerate(sent.ids.tolist())})
+        mixed = StackedRows[Any](sent.ids, rows.tree)
+        if len(mixed) < self.n:                            # else a row would keep the stack of its round alive
+            return self._kept({node: tree_map(torch.clone, row) for node, row in mixed.items()})
+        return self._kept(mixed)
 
     def _exchange(self, topology: Topology, ids: np.ndarray, fixed: bool, needs: dict[str, Any]) -> Exchange:
         """Who sends to whom in this round, checked; that of the last exchange if W, needs and nodes are the same."""

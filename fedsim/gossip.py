@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+from weakref import ref
 
 import numpy as np
 
@@ -122,6 +123,20 @@ def check(
         above: require, of a symmetric W, that all eigenvalues exceed this.
         rows: require rows that sum to 1; push-sum does not.
     """
+    needs = symmetric, above, rows
+    if _CHECKED and _CHECKED[0][0]() is w and needs in _CHECKED[0][1]:
+        return
+    _check(w, round, symmetric, above, rows)
+    if not _CHECKED or _CHECKED[0][0]() is not w:
+        _CHECKED[:] = [(ref(w), set())]
+    _CHECKED[0][1].add(needs)
+
+
+_CHECKED: list[tuple[ref[csr_array], set[tuple[bool, float, bool]]]] = []
+"""The last W that was checked, and for what: W is often that of the round before."""
+
+
+def _check(w: csr_array, round: int, symmetric: bool, above: float, rows: bool) -> None:
     from topologies.matrix_checks import check, is_symmetric
 
     name = f"the mixing matrix of round {round}"

@@ -13,6 +13,8 @@ from itertools import chain, combinations, pairwise
 from typing import Protocol
 
 import networkx as nx
+import numpy as np
+from scipy.sparse import csr_array
 
 from topologies.errors import TopologyError
 from topologies.files import FromFile, Graph, from_edges, from_networkx
@@ -21,7 +23,11 @@ from topologies.setting_checks import check_edges, check_n
 
 
 class GraphBuilder(Protocol):
-    """Interface of the classes in ``GRAPHS``: settings from which a graph of any size is made."""
+    """Interface of the classes in ``GRAPHS``: settings from which a graph of any size is made.
+
+    A graph of equal or few rules also has ``links(n)``, its adjacency matrix, which takes a second where the graph of
+    networkx takes a minute.
+    """
 
     def build(self, n: int, seed: int) -> Graph:
         """A connected ``networkx.Graph`` (or strongly connected ``DiGraph``) on nodes 0..n-1, without self-loops.
@@ -33,6 +39,23 @@ class GraphBuilder(Protocol):
         Raises:
             TopologyError: there is no such graph of n nodes; says for which n, or with which setting, there is one.
         """
+
+
+def links_of(n: int, i: np.ndarray, j: np.ndarray, directed: bool = False) -> csr_array:
+    """Adjacency matrix ``[n, n]`` of a graph with edges from ``i[k]`` to ``j[k]``, without self-loops."""
+    i, j = i[i != j], j[i != j]
+    if not directed:
+        i, j = np.concatenate([i, j]), np.concatenate([j, i])
+    links = csr_array((np.ones(len(i)), (i, j)), (n, n))   # parallel edges are summed
+    links.data[:] = 1.0
+    return links
+
+
+def circulant_links(n: int, offsets: Iterable[int], directed: bool = False) -> csr_array:
+    """`links_of` the graph `circulant`."""
+    check_n(n)
+    nodes, steps = np.arange(n), np.array(list(offsets), np.int64)
+    return links_of(n, np.tile(nodes, len(steps)), ((nodes + steps[:, None]) % n).ravel(), directed)
 
 
 def circulant(n: int, offsets: Iterable[int], directed: bool = False) -> Graph:
@@ -49,6 +72,20 @@ def rectangle(n: int) -> tuple[int, int]:
 
 def lattice(n: int, periodic: bool) -> Graph:
     """The most square grid or torus of n nodes, row by row; n must not be an odd prime."""
+    return from_networkx(nx.grid_2d_graph(*_sides(n, periodic), periodic=periodic))
+
+
+def lattice_links(n: int, periodic: bool) -> csr_array:
+    """`links_of` the graph `lattice`."""
+    at = np.arange(n).reshape(_sides(n, periodic))
+    pairs = [(at[:-1], at[1:]), (at[:, :-1], at[:, 1:])]
+    if periodic:
+        pairs += [(at[-1], at[0]), (at[:, -1], at[:, 0])]
+    i, j = (np.concatenate([nodes.ravel() for nodes in side]) for side in zip(*pairs, strict=True))
+    return links_of(n, i, j)
+
+
+def _sides(n: int, periodic: bool) -> tuple[int, int]:
     check_n(n)
     rows, columns = rectangle(n)
     if rows == 1 and n > 2:
@@ -56,7 +93,7 @@ def lattice(n: int, periodic: bool) -> Graph:
         near = [m for m in (n - 1, n + 1) if rectangle(m)[0] > 1]
         sizes = " or ".join(f"n={m} ({rectangle(m)[0]}x{rectangle(m)[1]})" for m in near)
         raise TopologyError(f"n={n} is prime: a {name} of 1x{n} is a line; use {sizes}, or {line} if that is meant")
-    return from_networkx(nx.grid_2d_graph(rows, columns, periodic=periodic))
+    return rows, columns
 
 
 @dataclass(frozen=True)
@@ -66,6 +103,10 @@ class Ring:
     def build(self, n: int, seed: int) -> Graph:
         """See ``GraphBuilder``."""
         return circulant(n, [1])
+
+    def links(self, n: int) -> csr_array:
+        """The adjacency matrix ``[n, n]`` of the same graph, made without it."""
+        return circulant_links(n, [1])
 
 
 @dataclass(frozen=True)
@@ -77,6 +118,11 @@ class Path:
         check_n(n)
         return from_edges(n, pairwise(range(n)))
 
+    def links(self, n: int) -> csr_array:
+        """The adjacency matrix ``[n, n]`` of the same graph, made without it."""
+        check_n(n)
+        return links_of(n, np.arange(n - 1), np.arange(1, n))
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -85,6 +131,10 @@ class Grid:
     def build(self, n: int, seed: int) -> Graph:
         """See ``GraphBuilder``; n must not be an odd prime."""
         return lattice(n, periodic=False)
+
+    def links(self, n: int) -> csr_array:
+        """The adjacency matrix ``[n, n]`` of the same graph, made without it."""
+        return lattice_links(n, periodic=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +145,10 @@ class Torus:
         """See ``GraphBuilder``; n must not be an odd prime."""
         return lattice(n, periodic=True)
 
+    def links(self, n: int) -> csr_array:
+        """The adjacency matrix ``[n, n]`` of the same graph, made without it."""
+        return lattice_links(n, periodic=True)
+
 
 @dataclass(frozen=True)
 class Hypercube:
@@ -102,6 +156,16 @@ class Hypercube:
 
     def build(self, n: int, seed: int) -> Graph:
         """See ``GraphBuilder``; n must be a power of two."""
+        self._check(n)
+        return from_edges(n, ((i, i ^ 1 << k) for k in range(n.bit_length() - 1) for i in range(n)))
+
+    def links(self, n: int) -> csr_array:
+        """The adjacency matrix ``[n, n]`` of the same graph, made without it."""
+        self._check(n)
+        nodes, bits = np.arange(n), np.arange(n.bit_length() - 1)
+        return links_of(n, np.tile(nodes, len(bits)), (nodes ^ 1 << bits[:, None]).ravel())
+
+    def _check(self, n: int) -> None:
         check_n(n)
         if n & (n - 1):
             below = 1 << (n.bit_length() - 1)
@@ -109,7 +173,6 @@ class Hypercube:
                 f"a hypercube has a power of two of nodes, not n={n}: use n={below} or n={2 * below}, "
                 "or Exponential(), which has about as many links and any n"
             )
-        return from_edges(n, ((i, i ^ 1 << k) for k in range(n.bit_length() - 1) for i in range(n)))
 
 
 @dataclass(frozen=True)
@@ -126,6 +189,11 @@ class Exponential:
         """See ``GraphBuilder``."""
         check_n(n)
         return circulant(n, [1 << k for k in range((n - 1).bit_length())], self.directed)
+
+    def links(self, n: int) -> csr_array:
+        """The adjacency matrix ``[n, n]`` of the same graph, made without it."""
+        check_n(n)
+        return circulant_links(n, [1 << k for k in range((n - 1).bit_length())], self.directed)
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,23 @@ TOLERANCE = 1e-8
 METROPOLIS = "the weighting metropolis gives symmetric weights that sum to 1 on any undirected graph"
 
 
-def adjacency(graph: Graph, directed: bool = False) -> csr_array:
+def adjacency(graph: Graph | csr_array, directed: bool = False) -> csr_array:
     """The checked adjacency matrix ``[n, n]`` of a graph, float64 ones where i -> j, nodes as in `in_order`.
 
     Args:
-        graph: any networkx graph; parallel edges count once.
+        graph: any networkx graph, whose parallel edges count once, or such a matrix.
         directed: whether edges may have a direction.
 
     Raises:
         TopologyError: it is empty, disconnected, has a self-loop, or has directions where it must not.
     """
-    if not isinstance(graph, nx.Graph) or len(graph) == 0:
-        raise TopologyError(f"expected a networkx graph with 1 node or more, got {graph!r}")
-    links = csr_array(nx.to_scipy_sparse_array(graph, in_order(graph), weight=None), dtype=float)
-    links.data[:] = 1.0
+    if isinstance(graph, csr_array):
+        links = graph
+    else:
+        if not isinstance(graph, nx.Graph) or len(graph) == 0:
+            raise TopologyError(f"expected a networkx graph with 1 node or more, got {graph!r}")
+        links = csr_array(nx.to_scipy_sparse_array(graph, in_order(graph), weight=None), dtype=float)
+        links.data[:] = 1.0
     loops = np.flatnonzero(links.diagonal())
     if len(loops):
         raise TopologyError(

@@ -20,6 +20,7 @@ from topologies.matrix_checks import adjacency
 
 FASTEST_NODES = 64
 Weighting: TypeAlias = Callable[[Graph], csr_array]
+"""A function from a graph to W; those here take its adjacency matrix too."""
 
 
 def fill_diagonal(links: csr_array) -> csr_array:
@@ -27,27 +28,27 @@ def fill_diagonal(links: csr_array) -> csr_array:
     return csr_array(links + diags_array(1 - links.sum(axis=1)))
 
 
-def metropolis(graph: Graph) -> csr_array:
+def metropolis(graph: Graph | csr_array) -> csr_array:
     """``1 / (1 + max(deg_i, deg_j))`` on every link: symmetric, needs to know only the neighbours' degrees."""
     links = adjacency(graph).tocoo()
     i, j = links.row, links.col
-    offer = 1 / (1 + np.bincount(i, minlength=len(graph)))
+    offer = 1 / (1 + np.bincount(i, minlength=links.shape[0]))
     return fill_diagonal(csr_array((np.minimum(offer[i], offer[j]), (i, j)), links.shape))
 
 
-def max_degree(graph: Graph) -> csr_array:
+def max_degree(graph: Graph | csr_array) -> csr_array:
     """``1 / (1 + maximum degree)`` on every link: symmetric, the same weight everywhere."""
     links = adjacency(graph)
     return fill_diagonal(links / (1 + links.sum(axis=1).max()))
 
 
-def uniform(graph: Graph) -> csr_array:
+def uniform(graph: Graph | csr_array) -> csr_array:
     """Every node averages itself and its neighbours evenly: symmetric, but on regular graphs only."""
     adjacency(graph)  # no directions
     return uniform_directed(graph)
 
 
-def uniform_directed(graph: Graph) -> csr_array:
+def uniform_directed(graph: Graph | csr_array) -> csr_array:
     """Every node averages itself and those it hears evenly: doubly stochastic if all hear, and reach, equally many.
 
     Raises:
@@ -65,17 +66,17 @@ def uniform_directed(graph: Graph) -> csr_array:
     return csr_array((heard + eye_array(len(degree))) / (degree[0] + 1))
 
 
-def column_stochastic(graph: Graph) -> csr_array:
+def column_stochastic(graph: Graph | csr_array) -> csr_array:
     """Every node divides its value evenly among itself and those it speaks to: columns sum to 1, rows need not.
 
     Preserves the sum of values, not the agreement on their mean, which push-sum restores by mixing a weight along with
     the value. Works on any strongly connected graph, directed or not.
     """
     spoken = adjacency(graph, directed=True)
-    return csr_array((spoken + eye_array(len(graph))).T @ diags_array(1 / (1 + spoken.sum(axis=1))))
+    return csr_array((spoken + eye_array(spoken.shape[0])).T @ diags_array(1 / (1 + spoken.sum(axis=1))))
 
 
-def fastest(graph: Graph) -> csr_array:
+def fastest(graph: Graph | csr_array) -> csr_array:
     """The symmetric nonnegative weights with the smallest lam, by convex optimisation, for up to 64 nodes.
 
     lam is within 1e-5 of the smallest possible: an interior-point method stops at a duality gap of 1e-8, and links that
@@ -85,7 +86,7 @@ def fastest(graph: Graph) -> csr_array:
         TopologyError: the graph has more than 64 nodes.
     """
     links = adjacency(graph)
-    n = len(graph)
+    n = links.shape[0]
     if n > FASTEST_NODES:
         raise TopologyError(f"fastest weights are computed for up to {FASTEST_NODES} nodes, not n={n}: take metropolis")
     if n == 1:
@@ -104,7 +105,7 @@ def lazy(W: csr_array) -> csr_array:
     return csr_array((eye_array(W.shape[0]) + W) / 2)
 
 
-WEIGHTINGS: dict[str, Weighting] = {
+WEIGHTINGS: dict[str, Callable[[Graph | csr_array], csr_array]] = {
     f.__name__: f for f in (metropolis, max_degree, uniform, fastest, uniform_directed, column_stochastic)
 }
 WeightingName = Literal["metropolis", "max_degree", "uniform", "fastest", "uniform_directed", "column_stochastic"]

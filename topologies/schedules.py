@@ -82,10 +82,13 @@ def average_with(partner: np.ndarray) -> csr_array:
 
 @lru_cache(maxsize=8)
 def _fixed(schedule: Static, seed: int, n: int) -> csr_array:
-    graph = schedule.graph
-    built = from_networkx(graph, n) if isinstance(graph, nx.Graph) else graph.build(n, seed)
-    weighting = schedule.weighting
-    W = (weighting if callable(weighting) else WEIGHTINGS[weighting])(built)
+    graph, weighting = schedule.graph, schedule.weighting
+    links = getattr(graph, "links", None)
+    if not callable(weighting) and links is not None:
+        W = WEIGHTINGS[weighting](links(n))
+    else:
+        built = from_networkx(graph, n) if isinstance(graph, nx.Graph) else graph.build(n, seed)
+        W = (weighting if callable(weighting) else WEIGHTINGS[weighting])(built)
     return lazy(W) if schedule.lazy else W
 
 

@@ -6,9 +6,13 @@ is the second largest modulus, to which the contraction per round tends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
+from scipy.fft import dctn, idctn
+from scipy.linalg import eigvalsh_tridiagonal
 from scipy.sparse import csc_array, csr_array, diags_array
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, eigsh, splu
 
@@ -20,7 +24,9 @@ DENSE_NODES = 512
 DENSE_SINGULAR_NODES = 64
 """Up to here all singular values of a W are computed, which may be done in every round."""
 MANY_NODES = 10_000
-"""Beyond, what has no closed form is looked for in a few iterations alone."""
+"""Beyond, singular values that have no closed form are bounded alone."""
+ERROR, DOUBT = 0.01, 1e-9
+"""Relative error of a bound of squared singular values, and the probability that it does not hold."""
 SHIFT = 1e-6
 
 
@@ -41,7 +47,8 @@ class Spectral(NamedTuple):
 
 
 def spectral(W: csr_array | np.ndarray) -> Spectral:
-    """The eigenvalues of a mixing matrix: exact to rounding up to 512 nodes, iterative (about 1e-12) beyond.
+    """The eigenvalues of a mixing matrix: exact to rounding up to 512 nodes or where they have a closed form, iterative
+    (about 1e-12) otherwise.
 
     Args:
         W: ``[n, n]``, sparse or dense, whose rows or columns sum to 1.
@@ -61,6 +68,10 @@ def spectral(W: csr_array | np.ndarray) -> Spectral:
         values = np.linalg.eigvalsh(dense) if symmetric else np.linalg.eigvals(dense)
         values = np.delete(values, np.argmin(abs(values - 1)))
         lam, lambda2, lambda_n = abs(values).max(), values.real.max(), values.real.min()
+    elif (found := closed_form(W)) is not None:
+        values = found.ravel()
+        values = np.delete(values, np.argmin(abs(values - 1)))
+        lam, lambda2, lambda_n = abs(values).max(), values.real.max(), values.real.min()
     elif symmetric:
         lambda2, lambda_n = _end(W, top=True), _end(W, top=False)
         lam = max(abs(lambda2), abs(lambda_n))
@@ -72,36 +83,86 @@ def spectral(W: csr_array | np.ndarray) -> Spectral:
 def contraction_bound(W: csr_array) -> float | None:
     """The largest share of the consensus distance that an exchange by a doubly stochastic W leaves.
 
-    It is the second largest singular value ``||W - 1 1^T / n||``, which is lam where W is symmetric. None where the
-    iteration does not converge.
+    It is the second largest singular value ``||W - 1 1^T / n||``, which is lam where W is symmetric: exact where it has
+    a closed form, else iterative. Where the iteration does not converge, or for more than 10,000 nodes, it is at most
+    1 % above (see `_at_most`); None if no bound below 1 is known.
     """
     n, back = W.shape[0], csr_array(W.T)
     if n <= DENSE_SINGULAR_NODES:
         return float(np.linalg.norm(W.toarray() - 1 / n, 2))
-    if n > MANY_NODES and (values := translated(W)) is not None:
+    if (values := closed_form(W)) is not None:
         return float(np.sort(abs(values), axis=None)[-2])
 
     def there_and_back(x: np.ndarray) -> np.ndarray:
         y = back @ (W @ (x - x.mean()))
         return np.asarray(y - y.mean())
 
-    square = LinearOperator((n, n), there_and_back, dtype=float)
-    most = 100 if n <= MANY_NODES else 5
-    options = {"v0": _start(n), "tol": 1e-10, "ncv": 40, "maxiter": most, "return_eigenvectors": False}
-    try:
-        return float(eigsh(square, 1, which="LA", **options)[0] ** 0.5)
-    except ArpackNoConvergence:
-        return None
+    if n <= MANY_NODES:
+        square = LinearOperator((n, n), there_and_back, dtype=float)
+        options = {"v0": _start(n), "tol": 1e-10, "ncv": 40, "maxiter": 100, "return_eigenvectors": False}
+        with suppress(ArpackNoConvergence):
+            return float(eigsh(square, 1, which="LA", **options)[0] ** 0.5)
+    bound = _at_most(there_and_back, n) ** 0.5
+    return bound if bound < 1 else None
+
+
+def _at_most(apply: Callable[[np.ndarray], np.ndarray], n: int) -> float:
+    """An upper bound on the largest eigenvalue of a symmetric positive semidefinite matrix, by Lanczos' iteration.
+
+    For a random start, k steps leave the largest eigenvalue above ``1 / (1 - e)`` times what they find with probability
+    at most ``1.648 sqrt(n) exp(-sqrt(e) (2k - 1))`` (Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992,
+    Theorem 4.2), which is set to 1e-9. Steps that are added until e is 0.01 need no convergence.
+    """
+    steps = 2 + int(np.log(1.648 * n**0.5 / DOUBT) / (2 * ERROR**0.5))
+    v, before, beta = _start(n), np.zeros(n), 0.0
+    v -= v.mean()
+    v /= np.linalg.norm(v)
+    diagonal, off = [], list[float]()
+    for _ in range(min(steps, n - 1)):
+        y = apply(v) - beta * before
+        diagonal.append(float(v @ y))
+        y -= diagonal[-1] * v
+        beta = float(np.linalg.norm(y))
+        if beta < 1e-14:                                   # an invariant space: nothing else was in the start
+            break
+        before, v = v, y / beta
+        off.append(beta)
+    found = eigvalsh_tridiagonal(diagonal, off[: len(diagonal) - 1], select="i", select_range=[len(diagonal) - 1] * 2)
+    return float(found[0]) / (1 - ERROR)
+
+
+def closed_form(W: csr_array) -> np.ndarray | None:
+    """All eigenvalues of a W that is diagonal in a Fourier or cosine transform; None for any other W.
+
+    The first are the `translated`; the others symmetric on paths, and on rectangles where the weights of links do not
+    depend on a node's degree, as those of the weighting max_degree (Strang, "The discrete cosine transform", SIAM
+    Review 41, 1999).
+    """
+    if (values := translated(W)) is not None:
+        return values
+    n, symmetric = W.shape[0], abs(W - W.T).max() < 1e-12
+    for shape in ((n,), rectangle(n)) if symmetric else ():
+        first = np.zeros(n)
+        first[W.indices[: W.indptr[1]]] = W.data[: W.indptr[1]]
+        at_zero = np.zeros(shape)
+        at_zero.flat[0] = 1.0
+        found = dctn(first.reshape(shape)) / dctn(at_zero)
+        probe = _start(n).reshape(shape)
+        if np.allclose((W @ probe.ravel()).reshape(shape), idctn(found * dctn(probe)), rtol=0, atol=1e-8):
+            return np.asarray(found)
+    return None
 
 
 def translated(W: csr_array) -> np.ndarray | None:
-    """All eigenvalues of a W that is the same seen from every node: of a ring, a torus or any circulant graph.
+    """All eigenvalues of a W that is the same seen from every node: of a ring, a torus, a hypercube or any circulant.
 
-    Nodes are the cells of a circle, or of the rectangle of `graphs.rectangle` with opposite sides joined. Such a W is
-    diagonal in the discrete Fourier transform (Davis, "Circulant matrices", 1979). None for any other W.
+    Nodes are the cells of a circle, of the rectangle of `graphs.rectangle` with opposite sides joined, or the corners
+    of a cube. Such a W is diagonal in the discrete Fourier transform (Davis, "Circulant matrices", 1979), on the cube
+    that of Walsh and Hadamard. None for any other W.
     """
     links, n = W.tocoo(), W.shape[0]
-    for shape in ((n,), rectangle(n)):
+    cube = [(2,) * (n.bit_length() - 1)] if n > 2 and not n & (n - 1) else []
+    for shape in ((n,), rectangle(n), *cube):
         to, by = (np.unravel_index(ids, shape) for ids in links.coords)
         step = np.ravel_multi_index([(i - j) % side for i, j, side in zip(to, by, shape, strict=True)], shape)
         first = links.row == 0
@@ -139,7 +200,10 @@ def _end(W: csr_array, top: bool) -> float:
         y = factors.solve(x)
         return np.asarray(y - y.mean())
 
-    return float(eigsh(W, sigma=shift, OPinv=LinearOperator((n, n), solve, dtype=float), **options)[0])
+    try:
+        return float(eigsh(W, sigma=shift, OPinv=LinearOperator((n, n), solve, dtype=float), **options)[0])
+    except ArpackNoConvergence:
+        raise _crowded("symmetric", n) from None
 
 
 def _outer(W: csr_array, which: str) -> complex:
@@ -150,7 +214,11 @@ def _outer(W: csr_array, which: str) -> complex:
     try:
         return complex(eigs(moved, k=1, which=which, v0=_start(n), maxiter=2000, return_eigenvectors=False)[0])
     except ArpackNoConvergence:
-        raise TopologyError(
-            f"the eigenvalues of this non-symmetric W of {n} nodes crowd too much to be found: "
-            f"look at the same topology with {DENSE_NODES} nodes or fewer"
-        ) from None
+        raise _crowded("non-symmetric", n) from None
+
+
+def _crowded(kind: str, n: int) -> TopologyError:
+    return TopologyError(
+        f"the eigenvalues of this {kind} W of {n} nodes crowd too much to be found: "
+        f"look at the same topology with {DENSE_NODES} nodes or fewer"
+    )

@@ -256,7 +256,7 @@ class SeedRun:
         try:
             new = self.host.round(method, state, self.federation, self.meter, round, ids)
             gone = np.flatnonzero(self.meter.gone) if self.meter.gone is not None else ids[:0]
-            return new, np.setdiff1d(ids, [*gone, *self.host.skipped])
+            return new, np.setdiff1d(ids, [*gone, *self.host.skipped]) if len(gone) or self.host.skipped else ids
         except RoundSkipped:
             return state, ids[:0]
         finally:

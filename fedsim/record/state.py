@@ -93,7 +93,8 @@ def _check(place: str, value: Any, old: Any) -> None:
 
 def _layout(place: str, value: Any) -> str:
     if isinstance(value, Kept):
-        some = next(iter(value.rows.values()), value.default)    # all have the same layout
+        first = next(iter(value.rows), None)               # all have the same layout
+        some = value.default if first is None else value.rows[first]
         one, other = _layout(place, value.default), _layout(place, some)
         return f"{one} at each client" if one == other else f"{one} by default and {other} at each client"
     if isinstance(value, Mapping):

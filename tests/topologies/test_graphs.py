@@ -6,13 +6,16 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path as FilePath
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from topologies import (
     GRAPHS,
@@ -34,6 +37,7 @@ from topologies import (
     from_networkx,
 )
 from topologies.graphs import GraphBuilder
+from topologies.mixing import WEIGHTINGS
 from topologies.order import natural
 
 BUILDERS: list[GraphBuilder] = [
@@ -362,3 +366,21 @@ def test_any_bytes_give_a_graph_or_a_clear_error(
         FromFile(file).build(2, 0)
     except TopologyError as error:
         assert name in str(error)
+
+
+def outcome(make: Callable[[], csr_array]) -> Any:
+    """A matrix as numbers, or the words of the error."""
+    try:
+        return make().toarray().tolist()
+    except TopologyError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("weighting", ["metropolis", "uniform_directed"])
+@pytest.mark.parametrize("builder", [Ring(), Path(), Grid(), Torus(), Hypercube(), Exponential(), Exponential(True)])
+def test_links_are_those_of_the_graph(builder: Any, weighting: str) -> None:
+    """The matrix W and the errors are the same whether a networkx graph is built or not."""
+    weigh = WEIGHTINGS[weighting]
+    for n in (1, 2, 3, 4, 6, 7, 8, 12, 16, 23):
+        built = outcome(lambda n=n: weigh(builder.build(n, 0)))  # type: ignore[misc]
+        assert outcome(lambda n=n: weigh(builder.links(n))) == built, n  # type: ignore[misc]

@@ -19,6 +19,7 @@ from topologies import (
     ErdosRenyi,
     Exponential,
     Grid,
+    Hypercube,
     OnePeerExponential,
     Path,
     RandomMatching,
@@ -40,7 +41,7 @@ from topologies import (
     uniform_directed,
 )
 from topologies.graphs import GraphBuilder
-from topologies.spectrum import DENSE_SINGULAR_NODES, contraction_bound, translated
+from topologies.spectrum import DENSE_SINGULAR_NODES, MANY_NODES, closed_form, contraction_bound, translated
 
 COLUMNS: list[tuple[GraphBuilder, Weighting]] = [
     (Ring(), metropolis),
@@ -140,7 +141,9 @@ def test_what_cannot_be_analysed_is_said() -> None:
     with pytest.raises(TopologyError, match="neither the rows nor the columns of W sum to 1"):
         spectral(np.array([[0.5, 0.1], [0.2, 0.5]]))
     with pytest.raises(TopologyError, match="non-symmetric W of 2000 nodes crowd too much"):
-        spectral(OnePeerExponential().matrix(0, 0, 2000))
+        mixed = np.random.default_rng(0).permutation(2000)     # has no closed form, as nodes are in no order
+        spectral(csr_array(OnePeerExponential().matrix(0, 0, 2000)[mixed][:, mixed]))
+    assert spectral(OnePeerExponential().matrix(0, 0, 2000)).lam == pytest.approx(math.cos(math.pi / 2000), abs=1e-12)
 
 
 @given(
@@ -182,24 +185,43 @@ def test_the_bound_is_the_second_singular_value(kind: str, n: int) -> None:
 
 def test_the_bound_of_many_nodes() -> None:
     """In closed form on the torus; None rather than a wrong one where eigenvalues crowd."""
-    torus = contraction_bound(metropolis(Torus().build(2500, 0)))
-    assert torus == pytest.approx(1 - 0.4 * (1 - np.cos(2 * np.pi / 50)), abs=1e-9)
-    assert contraction_bound(metropolis(Ring().build(10_000, 0))) is None
+    torus = contraction_bound(metropolis(Torus().links(2500)))
+    assert torus == pytest.approx(1 - 0.4 * (1 - np.cos(2 * np.pi / 50)), abs=1e-12)
+    assert contraction_bound(metropolis(Grid().links(150 * 150))) is None
 
 
-@pytest.mark.parametrize("graph", [Ring(), Torus(), Exponential(), Complete()])
+@pytest.mark.parametrize("n", [400, MANY_NODES + 2])
+def test_a_bound_without_a_closed_form_is_never_below_and_hardly_above(n: int) -> None:
+    w = metropolis(RandomRegular(4).build(n, 1))
+    known = spectral(w).lam                                # symmetric
+    bound = contraction_bound(w)
+    assert bound is not None and known - 1e-9 <= bound <= known * 1.01
+
+
+@pytest.mark.parametrize("graph", [Ring(), Torus(), Exponential(), Complete(), Hypercube()])
 @pytest.mark.parametrize("n", [12, 16, 25])
 def test_the_closed_form_of_graphs_that_look_the_same_from_every_node(graph: Any, n: int) -> None:
     """All eigenvalues of the dense W, and so the bound that beyond 10,000 nodes is found in no other way."""
+    n = 16 if isinstance(graph, Hypercube) else n
     w = metropolis(graph.build(n, 0)) if not isinstance(graph, Exponential) else Static(graph).matrix(1, 0, n)
     found = translated(w)
     assert found is not None
     np.testing.assert_allclose(np.sort(abs(found), axis=None), np.sort(abs(np.linalg.eigvals(w.toarray()))), atol=1e-12)
 
 
+REFLECTED = [metropolis(Path().links(30)), max_degree(Grid().links(42)), lazy(max_degree(Grid().links(49)))]
+
+
+@pytest.mark.parametrize("w", REFLECTED, ids=["path", "grid", "lazy"])
+def test_the_closed_form_of_paths_and_grids(w: csr_array) -> None:
+    found = closed_form(w)
+    assert found is not None and translated(w) is None
+    np.testing.assert_allclose(np.sort(found, axis=None), np.linalg.eigvalsh(w.toarray()), atol=1e-12)
+
+
 def test_other_graphs_have_no_closed_form() -> None:
-    assert translated(metropolis(Path().build(12, 0))) is None
-    assert translated(metropolis(ErdosRenyi(0.5).build(12, 0))) is None
+    assert closed_form(metropolis(Grid().links(12))) is None
+    assert closed_form(metropolis(ErdosRenyi(0.5).build(12, 0))) is None
 
 
 def test_the_bound_of_more_nodes_in_closed_form() -> None:
