@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.engine.exchanges import along, exchange_among
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.memory import stored
 from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
 from fedsim.errors import ConfigError, DivergenceError, title
-from fedsim.gossip import Exchange, Topology, check, check_fixed, exchange, mixing_matrix, restrict, weigh
 from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes
 from fedsim.tree import StackedRows, by_column, leaves, tree_map, unpacked, zeros_like
-from fedsim.types import Kept, Messages, NamedTree, Sent
+from fedsim.types import Kept, Messages, NamedTree, Sent, joined
 from fedsim.values import Packed, Vector
 
 M = TypeVar("M")
@@ -302,10 +302,10 @@ class Clients:
         _check_behind("mix", behind)
         if fed.topology is None:
             raise ConfigError("a method without a server needs a topology: --topology Static --topology.graph Ring")
-        there = self._exchange(fed.topology, sent.ids, fixed, needs)
+        there = exchange_among(fed, self._meter, fed.topology, self.round, sent.ids, fixed, needs)
         meter, size, bits = self._meter, sent.messages.sizes(), sent.messages.paper_bits()
         meter.ledger.charge_edges(
-            there.receivers, there.senders, steps * _along(size, there.by), steps * _along(bits, there.by)
+            there.receivers, there.senders, steps * along(size, there.by), steps * along(bits, there.by)
         )
         if meter.trace is not None:
             meter.trace.append(Exchanged(there.receivers, there.senders, size[there.by], steps, behind))
@@ -318,24 +318,6 @@ class Clients:
         if len(mixed) < self.n:                            # else a row would keep the stack of its round alive
             return self._kept({node: tree_map(torch.clone, row) for node, row in mixed.items()})
         return self._kept(mixed)
-
-    def _exchange(self, topology: Topology, ids: np.ndarray, fixed: bool, needs: dict[str, Any]) -> Exchange:
-        """Who sends to whom in this round, checked; that of the last exchange if W, needs and nodes are the same."""
-        fed, meter, sums = self._federation, self._meter, needs.get("rows", True)
-        whole = mixing_matrix(topology, self.round, fed.seed, self.n)
-        needed = {**needs, "fixed": fixed}
-        if meter.exchange is not None and len(ids) == self.n:
-            last, met = meter.exchange
-            if last.whole is whole and met == needed:
-                return last
-        check(whole, self.round, **needs)
-        w = restrict(whole, ids, self.round, sums)
-        if fixed:
-            check_fixed(w, topology, self.round, fed.seed, self.n)
-        made = exchange(whole, weigh(w, fed.p[ids], self.round, sums), ids)
-        if len(ids) == self.n:
-            meter.exchange = made, needed
-        return made
 
     def _kept(self, rows: Mapping[int, Any]) -> Kept[Any]:
         first = rows[next(iter(rows))]                     # template of the default
@@ -404,21 +386,3 @@ def _increasing(ids: np.ndarray) -> bool:
 def _check_behind(verb: str, behind: float) -> None:
     if not 0 <= behind <= 1:
         raise ConfigError(f"clients.{verb}(behind={behind!r}): expected a share of the next local work, from 0 to 1")
-
-
-def _along(each: np.ndarray, by: np.ndarray) -> int | np.ndarray:
-    """Values of the senders ``by`` of messages; one number if all have the same."""
-    return int(each[0]) if (each == each[0]).all() else each[by]
-
-
-def joined(mine: Sequence[Kept[Any]], ids: np.ndarray) -> Kept[tuple[Any, ...]] | None:
-    """Join memories of the nodes ``ids`` into one memory of tuples; None if there are none."""
-    if not mine:
-        return None
-    stacks = [kept.rows for kept in mine if isinstance(kept.rows, StackedRows) and len(kept.rows) == kept.n]
-    if len(stacks) == len(mine):                           # nothing is done for each node
-        tree = tuple(stack.tree for stack in stacks)
-        return Kept(mine[0].n, tuple(kept.default for kept in mine), StackedRows(stacks[0].ids, tree))
-    nodes = [node for node in ids.tolist() if any(node in kept.rows for kept in mine)]
-    rows = {node: tuple(kept.rows.get(node, kept.default) for kept in mine) for node in nodes}
-    return Kept(mine[0].n, tuple(kept.default for kept in mine), rows)

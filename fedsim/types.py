@@ -122,6 +122,19 @@ def stack_of(x: Kept[Tensor], ids: Sequence[int]) -> Tensor:
     return torch.stack([x[i] for i in ids])
 
 
+def joined(mine: Sequence[Kept[Any]], ids: np.ndarray) -> Kept[tuple[Any, ...]] | None:
+    """Join memories of the nodes ``ids`` into one memory of tuples; None if there are none."""
+    if not mine:
+        return None
+    stacks = [kept.rows for kept in mine if isinstance(kept.rows, StackedRows) and len(kept.rows) == kept.n]
+    if len(stacks) == len(mine):                           # nothing is done for each node
+        tree = tuple(stack.tree for stack in stacks)
+        return Kept(mine[0].n, tuple(kept.default for kept in mine), StackedRows(stacks[0].ids, tree))
+    nodes = [node for node in ids.tolist() if any(node in kept.rows for kept in mine)]
+    rows = {node: tuple(kept.rows.get(node, kept.default) for kept in mine) for node in nodes}
+    return Kept(mine[0].n, tuple(kept.default for kept in mine), rows)
+
+
 class Sent(Generic[T]):
     """One message of type T from each node of ``ids``, in the backend's representation."""
 

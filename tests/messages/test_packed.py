@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.clients import cohort, joined
+from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Meter
 from fedsim.engine.loop import Loop
@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError
 from fedsim.messages import stacked
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.wire import decode, encode, nbytes, paper_bits
-from fedsim.types import Kept, Local, Sent
+from fedsim.types import Kept, Local, Sent, joined
 from fedsim.values import Far, Packed, Site
 from tests.test_clients import D, X, federation
 from topologies import Ring, Static
