@@ -28,7 +28,7 @@ class Topology(Protocol):
         """Mixing matrix W ``[n, n]`` of a round; ``w_ij`` is the weight of j's message at i."""
 
 
-class Exchange(NamedTuple):
+class EdgeList(NamedTuple):
     """One exchange of messages among the nodes of a cohort.
 
     Attributes:
@@ -46,12 +46,12 @@ class Exchange(NamedTuple):
     senders: np.ndarray
 
 
-def exchange(whole: csr_array, w: csr_array, ids: np.ndarray) -> Exchange:
+def exchange(whole: csr_array, w: csr_array, ids: np.ndarray) -> EdgeList:
     """The exchange by ``w`` among the nodes ``ids``."""
     edges = w.tocoo()
     links = edges.row != edges.col
     to, by = edges.row[links], edges.col[links]
-    return Exchange(whole, w, to, by, ids[to], ids[by])
+    return EdgeList(whole, w, to, by, ids[to], ids[by])
 
 
 @contextmanager

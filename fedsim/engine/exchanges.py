@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from fedsim.engine.federation import Federation, Meter
-from fedsim.gossip import Exchange, Topology, check, check_fixed, exchange, mixing_matrix, restrict, weigh
+from fedsim.gossip import EdgeList, Topology, check, check_fixed, exchange, mixing_matrix, restrict, weigh
 
 
 def exchange_among(
     fed: Federation, meter: Meter, topology: Topology, round: int, ids: np.ndarray, fixed: bool, needs: dict[str, Any]
-) -> Exchange:
+) -> EdgeList:
     """The exchange among the nodes ``ids`` in a round.
 
     Args:

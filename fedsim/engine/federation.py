@@ -18,7 +18,7 @@ from fedsim.engine.memory import Memory, OnDevice
 from fedsim.engine.model import Model
 from fedsim.engine.refusals import refuse_no_tensors
 from fedsim.errors import ConfigError
-from fedsim.gossip import Exchange, Topology, alike
+from fedsim.gossip import EdgeList, Topology, alike
 from fedsim.messages.ledger import Ledger
 from fedsim.messages.trace import Phase
 from fedsim.types import Kept, Local, Messages, Sent
@@ -122,7 +122,7 @@ class Meter:
         self.trace: list[Phase] | None = None
         self.barrier: Barrier | None = None
         self.gone: np.ndarray | None = None
-        self.exchange: tuple[Exchange, dict[str, Any]] | None = None
+        self.exchange: tuple[EdgeList, dict[str, Any]] | None = None
         self._bound: tuple[csr_array, float | None] | None = None
 
     def snapshot(self) -> tuple[int, int]:

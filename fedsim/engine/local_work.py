@@ -232,7 +232,7 @@ class Minibatches:
         return shares
 
 
-class Stack(NamedTuple):
+class StackedPlans(NamedTuple):
     """Rounds of several clients, padded.
 
     Attributes:
@@ -276,7 +276,7 @@ class Plans(Sequence[Minibatches]):
         key, parts = self._keys[i], self._parts
         return Minibatches(index, lengths, key[parts:], key[1:parts], key[0], self._work.factors(len(lengths)))
 
-    def stacked(self, chosen: np.ndarray) -> Stack:
+    def stacked(self, chosen: np.ndarray) -> StackedPlans:
         """The rounds of some clients."""
         keys, parts = self._keys[chosen], self._parts
         if isinstance(self._cut, list):
@@ -288,7 +288,7 @@ class Plans(Sequence[Minibatches]):
         factors = np.zeros(lengths.shape if self._work.step_schedule else (len(lengths), 0))
         for k in set(counts.tolist() if factors.size else ()):
             factors[counts == k, :k] = self._work.factors(k)
-        return Stack(index, lengths, keys[:, parts:], keys[:, 1:parts], keys[:, 0], factors)
+        return StackedPlans(index, lengths, keys[:, parts:], keys[:, 1:parts], keys[:, 0], factors)
 
 
 def minibatches(

@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
-from fedsim.engine.local_work import Stack
+from fedsim.engine.local_work import StackedPlans
 from fedsim.engine.model import Model
 from fedsim.messages.upload import upload
 
@@ -30,7 +30,7 @@ class Once(Generic[T]):
 
 
 class BlockPlan(NamedTuple):
-    """The rounds of the ``c`` clients of a block; see ``fedsim.engine.local_work.Stack``.
+    """The rounds of the ``c`` clients of a block; see ``fedsim.engine.local_work.StackedPlans``.
 
     Attributes:
         lengths: ``[c, K]``, on the host.
@@ -56,7 +56,7 @@ class BlockPlan(NamedTuple):
     large_keys: Tensor
 
 
-def block_plan(host: Stack, counts: np.ndarray, model: Model) -> BlockPlan:
+def block_plan(host: StackedPlans, counts: np.ndarray, model: Model) -> BlockPlan:
     """Bring rounds of clients with so many steps, ``counts [c]``, to the model's device, in one copy."""
     lengths, widths = host.lengths, host.lengths.max(0)
     shares = np.ascontiguousarray((lengths / lengths.sum(1, keepdims=True)).T)
