@@ -131,10 +131,13 @@ class _Block:
         turns: np.ndarray, plans: Once[Plans],
     ) -> None:  # fmt: skip
         self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, cohort[chosen], round, turns
-        self._chosen, self._plans, numbers = chosen, plans, federation.model.numbers
+        self._chosen, self._plans, model = chosen, plans, federation.model
         self._samples = federation.shards.sizes[self.ids]       # of each client's minibatch in this step
         self.counts = federation.work.counts(self._samples)
-        self.places, self._counts = upload([chosen, self.counts.astype(numbers)], federation.model.device)
+        if model.device.type == "cpu":
+            self.places, self._counts = map(torch.from_numpy, (chosen, self.counts.astype(model.numbers)))
+        else:                                              # all in one copy, even if some will not be read
+            self.places, self._counts = self._plan.places, self._plan.counts
         self.descend = StackDescent(federation.work, self, federation.model.learned, federation.model.sharing)
         self.optimizer, self.step_schedule = federation.work.optimizer, federation.work.step_schedule
         self.tape: Tape | None = None  # while a step is being recorded
@@ -145,8 +148,8 @@ class _Block:
 
     @cached_property
     def _plan(self) -> BlockPlan:
-        """The clients' rounds, brought to the device when they are first read."""
-        return block_plan(self._plans().stacked(self._chosen), self.counts, self.fed.model)
+        """The clients' rounds, brought to the device; on a CPU when they are first read."""
+        return block_plan(self._plans().stacked(self._chosen), self._chosen, self.counts, self.fed.model)
 
     def _active(self, k: int) -> int:
         """Number of clients with more than ``k`` steps; they come first."""

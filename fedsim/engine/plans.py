@@ -33,6 +33,8 @@ class BlockPlan(NamedTuple):
     """The rounds of the ``c`` clients of a block; see ``fedsim.engine.local_work.StackedPlans``.
 
     Attributes:
+        places: ``[c]`` of the clients in the cohort.
+        counts: ``[c]`` numbers of their steps.
         lengths: ``[c, K]``, on the host.
         widths: ``[K]`` largest minibatch in each step, on the host.
         ragged: whether minibatches of a step differ in size.
@@ -44,6 +46,8 @@ class BlockPlan(NamedTuple):
         large_keys: ``[c, 1]``.
     """
 
+    places: Tensor
+    counts: Tensor
     lengths: np.ndarray
     widths: np.ndarray
     ragged: list[bool]
@@ -56,13 +60,15 @@ class BlockPlan(NamedTuple):
     large_keys: Tensor
 
 
-def block_plan(host: StackedPlans, counts: np.ndarray, model: Model) -> BlockPlan:
-    """Bring rounds of clients with so many steps, ``counts [c]``, to the model's device, in one copy."""
+def block_plan(host: StackedPlans, places: np.ndarray, counts: np.ndarray, model: Model) -> BlockPlan:
+    """Bring rounds of the clients at ``places [c]``, with ``counts [c]`` steps, to the model's device, in one copy."""
     lengths, widths = host.lengths, host.lengths.max(0)
     shares = np.ascontiguousarray((lengths / lengths.sum(1, keepdims=True)).T)
     ragged = ((lengths < widths) & (np.arange(len(widths)) < counts[:, None])).any(0).tolist()
-    places = np.arange(host.rows.shape[2]) if any(ragged) else np.arange(0)
-    weights = (places < lengths.T[:, :, None]).astype(model.numbers)
-    numbers = [np.ascontiguousarray(t).astype(model.numbers) for t in (shares, host.factors.T)]
-    there = upload([host.rows, weights, *numbers, host.keys, host.whole, host.large], model.device)
-    return BlockPlan(lengths, widths, ragged, *there[:4], *(key.unsqueeze(-1) for key in there[4:]))
+    samples = np.arange(host.rows.shape[2]) if any(ragged) else np.arange(0)
+    weights = (samples < lengths.T[:, :, None]).astype(model.numbers)
+    numbers = [np.ascontiguousarray(t).astype(model.numbers) for t in (counts, shares, host.factors.T)]
+    arrays = [places, host.rows, weights, *numbers, host.keys, host.whole, host.large]
+    at, rows, there, steps, *by_step, keys, whole, large = upload(arrays, model.device)
+    keys, whole, large = (key.unsqueeze(-1) for key in (keys, whole, large))
+    return BlockPlan(at, steps, lengths, widths, ragged, rows, there, by_step[0], by_step[1], keys, whole, large)
