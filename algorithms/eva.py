@@ -20,8 +20,7 @@ from torch import Tensor
 
 from algorithms.adapters import Adapters, form
 from algorithms.fedavg import FedAvg
-from fedsim import Clients, Local, Rebuilt, Vector
-from fedsim.algorithm import Algorithm
+from fedsim import Algorithm, Clients, Local, Rebuilt, Vector
 from fedsim.errors import ConfigError
 
 

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from algorithms.adapters import Adapters, form
 from algorithms.fedex_lora import FedExLoRA
-from fedsim import Clients, Local, Rebuilt, Vector
-from fedsim.algorithm import Algorithm
+from fedsim import Algorithm, Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 from fedsim.errors import ConfigError
 
