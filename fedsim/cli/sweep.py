@@ -148,6 +148,7 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
         except ConfigError as error:
             raise ConfigError(f"point {name}: {error}") from None
         points.append(Point(name, to_config(experiment)))
+        sweeps.experiment_of(points[-1].config, experiment)
         titles.append(experiment.title)
     for note in dict.fromkeys(notes):
         print(f"fedsim: note: {note}", file=sys.stderr)

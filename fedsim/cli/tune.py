@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
@@ -22,6 +22,7 @@ from fedsim.report.compare import compare, text_of
 from fedsim.report.records import records
 from fedsim.report.terminal import render
 from fedsim.sweeps.grid import grid
+from fedsim.sweeps.search import Axis, Interval, check_search, drawn
 
 TUNE = flags.Command(
     "tune",
@@ -30,6 +31,7 @@ TUNE = flags.Command(
     "    methods:\n"
     "      FedAvg: {algorithm.lr: [0.1, 0.3, 1.0]}\n"
     "      mine: {algorithm: FedSpeed, algorithm.lr: [0.1, 0.3], algorithm.rho: [0.01, 0.05]}\n"
+    "With --search random or halving, values may also be drawn: algorithm.lr: {low: 0.01, high: 1, scale: log}.\n"
     "To continue after an interruption, repeat the command; finished runs are not repeated.",
     Experiment,
     {
@@ -37,6 +39,9 @@ TUNE = flags.Command(
         "jobs": JOBS,
         "metric": "metric that chooses, on withheld samples (default: accuracy)",
         "tuning_seeds": "seeds of the choice (default: 2)",
+        "search": "grid: all settings (default); random: some; halving: all, but only the best of them for all rounds",
+        "trials": "settings of each method that a random search or halving draws, the same number for all",
+        "eta": "of halving: one in so many settings goes on, for as many times the rounds (default: 3)",
     },
     {"quiet": "show no progress on stderr", "json": "print the result as JSON"},
 )
@@ -50,17 +55,20 @@ def tune(argv: Sequence[str]) -> int:
         flags.print_help(TUNE, {"algorithm": names("algorithm")[0]})
         return 0
     options, quiet = words.line.options, "quiet" in words.line.switches
-    made = _methods(words)
     from fedsim.sweeps.tuning import tune as choose  # deferred: slow to import
 
+    search, trials = options.get("search", "grid"), words.line.number("trials", int)
+    check_search(search, trials, eta := words.line.number("eta", int, 3))
+    made = _methods(words, search, trials)
     metric = options.get("metric", "accuracy")
     done = choose(
         made, options.get("output", "runs/tune"), seeds=words.line.number("tuning_seeds", int, 2), metric=metric,
-        jobs=words.line.number("jobs", int), progress=not quiet,
+        search=search, trials=trials, eta=eta, jobs=words.line.number("jobs", int), progress=not quiet,
     )  # fmt: skip
     comparison = compare(done.paths, metric=metric)
     if "json" in words.line.switches:
-        print(json.dumps({"chosen": dict(done.chosen), "runs": records(comparison)}, allow_nan=False))
+        found = {"chosen": dict(done.chosen), "rounds": dict(done.rounds), "ends": dict(done.ends)}
+        print(json.dumps({**found, "runs": records(comparison)}, allow_nan=False))
         return 0
     if done.withheld:
         console().print(_choices(done))
@@ -68,7 +76,7 @@ def tune(argv: Sequence[str]) -> int:
     return 0
 
 
-def _methods(words: flags.Words) -> dict[str, dict[str, Experiment]]:
+def _methods(words: flags.Words, search: str, trials: int | None) -> dict[str, dict[str, Experiment]]:
     """Experiments by method and setting; every one is built, so that invalid settings fail at once."""
     listed = words.file.pop("methods", None)
     if not isinstance(listed, Mapping) or not listed or not all(isinstance(of, Mapping) for of in listed.values()):
@@ -78,17 +86,46 @@ def _methods(words: flags.Words) -> dict[str, dict[str, Experiment]]:
     made = {}
     for method, settings in listed.items():
         known = {} if "algorithm" in settings else {"algorithm": str(method)}
-        lists = {key: value if isinstance(value, list) else [value] for key, value in {**known, **settings}.items()}
-        if empty := [key for key, values in lists.items() if not values]:
-            raise ConfigError(f"methods.{method}.{empty[0]} is an empty list; expected values to choose from")
-        axes = {key: values for key, values in lists.items() if len(values) > 1}
-        alone = {key: values[0] for key, values in lists.items()}
+        lists = {key: _axis(f"methods.{method}.{key}", value) for key, value in {**known, **settings}.items()}
+        alone = {key: axis[0] for key, axis in lists.items() if not isinstance(axis, Interval)}
+        axes = {key: axis for key, axis in lists.items() if isinstance(axis, Interval) or len(axis) > 1}
         made[str(method)] = {
-            name or "as given": _experiment(method, base, alone | chosen, notes) for name, chosen in grid(axes)
+            name or "as given": _experiment(method, base, alone | chosen, notes)
+            for name, chosen in _chosen(method, axes, search, trials, base.get("seed", 0))
         }
     for note in dict.fromkeys(notes):
         print(f"fedsim: note: {note}", file=sys.stderr)
     return made
+
+
+def _axis(place: str, value: Any) -> Axis:
+    """Values of a setting, or an interval of them."""
+    if isinstance(value, Mapping) and {"low", "high"} <= value.keys() <= {"low", "high", "scale"}:
+        try:
+            return Interval(**value)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+    if value == []:
+        raise ConfigError(f"{place} is an empty list; expected values to choose from")
+    return value if isinstance(value, list) else [value]
+
+
+def _chosen(
+    method: str, axes: Mapping[str, Axis], search: str, trials: int | None, seed: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and values of every setting to try: all of a grid, or so many that are drawn."""
+    intervals = [key for key, axis in axes.items() if isinstance(axis, Interval)]
+    if not intervals:
+        yield from grid({key: list(axis) for key, axis in axes.items() if not isinstance(axis, Interval)})
+        return
+    if search == "grid" or trials is None:
+        raise ConfigError(
+            f"methods.{method}.{intervals[0]} is an interval, of which no grid has all values; give a list, or --search"
+            " random --trials 10"
+        )
+    for chosen in drawn(axes, trials, seed):
+        (found,) = grid({key: [value] for key, value in chosen.items()})
+        yield found
 
 
 def _experiment(method: Any, base: Mapping[str, Any], settings: Mapping[str, Any], notes: list[str]) -> Experiment:
@@ -103,10 +140,12 @@ def _experiment(method: Any, base: Mapping[str, Any], settings: Mapping[str, Any
 
 def _choices(done: Any) -> Table:
     """What was chosen for each method, and among how many settings."""
-    table = Table("method", "chosen", f"{done.metric} on withheld samples", "of settings", box=SIMPLE)
+    table = Table("method", "chosen", f"{done.metric} on withheld samples", "of settings", "rounds", box=SIMPLE)
     for method, values in done.withheld.items():
         chosen = done.chosen[method]
-        table.add_row(method, chosen, text_of(values[chosen]), str(len(values)))
-    if len({len(values) for values in done.withheld.values()}) > 1:
-        table.caption = "Budgets differ: a method with more settings to choose from has an advantage."
+        table.add_row(method, chosen, text_of(values[chosen]), str(len(done.tried[method])), f"{done.rounds[method]:,}")
+    remarks = [f"{method}: {remark}; the best may lie beyond." for method, of in done.ends.items() for remark in of]
+    if len(set(done.rounds.values())) > 1:
+        remarks.insert(0, "Budgets differ: a method with more rounds of choice has an advantage.")
+    table.caption, table.caption_justify = "\n".join(remarks), "left"
     return table

@@ -29,15 +29,18 @@ from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
+from fedsim.experiment.code import code_of
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.identity import settings_hash
 from fedsim.experiment.short_forms import recorded
 from fedsim.gossip import graph_file
+from fedsim.partition.card import label_counts
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory, create_run, describe_stops, open_run, stopped_after
 from fedsim.record.files import damaged
 from fedsim.record.metrics import read_metrics
+from fedsim.record.owned import Owned, write_owned
 from fedsim.record.sinks.sink import LiveSinks, maker
 from fedsim.record.version import check_version
 
@@ -83,6 +86,7 @@ def _run_new(
         "larger_is_better": {metric.name: metric.larger_is_better for metric in experiment.measures},
         **({} if experiment.init is None else {"init_hash": file_hash(experiment.init)}),
         "settings_hash": settings_hash(config := to_config(experiment)),
+        "code": code_of(experiment),
         "backend": {},
     }
     directory = create_run(root, experiment.title, config, manifest, output)
@@ -236,3 +240,8 @@ def _note_partition(directory: RunDirectory, seed: int, prepared: Prepared) -> N
             " run it with the versions that manifest.json names"
         )
     directory.update_manifest(partition_hash=hashes)
+    sizes, dataset = prepared.partition.sizes, prepared.dataset
+    seen = len(prepared.partition.indices) == sizes.sum()  # and not on nodes of a deployment, with their own data
+    counts = label_counts(prepared.partition, dataset.labels, dataset.classes) if seen else None
+    names = dataset.label_names or tuple(map(str, range(dataset.classes)))
+    write_owned(directory.seed_path(seed), Owned(sizes, counts, names if counts is not None else ()))

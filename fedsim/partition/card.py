@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedsim.errors import DataError
 from fedsim.partition.partition import Partition
+from fedsim.record.owned import js_distance
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,6 @@ def label_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.n
     owner = np.repeat(np.arange(partition.n), partition.sizes)
     cell = owner * classes + labels[partition.indices].astype(np.int64)
     return np.bincount(cell, minlength=partition.n * classes).reshape(partition.n, classes)
-
-
-def js_distance(counts: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon distance ``[n]`` (base 2) of rows ``counts [n, C]`` to ``whole [C]``; NaN for empty rows."""
-    from scipy.spatial.distance import jensenshannon  # here, because importing it takes a third of a second
-
-    distance = np.full(len(counts), np.nan)
-    some = counts.sum(axis=1) > 0
-    with np.errstate(invalid="ignore"):                # rounding can make the divergence of equal rows -1e-17
-        distance[some] = np.nan_to_num(jensenshannon(counts[some], whole[None], base=2, axis=1))
-    return distance
 
 
 def spread(values: np.ndarray) -> dict[str, float]:

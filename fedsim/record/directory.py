@@ -3,6 +3,7 @@
     NAME/config.yaml                 the experiment, as plain YAML
     NAME/manifest.json               versions, git commit, platform, hashes, seeds, status of every seed
     NAME/seed-0/metrics.jsonl        metrics: the same bytes for a repeated or resumed run
+    NAME/seed-0/partition.csv        samples of each client, of each class; of up to 100,000 clients
     NAME/seed-0/devices.npz          devices of the clients, of an experiment with a clock
     NAME/seed-0/timeline.csv         what each client does in the first rounds, of an experiment with a clock
     NAME/seed-0/timing.jsonl         machine-dependent rows: host seconds, skipped clients
@@ -45,6 +46,7 @@ SWEEP = "sweep.json"
 """File of a folder whose runs are the points of a sweep, see `fedsim.sweeps`."""
 FORM: dict[Any, Any] = {
     "accepted": [{"metrics": {...: [str]}, "settings": [str]}],
+    "code": {...: str},
     "backend": {...: {"backend": str, "block_size": int, "in_loop": dict, "eager": dict}},
     "data_hash": str,
     "device": str,

@@ -5,11 +5,9 @@ Its curves are drawn by Plotly; without JavaScript the page shows pictures inste
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -18,16 +16,16 @@ from typing import Any
 
 import yaml
 
-from fedsim.errors import FedsimError, RunError
+from fedsim.errors import RunError
 from fedsim.record.files import write_atomic
 from fedsim.record.nodes import read_nodes
-from fedsim.report.compare import Comparison, cells, compare, costs_of, header, notes, text_of, title
-from fedsim.report.curves import curves
+from fedsim.report import pictures
+from fedsim.report.compare import Comparison, cells, compare, header, notes, text_of, title
 from fedsim.report.nodes import nodes_as_html
 from fedsim.report.panels import panels
-from fedsim.report.series import AXES, RunSeries, flat
+from fedsim.report.pictures import note
+from fedsim.report.series import RunSeries, flat
 from fedsim.report.statistics import best, estimate
-from fedsim.report.timeline_picture import timeline
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -47,19 +45,17 @@ $script</script>
 </body>
 </html>
 """)
-INTERACTIVE = """<noscript>{pictures}</noscript>
-<div id="runs" class="controls runs" role="group" aria-label="runs"></div>
-<div id="curve-controls" class="controls"></div>
-<div id="curves" class="chart"></div>"""
-MANY = 20
-"""Runs from which a report has fewer pictures."""
+CHART = """<noscript>{picture}</noscript>
+<div id="{name}-controls" class="controls"></div>
+<div id="{name}" class="chart" data-about="{about}"></div>"""
+RUNS = '<div id="runs" class="controls runs" role="group" aria-label="runs"></div>'
+NAMED = 6
+"""Up to so many runs are named in the heading."""
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """The same text, ten times faster where PyYAML was built with libyaml."""
-OF_CLIENTS_NOTE = "Last value of every client, sorted; the mean over seeds. A flat line: all clients fare alike."
-CLIENTS = """<h2>Clients</h2>
-{note}
-<div id="client-controls" class="controls"></div>
-<div id="clients" class="chart"></div>"""
+CLIENTS = "Of every client its own metric, the mean over seeds. A flat line of sorted values: all clients fare alike."
+COSTS = "A point: a run at its end. On the front, with dark edges, are runs that no other one dominates in both."
+SWEEP = "Final metrics by two settings; where several runs have the same two, the best one."
 
 
 def write_report(
@@ -89,14 +85,16 @@ def page_of(comparison: Comparison, live: bool = False) -> str:
 
     data = update_of(comparison)
     runs = [summary.run for summary in comparison.runs]
-    heading = ", ".join(run.label for run in runs)
+    heading = ", ".join(run.label for run in runs) if len(runs) <= NAMED else f"{len(runs)} runs"
     body = [
         f"<h1>{escape(heading)}</h1>",
-        _note(title(comparison)),
+        note(title(comparison)),
         f'<div id="summary">{data.pop("summary")}</div>',
         "<h2>Curves</h2>",
-        INTERACTIVE.format(pictures="" if live else _pictures(comparison)),
-        CLIENTS.format(note=_note(OF_CLIENTS_NOTE)) if data["clients"] else "",
+        RUNS,
+        *_charts(comparison, data, live),
+        *pictures.partitions(runs),
+        *pictures.topologies(runs),
         *_differences(runs),
         "<h2>All metrics at the last evaluated round</h2>",
         _last_values(comparison),
@@ -109,13 +107,34 @@ def page_of(comparison: Comparison, live: bool = False) -> str:
     )  # fmt: skip
 
 
+def _charts(comparison: Comparison, data: Mapping[str, Any], live: bool) -> list[str]:
+    """The charts, with pictures for readers without JavaScript; a live page is of no use to them."""
+
+    def chart(name: str, about: str, picture: Callable[[], str]) -> str:
+        return CHART.format(name=name, about=escape(about), picture="" if live else picture())
+
+    several = len(comparison.runs) > 1 and data["pareto"] is not None
+    parts = [chart("curves", "curves of the chosen metric", lambda: pictures.of_curves(comparison))]
+    if data["clients"]:
+        own = chart("clients", "the chosen metric over clients", lambda: pictures.of_clients(comparison))
+        parts += ["<h2>Clients</h2>", note(CLIENTS), own]
+    if several:
+        costs = chart("pareto", "final values against costs", lambda: pictures.of_costs(comparison))
+        parts += ["<h2>Results against costs</h2>", note(COSTS), costs]
+    if several and data["sweep"]:
+        settings = list(data["sweep"])
+        cells = chart("sweep", "final values by two settings", lambda: pictures.of_sweep(comparison, settings))
+        parts += ["<h2>Results by settings</h2>", note(SWEEP), cells]
+    return parts
+
+
 def update_of(comparison: Comparison) -> dict[str, Any]:
     """What changes on a page while runs are under way: the numbers of `panels`, and ``summary``, HTML."""
     summary = [
         _warnings(comparison.warnings),
         "<h2>Summary</h2>",
         _table(header(comparison), cells(comparison)),
-        _note(notes(comparison)),
+        note(notes(comparison)),
         *_under_way([summary.run for summary in comparison.runs]),
         *(nodes_as_html(read_nodes(summary.run.path)) for summary in comparison.runs),
     ]
@@ -131,10 +150,6 @@ def _embedded(data: Mapping[str, Any]) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
 def _warnings(warnings: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     return f'<ul class="warnings">{items}</ul>' if warnings else ""
@@ -145,24 +160,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     table = f'<table class="sortable"><thead><tr>{titles}</tr></thead><tbody>\n{lines}\n</tbody></table>'
     return f'<div class="scroll">{table}</div>'
-
-
-def _pictures(comparison: Comparison) -> str:
-    """For readers without JavaScript; those of many runs take long, and are only drawn against rounds."""
-    axes = ["round", "megabytes", *(["simulated_seconds"] if "simulated_seconds" in costs_of(comparison) else [])]
-    axes = axes if len(comparison.runs) <= MANY else axes[:1]
-    return '<div class="curves">\n' + "\n".join(_image(comparison, x) for x in axes) + "\n</div>"
-
-
-def _image(comparison: Comparison, x: str) -> str:
-    """An image element; as an image and not as inline SVG, so that equal ids in two drawings cannot meet."""
-    drawing = io.BytesIO()
-    try:
-        curves(comparison, drawing, x, format="svg")
-    except RunError as error:  # e.g. no timing was recorded
-        return _note(str(error))
-    data = base64.b64encode(drawing.getvalue()).decode()
-    return f'<img alt="{escape(comparison.metric)} against {escape(AXES[x])}" src="data:image/svg+xml;base64,{data}">'
 
 
 def _under_way(runs: Sequence[RunSeries]) -> list[str]:
@@ -204,13 +201,13 @@ def _run(run: RunSeries, metric: str, lower: bool) -> str:
     config = yaml.dump(dict(run.config), Dumper=DUMPER, sort_keys=False, allow_unicode=True)
     parts = [
         f"<h3>{escape(run.label)}</h3>",
-        _note(f"{run.path}, started {run.manifest['created'][:16].replace('T', ' ')} UTC"),
+        note(f"{run.path}, started {run.manifest['created'][:16].replace('T', ' ')} UTC"),
         _table(
             ["seed", "last round", f"final {metric}", f"best {metric}", "status"],
             [_seed_row(run, seed, lower) for seed in run.manifest["status"]],
         ),
         f"<details><summary>Commands</summary><pre>{escape(_commands(run))}</pre></details>",
-        _timeline(run.path),
+        pictures.of_timeline(run),
         f"<details><summary>Config</summary><pre>{escape(config)}</pre></details>",
         f"<details><summary>Manifest</summary><pre>{escape(json.dumps(run.manifest, indent=2))}</pre></details>",
     ]
@@ -223,19 +220,6 @@ def _commands(run: RunSeries) -> str:
     commit = (run.manifest.get("git") or {}).get("commit")
     made = ", ".join([f"{name} {version}" for name, version in versions.items()] + [f"commit {commit}"] * bool(commit))
     return f"# {made}\nfedsim run {path}/config.yaml\nfedsim report {path}"
-
-
-def _timeline(run: Path) -> str:
-    """A picture of the first rounds, of a run with a clock."""
-    drawing = io.BytesIO()
-    if not any(run.glob("seed-*/timeline.csv")):
-        return ""
-    try:
-        timeline(run, drawing, format="svg")
-    except FedsimError as error:                           # e.g. of too many clients
-        return _note(str(error))
-    data = base64.b64encode(drawing.getvalue()).decode()
-    return f'<img alt="what each client does in the first rounds" src="data:image/svg+xml;base64,{data}">'
 
 
 def _seed_row(run: RunSeries, seed: str, lower: bool) -> list[str]:

@@ -13,11 +13,14 @@ from fedsim.experiment.stopping import lower_is_better
 from fedsim.report.compare import PAID, Comparison, directions
 from fedsim.report.curves import Curve, curves_of, scales
 from fedsim.report.layout import look
+from fedsim.report.pareto import front, totals
 from fedsim.report.recorded import Recorded
+from fedsim.report.ribbons import POINTS, QUANTILES, ribbon_of
 from fedsim.report.series import AXES, OF_CLIENTS, RunSeries, Series, series_of
+from fedsim.report.sweep_maps import in_order, in_words, varied_settings
 
-POINTS = 1000
-"""Most points of a curve; of longer ones these are taken at equal distances."""
+EACH = 1000
+"""Most clients that are shown one by one."""
 SHARES = 101
 """Points of a curve over clients: the percentiles."""
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
@@ -30,7 +33,9 @@ def panels(comparison: Comparison) -> dict[str, Any]:
         ``runs``: label, colour and dashes; ``axes``: label by cost; ``metrics``: for each a title, whether it is drawn
         on a logarithmic axis, its target, and by run ``x`` by cost, ``mean`` and ``half``, the half width of the 95 %
         interval; ``clients``: for each metric of single clients by run the mean over seeds of its percentiles over
-        clients, at their last evaluation.
+        clients, at their last evaluation, its quantiles by round, and the last values of up to `EACH` clients;
+        ``pareto``: final value and total costs of each run, and the front; ``sweep``: settings that differ, with
+        the place of each run's value among them.
     """
     runs = [summary.run for summary in comparison.runs]
     recorded = [{seed: run.recorded[seed] for seed in run.seeds if seed in run.recorded} for run in runs]
@@ -39,6 +44,39 @@ def panels(comparison: Comparison) -> dict[str, Any]:
         "axes": {name: text for name, text in AXES.items() if any(_paid(run, name) for run in runs)},
         "metrics": [_compared(comparison), *_others(comparison, runs, recorded)],
         "clients": _clients(recorded),
+        "pareto": None if comparison.scope in PAID else _pareto(comparison),
+        "sweep": _settings(runs),
+    }
+
+
+def _pareto(comparison: Comparison) -> dict[str, Any]:
+    finals = [summary.final for summary in comparison.runs]
+    values, costs = [final.mean for final in finals], totals(comparison)
+    widths = [final.half_width or 0.0 for final in finals]
+    return {
+        "title": f"final {comparison.metric.replace('_', ' ')}",
+        "lower": comparison.lower,
+        "share": comparison.metric.startswith("accuracy"),
+        "value": _numbers(np.array(values)),
+        "half": _numbers(np.array(widths)) if any(widths) else None,
+        "costs": {x: _numbers(np.array(paid)) for x, paid in costs.items()},
+        "front": {
+            x: sorted(front(paid, values, comparison.lower), key=lambda run, paid=paid: paid[run])  # type: ignore[misc]
+            for x, paid in costs.items()
+        },
+    }
+
+
+def _settings(runs: Sequence[RunSeries]) -> dict[str, Any] | None:
+    """Settings that every run has, for a heat map; None unless there are two, and runs to fill it."""
+    known = {name: values for name, values in varied_settings(runs).items() if None not in values}
+    varied = {name: [in_words(value) for value in values] for name, values in known.items()}
+    ordered = {name: in_order(values) for name, values in known.items()}
+    if len(varied) < 2 or len(runs) < 4:
+        return None
+    return {
+        name: {"values": ordered[name], "at": [ordered[name].index(text) for text in texts]}
+        for name, texts in varied.items()
     }
 
 
@@ -88,6 +126,7 @@ def _metric(
     return {
         "title": title.replace("_", " "),
         "log": bool(drawn) and scales(lower, drawn)[1],
+        "share": title.startswith("accuracy"),
         "target": target,
         "curves": [_plain(curve) if curve else None for curve in curves],
     }
@@ -114,9 +153,25 @@ def _clients(recorded: Sequence[Mapping[int, Recorded]]) -> list[dict[str, Any]]
         for seeds in recorded:
             values = [files.clients[scope, name].last() for files in seeds.values() if (scope, name) in files.clients]
             each = [np.percentile(list(value.values()), shares) for value in values if value]
-            curves.append({"share": _numbers(shares), "value": _numbers(np.mean(each, axis=0))} if each else None)
+            if not each:
+                curves.append(None)
+                continue
+            at_end = {"share": _numbers(shares), "value": _numbers(np.mean(each, axis=0)), "each": _one_by_one(values)}
+            ribbon = ribbon_of(seeds, (scope, name))
+            by_round: dict[str, Any] = {"x": [], "quantiles": [[] for _ in QUANTILES]}
+            if ribbon is not None:
+                by_round = {"x": _numbers(ribbon.x["round"]), "quantiles": [_numbers(row) for row in ribbon.value]}
+            curves.append({**at_end, "ribbon": by_round})
         found.append({"title": f"{name} ({scope})".replace("_", " "), "curves": curves})
     return found
+
+
+def _one_by_one(seeds: Sequence[Mapping[int, float]]) -> dict[str, Any]:
+    """Mean over seeds of the last value of each client, of every other one and so on if they are too many."""
+    clients = sorted({client for values in seeds for client in values})
+    clients = clients[:: -(-len(clients) // EACH)]
+    means = [np.mean([values[client] for values in seeds if client in values]) for client in clients]
+    return {"client": clients, "value": _numbers(np.array(means))}
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

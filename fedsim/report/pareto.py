@@ -126,7 +126,7 @@ def front(costs: Sequence[float], values: Sequence[float], lower: bool) -> list[
     ]  # fmt: skip
 
 
-def finals(comparison: Comparison) -> Mapping[str, list[float]]:
+def totals(comparison: Comparison) -> Mapping[str, list[float]]:
     """Total cost of each run by its name, of the costs that some run recorded."""
     every = {x: [total(summary.run, x).mean for summary in comparison.runs] for x in AXES}
     return {x: costs for x, costs in every.items() if np.isfinite(costs).any()}

@@ -87,12 +87,12 @@ def map_of(comparison: Comparison, settings: Sequence[str] | None = None) -> Swe
         if name not in varied:
             raise ConfigError(f"{name} is no setting that differs between these runs; {suggest(name, list(varied))}")
     down, across = settings
-    ticks = {name: _ordered(varied[name]) for name in settings}
+    ticks = {name: in_order(varied[name]) for name in settings}
     split = METHOD in varied and METHOD not in settings
-    methods = [_text(value).rsplit(".", 1)[-1] for value in varied[METHOD]] if split else [""] * len(runs)
+    methods = [in_words(value).rsplit(".", 1)[-1] for value in varied[METHOD]] if split else [""] * len(runs)
     panels = {m: np.full((len(ticks[down]), len(ticks[across])), math.nan) for m in dict.fromkeys(methods)}
     for place, summary in enumerate(comparison.runs):
-        row, column = (ticks[name].index(_text(varied[name][place])) for name in settings)
+        row, column = (ticks[name].index(in_words(varied[name][place])) for name in settings)
         cell = panels[methods[place]]
         cell[row, column] = best([cell[row, column], summary.final.mean], comparison.lower)
     further = [name for name in varied if name not in settings and not (split and name == METHOD)]
@@ -106,17 +106,18 @@ def varied_settings(runs: Sequence[RunSeries]) -> dict[str, list[Any]]:
     values = {name: [settings.get(name) for settings in leaves] for name in names}
     return {
         name: of for name, of in values.items()
-        if len(set(map(_text, of))) > 1 and name.split(".")[0] not in ("execution", "name", "seed", "seeds")
+        if len(set(map(in_words, of))) > 1 and name.split(".")[0] not in ("execution", "name", "seed", "seeds")
     }  # fmt: skip
 
 
-def _ordered(values: Sequence[Any]) -> list[str]:
+def in_order(values: Sequence[Any]) -> list[str]:
     """Distinct values as text: numbers by size, before words."""
-    distinct: Mapping[str, Any] = {_text(value): value for value in values}
+    distinct: Mapping[str, Any] = {in_words(value): value for value in values}
     numbers = {text: value for text, value in distinct.items() if isinstance(value, int | float)}
     words = [text for text in distinct if text not in numbers]
     return [*sorted(numbers, key=lambda text: numbers[text]), *sorted(words)]
 
 
-def _text(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A value of a setting, as on an axis."""
     return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import matplotlib
 import networkx as nx
@@ -38,8 +39,9 @@ def draw_graph(
     values: np.ndarray,
     label: str,
     title: str,
-    path: Path,
+    path: Path | IO[bytes],
     names: Sequence[str] | None = None,
+    format: str | None = None,
 ) -> None:
     """Draw the communication graph of a round into a file; equal bytes for equal arguments.
 
@@ -49,13 +51,14 @@ def draw_graph(
         values: ``[n]`` the number that colours each node; NaN where there is none.
         label: of the colour bar.
         title: of the picture.
-        path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format.
+        path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format. Or an open binary file, with ``format``.
         names: of the nodes; their numbers by default.
+        format: of the file.
 
     Raises:
         ConfigError: another file format, or too many nodes.
     """
-    format = figures.format_of(path)
+    kind_of_file = format or figures.format_of(path if isinstance(path, Path) else "")
     if w.shape[0] > MOST_NODES:
         raise ConfigError(f"a picture of {w.shape[0]:,} nodes shows nothing; draw up to {MOST_NODES:,}, or none")
     with figures.style():
@@ -68,7 +71,7 @@ def draw_graph(
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, color=INK)
         axes.margins(0.1)
         axes.axis("off")
-        figures.save(figure, path, format)
+        figures.save(figure, path, kind_of_file)
 
 
 def positions(w: csr_array, kind: str) -> np.ndarray:

@@ -14,13 +14,15 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.errors import ConfigError, MissingRunError, RunError
+from fedsim.experiment.config import from_config
+from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import SWEEP, environment, open_run
 from fedsim.record.files import create_folder, lock, read_mapping, write_atomic
@@ -45,6 +47,20 @@ class Point(NamedTuple):
     config: dict[str, Any]
 
 
+MOST_PARSED = 10_000
+_PARSED: dict[str, Experiment] = {}
+
+
+def experiment_of(config: Mapping[str, Any], made: Experiment | None = None) -> Experiment:
+    """The experiment of a point, which is parsed once in a process; ``made`` is it, if the caller knows."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    if text not in _PARSED:
+        if len(_PARSED) >= MOST_PARSED:
+            _PARSED.clear()
+        _PARSED[text] = made or from_config(config)
+    return _PARSED[text]
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep on disk.
@@ -57,24 +73,30 @@ class Sweep:
     path: Path
     points: tuple[Point, ...]
 
-    def state(self, point: Point) -> PointState:
-        """State of a point."""
+    def state(self, point: Point, failures: Mapping[str, str] | None = None) -> PointState:
+        """State of a point; ``failures`` are those of the sweep, if they have been read."""
         if not self.directory(point).is_dir():
-            return "failed" if point.name in self.failures else "waiting"
+            failed = point.name in (self.failures if failures is None else failures)
+            return "failed" if failed else "waiting"
         states = {status["state"] for status in open_run(self.directory(point)).manifest["status"].values()}
         return "finished" if states == {"finished"} else "failed" if "failed" in states else "unfinished"
+
+    def states(self) -> dict[str, PointState]:
+        """State of every point, by name."""
+        failures = self.failures
+        return {point.name: self.state(point, failures) for point in self.points}
 
     def directory(self, point: Point) -> Path:
         """The run directory of a point."""
         return self.path / point.name
 
-    def done(self) -> tuple[int, int]:
-        """Evaluated and total rounds over all points and seeds; a failed point counts as done."""
-        failures, done, total = self.failures, 0, 0
+    def done(self, ended: Collection[str] = ()) -> tuple[int, int]:
+        """Evaluated and total rounds over all points and seeds; points that have ``ended``, by name, count as done."""
+        done, total = 0, 0
         for point in self.points:
             rounds = point.config["rounds"] * point.config["seeds"]
             with contextlib.suppress(RunError):            # its directory is being removed after an error
-                done += rounds if point.name in failures else self._rounds_done(point)
+                done += rounds if point.name in ended else self._rounds_done(point)
             total += rounds
         return done, total
 
@@ -108,6 +130,8 @@ class Sweep:
     def note(self, point: Point, failure: str | None) -> None:
         """Record the error of a point, or clear it."""
         content = _read(self.path)
+        if content["failures"].get(point.name) == failure:
+            return                                         # nothing to write, as for most points of a large sweep
         if failure is None:
             content["failures"].pop(point.name, None)
         else:
@@ -194,7 +218,8 @@ def compare_points(sweep: Sweep, scope: str, metric: str | None, target: float |
         metric: by default accuracy, or loss if accuracy was not measured.
         target: see `fedsim.report.compare.compare`.
     """
-    finished = [sweep.directory(point) for point in sweep.points if sweep.state(point) == "finished"]
+    states = sweep.states()
+    finished = [sweep.directory(point) for point in sweep.points if states[point.name] == "finished"]
     if not finished:
         return None
     if metric is None:

@@ -17,11 +17,14 @@ from fedsim.checks import plain_name
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.engine.machine import cores, torch_threads
 from fedsim.errors import ConfigError, FedsimError, RunError
-from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.config import build, to_config
 from fedsim.experiment.config.names import Imports, only_from, restricted
+from fedsim.experiment.execution import Execution
 from fedsim.experiment.experiment import Experiment
+from fedsim.record.directory import open_run
 from fedsim.record.version import check_version
-from fedsim.sweeps.grid import Point, Sweep, start
+from fedsim.sweeps.grid import Point, Sweep, experiment_of, start
+from fedsim.sweeps.stale import set_aside, stale
 from fedsim.sweeps.sweep_progress import SweepProgress
 
 Results: TypeAlias = Generator[tuple[Point, str | None], None, None]
@@ -36,37 +39,56 @@ class PointTask(NamedTuple):
         config: the resolved experiment.
         threads: PyTorch threads, unless the experiment sets them.
         imports: what its settings may import; None for anything.
+        rounds: rounds to have run in all, if they are more than the configuration's.
     """
 
     path: Path
     config: dict[str, Any]
     threads: int
     imports: Imports | None = None
+    rounds: int | None = None
 
 
-def run_sweep(sweep: Sweep, jobs: int | None = None, *, progress: bool = True) -> dict[str, str]:
-    """Run the unfinished points of a sweep; return the errors of failed points, by name.
+def run_sweep(
+    sweep: Sweep,
+    jobs: int | None = None,
+    *,
+    progress: bool = True,
+    rounds: Mapping[str, int] | None = None,
+) -> dict[str, str]:
+    """Run the unfinished and stale points of a sweep; return the errors of failed points, by name.
 
     Args:
         sweep: the sweep to run.
         jobs: number of concurrent runs; 1 runs in this process. By default one per CPU if Ray is installed, but 1 if
             experiments use Ray actors themselves.
         progress: show progress on stderr.
+        rounds: the points to run, by name, and the rounds that each is to have in all; by default all points, and those
+            of their configurations.
 
     Raises:
         ConfigError: concurrent runs each use Ray actors themselves, or Ray is not installed.
         KeyboardInterrupt: raised after all running points have written checkpoints.
     """
     with sweep.lock(), terminate_as_interrupt():
-        todo = [point for point in sweep.points if sweep.state(point) != "finished"]
+        points = [point for point in sweep.points if rounds is None or point.name in rounds]
+        states = sweep.states()
+        old = stale(sweep, [point for point in points if states[point.name] == "finished"])
+        todo = [p for p in points if states[p.name] != "finished" or p.name in old or _short(sweep, p, rounds)]
         jobs = jobs_of(jobs, todo)
         if todo:
             check_version(sweep.path, sweep.manifest)
+        for point in todo:
+            if point.name in old:
+                set_aside(sweep, point)
         threads = sweep.threads(torch.get_num_threads() if jobs == 1 else max(1, cores() // jobs))
         with SweepProgress(sweep, len(todo), jobs, progress) as bar:
+            for name, reason in old.items():
+                bar.say(f"{name} runs again: {reason}")
+            tasks = [_task(sweep, point, threads, rounds) for point in todo]
             try:
                 results = (
-                    _one_by_one(sweep, todo, threads, bar) if jobs == 1 else _pool(sweep, todo, jobs, threads, bar)
+                    _one_by_one(todo, tasks, bar) if jobs == 1 else _pool(todo, tasks, jobs, threads, bar)
                 )
                 with contextlib.closing(results):          # stops running points cleanly
                     for point, failure in results:
@@ -117,7 +139,7 @@ def sweep(
             raise ConfigError(f"point {title} is {experiment!r:.200}; expected an Experiment, such as {example}")
         config = to_config(experiment)
         try:
-            from_config(config)
+            experiment_of(config)
         except ConfigError as error:
             raise ConfigError(
                 f"the points of a sweep are run from their configuration, which cannot express {title}: {error};"
@@ -146,26 +168,33 @@ def jobs_of(jobs: int | None, todo: list[Point]) -> int:
     return max(1, several)
 
 
+def _short(sweep: Sweep, point: Point, rounds: Mapping[str, int] | None) -> bool:
+    """Whether a finished point is to have more rounds."""
+    return rounds is not None and open_run(sweep.directory(point)).config["rounds"] < rounds[point.name]
+
+
+def _task(sweep: Sweep, point: Point, threads: int, rounds: Mapping[str, int] | None) -> PointTask:
+    more = None if rounds is None else rounds[point.name]
+    return PointTask(sweep.directory(point).resolve(), point.config, threads, restricted(), more)
+
+
 def _asks_for_ray(point: Point) -> bool:
     try:
-        return from_config(point.config).execution.asks_for_ray
+        return build(Execution, point.config["execution"]).asks_for_ray
     except FedsimError:                                    # it fails when it runs, and ends no other
         return False
 
 
-def _one_by_one(sweep: Sweep, todo: list[Point], threads: int, bar: SweepProgress) -> Results:
-    for point in todo:
+def _one_by_one(todo: list[Point], tasks: list[PointTask], bar: SweepProgress) -> Results:
+    for point, task in zip(todo, tasks, strict=True):
         bar.begins(point)
-        task = PointTask(sweep.directory(point), point.config, threads, restricted())
         yield point, run_task(task, progress=bar.shown)
 
 
-def _pool(sweep: Sweep, todo: list[Point], jobs: int, threads: int, bar: SweepProgress) -> Results:
+def _pool(todo: list[Point], tasks: list[PointTask], jobs: int, threads: int, bar: SweepProgress) -> Results:
     from fedsim.backends.ray.tasks import map_unordered  # the only code here that needs Ray
 
-    points = {sweep.directory(point): point for point in todo}
-    tasks = [PointTask(path.resolve(), point.config, threads, restricted()) for path, point in points.items()]
-    by_path = {path.resolve(): point for path, point in points.items()}
+    by_path = {task.path: point for task, point in zip(tasks, todo, strict=True)}
     gpus = _gpus(todo, jobs)
     results = map_unordered(run_task, tasks, jobs=jobs, cpus=threads, gpus=gpus, tick=bar.update)
     with contextlib.closing(results):
@@ -186,9 +215,10 @@ def run_task(task: PointTask, progress: bool = False) -> str | None:
     try:
         with torch_threads(task.threads), only_from(task.imports):
             if task.path.is_dir():
-                api.resume(task.path, progress=progress)
+                longer = task.rounds is not None and task.rounds > open_run(task.path).config["rounds"]
+                api.resume(task.path, rounds=task.rounds if longer else None, progress=progress)
             else:
-                api.run(from_config(task.config), output=task.path, progress=progress)
+                api.run(experiment_of(task.config), output=task.path, progress=progress)
     except FedsimError as error:
         return f"{type(error).__name__}: {error}"
     except Exception:                                      # a bug in one point's code does not end the others

@@ -35,12 +35,15 @@ class SweepProgress:
             console=self._console, disable=not live,
         )  # fmt: skip
         self._task: TaskID | None = None
+        self._over: set[str] = set()                       # points that need not be looked at again
         self._ended, self._before, self._start, self._printed = 0, 0, time.monotonic(), time.monotonic()
 
     def __enter__(self) -> Self:
         count, before = len(self.sweep.points), len(self.sweep.points) - self.todo
-        self._say(f"{self.sweep.path}: {count} points, {before} finished, {self.jobs} at a time")
-        self._before, total = self.sweep.done()
+        self.say(f"{self.sweep.path}: {count} points, {before} finished, {self.jobs} at a time")
+        states = self.sweep.states()
+        self._over = {name for name, state in states.items() if state == "finished"} | set(self.sweep.failures)
+        self._before, total = self.sweep.done(self._over)
         self._task = self._bar.add_task(self.sweep.path.name, total=total, completed=self._before)
         self._bar.start()
         return self
@@ -52,29 +55,31 @@ class SweepProgress:
 
     def begins(self, point: Point) -> None:
         """Report the start of a point in a sequential sweep."""
-        self._say(f"[{self._ended + 1}/{self.todo}] {point.name}{self._eta()}")
+        self.say(f"[{self._ended + 1}/{self.todo}] {point.name}{self._eta()}")
 
     def ended(self, point: Point, failure: str | None) -> None:
         """Report that a point has finished or failed."""
         self._ended += 1
+        self._over.add(point.name)
         how = f"failed: {failure.splitlines()[-1]}" if failure else "finished"
-        self._say(f"[{self._ended}/{self.todo}] {point.name} {how}{self._eta()}")
+        self.say(f"[{self._ended}/{self.todo}] {point.name} {how}{self._eta()}")
         self.update()
 
     def update(self) -> None:
         """Refresh the bar from the files of the runs."""
         if self._task is not None and self.shown:
-            self._bar.update(self._task, completed=self.sweep.done()[0])
+            self._bar.update(self._task, completed=self.sweep.done(self._over)[0])
             if self._bar.disable and time.monotonic() - self._printed > QUIET_SECONDS:
-                self._say(f"{self.sweep.path.name}: {self._ended}/{self.todo} points{self._eta()}")
+                self.say(f"{self.sweep.path.name}: {self._ended}/{self.todo} points{self._eta()}")
 
     def _eta(self) -> str:
         """Percentage of completed rounds, and remaining time at the current rate."""
-        done, total = self.sweep.done()
+        done, total = self.sweep.done(self._over)
         left = round((total - done) * (time.monotonic() - self._start) / max(1, done - self._before))
         remaining = f", eta {timedelta(seconds=left)}" if done > self._before else ""
         return f"  ({100 * done // max(1, total)} % of all rounds{remaining})"
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line."""
         self._printed = time.monotonic()
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

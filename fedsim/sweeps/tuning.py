@@ -3,14 +3,17 @@
     NAME/tuning/     a sweep of every setting of every method, on samples that clients withhold and seeds of its own
     NAME/final/      a sweep of the chosen ones, as the experiments say
 
-Both sweeps continue where they were interrupted. Settings that diverge are out.
+Both sweeps continue where they were interrupted. Settings that diverge are out. Which settings are tried, and for how
+many rounds, is `fedsim.sweeps.search`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from fedsim.checks import plain_name, whole
@@ -18,10 +21,11 @@ from fedsim.errors import ConfigError, DivergenceError, suggest
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.stopping import lower_is_better
-from fedsim.report.series import load_runs
+from fedsim.report.series import Series, load_runs
 from fedsim.report.statistics import Estimate, best, estimate
 from fedsim.sweeps.grid import Point, Sweep, is_sweep, start
 from fedsim.sweeps.jobs import run_sweep
+from fedsim.sweeps.search import check_search, ends, halving_trial, kept, rungs, some_of
 
 WITHHELD = 0.2
 """Share of every client's samples that settings are chosen on."""
@@ -37,8 +41,12 @@ class Tuned:
         tuning: sweep of all settings; None where no method has several.
         final: sweep of the chosen ones, with a point for each method.
         chosen: setting of each method.
-        withheld: for each method and setting the metric on withheld samples; NaN where a seed diverged.
+        withheld: for each method and setting that was left at the end the metric on withheld samples; NaN where a seed
+            diverged.
         metric: that was chosen by.
+        rounds: rounds that the choice took of each method, of all its settings, for one seed.
+        tried: names of the settings of each method.
+        ends: remarks on chosen numbers that are the least or largest that were tried.
     """
 
     tuning: Sweep | None
@@ -46,6 +54,9 @@ class Tuned:
     chosen: Mapping[str, str]
     withheld: Mapping[str, Mapping[str, Estimate]]
     metric: str
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    tried: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    ends: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
@@ -60,6 +71,9 @@ def tune(
     seeds: int = 2,
     seed: int | None = None,
     metric: str = "accuracy",
+    search: str = "grid",
+    trials: int | None = None,
+    eta: int = 3,
     jobs: int | None = None,
     progress: bool = True,
 ) -> Tuned:
@@ -72,6 +86,9 @@ def tune(
         seeds: seeds of the choice.
         seed: the first of them; by default `APART` after the experiment's.
         metric: that chooses, weighted by samples: ``accuracy``, ``loss`` or a metric of the experiments.
+        search: ``grid`` tries all settings, ``random`` some that are drawn, ``halving`` goes on with the best of them.
+        trials: number of settings of each method that are drawn; all by default.
+        eta: of halving: one in ``eta`` settings goes on, for ``eta`` times as many rounds.
         jobs: runs at a time; see `fedsim.sweep`.
         progress: show progress on stderr.
 
@@ -81,6 +98,7 @@ def tune(
         DivergenceError: a method diverges with each of its settings.
     """
     whole("tuning seeds", seeds, 1)
+    check_search(search, trials, eta)
     if not methods or not all(methods.values()):
         raise ConfigError("a method has no settings; expected one at least, as {'FedAvg': {'lr=0.1': Experiment(...)}}")
     larger: dict[str, bool] = {}
@@ -95,22 +113,51 @@ def tune(
     ours = is_sweep(folder / "tuning") or is_sweep(folder / "final")
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and holds something else; choose another folder, or remove it first")
-    trials = {
-        method: {name: _point(f"{method},{name}", trial(made, seeds, seed)) for name, made in grid.items()}
-        for method, grid in methods.items()
-        if len(grid) > 1
+    first_seed = {method: next(iter(grid.values())).seed for method, grid in methods.items()}
+    tried = {m: some_of(grid, trials, first_seed[m]) for m, grid in methods.items() if len(grid) > 1}
+    made_trials = {m: {name: trial(made, seeds, seed) for name, made in grid.items()} for m, grid in tried.items()}
+    steps = {
+        m: rungs(next(iter(grid.values())).rounds, len(grid), eta) if search == "halving" else []
+        for m, grid in made_trials.items()
     }
-    points = [point for grid in trials.values() for point in grid.values()]
+    points = {
+        m: {name: _point(f"{m},{name}", halving_trial(t, steps[m][0]) if steps[m] else t) for name, t in grid.items()}
+        for m, grid in made_trials.items()
+    }
     chosen, withheld, tuning = {method: next(iter(grid)) for method, grid in methods.items()}, {}, None
+    spent: dict[str, int] = {}
     if points:
-        tuning = run_all(points, folder / "tuning", jobs, progress)
+        every = [point for grid in points.values() for point in grid.values()]
+        tuning = run_all(every, folder / "tuning", jobs, progress)
         lower = lower_is_better(metric, larger)
-        for method, grid in trials.items():
+        for method, grid in points.items():
             scope = "clients/holdout" if methods[method][chosen[method]].topology is None else "nodes/holdout"
-            values = {name: value_of(tuning, p, scope, f"{metric}_weighted_mean") for name, p in grid.items()}
-            withheld[method], chosen[method] = values, _best(method, values, lower)
+            measure = partial(value_of, tuning, scope=scope, metric=f"{metric}_weighted_mean")
+            withheld[method], spent[method] = _halved(tuning, grid, steps[method], eta, lower, measure, jobs, progress)
+            chosen[method] = _best(method, withheld[method], lower)
     finals = [_point(method, methods[method][name].with_execution(name=method)) for method, name in chosen.items()]
-    return Tuned(tuning, run_all(finals, folder / "final", jobs, progress), chosen, withheld, metric)
+    final = run_all(finals, folder / "final", jobs, progress)
+    names = {method: list(grid) for method, grid in tried.items()}
+    at_ends = {method: ends(tried[method], chosen[method]) for method in tried}
+    return Tuned(tuning, final, chosen, withheld, metric, spent, names, at_ends)
+
+
+def _halved(
+    sweep: Sweep, grid: Mapping[str, Point], steps: Sequence[int], eta: int, lower: bool,
+    measure: Callable[..., Estimate], jobs: int | None, progress: bool,
+) -> tuple[dict[str, Estimate], int]:  # fmt: skip
+    """Values of the settings that are left at the end, and the rounds that all took; without steps all are left."""
+    left = list(grid)
+    spent = sum(point.config["rounds"] for point in grid.values())
+    for before, rounds in pairwise(steps):
+        values = {name: measure(grid[name], round=before).mean for name in left}
+        left = kept(values, eta, lower)
+        going_on = [name for name in left if not math.isnan(values[name])]
+        spent += (rounds - before) * len(going_on)
+        run_sweep(sweep, jobs, progress=progress, rounds={grid[name].name: rounds for name in going_on})
+        _check_failures(sweep)
+    last = steps[-1] if steps else None
+    return {name: measure(grid[name], round=last) for name in left}, spent
 
 
 def _point(name: str, made: Experiment) -> Point:
@@ -131,18 +178,30 @@ def run_all(points: Sequence[Point], folder: Path, jobs: int | None, progress: b
     """
     sweep = start(points, output=folder, name=folder.name)
     run_sweep(sweep, jobs, progress=progress)
-    for name, reason in sweep.failures.items():
-        if not reason.startswith(DivergenceError.__name__):
-            raise ConfigError(f"{folder / name}: {reason}")
+    _check_failures(sweep)
     return sweep
 
 
-def value_of(sweep: Sweep, point: Point, scope: str, metric: str) -> Estimate:
-    """Final value of a point over its seeds; NaN if one diverged."""
-    if point.name in sweep.failures:
+def _check_failures(sweep: Sweep) -> None:
+    for name, reason in sweep.failures.items():
+        if not reason.startswith(DivergenceError.__name__):
+            raise ConfigError(f"{sweep.path / name}: {reason}")
+
+
+def value_of(sweep: Sweep, point: Point, scope: str, metric: str, round: int | None = None) -> Estimate:
+    """Value of a point over its seeds, at its end or after a round; NaN if one diverged."""
+    if point.name in sweep.failures and round is None:
         return Estimate(math.nan, None, point.config["seeds"])
     (run,) = load_runs([sweep.directory(point)], scope, metric)
-    return estimate([float(series.value[-1]) for series in run.seeds.values()])
+    return estimate([_at(series, round) for series in run.seeds.values()])
+
+
+def _at(series: Series, round: int | None) -> float:
+    """The last value, or that of a round; NaN if the seed has diverged before."""
+    if round is None:
+        return float(series.value[-1])
+    found = series.value[series.cost["round"] == round]
+    return float(found[0]) if len(found) else math.nan
 
 
 def _best(method: str, values: Mapping[str, Estimate], lower: bool) -> str:

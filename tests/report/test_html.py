@@ -233,7 +233,7 @@ def test_report_is_self_contained(runs: Path, tmp_path: Path) -> None:
     path = write_report([runs], tmp_path / "out" / "report.html")
     page = Page(path.read_text())
     assert page.headings[:2] == ["fast, slow, single", "Summary"] and page.headings[-3:] == ["fast", "slow", "single"]
-    assert len(page.sources) == 2, "against rounds and megabytes; not seconds, as there is no clock"
+    assert len(page.sources) == 4, "against rounds and megabytes, of clients, and a front; not seconds without a clock"
     for source in page.sources:
         kind, data = source.split(",", 1)
         assert kind == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(data)

@@ -67,64 +67,86 @@ def test_long_curves_are_thinned_and_diverged_values_are_null(tmp_path: Path) ->
     json.dumps(data, allow_nan=False)
 
 
-PROBE = """
-<script>
-const lines = () => document.querySelectorAll("#curves .scatterlayer .trace path.js-line").length;
-const change = (element, value) => { element.value = value; element.onchange(); };
-const found = { errors, lines: lines(), title: document.querySelector("#curves .ytitle").textContent };
-const [metric, cost] = document.querySelectorAll("#curve-controls select");
-const boxes = document.querySelectorAll("#curve-controls input");
-document.querySelector("#runs input").click();
-found.hidden = lines();
-boxes[2].click();
-found.bare = lines();
-change(metric, 1);
-change(cost, "megabytes");
-found.other = ["y", "x"].map((name) => document.querySelector(`#curves .${name}title`).textContent);
-boxes[1].click();
-found.ticks = document.querySelectorAll("#curves .ytick").length;
-const table = document.querySelector("table.sortable");
-const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
-table.querySelectorAll("th button")[2].click();
-found.up = names();
-table.querySelectorAll("th button")[2].click();
-found.down = names();
-const used = [...document.querySelectorAll("#runs input, .controls select, th button")];
-found.focusable = used.every((element) => element.tabIndex === 0);
-found.fits = document.documentElement.scrollWidth <= window.innerWidth;
-document.body.append(Object.assign(document.createElement("pre"), { id: "found", textContent: JSON.stringify(found) }));
-</script>
-"""
+PROBE = (Path(__file__).parent / "probe.js").read_text()
+FRAME = """<!doctype html><title>frame</title><body style="margin: 0"><script>
+addEventListener("message", (event) => {{
+  document.body.append(Object.assign(document.createElement("pre"), {{ id: "found", textContent: event.data }}));
+}});
+</script><iframe src="{page}" style="border: 0; width: {width}px; height: 900px"></iframe>"""
+
+
+@pytest.fixture
+def grid(runs: Path) -> Path:
+    """Four runs over two settings."""
+    for number, name in enumerate(("third", "fourth")):
+        make_run(runs, name, SLOW, config={"algorithm": {"name": "FedAvg", "lr": 0.1}, "local": {"epochs": number}})
+    for number, name in enumerate(("slow", "fast")):
+        settings = {"algorithm": {"name": "FedAvg", "lr": 0.3}, "local": {"epochs": number}}
+        (runs / name / "config.yaml").write_text(json.dumps({"execution": {"name": name}, **settings}))
+    return runs
 
 
 @pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [500, 1600])
-def test_page_in_a_browser(runs: Path, tmp_path: Path, width: int) -> None:
-    """Runs, intervals and axes are chosen, tables sorted, all by the keyboard as well, without an error."""
-    path = write_report([runs], tmp_path / "report.html")
-    watched = "<head><script>const errors = []; window.onerror = (text) => errors.push(text);</script>"
-    path.write_text(path.read_text().replace("<head>", watched, 1).replace("</body>", f"{PROBE}</body>"))
+@pytest.mark.parametrize("width", [400, 1600])
+def test_page_in_a_browser(grid: Path, tmp_path: Path, width: int) -> None:
+    """Everything can be chosen, by the keyboard as well, fits the window and the paper, and raises no error."""
+    path = write_report([grid], tmp_path / "report.html")
+    watched = """<head><script>const errors = []; window.onerror = (text) => errors.push(text);
+    ["error", "warn"].forEach((kind) => { console[kind] = (...words) => errors.push(words.join(" ")); });</script>"""
+    probe = f"<script>{PROBE}</script></body>"
+    path.write_text(path.read_text().replace("<head>", watched, 1).replace("</body>", probe))
     found = in_browser(path, width)
-    assert found.pop("errors") == [] and found.pop("fits") and found.pop("focusable")
-    assert found.pop("title") == "accuracy (server/test)"
-    assert (found.pop("lines"), found.pop("hidden"), found.pop("bare")) == (6, 3, 1), "a line and two ends of its band"
+    assert found.pop("errors") == [] and found.pop("fits") and found.pop("focusable") and found.pop("named")
+    assert found.pop("width") == width and found.pop("title") == "accuracy (server/test)"
+    assert (found.pop("lines"), found.pop("hidden"), found.pop("bare")) == (12, 9, 3), "a line and two ends of its band"
+    assert found.pop("panels") == 2 and found.pop("titles") == ["accuracy (server/test)", "loss (server/test)"]
     assert found.pop("other") == ["loss (server/test)", "megabytes that clients send and receive (1 MB = 10⁶ bytes)"]
     assert found.pop("ticks") > 1, "on a logarithmic axis"
-    assert (found.pop("up"), found.pop("down")) == (["slow", "fast"], ["fast", "slow"]) and not found
+    assert found.pop("clients") == [[4, 0], [20, 16], [0, 4]], "lines and points: percentiles, ribbons, one client each"
+    assert (found.pop("points"), found.pop("cells")) == (4, 1)
+    order = ["slow", "third", "fourth", "fast"]
+    assert (found.pop("up")[-1], found.pop("down")[0]) == (order[-1], order[-1])
+    assert found.pop("faint") == [] and found.pop("checked") > 50, "texts of a contrast below 4.5"
+    assert found.pop("printed") <= 680 and not found
+
+
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_page_prints(grid: Path, tmp_path: Path) -> None:
+    path = write_report([grid], tmp_path / "report.html")
+    printing = [*command(tmp_path, 1200), f"--print-to-pdf={tmp_path / 'a.pdf'}", path.as_uri()]
+    subprocess.run(printing, check=True, timeout=120)
+    pages = re.findall(rb"/Type /Page\b", (tmp_path / "a.pdf").read_bytes())
+    assert 2 <= len(pages) <= 12
+
+
+def test_without_scripts_there_are_tables_and_pictures(grid: Path, tmp_path: Path) -> None:
+    page = re.sub(r"<script.*?</script>", "", write_report([grid], tmp_path / "r.html").read_text(), flags=re.DOTALL)
+    pictures = re.findall(r'<noscript>.*?</noscript>', page, flags=re.DOTALL)
+    described = [re.findall(r'<img alt="(.*?)"', picture) for picture in pictures]
+    assert [len(found) for found in described] == [2, 1, 1, 1] and described[1] == ["quantiles over clients by round"]
+    assert page.count("<table") > 3
 
 
 def in_browser(page: Path, width: int) -> dict[str, Any]:
-    """What the probe found on a page in a window of this width."""
-    (result,) = re.findall(r'<pre id="found">(.*?)</pre>', dom(page.as_uri(), page.parent, width))
+    """What the probe found on a page in a frame of this width; a window of Chromium is 500 wide at least."""
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME.format(page=page.as_uri(), width=width))
+    (result,) = re.findall(r'<pre id="found">(.*?)</pre>', dom(frame.as_uri(), page.parent, max(width, 500)))
     found: dict[str, Any] = json.loads(html.unescape(result))
     return found
 
 
-def dom(address: str, folder: Path, width: int) -> str:
-    """The page as Chromium shows it after five seconds, with its profile in a folder."""
-    command = [
+def command(folder: Path, width: int) -> list[str]:
+    """Chromium without a window, with its profile in a folder."""
+    return [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
-        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", address,
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000",
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def dom(address: str, folder: Path, width: int) -> str:
+    """The page as Chromium shows it after five seconds."""
+    shown = [*command(folder, width), "--dump-dom", address]
+    return subprocess.run(shown, capture_output=True, text=True, timeout=120, check=True).stdout

@@ -40,7 +40,8 @@ def map_unordered(
         tick: called periodically while waiting.
     """
     with session(cpus=jobs * cpus) as ray:
-        task: Any = ray.remote(fn).options(num_cpus=cpus, num_gpus=gpus, max_retries=1)
+        # max_calls 0: a process that has a GPU too goes on with the next call, with what it has imported and loaded
+        task: Any = ray.remote(max_calls=0, num_cpus=cpus, num_gpus=gpus, max_retries=1)(fn)
         running = {task.remote(item): item for item in items}
         try:
             while running:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,8 @@ from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.short_forms import in_full
 
 T = TypeVar("T")
+MOST_PARSERS = 16
+_PARSERS: dict[Hashable, ArgumentParser] = {}
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -84,7 +86,7 @@ def build(cls: type[T], config: Mapping[str, Any]) -> T:
                 raise ConfigError(f"{part.at(key)} is missing; {part.expected(key)}")
     given = {part.at(key): value for part in whole.walk() for key, value in part.fields.items()}
     try:
-        values = _parser(whole, helpful=False).parse_object(given)
+        values = _value_parser(whole).parse_object(given)
     except argparse.ArgumentError as error:
         raise ConfigError(_wrong_type(whole, str(error))) from None
     made: T = _make(whole, values)
@@ -110,6 +112,21 @@ def _make(plan: Plan, values: Namespace) -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{plan.place or plan.make.__name__}: {error}") from error
+
+
+def _value_parser(whole: Plan) -> ArgumentParser:
+    """The parser of a plan's values: that of an earlier plan of the same components, since making one takes longest."""
+    form = tuple((part.place, part.sources, tuple(part.known), _named_parts(part)) for part in whole.walk())
+    if form not in _PARSERS:
+        if len(_PARSERS) >= MOST_PARSERS:
+            _PARSERS.pop(next(iter(_PARSERS)))
+        _PARSERS[form] = _parser(whole, helpful=False)
+    return _PARSERS[form]
+
+
+def _named_parts(part: Plan) -> tuple[str, ...]:
+    """Settings of a plan that are components, but here have a value without settings of its own."""
+    return tuple(key for key, value in part.parts.items() if not isinstance(value, Plan))
 
 
 def _parser(whole: Plan, helpful: bool) -> ArgumentParser:
