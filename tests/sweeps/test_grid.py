@@ -234,4 +234,4 @@ def test_settings_of_the_execution_are_swept_over_too(key: str, tmp_path: Path) 
     sweep = open_sweep(tmp_path / "sweep")
     assert [point.name for point in sweep.points] == ["backend=loop", "backend=blocks"]
     labels = [summary.run.label for summary in compare([tmp_path / "sweep"]).runs]
-    assert labels == ["FedAvg, backend=blocks", "FedAvg, backend=loop"]
+    assert labels == ["FedAvg, backend=loop", "FedAvg, backend=blocks"], "in the order of the points"
