@@ -30,7 +30,7 @@ def test_there_is_one_for_each_use() -> None:
 
 @pytest.mark.process                                       # `auto` may ask for the processor's name
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FILES.keys() - {"deployment"})
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"deployment"}))
 def test_a_tutorial_runs(name: str, folder: Path) -> None:
     runpy.run_path(str(FILES[name]), run_name="__main__")
     assert list(folder.glob("runs/*/manifest.json"))
