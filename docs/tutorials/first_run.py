@@ -45,7 +45,7 @@ Image("curves.png")
 # %% [markdown]
 # On the command line this is
 #
-#     fedsim run --algorithm FedAvg --algorithm.lr 0.3 --partition.num_partitions 20 --partition.alpha 0.1 ...
+#     fedsim run --algorithm FedAvg --algorithm.lr 0.3 --partition.num_partitions 20 --partition.alpha 0.2 ...
 #     fedsim compare runs/fedavg-digits runs/scaffold-digits --plot curves.png --x megabytes
 #
 # and `fedsim run --help` explains every setting. Next: [an algorithm of your own](own_algorithm.py), or [the

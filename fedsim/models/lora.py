@@ -99,7 +99,7 @@ class LoRA:
         """The network; see ``Architecture.build``.
 
         Raises:
-            ModelError: a name of layers stands for none.
+            ModelError: a name of layers stands for none, or the rank exceeds a side of a layer's weights.
         """
         base = self.model
         module = copy.deepcopy(base) if isinstance(base, nn.Module) else base.build(input_shape, classes)
@@ -111,6 +111,10 @@ class LoRA:
         for name in _chosen(module, self.targets, nn.Linear):
             layer = module.get_submodule(name)
             if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
+                if self.rank > (least := min(layer.weight.shape)):
+                    raise ModelError(
+                        f"LoRA.rank {self.rank} is above the rank of layer {name}; expected at most {least}"
+                    )
                 module = _replaced(module, name, LoRALinear(layer, *settings))
         return module
 
