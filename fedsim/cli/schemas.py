@@ -47,7 +47,8 @@ CELL = _object(
     half_width=NUMBER, worst=TRUTH,
 )  # fmt: skip
 NODE = _object(
-    "a node; last_seen is in seconds since 1970, 0 for never", client=WHOLE, connected=TRUTH, last_seen=NUMBER,
+    "a node; last_seen is in seconds since 1970, 0 for never; bytes are of the messages of all calls that it answered, "
+    "those of evaluation too, which the ledger leaves out", client=WHOLE, connected=TRUTH, last_seen=NUMBER,
     samples=WHOLE, rounds=WHOLE, seconds=NUMBER, bytes_down=WHOLE, bytes_up=WHOLE, errors=WHOLE, error=TEXT,
 )  # fmt: skip
 OUTPUTS: dict[str, Schema] = {

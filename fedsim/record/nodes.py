@@ -23,8 +23,8 @@ class NodeStatus:
         samples: number of its training samples.
         rounds: rounds in which it has answered.
         seconds: of its own work, as it reports them.
-        bytes_down: of messages sent to it.
-        bytes_up: of messages that it sent.
+        bytes_down: of all calls that it answered, those of evaluation too, which the ledger leaves out.
+        bytes_up: of the messages in its answers.
         errors: calls that it has not answered validly.
         error: the last of these, in words.
     """

@@ -7,18 +7,22 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from rich.box import SIMPLE
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from fedsim.record.nodes import NodeStatus
 
-COLUMNS = ("client", "state", "last seen", "samples", "rounds", "seconds", "MB down", "MB up", "errors", "last error")
+COLUMNS = ("client", "state", "seen", "samples", "rounds", "work s", "MB down", "MB up", "errors", "last error")
+TRAFFIC = "MB: of all answered calls, those of evaluation too, which the ledger leaves out."
+AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 METRICS = {
     "connected": ("gauge", "1 if the node is connected."),
     "last_seen": ("gauge", "When its last response arrived, in seconds since 1970."),
     "samples": ("gauge", "Training samples of the node."),
     "rounds": ("counter", "Rounds in which the node has answered."),
     "seconds": ("counter", "Seconds of its own work."),
-    "bytes_down": ("counter", "Bytes of messages to the node."),
+    "bytes_down": ("counter", "Bytes of messages to the node, those of evaluation too."),
     "bytes_up": ("counter", "Bytes of messages from the node."),
     "errors": ("counter", "Calls without a valid answer."),
 }
@@ -26,21 +30,33 @@ METRICS = {
 
 def cells(node: NodeStatus, now: float) -> list[str]:
     """The cells of a node's row, for `COLUMNS`."""
-    seen = f"{max(0.0, now - node.last_seen):,.0f} s ago" if node.last_seen else "never"
-    sizes = [f"{size / 1e6:,.3f}" for size in (node.bytes_down, node.bytes_up)]
-    state = "connected" if node.connected else "away"
-    counts = [f"{node.samples:,}", f"{node.rounds:,}", f"{node.seconds:,.1f}", *sizes, f"{node.errors:,}"]
-    return [str(node.client), state, seen, *counts, node.error]
+    sizes = [_number(size / 1e6, 3) for size in (node.bytes_down, node.bytes_up)]
+    state = "online" if node.connected else "away"
+    counts = [f"{node.samples:,}", f"{node.rounds:,}", _number(node.seconds, 1), *sizes, f"{node.errors:,}"]
+    return [str(node.client), state, _ago(now - node.last_seen) if node.last_seen else "never", *counts, node.error]
 
 
-def render_nodes(nodes: Iterable[NodeStatus]) -> Table:
-    """A table for the terminal."""
-    table = Table(*COLUMNS, box=SIMPLE)
-    for column in table.columns[2:9]:
-        column.justify = "right"
-    for node in nodes:
-        table.add_row(*cells(node, time.time()))
-    return table
+def _ago(seconds: float) -> str:
+    """An age in its largest unit."""
+    size, unit = next((each for each in AGES if seconds >= each[0]), AGES[-1])
+    return f"{max(0.0, seconds) // size:,.0f} {unit} ago"
+
+
+def _number(value: float, digits: int) -> str:
+    """A number with ``digits`` decimals, or fewer if it is large, since a column is narrow."""
+    return f"{value:,.{digits if value < 100 else min(digits, 1) if value < 1e4 else 0}f}"
+
+
+def render_nodes(nodes: Iterable[NodeStatus]) -> Group:
+    """A table for a terminal of 80 columns; what it counts, and the last errors, are lines below it."""
+    listed, now = list(nodes), time.time()
+    table = Table(box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(COLUMNS[:-1]):
+        table.add_column(name, justify="left" if place == 1 else "right", no_wrap=True)
+    for node in listed:
+        table.add_row(*map(Text, cells(node, now)[:-1]))   # a Text, as markup in what a node says is none of ours
+    errors = [Text(f"client {node.client}, last error: {node.error}") for node in listed if node.error]
+    return Group(table, Text(TRAFFIC), *errors)
 
 
 def nodes_as_html(nodes: Iterable[NodeStatus]) -> str:
@@ -48,7 +64,7 @@ def nodes_as_html(nodes: Iterable[NodeStatus]) -> str:
     rows = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(node, time.time()))}</tr>" for node in nodes]
     head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
     body = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    return f"<h2>Nodes</h2>\n{body}" if rows else ""
+    return f"<h2>Nodes</h2>\n{body}\n<p>{TRAFFIC}</p>" if rows else ""
 
 
 def prometheus(nodes: Mapping[str, Iterable[NodeStatus]]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fedsim.backends.flower.node.discretion import in_words
 from fedsim.backends.flower.protocol.calls import Call
@@ -17,9 +19,9 @@ from fedsim.errors import RunError
 from fedsim.record.nodes import FILE, NodeStatus, nodes_of, read_nodes
 from fedsim.report.compare import Comparison
 from fedsim.report.live import LivePage
-from fedsim.report.nodes import nodes_as_html, prometheus
+from fedsim.report.nodes import COLUMNS, TRAFFIC, nodes_as_html, prometheus, render_nodes
 from tests.backends.flower.grids import federation
-from tests.backends.flower.test_parity import CONFIG, deploy
+from tests.backends.flower.test_parity import CONFIG, deploy, metrics
 
 
 def test_nodes_are_counted_by_what_they_answer(tmp_path: Path) -> None:
@@ -56,10 +58,34 @@ def test_a_run_says_what_its_nodes_did(tmp_path: Path, capsys: pytest.CaptureFix
     nodes = nodes_of(made.path)
     assert [node.client for node in nodes] == list(range(len(nodes))) and {node.errors for node in nodes} == {0}
     assert all(node.rounds == CONFIG["rounds"] and node.bytes_up and node.samples for node in nodes)
+    rows = metrics(made.path)
+    ledger = {(row["metric"], row["node"]): row["value"] for row in rows if row["scope"] == "total"}     # the last ones
+    measured = len({row["round"] for row in rows if row["scope"] == "clients/train"})
+    assert measured == CONFIG["rounds"] + 1
+    for node in nodes:                                     # it gets a model in each round, and one to evaluate
+        down = ledger["bytes_down", node.client]
+        assert node.bytes_up == ledger["bytes_up", node.client]
+        assert node.bytes_down == down + measured * down / CONFIG["rounds"]
     capsys.readouterr()
     assert main(["nodes", str(made.path)]) == 0
     shown = capsys.readouterr().out
-    assert "last seen" in shown and shown.count("connected") == len(nodes)
+    assert "seen" in shown and shown.count("online") == len(nodes) and TRAFFIC in shown
+
+
+def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    now = time.time()
+    why = "did not answer within 60 s [/bold] " + "and so on " * 8
+    large = NodeStatus(99_999, True, now - 59 * 60, 1_234_567, 10_000, 98_765.4, 999_999 * 10**6, 441_694, 1_234, why)
+    small = NodeStatus(0, False, now - 13.4, 479, 1, 0.5, 441_694, 220_847)
+    Console(file=sys.stdout, width=80).print(render_nodes([small, large]))
+    head, _, first, second, note, *errors = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "…" not in head + first + second and max(map(len, (head, first, second, note))) <= 80
+    assert head.split() == " ".join(COLUMNS[:-1]).split()
+    assert first.split() == ["0", "away", "13", "s", "ago", "479", "1", "0.5", "0.442", "0.221", "0"]
+    assert second.split() == (
+        ["99999", "online", "59", "min", "ago", "1,234,567", "10,000", "98,765", "999,999", "0.442", "1,234"]
+    )
+    assert note == TRAFFIC and " ".join(errors).split() == f"client 99999, last error: {why}".split()
 
 
 def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
@@ -96,7 +122,7 @@ def test_prometheus_reads_the_nodes(tmp_path: Path) -> None:
 
 def test_a_page_has_the_nodes() -> None:
     page = nodes_as_html([STATUS])
-    assert "<td>3</td><td>connected</td>" in page and "failed: &lt;b&gt;" in page and not nodes_as_html([])
+    assert "<td>3</td><td>online</td>" in page and "failed: &lt;b&gt;" in page and not nodes_as_html([])
 
 
 def test_a_nodes_log_is_in_words_of_the_experiment() -> None:
