@@ -71,6 +71,8 @@ def compare(argv: Sequence[str]) -> int:
         print(tables.to_markdown(measured, columns), end="")
     else:
         console().print(terminal.render(measured, columns))
+        if arguments.plot:
+            print(arguments.plot)
     return 0
 
 

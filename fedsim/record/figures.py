@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError, RunError
+from fedsim.record.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,19 +38,23 @@ def format_of(path: Path | str) -> str:
 
 
 def save(figure: Figure, file: Path | str | IO[bytes], format: str) -> None:
-    """Write a figure to a file, in a new folder if need be.
+    """Write a figure to a file, in a new folder if need be; whole or not at all.
 
     Raises:
         RunError: it cannot be written.
     """
     try:
         if isinstance(file, Path | str):
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-        _save(figure, file, format)
+            path = Path(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(path) as made:
+                _save(figure, made, format)
+        else:
+            _save(figure, file, format)
     except OSError as error:
         raise RunError(f"cannot write {file}: {error.strerror}; choose another file") from error
 
 
-def _save(figure: Figure, file: Path | str | IO[bytes], format: str) -> None:
+def _save(figure: Figure, file: IO[bytes], format: str) -> None:
     with style():
         figure.savefig(file, format=format, dpi=150, metadata=METADATA[format])

@@ -87,10 +87,10 @@ def draw(comparison: Comparison, x: str = "round", also: Sequence[str] = (), **o
     logs = [_panel(axes, each, panel, x, options, size, legend)
             for axes, each, panel in zip(every, shown, lines, strict=True)]  # fmt: skip
     metric = comparison.metric.replace("_", " ").capitalize()
-    title = f"{metric} ({_scopes(comparison)})"
+    title = f"{metric} ({scopes_of(comparison)})"
     for axes, each in zip(every, shown, strict=True):
         if also:
-            axes.set_title(f"{each.metric.replace('_', ' ')} ({_scopes(each)})", fontsize=size.font, loc="left")
+            axes.set_title(f"{each.metric.replace('_', ' ')} ({scopes_of(each)})", fontsize=size.font, loc="left")
             axes.set_ylabel("")
     if also:
         title = ", ".join(dict.fromkeys(each.metric.replace("_", " ") for each in shown)).capitalize()
@@ -225,7 +225,13 @@ def _number(value: float) -> str:
     return rf"${mantissa} \times 10^{{{int(exponent)}}}$" if exponent else mantissa
 
 
-def _scopes(comparison: Comparison) -> str:
+def several(comparison: Comparison) -> bool:
+    """Whether some run has several seeds."""
+    return any(len(summary.run.seeds) > 1 for summary in comparison.runs)
+
+
+def scopes_of(comparison: Comparison) -> str:
+    """Model and samples that the metric was measured on, of all runs."""
     return " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
 
 
@@ -236,7 +242,7 @@ def _statement(
     seeds = {len(summary.run.seeds) for each in shown for summary in each.runs}
     several = f"{max(seeds)} seeds" if len(seeds) == 1 else "seeds"
     band = f"Line: mean over {several}, band: 95 % Student-t interval{' (none for one seed)' * (1 in seeds)}."
-    measured = [f"Measured: {_scopes(shown[0])}."] if len(shown) == 1 else []
+    measured = [f"Measured: {scopes_of(shown[0])}."] if len(shown) == 1 else []
     parts = [*measured, band if max(seeds) > 1 else "One seed, no interval."]
     if x != "round":
         parts.append(f"A point: one evaluated round, at the mean {x.replace('_', ' ')} of the seeds.")

@@ -80,6 +80,7 @@ def draw_maps(
         ax.set_axis_off()
     figure.colorbar(image, ax=axes.tolist(), fraction=0.03).ax.tick_params(labelsize=8)
     if title:
+        title = textwrap.fill(title, int(10 * max(width, 3.4)))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     if note:
         figure.supxlabel(textwrap.fill(note, int(14 * max(width, 3.4))), fontsize=7.5, color="0.35", x=0.01, ha="left")

@@ -15,7 +15,7 @@ from matplotlib.ticker import StrMethodFormatter
 from fedsim.errors import ConfigError, RunError
 from fedsim.record import figures
 from fedsim.report.compare import PAID, Comparison
-from fedsim.report.curves import check_cost
+from fedsim.report.curves import check_cost, scopes_of, several
 from fedsim.report.layout import Options, frame, look, plain, sheet, size_of
 from fedsim.report.series import AXES, RunSeries
 from fedsim.report.statistics import Estimate, estimate
@@ -80,14 +80,18 @@ def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[
         axes.set_yscale("log")
     place = sorted(first, key=lambda index: costs[index].mean)
     corners = np.array([[costs[index].mean, finals[index].mean] for index in place])
-    (line,) = axes.step(*corners.T, where="post", color="0.45", lw=1.1, ls=(0, (4, 2)), zorder=2)
-    legend["Pareto front"] = line
-    if len(comparison.runs) <= NAMED and len(comparison.runs) > 1:
-        for index in place:
-            axes.annotate(
-                comparison.runs[index].run.label, corners[place.index(index)], xytext=(6, 6), zorder=4,
-                textcoords="offset points", fontsize=0.8 * size.font, color="0.25",
-            )  # fmt: skip
+    if len(np.unique(corners, axis=0)) > 1:                # no line is seen through one point
+        (line,) = axes.step(*corners.T, where="post", color="0.45", lw=1.1, ls=(0, (4, 2)), zorder=2)
+        legend["Pareto front"] = line
+    if 1 < len(comparison.runs) <= NAMED:
+        for index, (summary, cost, final) in enumerate(zip(comparison.runs, costs, finals, strict=True)):
+            if np.isfinite([cost.mean, final.mean]).all():
+                above = index in first                     # names on either side of the front seldom meet
+                axes.annotate(
+                    summary.run.label, (cost.mean, final.mean), xytext=(6, 6 if above else -6), zorder=4,
+                    va="baseline" if above else "top", textcoords="offset points", fontsize=0.8 * size.font,
+                    color="0.25",
+                )  # fmt: skip
     axes.margins(0.12)
     if comparison.metric.startswith("accuracy"):           # with two seeds the interval is wide
         low, high = axes.get_ylim()
@@ -98,11 +102,12 @@ def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[
     axes.set_xlabel(textwrap.fill(options.get("xlabel", AXES[x]), size.characters - 8), fontsize=size.font)
     axes.set_ylabel(options.get("ylabel", f"final {comparison.metric.replace('_', ' ')}"), fontsize=size.font)
     better = "lower" if comparison.lower else "higher"
+    seeds = ", mean over seeds, bar: 95 % Student-t interval" * several(comparison)
     notes = (
-        f"A point: a run at its end, mean over seeds, bar: 95 % Student-t interval. Better is {better}, and further"
+        f"A point: a run at its end{seeds}. Better is {better}, and further"
         " left. Front (black edges): no other run is at least as good in both and better in one."
     )
-    title = f"Final {comparison.metric.replace('_', ' ')} against {x.replace('_', ' ')}"
+    title = f"Final {comparison.metric.replace('_', ' ')} ({scopes_of(comparison)}) against {x.replace('_', ' ')}"
     frame(figure, size, options, title, legend, notes)
     return figure
 

@@ -20,7 +20,7 @@ from fedsim.errors import ConfigError
 from fedsim.record import figures
 from fedsim.record.rows import Key
 from fedsim.report.compare import Comparison
-from fedsim.report.curves import check_cost
+from fedsim.report.curves import check_cost, several
 from fedsim.report.layout import Options, frame, look, plain, sheet, size_of
 from fedsim.report.recorded import OfClients, Recorded, costs_at
 from fedsim.report.series import AXES, OF_CLIENTS
@@ -92,15 +92,15 @@ def draw_ribbons(comparison: Comparison, x: str = "round", **options: Unpack[Opt
         if options.get("log_x"):
             axes.set_xscale("log")
         elif x == "round":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     low, high = (end([axes.get_ylim()[place] for axes in every]) for place, end in ((0, min), (1, max)))
     for axes in every:                                     # on one scale, so that panels can be compared
         axes.set_ylim(low, high)
         if options.get("log_y"):
             axes.set_yscale("log")
     notes = (
-        "Line: median over clients; bands: the inner 50 % and 80 % of clients (quantiles 25 to 75 % and 10 to 90 %);"
-        f" means over seeds. Measured: {key[0]}."
+        "Line: median over clients; bands: the inner 50 % and 80 % of clients (quantiles 25 to 75 % and 10 to 90 %)"
+        f"{'; means over seeds' * several(comparison)}. Measured: {key[0]}."
     )
     frame(figure, size, options, f"{key[1].replace('_', ' ').capitalize()} of clients ({key[0]})", _legend(), notes)
     return figure
@@ -128,7 +128,7 @@ def ribbon_of(recorded: Mapping[int, Recorded], key: Key) -> Ribbon | None:
     seeds = [files for files in recorded.values() if key in files.clients]
     if not seeds or len(seeds) < len(recorded):
         return None
-    rounds = reduce(np.intersect1d, [files.clients[key].round for files in seeds])
+    rounds = reduce(np.intersect1d, [np.unique(files.clients[key].round) for files in seeds])    # a row for each client
     if not len(rounds):
         return None
     rounds = rounds[np.unique(np.linspace(0, len(rounds) - 1, POINTS).round().astype(int))]

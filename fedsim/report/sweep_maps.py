@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from fedsim.errors import ConfigError, suggest
 from fedsim.record import figures
 from fedsim.report.compare import Comparison
+from fedsim.report.curves import scopes_of, several
 from fedsim.report.heat_maps import draw_maps
 from fedsim.report.series import RunSeries, flat
 from fedsim.report.statistics import best
@@ -63,12 +64,14 @@ def draw_heat_map(comparison: Comparison, settings: Sequence[str] | None = None)
     """Return the figure of `heat_map`."""
     made = map_of(comparison, settings)
     metric = comparison.metric.replace("_", " ")
-    several = f"; the best over {', '.join(made.further)}" if made.further else ""
+    means = ["mean over seeds"] * several(comparison)
+    bests = [f"the best over {', '.join(made.further)}"] * bool(made.further)
+    cells = f"A cell: {'; '.join(means + bests)}. " if means + bests else ""
     better = "lower" if comparison.lower else "higher"
-    note = f"Mean over seeds{several}. {better.capitalize()} is better; framed: the best cell of each panel."
+    note = f"{cells}{better.capitalize()} is better; framed: the best cell of each panel."
     return draw_maps(
         made.panels, made.rows[1], made.columns[1], (made.rows[0], made.columns[0]), None, comparison.lower,
-        f"Final {metric}", note,
+        f"Final {metric} ({scopes_of(comparison)})", note,
     )  # fmt: skip
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from fedsim.cli import main
 from fedsim.errors import ConfigError, RunError
+from fedsim.record import figures
 from fedsim.report.compare import compare
 from fedsim.report.curves import draw
 from fedsim.report.pareto import draw_pareto, front, pareto
@@ -74,6 +77,36 @@ def test_ribbons_are_quantiles_over_clients(two: Path) -> None:
         draw_ribbons(compare([two], metric="loss"))
 
 
+def test_clients_that_were_measured_in_one_round_are_drawn(tmp_path: Path) -> None:
+    """By default they are measured at the end alone; one seed has a row for each of them, of the same round."""
+    run = make_run(tmp_path, "run", {0: [0.8]})
+    for client in range(1, 5):
+        add_rows(run, "accuracy", {0: [client / 10]}, "clients/holdout", client)
+    comparison = compare([run])
+    ribbon = ribbon_of(comparison.runs[0].run.recorded, ("clients/holdout", "accuracy"))
+    assert ribbon is not None and ribbon.x["round"].tolist() == [0] and ribbon.clients.tolist() == [5]
+    (axes,) = draw_ribbons(comparison).axes
+    assert axes.lines[0].get_marker() == "o" and np.asarray(axes.lines[0].get_ydata()) == pytest.approx([0.3])
+    lines = [bar for bar in axes.collections if isinstance(bar, LineCollection)]
+    bars = [segment[:, 1] for bar in lines for segment in map(np.asarray, bar.get_segments())]
+    np.testing.assert_allclose(bars, [[0.14, 0.4], [0.2, 0.4]])
+    assert [tick for tick in axes.get_xticks() if -0.5 < tick < 0.5] == [0], "rounds are whole"
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+
+    def ended(figure: Figure, file: IO[bytes], **_: object) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", ended)
+    with pytest.raises(KeyboardInterrupt):
+        figures.save(Figure(), path, "png")
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
 def test_the_front_is_of_points_that_none_dominates() -> None:
     assert front([1, 2, 3, 2], [0.5, 0.7, 0.6, 0.7], lower=False) == [0, 1, 3], "equal points are both on it"
     assert front([1, 2, 3], [0.5, 0.7, 0.2], lower=True) == [0, 2]
@@ -87,6 +120,7 @@ def test_final_metrics_against_costs(two: Path, tmp_path: Path) -> None:
     assert words(figure)[1:] == ["slow", "fast", "Pareto front"]
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [90, 270]
     assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx([0.8, (0.83 + 0.82 + 0.86) / 3])
+    assert [text.get_text() for text in axes.texts] == ["slow", "fast"]
     with pytest.raises(RunError, match="no run has both a final accuracy and its simulated seconds"):
         draw_pareto(compare([two]), "simulated_seconds")
     with pytest.raises(ConfigError, match="is a cost; choose a metric"):
@@ -95,6 +129,16 @@ def test_final_metrics_against_costs(two: Path, tmp_path: Path) -> None:
         for folder in ("1", "2"):
             picture(compare([two]), tmp_path / folder / "a.svg")
         assert (tmp_path / "1" / "a.svg").read_bytes() == (tmp_path / "2" / "a.svg").read_bytes()
+
+
+def test_a_front_of_one_point_has_no_line(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, {0: [0.1, end]}) for name, end in (("good", 0.8), ("bad", 0.6))]
+    figure = draw_pareto(compare(runs))
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert words(figure)[1:] == ["good", "bad"] and not axes.lines
+    assert [text.get_text() for text in axes.texts] == ["good", "bad"], "a dominated run has a name too"
+    assert legend.get_title().get_text() == "Final accuracy (server/test) against megabytes"
+    assert "seeds" not in figure.get_supxlabel(), "there is one"
 
 
 @pytest.fixture
@@ -117,9 +161,17 @@ def test_heat_maps_are_over_the_settings_that_differ(grid: Path) -> None:
     np.testing.assert_allclose(made.panels["FedAvg"], [[0.493, 0.403], [0.59, 0.5]])
     figure = draw_heat_map(comparison)
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.49", "0.40", "0.59", "0.50"]
+    assert figure.get_suptitle() == "Final accuracy (server/test)"
+    assert figure.get_supxlabel().startswith("A cell: mean over seeds. Higher is better")
     both = map_of(comparison, ["algorithm.name", "algorithm.lr"])
     np.testing.assert_allclose(both.panels[""], [[0.493, 0.59], [0.593, 0.69]], err_msg="the best over epochs")
     assert both.further == ["local.epochs"] and both.rows[1] == ["FedAvg", "FedProx"]
+
+
+def test_a_heat_map_of_one_seed_speaks_of_no_mean(tmp_path: Path) -> None:
+    for lr, epochs in ((0.1, 1), (1.0, 2)):
+        make_run(tmp_path, f"{lr}", {0: [0.1, lr / 2]}, config={"lr": lr, "epochs": epochs})
+    assert draw_heat_map(compare([tmp_path])).get_supxlabel().startswith("Higher is better")
 
 
 def test_heat_maps_refuse_what_they_cannot_show(grid: Path) -> None:
@@ -146,7 +198,7 @@ def test_the_command_draws_each_kind(two: Path, grid: Path, tmp_path: Path, caps
         assert main(["compare", *arguments, "--plot", str(picture)]) == 0
         assert picture.read_bytes().startswith(b"\x89PNG")
         picture.unlink()
-    capsys.readouterr()
+        assert capsys.readouterr().out.endswith(f"\n{picture}\n")
     for arguments, text in (
         (["--kind", "pareto", "--also", "loss"], "--also is no option of --kind pareto"),
         (["--kind", "heatmap", "--x", "seconds"], "--x is no option of --kind heatmap"),
