@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
@@ -49,6 +50,18 @@ def number(place: str, value: Any, test: Callable[[float], bool], expected: str)
     """Require ``value`` of setting ``place`` to be a finite number that passes ``test``, described by ``expected``."""
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not test(float(value)):
         raise ConfigError(f"{place} is {value!r}; expected {expected}")
+
+
+def takes(place: str, function: Callable[..., Any], *names: str) -> None:
+    """Require a user's function to take as many positional arguments as these; ``place`` says what it is."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):                        # some built-in functions have none
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise ConfigError(f"{place} has parameters {signature}; expected ({', '.join(names)})") from None
 
 
 def plain_name(name: str) -> None:

@@ -109,7 +109,7 @@ def print_result(directory: RunDirectory, as_json: bool) -> None:
     table = Table("metric", "", box=SIMPLE, title=str(directory.path), title_justify="left", show_header=False)
     table.columns[1].justify = "right"
     for key, value in final.items():
-        table.add_row(" ".join(key), text_of(value))
+        table.add_row(" ".join(key), text_of(value, nan=series.of_nan()))
     console().print(table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.checks import non_negative
+from fedsim.checks import non_negative, takes
 from fedsim.compress.own import OwnCompressor
 from fedsim.errors import ConfigError
 
@@ -35,6 +35,7 @@ def is_compressor(settings: Any, name: str = "compressor") -> Any:
             f"{type(settings).__name__}.{name} is {by!r}; expected an object of fedsim.compress, such as TopK(0.01),"
             " or of a class with a method compress(x, at)"
         )
+    takes(f"{type(settings).__name__}.{name}: {type(by).__name__}.compress", by.compress, "x", "at")
     if not any(hasattr(by, verb) for verb in CODEC):
         by = OwnCompressor(by)
         object.__setattr__(settings, name, by)             # frozen

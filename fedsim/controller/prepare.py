@@ -21,6 +21,7 @@ from fedsim.controller.batch_norm import check_minibatches, check_statistics
 from fedsim.controller.initial import start_from
 from fedsim.controller.placement import place, seen
 from fedsim.data import Dataset, Split, load
+from fedsim.data.catalogue import options_of
 from fedsim.data.sources import data_directory
 from fedsim.engine.augmentation import try_augmentation
 from fedsim.engine.examine import examine, give_shapes
@@ -326,10 +327,23 @@ def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tenso
     if name == "cross_entropy" and dataset.classes == 1:
         (label,) = dataset.label_names or ("the same",)
         raise DataError(
-            f"all labels are {label}: there is nothing to learn; expected two classes or more. If another column holds"
-            " the labels, name it with --data.target; for regression set --data.regression true"
+            f"all labels are {label}: there is nothing to learn; expected two classes or more"
+            + _other_targets(experiment)
         )
     return getattr(losses, name)  # type: ignore[no-any-return]
+
+
+def _other_targets(experiment: Experiment) -> str:
+    """How to have other targets than labels that are all the same, by an option that the data set has."""
+    name = experiment.data.name if isinstance(experiment.data, Data) else ""
+    known, fixes = options_of(name) if name else [], []
+    if "target" in known:
+        fixes.append("if another column holds the labels, name it with --data.target")
+    if "regression" in known:
+        fixes.append("for regression set --data.regression true")
+    if name == "npz":
+        fixes.append("to predict numbers, save y as real numbers: y.astype(float)")
+    return "".join(f"; {fix}" for fix in fixes)
 
 
 def _frozen(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -62,6 +62,11 @@ def available() -> Mapping[str, str]:
     return {name: description for name, (description, _) in (NAMED | FORMATS).items()}
 
 
+def options_of(name: str) -> list[str]:
+    """Options of a data set or format."""
+    return [option for option in inspect.signature((NAMED | FORMATS)[name][1]).parameters if option != "store"]
+
+
 def load(
     name: str,
     data_dir: str | Path | None = None,
@@ -85,8 +90,7 @@ def load(
     """
     if name not in NAMED | FORMATS:
         raise ConfigError(f"no data set {name!r}; {suggest(name, NAMED | FORMATS)}")
-    loader = (NAMED | FORMATS)[name][1]
-    known = [option for option in inspect.signature(loader).parameters if option != "store"]
+    loader, known = (NAMED | FORMATS)[name][1], options_of(name)
     for option in options:
         if option not in known:
             raise ConfigError(f"data set {name!r} has no option {option!r}; {suggest(option, known)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.errors import PartitionError
+from fedsim.errors import PartitionError, explained
 from fedsim.partition.flower import FlowerPartitioner
 from fedsim.partition.partition import Partition
 
@@ -49,10 +49,12 @@ class OwnPartitioner:
         """See ``Partitioner``.
 
         Raises:
-            PartitionError: the function does not return one client for each sample, or leaves one without samples.
+            CodeError: the function raised.
+            PartitionError: it does not return one client for each sample, or leaves one without samples.
         """
         takes_seed = "seed" in inspect.signature(self.function).parameters
-        owner = np.asarray(self.function(labels, **({"seed": seed} if takes_seed else {}), **self.options))
+        with explained(f"the partition {self.name}"):
+            owner = np.asarray(self.function(labels, **({"seed": seed} if takes_seed else {}), **self.options))
         if owner.shape != (len(labels),) or owner.dtype.kind not in "iu":
             raise PartitionError(
                 f"partition {self.name} returned {owner.dtype} of shape {owner.shape} for {len(labels)} samples;"

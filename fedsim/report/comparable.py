@@ -32,7 +32,8 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
             yield f"{run.label} stopped early: {stops}; final and late values are those of then"
         for seed, series in run.seeds.items():
             if math.isnan(series.value[-1]):
-                yield f"{run.label}: seed {seed} diverged (its last value is not finite)"
+                what = "diverged" if run.of_nan(seed) == "diverged" else "ends where the metric is undefined"
+                yield f"{run.label}: seed {seed} {what} (its last value is not finite)"
             if series.absent:
                 yield f"{run.label}: seed {seed} had {summary(series.absent, max(*series.absent, _rounds(run, seed)))}"
     for name in ("data_hash", "partition_hash"):

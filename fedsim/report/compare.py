@@ -224,12 +224,12 @@ def _tested(summaries: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
     return tuple(replace(summary, p=corrected.get(row)) for row, summary in enumerate(summaries))
 
 
-def text_of(value: Estimate | None, missing: str = "-", sign: str = "-") -> str:
-    """Format an estimate: mean ± half width, or the mean of a single seed, which has no interval."""
+def text_of(value: Estimate | None, missing: str = "-", sign: str = "-", nan: str = "diverged") -> str:
+    """Format an estimate: mean ± half width, or the mean of a single seed, which has no interval; ``nan`` for NaN."""
     if value is None:
         return missing
     if math.isnan(value.mean):
-        return "diverged"
+        return nan
     size = abs(value.mean)
     tiny = 0 < max(size, value.half_width or 0) < 0.001    # as gaps to an optimum become
     form = ".2e" if tiny else ",.0f" if size >= 1000 else ",.1f" if size >= 10 else ",.3f"
@@ -278,14 +278,17 @@ def cells(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[l
     """The comparison as text, one row a run, with the columns that are chosen."""
     rows, names = [], columns_of(comparison, chosen)
     costs = [name for name in names if name in COSTS]
+    nan = {summary.run.label: summary.run.of_nan() for summary in comparison.runs}
     for summary in comparison.runs:
+        own = nan[summary.run.label]
+        either = "diverged" if nan[comparison.baseline] == "diverged" else own
         seeds = len(summary.run.seeds)
         short = f"missed by {seeds - summary.reached} of {seeds}"
         missing = ["not recorded"] * len(costs) if summary.reached == seeds else [short, *["–"] * len(costs)]
         alone = "baseline" if summary.run.label == comparison.baseline else "no common seed"
-        texts = {"seeds": str(seeds), "difference": text_of(summary.difference, alone, "+")}
+        texts = {"seeds": str(seeds), "difference": text_of(summary.difference, alone, "+", either)}
         texts["p"] = "-" if summary.p is None else "< 0.001" if summary.p < 0.001 else f"{summary.p:.3f}"
-        texts |= {name: text_of(getattr(summary, name)) for name in ("final", "late", "best")}
+        texts |= {name: text_of(getattr(summary, name), nan=own) for name in ("final", "late", "best")}
         texts |= {name: text_of(summary.cost[name], why) for name, why in zip(costs, missing, strict=False)}
         rows.append([summary.run.label, *(texts[name] for name in names)])
     return rows

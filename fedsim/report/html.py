@@ -194,7 +194,7 @@ def _last_values(comparison: Comparison) -> str:
 
 def _last_value(run: RunSeries, key: tuple[str, str]) -> str:
     values = [series.last[key] for series in run.seeds.values() if key in series.last]
-    return text_of(estimate(values) if values else None)
+    return text_of(estimate(values) if values else None, nan=run.of_nan())
 
 
 def _run(run: RunSeries, metric: str, lower: bool) -> str:

@@ -86,6 +86,11 @@ class RunSeries:
     recorded: Mapping[int, Recorded] = field(default_factory=dict, repr=False, compare=False)
     edited: bool = False
 
+    def of_nan(self, seed: int | None = None) -> str:
+        """What a value NaN says: "diverged", if this seed, or any, failed; otherwise the metric is "undefined"."""
+        states = [status["state"] for each, status in self.manifest["status"].items() if seed in (None, int(each))]
+        return "diverged" if "failed" in states else "undefined"
+
 
 def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
     """The runs at these paths, each a run or a folder that contains runs at any depth.

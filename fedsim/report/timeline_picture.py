@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -75,18 +76,22 @@ def timeline(
         The share of the clients' time in the picture that each kind of span takes, by its name; "idle" for the rest.
 
     Raises:
-        ConfigError: another file format, a seed that the run lacks, or a time without anything to see.
-        RunError: the run has no timeline, or the file cannot be written.
+        ConfigError: another file format, a seed that the run lacks, a time without anything to see, or a run without
+            a clock.
+        RunError: the run has no timeline yet, or the file cannot be written.
     """
     kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
     made = run if isinstance(run, RunDirectory) else open_run(Path(run))
+    for name, t in (("since", since), ("until", until)):
+        if t is not None and not (isinstance(t, Real) and 0 <= t < math.inf):
+            raise ConfigError(f"{name} is {t!r}; expected seconds from 0 on")
+    if until is not None and until <= since:
+        raise ConfigError(f"until is {until:g} s, not after since, {since:g} s; expected an end after the beginning")
     spans = _spans(made, seed)
     whole = max(span.end for span in spans)
-    if isinstance(since, Real) and since >= whole:
+    if since >= whole:
         raise ConfigError(f"a timeline from {since:g} s; expected a time before its end at {whole:g} s")
     end = _end([span for span in spans if span.end > since]) if until is None else until
-    if not all(isinstance(t, Real) for t in (since, end)) or not 0 <= since < end:
-        raise ConfigError(f"a timeline from {since!r} to {until!r} s; expected seconds from 0 on, and an end after it")
     shown = [span for span in spans if span.end > since and span.start < end]
     lines = _lines(shown)
     if not lines:
@@ -102,6 +107,8 @@ def timeline(
 
 
 def _spans(run: RunDirectory, seed: int | None) -> list[Span]:
+    if run.config.get("clock") is None:
+        raise ConfigError(f"{run.path} has no clock, so no timeline; expected a run with one: --clock Clock")
     known = [int(each) for each in run.manifest["status"]]
     if seed is not None and seed not in known:
         raise ConfigError(f"seed is {seed!r}; {run.path} has {', '.join(map(str, known))}")

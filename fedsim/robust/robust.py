@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fedsim.algorithm import Algorithm, has_server
+from fedsim.checks import takes
 from fedsim.clients import Clients
 from fedsim.engine.federation import ClientCall
 from fedsim.errors import ConfigError, title
 from fedsim.robust.attack import Attack
 from fedsim.robust.before import Jointly
 from fedsim.robust.guard import Guard, Guarded
-from fedsim.robust.rule import name_of
+from fedsim.robust.rule import RobustRule, name_of
 from fedsim.types import Rule, Sent
 from fedsim.values import Vector
 
@@ -65,6 +66,8 @@ class Robust:
             raise ConfigError(f"attack is {self.attack!r:.80}; expected one of fedsim.robust, such as ALIE(share=0.2)")
         if rule is None:
             return
+        if not isinstance(rule, RobustRule):
+            takes(f"aggregate {name_of(rule)}", rule, "rows", "weights")
         name = type(inner).__name__
         if reason := getattr(inner, "no_rule", ""):
             raise ConfigError(

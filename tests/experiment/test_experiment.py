@@ -117,9 +117,15 @@ def test_inputs_that_are_whole_numbers_are_tokens(tmp_path: Path) -> None:
 
 def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
     alike = [split._replace(y=torch.zeros_like(split.y)) for split in (MINE.train, MINE.test)]
-    with pytest.raises(DataError, match=r"all labels are .*--data\.target"):
+    with pytest.raises(DataError, match=r"all labels are .*; expected two classes or more$"):
         run(experiment(data=Dataset("mine", *alike, classes=1), model=nn.Linear(6, 1)), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
+    np.savez(tmp_path / "a.npz", x=np.arange(60.0).reshape(20, 3), y=np.zeros(20, int))
+    (tmp_path / "a.csv").write_text("a,b\n" + "".join(f"{i},0\n" for i in range(20)))
+    for name, advice in (("npz", r"more; to predict numbers, save y as real"), ("csv", r"more; if .*--data\.target")):
+        data = Data(name, options={"path": str(tmp_path / f"a.{name}")})
+        with pytest.raises(DataError, match=rf"all labels are 0.*expected two classes or {advice}"):
+            run(experiment(data=data, model=nn.Linear(3, 1)), root=tmp_path / "runs", progress=False)
 
 
 class Bare:

@@ -41,6 +41,15 @@ def top2(outputs, targets):
 
 def other(x):
     raise SystemExit
+
+def part_err(labels, n=3):
+    raise KeyError("oops")
+
+def part_req(labels, n):
+    return labels % n
+
+def m_nan(outputs, targets):
+    return float("nan")
 '''
 FLAGS = [
     "--uplink", "EF14", "--uplink.compressor", "{}.Clip", "--uplink.compressor.level", "0.02", "--metrics", "{}.top2",
@@ -84,6 +93,23 @@ def test_a_partition_by_a_function_is_shown(module: str, capsys: pytest.CaptureF
     assert "3 clients" in capsys.readouterr().out
     assert main(["partition", "--partition", f"{module}.other"]) == 2
     assert "expected a class that has, or a function that begins with labels" in capsys.readouterr().err
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", [["partition"], ["run", "--algorithm", "FedAvg"]])
+def test_a_partition_that_fails(command: list[str], module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--partition", f"{module}.part_err"]) == 1
+    error = capsys.readouterr().err
+    assert "the partition part_err raised KeyError: 'oops'" in error and "Traceback" not in error
+    assert main([*command, "--partition", f"{module}.part_req"]) == 2
+    assert "partition.n is missing; expected a value\n" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_a_metric_that_is_undefined_has_not_diverged(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--algorithm", "FedAvg", "--rounds", "1", "--quiet", "--metrics", f"{module}.m_nan"]) == 0
+    out = capsys.readouterr().out
+    assert "undefined" in out and "diverged" not in out
 
 
 @pytest.mark.process
@@ -140,6 +166,24 @@ def test_a_compressor_returns_a_vector_like_its_argument(made: Any) -> None:
     by = EF21(compressor=Wrong(made)).compressor           # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"Wrong.compress returned .* for .*32 \[3\]; expected a tensor like"):
         by.compress(torch.ones(3), At())
+
+
+class OneArgument:
+    """A compressor whose method lacks ``at``."""
+
+    def compress(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_parts_take_what_they_are_given() -> None:
+    with pytest.raises(ConfigError, match=r"OneArgument\.compress has parameters \(x: .*; expected \(x, at\)"):
+        EF21(compressor=OneArgument())                     # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"aggregate by_rows has parameters \(rows\); expected \(rows, weights\)"):
+        Experiment(FedAvg(), aggregate=by_rows)
+
+
+def by_rows(rows):                                         # type: ignore[no-untyped-def]
+    return rows.mean(0)
 
 
 def test_the_shorter_form_is_charged() -> None:

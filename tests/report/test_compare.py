@@ -119,6 +119,16 @@ def test_a_seed_that_diverged_before_anything_was_measured_counts(tmp_path: Path
     assert cells(compared)[1][2] == "diverged"
 
 
+def test_a_metric_without_a_value_is_undefined_unless_its_run_failed(tmp_path: Path) -> None:
+    good = make_run(tmp_path, "good", {0: SLOW[0]})
+    none = make_run(tmp_path, "none", {0: [0.1, math.nan]})
+    compared = compare([good, none])
+    assert cells(compared)[1].count("undefined") == 2 and "diverged" not in cells(compared)[1]
+    assert compared.warnings == ("none: seed 0 ends where the metric is undefined (its last value is not finite)",)
+    bad = make_run(tmp_path, "bad", {0: [0.1, math.nan]}, state="failed")
+    assert {"undefined", "diverged"} < set(cells(compare([bad, none]))[1]), "its difference to one that diverged"
+
+
 def test_late_value_and_bits_of_papers(tmp_path: Path) -> None:
     """The mean of the last five evaluations of each seed; what was sent before round 1 is free."""
     path = make_run(tmp_path, "run", {0: [0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5]})

@@ -107,7 +107,9 @@ def test_the_command_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([str(made.path), "--output", "a.gif"], "a picture is a .png"),
         ([str(made.path), "--seed", "3"], "seed is 3"),
         ([str(made.path), "--until", "-1"], "expected seconds from 0 on"),
-        ([str(made.path), "--until", "nan"], "expected seconds from 0 on"),
+        ([str(made.path), "--until", "nan"], "until is nan; expected seconds from 0 on"),
+        ([str(made.path), "--since", "-5"], "since is -5.0; expected seconds from 0 on"),
+        ([str(made.path), "--since", "50", "--until", "10"], "until is 10 s, not after since, 50 s"),
         ([str(made.path), "--since", "1e6", "--until", "2e6"], "expected a time before"),
         ([str(made.path), "--since", "1e6"], "a timeline from 1e+06 s; expected a time before"),
     ):
@@ -116,8 +118,8 @@ def test_the_command_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert text in error and "Traceback" not in error
     assert main(["timeline", str(tmp_path / "nowhere")]) == 2
     plain = run(replace(SMALL, clock=None), output=tmp_path / "plain", progress=False)
-    with pytest.raises(RunError, match="is written by runs of experiments with a clock"):
-        timeline(plain, tmp_path / "b.png")
+    assert main(["timeline", str(plain.path), "--output", str(tmp_path / "b.png")]) == 2
+    assert "plain has no clock, so no timeline; expected a run with one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "round,client\n", f"{','.join(HEADER)}\n1,2,compute,a,3\n", "1\n"])

@@ -360,6 +360,7 @@ def type_in_words(hint: Any) -> str:
         str: "text",
         Path: "a path",
         types.NoneType: "null",
+        Any: "a value",
     }
     if hint in words:
         return words[hint]

@@ -51,7 +51,8 @@ def load_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {_in_words(error)}") from None
     if not isinstance(config, dict):
-        raise ConfigError(f"{path} holds {config!r:.60}; expected settings, such as 'algorithm: FedAvg'")
+        held = "is empty" if config is None else f"holds {config!r:.60}"
+        raise ConfigError(f"{path} {held}; expected settings, such as 'algorithm: FedAvg'")
     return absolute(in_full(config), Path(path).parent)
 
 

@@ -277,7 +277,7 @@ def test_load_config(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("algorithm: {name: FedAvg, lr: 1e-3}\n")
     assert from_config(load_config(path)) == Experiment(FedAvg(lr=0.001)), "YAML 1.1 takes 1e-3 for text"
-    for text, message in (("- a", r"holds \['a'\]; expected settings"), ("a: [", "is not YAML"), ("", "holds None")):
+    for text, message in (("- a", r"holds \['a'\]; expected settings"), ("a: [", "is not YAML"), ("", "is empty")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_config(path)
