@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -148,7 +149,7 @@ class IdToSizeFncPartitioner:
     """
 
     num_partitions: int
-    partition_id_to_size_fn: Callable[[np.ndarray], np.ndarray]
+    partition_id_to_size_fn: Callable[[Any], Any]          # of arrays; jsonargparse would search NumPy for its names
 
     def __post_init__(self) -> None:
         check_count("num_partitions", self.num_partitions)

@@ -56,7 +56,10 @@ def two_threads() -> Iterator[None]:
         yield
 
 
-def test_threads_are_tried_where_pytorch_has_several(two_threads: None, tmp_path: Path) -> None:
+def test_threads_are_tried_where_pytorch_has_several(
+    two_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "SECONDS", 600.0)        # on a busy machine, too
     federation = prepare(SMALL, 0).federation
     settings: Any = {"cache": tmp_path / "backends.json", "rounds": 3}
     tried = choosing.choose(federation, FedAvg(), IDS, **settings)["trial_seconds"]

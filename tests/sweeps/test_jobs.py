@@ -105,8 +105,8 @@ class FakeRay:
     def __init__(self) -> None:
         self.cancelled: list[Any] = []
 
-    def remote(self, fn: Any) -> Any:
-        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda item: item))
+    def remote(self, **_: Any) -> Any:
+        return lambda fn: SimpleNamespace(remote=lambda item: item)
 
     def wait(self, calls: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return calls[:num_returns], calls[num_returns:]

@@ -174,7 +174,10 @@ def test_a_sweep_goes_on_without_a_point_that_the_memory_monitor_killed(monkeypa
         return f"made of {call}"
 
     fake = SimpleNamespace(
-        remote=lambda fn: Task(), wait=lambda calls, **_: (calls[:1], calls[1:]), get=get, exceptions=exceptions
+        remote=lambda **_: lambda fn: Task(),
+        wait=lambda calls, **_: (calls[:1], calls[1:]),
+        get=get,
+        exceptions=exceptions,
     )
     monkeypatch.setattr(pool, "session", lambda **_: contextlib.nullcontext(fake))
     results: Iterator[tuple[int, Any]] = pool.map_unordered(str, [1, 2], jobs=1, cpus=1)
