@@ -23,8 +23,7 @@ def start_from(module: nn.Module, file: str) -> None:
     """Set all parameters and buffers of a module to those in a file.
 
     Raises:
-        ConfigError: the file cannot be read.
-        ConfigError: it is no state_dict, or that of another module.
+        ConfigError: the file cannot be read, is no state_dict, or is that of another module.
     """
     state, own = _read(Path(file)), module.state_dict()
     other = [

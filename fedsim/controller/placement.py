@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import seeds
 from fedsim.data import Dataset, Split
 from fedsim.data.by_client import ClientSource
 from fedsim.data.dataset import brightness
 from fedsim.engine.local_work import Shards
 from fedsim.engine.scattered import Scattered
-from fedsim.engine.sourced import Sourced
+from fedsim.engine.sourced import Sourced, withheld
 from fedsim.errors import ConfigError, PartitionError, explained
 from fedsim.experiment.experiment import Experiment
 from fedsim.partition import Partition, Skew
@@ -98,14 +97,14 @@ def _of_source(
     """Shards of clients that are not in memory."""
     if not share:
         return [(shards, shards) for group in groups for shards in [Sourced(source, group, device, dtype)]]
-    holdout = _withheld(source.sizes, share), seed
+    holdout = _counts_withheld(source.sizes, share), seed
     return [
         (Sourced(source, group, device, dtype, holdout), Sourced(source, group, device, dtype, holdout, True))
         for group in groups
     ]
 
 
-def _withheld(sizes: np.ndarray, share: float) -> np.ndarray:
+def _counts_withheld(sizes: np.ndarray, share: float) -> np.ndarray:
     """Numbers of samples ``[n]`` that clients of ``sizes [n]`` withhold; each keeps at least one for training."""
     held: np.ndarray = np.minimum((sizes * share).round().astype(np.int64), np.maximum(sizes - 1, 0))
     if not held.all():
@@ -119,15 +118,13 @@ def _withheld(sizes: np.ndarray, share: float) -> np.ndarray:
 def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Part]:
     """Training rows and held-out rows of the data sorted by client; every client keeps at least one for training."""
     sizes = partition.sizes
-    held = _withheld(sizes, share)
-    orders = seeds.shuffles(seed, "holdout", 0, np.arange(partition.n), sizes, np.ones(partition.n, np.int64))
-    withheld = [
-        np.sort(order[0, :h]) + start for order, h, start in zip(orders, held, partition.offsets[:-1], strict=True)
-    ]
+    held = _counts_withheld(sizes, share)
+    places = withheld(seed, np.arange(partition.n), sizes, held)
+    chosen = np.concatenate([own + start for own, start in zip(places, partition.offsets[:-1], strict=True)])
     mask = np.ones(len(partition.indices), bool)
-    mask[np.concatenate(withheld)] = False
+    mask[chosen] = False
     parts = []
-    for rows, counts in ((np.flatnonzero(mask), sizes - held), (np.concatenate(withheld), held)):
+    for rows, counts in ((np.flatnonzero(mask), sizes - held), (chosen, held)):
         parts.append(_Part(rows, np.r_[0, np.cumsum(counts)]))
     return parts[0], parts[1]
 

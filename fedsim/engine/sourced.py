@@ -97,7 +97,7 @@ class Sourced(Shards):
         if self._holdout is None:
             return x, y
         held, seed = self._holdout
-        chosen = withheld(seed, client, len(x), int(held[client]))
+        (chosen,) = withheld(seed, np.array([client]), np.array([len(x)]), held[[client]])
         if not self._withheld:
             chosen = np.setdiff1d(np.arange(len(x)), chosen, assume_unique=True)
         rows = torch.from_numpy(chosen)
@@ -108,7 +108,7 @@ class Sourced(Shards):
         return Batch(split.x, split.y)
 
 
-def withheld(seed: int, client: int, size: int, count: int) -> np.ndarray:
-    """The samples ``[count]`` that a client of ``size`` samples withholds, in order."""
-    (order,) = seeds.shuffles(seed, "holdout", 0, np.array([client]), np.array([size]), np.ones(1, np.int64))
-    return np.sort(order[0, :count])
+def withheld(seed: int, clients: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """Places, in order, of the samples that clients withhold: ``counts [c]`` of their ``sizes [c]``."""
+    orders = seeds.shuffles(seed, "holdout", 0, clients, sizes, np.ones(len(clients), np.int64))
+    return [np.sort(order[0, :count]) for order, count in zip(orders, counts, strict=True)]

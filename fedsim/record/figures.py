@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -35,6 +36,27 @@ def format_of(path: Path | str) -> str:
     if suffix not in METADATA:
         raise ConfigError(f"a picture is a .png, .svg or .pdf file, got {path}: change the suffix")
     return suffix
+
+
+def kind_of(file: Path | str | IO[bytes], format: str | None) -> str:
+    """The given format, or that of a file name.
+
+    Raises:
+        ConfigError: none of `METADATA`.
+    """
+    return format or format_of(file if isinstance(file, Path | str) else "")
+
+
+def write(file: Path | str | IO[bytes], draw: Callable[[], Figure], format: str | None = None) -> None:
+    """Draw a figure in `style` and `save` it, in the given format or that of the file name.
+
+    Raises:
+        ConfigError: another format; nothing is drawn then.
+        RunError: it cannot be written.
+    """
+    kind = kind_of(file, format)
+    with style():
+        save(draw(), file, kind)
 
 
 def save(figure: Figure, file: Path | str | IO[bytes], format: str) -> None:

@@ -68,10 +68,11 @@ def curves(
         ConfigError: unknown ``x``, metric, option or file format, or a logarithmic axis without a positive value.
         RunError: no run recorded this cost.
     """
-    kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
-    compared = comparison if isinstance(comparison, Comparison) else compare(comparison)
-    with figures.style():
-        figures.save(draw(compared, x, also, **options), path, kind)
+
+    def drawn() -> Figure:
+        return draw(comparison if isinstance(comparison, Comparison) else compare(comparison), x, also, **options)
+
+    figures.write(path, drawn, format)
 
 
 def draw(comparison: Comparison, x: str = "round", also: Sequence[str] = (), **options: Unpack[Options]) -> Figure:

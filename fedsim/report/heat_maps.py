@@ -30,9 +30,7 @@ def heat_maps(
     Raises:
         ConfigError: another file format.
     """
-    format = figures.format_of(path)
-    with figures.style():
-        figures.save(draw_maps(values, rows, columns, labels), path, format)
+    figures.write(path, lambda: draw_maps(values, rows, columns, labels))
 
 
 def draw_maps(

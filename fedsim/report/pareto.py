@@ -45,9 +45,7 @@ def pareto(
         ConfigError: the metric is itself a cost.
         RunError: no run recorded this cost, or all diverged.
     """
-    kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
-    with figures.style():
-        figures.save(draw_pareto(comparison, x, **options), path, kind)
+    figures.write(path, lambda: draw_pareto(comparison, x, **options), format)
 
 
 def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[Options]) -> Figure:

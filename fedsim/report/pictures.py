@@ -129,8 +129,7 @@ def _draw_partition(run: RunSeries, file: IO[bytes]) -> None:
     settings = run.config.get("partition", {})
     name = settings.get("name", "") if isinstance(settings, Mapping) else settings
     title = f"{str(name).rsplit('.', 1)[-1]}: {len(owned.sizes):,} clients, {owned.sizes.sum():,} samples"
-    with figures.style():
-        figures.save(draw_owned(owned.sizes, owned.counts, whole, title, owned.classes), file, "svg")
+    figures.write(file, lambda: draw_owned(owned.sizes, owned.counts, whole, title, owned.classes), "svg")
 
 
 def _draw_topology(run: RunSeries, file: IO[bytes]) -> None:

@@ -69,9 +69,7 @@ def ribbons(
     Raises:
         ConfigError: too many runs, or none has the metric of single clients.
     """
-    kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
-    with figures.style():
-        figures.save(draw_ribbons(comparison, x, **options), path, kind)
+    figures.write(path, lambda: draw_ribbons(comparison, x, **options), format)
 
 
 def draw_ribbons(comparison: Comparison, x: str = "round", **options: Unpack[Options]) -> Figure:

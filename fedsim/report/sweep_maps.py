@@ -55,9 +55,7 @@ def heat_map(
     Raises:
         ConfigError: not two settings differ, or unknown ones were chosen.
     """
-    kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
-    with figures.style():
-        figures.save(draw_heat_map(comparison, settings), path, kind)
+    figures.write(path, lambda: draw_heat_map(comparison, settings), format)
 
 
 def draw_heat_map(comparison: Comparison, settings: Sequence[str] | None = None) -> Figure:

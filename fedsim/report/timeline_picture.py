@@ -80,7 +80,7 @@ def timeline(
             a clock.
         RunError: the run has no timeline yet, or the file cannot be written.
     """
-    kind = format or figures.format_of(path if isinstance(path, str | Path) else "")
+    kind = figures.kind_of(path, format)
     made = run if isinstance(run, RunDirectory) else open_run(Path(run))
     for name, t in (("since", since), ("until", until)):
         if t is not None and not (isinstance(t, Real) and 0 <= t < math.inf):

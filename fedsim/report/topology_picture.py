@@ -58,7 +58,7 @@ def draw_graph(
     Raises:
         ConfigError: another file format, or too many nodes.
     """
-    kind_of_file = format or figures.format_of(path if isinstance(path, Path) else "")
+    kind_of_file = figures.kind_of(path, format)
     if w.shape[0] > MOST_NODES:
         raise ConfigError(f"a picture of {w.shape[0]:,} nodes shows nothing; draw up to {MOST_NODES:,}, or none")
     with figures.style():

@@ -19,6 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.schedule import Cosine
+from fedsim.report.series import flat
 from fedsim.robust.robust import innermost
 
 SEARCHES = ("grid", "random", "halving")
@@ -146,9 +147,7 @@ def ends(grid: Mapping[str, Experiment], chosen: str) -> list[str]:
     return found
 
 
-def _numbers(value: Any, place: str = "") -> dict[str, float]:
+def _numbers(config: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a configuration by their dotted names."""
-    if isinstance(value, Mapping):
-        below = (_numbers(child, f"{place}.{key}" if place else str(key)) for key, child in value.items())
-        return {key: number for numbers in below for key, number in numbers.items()}
-    return {place: value} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+    leaves = flat(config)
+    return {key: value for key, value in leaves if isinstance(value, int | float) and not isinstance(value, bool)}

@@ -22,22 +22,11 @@ from fedsim.backends.flower.deploy.ports import free
 from fedsim.backends.flower.deploy.processes import Process, stop_all
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.cli import main
+from tests.backends.flower.test_pinned import FOREIGN
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(1800)]   # on a machine that is busy with other things
 EXPERIMENT = Path(__file__).parents[4] / "experiments/flower/experiment.yaml"
-PROJECT = """
-[project]
-name = "foreign"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = ["flwr>=1.41"]
-[tool.flwr.app]
-publisher = "stranger"
-[tool.flwr.app.components]
-serverapp = "foreign:server"
-clientapp = "foreign:client"
-"""
 CODE = """
 import time
 from pathlib import Path
@@ -69,7 +58,7 @@ def answer(message, context):
 def foreign(folder: Path, nodes: int) -> Path:
     """An app that leaves a file wherever it runs."""
     folder.mkdir()
-    (folder / "pyproject.toml").write_text(PROJECT)
+    (folder / "pyproject.toml").write_text(FOREIGN)
     (folder / "foreign.py").write_text(CODE.format(folder=str(folder), nodes=nodes))
     return folder
 
