@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -46,10 +47,11 @@ def changed(code: Mapping[str, str]) -> list[str]:
 @lru_cache(maxsize=1024)
 def source_of(module: str) -> Path | None:
     """File of a module, found without importing it or the packages around it."""
-    path: Sequence[str] | None = None
+    path: Sequence[str] | None = sys.path
     file, parts = None, module.split(".")
     for depth in range(len(parts)):
-        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path)
+        # A module that is no package has no path. Without one, its last name would be looked up on sys.path.
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path) if path is not None else None
         if spec is None:
             return None
         path, file = spec.submodule_search_locations, spec.origin

@@ -80,6 +80,16 @@ def test_code_is_that_of_ones_own_parts_and_what_they_import(package: Path, tmp_
     assert {"algorithms.fedspeed"} <= set(code_of(replace(base(tmp_path), algorithm=FedSpeed())))
 
 
+def test_names_that_a_module_defines_are_no_modules(package: Path, tmp_path: Path) -> None:
+    """Not even where a file or a folder of that name lies on the path."""
+    (package / "method.py").write_text(f"from mine.steps import other, folder\n{ALGORITHM}")
+    (package / "steps.py").write_text("SIZE, other, folder = 0.1, 1, 2\n")
+    (package.parent / "other.py").write_text("")
+    (package.parent / "folder").mkdir()
+    mine = importlib.import_module("mine.method").Mine
+    assert set(code_of(replace(base(tmp_path), algorithm=mine()))) == {"mine.method", "mine.steps"}
+
+
 def test_points_whose_code_has_changed_run_again(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
