@@ -33,6 +33,7 @@ COSTS = {
     "gradient_evaluations": "grad evals",
     "simulated_seconds": "sim. seconds",
 }
+COUNTS = ("round", "gradient_evaluations")
 PAID = ("simulated", "total")
 """Scopes of cumulative costs: they begin at 0, so that they have no best round and no target."""
 
@@ -224,15 +225,22 @@ def _tested(summaries: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
     return tuple(replace(summary, p=corrected.get(row)) for row, summary in enumerate(summaries))
 
 
-def text_of(value: Estimate | None, missing: str = "-", sign: str = "-", nan: str = "diverged") -> str:
-    """Format an estimate: mean ± half width, or the mean of a single seed, which has no interval; ``nan`` for NaN."""
+def text_of(
+    value: Estimate | None, missing: str = "-", sign: str = "-", nan: str = "diverged", counted: bool = False
+) -> str:
+    """Format an estimate: mean ± half width, or the mean of a single seed, which has no interval; ``nan`` for NaN.
+
+    Args:
+        counted: whether it is of whole numbers; that of a single seed is then one.
+    """
     if value is None:
         return missing
     if math.isnan(value.mean):
         return nan
     size = abs(value.mean)
     tiny = 0 < max(size, value.half_width or 0) < 0.001    # as gaps to an optimum become
-    form = ".2e" if tiny else ",.0f" if size >= 1000 else ",.1f" if size >= 10 else ",.3f"
+    whole = size >= 1000 or (counted and value.half_width is None)
+    form = ".2e" if tiny else ",.0f" if whole else ",.1f" if size >= 10 else ",.3f"
     mean = f"{value.mean:{sign}{form}}"
     if value.half_width is None:
         return f"{mean} (1 seed)"
@@ -289,7 +297,8 @@ def cells(comparison: Comparison, chosen: Sequence[str] | None = None) -> list[l
         texts = {"seeds": str(seeds), "difference": text_of(summary.difference, alone, "+", either)}
         texts["p"] = "-" if summary.p is None else "< 0.001" if summary.p < 0.001 else f"{summary.p:.3f}"
         texts |= {name: text_of(getattr(summary, name), nan=own) for name in ("final", "late", "best")}
-        texts |= {name: text_of(summary.cost[name], why) for name, why in zip(costs, missing, strict=False)}
+        for name, why in zip(costs, missing, strict=False):
+            texts[name] = text_of(summary.cost[name], why, counted=name in COUNTS)
         rows.append([summary.run.label, *(texts[name] for name in names)])
     return rows
 

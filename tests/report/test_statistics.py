@@ -97,3 +97,8 @@ def test_p_is_that_of_a_paired_t_test() -> None:
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_counts_of_one_seed_are_whole() -> None:
+    assert text_of(Estimate(5.0, None, 1), counted=True) == "5 (1 seed)"
+    assert text_of(Estimate(5.5, 1.5, 2), counted=True).replace("\N{NO-BREAK SPACE}", " ") == "5.500 ± 1.500"
