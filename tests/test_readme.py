@@ -78,12 +78,6 @@ def test_what_a_page_says_runs_in_its_order(page: str, folder: Path, capsys: pyt
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
-def test_pictures_and_links_exist(page: Path) -> None:
-    for target in re.findall(r"\]\(((?!http)[^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
-
-
 def test_the_script_is_the_quickstart() -> None:
     scripts = [text for kind, text in BLOCKS["README.md"] if kind == "python"]
     assert any(text.strip() in (ROOT / "experiments" / "quickstart.py").read_text() for text in scripts)

@@ -1,8 +1,9 @@
-"""The documentation as a site: its pages exist, and every link leads to a file. Building it is left to `make docs`."""
+"""The documentation as a site: its pages exist, and every link leads to a file and a heading. `make docs` builds it."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,24 @@ def test_the_menu_lists_every_page_once() -> None:
     tutorials = [SITE.place(str(file.relative_to(ROOT))) for file in SITE.TUTORIALS.glob("*.py")]
     made = [*tutorials, *(f"reference/{name}.md" for name in SITE.REFERENCE)]
     assert sorted(listed) == sorted([*map(SITE.place, WRITTEN), *made])
+
+
+def headings(page: Path) -> set[str]:
+    """The names by which links lead to the headings of a page, or of a script of cells."""
+    mark = "# #" if page.suffix == ".py" else "#"
+    found = re.findall(rf"^{mark}+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    plain = [re.sub(r"\[(.*?)\]\(.*?\)|[^\w\s-]", r"\1", heading) for heading in found]
+    return {re.sub(r"[-\s]+", "-", heading.strip()).lower() for heading in plain}
+
+
+@pytest.mark.parametrize("path", [*WRITTEN, *(str(file.relative_to(ROOT)) for file in SITE.TUTORIALS.glob("*.py"))])
+def test_every_link_leads_to_a_file_and_a_heading(path: str) -> None:
+    page = ROOT / path
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text().replace("\n# ", "\n")):
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not heading or heading in headings(target), link
 
 
 def test_the_reference_names_modules_there_are() -> None:
