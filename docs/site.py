@@ -7,8 +7,10 @@ cells begin with ``# %%``: it is executed as a notebook, and its page has the ou
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,10 +61,14 @@ def tutorial(source: Path, kernel: str = "python3") -> tuple[str, dict[str, byte
     from nbconvert import MarkdownExporter
 
     notebook = jupytext.read(source)
+    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=600, kernel_name=kernel, resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            notebook, timeout=600, kernel_name=kernel, resources={"metadata": {"path": folder}},
+            extra_arguments=["--log-level=ERROR"],         # it warns of its own port on this machine
+        )  # fmt: skip
         try:
-            client.execute()
+            client.execute(env={**os.environ, "PATH": commands})   # `fedsim` of this environment, activated or not
         except NoSuchKernel:
             fix = "pip install '.[docs]' in a checkout of fedsim"
             raise TutorialError(f"{source.name}: there is no Jupyter kernel {kernel!r} to execute it; {fix}") from None

@@ -157,7 +157,7 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
 
 def _verdict(metric: str, choice: Choice | None) -> str:
     if choice is None:
-        return "No best point: all diverged."
+        return f"No best point: {metric} is undefined at the end of every point that has finished."
     units = {**COSTS, "seconds": "host seconds"}
     costs = [f"{text_of(cost)} {units[name]}" for name, cost in choice.cost.items()]
     run, final = choice.run.run, text_of(choice.run.final)

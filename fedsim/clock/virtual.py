@@ -73,10 +73,14 @@ class VirtualClock:
         Raises:
             ConfigError: it ends at no time that can be counted.
         """
+        self.follow(trace, round)
+        check_time(self.now, round)
+
+    def follow(self, trace: Sequence[Phase], round: int) -> None:
+        """Fold the trace of a round, whenever it ends."""
         if self.timeline is not None and self.timeline.full:
             self.timeline = None
         begun, _ = self._fold(trace, round)
-        check_time(self.now, round)
         if self.timeline is not None:
             self.timeline.add(round, np.array([SERVER]), "round", begun, self.server)
 
@@ -110,8 +114,9 @@ class VirtualClock:
     def _compute(self, phase: Computed, round: int, called: np.ndarray) -> None:
         if not (phase.down > 0).any() and not phase.evaluations.any():
             return                                         # takes no time; only what is sent next waits
-        self.server = max(self.server, float(np.max(self.ready[phase.ids])))
-        tasks, ready = self._plan(phase, round, called), self.ready[phase.ids]
+        ready = self.ready[phase.ids]
+        self.server = max(self.server, float(ready.max()))
+        tasks = self._plan(phase, round, called)
         self.at[phase.ids] = tasks.end
         self.ready[phase.ids] = -np.inf
         if self.timeline is None:
@@ -128,11 +133,14 @@ class VirtualClock:
     def _plan(self, phase: Computed, round: int, called: np.ndarray) -> Tasks:
         """When the nodes of a phase work; nodes that the server tells nothing begin when they are free."""
         devices, i, told = self.devices, phase.ids, phase.down > 0
-        work = devices.work(i, phase.evaluations, round)
-        pending = self.ready[i] > -np.inf
-        start = np.where(told, np.maximum(self.at[i], called), self.at[i])
-        arrival = np.where(pending, np.maximum(self.ready[i], np.where(told, called, 0.0)), start)
-        arrival = arrival + devices.download(i, phase.down)
+        work, at, ready = devices.work(i, phase.evaluations, round), self.at[i], self.ready[i]
+        start = np.where(told, np.maximum(at, called), at)
+        download, pending = devices.download(i, phase.down), ready > -np.inf
+        if not pending.any():                              # as in most methods
+            arrival = start + download
+            begin = devices.begin(i, arrival)
+            return Tasks(start, arrival, begin, begin + work)
+        arrival = np.where(pending, np.maximum(ready, np.where(told, called, 0.0)), start) + download
         begin = devices.begin(i, np.where(pending, start, arrival))
         share = np.where(pending, self.behind[i], 0.0)
         return Tasks(start, arrival, begin, np.maximum(begin + share * work, arrival) + (1 - share) * work)

@@ -7,6 +7,7 @@ cumulative cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -293,7 +294,8 @@ def _only(scores: OwnScores, chosen: np.ndarray) -> OwnScores:
 
 def _by_node(scope: str, scores: OwnScores, settings: Evaluation, many: bool) -> list[Row]:
     """Number of scored nodes, each node's value, the mean, the mean weighted by ``scores.samples``, the mean of the
-    worst nodes, and of ``many`` nodes quantiles. Nodes where a metric is undefined are left out of these, and counted.
+    worst nodes, and of ``many`` nodes quantiles. Nodes where a metric is undefined are left out of these, and counted;
+    where no node is left, the means are NaN.
     """
     rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
     others = [(metric.name, values, metric.larger_is_better) for metric, values in scores.others.items()]
@@ -305,7 +307,9 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation, many: bool) ->
         each, samples = every[defined], scores.samples[defined]
         if not defined.all():
             rows.append(Row(scope, None, f"{metric}_undefined", float((~defined).sum())))
-        if not len(each):
+        worst = f"{metric}_worst{settings.worst * 100:g}"
+        if not len(each):                                  # as that of the server's model is where it is undefined
+            rows += [Row(scope, None, name, math.nan) for name in (f"{metric}_mean", f"{metric}_weighted_mean", worst)]
             continue
         if many:
             cuts = zip(QUANTILES, np.quantile(each, QUANTILES), strict=True)
@@ -314,7 +318,7 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation, many: bool) ->
         ordered = np.sort(each) if larger else np.sort(each)[::-1]
         rows.append(Row(scope, None, f"{metric}_mean", float(each.mean())))
         rows.append(Row(scope, None, f"{metric}_weighted_mean", float(np.average(each, weights=samples))))
-        rows.append(Row(scope, None, f"{metric}_worst{settings.worst * 100:g}", float(ordered[:count].mean())))
+        rows.append(Row(scope, None, worst, float(ordered[:count].mean())))
     return rows
 
 

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from fedsim.algorithm import has_server
 from fedsim.clock.barrier import Barrier
 from fedsim.clock.devices import Devices, read_devices
+from fedsim.clock.lazy import LazyClock
 from fedsim.clock.virtual import VirtualClock
 from fedsim.clock.waiting import Waiting
 from fedsim.controller import evaluate
@@ -69,7 +69,7 @@ class SeedRun:
         self._start = 0.0                                  # start of the clock that times rounds
         self._last = experiment.rounds                     # number of the last round
         self._measured: dict[tuple[str, str], float] = {}  # in this round
-        self.clock: VirtualClock | Driver | None = None    # of simulated seconds
+        self.clock: LazyClock | Driver | None = None    # of simulated seconds
         self.barrier: Barrier | None = None                # who is waited for; None for everybody
         self.timeline: Timeline | None = None              # what the clock has seen
 
@@ -89,8 +89,8 @@ class SeedRun:
             self._write_edges()
             if missing := absent(read_metrics(record.timing.path)):   # including rounds before a resume
                 self.host.say(f"seed {self.seed}: {summary(missing, self._last)}")
-            if isinstance(self.clock, VirtualClock) and self.clock.skipped:
-                skipped = f"{many(self.clock.skipped, 'round')} of {self._last}"
+            if self.barrier is not None and self.barrier.clock.skipped:
+                skipped = f"{many(self.barrier.clock.skipped, 'round')} of {self._last}"
                 self.host.say(f"seed {self.seed}: {skipped} had too few messages for a step, see waiting")
 
     def _devices(self, record: SeedRecord) -> Devices | None:
@@ -109,22 +109,22 @@ class SeedRun:
         algorithm = method_of(self.experiment, self.federation.model)
         backend = self._connect(loaded.meta["backend"] if loaded else None)
         fed, self.meter = self.federation, Meter(self.federation)
-        if devices is not None:
-            self.meter.trace, concurrency = [], self.experiment.concurrency
-            self.timeline = Timeline(record.directory / "timeline.csv", loaded.round if loaded else -1)
-            self.clock = (
-                VirtualClock(devices)
-                if concurrency is None
-                else (Driver if has_server(algorithm) else Meetings)(
-                    algorithm, fed, self.meter, devices, concurrency, self.host
-                )
-            )
-            self.clock.timeline = None if loaded else self.timeline   # which has the initialisation already
-        if isinstance(self.clock, VirtualClock) and self.experiment.waiting != Waiting():
-            self.barrier = Barrier(self.experiment.waiting, self.clock, self.seed)
-        clock = self.clock if isinstance(self.clock, VirtualClock) else None
+        concurrency = self.experiment.concurrency
+        times = VirtualClock(devices) if devices is not None and concurrency is None else None
+        if times is not None and self.experiment.waiting != Waiting():
+            self.barrier = Barrier(self.experiment.waiting, times, self.seed)
         sampling = self.experiment.participation
-        self.selection = Selection(sampling, self.prepared, self.meter, clock, self.barrier, self.host)
+        self.selection = Selection(sampling, self.prepared, self.meter, times, self.barrier, self.host)
+        if devices is not None:
+            self.meter.trace = []
+            self.timeline = Timeline(record.directory / "timeline.csv", loaded.round if loaded else -1)
+            if times is not None:
+                self.clock = LazyClock(times, lazy=not self.selection.looks_at_clock)
+            elif concurrency is not None:
+                driver = Driver if has_server(algorithm) else Meetings
+                self.clock = driver(algorithm, fed, self.meter, devices, concurrency, self.host)
+            assert self.clock is not None
+            self.clock.timeline = None if loaded else self.timeline   # which has the initialisation already
         name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
         with pure(name, x), explained(name):
             state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
@@ -160,7 +160,7 @@ class SeedRun:
 
     def _tick(self, round: int) -> None:
         """Let the clock, if there is one, follow what happened in a round."""
-        if isinstance(self.clock, VirtualClock) and self.meter.trace is not None:
+        if isinstance(self.clock, LazyClock) and self.meter.trace is not None:
             self.clock.advance(self.meter.trace, round)
             self.meter.trace.clear()
 
@@ -175,8 +175,7 @@ class SeedRun:
     def _told(self) -> Callable[[], dict[str, torch.Tensor]]:
         """Clock and sampling as they are now: a function that names their tensors for a checkpoint."""
         sampling = {f"sampling.{name}": tensor for name, tensor in self.selection.snapshot().items()}
-        clock = self.clock
-        times = clock.freeze() if isinstance(clock, Driver) else partial(dict, clock.snapshot() if clock else {})
+        times = dict if self.clock is None else self.clock.freeze()
         return lambda: sampling | {f"clock.{name}": tensor for name, tensor in times().items()}
 
     def _under_way(self) -> dict[str, dict[int, Any]]:

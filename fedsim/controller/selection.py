@@ -33,7 +33,7 @@ class Selection:
 
     Attributes:
         memory: of an adaptive sampling.
-        begun: simulated seconds at which the server calls the cohort.
+        begun: simulated seconds at which the server calls the cohort that a sampling has chosen that listens.
     """
 
     def __init__(
@@ -44,6 +44,11 @@ class Selection:
         self.host, self.federation, self.begun = host, prepared.federation, 0.0
         self.adaptive = cast(Adaptive, sampling) if hasattr(sampling, "choose") else None
         self.memory: Memory = {} if self.adaptive is None else self.adaptive.begin(self.federation.shards.n)
+
+    @property
+    def looks_at_clock(self) -> bool:
+        """Whether it does so between any two rounds."""
+        return self.adaptive is not None or self.barrier is not None
 
     def cohort(self, round: int, state: Any) -> np.ndarray:
         """Ids of the clients that the server calls, sorted; with ``waiting.present`` of those that are available then.
@@ -63,7 +68,8 @@ class Selection:
             if isinstance(sampling, FixedSize):            # as many as of all clients
                 sampling = replace(sampling, size=min(int(sampling.expected(n)), len(there)))
             ids = there[sampling.cohort(seed, round, len(there))]
-        self.begun = 0.0 if self.clock is None else self.clock.server
+        if self.adaptive is not None and self.clock is not None:
+            self.begun = self.clock.server
         return ids
 
     def _present(self) -> np.ndarray:

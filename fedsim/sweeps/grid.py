@@ -229,7 +229,7 @@ def compare_points(sweep: Sweep, scope: str, metric: str | None, target: float |
 
 
 def choose(comparison: Comparison) -> Choice | None:
-    """The point with the best mean final value over its seeds; None if every point diverged."""
+    """The point with the best mean final value over its seeds; None if that is undefined for every point."""
     winner = best([summary.final.mean for summary in comparison.runs], comparison.lower)
     if isnan(winner):
         return None

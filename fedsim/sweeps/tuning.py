@@ -10,7 +10,7 @@ many rounds, is `fedsim.sweeps.search`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -42,7 +42,7 @@ class Tuned:
         final: sweep of the chosen ones, with a point for each method.
         chosen: setting of each method.
         withheld: for each method and setting that was left at the end the metric on withheld samples; NaN where a seed
-            diverged.
+            diverged, or where the metric is undefined.
         metric: that was chosen by.
         rounds: rounds that the choice took of each method, of all its settings, for one seed.
         tried: names of the settings of each method.
@@ -93,8 +93,8 @@ def tune(
         progress: show progress on stderr.
 
     Raises:
-        ConfigError: no methods or settings, a wrong number of seeds, an experiment that no file can express, or the
-            folder holds something else.
+        ConfigError: no methods or settings, a wrong number of seeds, an experiment that no file can express, the folder
+            holds something else, or the metric is undefined with each setting of a method that does not diverge.
         DivergenceError: a method diverges with each of its settings.
     """
     whole("tuning seeds", seeds, 1)
@@ -134,7 +134,8 @@ def tune(
             scope = "clients/holdout" if methods[method][chosen[method]].topology is None else "nodes/holdout"
             measure = partial(value_of, tuning, scope=scope, metric=f"{metric}_weighted_mean")
             withheld[method], spent[method] = _halved(tuning, grid, steps[method], eta, lower, measure, jobs, progress)
-            chosen[method] = _best(method, withheld[method], lower)
+            finished = [name for name, point in grid.items() if point.name not in tuning.failures]
+            chosen[method] = _best(method, metric, withheld[method], finished, lower)
     finals = [_point(method, methods[method][name].with_execution(name=method)) for method, name in chosen.items()]
     final = run_all(finals, folder / "final", jobs, progress)
     names = {method: list(grid) for method, grid in tried.items()}
@@ -204,8 +205,13 @@ def _at(series: Series, round: int | None) -> float:
     return float(found[0]) if len(found) else math.nan
 
 
-def _best(method: str, values: Mapping[str, Estimate], lower: bool) -> str:
+def _best(method: str, metric: str, values: Mapping[str, Estimate], finished: Collection[str], lower: bool) -> str:
     winner = best([value.mean for value in values.values()], lower)
+    if math.isnan(winner) and finished:
+        raise ConfigError(
+            f"{metric} is undefined on the samples that clients withhold with every setting of {method} that does not"
+            f" diverge: {', '.join(finished)}; choose by another metric, or give clients more samples"
+        )
     if math.isnan(winner):
         raise DivergenceError(f"{method} diverges with every setting: {', '.join(values)}; give it smaller steps")
     return next(name for name, value in values.items() if value.mean == winner)

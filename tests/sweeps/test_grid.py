@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     axes = ["--algorithm.lr", "0.05,0.5", "--local.batch_size", "8,32", "--seeds", "2"]
     assert main(["sweep", *SMALL, *axes, "--jobs", "1", "--output", str(folder)]) == 0
     return folder
+
+
+def nowhere(outputs: Any, targets: Any) -> float:
+    """A metric that no samples define."""
+    return math.nan
+
+
+def test_without_a_best_point_the_metric_is_undefined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A point that diverged has failed, and is not among those that are compared."""
+    words = [*over(SMALL, "--rounds", "1"), "--algorithm.lr", "0.1,0.2", "--metrics", f"{__name__}.nowhere"]
+    assert main(["sweep", *words, "--metric", "nowhere", "--jobs", "1", "--output", str(tmp_path / "sweep")]) == 0
+    out = capsys.readouterr().out
+    assert "No best point: nowhere is undefined at the end" in out and "diverged" not in out
 
 
 @pytest.mark.parametrize(

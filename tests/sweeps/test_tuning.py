@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from algorithms import DFedAvg, FedAvg, FedSpeed
 from fedsim import Execution, Experiment, IidPartitioner, LocalWork, run, tune
@@ -60,6 +62,18 @@ def test_settings_that_diverge_are_out(tmp_path: Path) -> None:
     assert tuned.chosen["FedAvg"] == "lr=0.5"
     with pytest.raises(DivergenceError, match=r"FedAvg diverges with every setting: lr=1e\+38, lr=1e\+37; give"):
         tune({"FedAvg": wild}, tmp_path / "all", seeds=1, jobs=1, progress=False)
+
+
+def nowhere(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """A metric that no samples define."""
+    return math.nan
+
+
+@pytest.mark.parametrize("search", ["grid", "halving"])
+def test_a_metric_that_is_undefined_is_no_divergence(search: str, tmp_path: Path) -> None:
+    measured = {name: replace(made, metrics=(f"{__name__}.nowhere",)) for name, made in AVERAGED.items()}
+    with pytest.raises(ConfigError, match=r"nowhere is undefined .* of FedAvg that does not diverge: lr=0.001, lr=0.5"):
+        tune({"FedAvg": measured}, tmp_path, seeds=1, metric="nowhere", search=search, jobs=1, progress=False)
 
 
 def test_wrong_arguments_leave_nothing_behind(tmp_path: Path) -> None:
