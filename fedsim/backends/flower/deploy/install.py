@@ -16,6 +16,8 @@ OFFLINE = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Disable telemetry, update checks, and the installation of packages when an app starts."""
+PAINT = ("FORCE_COLOR", "TTY_COMPATIBLE")
+"""Ask for colours where there is no terminal, as notebooks and build servers do; painted JSON is none."""
 HERE = "localhost,127.0.0.1,::1"
 """This machine, whose servers are reached without the proxy that the environment may name."""
 
@@ -46,8 +48,8 @@ def command(name: str) -> str:
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    """Environment of Flower's processes: offline, with its own home, this process's search paths, and no
-    proxy on the way to this machine.
+    """Environment of Flower's processes: offline, without colours, with its own home, this process's search paths, and
+    no proxy on the way to this machine.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     folders = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
@@ -57,4 +59,5 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         found["FEDSIM_DATA"] = str(Path(folder).expanduser().absolute())
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         found[name] = ",".join(filter(None, [os.environ.get(name), HERE]))
-    return {**os.environ, **OFFLINE, **found, **extra}
+    ours = {name: value for name, value in os.environ.items() if name not in PAINT}
+    return {**ours, **OFFLINE, **found, **extra}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shlex
 import socket
+import subprocess
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -225,3 +227,13 @@ def test_processes_stay_offline_and_reach_this_machine(tmp_path: Path, monkeypat
     assert (found["NO_PROXY"], found["no_proxy"]) == (f"example.org,{install.HERE}", install.HERE)
     assert {found[name] for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")} == {"0"}
     assert found["FLWR_DISABLE_UPDATE_CHECK"] == found["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+
+
+@pytest.mark.flower
+def test_answers_of_flower_are_not_painted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notebooks and build servers ask for colours where there is no terminal."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    words = [install.command("flwr"), "ls", "nowhere", "--format", "json"]
+    done = subprocess.run(words, env=install.environment(tmp_path), capture_output=True, text=True, timeout=120)
+    assert json.loads(done.stdout)["success"] is False
