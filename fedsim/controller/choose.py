@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +24,14 @@ from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.examine import snapshot
 from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.kernels import KERNELS, REFERENCE, Kernels, fastest, variations
 from fedsim.engine.loop import Loop
-from fedsim.engine.machine import free_memory
+from fedsim.engine.machine import free_memory, torch_threads
 from fedsim.errors import BlockError, FedsimError, explained
 from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
 from fedsim.tree import written
+from fedsim.types import Batch
 
 SIZES = (1, 5, 10, 25, 50, 100)
 """Block sizes to try."""
@@ -37,8 +39,8 @@ LARGER, SMALL_BLOCK = (300, 1000), 2**22
 """Further ones of large cohorts, if one vector for each client takes no more than so many bytes."""
 TRIAL_STEPS = 3
 """Least local steps of a trial, if a client makes that many: enough to measure the cost of a step."""
-MARGIN = 0.9
-"""Others must take less than this share of the plain loop's time to be chosen."""
+MARGIN, CLOSE = 0.95, 0.98
+"""Others must take less than this share of the plain loop's time, and each other kernel of that without it."""
 MANY = 1000
 """Nodes without a server of which some are enough for a trial; those have the links that they have to each other."""
 SECONDS, SHARE = 2.0, 0.02
@@ -55,23 +57,26 @@ class Candidate(NamedTuple):
 
     size: int
     threads: int
+    kernels: Kernels = REFERENCE
 
     @property
     def name(self) -> str:
         """Name in the cache and in a manifest."""
-        return (str(self.size) if self.size else "loop") + (f" on {self.threads} threads" if self.threads else "")
+        clients = (str(self.size) if self.size else "loop") + (f" on {self.threads} threads" if self.threads else "")
+        return ", ".join([clients, *self.kernels.names])
 
     @property
     def backend(self) -> Backend:
         """The backend that does it."""
-        return Blocks(self.size, self.threads) if self.size else Loop(self.threads)
+        return Blocks(self.size, self.threads, self.kernels) if self.size else Loop(self.threads, self.kernels)
 
     @property
     def chosen(self) -> dict[str, Any]:
         """What a manifest says of it."""
         size = {"block_size": self.size} if self.size else {}
         threads = {"client_threads": self.threads} if self.threads else {}
-        return {"backend": "blocks" if self.size else "loop", **size, **threads}
+        kernels = {"kernels": self.kernels.names} if self.kernels.names else {}
+        return {"backend": "blocks" if self.size else "loop", **size, **threads, **kernels}
 
 
 def choose(
@@ -82,6 +87,7 @@ def choose(
     rounds: int = 1,
     blocks_only: bool = False,
     threads: int | None = None,
+    kernels: bool = True,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -94,6 +100,7 @@ def choose(
         rounds: rounds of the run; long ones are worth longer trials.
         blocks_only: exclude the loop.
         threads: clients or blocks at the same time, 0 for one; by default both none and PyTorch's number are tried.
+        kernels: try others than those of the reference, too.
         cache: file of earlier measurements; in the user's cache directory by default.
         say: prints a message.
 
@@ -101,21 +108,21 @@ def choose(
         BlockError: with ``blocks_only``, code that runs in the loop alone.
     """
     tried = candidates(federation, len(ids), blocks_only, threads)
+    varied = variations(federation.model) if kernels else []
     cache = cache or Path(platformdirs.user_cache_dir("fedsim")) / "backends.json"
-    key = _key(federation, algorithm, len(ids), tried)
+    key = _key(federation, algorithm, len(ids), tried, varied)
     seconds, reason = _read(cache).get(key), None
     if seconds is None:
         try:
-            seconds = _keep(cache, key, _measure(federation, algorithm, ids, tried, rounds))
+            seconds = _keep(cache, key, _measure(federation, algorithm, ids, tried, rounds, varied))
         except BlockError as error:                        # not cached: its cause may be mended
             if blocks_only:
                 raise
             say(f"{error.reason}; clients run one at a time")
             one_by_one, reason = [candidate for candidate in tried if not candidate.size], error.reason
-            seconds = _measure(federation, algorithm, ids, one_by_one, rounds)
-    names = {candidate.name: candidate for candidate in tried if candidate.name in seconds}
-    fastest = min(names, key=lambda name: seconds[name] * (MARGIN if name == "loop" else 1))
-    return {**names[fastest].chosen, **({"reason": reason} if reason else {}), "trial_seconds": seconds}
+            seconds = _measure(federation, algorithm, ids, one_by_one, rounds, varied)
+    fastest = _fastest(seconds, tried)
+    return {**fastest.chosen, **({"reason": reason} if reason else {}), "trial_seconds": seconds}
 
 
 def candidates(federation: Federation, cohort: int, blocks_only: bool, threads: int | None) -> list[Candidate]:
@@ -132,9 +139,36 @@ def candidates(federation: Federation, cohort: int, blocks_only: bool, threads: 
     return found[:1] + sorted(found[1:], key=lambda c: (c.size > 1, c.size == 0, not c.threads))
 
 
+def _fastest(seconds: dict[str, float], tried: Sequence[Candidate]) -> Candidate:
+    """The fastest of those that were measured, with margins for the reference and its kernels."""
+    every = [candidate._replace(kernels=kernels) for candidate in tried for kernels in KERNELS]
+
+    def at_best(candidate: Candidate) -> float:
+        literal = candidate == Candidate(0, 0)
+        return seconds[candidate.name] * (MARGIN if literal else 1) / CLOSE ** len(candidate.kernels.names)
+
+    return min((candidate for candidate in every if candidate.name in seconds), key=at_best)
+
+
+def _in_turn(
+    tried: list[Candidate], seconds: dict[str, float], varied: list[dict[str, bool]]
+) -> Iterator[Candidate]:
+    """What to measure next: the first once for its order of magnitude; kernels vary for the fastest.
+
+    Args:
+        seconds: what has been measured so far.
+    """
+    yield from (tried[0], *tried)
+    best = _fastest(seconds, tried)
+    for change in varied:
+        yield best._replace(kernels=replace(best.kernels, **change))
+        best = _fastest(seconds, tried)
+
+
 def _measure(
-    federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray, tried: list[Candidate], rounds: int
-) -> dict[str, float]:
+    federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray, tried: list[Candidate], rounds: int,
+    varied: list[dict[str, bool]],
+) -> dict[str, float]:  # fmt: skip
     """Seconds of a round by candidate, from rounds of some clients and steps. What would exceed the time for trials, in
     processor time, is omitted, and so are blocks that exceed the memory that is free.
 
@@ -146,8 +180,12 @@ def _measure(
     each, cost = float("inf"), float("inf")                # seconds of a client's step; of a trial of one
     before, left, last = snapshot(federation.model), SECONDS, (0, 0)
     try:
-        for candidate in (tried[0], *tried):               # the first once for its order of magnitude
-            affordable = int(max(left, 0.0) / len(tried) / cost)   # steps of clients
+        if federation.model.convolutional:                     # whose trials are dear and short: by gradients alone
+            with torch_threads(1 if any(candidate.threads for candidate in tried) else None):
+                kernels = fastest(federation.model, _minibatch(federation, int(ids[0])), varied)
+            tried, varied = [candidate._replace(kernels=kernels) for candidate in tried], []
+        for candidate in _in_turn(tried, seconds, varied):
+            affordable = int(max(left, 0.0) / (len(tried) + len(varied)) / cost)   # steps of clients
             some = min(len(ids), max(candidate.size or 1, affordable // steps) * max(candidate.threads, 1))
             long = min(steps, max(least, affordable // some))
             known = candidate.name in seconds and (some, long) == last
@@ -170,6 +208,12 @@ def _measure(
     finally:
         before.restore()                                   # what a module holds of a block means nothing outside it
     return seconds
+
+
+def _minibatch(federation: Federation, node: int) -> Batch:
+    """A minibatch of a client."""
+    size = int(federation.work.batch(federation.shards.sizes[node]))
+    return federation.shards.rows(node).part(slice(size))._replace(key=torch.zeros(size, dtype=torch.int64))
 
 
 def held(candidate: Candidate, federation: Federation) -> int:
@@ -217,7 +261,10 @@ def _times(trial: Federation, algorithm: Algorithm[Any], ids: np.ndarray) -> lis
     return times
 
 
-def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int, tried: Sequence[Candidate]) -> str:
+def _key(
+    federation: Federation, algorithm: Algorithm[Any], cohort: int, tried: Sequence[Candidate],
+    varied: Sequence[dict[str, bool]] = (),
+) -> str:  # fmt: skip
     """Cache key: digest of everything that the choice depends on."""
     model, work, shards = federation.model, federation.work, federation.shards
     where = [platform.node(), platform.processor(), torch.__version__, torch.get_num_threads(), str(model.device)]
@@ -232,6 +279,7 @@ def _key(federation: Federation, algorithm: Algorithm[Any], cohort: int, tried: 
         int(work.counts(shards.sizes).max()),
         cohort,
         [candidate.name for candidate in tried],
+        varied,
         _kind(algorithm),
         _kind(federation.topology),
         where,

@@ -9,6 +9,7 @@ from fedsim.controller.choose import Candidate, choose
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.graphed import Graphed
+from fedsim.engine.kernels import Kernels
 from fedsim.experiment.experiment import Experiment
 
 
@@ -49,6 +50,7 @@ def backend_of(chosen: dict[str, Any], note: Callable[[str], None], *, may_fall:
         eager, say = into("eager")
         return Graphed(eager=eager, say=say)
     size, threads = chosen.get("block_size", 0), chosen.get("client_threads", 0)   # 0: one client, or block, a time
+    kernels = Kernels.of(chosen.get("kernels", []))
     if size and may_fall:
-        return BlocksOrLoop(size, *into("in_loop"), threads)
-    return Candidate(size, threads).backend
+        return BlocksOrLoop(size, *into("in_loop"), threads, kernels)
+    return Candidate(size, threads, kernels).backend

@@ -24,6 +24,7 @@ from fedsim.engine.augmentation import augmented
 from fedsim.engine.dense_fold import DenseFold, dense_fold
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.fused import StackDescent
+from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.local_work import CHUNK, Plans, draw, minibatches
 from fedsim.engine.loop import Loop, Rows, refuse_captured_tensors
 from fedsim.engine.plans import BlockPlan, Once, block_plan
@@ -47,10 +48,12 @@ class Blocks:
     Args:
         size: clients per block, ideally few enough for their models to fit in the processor's cache.
         threads: blocks at the same time, on threads; see ``fedsim.engine.threads``.
+        kernels: what computes the model; see ``fedsim.engine.kernels``.
     """
 
     size: int = 25
     threads: int = 0
+    kernels: Kernels = REFERENCE
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -81,7 +84,7 @@ class Blocks:
         memory = dict[int, tuple[Any, ...]]()
         rows, kept = Rows[Any](len(ids)), Rows[Any](len(ids))
         every = len(ids) == shards.n                       # then their memories stay one stack
-        running = contextlib.closing(in_order(federation, blocks, one, self.threads))
+        running = contextlib.closing(in_order(federation, blocks, one, self.threads, self.kernels))
         with torch.no_grad(), pure(title(call.fn), call.down), running as done:
             for chosen, (message, new, places) in zip(blocks, done, strict=True):
                 if call.sends:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.loop import Loop
 from fedsim.errors import BlockError, title
 from fedsim.types import Messages
@@ -24,12 +25,14 @@ class BlocksOrLoop:
             resumed run falls back in the same round.
         fell: called with a message when one is added.
         threads: see ``fedsim.engine.threads``.
+        kernels: see ``fedsim.engine.kernels``.
     """
 
     size: int
     fallen: dict[str, str]
     fell: Callable[[str], None]
     threads: int = 0
+    kernels: Kernels = REFERENCE
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
@@ -39,9 +42,9 @@ class BlocksOrLoop:
         if name not in self.fallen:
             before = charged[ids]
             try:
-                return Blocks(self.size, self.threads).run(federation, meter, call)
+                return Blocks(self.size, self.threads, self.kernels).run(federation, meter, call)
             except BlockError as error:
                 charged[ids] = before
                 self.fallen[name] = error.reason
                 self.fell(f"{error.reason}; it runs for one client at a time from here on")
-        return Loop(self.threads).run(federation, meter, call)
+        return Loop(self.threads, self.kernels).run(federation, meter, call)

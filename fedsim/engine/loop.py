@@ -16,6 +16,7 @@ from fedsim import seeds
 from fedsim.engine.augmentation import augmented
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
 from fedsim.engine.model import Model
 from fedsim.engine.purity import pure
@@ -151,9 +152,11 @@ class Loop:
 
     Args:
         threads: clients at the same time, on threads; see ``fedsim.engine.threads``.
+        kernels: what computes the model; see ``fedsim.engine.kernels``.
     """
 
     threads: int = 0
+    kernels: Kernels = REFERENCE
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
@@ -181,7 +184,7 @@ class Loop:
         rows = Rows[Any](len(nodes))
         own = [] if mine is None else [mine.default, *(mine.rows[node] for node in nodes if node in mine.rows)]
         first: Any = None                                  # result of the first client, whose form all have
-        running = contextlib.closing(in_order(federation, range(len(nodes)), one, self.threads))
+        running = contextlib.closing(in_order(federation, range(len(nodes)), one, self.threads, self.kernels))
         with torch.no_grad(), pure(title(call.fn), call.down, *own), running as done:
             for i, (node, (message, new)) in enumerate(zip(nodes, done, strict=True)):
                 result = (message, new) if call.sends else new

@@ -57,6 +57,7 @@ class Model:
         statistics: the running statistics that are part of the vector, by name.
         learned: mask of the parameters in the vector, bool ``[d]``; None without statistics.
         sharing: which coordinates methods see and send, the others being each client's own; None for all.
+        channels_last: on a CPU, convolutions read images in this layout; see ``fedsim.engine.kernels``.
 
     Raises:
         ModelError: the module keeps statistics that cannot be a part of the vector, draws its own random numbers, or
@@ -102,7 +103,7 @@ class Model:
         self.dense = DenseStack.of(module, loss) if len(named) == len(list(module.parameters())) else None
         self._alone = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
         self.draws: bool | None = None                     # whether it draws random numbers, from the first step on
-        self._channels_last = self.convolutional and self.device.type == "cpu"
+        self.channels_last = True
 
     def vector(self) -> Vector:
         """Copy of the module's current parameters and statistics, ``[d]``."""
@@ -322,8 +323,9 @@ class Model:
         return _mean(per_sample(loss_of_mixed(self.loss, called(forward, x), y), count(y)), weight)
 
     def _input(self, x: Samples) -> Samples:
-        """Convert images to channels-last, the fastest layout for oneDNN's convolutions and PyTorch's pooling."""
-        return mapped(_channels_last, x) if self._channels_last else x
+        """Convert images to channels-last, in most cases the fastest layout of oneDNN's convolutions and of pooling."""
+        here = self.convolutional and self.channels_last and self.device.type == "cpu"
+        return mapped(_channels_last, x) if here else x
 
 
 def called(module: Callable[..., Any], x: Samples) -> Any:

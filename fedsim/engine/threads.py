@@ -6,13 +6,14 @@ order in which clients finish can be seen in a result: results are taken in the 
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ import torch
 
 from fedsim.checks import whole
 from fedsim.engine.federation import Federation
+from fedsim.engine.kernels import Kernels
 from fedsim.engine.machine import torch_threads
 from fedsim.engine.model import Model
 from fedsim.engine.unpicklable import refused
@@ -50,7 +52,7 @@ def refuse_stopped() -> None:
 
 
 def in_order(
-    federation: Federation, jobs: Sequence[J], run: Callable[[Federation, J], R], threads: int
+    federation: Federation, jobs: Sequence[J], run: Callable[[Federation, J], R], threads: int, kernels: Kernels
 ) -> Generator[R, None, None]:
     """Yield ``run(federation, job)`` of every job, in their order.
 
@@ -59,9 +61,10 @@ def in_order(
         jobs: clients or blocks.
         run: runs one; called without gradients.
         threads: jobs at the same time, with one PyTorch thread each; 0 runs one after the other, with PyTorch's.
+        kernels: what computes them.
     """
     if threads <= 1:
-        with torch_threads(1) if threads else contextlib.nullcontext():
+        with torch_threads(1 if threads else None), kernels.used_by([federation.model]):
             for job in jobs:
                 yield run(federation, job)
         return
@@ -77,17 +80,27 @@ def in_order(
         finally:
             free.append(fed)
 
-    with torch_threads(1), ThreadPoolExecutor(len(models)) as pool:
-        waiting: deque[Future[R]] = deque()
+    waiting: deque[Future[R]] = deque()
+    with torch_threads(1), kernels.used_by(models):
         try:
             for job in jobs:
-                waiting.append(pool.submit(one, job))
+                waiting.append(_pool(threads).submit(one, job))
                 if len(waiting) > 2 * threads:             # results wait for their turn, in memory
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:                                           # also after an error, a client's or here, or an interrupt
             stop.set()
+            wait([job for job in waiting if not job.cancel()])
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: in a new one, the first step of a convolution takes twice as long."""
+    return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)      # a forked process has none of the threads
 
 
 def _copies(model: Model, count: int) -> list[Model]:

@@ -47,7 +47,7 @@ SWEEP = "sweep.json"
 FORM: dict[Any, Any] = {
     "accepted": [{"metrics": {...: [str]}, "settings": [str]}],
     "code": {...: str},
-    "backend": {...: {"backend": str, "block_size": int, "in_loop": dict, "eager": dict}},
+    "backend": {...: {"backend": str, "block_size": int, "kernels": [str], "in_loop": dict, "eager": dict}},
     "data_hash": str,
     "device": str,
     "extended": [{"from": int, "to": int}],

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,23 @@ from fedsim import LocalWork
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.compress import LowRank, TopK
 from fedsim.controller import choose as choosing
+from fedsim.controller.in_process import backend_of
 from fedsim.controller.prepare import prepare
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation
+from fedsim.engine.kernels import Kernels
+from fedsim.engine.loop import Loop
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BlockError
 from tests.controller.test_run import SMALL
 
 IDS = np.arange(4)
+
+
+@pytest.fixture(autouse=True)
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels depend on the machine; here only the test of them has others than the reference's."""
+    monkeypatch.setattr(choosing, "variations", lambda model: [])
 
 
 def test_a_choice_is_for_what_its_time_depends_on() -> None:
@@ -90,6 +100,52 @@ def test_trials_of_much_work_end_in_time(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert of_all == pytest.approx(0.1 * 8 * federation.work.counts(federation.shards.sizes[:8]).max())
     now[0], long = 0.0, choosing.choose(federation, FedAvg(), np.arange(8), cache=tmp_path / "b", rounds=1000)
     assert set(long["trial_seconds"]) >= {"loop", "1", "5", "8"}, "a long run is worth more"
+
+
+def test_kernels_vary_for_the_fastest_and_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each that helps is kept, unless the difference is within the noise."""
+    asked: list[Any] = []
+    factors = {"channels first": 0.8, "oneDNN": 0.99}
+
+    def times(trial: Federation, algorithm: Any, ids: np.ndarray) -> list[tuple[float, float]]:
+        backend: Any = trial.backend
+        asked.append(backend)
+        took = len(ids) * (1e-3 if isinstance(backend, Loop) else 5e-4)
+        return [(took * prod(factors[name] for name in backend.kernels.names),) * 2] * 3
+
+    monkeypatch.setattr(choosing, "_times", times)
+    monkeypatch.setattr(choosing, "variations", lambda model: [{"channels_last": False}, {"onednn": True}])
+    federation, settings = prepare(SMALL, 0).federation, {"threads": 0, "cache": tmp_path / "backends.json"}
+    chosen = choosing.choose(federation, FedAvg(), IDS, **settings)     # type: ignore[arg-type]
+    assert set(chosen["trial_seconds"]) == {"loop", "1", "4", "1, channels first", "1, channels first, oneDNN"}
+    assert (chosen["block_size"], chosen["kernels"]) == (1, ["channels first"])
+    ran = backend_of(chosen, lambda text: None, may_fall=False)
+    assert ran == Blocks(1, kernels=Kernels(channels_last=False)) and ran in asked
+    before = len(asked)
+    assert choosing.choose(federation, FedAvg(), IDS, **settings) == chosen and len(asked) == before   # type: ignore[arg-type]
+    of_ray = choosing.choose(federation, FedAvg(), IDS, kernels=False, **settings)     # type: ignore[arg-type]
+    assert set(of_ray["trial_seconds"]) == {"loop", "1", "4"} and "kernels" not in of_ray
+
+
+def test_kernels_of_a_convolution_are_those_of_its_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seconds = {False: 0.001, True: 0.0}
+    now, asked = [0.0], list[Any]()
+
+    def gradient(model: Any, x: torch.Tensor, batch: Any, *rest: Any) -> torch.Tensor:
+        asked.append((model.channels_last, len(batch.y)))
+        now[0] += seconds[model.channels_last]
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(choosing, "variations", lambda model: [{"channels_last": False}])
+    monkeypatch.setattr("fedsim.engine.model.Model.gradient", gradient)
+    monkeypatch.setattr("fedsim.engine.kernels.time.perf_counter", lambda: now[0])
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+    federation = prepare(replace(SMALL, model=model, local=LocalWork(8)), 0).federation
+    for faster, kernels in ((False, ["channels first"]), (True, [])):
+        seconds[faster], seconds[not faster] = 0.001, 0.002
+        found = choosing._measure(federation, FedAvg(), IDS, [choosing.Candidate(0, 0)], 1, [{"channels_last": False}])
+        assert list(found) == [", ".join(["loop", *kernels])]
+    assert {(True, 8), (False, 8)} <= {*asked}
 
 
 def keep(cache: Path, process: int) -> None:

@@ -159,7 +159,7 @@ class RayHost(Host):
         """Block size as chosen in this process, but small enough to give every worker a block."""
         size = MOST_TOGETHER
         if fed.model.device.type != "cuda":
-            size = int(choose(fed, experiment.method, ids, threads=0, say=self.say).get("block_size", 0))
+            size = int(choose(fed, experiment.method, ids, threads=0, kernels=False, say=self.say).get("block_size", 0))
         return min(size, max(1, math.ceil(len(ids) / workers)))
 
     def _report_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
