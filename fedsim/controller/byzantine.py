@@ -130,19 +130,7 @@ def triggered(attack: Attack | None, test: Split) -> Split | None:
 
 
 def refuse_deployment(experiment: Experiment) -> None:
-    """Raise ConfigError for what real clients do not do: simulated attacks and personal models."""
-    personal = [
-        name
-        for name, given in (
-            ("evaluation.fine_tune", experiment.evaluation.fine_tune),
-            ("evaluation.unseen", experiment.evaluation.unseen),
-            (f"algorithm {type(experiment.algorithm).__name__}", getattr(experiment.algorithm, "personal", False)),
-        )
-        if given
-    ]
-    if personal:
-        given = " and ".join(personal)
-        raise ConfigError(f"{given} is for simulations: nodes report the scores of one model; leave it out")
+    """Raise ConfigError for what real clients do not do: simulated attacks."""
     if not getattr(experiment.algorithm, "deploys", True):
         name = type(experiment.algorithm).__name__
         raise ConfigError(f"{name} is for simulations: real nodes are sent whole models; use e.g. FedAvg")

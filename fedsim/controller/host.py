@@ -11,7 +11,7 @@ import numpy as np
 from fedsim.algorithm import Algorithm
 from fedsim.clients import cohort
 from fedsim.controller import evaluate
-from fedsim.controller.personal import Models, scores_of
+from fedsim.controller.personal import scores_of_models
 from fedsim.controller.prepare import Prepared, prepare
 from fedsim.engine.federation import Federation, Meter
 from fedsim.experiment.experiment import Experiment
@@ -93,6 +93,14 @@ class Host:
         """Score the model ``x`` on the own samples of some clients."""
         return evaluate.own_scores(prepared, self.score, x, nodes)
 
-    def personal_scores(self, prepared: Prepared, state: Any, models: Models) -> evaluate.OwnScores:
-        """Score each client's own model in a state on its own samples; ``models`` gives their vectors ``[d]``."""
-        return scores_of(prepared, models, prepared.own)
+    def model_scores(self, experiment: Experiment, prepared: Prepared, state: Any, scope: str) -> evaluate.OwnScores:
+        """Score clients' models in a state on their own samples.
+
+        Args:
+            experiment: the experiment.
+            prepared: the federation.
+            state: of the algorithm.
+            scope: "personal": each client's own model; "tuned": that, or the server's, after fine-tuning; "unseen" and
+                "unseen_tuned": the server's at clients that never train.
+        """
+        return scores_of_models(experiment, prepared, state, scope)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedsim.clients import cohort
@@ -17,19 +18,17 @@ from fedsim.controller.prepare import Prepared
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation
-from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import OnDevice
 from fedsim.engine.sharing import selected
 from fedsim.experiment.experiment import Experiment
-from fedsim.tree import Samples
 from fedsim.types import Batch, Kept, Local
 from fedsim.values import Vector
 
 Models = Callable[[int], Vector]
 """Function from a client to the vector ``[d]`` of its model."""
-Scoring = Callable[[Prepared, Any, Models], OwnScores]
-"""Function that scores clients' models in a state: see ``fedsim.controller.host.Host.personal_scores``."""
+Scoring = Callable[[Experiment, Prepared, Any, str], OwnScores]
+"""Function that scores clients' models in a state: see ``fedsim.controller.host.Host.model_scores``."""
 
 
 def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any, scoring: Scoring) -> list[Row]:
@@ -39,55 +38,59 @@ def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any, scori
     training samples; "unseen/holdout" and "unseen_tuned/holdout" are the server's model, and after fine-tuning, at
     clients that never train.
     """
-    model, settings = prepared.federation.model, experiment.evaluation
-    personal = personal_model(prepared, state)
-    server = model.whole(state.x)
-
-    def rows(scope: str, models: Callable[[int], Vector], own: Shards) -> list[Row]:
-        scores = scores_of(prepared, models, own)
-        return evaluate.of_scope(scope, prepared.own_kind, prepared, scores, settings)
-
+    settings = experiment.evaluation
+    scopes = {
+        "personal": kept_of_models(prepared, state) is not None,
+        "tuned": settings.fine_tune > 0,
+        "unseen": settings.unseen > 0,
+        "unseen_tuned": settings.unseen > 0 and settings.fine_tune > 0,
+    }
     found: list[Row] = []
-    if personal is not None:
-        scores = scoring(prepared, state, personal)
-        found += evaluate.of_scope("personal", prepared.own_kind, prepared, scores, settings)
-    if settings.fine_tune:
-        tuned = fine_tuned(experiment, prepared.federation, personal or (lambda _: server))
-        found += rows("tuned", tuned.__getitem__, prepared.own)
-    if prepared.unseen is not None:
-        train, own = prepared.unseen
-        found += rows("unseen", lambda _: server, own)
-        if settings.fine_tune:
-            elsewhere = replace(prepared.federation, shards=train, weights=None)
-            tuned = fine_tuned(experiment, elsewhere, lambda _: server)
-            found += rows("unseen_tuned", tuned.__getitem__, own)
+    for scope in (scope for scope, there in scopes.items() if there):
+        scores = scoring(experiment, prepared, state, scope)
+        found += evaluate.of_scope(scope, prepared.own_kind, prepared, scores, settings)
     return found
 
 
-def personal_model(prepared: Prepared, state: Any) -> Callable[[int], Vector] | None:
+def kept_of_models(prepared: Prepared, state: Any) -> Kept[Vector] | None:
+    """What each client keeps of its own model: its layers ``[p]``, or all of it ``[d]``; None if all have the server's.
+    """
+    if prepared.federation.model.sharing is not None:
+        slots = state.slots
+        return Kept(slots.n, slots.default[-1], {client: row[-1] for client, row in slots.rows.items()})
+    while hasattr(state, "inner"):
+        state = state.inner
+    own: Kept[Vector] | None = getattr(state, "personal", None)
+    return own
+
+
+def personal_model(prepared: Prepared, state: Any) -> Models | None:
     """Function from a client to the vector ``[d]`` of its own model; None if all have the server's."""
     sharing = prepared.federation.model.sharing
     if sharing is not None:
         return own_layers(state, sharing)
-    while hasattr(state, "inner"):
-        state = state.inner
-    own: Kept[Vector] | None = getattr(state, "personal", None)
+    own = kept_of_models(prepared, state)
     return None if own is None else own.__getitem__
 
 
-def scores_of(prepared: Prepared, models: Callable[[int], Vector], own: Shards) -> OwnScores:
-    """Score each client's model on its own samples, in this process."""
-    model, classes = prepared.federation.model, bool(prepared.dataset.classes)
+def scores_of_models(experiment: Experiment, prepared: Prepared, state: Any, scope: str) -> OwnScores:
+    """Score clients' models in this process: see ``fedsim.controller.host.Host.model_scores``."""
+    federation, own = prepared.federation, prepared.own
+    server, models = federation.model.whole(state.x), personal_model(prepared, state)
+    if scope.startswith("unseen"):
+        assert prepared.unseen is not None
+        train, own = prepared.unseen
+        federation, models = replace(federation, shards=train, weights=None), None
+    models = models or (lambda _: server)
+    if scope.endswith("tuned"):
+        models = fine_tuned(experiment, federation, models, range(own.n)).__getitem__
+    model, classes = federation.model, bool(prepared.dataset.classes)
 
-    def score(x: Vector, inputs: Samples, targets: Samples) -> evaluate.Scores:
-        return evaluate.score(model, x, inputs, targets, classes, prepared.keeps_outputs)
+    def each(node: int) -> evaluate.Scores:
+        samples = own.rows(node)
+        return evaluate.score(model, models(node), samples.x, samples.y, classes, prepared.keeps_outputs)
 
-    def each() -> Iterator[evaluate.Scores]:
-        for node in range(own.n):
-            samples = own.rows(node)
-            yield score(models(node), samples.x, samples.y)
-
-    return evaluate.by_client(prepared, evaluate.together(list(each())), own)
+    return evaluate.by_client(prepared, evaluate.together([each(node) for node in range(own.n)]), own)
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,10 @@ class FineTuning:
         return local.fold(step, x, mask)
 
 
-def fine_tuned(experiment: Experiment, federation: Federation, models: Callable[[int], Vector]) -> Kept[Vector]:
-    """Every client's model after fine-tuning on its training samples; nothing is charged."""
+def fine_tuned(
+    experiment: Experiment, federation: Federation, models: Models, nodes: Sequence[int]
+) -> Kept[Vector]:
+    """The models of some clients after fine-tuning on their training samples; nothing is charged."""
     settings, backend = experiment.evaluation, federation.backend
     model = copy.copy(federation.model)
     model.sharing = None                                  # all layers are the client's now
@@ -120,7 +125,7 @@ def fine_tuned(experiment: Experiment, federation: Federation, models: Callable[
         cohort_size=None,
         memory=OnDevice(),
     )
-    n, rate = here.shards.n, settings.fine_tune_lr
-    before = Kept(n, models(0), {node: models(node) for node in range(n)})
+    rate, ids = settings.fine_tune_lr, np.array(nodes)
+    before = Kept(here.shards.n, models(nodes[0]), {node: models(node) for node in nodes})
     tuning = FineTuning(getattr(experiment.algorithm, "lr") if rate is None else rate)  # noqa: B009
-    return cohort(here, 0).apply(tuning.client, before, down=mask.to(model.device, model.dtype))
+    return cohort(here, 0, ids).apply(tuning.client, before, down=mask.to(model.device, model.dtype))

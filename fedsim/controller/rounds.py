@@ -325,7 +325,7 @@ class SeedRun:
             rows = evaluate.server(self.prepared, self.host.score, x, round)
             if due:
                 rows += evaluate.clients(self.prepared, self.host.own_scores(self.prepared, x, nodes), settings)
-                rows += rows_of_models(self.experiment, self.prepared, state, self.host.personal_scores)
+                rows += rows_of_models(self.experiment, self.prepared, state, self.host.model_scores)
             rows += evaluate.updates(self.meter, state.x, None if before is None else before.x)
         return rows + evaluate.cost(self.meter.ledger, nodes, self._simulated())
 

@@ -12,7 +12,7 @@ from torch import nn
 from fedsim.clients import cohort
 from fedsim.controller.initial import check_unchanged
 from fedsim.controller.keeping import method_of
-from fedsim.controller.personal import personal_model
+from fedsim.controller.personal import kept_of_models, personal_model
 from fedsim.controller.prepare import Prepared, prepare
 from fedsim.controller.settings import check_model
 from fedsim.errors import ConfigError, RunError
@@ -60,8 +60,9 @@ def trained(
     deployed = loaded.meta["backend"].get("backend") == "flower"
     if deployed and isinstance(begun.x, Kept):
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
-    if deployed and fed.model.sharing is not None and node is not None:
-        raise RunError(f"{run.path} was deployed, and the layers of client {node} stay with it; leave out the node")
+    if deployed and node is not None and kept_of_models(prepared, begun) is not None:
+        what = f"model of client {node} stays" if fed.model.sharing is None else f"layers of client {node} stay"
+        raise RunError(f"{run.path} was deployed, and the {what} with it; leave out the node")
     _note_missing(run, seed, loaded.round)
     return _module(fed.model, vector_of(prepared, restore(begun, loaded), run, node)), loaded.round
 

@@ -31,7 +31,6 @@ from fedsim import (
     run,
     trained_model,
 )
-from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.prepare import prepare
 from fedsim.engine.sharing import Share
 from fedsim.errors import ConfigError
@@ -115,7 +114,7 @@ def test_fine_tuning_is_plain_training_from_the_client_s_model() -> None:
     case = replace(BASE, evaluation=evaluation)
     fed = prepare(case, 0).federation
     start = fed.model.vector()
-    tuned = fine_tuned(case, fed, lambda _: start)
+    tuned = fine_tuned(case, fed, lambda _: start, range(fed.shards.n))
     work = replace(fed.work, steps=2)
     for i, plan in enumerate(minibatches(work, fed.shards, fed.seed, 0, np.arange(fed.shards.n))):
         module: Any = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
@@ -222,9 +221,3 @@ def test_what_does_not_go_with_personal_layers_is_refused(tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=message):
             run(case, output=tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match=r"evaluation\.fine_tune and evaluation\.unseen is for simulations"):
-        refuse_deployment(BASE)
-    from fedsim.backends.flower.deploy import local_deployment  # which starts no process before it is asked
-
-    with pytest.raises(ConfigError, match="is for simulations"):
-        local_deployment.check(BASE, local_deployment.LocalDeployment(nodes=6))

@@ -211,3 +211,26 @@ def test_node_config_as_text() -> None:
     said = NodeSettings(2, Path("/a b"), Path("/c"), Path("/d"), (Path("/e f"), Path("/g")), ("x.y", "z"))
     assert NodeSettings.of(parse_config_args([said.text()]), Path("other")) == said
     assert NodeSettings.of({"partition-id": 0}, Path("other")) == NodeSettings(0, Path("other"))
+
+
+def test_a_newcomer_never_trains_and_personal_models_are_not_handed_out(tmp_path: Path) -> None:
+    evaluation = {"holdout": 0.2, "unseen": 0.34, "fine_tune": 2}
+    config = {**CONFIG, "algorithm": "Ditto", "evaluation": evaluation}
+    prepared = prepare(from_config(config), 0)
+    text = as_text(from_config(config), common_of(prepared))
+    newcomer, client = NodeSettings(2, tmp_path), NodeSettings(1, tmp_path)
+    refused = answer(question({"client": 2}), text, newcomer)
+    assert "client 2 is one of evaluation.unseen, which evaluate and do not train" in refusal(refused)
+    assert "there are clients 0 to 2" in refusal(answer(question({"client": 3}), text, NodeSettings(3, tmp_path)))
+    x = {"x": wire.encode(torch.zeros(D))}
+    losses = []
+    for tuned in (False, True):
+        made = answer(question({"verb": "score", "client": 2, "tuned": tuned, "data": x}), text, newcomer)
+        assert made.values["samples"] == len(prepared.unseen[1].rows(0).y)  # type: ignore[index]
+        losses.append(made.values["loss"])
+    assert losses[1] < losses[0]
+    NodeStore(tmp_path, RUN, 1).write("1.1.0", torch.zeros(3))
+    asked = question({"verb": "value", "read": ["1.1.0"], "data": {}})
+    assert "the server asks for a memory" in refusal(answer(asked, text, client))
+    scored = question({"verb": "score", "own": "1.1.0", "data": {}})
+    assert "the memory '1.1.0' is no model: it has the shape [3]" in refusal(answer(scored, text, client))

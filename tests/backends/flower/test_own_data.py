@@ -65,6 +65,19 @@ def test_the_example(data: Path, tmp_path: Path) -> None:
     assert last["total", "gradient_evaluations", None] == pytest.approx(5 * 2 * sum(trained), abs=5 * 2 * 3)
 
 
+@pytest.mark.slow
+def test_a_node_that_does_not_train_evaluates_on_its_own_data(data: Path, tmp_path: Path) -> None:
+    evaluation = {"every": 1, "clients_every": 1, "holdout": 0.2, "unseen": 0.34, "fine_tune": 3}
+    rows = metrics(run(tmp_path, data, config(data, rounds=2, evaluation=evaluation)))
+    nodes = {scope: {row["node"] for row in rows if row["scope"] == f"{scope}/holdout"} - {None} for scope in
+             ("clients", "tuned", "unseen", "unseen_tuned")}
+    assert nodes == {"clients": {0, 1}, "tuned": {0, 1}, "unseen": {0}, "unseen_tuned": {0}}
+    trained = {row["node"] for row in rows if row["metric"] == "gradient_evaluations" and row["value"] > 0}
+    assert trained == {None, 0, 1}
+    loss = {row["scope"]: row["value"] for row in rows if row["metric"] == "loss_mean" and row["round"] == 2}
+    assert loss["unseen_tuned/holdout"] < loss["unseen/holdout"]
+
+
 def reorder(file: Path, columns: Callable[[list[str]], list[str]]) -> None:
     """Write the columns of a CSV file, header included, in another order."""
     rows = [line.split(",") for line in file.read_text().splitlines()]

@@ -47,6 +47,8 @@ EF21P = {"name": "EF21P", "compressor": {"name": "TopK", "fraction": 0.1}}
 EF14 = {"name": "EF14", "compressor": {"name": "TopK", "fraction": 0.1}}
 KEPT = {**CONFIG["local"], "optimizer": {"name": "AdamW", "state": "keep"}}
 JITTERED = {"name": "Chain", "then": "Jitter"}
+TUNED = {"every": 1, "clients_every": 1, "holdout": 0.2, "unseen": 0.34, "fine_tune": 3, "fine_tune_lr": 0.1}
+NEW = {**CONFIG["partition"], "min_partition_size": 20}
 PARTS = {**CONFIG["local"], "step_schedule": "CosineSteps", "micro_batch": 10, "augment": "Mixup"}
 OTHERS: dict[str, dict[str, Any]] = {
     "a local optimiser": {"algorithm": "FedSAM", "local": {**CONFIG["local"], "optimizer": "Adam"}},
@@ -99,9 +101,20 @@ OTHERS: dict[str, dict[str, Any]] = {
         "algorithm": "FedSAM", "share": "3", "local": KEPT, "uplink": EF14, "downlink": EF21P, "sampling": {"size": 2},
         "rounds": 4,
     },
+    "fine-tuning, and newcomers": {"algorithm": "FedAvg", "evaluation": TUNED, "partition": NEW},
+    "personal models, fine-tuning, newcomers": {
+        "algorithm": "Ditto", "evaluation": TUNED, "partition": NEW, "sampling": {"size": 1}, "rounds": 3,
+    },
+    "personal models, and an optimiser with memory": {"algorithm": "Ditto", "local": KEPT, "sampling": {"size": 2}},
+    "layers that stay, fine-tuning, newcomers": {
+        "algorithm": "Scaffold", "evaluation": TUNED, "share": "all but 3", "partition": NEW, "sampling": {"size": 1},
+    },
     "float64": {"algorithm": "FedAMD", "dtype": "float64"},
     "a convolutional model": {"algorithm": "Scaffold", "model": "McMahanCNN", "rounds": 1},
 }  # fmt: skip
+
+
+OF_CLIENTS = ("clients/", "personal/", "tuned/", "unseen/", "unseen_tuned/")
 
 
 def config_of(algorithm: str) -> dict[str, Any]:
@@ -109,10 +122,9 @@ def config_of(algorithm: str) -> dict[str, Any]:
     return {"algorithm": algorithm, **({"topology": RING} if gossips else {})}
 
 
-PERSONAL = [cls.__name__ for cls in ALGORITHMS if getattr(cls, "personal", False)]
 REBUILT = [cls.__name__ for cls in ALGORITHMS if not getattr(cls, "deploys", True)]
 CASES = {
-    cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS if cls.__name__ not in PERSONAL + REBUILT
+    cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS if cls.__name__ not in REBUILT
 } | OTHERS
 
 
@@ -137,7 +149,7 @@ def metrics(folder: Path, seed: int = 0) -> list[dict[str, Any]]:
 def agree(deployed: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> None:
     """Equal rows; clients score a model on their own samples alone, which may round differently than all at once."""
     for a, b in zip(deployed, simulated, strict=True):
-        if a["scope"].startswith(("clients/", "personal/")):
+        if a["scope"].startswith(OF_CLIENTS):
             assert a.pop("value") == pytest.approx(b.pop("value"), rel=1e-6)
         assert a == b
 
@@ -207,10 +219,22 @@ def test_layers_that_stay_are_on_the_node_s_disk_alone(tmp_path: Path) -> None:
         fedsim.trained_model(deployed, node=1)
 
 
-@pytest.mark.parametrize("algorithm", PERSONAL)
-def test_personal_models_are_refused_by_name(algorithm: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"algorithm {algorithm} is for simulations: nodes report the scores of one"):
-        deploy(tmp_path, {**CONFIG, "algorithm": algorithm})
+def test_personal_models_are_on_the_node_s_disk_alone(tmp_path: Path) -> None:
+    """Ditto: what travels is FedAvg's, and the model of a client is handed to nobody."""
+    sent = []
+    for name in ("FedAvg", "Ditto"):
+        grid = federation(tmp_path / name / "nodes", 3)
+        deployed = deploy(tmp_path / name, {**CONFIG, "algorithm": name}, grid)
+        sent.append(read_metrics(deployed.path / "seed-0" / "metrics.jsonl").series("total", "bytes_up")[2])
+        assert not any("value" in node.asked for node in grid.nodes.values())
+    assert sent[0] == sent[1]
+    with pytest.raises(RunError, match="was deployed, and the model of client 1 stays with it; leave out the node"):
+        fedsim.trained_model(deployed, node=1)
+
+
+def test_simulated_attacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="attack is for simulations: the clients of a deployment are what they are"):
+        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "attack": {"name": "SignFlipping", "fraction": 0.34}})
     assert not (tmp_path / "deployed").exists()
 
 

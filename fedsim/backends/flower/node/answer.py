@@ -32,6 +32,7 @@ from fedsim.backends.flower.protocol.forms import (
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
 from fedsim.controller.evaluate import score
+from fedsim.controller.personal import fine_tuned
 from fedsim.engine.federation import ClientCall, Meter
 from fedsim.engine.optimizers import keeps
 from fedsim.errors import FedsimError
@@ -42,6 +43,9 @@ from fedsim.messages.wire import form_of
 from fedsim.robust.applied import around, holds_vectors
 from fedsim.tree import count, leaves, tree_map, unpacked
 from fedsim.types import Kept
+
+OF_NEWCOMERS = ("hello", "score", "forget")
+"""Verbs of the calls to a client that never trains."""
 
 
 def answer(call: Call, text: str, settings: NodeSettings) -> Call:
@@ -90,6 +94,8 @@ class Node:
         }  # fmt: skip
         if call.verb != "hello" and number(call, "client") != self.client:
             raise RefusedError(f"a call for client {call.values['client']} came to client {self.client}")
+        if self.side.newcomer and call.verb not in OF_NEWCOMERS:
+            raise RefusedError(f"client {self.client} is one of evaluation.unseen, which evaluate and do not train")
         most = (LARGEST_VECTORS + self.federation.shards.n) * 8 * self.federation.model.d + 2**20
         if call.nbytes() > most:
             raise RefusedError(f"a call with {call.nbytes():,} bytes of messages; refused as oversized above {most:,}")
@@ -102,7 +108,7 @@ class Node:
 
     def hello(self, call: Call) -> Call:
         """Handshake: report client number, number of samples, and versions."""
-        rows = self.federation.shards.rows(self.client)
+        rows = self.federation.shards.rows(self.side.place)
         return Call("hello", {"samples": count(rows.y), "own": count(self.side.own.y), "versions": versions()})
 
     def each(self, call: Call) -> Call:
@@ -186,8 +192,8 @@ class Node:
     def value(self, call: Call) -> Call:
         """Send memories to the server, which evaluates the nodes' models."""
         names = call.values.get("read")
-        if self.federation.model.sharing is not None:
-            raise RefusedError("layers of the model stay with this client, and the server asks for a memory")
+        if self.federation.model.sharing is not None or getattr(self.side.experiment.algorithm, "personal", False):
+            raise RefusedError("a model or layers of it stay with this client, and the server asks for a memory")
         if not isinstance(names, list):
             raise RefusedError(f"read is {names!r:.40}; expected names of versions")
         return Call("value", {}, {str(k): wire.encode(self.store.read(str(name))) for k, name in enumerate(names)})
@@ -198,22 +204,31 @@ class Node:
         return Call("forget")
 
     def score(self, call: Call) -> Call:
-        """Evaluate a model on this client's own samples: mean loss and accuracy. Of one whose layers stay here in part,
-        the call has the others.
-        """
-        model, own, part = self.federation.model, self.side.own, call.values.get("own")
-        d = model.d if part is None else model.seen
-        dtype = str(model.dtype).removeprefix("torch.")
-        x = self._received(call.data["x"], [dtype, [d]], "down")
-        if part is not None:
-            if model.sharing is None:
-                raise RefusedError("no layers stay with the client, and the call names some")
-            x = model.sharing.whole(x, self.store.read(str(part)).to(model.device))
+        """Evaluate a model on this client's own samples, perhaps after fine-tuning it: mean loss and accuracy."""
+        model, own = self.federation.model, self.side.own
+        x = self._model(call)
         clock = time.perf_counter()
+        if call.values.get("tuned"):
+            at = self.side.place
+            x = fine_tuned(self.side.experiment, self.federation, lambda _: x, [at])[at]
         scores = score(model, x, own.x, own.y, self.side.classification)
         self._spent("compute", clock)
         hits = None if scores.accuracy is None else float(scores.accuracy.mean())
         return Call("score", {"loss": float(scores.loss.mean()), "accuracy": hits, "samples": count(own.y)})
+
+    def _model(self, call: Call) -> Tensor:
+        """The model ``[d]`` to evaluate: the one sent, or this client's own, of which it keeps some layers or all."""
+        model, part = self.federation.model, call.values.get("own")
+        dtype = str(model.dtype).removeprefix("torch.")
+        if part is None:
+            whole: Tensor = self._received(call.data["x"], [dtype, [model.d]], "down")
+            return whole
+        kept = self.store.read(str(part)).to(model.device)
+        if model.sharing is not None:
+            return model.sharing.whole(self._received(call.data["x"], [dtype, [model.seen]], "down"), kept)
+        if kept.shape != (model.d,):
+            raise RefusedError(f"the memory {part!r:.40} is no model: it has the shape {[*kept.shape]}")
+        return kept
 
     def _received(self, data: bytes, form: Any, whose: str) -> Any:
         """Decode a message; refuse another form than ``form``, and NaN or infinity."""

@@ -52,6 +52,8 @@ class NodeSide:
         initial: the initial model ``[d]``, derived from the seed.
         own: samples on which the client evaluates.
         classification: True if targets are classes.
+        place: of this client in the federation, or among the newcomers.
+        newcomer: True if it never trains, as the last clients with ``evaluation.unseen``.
     """
 
     experiment: Experiment
@@ -59,6 +61,8 @@ class NodeSide:
     initial: Tensor
     own: Batch
     classification: bool
+    place: int
+    newcomer: bool
 
 
 def side_of(text: str, seed: int, settings: NodeSettings) -> NodeSide:
@@ -70,8 +74,8 @@ def side_of(text: str, seed: int, settings: NodeSettings) -> NodeSide:
         FedsimError: the node's data cannot be read.
     """
     _, common = of_text(text)
-    if not settings.client < common.n:
-        raise RefusedError(f"this node is client {settings.client}, but there are clients 0 to {common.n - 1}")
+    if not settings.client < common.total:
+        raise RefusedError(f"this node is client {settings.client}, but there are clients 0 to {common.total - 1}")
     with only_from(Imports(settings.allow)):
         found = _of_partition if settings.data is None else _of_own
         try:
@@ -81,11 +85,13 @@ def side_of(text: str, seed: int, settings: NodeSettings) -> NodeSide:
     if model.d != common.d:
         both = f"{model.d:,} parameters here and {common.d:,} at the server"
         raise RefusedError(f"the model has {both}; install the same")
+    newcomer = settings.client >= common.n
+    place, n = (settings.client - common.n, common.unseen) if newcomer else (settings.client, common.n)
     federation = Federation(
-        model, OneShard(rows.x, rows.y, settings.client, common.n), experiment.local, seed, Loop(),
+        model, OneShard(rows.x, rows.y, place, n), experiment.local, seed, Loop(),
         cohort_size=experiment.participation.expected(common.n), decay=experiment.decay,
     )  # fmt: skip
-    return NodeSide(experiment, federation, initial, own, bool(common.data.classes))
+    return NodeSide(experiment, federation, initial, own, bool(common.data.classes), place, newcomer)
 
 
 _Found = tuple[Experiment, Model, Tensor, Batch, Batch]
@@ -102,7 +108,10 @@ def _of_partition(text: str, seed: int, settings: NodeSettings) -> _Found:
             f"the data set is partitioned to {prepared.partition.hash[:12]} here and to {common.partition[:12]} at the"
             " server; give both the same files and the same fedsim"
         )
-    rows, own = (shards.rows(settings.client) for shards in (prepared.federation.shards, prepared.own))
+    if (new := settings.client - common.n) >= 0 and prepared.unseen is not None:
+        rows, own = (shards.rows(new) for shards in prepared.unseen)
+    else:
+        rows, own = (shards.rows(settings.client) for shards in (prepared.federation.shards, prepared.own))
     return experiment, prepared.federation.model, initial, rows, own
 
 

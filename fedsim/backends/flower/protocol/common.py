@@ -22,22 +22,30 @@ class Common:
 
     Attributes:
         d: number of model parameters.
-        n: number of clients.
+        n: number of clients that train.
+        unseen: number of clients that do not, whose numbers follow; they evaluate models.
         partition: hash of the partition; empty if every node has its own data.
         data: signature of the server's data set.
     """
 
     d: int
     n: int
+    unseen: int
     partition: str
     data: Signature
+
+    @property
+    def total(self) -> int:
+        """Number of clients, those included that do not train."""
+        return self.n + self.unseen
 
     @classmethod
     def of(cls, values: Any) -> Common:
         """Parse received values; raise RefusedError if they are malformed."""
         try:
             data = Signature.parsed(values["data"])
-            return cls(int(values["d"]), int(values["n"]), str(values["partition"]), data)
+            d, n, unseen = (int(values[key]) for key in ("d", "n", "unseen"))
+            return cls(d, n, unseen, str(values["partition"]), data)
         except (KeyError, TypeError, ValueError) as error:
             raise RefusedError(f"the server's description of the data is malformed: {error!r:.200}") from None
 

@@ -140,30 +140,33 @@ class FlowerBackend:
         largest = 0 if last else most(form_of(like))
         return self._ask(calls, round, lambda i, write, answer: self._read_mixed(i, write, answer, like, last), largest)
 
-    def scores(self, x: Vector, ids: Sequence[int], round: int) -> dict[int, tuple[float, float | None, int]]:
-        """Evaluate the model ``x`` on the clients' own samples: mean loss, accuracy, number of samples by client.
+    def scores(
+        self, x: Vector, ids: Sequence[int], round: int, tuned: bool = False
+    ) -> dict[int, tuple[float, float | None, int]]:
+        """Evaluate the model ``x`` on the clients' own samples: mean loss, accuracy, number of samples by client; with
+        ``tuned``, after they have fine-tuned it.
 
         Clients that do not respond are left out. The ledger does not charge evaluations.
         """
         data = wire.encode(x)
-        calls = {client: Call("score", self._values(client, round), {"x": data}) for client in ids}
+        calls = {i: Call("score", {**self._values(i, round), "tuned": tuned}, {"x": data}) for i in ids}
         return self._exchange(calls, round, _read_score).answers
 
     def personal_scores(
-        self, x: Vector, own: Kept[Any], round: int
+        self, x: Vector, own: Kept[Any], round: int, tuned: bool = False
     ) -> dict[int, tuple[float, float | None, int]]:
-        """Evaluate every client's own model, of the shared part ``x [s]`` and the ``own`` part ``[p]``, which stays
-        where it is: see `scores`.
+        """Evaluate every client's own model: see `scores`. What it keeps of it, ``own``, stays where it is: some layers
+        ``[p]``, to which it is sent the shared part ``x [s]``, or the model ``[d]``.
         """
-        assert self.model.sharing is not None
-        shared, first = wire.encode(x), wire.encode(self.model.whole(x))
+        sharing = self.model.sharing
+        sent, first = ({}, own.default) if sharing is None else ({"x": wire.encode(x)}, self.model.whole(x))
         calls = {}
         for client in range(own.n):
-            part, values = own.rows.get(client), self._values(client, round)
+            part, values = own.rows.get(client), {**self._values(client, round), "tuned": tuned}
             if isinstance(part, Handle):
-                calls[client] = Call("score", {**values, "own": part.name}, {"x": shared})
+                calls[client] = Call("score", {**values, "own": part.name}, sent)
             else:                                          # as it was at first
-                calls[client] = Call("score", values, {"x": first})
+                calls[client] = Call("score", values, {"x": wire.encode(first)})
         return self._exchange(calls, round, _read_score).answers
 
     def bring(self, handles: Sequence[Handle], round: int) -> list[int]:

@@ -26,6 +26,7 @@ from fedsim.clients import cohort
 from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.evaluate import OwnScores
 from fedsim.controller.host import Host
+from fedsim.controller.personal import kept_of_models
 from fedsim.controller.prepare import Prepared
 from fedsim.engine.dry_run import Dry
 from fedsim.engine.federation import Federation, Meter
@@ -168,14 +169,18 @@ class FlowerHost(Host):
 
     def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> OwnScores:
         """See ``Host``: the clients evaluate the model."""
-        n = prepared.federation.shards.n
-        return self._told_by(self.backend.scores(x, range(n), self._round), prepared)
+        return self._told_by(self.backend.scores(x, range(self.common.n), self._round), prepared)
 
-    def personal_scores(self, prepared: Prepared, state: Any, models: Any) -> OwnScores:
-        """See ``Host``: the clients evaluate their own models, whose layers that stay do not travel for it."""
-        slots = state.slots
-        own = Kept(slots.n, slots.default[-1], {client: row[-1] for client, row in slots.rows.items()})
-        return self._told_by(self.backend.personal_scores(state.x, own, self._round), prepared)
+    def model_scores(self, experiment: Experiment, prepared: Prepared, state: Any, scope: str) -> OwnScores:
+        """See ``Host``: the clients fine-tune and evaluate models; what they keep of theirs does not travel for it."""
+        tuned, own = scope.endswith("tuned"), kept_of_models(prepared, state)
+        if not scope.startswith("unseen") and own is not None:
+            return self._told_by(self.backend.personal_scores(state.x, own, self._round, tuned), prepared)
+        n, total = self.common.n, self.common.total
+        ids = range(n, total) if scope.startswith("unseen") else range(n)
+        x = prepared.federation.model.whole(state.x)
+        scores = self.backend.scores(x, ids, self._round, tuned)
+        return self._told_by({client - ids.start: found for client, found in scores.items()}, prepared)
 
     def _told_by(self, scores: Mapping[int, tuple[float, float | None, int]], prepared: Prepared) -> OwnScores:
         """Scores by client as those of all that are there."""
@@ -196,11 +201,11 @@ class FlowerHost(Host):
         hello = Call("hello", {"run": NO_RUN, "seed": seed})
         text = as_text(experiment, common)
         self.link = Link(self.grid, text, hello, self.policy, self._greet, self.say, self._roster)
-        patience, n = self.policy.patience, common.n
-        if self.link.gather(lambda there: len(there) == n, patience):
+        patience, n, clients = self.policy.patience, common.n, range(common.total)
+        if self.link.gather(lambda there: len(there) == len(clients), patience):
             return
-        there, enough = sorted(self.link.nodes), n if self.nodes else self.policy.enough(n)
-        missing = ", ".join(str(i) for i in range(n) if i not in self.link.nodes)
+        there, enough = [i for i in clients[:n] if i in self.link.nodes], n if self.nodes else self.policy.enough(n)
+        missing = ", ".join(str(i) for i in clients if i not in self.link.nodes)
         if len(there) < enough:
             why = "".join(f"; a node was refused: {reason}" for reason in self.link.refusals)
             raise DeployError(
@@ -212,7 +217,7 @@ class FlowerHost(Host):
     def _greet(self, answer: Call) -> int:
         """Client number of a new node, from its handshake; raise DeployError if it cannot participate."""
         client, samples = answer.values.get("client"), answer.values.get("samples")
-        if not is_count(samples) or not (client == 0 or is_count(client)) or client >= self.common.n:
+        if not is_count(samples) or not (client == 0 or is_count(client)) or client >= self.common.total:
             raise DeployError(f"it reports client {client!r:.40} with {samples!r:.40} samples")
         if warning := versions.check(answer.values.get("versions"), versions.versions()):
             self.say(f"client {client}: {warning}")

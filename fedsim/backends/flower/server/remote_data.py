@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedsim.backends.flower.protocol.common import Common
+from fedsim.controller.placement import seen
 from fedsim.controller.prepare import Prepared, build_model, resolve_data
 from fedsim.data import Dataset
 from fedsim.data.catalogue import FORMATS
@@ -33,24 +34,25 @@ class Elsewhere(Shards):
 def without_samples(prepared: Prepared) -> Prepared:
     """Remove the clients' samples from a prepared federation."""
     federation = replace(prepared.federation, shards=Elsewhere(prepared.federation.shards.sizes))
-    return replace(prepared, federation=federation, own=Elsewhere(prepared.own.sizes))
+    return replace(prepared, federation=federation, own=Elsewhere(prepared.own.sizes), unseen=None)
 
 
 def common_of(prepared: Prepared) -> Common:
     """Metadata of a prepared federation, to share with all nodes."""
     d, n, partition = prepared.federation.model.d, prepared.partition.n, prepared.partition.hash
-    return Common(d, n, partition, signature(prepared.dataset, same=True))
+    unseen = 0 if prepared.unseen is None else prepared.unseen[0].n
+    return Common(d, n, unseen, partition, signature(prepared.dataset, same=True))
 
 
 def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[Common], np.ndarray]) -> Prepared:
-    """Prepare a federation of ``n`` clients with their own data. The server's data set defines shapes and classes, and
+    """Prepare a federation of ``n`` nodes with their own data. The server's data set defines shapes and classes, and
     its test samples evaluate the server's model.
 
     Args:
         experiment: its partition is ignored.
         seed: root of all randomness.
-        n: number of clients.
-        sizes_of: requests the clients' numbers of samples, int64 ``[n]``.
+        n: number of nodes, of which `evaluation.unseen` do not train.
+        sizes_of: requests the numbers of samples of the clients that train, int64.
 
     Raises:
         DeployError: the experiment's data is not in a file format.
@@ -65,11 +67,12 @@ def of_own_data(experiment: Experiment, seed: int, n: int, sizes_of: Callable[[C
     assert isinstance(dataset, Dataset)
     device, dtype = experiment.execution.torch_device(), getattr(torch, experiment.dtype)
     model = build_model(experiment, dataset, None, seed, device, dtype)
-    sizes = sizes_of(Common(model.d, n, "", signature(dataset)))
+    k = seen(n, experiment.evaluation.unseen)
+    sizes = sizes_of(Common(model.d, k, n - k, "", signature(dataset)))
     federation = Federation(
         model, Elsewhere(sizes), experiment.local, seed, Loop(),
         weights=sizes if experiment.weights == "samples" else None,
-        cohort_size=experiment.participation.expected(n), decay=experiment.decay, topology=experiment.topology,
+        cohort_size=experiment.participation.expected(k), decay=experiment.decay, topology=experiment.topology,
     )  # fmt: skip
     partition = OwnSamples(sizes, {"name": "own data of every node"})
     kind = "holdout" if experiment.evaluation.holdout else "train"
