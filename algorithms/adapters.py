@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import Clients, Local, Vector
+from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.errors import ConfigError
+
+Stacks: TypeAlias = Mapping[str, tuple[Tensor, ...]]
+"""Stacked products of some rounds, by round: see ``Adapters.stacked``."""
 
 
 class Pair(NamedTuple):
@@ -40,14 +43,15 @@ class Adapters:
     layers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, clients: Clients, method: str, residual: bool | None = None) -> Adapters:
-        """Those of the federation's model, for a method that needs R, has no use for it, or does not care (None).
+    def of(cls, where: Clients | Local, method: str, residual: bool | None = None) -> Adapters:
+        """Those of the model, at the server or a client, for a method that needs R, has no use for it, or does not care
+        (None).
 
         Raises:
             ConfigError: the model has none, or not what the method needs.
         """
         first, start = {}, 0
-        for name, shape in zip(clients.names, clients.shapes, strict=True):
+        for name, shape in zip(where.names, where.shapes, strict=True):
             first[name] = start, shape
             start += shape.numel()
         pairs, layers = [], []
@@ -62,7 +66,7 @@ class Adapters:
         if not pairs:
             raise ConfigError(
                 f"{method} is of models with products of low rank whose A and B both train and travel; expected"
-                " model fedsim.models.LoRA with train both, and all layers shared"
+                " model LoRA (fedsim.models) with train both, and all layers shared"
             )
         if residual is not None and any((pair.residual is None) is residual for pair in pairs):
             use = "adds to the frozen weights" if residual else "does not change the frozen weights"
@@ -124,17 +128,74 @@ class Adapters:
         """B A of all layers, flattened and joined, ``[..., sum d k]``."""
         return torch.cat([(b @ a).flatten(-2) for a, b in self.factors(x, rank)], -1)
 
-    def increments(self, rank: int, like: Tensor) -> tuple[Any, ...]:
-        """Form of the message that adds a product of that rank to each R: its factors, or R itself if it is smaller."""
-        return tuple(
-            (form(like, rank, k), form(like, d, rank)) if rank * (d + k) < d * k else form(like, d, k)
-            for _, _, _, _, d, k in self.pairs
+    def stacked(self, x: Tensor, rank: int, weights: Tensor) -> Tensor:
+        """The sum of the clients' products with weights ``[c]``, as stacks ``[c rank, sum k + d]``: for each layer the
+        rows of A beside the columns of B. ``x [c, m]`` is as of `factors`.
+        """
+        parts = []
+        for a, b in self.factors(x, rank):
+            parts += [a.flatten(0, 1), (weights[:, None, None] * b).transpose(1, 2).flatten(0, 1)]
+        return torch.cat(parts, 1)
+
+    def split(self, stack: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A ``[m, k]`` and B ``[d, m]`` of each layer, from a stack ``[m, sum k + d]``."""
+        parts = iter(torch.split(stack, [size for p in self.pairs for size in (p.k, p.d)], 1))
+        return [(a.contiguous(), b.T.contiguous()) for a, b in zip(parts, parts, strict=True)]
+
+    def grown(self, x: Vector, increments: Sequence[Any], ranks: list[int]) -> Vector:
+        """``x`` after increments of each R: products, one after the other, of these ranks, or R itself."""
+        x = x.clone()
+        for p, news in zip(self.pairs, increments, strict=True):
+            residual = x[p.residual : p.residual + p.d * p.k].view(p.d, p.k)  # type: ignore[operator]
+            if isinstance(news, Tensor):
+                residual.copy_(news)
+            else:                                          # in the same order, and thus with the same bits, everywhere
+                for a, b in zip(torch.split(news[0], ranks), torch.split(news[1], ranks, 1), strict=True):
+                    residual += b.contiguous() @ a.contiguous()
+        return x
+
+    def news(self, x: Vector, stacks: Stacks, missed: int) -> tuple[tuple[Any, ...], str]:
+        """Message that adds to each R the last stacks, of ``missed`` ranks in all: their factors, or R itself if it is
+        smaller. And these ranks, as text.
+        """
+        lately: list[Tensor] = []
+        for key in sorted(stacks, key=int, reverse=True):
+            if sum(map(len, lately)) < missed:
+                lately.insert(0, *stacks[key])
+        factors = self.split(torch.cat(lately)) if lately else [()] * len(self.pairs)
+        found = tuple(
+            own if self.smaller(p, missed) else x[p.residual : p.residual + p.d * p.k].view(p.d, p.k)  # type: ignore[operator]
+            for p, own in zip(self.pairs, factors, strict=True)
         )
+        return found, ",".join(str(len(stack)) for stack in lately)
+
+    def kept(self, stacks: Stacks, stack: Tensor, round: int) -> Stacks:
+        """The stacks with that of a round, as far as they are smaller than some R."""
+        both, found, total = {**stacks, str(round): (stack,)}, {}, 0
+        for key in sorted(both, key=int, reverse=True):
+            total += len(both[key][0])
+            if any(self.smaller(p, total) for p in self.pairs):
+                found[key] = both[key]
+        return found
+
+    def smaller(self, p: Pair, rank: int) -> bool:
+        """Whether a product of that rank has fewer numbers than R."""
+        return rank * (p.d + p.k) < p.d * p.k
 
 
 def form(like: Tensor, *shape: int) -> Tensor:
     """A tensor of that shape, and the type of ``like``, without values."""
     return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def initial(x: Vector, clients: Clients, by: Callable[..., Vector]) -> Rebuilt:
+    """The model before training, which all know."""
+    return Rebuilt(x, [x[:0]] * len(clients), [by] * len(clients))
+
+
+def gathered(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """A rule that returns the messages and their weights."""
+    return rows, weights
 
 
 def groups(clients: Clients, ranks: np.ndarray) -> list[tuple[int, Clients]]:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algorithms.adapters import Adapters, form
+from algorithms.adapters import Adapters, initial
 from algorithms.fedavg import FedAvg
-from fedsim import Algorithm, Clients, Local, Rebuilt, Vector
+from fedsim import Algorithm, Clients, Local, Vector
 from fedsim.errors import ConfigError
 
 
@@ -33,22 +33,24 @@ class EVA:
     """
 
     algorithm: Algorithm[Any] = field(default_factory=FedAvg)
-    deploys = False
 
     def init(self, x: Vector, clients: Clients) -> Any:
         layout = Adapters.of(clients, "EVA")
         for pair in layout.pairs:
             if pair.r > pair.k:
                 raise ConfigError(f"EVA has {pair.k} directions for a layer of {pair.k} inputs; expected a lower rank")
-        base = Rebuilt(x, [form(x, 0)] * len(clients))     # the model before training is known
-        sent = clients.each(partial(self.client, layout=layout), base)
+        sent = clients.each(self.client, initial(x, clients, self.begin))
         a = clients.reduce(sent, partial(self.principal, layout=layout))
         return self.algorithm.init(x.index_copy(0, layout.places("A", layout.rank, x), a), clients)
 
     def round(self, s: Any, clients: Clients) -> Any:
         return self.algorithm.round(s, clients)
 
-    def client(self, local: Local, x: Vector, layout: Adapters) -> Vector:
+    def begin(self, local: Local, known: Vector, message: Vector) -> Vector:
+        return known
+
+    def client(self, local: Local, x: Vector) -> Vector:
+        layout = Adapters.of(local, "EVA")
         sizes = [pair.k**2 for pair in layout.pairs]
         moments = torch.split(local.moments(x, layout.layers), sizes)
         return torch.cat([leading(m.reshape(p.k, p.k), p.r) for m, p in zip(moments, layout.pairs, strict=True)])

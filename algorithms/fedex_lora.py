@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.adapters import Adapters, form, steps
+from algorithms.adapters import Adapters, Stacks, gathered, steps
 from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 
@@ -28,6 +28,7 @@ from fedsim.checks import positive
 class FedExLoRAState(NamedTuple):
     x: Vector  # [d] server model: A, B, R
     missed: Tensor  # [n] int64, rank of the differences that a client was not sent
+    stacks: Stacks  # of the last rounds, for clients that lack them
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class FedExLoRA:
 
     lr: float = 0.1
     exact: bool = True
-    deploys = False
     no_rule = "its server averages products"
 
     def __post_init__(self) -> None:
@@ -49,37 +49,40 @@ class FedExLoRA:
 
     def init(self, x: Vector, clients: Clients) -> FedExLoRAState:
         layout = Adapters.of(clients, "FedExLoRA", residual=True)
-        begun = layout.rank if bool(x[layout.residuals(x)].any()) else 0     # by other initial values, of that rank
-        return FedExLoRAState(x, torch.full((clients.n,), begun))
+        begun = bool(x[layout.residuals(x)].any())         # by other initial values: R = -B A
+        missed = torch.full((clients.n,), layout.rank * begun)
+        factors = x[layout.places("AB", layout.rank, x)]
+        stack = layout.stacked(factors[None], layout.rank, -torch.ones_like(x[:1]))
+        return FedExLoRAState(x, missed, layout.kept({}, stack, 0) if begun else {})
 
     def round(self, s: FedExLoRAState, clients: Clients) -> FedExLoRAState:
         layout = Adapters.of(clients, "FedExLoRA", residual=True)
         ids, lacks = clients.ids, s.missed[clients.ids].tolist()
-        forms = {lack: self._told(layout, s.x, lack) for lack in set(lacks)}
-        sent = clients.each(partial(self.client, layout=layout), Rebuilt(s.x, [forms[lack] for lack in lacks]))
-        places = layout.places("AB+", layout.rank, s.x)
-        total = clients.reduce(sent, partial(self.averaged, layout=layout))
-        mean, difference = torch.split(total, [len(places), len(s.x) - len(places)])
-        x, missed = s.x.index_copy(0, places, mean), s.missed.clone()
+        news = {lack: self._news(layout, s, lack) for lack in set(lacks)}
+        messages, by = zip(*(news[lack] for lack in lacks), strict=True)
+        rows, w = clients.reduce(clients.each(self.client, Rebuilt(s.x, messages, by)), gathered)
+        mean = w @ rows
+        x, missed = s.x.index_copy(0, layout.places("AB+", layout.rank, s.x), mean), s.missed.clone()
         missed[ids] = 0
-        if self.exact:
-            x = x.index_add(0, layout.residuals(x), difference)
-            missed = missed + layout.rank * (len(sent.ids) + 1)
-        return FedExLoRAState(x, missed)
+        if not self.exact:
+            return FedExLoRAState(x, missed, s.stacks)
+        stack = layout.stacked(torch.cat([rows, mean[None]]), layout.rank, torch.cat([w, -torch.ones_like(w[:1])]))
+        x = layout.grown(x, layout.split(stack), [len(stack)])
+        return FedExLoRAState(x, missed + len(stack), layout.kept(s.stacks, stack, clients.round))
 
-    def _told(self, layout: Adapters, x: Vector, missed: int) -> tuple[Any, ...]:
-        """Form of what a client is sent: A, B and other parameters, and the differences that it lacks."""
-        factors = form(x, len(layout.places("AB+", layout.rank, x)))
-        return (factors, *[layout.increments(missed, x)] * bool(missed))
+    def _news(self, layout: Adapters, s: FedExLoRAState, missed: int) -> tuple[Any, Any]:
+        """What a client is sent: A, B and other parameters, and the differences that it lacks; and what it does."""
+        increments, ranks = layout.news(s.x, s.stacks, missed)
+        factors = s.x[layout.places("AB+", layout.rank, s.x)]
+        return (factors, *[increments] * bool(missed)), partial(self.told, ranks=ranks)
 
-    def averaged(self, rows: Tensor, weights: Tensor, layout: Adapters) -> Tensor:
-        """Means of A, B and other parameters, then the means of the products minus the products of these means."""
-        mean, differences = weights @ rows, []
-        pairs = zip(layout.factors(rows, layout.rank), layout.factors(mean, layout.rank), strict=True)
-        for (a, b), (mean_a, mean_b) in pairs:
-            differences.append((torch.einsum("c,cdr,crk->dk", weights, b, a) - mean_b @ mean_a).flatten())
-        return torch.cat([mean, *differences])
+    def told(self, local: Local, known: Vector, message: tuple[Any, ...], ranks: str) -> Vector:
+        layout = Adapters.of(local, "FedExLoRA", residual=True)
+        factors, *rest = message
+        x = known.index_copy(0, layout.places("AB+", layout.rank, known), factors)
+        return layout.grown(x, rest[0], [int(r) for r in ranks.split(",") if r]) if rest else x
 
-    def client(self, local: Local, x: Vector, layout: Adapters) -> Vector:
+    def client(self, local: Local, x: Vector) -> Vector:
+        layout = Adapters.of(local, "FedExLoRA", residual=True)
         places = layout.places("AB+", layout.rank, x)
         return steps(local, x, places, self.lr)[places]

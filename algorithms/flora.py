@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.adapters import Adapters, form, groups, joint, steps
+from algorithms.adapters import Adapters, Stacks, gathered, groups, steps
 from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 
@@ -27,6 +27,7 @@ class FLoRAState(NamedTuple):
     x: Vector  # [d] server model: A_0, B = 0, R
     missed: Tensor  # [n] int64, rank of the stacks that a client was not sent
     new: Tensor  # [n] int64, 1 for one that was never sent anything
+    stacks: Stacks  # of the last rounds, for clients that lack them
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ class FLoRA:
 
     lr: float = 0.1
     ranks: tuple[int, ...] = ()
-    deploys = False
     no_rule = "its server adds up products"
 
     def __post_init__(self) -> None:
@@ -49,41 +49,49 @@ class FLoRA:
     def init(self, x: Vector, clients: Clients) -> FLoRAState:
         layout = Adapters.of(clients, "FLoRA", residual=True)
         layout.ranks(self.ranks, clients.n, "FLoRA")
-        rank = layout.rank
+        rank, n = layout.rank, clients.n
         products = layout.products(x[layout.places("AB", rank, x)], rank)      # 0, but for other initial values
         x = x.index_add(0, layout.residuals(x), products).index_fill(0, layout.places("B", rank, x), 0.0)
-        return FLoRAState(x, torch.zeros(clients.n, dtype=torch.int64), torch.ones(clients.n, dtype=torch.int64))
+        return FLoRAState(x, torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64), {})
 
     def round(self, s: FLoRAState, clients: Clients) -> FLoRAState:
         layout = Adapters.of(clients, "FLoRA", residual=True)
         ranks, ids = layout.ranks(self.ranks, clients.n, "FLoRA"), clients.ids
-        missed, new, sums, stacked = s.missed.clone(), s.new.clone(), [], 0
+        missed, new, parts = s.missed.clone(), s.new.clone(), []
         for rank, group in groups(clients, ranks):
             lacks = list(zip(s.missed[group.ids].tolist(), s.new[group.ids].tolist(), strict=True))
-            forms = {lack: self._told(layout, s.x, rank, *lack) for lack in set(lacks)}
-            client = partial(self.client, layout=layout, rank=rank)
-            sent = group.each(client, Rebuilt(s.x, [forms[lack] for lack in lacks]))
-            sums.append((group.fraction, group.reduce(sent, partial(self.added, layout=layout, rank=rank))))
-            stacked += rank * len(sent.ids)
+            news = {lack: self._news(layout, s, rank, *lack) for lack in set(lacks)}
+            messages, by = zip(*(news[lack] for lack in lacks), strict=True)
+            sent = group.each(partial(self.client, rank=rank), Rebuilt(s.x, messages, by))
+            parts.append((rank, group.fraction, *group.reduce(sent, gathered)))
+        total = sum(fraction for _, fraction, *_ in parts)
+        weighed = [(rank, rows, w * (fraction / total)) for rank, fraction, rows, w in parts]
+        stack = torch.cat([layout.stacked(rows, rank, w) for rank, rows, w in weighed])
+        mean = torch.stack([w @ rows[:, layout.size(rank) :] for rank, rows, w in weighed]).sum(0)
         missed[ids], new[ids] = 0, 0
-        residuals, others = layout.residuals(s.x), layout.places("+", 0, s.x)
-        products, mean = torch.split(joint(sums), [len(residuals), len(others)])
-        x = s.x.index_add(0, residuals, products).index_copy(0, others, mean)
-        return FLoRAState(x, missed + stacked, new)
+        x = layout.grown(s.x, layout.split(stack), [len(stack)]).index_copy(0, layout.places("+", 0, s.x), mean)
+        return FLoRAState(x, missed + len(stack), new, layout.kept(s.stacks, stack, clients.round))
 
-    def _told(self, layout: Adapters, x: Vector, rank: int, missed: int, new: int) -> tuple[Any, ...]:
-        """Form of what a client is sent: other parameters, the stacks that it lacks, and A_0 if it is new."""
-        others, first = (form(x, len(layout.places(kinds, rank, x))) for kinds in ("+", "A"))
-        return (others, *[layout.increments(missed, x)] * bool(missed), *[first] * new)
+    def _news(self, layout: Adapters, s: FLoRAState, rank: int, missed: int, new: int) -> tuple[Any, Any]:
+        """What a client is sent: other parameters, the stacks that it lacks, and A_0 if it is new; and what it does."""
+        others, first = (s.x[layout.places(kinds, rank, s.x)] for kinds in ("+", "A"))
+        increments, ranks = layout.news(s.x, s.stacks, missed)
+        message = (others, *[increments] * bool(missed), *[first] * new)
+        return message, partial(self.told, rank=rank, ranks=ranks)
 
-    def added(self, rows: Tensor, weights: Tensor, layout: Adapters, rank: int) -> Tensor:
-        """The weighted sum of the products, and the mean of other parameters, ``[sum d k + m]``."""
-        total = torch.cat(
-            [torch.einsum("c,cdr,crk->dk", weights, b, a).flatten() for a, b in layout.factors(rows, rank)]
-        )
-        return torch.cat([total, weights @ rows[:, layout.size(rank) :]])
+    def told(self, local: Local, known: Vector, message: tuple[Any, ...], rank: int, ranks: str) -> Vector:
+        layout = Adapters.of(local, "FLoRA", residual=True)
+        others, *rest = message
+        x = known.index_copy(0, layout.places("+", 0, known), others)
+        for part in rest:
+            if isinstance(part, Tensor):
+                x = x.index_copy(0, layout.places("A", rank, x), part)
+            else:
+                x = layout.grown(x, part, [int(r) for r in ranks.split(",") if r])
+        return x
 
-    def client(self, local: Local, x: Vector, layout: Adapters, rank: int) -> Vector:
+    def client(self, local: Local, x: Vector, rank: int) -> Vector:
+        layout = Adapters.of(local, "FLoRA", residual=True)
         places = layout.places("AB+", rank, x)
         unused = torch.ones_like(x, dtype=torch.bool).index_fill(0, torch.cat([places, layout.residuals(x)]), False)
         return steps(local, x.masked_fill(unused, 0.0), places, self.lr)[places]

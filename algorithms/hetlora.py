@@ -40,7 +40,6 @@ class HetLoRA:
     lr: float = 0.1
     ranks: tuple[int, ...] = ()
     by_norm: bool = True
-    deploys = False
     no_rule = "its server weighs messages by their norms"
 
     def __post_init__(self) -> None:
@@ -55,7 +54,7 @@ class HetLoRA:
         padded, means = [], []
         for rank, group in groups(clients, layout.ranks(self.ranks, clients.n, "HetLoRA")):
             places = layout.places("AB+", rank, s.x)
-            sent = group.each(partial(self.client, layout=layout, rank=rank), s.x[places])
+            sent = group.each(partial(self.client, rank=rank), s.x[places])
             total, size = group.reduce(sent, partial(self.weighed, layout=layout, rank=rank)), layout.size(rank)
             factors, others, norm = torch.split(total, [size, len(places) - size, 1])
             zeros = torch.zeros_like(s.x)
@@ -70,7 +69,8 @@ class HetLoRA:
             own = weights * (torch.linalg.vector_norm(layout.products(rows, rank), dim=1) + EPS)
         return torch.cat([own @ rows[:, :size] / own.sum(), weights @ rows[:, size:], own.sum().view(1)])
 
-    def client(self, local: Local, x: Vector, layout: Adapters, rank: int) -> Vector:
+    def client(self, local: Local, x: Vector, rank: int) -> Vector:
+        layout = Adapters.of(local, "HetLoRA", residual=False)
         places = layout.places("AB+", rank, x)
         start = x.new_zeros(layout.length).index_copy(0, places, x)
         return steps(local, start, places, self.lr)[places]

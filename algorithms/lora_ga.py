@@ -11,15 +11,14 @@ the library PEFT. Then a method follows that adds to the frozen weights. Once: u
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from algorithms.adapters import Adapters, form
+from algorithms.adapters import Adapters, initial
 from algorithms.fedex_lora import FedExLoRA
-from fedsim import Algorithm, Clients, Local, Rebuilt, Vector
+from fedsim import Algorithm, Clients, Local, Vector
 from fedsim.checks import positive
 from fedsim.errors import ConfigError
 
@@ -35,7 +34,6 @@ class LoRAGA:
 
     algorithm: Algorithm[Any] = field(default_factory=FedExLoRA)
     gamma: float = 16.0
-    deploys = False
 
     def __post_init__(self) -> None:
         positive(self, "gamma")
@@ -45,8 +43,7 @@ class LoRAGA:
         for _, _, _, r, d, k in layout.pairs:
             if 2 * r > min(d, k):
                 raise ConfigError(f"LoRAGA takes {2 * r} directions of a gradient [{d}, {k}]; expected a lower rank")
-        base = Rebuilt(x, [form(x, 0)] * len(clients))     # the model before training is known
-        g = clients.mean(clients.each(partial(self.client, layout=layout), base))
+        g = clients.mean(clients.each(self.client, initial(x, clients, self.begin)))
         both = self.directions(g, layout)
         x = x.index_copy(0, layout.places("AB", layout.rank, x), both)
         return self.algorithm.init(x.index_add(0, layout.residuals(x), -layout.products(both, layout.rank)), clients)
@@ -54,8 +51,11 @@ class LoRAGA:
     def round(self, s: Any, clients: Clients) -> Any:
         return self.algorithm.round(s, clients)
 
-    def client(self, local: Local, x: Vector, layout: Adapters) -> Vector:
-        return local.grad(x)[layout.residuals(x)]
+    def begin(self, local: Local, known: Vector, message: Vector) -> Vector:
+        return known
+
+    def client(self, local: Local, x: Vector) -> Vector:
+        return local.grad(x)[Adapters.of(local, "LoRAGA", residual=True).residuals(x)]
 
     def directions(self, g: Vector, layout: Adapters) -> Tensor:
         """A and B of all layers, from the gradients ``[sum d k]``."""

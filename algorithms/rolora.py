@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.adapters import Adapters, form, steps
+from algorithms.adapters import Adapters, steps
 from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 
@@ -39,7 +39,6 @@ class RoLoRA:
     """
 
     lr: float = 0.1
-    deploys = False
 
     def __post_init__(self) -> None:
         positive(self, "lr")
@@ -52,18 +51,21 @@ class RoLoRA:
 
     def round(self, s: RoLoRAState, clients: Clients) -> RoLoRAState:
         layout, turn = Adapters.of(clients, "RoLoRA", residual=False), clients.round % 2
-        forms = {
-            (a, b): form(s.x, len(layout.places("A" * a + "B" * b + "+", layout.rank, s.x)))
-            for a in (0, 1) for b in (0, 1)
-        }  # fmt: skip
         ids, places = clients.ids, layout.places(HALVES[turn] + "+", layout.rank, s.x)
-        down = Rebuilt(s.x, [forms[a, b] for a, b in s.changed[ids].tolist()])
-        dx = clients.each(partial(self.client, layout=layout, half=HALVES[turn]), down)
+        news = ["A" * a + "B" * b + "+" for a, b in s.changed[ids].tolist()]
+        parts = {kinds: s.x[layout.places(kinds, layout.rank, s.x)] for kinds in set(news)}
+        down = Rebuilt(s.x, [parts[kinds] for kinds in news], [partial(self.told, kinds=kinds) for kinds in news])
+        dx = clients.each(partial(self.client, half=HALVES[turn]), down)
         changed = s.changed.clone()
         changed[ids] = 0
         changed[:, turn] = 1
         return RoLoRAState(s.x.index_add(0, places, clients.mean(dx)), changed)
 
-    def client(self, local: Local, x: Vector, layout: Adapters, half: str) -> Vector:
+    def told(self, local: Local, known: Vector, message: Vector, kinds: str) -> Vector:
+        layout = Adapters.of(local, "RoLoRA", residual=False)
+        return known.index_copy(0, layout.places(kinds, layout.rank, known), message)
+
+    def client(self, local: Local, x: Vector, half: str) -> Vector:
+        layout = Adapters.of(local, "RoLoRA", residual=False)
         places = layout.places(half + "+", layout.rank, x)
         return (steps(local, x, places, self.lr) - x)[places]

@@ -16,9 +16,9 @@ class Algorithm(Protocol[StateT]):
     The state is a NamedTuple of tensors and ``Kept``. Its field ``x`` is the model: one vector at the server or, for a
     class with ``server = False``, one at each node. A class with ``personal = True`` has beside it
     a field ``personal``, ``Kept``, with each client's own model, which is measured too. A class with ``fixed_workers =
-    True`` is meant for all clients in every round, and a run with smaller cohorts says so. One with ``deploys = False``
-    sends `Rebuilt` and is for simulations. An optional third method, ``finish(s, clients)``, returns the state after
-    the last round for an algorithm that then has messages under way; it sends nothing.
+    True`` is meant for all clients in every round, and a run with smaller cohorts says so. An optional third method,
+    ``finish(s, clients)``, returns the state after the last round for an algorithm that then has messages under way; it
+    sends nothing.
     """
 
     def init(self, x: Vector, clients: Clients) -> StateT:

@@ -206,14 +206,15 @@ class Clients:
         if not len(self):
             raise ConfigError(f"clients.{verb} in round {self.round}: the cohort is empty; test `if clients:` first")
         ids, meter, here = self.ids, self._meter, f"clients.{verb}({title(fn)}, ...) in round {self.round}"
-        if isinstance(down, Rebuilt):
-            down, down_bytes = down.value, down.sizes(len(ids), here)
+        rebuilt = down if isinstance(down, Rebuilt) else None
+        if rebuilt is not None:
+            down, down_bytes = rebuilt.value, rebuilt.sizes(len(ids), here)
         check_arguments(here, fn, down, mine)
         size = 0 if down is None else nbytes(down) if down_bytes is None else down_bytes
         meter.ledger.touch(ids)
         meter.ledger.down[ids] += size
         evaluated = meter.ledger.gradient_evaluations[ids]
-        call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each", tasks=self.tasks)
+        call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each", False, self.tasks, rebuilt)
         messages, rows = self._federation.backend.run(self._federation, meter, call)
         if meter.trace is not None:
             evaluations = meter.ledger.gradient_evaluations[ids] - evaluated

@@ -191,6 +191,10 @@ class Local(Site, Protocol):
         """Factor of the learning-rate schedule in this round, 0-dim; 1 for a constant rate."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the model's parameters, in the order of the flat vector."""
+
+    @property
     def steps(self) -> Tensor:
         """Number of local steps K_i of this client in this round, 0-dim."""
 

@@ -131,8 +131,5 @@ def triggered(attack: Attack | None, test: Split) -> Split | None:
 
 def refuse_deployment(experiment: Experiment) -> None:
     """Raise ConfigError for what real clients do not do: simulated attacks."""
-    if not getattr(experiment.algorithm, "deploys", True):
-        name = type(experiment.algorithm).__name__
-        raise ConfigError(f"{name} is for simulations: real nodes are sent whole models; use e.g. FedAvg")
     if experiment.attack is not None:
         raise ConfigError("attack is for simulations: the clients of a deployment are what they are; leave it out")

@@ -202,6 +202,11 @@ class _Block:
         """See ``fedsim.values.Site``."""
         return self.fed.model.shared_shapes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See ``fedsim.types.Local``."""
+        return self.fed.model.shared_names
+
     def key(self, tag: int = 0) -> Tensor:
         """See ``fedsim.values.Site``."""
         self._outside("local.key")

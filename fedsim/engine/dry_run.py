@@ -33,6 +33,11 @@ class DryLocal:
         """See ``fedsim.values.Site``."""
         return self._model.shared_shapes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See ``fedsim.types.Local``."""
+        return self._model.shared_names
+
     def key(self, tag: int = 0) -> Tensor:
         """See ``fedsim.values.Site``."""
         return torch.zeros((), dtype=torch.int64, device=self._model.device)

@@ -20,6 +20,7 @@ from fedsim.engine.refusals import refuse_no_tensors
 from fedsim.errors import ConfigError
 from fedsim.gossip import EdgeList, Topology, alike
 from fedsim.messages.ledger import Ledger
+from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.trace import Phase
 from fedsim.types import Kept, Local, Messages, Sent
 
@@ -40,6 +41,7 @@ class ClientCall(NamedTuple):
         keeps: whether the last memory in ``mine`` is not for ``fn`` but for the local steps, ``Descent.kept``: the
             optimiser's slots and the client's own layers; the new memories end with it as well.
         tasks: ``[c]`` number of each node's task, which its random numbers depend on; the round's by default.
+        rebuilt: what real nodes are sent in place of ``down``; None for that itself.
     """
 
     fn: Callable[..., Any]
@@ -50,6 +52,7 @@ class ClientCall(NamedTuple):
     sends: bool = True
     keeps: bool = False
     tasks: np.ndarray | None = None
+    rebuilt: Rebuilt | None = None
 
     @property
     def turns(self) -> np.ndarray:

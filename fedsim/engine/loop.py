@@ -82,6 +82,10 @@ class LoopLocal:
     def shapes(self) -> tuple[torch.Size, ...]:
         return self._fed.model.shared_shapes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._fed.model.shared_names
+
     def key(self, tag: int = 0) -> Tensor:
         keys = seeds.key(self._fed.seed, f"client {tag}", self._round, np.array([self._node]))
         return keys[0].to(self._fed.model.device)

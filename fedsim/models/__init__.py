@@ -11,7 +11,9 @@ from fedsim.models.shapes import Architecture
 from fedsim.models.text import TextClassifier
 from fedsim.models.transformer import GPT
 
-MODELS: tuple[type[Architecture], ...] = (Logistic, MLP, LeNet5, McMahanCNN, CifarLeNet, ResNet18, CharLSTM, GPT)
+MODELS: tuple[type[Architecture], ...] = (
+    Logistic, MLP, LeNet5, McMahanCNN, CifarLeNet, ResNet18, CharLSTM, GPT, LoRA,
+)  # fmt: skip
 
 __all__ = [
     "GPT", "MLP", "MODELS", "Architecture", "CharLSTM", "CifarLeNet", "LeNet5", "LoRA", "Logistic", "McMahanCNN",

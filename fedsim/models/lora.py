@@ -67,7 +67,8 @@ class LoRALinear(nn.Module):
 
 @dataclass(frozen=True)
 class LoRA:
-    """A model whose weights are frozen but for products of low rank beside its linear layers.
+    """A model that is frozen but for products of low rank beside its linear layers: for FedAvg (FedIT, FFA-LoRA),
+    RoLoRA, FLoRA, FedExLoRA, HetLoRA, EVA and LoRAGA.
 
     Args:
         model: the base model, as settings or, with pretrained weights, as a module; it is copied.

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from algorithms import EVA, FedAvg, FedExLoRA, FLoRA, HetLoRA, LoRAGA, RoLoRA
 from algorithms.adapters import Adapters, Pair
-from fedsim import MLP, Experiment, LocalWork, Rebuilt
+from fedsim import MLP, LocalWork, Rebuilt
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
-from fedsim.controller.byzantine import refuse_deployment
 from fedsim.data import Split
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.examine import examine
@@ -170,9 +169,14 @@ def test_the_error_of_the_mean_of_factors_and_that_of_the_stack() -> None:
     p, layout = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), Adapters((Pair(0, 10, 18, 2, 4, 5),), 38)
     rows = torch.from_numpy(np.stack([np.r_[a.ravel(), b.ravel()] for a, b in pairs]))
     exact = sum(q * b @ a for q, (a, b) in zip(p.tolist(), pairs, strict=True)).ravel()
-    stacked = FLoRA().added(rows, p, layout, 2).numpy()
-    mean, difference = (t.numpy() for t in FedExLoRA().averaged(rows, p, layout).split([18, 20]))
-    naive = (mean[10:].reshape(4, 2) @ mean[:10].reshape(2, 5)).ravel()
+
+    def total(messages: Tensor, weights: Tensor) -> Any:
+        stack = layout.stacked(messages, 2, weights)
+        return layout.grown(torch.zeros(38, dtype=torch.float64), layout.split(stack), [len(stack)])[18:].numpy()
+
+    mean = p @ rows
+    stacked, naive = total(rows, p), total(mean[None], torch.ones(1, dtype=torch.float64))
+    difference = total(torch.cat([rows, mean[None]]), torch.cat([p, -torch.ones(1, dtype=torch.float64)]))
     size = np.linalg.norm(exact)
     assert np.linalg.norm(naive - exact) / size == pytest.approx(0.7729, abs=5e-5)
     assert np.linalg.matrix_rank(difference.reshape(4, 5)) == 4
@@ -301,15 +305,13 @@ def test_models_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ConfigError, match=message):
             algorithm.init(of.model.vector(), cohort(of, 0))  # type: ignore[attr-defined]
     dense = replace(plain, model=Model(MLP((4,)).build((16,), 3), cross_entropy, dtype=torch.float64))
-    with pytest.raises(ConfigError, match=r"RoLoRA is of models with products of low rank .*fedsim.models.LoRA"):
+    with pytest.raises(ConfigError, match=r"RoLoRA is of models with products of low rank .*model LoRA"):
         RoLoRA().init(dense.model.vector(), cohort(dense, 0))
     with pytest.raises(ConfigError, match="chooses by itself what it sends; leave uplink and downlink out"):
         played(Compressed(RoLoRA(), EF14Uplink()), plain, COHORTS[:1])
-    with pytest.raises(ConfigError, match="RoLoRA is for simulations"):
-        refuse_deployment(Experiment(RoLoRA(), model=LoRA(MLP())))
     with pytest.raises(ConfigError, match="Rebuilt has 1 messages for 6 nodes"):
         x = plain.model.vector()
-        cohort(plain, 1).each(lambda local, x: x, Rebuilt(x, [x]))
+        cohort(plain, 1).each(lambda local, x: x, Rebuilt(x, [x], []))
 
 
 STARTS: dict[str, tuple[Any, bool, str]] = {

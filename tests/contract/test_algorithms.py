@@ -43,7 +43,7 @@ def test_the_table_holds_the_whole_catalogue() -> None:
     assert {type(a) for a in ALGORITHMS.values()} == {*CATALOGUE, Compressed, Robust} - {*LORA}
 
 
-DECLARED = [("server", False), ("personal", True), ("fixed_workers", True), ("buffer", 1), ("deploys", False)]
+DECLARED = [("server", False), ("personal", True), ("fixed_workers", True), ("buffer", 1)]
 """Attributes of a class (``Algorithm``, ``fedsim.controller.asynchronous``), by their only value but the default."""
 
 

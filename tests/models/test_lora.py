@@ -115,7 +115,7 @@ def test_a_new_head_trains_whole() -> None:
 
 def test_files_and_flags_name_it() -> None:
     assert from_config(to_config(CASE)) == CASE
-    flags = {"name": "fedsim.models.LoRA", "model": {"name": "GPT", "width": 8}, "rank": 2}
+    flags = {"name": "LoRA", "model": {"name": "GPT", "width": 8}, "rank": 2}
     assert from_config({"algorithm": "FedAvg", "model": flags}).model == LoRA(GPT(width=8), rank=2)
 
 

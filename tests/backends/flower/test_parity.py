@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fedsim
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, LORA
 from fedsim.algorithm import has_server
 from fedsim.backends.flower.node.node_store import NodeStore
 from fedsim.backends.flower.server.server_app import serve
@@ -50,7 +50,20 @@ JITTERED = {"name": "Chain", "then": "Jitter"}
 TUNED = {"every": 1, "clients_every": 1, "holdout": 0.2, "unseen": 0.34, "fine_tune": 3, "fine_tune_lr": 0.1}
 NEW = {**CONFIG["partition"], "min_partition_size": 20}
 PARTS = {**CONFIG["local"], "step_schedule": "CosineSteps", "micro_batch": 10, "augment": "Mixup"}
+PRODUCTS = {"name": "LoRA", "model": CONFIG["model"], "rank": 2, "targets": "1", "trained": "3"}
+ADDED = {**PRODUCTS, "residual": True}
+SOME = {"sampling": {"size": 2}, "rounds": 6}
 OTHERS: dict[str, dict[str, Any]] = {
+    "factors in turn, some clients": {"algorithm": "RoLoRA", "model": PRODUCTS, **SOME},
+    "stacks of different ranks, some clients": {
+        "algorithm": {"name": "FLoRA", "ranks": [2, 1]}, "model": ADDED, "local": KEPT, **SOME, "sampling": {"size": 1},
+    },
+    "differences, some clients, layers that stay": {
+        "algorithm": "FedExLoRA", "model": ADDED, "share": "all but 3.bias", **SOME, "sampling": {"size": 1},
+    },
+    "different ranks": {"algorithm": {"name": "HetLoRA", "ranks": [2, 1]}, "model": PRODUCTS, **SOME},
+    "initial values, factors in turn": {"algorithm": {"name": "EVA", "algorithm": "RoLoRA"}, "model": PRODUCTS, **SOME},
+    "initial values, stacks": {"algorithm": {"name": "LoRAGA", "algorithm": "FLoRA"}, "model": ADDED, **SOME},
     "a local optimiser": {"algorithm": "FedSAM", "local": {**CONFIG["local"], "optimizer": "Adam"}},
     "an optimiser with memory": {"algorithm": "FedSpeed", "local": KEPT, "sampling": {"size": 2}, "rounds": 4},
     "gossip and an optimiser with memory": {
@@ -119,13 +132,12 @@ OF_CLIENTS = ("clients/", "personal/", "tuned/", "unseen/", "unseen_tuned/")
 
 def config_of(algorithm: str) -> dict[str, Any]:
     gossips = any(cls.__name__ == algorithm and not has_server(cls) for cls in ALGORITHMS)
+    if any(cls.__name__ == algorithm for cls in LORA):
+        return {"algorithm": algorithm, "model": ADDED if algorithm in ("FLoRA", "FedExLoRA", "LoRAGA") else PRODUCTS}
     return {"algorithm": algorithm, **({"topology": RING} if gossips else {})}
 
 
-REBUILT = [cls.__name__ for cls in ALGORITHMS if not getattr(cls, "deploys", True)]
-CASES = {
-    cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS if cls.__name__ not in REBUILT
-} | OTHERS
+CASES = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS} | OTHERS
 
 
 def deploy(
@@ -235,13 +247,6 @@ def test_personal_models_are_on_the_node_s_disk_alone(tmp_path: Path) -> None:
 def test_simulated_attacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="attack is for simulations: the clients of a deployment are what they are"):
         deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "attack": {"name": "SignFlipping", "fraction": 0.34}})
-    assert not (tmp_path / "deployed").exists()
-
-
-@pytest.mark.parametrize("algorithm", REBUILT)
-def test_methods_whose_nodes_rebuild_models_are_refused_by_name(algorithm: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{algorithm} is for simulations: real nodes are sent whole models"):
-        deploy(tmp_path, {**CONFIG, "algorithm": algorithm})
     assert not (tmp_path / "deployed").exists()
 
 

@@ -33,6 +33,7 @@ from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
 from fedsim.controller.evaluate import score
 from fedsim.controller.personal import fine_tuned
+from fedsim.engine.dry_run import DryLocal
 from fedsim.engine.federation import ClientCall, Meter
 from fedsim.engine.optimizers import keeps
 from fedsim.errors import FedsimError
@@ -143,7 +144,7 @@ class Node:
         new = kept.get(self.client, ())
         check_finite(new, what.format("new memory"))
         form = self._keep(call, new)
-        if "public" in values:
+        if "public" in values or "rebuilt" in values:
             for k, leaf in enumerate(leaf for leaf in leaves(down) if is_vector(leaf, fed.model.seen)):
                 self.store.write(f"{values['write']}.{COPY + k}", leaf)
         if values.get("keep"):
@@ -236,8 +237,12 @@ class Node:
         return tree_map(lambda t: t.to(self.federation.model.device), tree)
 
     def _down(self, call: Call) -> Any:
-        """Decode the broadcast, or reconstruct it from the local public copies and the messages since."""
+        """Decode the broadcast, or reconstruct it from the local public copies and the messages since, or by a function
+        of the method.
+        """
         values, data, model = call.values, call.data, self.federation.model
+        if values.get("rebuilt"):
+            return self._rebuilt(call)
         if "public" not in values or "down" in data:
             return self._received(data["down"], values.get("form"), "down") if "down" in data else None
         match values["public"]:
@@ -250,6 +255,26 @@ class Node:
                 down = moved(copies, self._received(data[f"news-{k}"], form, "down"))
                 copies = [leaf for leaf in leaves(down) if is_vector(leaf, model.seen)]
         return down
+
+    def _rebuilt(self, call: Call) -> Tensor:
+        """Compute the broadcast from the last one, at first the initial model, and a message."""
+        side, model = self.side, self.federation.model
+        match call.values["rebuilt"]:
+            case {"known": str(name), "by": str(by)}:
+                fn = function_of(side.experiment.linked, by)
+            case rebuilt:
+                raise RefusedError(f"rebuilt is {rebuilt!r:.80}; expected a version and a client function")
+        first = initial_of(model, side.initial)[0 if model.sharing is None else 1]
+        known = self.store.read(name).to(model.device) if name else first
+        message = self._received(call.data["down"], call.values.get("form"), "down")
+        sample = self.federation.shards.rows(side.place).part(slice(1))
+        try:
+            value = fn(DryLocal(model, self.federation.work, sample), known, message)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise RefusedError(f"{by:.80} does not compute a model from its message", error) from error
+        if not isinstance(value, Tensor) or value.shape != first.shape:
+            raise RefusedError(f"{by:.80} does not compute a model from its message", form_of(value))
+        return value
 
     def _memory(self, spec: Any, call: Call) -> Any:
         """Resolve the memory that a call specifies, leaf by leaf."""

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from fedsim.backends.flower.protocol.calls import MOST_COUNTED, Call, RefusedError, is_count
 from fedsim.backends.flower.protocol.forms import compressors_of, initial_of, most, name_of, received
+from fedsim.backends.flower.protocol.versions import COPY
 from fedsim.backends.flower.server.copies import Copies
+from fedsim.backends.flower.server.known import Known
 from fedsim.backends.flower.server.memories import Handle, Memories
 from fedsim.backends.flower.server.relay import Done, Relayed, neighbours
 from fedsim.backends.flower.server.transport import REFUSED, Exchange, Link
@@ -26,6 +28,7 @@ from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import ClientsLostError
 from fedsim.feedback.linked import is_vector
 from fedsim.messages import wire
+from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.wire import Form, form_of
 from fedsim.tree import build, leaves, unpacked
 from fedsim.types import Batch, Kept, Messages
@@ -75,7 +78,7 @@ class FlowerBackend:
         self.model, self.device = federation.model, federation.model.device
         self.compressors = compressors_of(algorithm)
         self.memories = Memories(initial_of(federation.model, federation.model.vector()), self.fetch)
-        self.copies = Copies(self.memories)
+        self.copies, self.known = Copies(self.memories), Known()
         self.note: Callable[[int, str, Exchange], None] = lambda round, verb, exchange: None
         self.sample = sample
         self._count = 0                                    # number of the last call
@@ -107,10 +110,11 @@ class FlowerBackend:
         memories = {i: () if mine is None else mine.rows.get(i, mine.default) for i in ids}
         message, memory = outcome(call, DryLocal(self.model, federation.work, self.sample), memories[ids[0]])
         calls = {}
-        for client, kept in memories.items():
+        for at, (client, kept) in enumerate(memories.items()):
             shipped: dict[str, bytes] = {}
             spec = self.memories.spec(kept, client, shipped)
-            calls[client] = Call("each", {**values, "memory": spec}, {**data, **shipped})
+            told, sent = (values, data) if call.rebuilt is None else self._told(call.rebuilt, at, client, values, data)
+            calls[client] = Call("each", {**told, "memory": spec}, {**sent, **shipped})
         public, self._public = self._public, None
         vectors = [form_of(leaf) for leaf in leaves(down) if is_vector(leaf, self.model.seen)] if public else []
 
@@ -118,13 +122,30 @@ class FlowerBackend:
             found = self._read(client, write, answer, message, memory)
             if public is not None:
                 self.copies.arrived(public[0], client, write, vectors)
+            if call.rebuilt is not None:
+                found = found._replace(known=self.memories.handle(client, f"{write}.{COPY}", form_of(down)))
             return found
 
         largest = 0 if message is None else most(form_of(message, self.compressors))
         done = self._ask(calls, call.round, read, largest, public)
         meter.ledger.gradient_evaluations[call.ids] += [each.evaluations for each in done]
+        for client, each in zip(ids, done, strict=True):
+            if each.known is not None:
+                self.known.arrived(client, each.known)
         new = {i: each.memory for i, each in zip(ids, done, strict=True)} if memory else {}
         return Relayed(self.mix, call.ids, call.round, done) if call.sends else None, new
+
+    def _told(
+        self, rebuilt: Rebuilt, at: int, client: int, values: dict[str, Any], data: dict[str, bytes]
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Values and data of a call with the message from which a client computes the value, if it has the one before;
+        else with the value.
+        """
+        if (version := self.known.version(client)) is None:
+            return {**values, "rebuilt": {}}, data
+        message, by = rebuilt.messages[at], name_of(self.algorithm, rebuilt.by[at])
+        told = {"form": form_of(message), "rebuilt": {"known": version, "by": by}}
+        return {**values, **told}, {"down": wire.encode(message)}
 
     def mix(self, ids: np.ndarray, round: int, w: csr_array, now: Sequence[Done], last: bool) -> list[Done]:
         """Gossip step: send each client its neighbours' messages; the last step writes the new memory."""
@@ -240,6 +261,8 @@ class FlowerBackend:
         for client, why in got.failed.items():
             if public is not None and why.startswith(REFUSED):
                 self.copies.forget(public[0], client)
+            if "rebuilt" in calls[client].values and why.startswith(REFUSED):
+                self.known.forget(client)
         if got.failed:
             raise ClientsLostError(got.failed, round)
         return [self._answered[key] for key in keys.values()]

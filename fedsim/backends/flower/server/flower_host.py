@@ -123,6 +123,7 @@ class FlowerHost(Host):
         if template:
             dry = replace(federation, backend=Dry(self.backend.sample), memory=OnDevice())
             return algorithm.init(x, cohort(dry, 0))
+        self.backend.known.begun = True
         try:
             return algorithm.init(x, cohort(federation, 0, meter=meter))
         except ClientsLostError as lost:
@@ -137,7 +138,7 @@ class FlowerHost(Host):
             DeployError: too few clients are left, or the algorithm needs the lost ones.
         """
         before = meter.snapshot()
-        copies = self.backend.copies.snapshot()
+        copies, known = self.backend.copies.snapshot(), self.backend.known.snapshot()
         everybody, lost, losses, self._round = ids, None, Counter[int](), round
         while True:
             try:
@@ -147,6 +148,7 @@ class FlowerHost(Host):
             except ClientsLostError as error:
                 meter.restore(before)
                 self.backend.copies.restore(copies)
+                self.backend.known.restore(known)
                 lost = error
                 ids = self._without(ids, lost, len(everybody), losses)
             except ConfigError as error:

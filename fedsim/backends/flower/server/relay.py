@@ -29,6 +29,7 @@ class Done(NamedTuple):
         memory: handles of its new memories, or None.
         message: handle of the message if the client retains it for mixing.
         evaluations: per-sample gradients.
+        known: handle of the value that the client computed from its message.
     """
 
     data: bytes
@@ -36,6 +37,7 @@ class Done(NamedTuple):
     memory: Any
     message: Handle | None
     evaluations: int
+    known: Handle | None = None
 
 
 Relay: TypeAlias = "Callable[[np.ndarray, int, csr_array, list[Done], bool], list[Done]]"
