@@ -246,7 +246,7 @@ def test_personal_models_are_on_the_node_s_disk_alone(tmp_path: Path) -> None:
 
 def test_simulated_attacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="attack is for simulations: the clients of a deployment are what they are"):
-        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "attack": {"name": "SignFlipping", "fraction": 0.34}})
+        deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "attack": {"name": "SignFlip", "share": 0.34}})
     assert not (tmp_path / "deployed").exists()
 
 
