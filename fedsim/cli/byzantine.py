@@ -19,9 +19,8 @@ from fedsim.cli.output import console
 from fedsim.cli.sweep import JOBS, values
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
-from fedsim.experiment.config.names import find, parameters
+from fedsim.experiment.config.described import Component, describe, experiment_component, find
 from fedsim.experiment.config.plan import names
-from fedsim.experiment.experiment import Experiment
 from fedsim.report.compare import text_of
 
 RULES = "Mean,CoordinateMedian,TrimmedMean,NNM+TrimmedMean"
@@ -31,7 +30,7 @@ BYZANTINE = flags.Command(
     "Run a grid of rules, attacks, numbers of attackers and heterogeneity, with step sizes chosen on withheld samples,"
     " and print the accuracy of each rule under its worst attack. Other flags are settings of the experiment of all"
     " cells. To continue after an interruption, repeat the command: no cell runs twice.",
-    Experiment,
+    experiment_component,
     {
         "output": "folder of this grid (default: runs/byzantine)",
         "rules": f"rules, with steps before them as in NNM+Krum (default: {RULES})",
@@ -88,14 +87,14 @@ def byzantine(argv: Sequence[str]) -> int:
 def _rule(name: str) -> Any:
     *before, last = name.split("+")
     found = find("aggregate", last, "--rules")
-    rule = found() if isinstance(found, type) else found   # a function is a rule itself
+    rule = found() if isinstance(found, type | Component) else found   # a function is a rule itself
     for step in reversed(before):
         make = find("aggregate", step, "--rules")
-        if "rule" not in parameters(make):
+        if "rule" not in describe(make).settings:
             raise ConfigError(
                 f"--rules has {name!r}, and {step} is no step before a rule; expected steps first, such as NNM+Krum"
             )
-        rule = make(rule, f=1) if "f" in parameters(make) else make(rule)
+        rule = make(rule, f=1) if "f" in describe(make).settings else make(rule)
     return rule
 
 

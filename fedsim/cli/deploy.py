@@ -15,9 +15,9 @@ from fedsim.cli.output import Arguments, add_json, print_json
 from fedsim.cli.run import print_result
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
-from fedsim.experiment.config.names import help_of
+from fedsim.experiment.config.described import experiment_component
+from fedsim.experiment.config.hints import help_of
 from fedsim.experiment.config.plan import names
-from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import free_name
 from fedsim.record.nodes import read_nodes
@@ -26,12 +26,13 @@ from fedsim.report.nodes import render_nodes
 
 if TYPE_CHECKING:
     from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
+    from fedsim.experiment.experiment import Experiment
 
 POLICY = {"timeout": float, "retries": int, "minimum": float, "patience": float}
 DEPLOY = flags.Command(
     "deploy",
     "Run an experiment in real processes on this machine: a Flower SuperLink, and one SuperNode for each client.",
-    Experiment,
+    experiment_component,
     {
         "nodes": "number of SuperNodes, one for each client of the experiment",
         "own_data": "folder with one folder of data for each node; the data stay on their node",

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from fedsim.cli.allow import HELP
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import load_config, override
-from fedsim.experiment.config.names import catalogue, parameters
+from fedsim.experiment.config.described import Component, catalogue
 from fedsim.experiment.config.plan import names, plan
 from fedsim.experiment.config.read import help_text
 from fedsim.experiment.short_forms import full_place, put, short_forms
@@ -33,14 +33,14 @@ class Command:
     Attributes:
         name: name of the command.
         about: description of the command.
-        settings: that class.
+        settings: describes that class.
         options: name and help of its own options that take a value.
         switches: name and help of its own options that take none.
     """
 
     name: str
     about: str
-    settings: type
+    settings: Callable[[], Component]
     options: Mapping[str, str]
     switches: Mapping[str, str]
 
@@ -167,7 +167,7 @@ def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]
 
 def _known(command: Command, key: str) -> str:
     """Dotted name of the setting that a flag sets, perhaps by a short form."""
-    settings = parameters(command.settings)
+    settings = command.settings().settings
     known = ["help", *command.switches, *command.options, *settings, *short_forms(settings)]
     if key.split(".")[0] not in known:
         places = _places(command, key)
@@ -178,11 +178,11 @@ def _known(command: Command, key: str) -> str:
 
 def _places(command: Command, key: str) -> list[str]:
     """Dotted names of the settings of components that an unknown flag may mean."""
-    settings = parameters(command.settings)
+    settings = command.settings().settings
     key, required = SYNONYMS.get(key, key), {"algorithm": names("algorithm")[0]} if "algorithm" in settings else {}
-    places = [part.at(name) for part in plan(command.settings, required).walk() for name in part.known]
+    places = [part.at(name) for part in plan(command.settings(), required).walk() for name in part.known]
     if required:
-        places += [f"algorithm.{name}" for cls in catalogue("algorithm").values() for name in parameters(cls)]
+        places += [f"algorithm.{name}" for known in catalogue("algorithm").values() for name in known.settings]
     return [place for place in dict.fromkeys(places) if f".{place}".endswith(f".{key}")]
 
 
@@ -199,4 +199,4 @@ def print_help(command: Command, settings: Mapping[str, Any]) -> None:
     print("\noptions:")
     for option, about in own.items():
         print(textwrap.fill(about, columns, initial_indent=f"  {option:<21} ", subsequent_indent=" " * 24))
-    print(f"\n{help_text(plan(command.settings, settings))}", end="")
+    print(f"\n{help_text(plan(command.settings(), settings))}", end="")

@@ -8,24 +8,35 @@ from collections.abc import Callable, Sequence
 
 from fedsim.cli.output import Arguments, width
 from fedsim.cli.schemas import OUTPUTS, output
-from fedsim.data import available
-from fedsim.experiment.config.names import aliases, catalogue, summary
-from fedsim.experiment.measures import metrics_by_name
-from fedsim.problems import PROBLEMS
+from fedsim.experiment.config.described import aliases, catalogue
+from fedsim.experiment.config.remembered import remembered
 from fedsim.record.sinks.sink import SINKS
 
 
 def _components(kind: str) -> Callable[[], dict[str, str]]:
     def described() -> dict[str, str]:
         short = {name: f"alias of {stands_for}" for name, stands_for in aliases(kind).items()}
-        return {name: summary(cls) for name, cls in catalogue(kind).items()} | short
+        return {name: each.about for name, each in catalogue(kind).items()} | short
 
     return described
 
 
+def _data() -> dict[str, str]:
+    from fedsim.data import available
+    from fedsim.problems import PROBLEMS
+
+    return {**available(), **{name: f"problem: {catalogue('data')[name].about}" for name in PROBLEMS}}
+
+
+def _metrics() -> dict[str, str]:
+    from fedsim.experiment.measures import metrics_by_name
+
+    return metrics_by_name()
+
+
 SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "algorithms": _components("algorithm"),
-    "data": lambda: {**available(), **{name: f"problem: {summary(make)}" for name, make in PROBLEMS.items()}},
+    "data": lambda: remembered("list of data", _data),
     "partitions": _components("partition"),
     "skews": _components("skew"),
     "models": _components("model"),
@@ -44,7 +55,7 @@ SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "clocks": _components("clock"),
     "distributions": _components("seconds"),
     "availabilities": _components("availability"),
-    "metrics": metrics_by_name,
+    "metrics": lambda: remembered("list of metrics", _metrics),
     "sinks": lambda: SINKS,
 }
 

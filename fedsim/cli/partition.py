@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fedsim.cli import flags
@@ -13,9 +14,9 @@ from fedsim.controller.prepare import resolve_data
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import build
-from fedsim.experiment.config.names import parameters
-from fedsim.experiment.division import division
-from fedsim.experiment.experiment import Data, Experiment
+from fedsim.experiment.config.described import describe, experiment_component
+from fedsim.experiment.division import DIRICHLET, division
+from fedsim.experiment.experiment import Data
 from fedsim.partition import Partitioner, card, plot, render
 from fedsim.problems import Problem
 
@@ -31,14 +32,14 @@ class Division:
     """
 
     data: Data | Dataset = field(default_factory=Data)
-    partition: Partitioner = field(default_factory=lambda: parameters(Experiment)["partition"].default)
+    partition: Partitioner = field(default_factory=lambda: DIRICHLET)
     seed: int = 0
 
 
 PARTITION = flags.Command(
     "partition",
     "Partition a data set among clients, as in an experiment with these settings, and show the result.",
-    Division,
+    partial(describe, Division),
     {"output": "picture to draw: .png, .svg or .pdf", "save": "file to write the samples of each client to: .npz"},
     {"json": "print the numbers as JSON"},
 )
@@ -47,9 +48,9 @@ PARTITION = flags.Command(
 def partition(argv: Sequence[str]) -> int:
     """Partition the data set of a command line, and print the heterogeneity card."""
     line = flags.read(PARTITION, argv)
-    for key in line.settings.keys() - parameters(Experiment).keys():
-        raise ConfigError(f"unknown setting {key}: {suggest(key, list(parameters(Experiment)))}")
-    settings = {key: value for key, value in line.settings.items() if key in parameters(Division)}
+    for key in line.settings.keys() - experiment_component().settings.keys():
+        raise ConfigError(f"unknown setting {key}: {suggest(key, list(experiment_component().settings))}")
+    settings = {key: value for key, value in line.settings.items() if key in PARTITION.settings().settings}
     if "help" in line.switches:
         flags.print_help(PARTITION, settings)
         return 0

@@ -13,15 +13,14 @@ import yaml
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fedsim import api
 from fedsim.cli import flags
 from fedsim.cli.allow import HELP
 from fedsim.cli.output import Arguments, console
 from fedsim.cli.sweep import JOBS, Ending, finish
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.config.described import experiment_component
 from fedsim.experiment.config.plan import names
-from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory, describe_stops, open_run
 from fedsim.report.compare import text_of
 from fedsim.report.series import RunSeries, load_runs
@@ -31,7 +30,7 @@ from fedsim.sweeps.grid import is_sweep, open_sweep
 RUN = flags.Command(
     "run",
     "Run an experiment in a new run directory. Flags override the file, which overrides the defaults.",
-    Experiment,
+    experiment_component,
     {
         "output": "run directory to create, which must not exist",
         "root": "folder for new run directories (default: runs)",
@@ -54,6 +53,8 @@ def run(argv: Sequence[str]) -> int:
     if "print_config" in line.switches:
         print(yaml.safe_dump(to_config(experiment), sort_keys=False, allow_unicode=True), end="")
         return 0
+    from fedsim import api  # PyTorch: whoever asks for help need not wait for it
+
     root = Path(line.options.get("root", "runs"))
     output = Path(line.options["output"]) if "output" in line.options else None
     directory = api.run(experiment, output=output, root=root, progress="quiet" not in line.switches)
@@ -84,6 +85,8 @@ def resume(argv: Sequence[str]) -> int:
     before = open_run(arguments.run)
     if arguments.jobs is not None:
         raise ConfigError(f"{arguments.run} is a run; --jobs is for a sweep, whose points are several runs")
+    from fedsim import api  # as in run
+
     status, planned = before.manifest["status"].values(), before.config.get("rounds")
     quiet, accept = arguments.quiet, arguments.accept_changes
     directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not quiet, accept_changes=accept)

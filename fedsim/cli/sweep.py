@@ -16,8 +16,8 @@ from fedsim.cli.compare import TARGET
 from fedsim.cli.output import console
 from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import from_config, to_config
+from fedsim.experiment.config.described import experiment_component
 from fedsim.experiment.config.plan import names
-from fedsim.experiment.experiment import Experiment
 from fedsim.report.compare import COSTS, text_of
 from fedsim.report.records import records
 from fedsim.report.terminal import render
@@ -31,7 +31,7 @@ SWEEP = flags.Command(
     "--algorithm.lr 0.03,0.1 --local.epochs 1,2; commas within brackets or quotes do not separate values. To continue\n"
     "after an interruption, repeat the command; finished points are not run again. At the end, a table compares all\n"
     "points with the one that has the best mean final value.",
-    Experiment,
+    experiment_component,
     {
         "output": "folder of this sweep",
         "root": "folder for new sweeps (default: runs)",

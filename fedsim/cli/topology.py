@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,10 @@ from fedsim.controller.prepare import resolve_data
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, suggest
 from fedsim.experiment.config import build, override
-from fedsim.experiment.config.names import parameters
+from fedsim.experiment.config.described import describe, experiment_component
 from fedsim.experiment.config.write import written
-from fedsim.experiment.division import division, is_problem
-from fedsim.experiment.experiment import Data, Experiment
+from fedsim.experiment.division import DIRICHLET, division, is_problem
+from fedsim.experiment.experiment import Data
 from fedsim.experiment.short_forms import in_full
 from fedsim.gossip import Topology, graph_file, mixing_matrix, refusals, weigh
 from fedsim.messages.wire import nbytes
@@ -64,7 +65,7 @@ class Network:
     seed: int = 0
     model: Architecture | nn.Module = field(default_factory=MLP)
     data: Data | Dataset | Problem = field(default_factory=Data)
-    partition: Partitioner = field(default_factory=lambda: parameters(Experiment)["partition"].default)
+    partition: Partitioner = field(default_factory=lambda: DIRICHLET)
     weights: Literal["uniform", "samples"] = "uniform"
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Network:
 TOPOLOGY = flags.Command(
     "topology",
     "Show the topology of an experiment without a server: its mixing rate, and the communication cost of a round.",
-    Network,
+    partial(describe, Network),
     {
         "output": "picture of the graph: .png, .svg or .pdf; nodes are coloured by the label skew of their data",
         "run": "run to take topology and partition from; nodes are coloured by their last test accuracy",
@@ -93,10 +94,11 @@ def topology(argv: Sequence[str]) -> int:
     if run is not None and not run.config.get("topology") and "topology" not in line.settings:
         raise ConfigError(f"{run.path} has a server and no topology; give one with --topology, or leave out --run")
     settings = line.settings if run is None else override(in_full(run.config), line.settings, [])
-    known = parameters(Experiment).keys() | parameters(Network).keys()
+    own = TOPOLOGY.settings().settings
+    known = experiment_component().settings.keys() | own.keys()
     for key in settings.keys() - known:
         raise ConfigError(f"unknown setting {key}: {suggest(key, sorted(known))}")
-    settings = {key: value for key, value in settings.items() if key in parameters(Network)}
+    settings = {key: value for key, value in settings.items() if key in own}
     if "help" in line.switches:
         flags.print_help(TOPOLOGY, settings)
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -15,14 +15,17 @@ from fedsim.cli.output import console
 from fedsim.cli.sweep import JOBS
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, override
+from fedsim.experiment.config.described import experiment_component
 from fedsim.experiment.config.plan import names
-from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.short_forms import put
 from fedsim.report.compare import compare, text_of
 from fedsim.report.records import records
 from fedsim.report.terminal import render
 from fedsim.sweeps.grid import grid
 from fedsim.sweeps.search import Axis, Interval, check_search, drawn
+
+if TYPE_CHECKING:
+    from fedsim.experiment.experiment import Experiment
 
 TUNE = flags.Command(
     "tune",
@@ -33,7 +36,7 @@ TUNE = flags.Command(
     "      mine: {algorithm: FedSpeed, algorithm.lr: [0.1, 0.3], algorithm.rho: [0.01, 0.05]}\n"
     "With --search random or halving, values may also be drawn: algorithm.lr: {low: 0.01, high: 1, scale: log}.\n"
     "To continue after an interruption, repeat the command; finished runs are not repeated.",
-    Experiment,
+    experiment_component,
     {
         "output": "folder of this comparison (default: runs/tune)",
         "jobs": JOBS,

@@ -18,17 +18,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fedsim.errors import ConfigError, MissingRunError, RunError
 from fedsim.experiment.config import from_config
-from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import SWEEP, environment, open_run
 from fedsim.record.files import create_folder, lock, read_mapping, write_atomic
 from fedsim.record.metrics import read_metrics
 from fedsim.report.compare import Comparison, RunSummary, compare, costs_of
 from fedsim.report.statistics import Estimate, best, estimate
+
+if TYPE_CHECKING:
+    from fedsim.experiment.experiment import Experiment
 
 LONGEST_NAME = 100
 

@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from types import NoneType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from torch import nn
 
-from fedsim.data.catalogue import FORMATS, NAMED
 from fedsim.errors import ConfigError, suggest
-from fedsim.experiment.config.names import (
-    ImportedModel,
+from fedsim.experiment.config.described import (
+    REQUIRED,
+    Component,
+    Setting,
     alias,
     aliases,
     catalogue,
+    component,
+    describe,
     find,
-    help_of,
-    is_plain,
-    literals,
-    only_class,
-    parameters,
-    type_in_words,
+    is_module,
     unaliased,
 )
-from fedsim.experiment.config.write import written
-from fedsim.experiment.experiment import Data
+from fedsim.experiment.config.hints import type_in_words
+from fedsim.experiment.config.names import ImportedModel
 from fedsim.experiment.short_forms import short_forms
-from fedsim.partition.own import GIVEN, OwnPartitioner, divides
-from fedsim.problems import PROBLEMS
 
-REQUIRED = inspect.Parameter.empty
-LOADERS = {**{name: loader for name, (_, loader) in (NAMED | FORMATS).items()}, **PROBLEMS}
+if TYPE_CHECKING:
+    from fedsim.experiment.experiment import Data
+    from fedsim.partition.own import OwnPartitioner
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Plan:
         name: name of its class in the config; empty if only one class is possible.
         about: its purpose.
         make: class or function that builds it from ``fields`` and ``parts``.
-        sources: classes and functions that define its parameters.
+        sources: descriptions of the classes and functions that define its parameters.
         known: those parameters, by name.
         fields: given plain values, not yet parsed.
         parts: its own components; a value other than a plan is used unchanged.
@@ -59,8 +53,8 @@ class Plan:
     name: str
     about: str
     make: Callable[..., Any]
-    sources: tuple[Callable[..., Any], ...]
-    known: Mapping[str, inspect.Parameter]
+    sources: tuple[Component, ...]
+    known: Mapping[str, Setting]
     fields: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
 
@@ -77,32 +71,33 @@ class Plan:
 
     def expected(self, key: str) -> str:
         """Type and meaning of one of its parameters, in words."""
-        about = next((help_of(source)[key] for source in self.sources if key in help_of(source)), "")
-        hint = self.known[key].annotation
-        kind = type_in_words(hint) if is_plain(hint) else f"a name ({', '.join(names(key)) or 'my.module.Class'})"
-        return f"expected {kind}{about and ': '}{about}"
+        setting = self.known[key]
+        name = f"a name ({', '.join(names(key)) or 'my.module.Class'})"
+        kind = type_in_words(setting.type) if setting.plain else name
+        return f"expected {kind}{setting.about and ': '}{setting.about}"
 
 
 def plan(cls: Callable[..., Any], config: Mapping[str, Any]) -> Plan:
-    """Plan ``cls``, a dataclass of settings and components.
+    """Plan ``cls``, a dataclass of settings and components, or its description.
 
     Raises:
         ConfigError: a name or key is unknown, or a required value is null.
     """
-    return _filled(Plan("", "", "", cls, (cls,), parameters(cls)), config)
+    source = describe(cls)
+    return _filled(Plan("", "", "", cls, (source,), source.settings), config)
 
 
 def _filled(plan: Plan, config: Mapping[str, Any]) -> Plan:
     """Fill a plan with given values and with its components."""
     for key, value in config.items():
         _check(plan, str(key), value)
-    for key, parameter in plan.known.items():
+    for key, setting in plan.known.items():
         given = unaliased(key, config.get(key, REQUIRED))
-        if is_plain(parameter.annotation):
+        if setting.plain:
             if given is not REQUIRED:
                 plan.fields[key] = given
-        elif (value := _over_default(parameter, given)) is not REQUIRED:
-            plan.parts[key] = _part(plan, key, parameter.annotation, value)
+        elif (value := _over_default(setting.default, given)) is not REQUIRED:
+            plan.parts[key] = _part(plan, key, setting, value)
     return plan
 
 
@@ -123,18 +118,12 @@ def _check(plan: Plan, key: str, value: Any) -> None:
         raise ConfigError(
             f"{plan.at(key)} was made in Python ({value['python']}), which a config file cannot hold; {again}"
         )
-    if value is None and not _optional(plan.known[key].annotation):
+    if value is None and not plan.known[key].optional:
         raise ConfigError(f"{plan.at(key)} is null; {plan.expected(key)}")
 
 
-def _optional(hint: Any) -> bool:
-    return hint is Any or NoneType in get_args(hint)
-
-
-def _over_default(parameter: inspect.Parameter, given: Any) -> Any:
-    """Complete a given value by the default, if both are the same component."""
-    default = parameter.default
-    below = default if default is REQUIRED else written(default, parameter.annotation)
+def _over_default(below: Any, given: Any) -> Any:
+    """Complete a given value by the default ``below``, if both are the same component."""
     if not isinstance(below, Mapping):
         return below if given is REQUIRED else given
     if given is REQUIRED:
@@ -144,18 +133,18 @@ def _over_default(parameter: inspect.Parameter, given: Any) -> Any:
     return {**below, **above} if same else given
 
 
-def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
+def _part(owner: Plan, key: str, setting: Setting, value: Any) -> Any:
     """Plan the component at ``key``, or return the value itself if there is nothing to build."""
-    place, about = owner.at(key), help_of(owner.sources[0]).get(key, "")
-    if value is None or (value == "null" and _optional(hint)):
+    place, about, only = owner.at(key), setting.about, setting.only
+    if value is None or (value == "null" and setting.optional):
         return None
-    if only := only_class(hint, key):
+    if only:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(parameters(only))}")
-        return _filled(Plan(place, "", about, only, (only,), parameters(only)), value)
-    if float in get_args(hint) and (numbers := _numbers(value)) is not None:
+            raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(only.settings)}")
+        return _filled(Plan(place, "", about, only, (only,), only.settings), value)
+    if setting.number and (numbers := _numbers(value)) is not None:
         return numbers
-    if float in get_args(hint) and isinstance(value, str) and re.match(r"[-+.\d]", value):
+    if setting.number and isinstance(value, str) and re.match(r"[-+.\d]", value):
         named = ", ".join(names(key))
         raise ConfigError(f"{place} is {value!r}; expected a number, a list of numbers in brackets, [a,b], or {named}")
     value = {"name": value} if isinstance(value, str) else value
@@ -168,9 +157,9 @@ def _part(owner: Plan, key: str, hint: Any, value: Any) -> Any:
             )
         raise ConfigError(f"{place} is {value!r}; expected a name, or name and fields, as {{name: {example}, ...}}")
     name, fields = value["name"], {k: v for k, v in value.items() if k != "name"}
-    if name in literals(hint) and not fields:
+    if name in setting.words and not fields:
         return name
-    make, *sources = target_of(key, name, place, literals(hint))
+    make, *sources = target_of(key, name, place, setting.words)
     if not sources and not fields:
         return make
     return _filled(Plan(place, name, about, make, tuple(sources), known_of(key, sources)), fields)
@@ -188,7 +177,7 @@ def _numbers(value: Any) -> float | tuple[float, ...] | None:
 
 def names(kind: str) -> list[str]:
     """Names of the components of one kind, besides dotted ones."""
-    return list(LOADERS if kind == "data" else {**catalogue(kind), **aliases(kind)})
+    return list({**catalogue(kind), **aliases(kind)})
 
 
 def _may_name(kind: str, value: str) -> bool:
@@ -196,37 +185,46 @@ def _may_name(kind: str, value: str) -> bool:
     return value in names(kind) or alias(kind, value) is not None or ("." in value and bool(names(kind)))
 
 
-def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Callable[..., Any], ...]:
-    """Builder of a component, then the sources of its parameters; a function without sources IS the component."""
+def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Builder of a component, then the descriptions of the sources of its parameters; a function without sources IS the
+    component.
+    """
     if kind == "data":
-        if name not in LOADERS:
-            raise ConfigError(f"{place} is {name!r}; {suggest(name, LOADERS)}")
-        return partial(_data, name), Data, LOADERS[name]
+        if name not in catalogue(kind):
+            raise ConfigError(f"{place} is {name!r}; {suggest(name, catalogue(kind))}")
+        return partial(_data, name), component("fedsim.experiment.experiment", "Data"), catalogue(kind)[name]
     target = find(kind, name, place, also)
+    if isinstance(target, Component):
+        return target, target
     if kind == "model" and not hasattr(target, "build"):
-        return partial(_imported_model, name), target
-    if kind == "partition" and divides(target):
-        return partial(_own_partitioner, target), target
-    itself = kind == "loss" and isinstance(target, type) and issubclass(target, nn.Module)   # made anew for each seed
-    return (target, target) if isinstance(target, type) and not itself else (target,)
+        return partial(_imported_model, name), describe(target)
+    if kind == "partition" and not hasattr(target, "partition"):
+        return partial(_own_partitioner, target), describe(target)
+    itself = not isinstance(target, type) or (kind == "loss" and is_module(target))   # made anew for each seed
+    return (target,) if itself else (target, describe(target))
 
 
-def known_of(kind: str, sources: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
+def known_of(kind: str, sources: Sequence[Component]) -> dict[str, Setting]:
     """Parameters that a config may set."""
     hidden = {"data": {"name", "options", "store"}, "model": {"input_shape", "classes"}}.get(kind, set())
-    hidden = set(GIVEN) if any(map(divides, sources)) else hidden
-    known = {key: value for source in sources for key, value in parameters(source).items() if key not in hidden}
-    if kind == "data":  # a problem names its underlying data set
-        named = {key: value.replace(annotation=str, default=None) for key, value in known.items()}
-        known = {key: value if is_plain(value.annotation) else named[key] for key, value in known.items()}
+    if kind == "partition" and any("labels" in source.settings for source in sources):
+        hidden = {"labels", "seed"}                        # what a function of one's own is given
+    known = {key: setting for source in sources for key, setting in source.settings.items() if key not in hidden}
+    if kind == "data":                                     # a problem names its underlying data set
+        named = {key: replace(each, type=str, default=None, about="name of a data set.") for key, each in known.items()}
+        known = {key: setting if setting.plain else named[key] for key, setting in known.items()}
     return known
 
 
 def _data(name: str, data_dir: str | None = None, download: bool = False, **options: Any) -> Data:
+    from fedsim.experiment.experiment import Data
+
     return Data(name, data_dir, download, options)
 
 
 def _own_partitioner(function: Callable[..., Any], **options: Any) -> OwnPartitioner:
+    from fedsim.partition.own import OwnPartitioner
+
     return OwnPartitioner(function, options)
 
 
@@ -262,9 +260,14 @@ def _common(kind: str, place: str, fields: Mapping[str, Any], name: str, notes: 
     """Fields that the component ``name`` shares with another one, by name and type."""
     new = known_of(kind, target_of(kind, name, place)[1:])
     old = known_of(kind, target_of(kind, fields["name"], place)[1:]) if "name" in fields else new   # the default's
-    kept = {k: v for k, v in fields.items() if k in old and k in new and old[k].annotation == new[k].annotation}
+    kept = {k: v for k, v in fields.items() if k in old and k in new and _alike(old[k], new[k])}
     dropped = [f"{key}={value}" for key, value in fields.items() if key != "name" and key not in kept]
     if dropped:
         other = f", not {fields['name']} as in the file; dropped its" if "name" in fields else "; dropped the file's"
         notes.append(f"{place} is {name}{other} {', '.join(dropped)}")
     return kept
+
+
+def _alike(a: Setting, b: Setting) -> bool:
+    """Whether two settings of one name take the same values."""
+    return (a.type, a.optional, a.number, a.words) == (b.type, b.optional, b.number, b.words)

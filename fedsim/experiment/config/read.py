@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fedsim.errors import ConfigError
-from fedsim.experiment.config.names import help_of, is_plain, literals, only_class, parameters, plain, summary
+from fedsim.experiment.config.described import REQUIRED, Component, Setting, experiment_component
+from fedsim.experiment.config.hints import plain
 from fedsim.experiment.config.paths import absolute
-from fedsim.experiment.config.plan import REQUIRED, Plan, names, plan
-from fedsim.experiment.experiment import Experiment
+from fedsim.experiment.config.plan import Plan, names, plan
 from fedsim.experiment.short_forms import in_full
+
+if TYPE_CHECKING:
+    from fedsim.experiment.experiment import Experiment
 
 T = TypeVar("T")
 MOST_PARSERS = 16
@@ -71,19 +74,20 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: a name or key is unknown, or a value is of the wrong type or out of range; names the setting.
     """
-    return build(Experiment, in_full(config))
+    made: Experiment = build(experiment_component(), in_full(config))
+    return made
 
 
-def build(cls: type[T], config: Mapping[str, Any]) -> T:
-    """Build ``cls``, a dataclass of settings and components, from a mapping.
+def build(cls: type[T] | Component, config: Mapping[str, Any]) -> T:
+    """Build ``cls``, a dataclass of settings and components, or what its description names, from a mapping.
 
     Raises:
         ConfigError: see `from_config`.
     """
     whole = plan(cls, config)
     for part in whole.walk():
-        for key, parameter in part.known.items():
-            if parameter.default is REQUIRED and key not in part.fields | part.parts:
+        for key, setting in part.known.items():
+            if setting.default is REQUIRED and key not in part.fields | part.parts:
                 raise ConfigError(f"{part.at(key)} is missing; {part.expected(key)}")
     given = {part.at(key): value for part in whole.walk() for key, value in part.fields.items()}
     try:
@@ -112,7 +116,7 @@ def _make(plan: Plan, values: Namespace) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{plan.place or plan.make.__name__}: {error}") from error
+        raise ConfigError(f"{plan.place or plan.sources[0].name}: {error}") from error
 
 
 def _value_parser(whole: Plan) -> ArgumentParser:
@@ -132,38 +136,32 @@ def _named_parts(part: Plan) -> tuple[str, ...]:
 
 def _parser(whole: Plan, helpful: bool) -> ArgumentParser:
     """Build a parser with a group for each component and an argument for each field; ``helpful`` adds the names of
-    alternatives, for which every catalogue is imported.
+    alternatives.
     """
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     for part in [*whole.walk(), *(_absent(whole) if helpful else ())]:
         group = parser.add_argument_group(part.place or "experiment", _heading(part) if helpful else None)
-        for source in part.sources:
-            _add(group, part, source)
+        for key, setting in part.known.items():
+            if setting.plain:
+                _add(group, part.at(key), setting)
         for key, value in part.parts.items():
-            if not isinstance(value, Plan) and not (helpful and only_class(part.known[key].annotation, key)):
+            if not isinstance(value, Plan) and not (helpful and part.known[key].only):
                 about = _choices(part, key) if helpful else None
                 group.add_argument(f"--{part.at(key)}", metavar="NAME", help=about, default=value)
     return parser
+
+
+def _add(group: Any, place: str, setting: Setting) -> None:
+    given = {"required": True} if setting.default is REQUIRED else {"default": setting.default}
+    group.add_argument(f"--{place}", type=setting.type, help=setting.about, **given)
 
 
 def _absent(whole: Plan) -> Iterator[Plan]:
     """Plans of settings that are null, of which only one class is possible, to show their fields."""
     for part in whole.walk():
         for key, value in part.parts.items():
-            if value is None and (only := only_class(part.known[key].annotation, key)):
-                yield Plan(part.at(key), "", help_of(part.sources[0])[key], only, (only,), parameters(only))
-
-
-def _add(group: Any, part: Plan, source: Callable[..., Any]) -> None:
-    """Add the plain parameters of one source."""
-    make = getattr(source, "func", source)  # jsonargparse does not inspect a partial
-    usual = {key for key, parameter in parameters(make).items() if is_plain(parameter.annotation)}
-    hidden = parameters(make).keys() - (usual & part.known.keys())
-    for key in hidden & part.known.keys():
-        if is_plain(part.known[key].annotation):
-            group.add_argument(f"--{part.at(key)}", type=str, help="name of a data set.")
-    add = group.add_class_arguments if isinstance(make, type) else group.add_function_arguments
-    add(make, part.place or None, as_group=False, skip=hidden)
+            if value is None and (only := part.known[key].only):
+                yield Plan(part.at(key), "", part.known[key].about, only, (only,), only.settings)
 
 
 def help_text(whole: Plan) -> str:
@@ -177,14 +175,14 @@ def help_text(whole: Plan) -> str:
 
 def _heading(part: Plan) -> str:
     if not part.name:
-        return part.about or summary(part.make)
+        return part.about or part.sources[0].about
     others = ", ".join(name for name in _all_names(part.place.rpartition(".")[2]) if name != part.name)
-    return f"--{part.place} NAME: {part.about} Shown: {part.name}. {summary(part.sources[-1])} Others: {others}."
+    return f"--{part.place} NAME: {part.about} Shown: {part.name}. {part.sources[-1].about} Others: {others}."
 
 
 def _choices(part: Plan, key: str) -> str:
-    choices = [*map(str, literals(part.known[key].annotation)), *_all_names(key)]
-    return f"{help_of(part.sources[0]).get(key, '')} One of: {', '.join(choices)}."
+    setting = part.known[key]
+    return f"{setting.about} One of: {', '.join([*setting.words, *_all_names(key)])}."
 
 
 def _all_names(kind: str) -> list[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from fedsim.experiment.config.names import aliases, help_of, is_plain, literals, only_class, parameters, summary
+from fedsim.experiment.config.described import REQUIRED, Setting, aliases, experiment_component
 from fedsim.experiment.config.plan import known_of, names, target_of
 from fedsim.experiment.config.write import written
-from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.short_forms import ALONE, SHORT
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -24,7 +22,7 @@ Schema = dict[str, Any]
 def schema() -> Schema:
     """Schema of the files that `fedsim run` reads, with all components there are."""
     kinds: dict[str, Schema] = {}
-    whole = _settings(parameters(Experiment), help_of(Experiment), kinds)
+    whole = _settings(experiment_component().settings, kinds)
     for short, place in SHORT.items():
         whole["properties"][short] = _at(whole, place) or {"description": f"short for {place}"}
     for word in ALONE:
@@ -41,39 +39,36 @@ def _at(whole: Schema, place: str) -> Schema | None:
     return found
 
 
-def _settings(known: Mapping[str, inspect.Parameter], texts: Mapping[str, str], kinds: dict[str, Schema]) -> Schema:
-    properties = {key: _setting(key, parameter, texts.get(key, ""), kinds) for key, parameter in known.items()}
+def _settings(known: Mapping[str, Setting], kinds: dict[str, Schema]) -> Schema:
+    properties = {key: _setting(key, setting, kinds) for key, setting in known.items()}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _setting(key: str, parameter: inspect.Parameter, text: str, kinds: dict[str, Schema]) -> Schema:
-    hint, default = parameter.annotation, parameter.default
-    below = None if default is parameter.empty else written(default, hint)
-    if is_plain(hint):
-        made = _plain(hint)
-    elif only := only_class(hint, key):
-        made = _settings(parameters(only), help_of(only), kinds)
-        made = {"anyOf": [{"type": "null"}, made]} if NoneType in get_args(hint) else made
+def _setting(key: str, setting: Setting, kinds: dict[str, Schema]) -> Schema:
+    below = None if setting.default is REQUIRED else written(setting.default)
+    if setting.plain:
+        made = _plain(setting.type)
+    elif setting.only:
+        made = _settings(setting.only.settings, kinds)
+        made = {"anyOf": [{"type": "null"}, made]} if setting.optional else made
     else:
-        made = {"anyOf": [*_alternatives(hint), {"$ref": f"#/$defs/{_kind(key, kinds)}"}]}
+        made = {"anyOf": [*_alternatives(setting), {"$ref": f"#/$defs/{_kind(key, kinds)}"}]}
         if isinstance(below, Mapping) and "name" in below:  # settings of the default need no name
             made["anyOf"].append({**_component(key, below["name"], kinds), "required": []})
-    if text:
-        made["description"] = text
-    if default is not parameter.empty and not (isinstance(below, Mapping) and "python" in below):
+    if setting.about:
+        made["description"] = setting.about
+    if setting.default is not REQUIRED and not (isinstance(below, Mapping) and "python" in below):
         made["default"] = below
     return made
 
 
-def _alternatives(hint: Any) -> list[Schema]:
+def _alternatives(setting: Setting) -> list[Schema]:
     """What may stand for a component: null, a number or a list of them, a word."""
-    arguments = get_args(hint)
     numbers = {"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}
-    words = literals(hint)
     return [
-        *([{"type": "null"}] if NoneType in arguments else []),
-        *([numbers] if float in arguments else []),
-        *([{"enum": words}] if words else []),
+        *([{"type": "null"}] if setting.optional else []),
+        *([numbers] if setting.number else []),
+        *([{"enum": [*setting.words]}] if setting.words else []),
     ]
 
 
@@ -97,10 +92,9 @@ def _component(kind: str, name: str, kinds: dict[str, Schema]) -> Schema:
     short = aliases(kind).get(name)
     _, *sources = target_of(kind, short.name if short else name, kind)
     fixed = {*short.settings, *short.without} if short else set()
-    known = {key: parameter for key, parameter in known_of(kind, sources).items() if key not in fixed}
-    texts = {key: text for source in sources for key, text in help_of(source).items()}
-    made = _settings(known, texts, kinds)
-    about = str(short) if short else summary(sources[-1])
+    known = {key: setting for key, setting in known_of(kind, sources).items() if key not in fixed}
+    made = _settings(known, kinds)
+    about = str(short) if short else sources[-1].about
     properties = {"name": {"const": name}, **made["properties"]}
     return {**made, "description": about, "properties": properties, "required": ["name"]}
 

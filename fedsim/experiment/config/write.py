@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.compress.own import OwnCompressor
-from fedsim.data import Dataset
-from fedsim.experiment.config.names import ImportedModel, name_of, only_class, parameters
+from fedsim.experiment.config.hints import parameters
+from fedsim.experiment.config.names import ImportedModel, name_of, only_class
 from fedsim.experiment.config.paths import absolute
-from fedsim.experiment.experiment import Data, Experiment
-from fedsim.partition import OwnPartitioner
-from fedsim.problems import Problem
+
+if TYPE_CHECKING:
+    from fedsim.experiment.experiment import Experiment
 
 
 def to_config(experiment: Experiment) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def to_config(experiment: Experiment) -> dict[str, Any]:
     An object that cannot be imported by name (made in Python, or a lambda) becomes ``{python: its description}``, which
     `from_config` refuses.
     """
-    return absolute(written(experiment, Experiment))
+    return absolute(written(experiment, type(experiment)))
 
 
 def written(value: Any, hint: Any = None) -> Any:
@@ -39,22 +39,36 @@ def written(value: Any, hint: Any = None) -> Any:
         return [written(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): written(item) for key, item in value.items()}
-    if isinstance(value, Data):
-        return {"name": value.name, "data_dir": value.data_dir, "download": value.download, **written(value.options)}
-    if isinstance(value, ImportedModel):
-        return {"name": value.name, **written(value.options)}
-    if isinstance(value, OwnPartitioner):
-        return {**_named(value.function), **written(value.options)}
-    if isinstance(value, OwnCompressor):
-        return written(value.compressor, hint)
-    if isinstance(value, Dataset | Problem):
-        name = value.dataset.name if isinstance(value, Problem) else value.name
-        return {"python": f"{type(value).__name__} {name!r}"}
+    for kind, form in _forms().items():
+        if isinstance(value, kind):
+            return form(value, hint)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = {key: parameter.annotation for key, parameter in parameters(type(value)).items()}
         fields = {key: written(getattr(value, key), hint) for key, hint in hints.items()}
         return fields if type(value) is only_class(hint) else {**_named(type(value)), **fields}
     return _named(value).get("name") or _named(value)
+
+
+@cache
+def _forms() -> dict[type, Callable[[Any, Any], Any]]:
+    """How objects are written whose fields are not their settings. Their modules import PyTorch."""
+    from fedsim.compress.own import OwnCompressor
+    from fedsim.data import Dataset
+    from fedsim.experiment.experiment import Data
+    from fedsim.partition import OwnPartitioner
+    from fedsim.problems import Problem
+
+    def of_python(value: Any, name: str) -> dict[str, str]:
+        return {"python": f"{type(value).__name__} {name!r}"}
+
+    return {
+        Data: lambda v, _: {"name": v.name, "data_dir": v.data_dir, "download": v.download, **written(v.options)},
+        ImportedModel: lambda v, _: {"name": v.name, **written(v.options)},
+        OwnPartitioner: lambda v, _: {**_named(v.function), **written(v.options)},
+        OwnCompressor: lambda v, hint: written(v.compressor, hint),
+        Dataset: lambda v, _: of_python(v, v.name),
+        Problem: lambda v, _: of_python(v, v.dataset.name),
+    }
 
 
 def _named(target: Any) -> dict[str, str]:

@@ -22,8 +22,8 @@ from fedsim.engine.local_work import LocalWork
 from fedsim.engine.mixup import Mixup
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, load_config, override, to_config
-from fedsim.experiment.config.names import CATALOGUES, catalogue
-from fedsim.experiment.config.plan import LOADERS
+from fedsim.experiment.config.described import loaders
+from fedsim.experiment.config.names import CATALOGUES, listed
 from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.execution import Execution, Ray
 from fedsim.experiment.experiment import Data, Experiment
@@ -101,7 +101,7 @@ CLOCKS = ("seconds", "bandwidth_down", "bandwidth_up", "latency", "availability"
 COMPONENTS = [
     (kind, name, cls)
     for kind in CATALOGUES if kind != "server_compressor"
-    for name, cls in catalogue(kind).items()
+    for name, cls in listed(kind).items()
     if (kind != "values" or cls not in (LowRank, PowerSGD))     # no layers
     and (kind, cls) != ("first", Mixup)                         # which comes last
 ]
@@ -136,7 +136,7 @@ def test_round_trip_of_a_second_compressor_and_a_regulariser() -> None:
         assert through_yaml(Experiment(algorithm)) == Experiment(algorithm)
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", loaders())
 def test_round_trip_of_every_data_set(name: str) -> None:
     options = {"path": "/x"} if name in FORMATS else {}
     experiment = Experiment(FedAvg(), data=Data(name, data_dir="/d", options=options))
@@ -304,6 +304,6 @@ def test_example_file() -> None:
 
 
 def test_catalogues_are_complete() -> None:
-    assert set(catalogue("algorithm").values()) == set(algorithms.ALGORITHMS)
+    assert set(listed("algorithm").values()) == set(algorithms.ALGORITHMS)
     for cls in (PathologicalPartitioner, ShardPartitioner, Steps, CharLSTM, Bernoulli):
-        assert any(cls is known for kind in CATALOGUES for known in catalogue(kind).values())
+        assert any(cls is known for kind in CATALOGUES for known in listed(kind).values())

@@ -12,7 +12,9 @@ from algorithms import DIANA, L1, NIDS, ChocoSGD, DFedAvg, DFedSAM, FedOpt, FedS
 from fedsim.compress import COMPRESSORS, QSGD
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, override, to_config
-from fedsim.experiment.config.names import ALIASES, CATALOGUES, catalogue, summary
+from fedsim.experiment.config.described import catalogue
+from fedsim.experiment.config.hints import summary
+from fedsim.experiment.config.names import ALIASES, CATALOGUES, listed
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_every_alias_names_a_component_that_has_its_settings() -> None:
     for kind, (_, attribute, _) in CATALOGUES.items():
         for alias in ALIASES.get(attribute, {}).values():
             named = {*alias.settings, *alias.defaults, *alias.without}
-            assert named <= catalogue(kind)[alias.name].__dataclass_fields__.keys()   # type: ignore[attr-defined]
+            assert named <= catalogue(kind)[alias.name].settings.keys()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_a_summary_is_the_first_sentence() -> None:
 
 def test_types_of_all_listed_components_are_known() -> None:
     """A type that jsonargparse cannot resolve accepts any value."""
-    for cls in {cls for kind in CATALOGUES for cls in catalogue(kind).values() if isinstance(cls, type)}:
+    for cls in {cls for kind in CATALOGUES for cls in listed(kind).values()}:
         parser = ArgumentParser()
         parser.add_class_arguments(cls)
         assert "Unvalidated" not in parser.format_help(), cls
