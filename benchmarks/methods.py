@@ -2,8 +2,10 @@
 
     python -m benchmarks.methods                          # an MLP, one block of ten clients
     python -m benchmarks.methods --model cnn              # McMahan's CNN, blocks of one client
+    python -m benchmarks.methods --model cifar            # the LeNet for CIFAR, the same
 
-Ten clients with 600 random images each (two with 100 for the CNN), minibatches of 10, one epoch, float32. Rounds of the
+Ten clients with 600 random images each (two with 100 for the CNN and 250 for the LeNet), minibatches of 10 (50 for the
+LeNet), one epoch, float32. Rounds of the
 methods take turns; the least and the median processor time of a round are printed, and their ratios to FedAvg's.
 """
 
@@ -18,13 +20,17 @@ from statistics import median
 import torch
 
 import algorithms
-from benchmarks.work import Work
-from fedsim import MLP, McMahanCNN
+from benchmarks.work import CIFAR, Work
+from fedsim import MLP, CifarLeNet, McMahanCNN
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 
 METHODS = ("FedAvg", "FedProx", "Scaffold", "FedSAM", "FedSpeed", "MoFedSAM", "FedGamma", "FedSMOO")
-WORKS = {"mlp": (Work(MLP(), 10, 10, 600), 10), "cnn": (Work(McMahanCNN(), 2, 2, 100), 1)}
+WORKS = {
+    "mlp": (Work(MLP(), 10, 10, 600), 10),
+    "cnn": (Work(McMahanCNN(), 2, 2, 100), 1),
+    "cifar": (Work(CifarLeNet(), 2, 2, 250, 50, CIFAR), 1),
+}
 """A round's work, and clients in a block."""
 
 

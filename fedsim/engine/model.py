@@ -23,7 +23,7 @@ from fedsim.engine.batch_norm import statistics_of
 from fedsim.engine.linear_stack import DenseStack, per_sample
 from fedsim.engine.micro_batches import micro_batches
 from fedsim.engine.mixup import loss_of_mixed
-from fedsim.engine.seeded import Seeded, UnbatchedDrawError
+from fedsim.engine.seeded import Seeded, UnbatchedDrawError, dropouts
 from fedsim.engine.sharing import Sharing
 from fedsim.errors import ModelError
 from fedsim.tree import Samples, count, joined, mapped, pieces
@@ -103,6 +103,7 @@ class Model:
         self.dense = DenseStack.of(module, loss) if len(named) == len(list(module.parameters())) else None
         self._alone = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
         self.draws: bool | None = None                     # whether it draws random numbers, from the first step on
+        self._dropouts, self._draws_elsewhere = dropouts(module), True   # that is, by nothing else
         self.channels_last = True
 
     def vector(self) -> Vector:
@@ -173,10 +174,16 @@ class Model:
         """Run a forward pass in training, with its dropout drawn from ``keys``."""
         if self.draws is False:
             return forward()
+        seeded, of_one = Seeded(keys), self.device.type == "cpu" and (keys is None or not keys.dim())
+        if of_one and self._dropouts and not self._draws_elsewhere:
+            with seeded.layers(self._dropouts):
+                return forward()
         math = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cuda" else contextlib.nullcontext()
-        with Seeded(keys) as seeded, math:                 # fused attention would draw within its kernel
+        with seeded, math, seeded.layers(self._dropouts if of_one else []):   # fused attention draws within its kernel
             result = forward()
         self.draws = self.draws or seeded.calls > 0
+        if of_one:
+            self._draws_elsewhere = seeded.calls > seeded.by_layers
         return result
 
     def gradient(self, x: Vector, batch: Batch, micro: int | None = None) -> Vector:

@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.errors import ModelError
@@ -29,17 +32,25 @@ class UnbatchedDrawError(Exception):
 
 def coins(keys: Tensor, call: int, shape: torch.Size, keep: float) -> Tensor:
     """Bool ``[*keys.shape, *shape]``, True with probability ``keep``, for keys int64 ``[]`` or ``[c]``."""
-    n = shape.numel()
-    stream = split(keys, torch.full((), call, dtype=torch.int64, device=keys.device)).unsqueeze(-1)
+    n, below = shape.numel(), round(keep * SIDES) - SIDES // 2
     count = -(-n // 4)
-    numbers = _numbers(count) if keys.device.type == "cpu" else torch.arange(count, device=keys.device)
-    words = split(stream, numbers)
-    return (words.view(torch.int16)[..., :n] < round(keep * SIDES) - SIDES // 2).view(*keys.shape, *shape)
+    if keys.device.type == "cpu":                          # NumPy takes a third of PyTorch's time for integers
+        stream = split(keys.reshape(-1).numpy(), np.array([call]))
+        drawn = torch.from_numpy(split(stream[:, None], _numbers(count)).view(np.int16)[:, :n] < below)
+    else:
+        streams = split(keys, torch.full((), call, dtype=torch.int64, device=keys.device)).unsqueeze(-1)
+        drawn = split(streams, torch.arange(count, device=keys.device)).view(torch.int16)[..., :n] < below
+    return drawn.view(*keys.shape, *shape)
 
 
 @lru_cache(maxsize=32)
-def _numbers(n: int) -> Tensor:
-    return torch.arange(n)                                 # on a GPU a graph may hold its address: not to be evicted
+def _numbers(n: int) -> np.ndarray:
+    return np.arange(n)
+
+
+@lru_cache(maxsize=1024)
+def _may_draw(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
@@ -63,7 +74,7 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False                                       # as in `Tape`
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs or {}):
+        if _may_draw(func) and not _without_dropout(func, args, kwargs or {}):
             return self.draw(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -81,11 +92,12 @@ class Seeded(Undrawn):
 
     Attributes:
         calls: number of operations that drew.
+        by_layers: those of them within ``layers``.
     """
 
     def __init__(self, keys: Tensor | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._keys, self.calls = keys, 0
+        self._keys, self.calls, self.by_layers = keys, 0, 0
 
     def draw(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Result of an operation that draws: coins, or a refusal."""
@@ -112,3 +124,30 @@ class Seeded(Undrawn):
             raise UnbatchedDrawError
         self.calls += 1
         return coins(self._keys, self.calls - 1, shape[block:], keep)
+
+    @contextlib.contextmanager
+    def layers(self, dropouts: Sequence[nn.Dropout]) -> Iterator[None]:
+        """Have some layers draw from here in this context, whether operations are looked at or not: which takes Python
+        for each of them. Results have the bits that they have otherwise, on a CPU.
+        """
+        for layer in dropouts:
+            vars(layer)["forward"] = partial(self._dropped, layer)
+        try:
+            yield
+        finally:
+            for layer in dropouts:
+                del vars(layer)["forward"]
+
+    def _dropped(self, layer: nn.Dropout, x: Tensor) -> Tensor:
+        keep = 1 - layer.p
+        if not layer.training or not 0 < keep < 1 or not x.numel():
+            return type(layer).forward(layer, x)
+        self.by_layers += 1
+        with torch.no_grad():
+            noise = torch.empty_like(x).copy_(self.coins(x.shape, keep)).div_(keep)
+        return x * noise
+
+
+def dropouts(module: nn.Module) -> list[nn.Dropout]:
+    """The layers of a module that ``Seeded.layers`` takes."""
+    return [m for m in module.modules() if type(m) is nn.Dropout and not m.inplace and "forward" not in vars(m)]

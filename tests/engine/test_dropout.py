@@ -144,6 +144,19 @@ def test_actors_agree_with_blocks_bit_for_bit(kind: str) -> None:
     assert torch.equal(after_rounds(RayActors(workers(), 2), kind), after_rounds(Blocks(2), kind))
 
 
+@pytest.mark.parametrize("kind", ["dense, two layers", "encoder", "functional", "in place"])
+def test_layers_draw_what_operations_draw(kind: str) -> None:
+    """Bit for bit: layers are not looked into where nothing else draws, and are left as they were."""
+    model, watched = federation(Loop(), kind).model, federation(Loop(), kind).model
+    watched._dropouts, x = [], model.vector()
+    for k in range(3):
+        keys = torch.full((5,), k)
+        batch = Batch(torch.randn(5, T, E, dtype=torch.float64), torch.zeros(5, dtype=torch.int64), None, keys)
+        assert torch.equal(model.gradient(x, batch), watched.gradient(x, batch))
+    assert model._draws_elsewhere == (kind != "dense, two layers")
+    assert not any("forward" in vars(layer) for layer in model.module.modules())
+
+
 @pytest.mark.parametrize("kind", ["dense", "functional"])
 def test_a_gradient_is_pytorchs_with_the_same_masks(kind: str) -> None:
     """The masks are read off a network of ones, and put into a copy of it by hand."""
