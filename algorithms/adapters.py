@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim import Clients, Local, Rebuilt, Vector
+from fedsim.checks import whole
 from fedsim.errors import ConfigError
 
 Stacks: TypeAlias = Mapping[str, tuple[Tensor, ...]]
@@ -181,6 +182,15 @@ class Adapters:
     def smaller(self, p: Pair, rank: int) -> bool:
         """Whether a product of that rank has fewer numbers than R."""
         return rank * (p.d + p.k) < p.d * p.k
+
+
+def check_ranks(settings: Any) -> None:
+    """Require the field ``ranks`` to be whole numbers, 1 or more."""
+    place, given = f"{type(settings).__name__}.ranks", settings.ranks
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(f"{place} is {given!r:.80}; expected a sequence of ranks, such as (8, 4, 2)")
+    for rank in given:
+        whole(place, rank, 1)
 
 
 def form(like: Tensor, *shape: int) -> Tensor:

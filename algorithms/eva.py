@@ -21,6 +21,7 @@ from torch import Tensor
 from algorithms.adapters import Adapters, initial
 from algorithms.fedavg import FedAvg
 from fedsim import Algorithm, Clients, Local, Vector
+from fedsim.checks import component
 from fedsim.errors import ConfigError
 
 
@@ -33,6 +34,9 @@ class EVA:
     """
 
     algorithm: Algorithm[Any] = field(default_factory=FedAvg)
+
+    def __post_init__(self) -> None:
+        component("EVA.algorithm", self.algorithm, ("init", "round"), "FedAvg(lr=0.1)")
 
     def init(self, x: Vector, clients: Clients) -> Any:
         layout = Adapters.of(clients, "EVA")

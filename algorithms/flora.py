@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.adapters import Adapters, Stacks, gathered, groups, steps
+from algorithms.adapters import Adapters, Stacks, check_ranks, gathered, groups, steps
 from fedsim import Clients, Local, Rebuilt, Vector
 from fedsim.checks import positive
 
@@ -45,6 +45,7 @@ class FLoRA:
 
     def __post_init__(self) -> None:
         positive(self, "lr")
+        check_ranks(self)
 
     def init(self, x: Vector, clients: Clients) -> FLoRAState:
         layout = Adapters.of(clients, "FLoRA", residual=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.adapters import Adapters, groups, joint, steps
+from algorithms.adapters import Adapters, check_ranks, groups, joint, steps
 from algorithms.parts import EPS
 from fedsim import Clients, Local, Vector
 from fedsim.checks import positive
@@ -44,6 +44,7 @@ class HetLoRA:
 
     def __post_init__(self) -> None:
         positive(self, "lr")
+        check_ranks(self)
 
     def init(self, x: Vector, clients: Clients) -> HetLoRAState:
         Adapters.of(clients, "HetLoRA", residual=False).ranks(self.ranks, clients.n, "HetLoRA")

@@ -19,7 +19,7 @@ from torch import Tensor
 from algorithms.adapters import Adapters, initial
 from algorithms.fedex_lora import FedExLoRA
 from fedsim import Algorithm, Clients, Local, Vector
-from fedsim.checks import positive
+from fedsim.checks import component, positive
 from fedsim.errors import ConfigError
 
 
@@ -37,6 +37,7 @@ class LoRAGA:
 
     def __post_init__(self) -> None:
         positive(self, "gamma")
+        component("LoRAGA.algorithm", self.algorithm, ("init", "round"), "FedExLoRA(lr=0.1)")
 
     def init(self, x: Vector, clients: Clients) -> Any:
         layout = Adapters.of(clients, "LoRAGA", residual=True)
@@ -60,8 +61,8 @@ class LoRAGA:
     def directions(self, g: Vector, layout: Adapters) -> Tensor:
         """A and B of all layers, from the gradients ``[sum d k]``."""
         found = []
-        for part, p in zip(torch.split(g, [p.d * p.k for p in layout.pairs]), layout.pairs, strict=True):
-            u, _, v = torch.linalg.svd(part.reshape(p.d, p.k), full_matrices=False)
+        for own, p in zip(torch.split(g, [p.d * p.k for p in layout.pairs]), layout.pairs, strict=True):
+            u, _, v = torch.linalg.svd(own.reshape(p.d, p.k), full_matrices=False)
             sign = v.gather(1, v.abs().argmax(1, keepdim=True)).sign()   # singular vectors have none
             c = p.d**0.25 / self.gamma**0.5
             found += [c * (v * sign)[: p.r].flatten(), c * (u * sign.T)[:, p.r : 2 * p.r].flatten()]

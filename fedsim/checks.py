@@ -64,6 +64,21 @@ def takes(place: str, function: Callable[..., Any], *names: str) -> None:
         raise ConfigError(f"{place} has parameters {signature}; expected ({', '.join(names)})") from None
 
 
+def component(place: str, value: Any, verbs: Sequence[str], example: str) -> None:
+    """Require a component to be an object with some methods, and not a class, a name or a number."""
+    if isinstance(value, type) or not all(callable(getattr(value, verb, None)) for verb in verbs):
+        given, can = f"the class {value.__name__}" if isinstance(value, type) else repr(value), ", ".join(verbs)
+        raise ConfigError(f"{place} is {given:.200}; expected e.g. {example}, or another object with {can}")
+
+
+def texts(settings: Any, *names: str) -> None:
+    """Require each named field to be a text."""
+    for name in names:
+        if not isinstance(value := getattr(settings, name), str):
+            place = f"{type(settings).__name__}.{name}"
+            raise ConfigError(f"{place} is {value!r:.80}; expected a text, with commas between several names")
+
+
 def plain_name(name: str) -> None:
     """Require the name of a run to be a valid directory name."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:

@@ -113,7 +113,13 @@ def _column(
                 f"column {name!r} holds texts; give tokenize, a function of a list of texts, such as lambda texts:"
                 ' tokenizer(texts, padding="max_length", truncation=True, max_length=64)'
             )
-        return {key: _numbers(key, value) for key, value in tokenize(list(values)).items()}
+        made = tokenize(list(values))
+        if not isinstance(made, Mapping):
+            raise ConfigError(
+                f"tokenize returned a {type(made).__name__}; expected tensors or arrays [N, ...] by name, as tokenizers"
+                " of transformers return"
+            )
+        return {key: _numbers(key, value) for key, value in made.items()}
     if _kind(table, name) == "Image":
         values = [np.array(image) for image in values]
     return {name: _numbers(name, values)}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedsim.algorithm import Algorithm, has_server
-from fedsim.checks import plain_name, whole
+from fedsim.checks import component, plain_name, whole
 from fedsim.clock import Timing, Waiting
 from fedsim.data import Dataset, dataset_of
 from fedsim.engine.local_work import LocalWork
@@ -30,6 +30,7 @@ from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
 from fedsim.gossip import Topology, graph_file
 from fedsim.models import MLP, Architecture
+from fedsim.models.shapes import check_model
 from fedsim.partition import Partitioner, Skew
 from fedsim.partition.own import as_partitioner
 from fedsim.problems import Problem
@@ -185,10 +186,7 @@ class Experiment:
             part = getattr(self, name)
             if part is None and name in OPTIONAL:
                 continue
-            if isinstance(part, type) or not all(callable(getattr(part, verb, None)) for verb in verbs):
-                given = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
-                can = ", ".join(verbs)
-                raise ConfigError(f"{name} is {given:.200}; expected e.g. {example}, or another object with {can}")
+            component(name, part, verbs, example)
         for name, kind, example in (
             ("data", Data | Dataset | Problem, 'Data("digits"), a Dataset or a Problem'),
             ("local", LocalWork, "LocalWork(batch_size=32, epochs=1)"),
@@ -200,8 +198,7 @@ class Experiment:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.200}; expected {example}")
-        if isinstance(self.model, type) or not (isinstance(self.model, nn.Module) or hasattr(self.model, "build")):
-            raise ConfigError(f"model is {self.model!r:.200}; expected an nn.Module, or settings such as MLP((100,))")
+        check_model("model", self.model)
         self._check_loss()
 
     def _check_loss(self) -> None:

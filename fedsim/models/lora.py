@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.checks import at_least_one, one_of, positive
+from fedsim.checks import at_least_one, one_of, positive, texts
 from fedsim.errors import ModelError
-from fedsim.models.shapes import Architecture
+from fedsim.models.shapes import Architecture, check_model
 from fedsim.models.transformer import GPT
 
 
@@ -95,6 +95,8 @@ class LoRA:
         at_least_one(self, "rank")
         positive(self, "alpha")
         one_of(self, "train", ("both", "B"))
+        texts(self, "targets", "trained")
+        check_model("LoRA.model", self.model)
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         """The network; see ``Architecture.build``.

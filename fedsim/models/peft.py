@@ -31,8 +31,10 @@ def save_adapter(module: nn.Module, folder: str | Path, under: str = "") -> None
 
     Raises:
         ModelError: that part has no products of low rank.
-        ConfigError: the folder is there already.
+        ConfigError: the folder is there already, or cannot be made.
     """
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"save_adapter got {module!r:.80}; expected the module that trained_model returns")
     prefix = f"{under}." if under else ""
     layers = {
         name.removeprefix(prefix): layer
@@ -40,7 +42,8 @@ def save_adapter(module: nn.Module, folder: str | Path, under: str = "") -> None
         if isinstance(layer, LoRALinear) and name.startswith(prefix)
     }
     if not layers:
-        raise ModelError(f"{under or type(module).__name__} has no products of low rank; expected a model by LoRA")
+        where = f"no part {under!r} with" if under else "no"
+        raise ModelError(f"{type(module).__name__} has {where} products of low rank; expected a model by LoRA")
     tensors, ranks, alphas = {}, {}, {}
     for name, layer in layers.items():
         a, b = factors(layer)
@@ -58,6 +61,8 @@ def save_adapter(module: nn.Module, folder: str | Path, under: str = "") -> None
         folder.mkdir(parents=True)
     except FileExistsError:
         raise ConfigError(f"{folder} is there already; expected a new folder for the adapter") from None
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; expected a new folder for the adapter") from None
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     if outside:
         save_file(outside, folder / "others.safetensors", {"format": "pt"})

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from fedsim.errors import ModelError
+from fedsim.errors import ConfigError, ModelError
 
 FITS = (
     "Logistic and MLP take any shape, ResNet18 any image, McMahanCNN images from 4x4, LeNet5 from 12x12,"
@@ -28,6 +28,12 @@ class Architecture(Protocol):
         Raises:
             ModelError: the model does not accept samples of this shape.
         """
+
+
+def check_model(place: str, model: Any) -> None:
+    """Require a module, or settings with ``build``; ``place`` says what it is for."""
+    if isinstance(model, type) or not (isinstance(model, nn.Module) or hasattr(model, "build")):
+        raise ConfigError(f"{place} is {model!r:.200}; expected an nn.Module, or settings such as MLP((100,))")
 
 
 def unfit(model: str, expected: str, input_shape: tuple[int, ...]) -> ModelError:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.checks import at_least_one, non_negative
-from fedsim.errors import ConfigError, ModelError, how_to_install
+from fedsim.errors import ConfigError, DataError, ModelError, how_to_install
 
 AT_A_TIME = 256
 """Texts in a forward pass of the layers that are frozen."""
@@ -81,7 +81,7 @@ class TextClassifier:
         """The pretrained encoder, without dropout.
 
         Raises:
-            ConfigError: transformers is not installed, it finds no such encoder, or has too few layers.
+            ConfigError: transformers is not installed, it finds no such encoder, or has too few layers or positions.
             ModelError: the encoder is of another kind than BERT.
         """
         encoder = self._loaded("AutoModel", attn_implementation="eager")
@@ -93,6 +93,9 @@ class TextClassifier:
                 raise ModelError(f"{self.source} is a {given}; expected an encoder of the kind of BERT") from None
         if self.cut > (layers := len(encoder.encoder.layer)):
             raise ConfigError(f"TextClassifier.cut is {self.cut}; expected at most the encoder's {layers} layers")
+        longest = getattr(encoder.config, "max_position_embeddings", self.length)
+        if self.length > longest:
+            raise ConfigError(f"TextClassifier.length is {self.length}; expected at most {longest}, as of the encoder")
         for layer in encoder.modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = 0.0
@@ -121,7 +124,15 @@ class TextClassifier:
     def inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tokens of texts as inputs of the network: ``attention_mask`` int64 ``[N, length]``, and ``input_ids`` int64
         ``[N, length]`` or, with ``cut``, ``hidden [N, length, width]``.
+
+        Raises:
+            DataError: there are no texts, or other things than texts.
+            ConfigError: transformers is not installed, or finds no such encoder.
         """
+        wrong = [] if isinstance(texts, str) else [text for text in texts if not isinstance(text, str)]
+        if isinstance(texts, str) or wrong or not len(texts):
+            found = f"{wrong[0]!r:.80} among the texts" if wrong else f"{texts!r:.80}"
+            raise DataError(f"TextClassifier.inputs got {found}; expected a list of texts, one or more")
         tokenizer = self._loaded("AutoTokenizer")
         parts = tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"

@@ -212,6 +212,8 @@ def test_texts_of_hugging_face(hugging_face: Any) -> None:
     assert dataset_of(table.map(tokenize_one), client="who").input_shape == {"input_ids": (2,)}
     with pytest.raises(ConfigError, match="column 'text' holds texts; give tokenize"):
         dataset_of(table, inputs="text")
+    with pytest.raises(ConfigError, match=r"tokenize returned a list; expected tensors or arrays \[N, ...\] by name"):
+        dataset_of(table, inputs="text", tokenize=lambda texts: [len(text) for text in texts])  # type: ignore[arg-type, return-value]
     ragged = hugging_face.Dataset.from_dict({"input_ids": [[1] * (1 + i % 2) for i in range(N)], "label": Y})
     with pytest.raises(DataError, match="'input_ids' has rows of unequal shape"):
         dataset_of(ragged)

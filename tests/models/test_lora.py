@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import FedAvg
+from algorithms import EVA, FedAvg, FLoRA, HetLoRA, LoRAGA
 from fedsim import MLP, Evaluation, Execution, Experiment, FixedSize, IidPartitioner, LocalWork, read_metrics, run
 from fedsim.clients import cohort
 from fedsim.controller.prepare import prepare
@@ -117,6 +119,23 @@ def test_files_and_flags_name_it() -> None:
     assert from_config(to_config(CASE)) == CASE
     flags = {"name": "LoRA", "model": {"name": "GPT", "width": 8}, "rank": 2}
     assert from_config({"algorithm": "FedAvg", "model": flags}).model == LoRA(GPT(width=8), rank=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoRA("MLP"), "LoRA.model is 'MLP'; expected an nn.Module, or settings such as MLP"),  # type: ignore[arg-type]
+        (lambda: LoRA(MLP), "LoRA.model is <class .*; expected an nn.Module"),  # type: ignore[arg-type]
+        (lambda: LoRA(MLP(), targets=["1"]), r"LoRA.targets is \['1'\]; expected a text, with commas between"),  # type: ignore[arg-type]
+        (lambda: EVA(FedAvg), r"EVA.algorithm is the class FedAvg; expected e.g. FedAvg\(lr=0.1\)"),  # type: ignore[arg-type]
+        (lambda: LoRAGA("FLoRA"), "LoRAGA.algorithm is 'FLoRA'; expected e.g. FedExLoRA"),  # type: ignore[arg-type]
+        (lambda: FLoRA(ranks=4), r"FLoRA.ranks is 4; expected a sequence of ranks, such as \(8, 4, 2\)"),  # type: ignore[arg-type]
+        (lambda: HetLoRA(ranks=(2, 0.5)), "HetLoRA.ranks is 0.5; expected a whole number, 1 or more"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_of_another_kind(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_settings_out_of_range() -> None:

