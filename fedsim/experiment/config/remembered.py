@@ -1,12 +1,14 @@
 """What is read off the sources of an installation, from one process to the next, in the user's cache.
 
-A file holds one value and the digest of the sources that it was read off: after an edit or an update it is read anew.
+A file holds one value and the digest of the sources that it was read off: after an edit or an update it is read anew. As
+it is a pickle, it is opened only where nobody else can have written it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -34,9 +36,10 @@ def remembered(name: str, read: Callable[[], T]) -> T:
     """
     place = folder() / f"{name}.pickle"
     with contextlib.suppress(Exception):                   # not there, or damaged
-        digest, value = pickle.loads(place.read_bytes())
-        if digest == digest_of_sources():
-            return cast(T, value)
+        if all(map(_own, (place, place.parent))):
+            digest, value = pickle.loads(place.read_bytes())
+            if digest == digest_of_sources():
+                return cast(T, value)
     value = read()
     with contextlib.suppress(OSError):                     # a read-only home: each process reads it
         private_folder(place.parent)
@@ -48,6 +51,12 @@ def folder() -> Path:
     """Folder of this installation in the user's cache."""
     where = hashlib.sha256(repr((sys.version, [str(root) for root in _roots()])).encode()).hexdigest()[:12]
     return Path(platformdirs.user_cache_dir("fedsim")) / "components" / where
+
+
+def _own(path: Path) -> bool:
+    """True if it belongs to this user, who alone can write it."""
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 @cache

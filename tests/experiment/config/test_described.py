@@ -115,6 +115,14 @@ def test_a_value_is_read_once_per_state_of_the_sources(cache: Path, monkeypatch:
     assert {file.name for file in cache.iterdir()} == {"x.pickle", "y.pickle"}
 
 
+@pytest.mark.parametrize("place", [".", "x.pickle"])
+def test_what_others_can_write_is_not_opened(cache: Path, place: str) -> None:
+    reads = iter(range(10))
+    assert [remembered("x", lambda: next(reads)) for _ in range(2)] == [0, 0]
+    (cache / place).chmod(0o722)
+    assert remembered("x", lambda: next(reads)) == 1
+
+
 def test_without_a_place_for_it_a_value_is_read_each_time(cache: Path) -> None:
     cache.write_text("a file where the folder would be")
     reads = iter(range(10))
