@@ -1,7 +1,7 @@
 """What is read off the sources of an installation, from one process to the next, in the user's cache.
 
-A file holds one value and the digest of the sources that it was read off: after an edit or an update it is read anew. As
-it is a pickle, it is opened only where nobody else can have written it.
+A file holds one value and the digest of the sources that it was read off: after an edit or an update it is read anew.
+As it is a pickle, it is opened only where nobody else can have written it.
 """
 
 from __future__ import annotations
