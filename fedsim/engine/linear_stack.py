@@ -40,6 +40,13 @@ def per_sample(losses: Tensor, count: int) -> Tensor:
     return losses
 
 
+def stacked_losses(loss: Callable[[Any, Any], Tensor], out: Tensor, y: Samples) -> Tensor:
+    """Losses ``[c, B]`` of outputs and targets ``[c, B, ...]``."""
+    c, b = out.shape[:2]
+    targets = mapped(lambda t: t.reshape(c * b, *t.shape[2:]), y)
+    return per_sample(loss_of_mixed(loss, out.reshape(c * b, *out.shape[2:]), targets), c * b).view(c, b)
+
+
 @dataclass(frozen=True)
 class _Layer:
     start: int                                             # offset of the weight in the flat vector
@@ -214,7 +221,7 @@ class DenseStack:
 
     def _output_delta(self, out: Tensor, batch: Batch) -> Tensor:
         """Derivative ``[c, B, k]`` of every client's mean loss with respect to its outputs."""
-        c, b = out.shape[:2]
+        b = out.shape[1]
         scale: float | Tensor = 1.0 / b
         if batch.weight is not None:
             scale = (batch.weight / batch.weight.sum(1, keepdim=True)).unsqueeze(2)
@@ -227,10 +234,8 @@ class DenseStack:
                 delta.scatter_(2, target, delta.gather(2, target) - 1)
             return delta.mul_(scale)
         with torch.enable_grad():
-            flat = out.detach().reshape(c * b, *out.shape[2:]).requires_grad_()
-            targets = mapped(lambda t: t.reshape(c * b, *t.shape[2:]), batch.y)
-            losses = per_sample(loss_of_mixed(self.loss, flat, targets), c * b)
-            return torch.autograd.grad(losses.sum(), flat)[0].reshape(out.shape) * scale
+            out = out.detach().requires_grad_()
+            return torch.autograd.grad(stacked_losses(self.loss, out, batch.y).sum(), out)[0] * scale
 
 
 def per_client(number: Tensor | float, dim: int) -> Any:

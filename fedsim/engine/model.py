@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.engine.batch_norm import statistics_of
+from fedsim.engine.layered import Layered
 from fedsim.engine.linear_stack import DenseStack, per_sample
 from fedsim.engine.micro_batches import micro_batches
 from fedsim.engine.mixup import loss_of_mixed
@@ -100,8 +101,10 @@ class Model:
             self.learned = torch.arange(self.d, device=self.device) < sum(p.numel() for p in self.parameters)
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-        self.dense = DenseStack.of(module, loss) if len(named) == len(list(module.parameters())) else None
-        self._alone = any(isinstance(m, nn.RNNBase) for m in module.modules())   # which torch.vmap cannot batch
+        whole = len(named) == len(list(module.parameters()))
+        self.dense = DenseStack.of(module, loss) if whole else None
+        self.layered = Layered.of(module) if whole and self.dense is None else None
+        self._alone = any(map(_is_alone, module.modules()))
         self.draws: bool | None = None                     # whether it draws random numbers, from the first step on
         self._dropouts, self._draws_elsewhere = dropouts(module), True   # that is, by nothing else
         self.channels_last = True
@@ -230,15 +233,16 @@ class Model:
             for offset, part in self.dense.gradients(xs, batch):
                 yield offset, part if extra is None else part.add_(extra[:, offset : offset + part.shape[1]])
             return
-        if len(xs) > 1 and not self._alone and not (self.mixes and batch.weight is not None):
+        stacked = not self._alone or (self.layered is not None and self.layered.takes(batch.x))
+        if len(xs) > 1 and stacked and not (self.mixes and batch.weight is not None):
             try:
                 yield from zip(self.offsets, _owned(self._stacked(xs, batch)), strict=True)
                 return
             except UnbatchedDrawError:
                 self._alone = True
         each = [self._one_client(x, self._row(batch, i)) for i, x in enumerate(xs)]   # as in the loop
-        stacked = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
-        yield from zip(self.offsets, _owned(stacked), strict=True)
+        of_all = (torch.stack(gs) if len(gs) > 1 else gs[0].unsqueeze(0) for gs in zip(*each, strict=True))
+        yield from zip(self.offsets, _owned(of_all), strict=True)
 
     def _stacked(self, xs: Tensor, batch: Batch) -> list[Tensor]:
         """Gradients of every parameter, ``[c, d_p]`` each, from ``torch.vmap`` of the module."""
@@ -249,6 +253,8 @@ class Model:
             statistics = [t.clone(memory_format=torch.contiguous_format) for t in held[len(parts) :]]
             dims, keys = (0, 0, 0, None if batch.weight is None else 0), None if batch.key is None else batch.key[:, 0]
             mean = torch.vmap(self._functional_loss, dims, randomness="error" if self.draws is False else "different")
+            if self.layered is not None and self.layered.takes(batch.x):
+                mean = partial(self.layered.mean_losses, self.loss)
             total = self._drawn(lambda: mean([*parts, *statistics], batch.x, batch.y, batch.weight).sum(), keys)
             grads = torch.autograd.grad(total, parts, materialize_grads=True)
         flat = [t.reshape(len(xs), -1) for t in (*grads, *statistics)]   # into which the forward pass wrote
@@ -340,6 +346,11 @@ def called(module: Callable[..., Any], x: Samples) -> Any:
     if isinstance(x, dict):
         return module(**x)
     return module(*x) if isinstance(x, tuple) else module(x)
+
+
+def _is_alone(layer: nn.Module) -> bool:
+    """Whether a layer is one that torch.vmap cannot batch, or whose row for padding it would train."""
+    return isinstance(layer, nn.RNNBase) or (isinstance(layer, nn.Embedding) and layer.padding_idx is not None)
 
 
 def _channels_last(x: Tensor) -> Tensor:
