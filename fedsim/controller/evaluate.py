@@ -18,7 +18,9 @@ import torch
 
 from fedsim import seeds
 from fedsim.controller.consensus import center, center_of_many
-from fedsim.engine.model import Model
+from fedsim.engine.kernels import REFERENCE, Kernels
+from fedsim.engine.model import AT_A_TIME, Model
+from fedsim.engine.threads import on_copies
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.experiment.measures import OF_LOSS, RECORDED, Metric
 from fedsim.models.losses import correct, logits_of
@@ -346,24 +348,37 @@ def of_clients(scope: str, node: int | None) -> bool:
 
 @torch.no_grad()
 def score(
-    model: Model, x: Vector, inputs: Samples, targets: Samples, classification: bool, keep: bool = False
-) -> Scores:
+    model: Model, x: Vector, inputs: Samples, targets: Samples, classification: bool, keep: bool = False,
+    threads: int = 0, kernels: Kernels = REFERENCE,
+) -> Scores:  # fmt: skip
     """Loss and accuracy of the model ``x`` on each sample; outputs too, to ``keep``.
+
+    Args:
+        model: the network.
+        x: its vector.
+        inputs: of the samples.
+        targets: of the samples.
+        classification: whether targets are classes.
+        keep: keep the outputs.
+        threads: minibatches at the same time, on threads (see ``fedsim.engine.threads``), whose number changes no bit.
+        kernels: what computes the outputs.
 
     Raises:
         ConfigError: the outputs are too many to keep, or no tensor.
     """
-    losses, hits, kept = [], [], []
-    with model.evaluating():
-        for part, y in pieces((inputs, targets), CHUNK):
-            outputs = model.outputs(x, part)               # in chunks: in text, a sample has a vocabulary of outputs
-            losses.append(model.loss(outputs, y).double())
-            if classification and (logits := logits_of(outputs)) is not None:
-                hits.append(correct(logits, y).double())
-            if keep:
-                kept.append(_kept(outputs, count(inputs)))
-    accuracy = torch.cat(hits).cpu().numpy() if hits else None
-    return Scores(torch.cat(losses).cpu().numpy(), accuracy, torch.cat(kept).numpy() if kept else None)
+
+    def one(model: Model, part: tuple[Samples, Samples]) -> Scores:
+        given, y = part
+        with model.evaluating():
+            outputs = model.outputs(x, given)
+            loss = model.loss(outputs, y).double().cpu().numpy()
+        logits = logits_of(outputs) if classification else None
+        hits = None if logits is None else correct(logits, y).double().cpu().numpy()
+        return Scores(loss, hits, _kept(outputs, count(inputs)).numpy() if keep else None)
+
+    # in chunks: in text, a sample has a vocabulary of outputs
+    parts = list(pieces((inputs, targets), AT_A_TIME["cpu"] if threads else CHUNK))
+    return together(list(on_copies(model, parts, one, threads, kernels)))
 
 
 def _kept(outputs: Any, samples: int) -> torch.Tensor:

@@ -86,8 +86,9 @@ class Host:
     def score(self, prepared: Prepared, x: Vector | Far, inputs: Samples, targets: Samples) -> evaluate.Scores:
         """Score the model ``x`` on each sample."""
         classes = bool(prepared.dataset.classes)
-        model = prepared.federation.model
-        return evaluate.score(model, fetched(x), inputs, targets, classes, prepared.keeps_outputs)
+        model, backend = prepared.federation.model, prepared.federation.backend
+        how = {name: getattr(backend, name) for name in ("threads", "kernels") if hasattr(backend, name)}
+        return evaluate.score(model, fetched(x), inputs, targets, classes, prepared.keeps_outputs, **how)
 
     def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> evaluate.OwnScores:
         """Score the model ``x`` on the own samples of some clients."""

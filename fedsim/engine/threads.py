@@ -54,31 +54,44 @@ def refuse_stopped() -> None:
 def in_order(
     federation: Federation, jobs: Sequence[J], run: Callable[[Federation, J], R], threads: int, kernels: Kernels
 ) -> Generator[R, None, None]:
-    """Yield ``run(federation, job)`` of every job, in their order.
+    """Yield ``run(federation, job)`` of every job, clients or blocks, in their order; in a thread, the federation has a
+    copy of the model. See `on_copies`.
+    """
+
+    def one(model: Model, job: J) -> R:
+        return run(federation if model is federation.model else replace(federation, model=model), job)
+
+    yield from on_copies(federation.model, jobs, one, threads, kernels)
+
+
+def on_copies(
+    model: Model, jobs: Sequence[J], run: Callable[[Model, J], R], threads: int, kernels: Kernels
+) -> Generator[R, None, None]:
+    """Yield ``run(model, job)`` of every job, in their order.
 
     Args:
-        federation: what ``run`` receives; in a thread with a copy of the model.
-        jobs: clients or blocks.
+        model: what ``run`` receives; in a thread, a copy.
+        jobs: what is to be run.
         run: runs one; called without gradients.
         threads: jobs at the same time, with one PyTorch thread each; 0 runs one after the other, with PyTorch's.
         kernels: what computes them.
     """
     if threads <= 1:
-        with torch_threads(1 if threads else None), kernels.used_by([federation.model]):
+        with torch_threads(1 if threads else None), kernels.used_by([model]):
             for job in jobs:
-                yield run(federation, job)
+                yield run(model, job)
         return
-    models, stop = _copies(federation.model, min(threads, len(jobs))), threading.Event()
-    free = deque(replace(federation, model=model) for model in models)
+    models, stop = _copies(model, min(threads, len(jobs))), threading.Event()
+    free = deque(models)
 
     def one(job: J) -> R:
-        _STOPPED.event, fed = stop, free.pop()
+        _STOPPED.event, mine = stop, free.pop()
         try:
             refuse_stopped()
             with torch.no_grad():                          # of each thread its own, as everything of this kind
-                return run(fed, job)
+                return run(mine, job)
         finally:
-            free.append(fed)
+            free.append(mine)
 
     waiting: deque[Future[R]] = deque()
     with torch_threads(1), kernels.used_by(models):
