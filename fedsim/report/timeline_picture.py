@@ -101,7 +101,8 @@ def timeline(
         axes = figure.add_subplot()
         _draw(axes, shown, lines)
         _rounds(axes, shown)
-        _finish(axes, shown, lines, since, end, left_out=len({s.client for s in shown} - {SERVER}) - len(lines))
+        left_out = len({span.client for span in shown} - {SERVER}) - len(lines)
+        _finish(axes, shown, lines, since, end, whole, left_out)
         figures.save(figure, path, kind)
     return _shares(shown, lines, since, end)
 
@@ -161,15 +162,16 @@ def _rounds(axes: Axes, spans: Sequence[Span]) -> None:
 
 
 def _finish(
-    axes: Axes, spans: Sequence[Span], lines: Sequence[int], since: float, end: float, left_out: int
+    axes: Axes, spans: Sequence[Span], lines: Sequence[int], since: float, end: float, whole: float, left_out: int
 ) -> None:
-    n = len(lines)
+    n, part = len(lines), since > 0 or end < whole         # who sees the picture alone does not take it for all
+    recorded = f", of {float(f'{whole:.4g}'):,g} recorded" if part else ""
     axes.set_xlim(since, end)
     axes.set_ylim(n - 0.4, -0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(colors=INK, labelsize=8, length=0)
-    axes.set_xlabel("simulated seconds", fontsize=9, color=INK)
+    axes.set_xlabel(f"simulated seconds{recorded}", fontsize=9, color=INK)
     axes.set_ylabel("client, the fastest on top", fontsize=9, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:,g}"))
     if n <= NUMBERED:

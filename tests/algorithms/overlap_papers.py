@@ -15,6 +15,7 @@ from tests.algorithms.papers import Batches, StepSize, mean
 from tests.algorithms.quadratics import Quadratics
 
 Rounds = list[np.ndarray]
+Trained = Callable[[Quadratics, int, np.ndarray, list[np.ndarray], float], np.ndarray]
 
 
 def trained(f: Quadratics, i: int, x: np.ndarray, rows: list[np.ndarray], eta: float) -> np.ndarray:
@@ -22,6 +23,33 @@ def trained(f: Quadratics, i: int, x: np.ndarray, rows: list[np.ndarray], eta: f
     for B in rows:
         x = x - eta * f.grad(i, x, B)
     return x
+
+
+class AdamWSteps:
+    """`trained` with AdamW (Loshchilov and Hutter 2019), a round of which is computed in two calls for each worker.
+
+    Args:
+        keep: whether its means and their count go on from round to round.
+    """
+
+    def __init__(self, keep: bool, betas: tuple[float, float] = (0.9, 0.999), decay: float = 0.01) -> None:
+        self.keep, self.betas, self.decay = keep, betas, decay
+        self.calls: dict[int, int] = {}
+        self.means: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
+
+    def __call__(self, f: Quadratics, i: int, x: np.ndarray, rows: list[np.ndarray], eta: float) -> np.ndarray:
+        """See `trained`."""
+        self.calls[i] = self.calls.get(i, 0) + 1
+        if i not in self.means or (self.calls[i] % 2 and not self.keep):
+            self.means[i] = np.zeros_like(x), np.zeros_like(x), 0
+        (one, two), (m, v, k) = self.betas, self.means[i]
+        for B in rows:
+            g, k = f.grad(i, x, B), k + 1
+            m, v = one * m + (1 - one) * g, two * v + (1 - two) * g * g
+            x = x - eta * self.decay * x
+            x = x - eta * (m / (1 - one**k)) / (np.sqrt(v / (1 - two**k)) + 1e-8)
+        self.means[i] = m, v, k
+        return x
 
 
 def diloco(
@@ -111,7 +139,7 @@ def cocod_sgd(f: Quadratics, x0: np.ndarray, batches: Batches, eta: StepSize, T:
 
 def streaming_diloco(
     f: Quadratics, x: np.ndarray, batches: Batches, eta: StepSize, T: int, fragments: list[np.ndarray], alpha: float,
-    mu: float, tau: Callable[[int], int], own: float,
+    mu: float, tau: Callable[[int], int], own: float, trained: Trained = trained,
 ) -> Rounds:  # fmt: skip
     """``fragments`` are their coordinates, ``tau(K)`` the steps before one arrives, and ``own`` is their alpha."""
     F, history = len(fragments), []

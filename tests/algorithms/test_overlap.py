@@ -16,11 +16,13 @@ from algorithms import CO2, DCO2, CoCoDSGD, DiLoCo, FedAvg, NoLoCo, OverlapSGD, 
 from algorithms.co2 import gap_aware
 from algorithms.streaming_diloco import fragment
 from fedsim.clients import cohort
+from fedsim.controller.keeping import Keeping
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
+from fedsim.engine.optimizers import AdamW
 from fedsim.errors import ConfigError
 from tests.algorithms import overlap_papers as papers
 from tests.algorithms.gossip_federations import gossiping, mixing
@@ -113,6 +115,24 @@ def test_fragments_are_streamed_in_turn(count: int, overlap: float, backend: Any
         F, X0, batches_of(fed), lambda t: 0.2, T, pieces, 0.7, 0.9, lambda K: int(overlap * K), 0.3
     )
     algorithm = StreamingDiLoCo(0.2, fragments=count, overlap=overlap, alpha=0.3)
+    np.testing.assert_allclose(iterates(algorithm, fed, X0, everybody(F.n, T)), theirs, rtol=0, atol=1e-12)
+
+
+@BACKENDS
+@pytest.mark.parametrize("state", ["keep", "reset"])
+def test_streamed_fragments_meet_the_optimiser_between_two_of_its_steps(state: Any, backend: Any) -> None:
+    """AdamW's means go on through the arrival of a fragment, and with ``keep`` from round to round."""
+    work = replace(WORKS["epochs"], optimizer=AdamW(state=state))
+    fed = federation(F, work, backend)
+    fed = replace(fed, model=Model(Split(F.d), half_squared_error, dtype=torch.float64))
+    pieces = [fragment(tuple(fed.model.shapes), k, 3, torch.zeros(F.d)).numpy() for k in range(3)]
+    theirs = papers.streaming_diloco(
+        F, X0, batches_of(fed), lambda t: 0.02, T, pieces, 0.7, 0.9, lambda K: int(0.4 * K), 0.3,
+        papers.AdamWSteps(keep=state == "keep"),
+    )  # fmt: skip
+    algorithm: Any = StreamingDiLoCo(0.02, fragments=3, overlap=0.4, alpha=0.3)
+    if state == "keep":
+        algorithm = Keeping(algorithm, work.optimizer.slots(fed.model.zeros()))
     np.testing.assert_allclose(iterates(algorithm, fed, X0, everybody(F.n, T)), theirs, rtol=0, atol=1e-12)
 
 

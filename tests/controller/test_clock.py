@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from algorithms import CO2, DFedAvg, FedAvg, Scaffold
+from algorithms import CO2, DFedAvg, FedAvg, Scaffold, StreamingDiLoCo
 from fedsim import (
+    AdamW,
     Clock,
     Evaluation,
     Execution,
@@ -55,6 +56,10 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"algorithm": Scaffold(lr=0.02)},
     {"algorithm": CO2(lr=0.02)},
     {"algorithm": DFedAvg(lr=0.02), "topology": Static(Ring())},
+    {
+        "algorithm": StreamingDiLoCo(lr=0.02, fragments=1, overlap=0.3),
+        "local": LocalWork(batch_size=0, steps=4, optimizer=AdamW(state="keep")),
+    },
 ]
 every_kind = pytest.mark.parametrize("settings", ALGORITHMS, ids=lambda s: type(s["algorithm"]).__name__)
 

@@ -20,6 +20,7 @@ from fedsim.engine.federation import Meter
 from fedsim.errors import ConfigError, RunError
 from fedsim.problems import zeta_least_squares
 from fedsim.record.timeline import HEADER, MOST, SERVER, Span, Timeline, read_timeline
+from fedsim.report import timeline_picture
 from fedsim.report.html import write_report
 from tests.algorithms.quadratics import X0, F, federation
 from tests.clock.test_virtual import VECTOR, M, devices
@@ -141,3 +142,16 @@ def test_many_clients_are_spread_over_the_lines(tmp_path: Path) -> None:
     assert _lines(line.spans) == list(range(0, 250, 3))
     with pytest.raises(ConfigError):
         timeline(made, tmp_path / "a.svg", since=5.0, until=5.0)
+
+
+def test_a_picture_of_a_part_says_of_how_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(replace(SMALL, rounds=3), output=tmp_path / "run", progress=False)
+    whole, labels = max(span.end for span in read_timeline(made.seed_path(0) / "timeline.csv")), list[str]()
+    keep = timeline_picture.figures.save
+    monkeypatch.setattr(
+        timeline_picture.figures, "save",
+        lambda figure, *rest: (labels.append(figure.axes[0].get_xlabel()), keep(figure, *rest)),
+    )  # fmt: skip
+    timeline(made, tmp_path / "all.svg", until=whole)
+    timeline(made, tmp_path / "part.svg", until=whole / 2)
+    assert labels == ["simulated seconds", f"simulated seconds, of {float(f'{whole:.4g}'):,g} recorded"]
