@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fedsim.data.dataset import Dataset
 from fedsim.errors import DataError, many
+from fedsim.tree import Samples, flat, mapped
 
 UNIT = 50.0
 """Ratio of the mean magnitudes of values from which their units are taken to differ."""
@@ -31,8 +33,8 @@ class Signature:
     """Form of a data set's samples, and the names and units in them.
 
     Attributes:
-        shape: of one input.
-        dtype: of inputs, such as float32.
+        shape: of one input; empty for several tensors.
+        dtype: of inputs, such as float32; types and shapes of several tensors.
         classes: number of classes, 0 for regression.
         labels: class names, the vocabulary of texts; None if classes are plain numbers.
         features: names of the features; None if they have none.
@@ -79,13 +81,8 @@ class MismatchError(DataError):
 def signature(data: Dataset, same: bool = False) -> Signature:
     """Signature of a data set; with ``same``, checksums are part of it."""
     x, y = data.train.x, data.train.y
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise DataError(
-            f"data set {data.name!r} has inputs or targets of several tensors, which nodes cannot compare"
-            " with theirs; expected one tensor of each"
-        )
     return Signature(
-        data.input_shape, _name(x), data.classes, data.label_names, data.feature_names, data.target_name,
+        *_form(x), data.classes, data.label_names, data.feature_names, data.target_name,
         _scale(x, data.feature_names is not None), (checksum(x), checksum(y)) if same else None,
     )  # fmt: skip
 
@@ -97,10 +94,11 @@ def fitted(data: Dataset, to: Signature) -> Dataset:
         MismatchError: it differs by more than an order.
     """
     data = _in_columns(data, to)
-    if _name(data.train.x) != to.dtype or data.input_shape != to.shape:
+    shape, dtype = _form(data.train.x)
+    if (shape, dtype) != (to.shape, to.dtype):
         raise MismatchError(
-            f"its inputs are not {to.dtype}{list(to.shape)}, as the experiment's are; give it samples of that form",
-            f"they are {_name(data.train.x)}{list(data.input_shape)}",
+            f"its inputs are not {_told(to.shape, to.dtype)}, as the experiment's are; give it samples of that form",
+            f"they are {_told(shape, dtype)}",
         )
     data = _in_classes(data, to)
     _check_units(data, to)
@@ -111,8 +109,13 @@ def fitted(data: Dataset, to: Signature) -> Dataset:
     return data
 
 
-def checksum(x: Tensor) -> Checksum:
-    """Checksum of samples ``x [N, ...]``."""
+def checksum(x: Samples) -> Checksum:
+    """Checksum of samples, with that of one tensor after the other where there are several."""
+    values, norms = zip(*map(_checksum, flat(x)), strict=True)
+    return Checksum(sum(values), math.hypot(*norms))
+
+
+def _checksum(x: Tensor) -> Checksum:
     rows = x.reshape(len(x), -1)
     rng = np.random.default_rng(0)
     u, v = (torch.from_numpy(rng.standard_normal(size)) for size in rows.shape)
@@ -128,8 +131,19 @@ def _name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _scale(x: Tensor, by_feature: bool) -> tuple[float, ...]:
-    if not x.is_floating_point():
+def _form(x: Samples) -> tuple[tuple[int, ...], str]:
+    """Shape of a sample, and its type; of several tensors both are in the latter, by name."""
+    if isinstance(x, Tensor):
+        return tuple(x.shape[1:]), _name(x)
+    return (), str(mapped(lambda t: f"{_name(t)}{list(t.shape[1:])}", x))
+
+
+def _told(shape: tuple[int, ...], dtype: str) -> str:
+    return dtype if dtype.startswith(("{", "(")) else f"{dtype}{list(shape)}"
+
+
+def _scale(x: Samples, by_feature: bool) -> tuple[float, ...]:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
         return ()
     axis = 0 if by_feature else None
     count = torch.count_nonzero(x, axis).double()

@@ -38,21 +38,28 @@ class EncoderWithHead(nn.Module):
         self.head = nn.Linear(encoder.config.hidden_size, max(classes, 1))  # type: ignore[union-attr, arg-type]
 
     def forward(
-        self, attention_mask: Tensor, input_ids: Tensor | None = None, hidden: Tensor | None = None
+        self,
+        attention_mask: Tensor,
+        input_ids: Tensor | None = None,
+        hidden: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Token ids ``[B, T]``, or outputs ``[B, T, width]`` of the lower layers, and a mask ``[B, T]``, 0 for padding,
-        to logits ``[B, classes]``.
+        """Token ids ``[B, T]``, perhaps with their types, or outputs ``[B, T, width]`` of the lower layers, and a mask
+        ``[B, T]``, 0 for padding, to logits ``[B, classes]``.
         """
         layers: Any = self.encoder.encoder
-        h = upper(self.encoder, hidden, attention_mask, range(self.cut, len(layers.layer)), input_ids)
+        h = upper(self.encoder, hidden, attention_mask, range(self.cut, len(layers.layer)), input_ids, token_type_ids)
         weight = attention_mask.to(h.dtype).unsqueeze(-1)
         logits: Tensor = self.head((h * weight).sum(-2) / weight.sum(-2).clamp(min=1))
         return logits
 
 
-def upper(encoder: Any, hidden: Tensor | None, mask: Tensor, layers: range, ids: Tensor | None = None) -> Tensor:
-    """Outputs of some layers of an encoder, from those of the layer below, or from token ids."""
-    h = encoder.embeddings(input_ids=ids) if hidden is None else hidden
+def upper(
+    encoder: Any, hidden: Tensor | None, mask: Tensor, layers: range, ids: Tensor | None = None,
+    types: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Outputs of some layers of an encoder, from those of the layer below, or from token ids and their types."""
+    h = encoder.embeddings(input_ids=ids, token_type_ids=types) if hidden is None else hidden
     away = (1 - mask.to(h.dtype))[..., None, None, :] * torch.finfo(h.dtype).min   # what is added to the scores
     for k in layers:
         h = encoder.encoder.layer[k](h, away)
@@ -103,13 +110,15 @@ class TextClassifier:
         return made
 
     def build(self, input_shape: Any, classes: int) -> nn.Module:
-        """The network; see ``Architecture.build``. Its inputs are those that ``inputs`` returns.
+        """The network; see ``Architecture.build``. Its inputs are those that ``inputs`` returns, or a tokenizer of
+        transformers.
 
         Raises:
             ModelError: the samples are other inputs.
         """
         wanted = {"hidden" if self.cut else "input_ids", "attention_mask"}
-        if not isinstance(input_shape, dict) or set(input_shape) != wanted:
+        also = set() if self.cut else {"token_type_ids"}
+        if not isinstance(input_shape, dict) or not wanted <= set(input_shape) <= wanted | also:
             raise ModelError(
                 f"TextClassifier got samples of shape {input_shape}; expected a dict of {' and '.join(sorted(wanted))},"
                 " as TextClassifier.inputs(texts) returns"

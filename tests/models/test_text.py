@@ -15,6 +15,7 @@ from torch import Tensor
 from algorithms import FedAvg, FedExLoRA, FLoRA
 from fedsim import Dataset, Execution, Experiment, FixedSize, IidPartitioner, LocalWork, Split, run, trained_model
 from fedsim.errors import ConfigError, DataError, FedsimError, ModelError
+from fedsim.experiment.config import from_config
 from fedsim.models import LoRA, TextClassifier, merged, save_adapter
 
 transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
@@ -168,3 +169,34 @@ def test_minilm_ships_in_a_package_and_means_what_it_says() -> None:
     upper.load_state_dict(whole.state_dict(), strict=False)
     with torch.no_grad():
         torch.testing.assert_close(upper(**half)[0], whole(**{k: v[:1] for k, v in x.items()})[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_deployment_fine_tunes_it_from_files(folder: Path, tmp_path: Path) -> None:
+    """Token ids, their types and their mask are what a tokenizer returns; nodes read both folders."""
+    pytest.importorskip("datasets")
+    from tests.backends.flower.grids import federation
+    from tests.backends.flower.test_parity import agree, deploy, metrics
+
+    table = tmp_path / "table"
+    table.mkdir()
+    lines = [json.dumps({"text": text, "label": i // 12, "who": i % 3}) for i, text in enumerate(TEXTS)]
+    for name in ("train", "test"):
+        (table / f"{name}.jsonl").write_text("\n".join(lines))
+    config = {
+        "algorithm": {"name": "EVA", "algorithm": "RoLoRA"},
+        "data": {"name": "huggingface", "path": str(table), "inputs": ["text"], "client": "who",
+                 "tokenizer_path": str(folder), "max_length": 8},
+        "partition": "NaturalIdPartitioner",
+        "model": {"name": "LoRA", "model": {"name": "fedsim.models.text.TextClassifier", "source": str(folder)},
+                  "rank": 2, "targets": LAYERS, "trained": "head"},
+        "local": {"batch_size": 4, "steps": 2},
+        "sampling": {"fraction": 1.0},
+        "rounds": 2,
+        "evaluation": {"every": 1},
+        "backend": "loop",
+    }  # fmt: skip
+    grid = federation(tmp_path / "nodes", 3, allow="fedsim.models.text", files=f"{table},{folder}")
+    deployed, simulated = deploy(tmp_path, config, grid), run(from_config(config), output=tmp_path / "simulated")
+    agree(metrics(deployed.path), metrics(simulated.path))
+    save_adapter(trained_model(deployed), tmp_path / "adapter", under="encoder")

@@ -203,7 +203,7 @@ def test_dropout_and_outputs_that_are_trees(tmp_path: Path) -> None:
 
 
 def test_data_made_in_python_is_refused_by_name(tmp_path: Path) -> None:
-    """Trees of inputs are such data: no file that nodes could read holds them."""
+    """No file that nodes could read holds them."""
     with pytest.raises(ConfigError, match=r"data was made in Python \(Dataset 'texts'\), which a config file"):
         deploy(tmp_path, {**CONFIG, "algorithm": "FedAvg", "data": {"python": "Dataset 'texts'"}})
 
