@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 
-from algorithms import CO2, CoCoDSGD, DiLoCo, FedAvg, OverlapSGD, SlowMo, StreamingDiLoCo
+from algorithms import CO2, CoCoDSGD, DiLoCo, FedAvg, NoLoCo, OverlapSGD, SlowMo, StreamingDiLoCo
 from experiments.pages import markdown
 from fedsim import (
     CharLSTM,
@@ -36,6 +36,7 @@ from fedsim import (
     read_metrics,
     run,
 )
+from fedsim.algorithm import has_server
 from fedsim.cli.output import console
 from fedsim.clock.virtual import VirtualClock
 from fedsim.errors import FedsimError
@@ -45,10 +46,12 @@ from fedsim.record.files import create_folder
 from fedsim.report.compare import text_of
 from fedsim.report.curves import PALETTE
 from fedsim.report.statistics import Estimate, estimate
+from topologies import RandomMatching
 
 STEPS, BATCH, LENGTH = 8, 16, 40
 LINES = {"10 Mbit/s": 1e7, "1 Gbit/s": 1e9}
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
+COLORS = (*PALETTE, "0.5", "#882255")
 LR = 1.0
 Curves: TypeAlias = dict[str, dict[str, list[tuple[float, float]]]]
 
@@ -77,6 +80,7 @@ METHODS: dict[str, Any] = {
     "SlowMo": SlowMo(lr=LR, outer_momentum=0.5),
     "DiLoCo": DiLoCo(lr=LR, outer_lr=0.7, outer_momentum=0.5),
     "Streaming DiLoCo": StreamingDiLoCo(lr=LR, outer_momentum=0.5, fragments=3, overlap=0.25),
+    "NoLoCo": NoLoCo(lr=LR, outer_lr=0.7, outer_momentum=0.5),
     "Overlap-Local-SGD": OverlapSGD(lr=LR, momentum=0.0),
     "CoCoD-SGD": CoCoDSGD(lr=LR),
     "CO2": CO2(lr=LR),
@@ -84,8 +88,11 @@ METHODS: dict[str, Any] = {
 
 
 def of(base: Experiment, method: str) -> Experiment:
-    """The experiment of a method; with SGD a round is one step, and there are as many times more."""
-    chosen = replace(base, algorithm=METHODS[method])
+    """The experiment of a method; with SGD a round is one step, and there are as many times more. Without a server the
+    workers pair up anew in every round.
+    """
+    algorithm = METHODS[method]
+    chosen = replace(base, algorithm=algorithm, topology=None if has_server(algorithm) else RandomMatching())
     if method.startswith("SGD"):
         evaluation = replace(base.evaluation, every=5 * base.evaluation.every // 2)
         chosen = replace(chosen, local=replace(base.local, steps=1), rounds=6 * base.rounds, evaluation=evaluation)
@@ -114,7 +121,8 @@ def losses(base: Experiment, folder: Path) -> tuple[list[list[str]], Curves, int
     for method in METHODS:
         experiment = of(base, method)
         path = run(experiment, root=folder / "runs").path
-        runs = [series(path, seed, "server/test", "loss") for seed in experiment.seed_list]
+        scope = "server/test" if experiment.topology is None else "average/test"
+        runs = [series(path, seed, scope, "loss") for seed in experiment.seed_list]
         for line, speed in LINES.items():
             each = seconds_a_round(experiment, folder / "few", speed)
             found[line][method] = each, runs
@@ -169,13 +177,13 @@ def picture(curves: Curves, path: Path) -> None:
     """Mean loss against simulated seconds, one panel for each line."""
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     for axes, (line, methods) in zip(figure.subplots(1, 2, sharey=True), curves.items(), strict=True):
-        for (method, points), color in zip(methods.items(), [*PALETTE, "0.5"], strict=False):
+        for (method, points), color in zip(methods.items(), COLORS, strict=True):
             axes.plot(*zip(*points, strict=True), color=color, lw=1.6, label=method)
         end = 1.5 * sorted(points[-1][0] for points in methods.values())[len(methods) // 2]
         axes.set(xlabel="simulated seconds", title=f"lines of {line}", xlim=(0, end))
         axes.grid(axis="y", color="0.9", lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("loss, server/test")
+    figure.axes[0].set_ylabel("test loss")
     figure.axes[1].legend(fontsize=8, framealpha=0.9, edgecolor="none")
     figure.savefig(path, dpi=150)
 

@@ -1,8 +1,18 @@
-"""``experiments/overlap.py``: the table that needs no training."""
+"""``experiments/overlap.py``: its methods, and the table that needs no training."""
 
 from __future__ import annotations
 
-from experiments.overlap import WORKERS, scaling
+from experiments.overlap import BASE, COLORS, METHODS, WORKERS, of, scaling
+from fedsim.algorithm import has_server
+from topologies import RandomMatching
+
+
+def test_workers_without_a_server_pair_up() -> None:
+    assert len(COLORS) == len(METHODS)
+    for method, algorithm in METHODS.items():
+        expected = None if has_server(algorithm) else RandomMatching()
+        assert of(BASE, method).topology == expected
+    assert [name for name in METHODS if of(BASE, name).topology] == ["NoLoCo"]
 
 
 def test_co2_scales_where_its_messages_fit_behind_the_local_steps() -> None:
