@@ -19,7 +19,7 @@ from typing import TypeVar, cast
 
 import platformdirs
 
-from fedsim.record.files import private_folder, write_atomic
+from fedsim.record.files import private, private_folder, write_atomic
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def remembered(name: str, read: Callable[[], T]) -> T:
     value = read()
     with contextlib.suppress(OSError):                     # a read-only home: each process reads it
         private_folder(place.parent)
-        write_atomic(place, pickle.dumps((digest_of_sources(), value)))
+        write_atomic(place, pickle.dumps((digest_of_sources(), value)), private)
     return value
 
 
