@@ -41,6 +41,8 @@ TRIAL_STEPS = 3
 """Least local steps of a trial, if a client makes that many: enough to measure the cost of a step."""
 MARGIN, CLOSE = 0.95, 0.98
 """Others must take less than this share of the plain loop's time, and each other kernel of that without it."""
+LIKELY = 3
+"""The first candidates for a convolution share the time of trials: others are hardly ever the fastest."""
 MANY = 1000
 """Nodes without a server of which some are enough for a trial; those have the links that they have to each other."""
 SECONDS, SHARE = 2.0, 0.02
@@ -185,7 +187,8 @@ def _measure(
                 kernels = fastest(federation.model, _minibatch(federation, int(ids[0])), varied)
             tried, varied = [candidate._replace(kernels=kernels) for candidate in tried], []
         for candidate in _in_turn(tried, seconds, varied):
-            affordable = int(max(left, 0.0) / (len(tried) + len(varied)) / cost)   # steps of clients
+            shares = min(LIKELY, len(tried)) if federation.model.convolutional else len(tried) + len(varied)
+            affordable = int(max(left, 0.0) / shares / cost)                     # steps of clients
             some = min(len(ids), max(candidate.size or 1, affordable // steps) * max(candidate.threads, 1))
             long = min(steps, max(least, affordable // some))
             known = candidate.name in seconds and (some, long) == last

@@ -27,6 +27,7 @@ from fedsim.engine.fused import StackDescent
 from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.local_work import CHUNK, Plans, draw, minibatches
 from fedsim.engine.loop import Loop, Rows, refuse_captured_tensors
+from fedsim.engine.machine import large_apart
 from fedsim.engine.plans import BlockPlan, Once, block_plan
 from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
@@ -64,8 +65,7 @@ class Blocks:
         self, federation: Federation, meter: Meter, call: ClientCall
     ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
-        ids = call.ids
-        work, shards = federation.work, federation.shards
+        ids, work, shards = call.ids, federation.work, federation.shards
         plans = Once(lambda: minibatches(work, shards, federation.seed, call.turns, ids))
         order = work.order(shards.sizes[ids]).tolist()
         blocks = [order[start : start + self.size] for start in range(0, len(order), self.size)]
@@ -85,7 +85,8 @@ class Blocks:
         rows, kept = Rows[Any](len(ids)), Rows[Any](len(ids))
         every = len(ids) == shards.n                       # then their memories stay one stack
         running = contextlib.closing(in_order(federation, blocks, one, self.threads, self.kernels))
-        with torch.no_grad(), pure(title(call.fn), call.down), running as done:
+        apart = large_apart(federation.model.d * federation.model.dtype.itemsize)
+        with torch.no_grad(), pure(title(call.fn), call.down), apart, running as done:
             for chosen, (message, new, places) in zip(blocks, done, strict=True):
                 if call.sends:
                     rows.put(message, chosen, places)

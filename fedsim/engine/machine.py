@@ -16,7 +16,12 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # as in glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8  # as in glibc's malloc.h
+
+LARGE = 2**25
+"""Bytes of a tensor from which on it can have memory of its own: glibc's greatest limit."""
+MANY = 2**16
+"""Such tensors at a time: more than there are."""
 
 
 @functools.cache
@@ -26,7 +31,28 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     settings = {M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20, M_MMAP_MAX: 0}
+    settings |= {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: LARGE}  # what one thread frees, another takes
     return all(libc.mallopt(name, value) for name, value in settings.items())
+
+
+@contextlib.contextmanager
+def large_apart(size: int) -> Iterator[None]:
+    """Where vectors have as many bytes as `LARGE`, large tensors of this context have memory of their own, which goes
+    back to the system when they are freed: between others they leave gaps that nothing fits. For local steps in place:
+    it takes time to get the memory.
+
+    Args:
+        size: bytes of a vector.
+    """
+    if size < LARGE or not keep_freed_memory():
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, MANY)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_MAX, 0)
 
 
 def cores() -> int:
