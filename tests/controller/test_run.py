@@ -189,7 +189,7 @@ def test_auto_backend_is_recorded_and_reused(tmp_path: Path, monkeypatch: pytest
     experiment = replace(SMALL, rounds=3).with_execution(backend="auto", block_size=0)
     first, second = (run(experiment, root=tmp_path, progress=False) for _ in range(2))
     chosen = first.manifest["backend"]["0"]
-    assert chosen == second.manifest["backend"]["0"] and set(chosen["trial_seconds"]) == {"loop", "1", "4"}
+    assert chosen == second.manifest["backend"]["0"] and set(chosen["trial_seconds"]) >= {"loop", "1", "4"}
     assert metrics_bytes(first) == metrics_bytes(second)
 
 
@@ -207,9 +207,9 @@ def test_all_seeds_have_the_backend_that_was_measured_for_the_first(
 def test_seconds_are_those_of_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = evaluate.score
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **settings: Any) -> Any:
         time.sleep(0.4)
-        return score(*arguments)
+        return score(*arguments, **settings)
 
     monkeypatch.setattr("fedsim.controller.evaluate.score", slow)
     begun = time.perf_counter()
