@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8  # as in glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as in glibc's malloc.h
 
 LARGE = 2**25
 """Bytes of a tensor from which on it can have memory of its own: glibc's greatest limit."""
@@ -30,8 +30,7 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    settings = {M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20, M_MMAP_MAX: 0}
-    settings |= {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: LARGE}  # what one thread frees, another takes
+    settings = {M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20, M_MMAP_THRESHOLD: LARGE, M_MMAP_MAX: 0}
     return all(libc.mallopt(name, value) for name, value in settings.items())
 
 
