@@ -79,10 +79,11 @@ class ClientsLostError(DeployError):
     Attributes:
         reasons: reason of the loss, by client.
         round: number of the round.
+        asked: clients that were called, lost ones included.
     """
 
-    def __init__(self, reasons: Mapping[int, str], round: int) -> None:
-        self.reasons, self.round = dict(reasons), round
+    def __init__(self, reasons: Mapping[int, str], round: int, asked: Iterable[int] = ()) -> None:
+        self.reasons, self.round, self.asked = dict(reasons), round, {*reasons, *asked}
         super().__init__(f"round {round}: " + "; ".join(f"client {i} {why}" for i, why in sorted(reasons.items())))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from fedsim.data import Dataset, MissingDataError, load
@@ -75,6 +76,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "ray":
             item.add_marker("ray")
     items.sort(key=lambda item: next((k for k, mark in enumerate(ORDER) if item.get_closest_marker(mark)), len(ORDER)))
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Commands add the working directory to the search path, and tests change both: none of it meets the next test, nor
+    do threads.
+    """
+    path, folder, threads = [*sys.path], Path.cwd(), torch.get_num_threads()
+    yield
+    sys.path[:] = path
+    os.chdir(folder)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fedsim.checks import non_negative, takes
 from fedsim.compress.own import OwnCompressor
@@ -35,7 +39,10 @@ def is_compressor(settings: Any, name: str = "compressor") -> Any:
             f"{type(settings).__name__}.{name} is {by!r}; expected an object of fedsim.compress, such as TopK(0.01),"
             " or of a class with a method compress(x, at)"
         )
-    takes(f"{type(settings).__name__}.{name}: {type(by).__name__}.compress", by.compress, "x", "at")
+    what = f"{type(settings).__name__}.{name}: {type(by).__name__}.compress"
+    takes(what, by.compress, "x", "at")
+    if not type(by).__module__.startswith("fedsim."):
+        _writes_elsewhere(what, by)
     if not any(hasattr(by, verb) for verb in CODEC):
         by = OwnCompressor(by)
         object.__setattr__(settings, name, by)             # frozen
@@ -45,6 +52,29 @@ def is_compressor(settings: Any, name: str = "compressor") -> Any:
             " alone, or all methods of fedsim.values.Compressor (encode and decode for deployments only)"
         )
     return by
+
+
+class _Site:
+    """A site for vectors ``[12]``."""
+
+    shapes = (torch.Size([3, 4]),)
+
+    def key(self, tag: int = 0) -> Tensor:
+        """See ``fedsim.values.Site``."""
+        return torch.tensor(tag)
+
+
+def _writes_elsewhere(what: str, by: Any) -> None:
+    """Reject a compressor that writes into the vector that it is given: to the client it is not lossy then."""
+    x = torch.linspace(-2, 2, 12)
+    before, version = x.clone(), x._version
+    with contextlib.suppress(Exception):                   # a run says what is wrong, with its own vectors
+        by.compress(x, _Site())
+    if x._version != version or not torch.equal(x, before):
+        raise ConfigError(
+            f"{what} writes into its argument, which the client goes on with; expected it to return another tensor:"
+            " begin with x = x.clone()"
+        )
 
 
 def needs_no_layers(settings: Any, name: str = "compressor") -> None:

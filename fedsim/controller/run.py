@@ -70,7 +70,7 @@ def _run_new(
     check_local_steps(experiment, first)
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
     for remark in [*experiment.remarks, *first.remarks, *([first.dataset.notes] if own else [])]:
-        host.say(remark)
+        host.say(f"note: {remark}")
     if first.unheld:
         host.say(f"no client has a sample of class {', '.join(first.unheld)}, which cannot be learned: see partition")
     manifest = {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.sources import MissingDataError, Source, Store
+from fedsim.data.sources import MissingDataError, Source, Store, user_path
 from fedsim.data.splits import divide, encode_targets, fill_in, holdout, in_order, number_clients
 from fedsim.data.tables import labels_of, read_table
 from fedsim.errors import DataError
@@ -97,7 +97,8 @@ def csv_folder(
         test_fraction: share of each class of each client that is held out for testing.
         seed: seed of the choice of test samples, independent of the run's.
     """
-    place = Path(path).expanduser()
+    expected = "a folder with one CSV file per client, or one file"
+    place = user_path(path, expected)
     if place.is_file():
         data = read_tables([place], target, regression, standardize, test_fraction, seed, client, False)
         if named := {"client", "client_id"} & set(data.feature_names or ()):
@@ -107,11 +108,11 @@ def csv_folder(
                 " row, or rename it"
             )
         return data
-    listed = {p.name: p for p in place.iterdir() if p.name[0] != "."} if place.is_dir() else {}
+    listed = {p.name: p for p in place.iterdir() if p.name[0] != "."}
     names = in_order(name for name in listed if name.lower().endswith((".csv", ".csv.gz")))
     if not names:
         found = f" (found {', '.join(in_order(listed)[:5])})" if listed else ""
-        raise MissingDataError(f"{place}: no *.csv{found}; expected a folder with one CSV file per client, or one file")
+        raise MissingDataError(f"{place}: no *.csv{found}; expected {expected}")
     files = [listed.pop(name) for name in names]
     data = read_tables(files, target, regression, standardize, test_fraction, seed, client)
     ignored = [f"files ignored: {', '.join(in_order(listed))}"] if listed else []

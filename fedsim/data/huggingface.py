@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fedsim.data.adapters import dataset_of
 from fedsim.data.dataset import Dataset
-from fedsim.data.sources import MissingDataError
+from fedsim.data.sources import MissingDataError, user_folder, user_path
 from fedsim.errors import ConfigError, DataError, how_to_install, in_one_line
 
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -107,32 +107,28 @@ def _of_files(path: Path) -> Any:
 
 def _files(path: Path) -> Mapping[str, Path]:
     """File of each split."""
-    if path.is_file() and path.suffix in FILES:
+    expected = (
+        f"a folder that save_to_disk wrote, a file ({', '.join(FILES)}), or a folder with such a file called train, and"
+        " perhaps one called test"
+    )
+    if user_path(path, expected).is_file() and path.suffix in FILES:
         return {"train": path}
     there = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in FILES} if path.is_dir() else {}
     if "train" not in there:
-        given = "no such file or folder" if not path.exists() else f"found {', '.join(there) or 'no table'}"
-        raise MissingDataError(
-            f"{path}: {given}; expected a folder that save_to_disk wrote, a file ({', '.join(FILES)}), or a folder with"
-            " such a file called train, and perhaps one called test"
-        )
+        raise MissingDataError(f"{path}: found {', '.join(there) or 'no table'}; expected {expected}")
     return {split: there[split] for split in SPLITS if split in there}
 
 
 def _tokenizer(folder: Path, length: int) -> Callable[[list[str]], Mapping[str, Any]]:
     """Function from texts to token ids ``[N, length]`` and their mask."""
-    if not folder.expanduser().is_dir():
-        raise MissingDataError(
-            f"data.tokenizer_path is {folder}, and there is no such folder; expected one that"
-            " tokenizer.save_pretrained(FOLDER) wrote"
-        )
+    folder = user_folder(folder, "the folder of data.tokenizer_path, which tokenizer.save_pretrained(FOLDER) wrote")
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         fix = how_to_install("huggingface")
         raise ConfigError(f"data.tokenizer_path needs transformers ({error}): {fix}") from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder.expanduser()), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
         raise DataError(f"{folder}: transformers finds no tokenizer in it: {in_one_line(error)}") from None
     return lambda texts: dict(

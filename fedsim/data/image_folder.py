@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedsim.data.columns import Samples
-from fedsim.data.sources import MissingDataError
+from fedsim.data.sources import user_folder
 from fedsim.data.splits import in_order
 from fedsim.errors import DataError
 
@@ -31,8 +31,7 @@ def read_images(folder: Path, size: Sequence[int] | None = None) -> Samples:
     """
     from PIL import Image, UnidentifiedImageError  # comes with Matplotlib
 
-    if not folder.is_dir():
-        raise MissingDataError(f"{folder} is no folder; expected one with a folder of images for each class")
+    folder = user_folder(folder, "a folder with a folder of images for each class")
     classes = in_order(child.name for child in folder.iterdir() if child.is_dir())
     files = {
         name: sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in ENDINGS) for name in classes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.sources import MissingDataError, read_text
+from fedsim.data.sources import MissingDataError, read_text, user_path
 from fedsim.data.splits import divide, encode_targets, holdout, in_order, number_clients
 from fedsim.data.text import code_points
 from fedsim.errors import DataError
@@ -70,13 +70,14 @@ def leaf(
 
 def _read(place: Path) -> dict[str, tuple[list[Any], list[Any]]]:
     """Samples and targets of every user in a file or in all files of a folder."""
-    if place.is_dir():
+    expected = f"a file {FORM}, or a folder of them"
+    if user_path(place, expected).is_dir():
         names = in_order(p.name for p in place.iterdir() if p.suffix.lower() == ".json" and p.name[0] != ".")
         files = [place / name for name in names]
     else:
-        files = [place] if place.is_file() else []
+        files = [place]
     if not files:
-        raise MissingDataError(f"{place}: no *.json; expected a file {FORM}, or a folder of them")
+        raise MissingDataError(f"{place}: no *.json; expected {expected}")
     found: dict[str, tuple[list[Any], list[Any]]] = {}
     for file in files:
         for user, data in _users(file).items():

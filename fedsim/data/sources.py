@@ -48,19 +48,27 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: {error}; expected UTF-8 text") from error
 
 
+def user_path(path: str | Path, expected: str) -> Path:
+    """The path of a user's file or folder; raises `MissingDataError` if there is none."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise MissingDataError(f"{path}: no such file or folder; expected {expected}")
+    return path
+
+
 def user_file(path: str | Path, expected: str) -> Path:
     """The path of a user's file; raises `MissingDataError` if it is a folder or missing."""
-    path = Path(path).expanduser()
+    path = user_path(path, expected)
     if not path.is_file():
-        raise MissingDataError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {expected}")
+        raise MissingDataError(f"{path}: a folder; expected {expected}")
     return path
 
 
 def user_folder(path: str | Path, expected: str) -> Path:
     """The path of a user's folder; raises `MissingDataError` if it is a file or missing."""
-    path = Path(path).expanduser()
+    path = user_path(path, expected)
     if not path.is_dir():
-        raise MissingDataError(f"{path}: {'a file' if path.is_file() else 'no such folder'}; expected {expected}")
+        raise MissingDataError(f"{path}: a file; expected {expected}")
     return path
 
 

@@ -335,7 +335,10 @@ class Experiment:
         if isinstance(self.sampling, FixedSize) and None not in (self.sampling.fraction, self.sampling.size):
             found.append("sampling.size replaces sampling.fraction")
         if self.concurrency is None and hasattr(self.algorithm, "dispatch"):
-            found.append(f"{type(self.algorithm).__name__} runs in synchronous rounds; set clock and concurrency")
+            found.append(
+                f"rounds of {type(self.algorithm).__name__} wait for their whole cohort here; it is asynchronous with"
+                " --clock Clock --concurrency 20"
+            )
         if graph := graph_file(self.topology):
             found += graph.remarks()
         return found + self.execution.remarks

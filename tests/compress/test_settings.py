@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from algorithms import EF21
 from fedsim.compress import (
     COMPRESSORS,
     QSGD,
     BernoulliCompressor,
     Blockwise,
     Composed,
+    Identity,
     LowPrecision,
     LowRank,
     NaturalDithering,
@@ -23,7 +25,32 @@ from fedsim.compress import (
     TopK,
 )
 from fedsim.errors import ConfigError
+from fedsim.feedback import EF14Uplink
+from fedsim.values import Packed
 from tests.compress.cases import At
+
+
+class Clamps:
+    """A compressor of one's own that writes into the vector that it is given."""
+
+    def compress(self, x: torch.Tensor, at: Any) -> torch.Tensor:
+        return x.clamp_(-9, 9)
+
+
+class Zeroes(Identity):
+    """One with a codec, of which only the values show it."""
+
+    def compress(self, x: torch.Tensor, at: Any) -> Packed:
+        x.numpy()[0] = 0.0
+        return super().compress(x, at)
+
+
+@pytest.mark.parametrize("by", [Clamps(), Zeroes()])
+@pytest.mark.parametrize("make", [EF14Uplink, Blockwise, EF21])
+def test_compressors_write_elsewhere(make: Any, by: Any) -> None:
+    words = rf"\.compressor: {type(by).__name__}\.compress writes into its argument, .*: begin with x = x\.clone\(\)"
+    with pytest.raises(ConfigError, match=words):
+        make(compressor=by)
 
 
 @pytest.mark.parametrize("cls", [TopK, RandK])

@@ -225,6 +225,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600 + DIRECTORIES)
 def test_damaged_directories_are_no_tracebacks(
     rich: RunDirectory, peers: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
     for path, message in (
-        (tmp_path / "none", "is no folder; expected one with a folder of images for each class"),
+        (tmp_path / "none", "none: no such file or folder; expected a folder with a folder of images for each class"),
         (tmp_path, "has no folder with images"),
     ):
         with pytest.raises(DataError, match=message):

@@ -103,6 +103,15 @@ def test_arrays_that_do_not_fit(changed: Any, message: str, tmp_path: Path) -> N
         load("npy", path=arrays(tmp_path / "arrays", **changed))
 
 
+@pytest.mark.parametrize(
+    "name", ["cifar_binary", "csv", "huggingface", "idx", "images", "jsonl", "leaf", "libsvm", "npy", "npz"]
+)
+def test_data_that_has_moved(name: str, tmp_path: Path) -> None:
+    """One sentence for all sources, which says what is sought."""
+    with pytest.raises(MissingDataError, match=r"/away: no such file or folder; expected (a|an|lines|LIBSVM) .*"):
+        load(name, path=tmp_path / "away")
+
+
 def test_larger_data_is_gathered_from_bytes_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedsim.controller import placement
 
@@ -237,5 +246,5 @@ def test_texts_by_a_tokenizer_in_a_folder(hugging_face: Any, tmp_path: Path) -> 
     data = load("huggingface", path=tmp_path / "table", tokenizer_path=tmp_path / "words", max_length=3)
     assert data.train.x["input_ids"].unique(dim=0).tolist() == [[2, 3, 0], [3, 0, 0]]
     assert data.train.x["attention_mask"].shape[1:] == (3,)
-    with pytest.raises(MissingDataError, match=r"data\.tokenizer_path is .* there is no such folder"):
+    with pytest.raises(MissingDataError, match=r"no such file or folder; .* of data\.tokenizer_path"):
         load("huggingface", path=tmp_path / "table", tokenizer_path=tmp_path / "none")

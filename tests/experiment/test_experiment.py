@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import DCGD, DFedAvg, FedAvg
+from algorithms import DCGD, DFedAvg, FedAvg, FedBuff
 from fedsim import Bernoulli, Clients, Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.compress import Identity
 from fedsim.controller.prepare import data_hash, resolve_data
@@ -231,6 +231,7 @@ def test_classes_that_nobody_has_are_named(tmp_path: Path, capsys: pytest.Captur
             ["local.weight_decay_mode has no effect without .*decay", "local.clip_mode has no effect without .*norm"],
         ),
         (FedAvg(), LocalWork(steps=2), []),
+        (FedBuff(), LocalWork(), ["rounds of FedBuff wait for .*; it is asynchronous with --clock Clock --conc"]),
     ],
 )
 def test_settings_that_change_nothing_are_named(algorithm: Any, local: LocalWork, said: list[str]) -> None:

@@ -96,6 +96,21 @@ def test_a_partition_by_a_function_is_shown(module: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(
+    ("flag", "name", "known"),
+    [("--partition", "by_clas", "by_class, part_err, part_req"), ("--uplink.compressor", "Klip", "Clip")],
+)
+def test_misspelt_names_list_what_can_serve(
+    flag: str, name: str, known: str, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [] if flag == "--partition" else ["--uplink", "EF14"]
+    assert main(["run", "--algorithm", "FedAvg", *words, flag, f"{module}.{name}"]) == 2
+    assert f"has no such class or function; did you mean '{known.split(',')[0]}'? Known: {known}\n" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("command", [["partition"], ["run", "--algorithm", "FedAvg"]])
 def test_a_partition_that_fails(command: list[str], module: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--partition", f"{module}.part_err"]) == 1

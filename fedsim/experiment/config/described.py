@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -163,9 +163,17 @@ def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable
     if "." not in name:
         listed = [*known, *aliases(kind), *also, "my.module.Class (your own)"]
         raise ConfigError(f"{place} is {name!r}; {suggest(name, listed)}")
-    target: Callable[..., Any] = imported(name, place)
+    target: Callable[..., Any] = imported(name, place, partial(_serves, kind))
     _check_kind(kind, name, place, target)
     return target
+
+
+def _serves(kind: str, target: Callable[..., Any]) -> bool:
+    try:
+        _check_kind(kind, "", "", target)
+    except ConfigError:
+        return False
+    return True
 
 
 def _check_kind(kind: str, name: str, place: str, target: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -162,8 +162,8 @@ class ImportedModel:
         return module
 
 
-def imported(name: str, place: str) -> Any:
-    """Import a class or function by its dotted name.
+def imported(name: str, place: str, serves: Callable[[Any], bool] = callable) -> Any:
+    """Import a class or function by its dotted name; if there is none, the error lists those of its module that serve.
 
     Raises:
         ConfigError: it does not exist.
@@ -187,7 +187,7 @@ def imported(name: str, place: str) -> Any:
     found = getattr(module, attribute, None)
     if not callable(found):
         own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module_name}
-        names = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
+        names = [key for key, value in own.items() if callable(value) and key[0] != "_" and serves(value)]
         raise ConfigError(
             f"{place} is {name!r}, but {module_name} has no such class or function; {suggest(attribute, names)}"
         )

@@ -131,6 +131,30 @@ def test_a_round_goes_on_without_a_client_whose_answer_is_lost(algorithm: Any, t
         assert drift_of_ef21(tmp_path) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["FedPAGE", "MARINA"])
+def test_a_round_of_the_whole_population_goes_on_without_a_client(name: str, tmp_path: Path) -> None:
+    """Of the cohort or not; with p = 1 these methods are gradient descent on those who answer."""
+    grid = federation(tmp_path / "nodes", 3)
+    grid.nodes[101].after = lambda answer: vanish(answer) if trains(answer) > 1 else answer
+    full = {"name": "DCGD", "lr": 0.1, "compressor": "Identity"}
+    step = {"server_lr": 0.1} if name == "FedPAGE" else {"lr": 0.1}
+    config = {**CONFIG, "algorithm": {"name": name, "p": 1.0, **step}, "sampling": {"size": 1}}
+    deploy(tmp_path, config, grid, retries=0, patience=0.1)
+    without = {f"r{round}": (0, 2) for round in range(2 + (name == "MARINA"), ROUNDS + 1)}
+    simulated(tmp_path, {**CONFIG, "algorithm": full}, **without)
+    losses = [
+        read_metrics(tmp_path / f"{kind}/seed-0/metrics.jsonl").series("server/test", "loss")
+        for kind in ("deployed", "simulated")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    timing = read_metrics(tmp_path / "deployed/seed-0/timing.jsonl")
+    assert set(timing.node[timing.metric == "skipped"]) == {1}
+    with pytest.raises(DeployError, match=r"client 1 .*; 2 of 3 clients are left, and the policy needs 3"):
+        again = federation(tmp_path / "strict", 3)
+        again.nodes[101].after = grid.nodes[101].after
+        deploy(tmp_path / "strict", config, again, retries=0, patience=0.1, missing="stop")
+
+
 def test_a_round_with_two_exchanges_is_done_again_without_asking_twice(tmp_path: Path) -> None:
     """DFedSAM: the local work of the others counts, only the mixing is another."""
     grid = federation(tmp_path / "nodes", 3)

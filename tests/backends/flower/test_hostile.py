@@ -24,12 +24,13 @@ from fedsim.messages import wire
 from fedsim.values import Packed
 from tests.backends.flower.grids import FakeGrid, federation
 from tests.backends.flower.hostile import Hostile, damaged
-from tests.backends.flower.test_parity import CONFIG, EF21P, RING, TOP, agree, deploy, metrics
+from tests.backends.flower.test_parity import CATALOGUE, CONFIG, EF21P, RING, TOP, agree, deploy, metrics
 from tests.compress.cases import COMPRESSORS, At, D
 
-ANSWERS = 200
+ANSWERS = 20
 """Tampered answers for each honest one."""
 METHODS: dict[str, dict[str, Any]] = {
+    **CATALOGUE,
     "SCAFFOLD, a holdout": {"algorithm": "Scaffold", "evaluation": {"every": 1, "clients_every": 1, "holdout": 0.2}},
     "gossip": {"algorithm": "DFedSAM", "topology": RING, "rounds": 1},
     "compressed gossip": {"algorithm": "DFedSAM", "topology": RING, "uplink": {**TOP, "name": "Choco"}, "rounds": 1},
@@ -67,7 +68,7 @@ def test_thousands_of_tampered_answers_leave_no_trace(
     config = {**CONFIG, **METHODS[method]}
     deploy(tmp_path, config)
     monkeypatch.undo()
-    assert tried[0] >= 1200 and refused[0] > 0.5 * tried[0], (tried, refused)
+    assert tried[0] >= 9 * ANSWERS and refused[0] > 0.5 * tried[0], (tried, refused)
     fedsim.run(from_config(config), output=tmp_path / "simulated", progress=False)
     agree(metrics(tmp_path / "deployed"), metrics(tmp_path / "simulated"))
 

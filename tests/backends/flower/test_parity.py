@@ -137,7 +137,8 @@ def config_of(algorithm: str) -> dict[str, Any]:
     return {"algorithm": algorithm, **({"topology": RING} if gossips else {})}
 
 
-CASES = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS} | OTHERS
+CATALOGUE = {cls.__name__: config_of(cls.__name__) for cls in ALGORITHMS}
+CASES = CATALOGUE | OTHERS
 
 
 def deploy(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fedsim.backends.flower.protocol.program import run
 from fedsim.errors import ConfigError
 
 GET_FAB = 4
@@ -48,9 +49,13 @@ def check_hash(app: str) -> str:
 
 
 def node(app: str, options: Sequence[str]) -> None:
-    """Run a SuperNode with the options of ``flower-supernode``, which runs the app with this SHA-256 alone."""
+    """Run a SuperNode with the options of ``flower-supernode``, which runs the app with this SHA-256 alone.
+
+    Raises:
+        ConfigError: the options are wrong.
+        DeployError: it ended with an error.
+    """
     from flwr.supernode import start_client_internal as internal
-    from flwr.supernode.cli.flower_supernode import flower_supernode
 
     connect = internal._init_connection
 
@@ -62,5 +67,4 @@ def node(app: str, options: Sequence[str]) -> None:
 
     internal._init_connection = connection  # type: ignore[assignment]
     os.umask(0o077)                                        # memories are for no other user
-    sys.argv = ["flower-supernode", *options]
-    flower_supernode()
+    run("supernode", options)

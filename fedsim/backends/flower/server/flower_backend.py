@@ -264,7 +264,7 @@ class FlowerBackend:
             if "rebuilt" in calls[client].values and why.startswith(REFUSED):
                 self.known.forget(client)
         if got.failed:
-            raise ClientsLostError(got.failed, round)
+            raise ClientsLostError(got.failed, round, calls)
         return [self._answered[key] for key in keys.values()]
 
     def _exchange(

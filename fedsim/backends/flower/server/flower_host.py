@@ -139,18 +139,21 @@ class FlowerHost(Host):
         """
         before = meter.snapshot()
         copies, known = self.backend.copies.snapshot(), self.backend.known.snapshot()
-        everybody, lost, losses, self._round = ids, None, Counter[int](), round
+        absent, lost, losses, self._round = set[int](), None, Counter[int](), round
         while True:
+            meter.gone = np.isin(np.arange(federation.shards.n), list(absent)) if absent else None
             try:
-                new = algorithm.round(state, cohort(federation, round, ids, meter))
-                self.skipped = np.setdiff1d(everybody, ids).tolist()
+                left = np.setdiff1d(ids, list(absent)) if absent else ids
+                new = algorithm.round(state, cohort(federation, round, left, meter))
+                self.skipped, meter.gone = sorted(absent), None
                 return new
             except ClientsLostError as error:
                 meter.restore(before)
                 self.backend.copies.restore(copies)
                 self.backend.known.restore(known)
                 lost = error
-                ids = self._without(ids, lost, len(everybody), losses)
+                asked = {*ids.tolist(), *absent, *lost.asked}    # the cohort, or `Clients.population`
+                absent = self._without(asked, absent, lost, losses)
             except ConfigError as error:
                 if lost is None:
                     raise
@@ -227,8 +230,11 @@ class FlowerHost(Host):
         self._roster.joined(client, samples)
         return client
 
-    def _without(self, ids: np.ndarray, lost: ClientsLostError, cohort: int, losses: Counter[int]) -> np.ndarray:
-        """Clients for a retry of a round: the remaining ones and, if these are too few, those that reconnect.
+    def _without(
+        self, asked: set[int], absent: set[int], lost: ClientsLostError, losses: Counter[int]
+    ) -> set[int]:
+        """Clients without which a round is retried: the lost ones but, if too few of those ``asked`` are left, for
+        those that reconnect.
 
         ``losses`` counts how often the round has lost each client. A client lost twice is given up: one that is too
         slow would reconnect late every time.
@@ -236,15 +242,16 @@ class FlowerHost(Host):
         gone = set(lost.reasons)
         losses.update(gone)
         unable = gone & set(self.link.nodes)               # connected, but failed the call
-        left, enough = set(ids.tolist()) - gone, self.policy.enough(cohort)
+        left, enough = asked - absent - gone, self.policy.enough(len(asked))
         back = {client for client in gone - unable if losses[client] == 1}
         if len(left) < enough and self.policy.patience and len(left | back) >= enough:
             self.say(f"round {lost.round}: waiting {self.policy.patience:g} s for clients to reconnect")
             self.link.gather(lambda there: len(left | (back & there)) >= enough, self.policy.patience)
-            left |= back & set(self.link.nodes)
+            gone -= back & set(self.link.nodes)
+        left = asked - absent - gone
         if len(left) < enough:
-            raise DeployError(f"{lost}; {len(left)} of {cohort} clients are left, and the policy needs {enough}")
-        return np.array(sorted(left))
+            raise DeployError(f"{lost}; {len(left)} of {len(asked)} clients are left, and the policy needs {enough}")
+        return absent | gone
 
 
 def _handles(state: Any) -> Iterator[Handle]:

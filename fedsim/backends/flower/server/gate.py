@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 from typing import Any
 
+from fedsim.backends.flower.protocol.program import run
+
 OPEN = "/v1/fleet/"
 """Paths that nodes need, which ask for a registered key."""
 HEALTH = "/health"
@@ -79,10 +81,13 @@ def superlink(options: Sequence[str], app: str | None = None) -> None:
     Args:
         options: of ``flower-superlink``.
         app: SHA-256 of the one app that can be started on it; None for any.
+
+    Raises:
+        ConfigError: the options are wrong.
+        DeployError: it ended with an error.
     """
     from flwr.server.superlink.linkstate import in_memory_linkstate, sql_linkstate
     from flwr.superlink import main
-    from flwr.superlink.cli.flower_superlink import flower_superlink
 
     create = main.create_app
 
@@ -97,5 +102,4 @@ def superlink(options: Sequence[str], app: str | None = None) -> None:
             state.create_run = alone(state.create_run, app)  # type: ignore[method-assign]
     for door in DOORS:
         os.environ.pop(door, None)
-    sys.argv = ["flower-superlink", *options]
-    flower_superlink()
+    run("superlink", options)
