@@ -214,7 +214,10 @@ class Clients:
         meter.ledger.touch(ids)
         meter.ledger.down[ids] += size
         evaluated = meter.ledger.gradient_evaluations[ids]
-        call = ClientCall(fn, ids, self.round, down, joined(mine, ids), verb == "each", False, self.tasks, rebuilt)
+        summed = verb == "each" and self.tasks is None and self._federation.topology is None and meter.sums(title(fn))
+        call = ClientCall(
+            fn, ids, self.round, down, joined(mine, ids), verb == "each", False, self.tasks, rebuilt, summed
+        )
         messages, rows = self._federation.backend.run(self._federation, meter, call)
         if meter.trace is not None:
             evaluations = meter.ledger.gradient_evaluations[ids] - evaluated
@@ -242,7 +245,7 @@ class Clients:
                 value and no byte.
         """
         self._charge_up(sent, "mean", behind)
-        w = self._cohort_weights(sent)
+        w = self._federation.shares(sent.ids)
         return sent.messages.mean(torch.from_numpy(w if factors is None else w * self._factors(factors, sent)))
 
     def _factors(self, factors: np.ndarray, sent: Sent[Any]) -> np.ndarray:
@@ -260,7 +263,7 @@ class Clients:
             raise ConfigError(f"clients.reduce got the rule {rule!r:.80}; expected a function of (rows, weights)")
         self._charge_up(sent, "reduce", behind)
         model = self._federation.model
-        (w,) = upload([self._cohort_weights(sent).astype(model.numbers)], model.device)
+        (w,) = upload([self._federation.shares(sent.ids).astype(model.numbers)], model.device)
         return rule(unpacked(sent.stacked), w)
 
     def mix(
@@ -364,11 +367,6 @@ class Clients:
             if meter.follows_drift and meter.drift is None:
                 rows = leaves(unpacked(sent.stacked))[0].flatten(1)
                 meter.drift = float((rows - rows.mean(0)).square().sum(1).mean().sqrt())
-
-    def _cohort_weights(self, sent: Sent[Any]) -> np.ndarray:
-        p = self._federation.p[sent.ids]
-        weights: np.ndarray = p / p.sum()
-        return weights
 
     def _check_finite(self, messages: Messages[Any], name: str) -> None:
         bad = self.ids[~messages.finite()]

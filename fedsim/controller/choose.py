@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from fedsim.engine.examine import snapshot
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.kernels import KERNELS, REFERENCE, Kernels, fastest, variations
 from fedsim.engine.loop import Loop
-from fedsim.engine.machine import free_memory, torch_threads
+from fedsim.engine.machine import free_memory, out_of_memory, torch_threads
 from fedsim.errors import BlockError, FedsimError, explained
 from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
@@ -172,7 +173,7 @@ def _measure(
     varied: list[dict[str, bool]],
 ) -> dict[str, float]:  # fmt: skip
     """Seconds of a round by candidate, from rounds of some clients and steps. What would exceed the time for trials, in
-    processor time, is omitted, and so are blocks that exceed the memory that is free.
+    processor time, is omitted, and so is what exceeds the memory that is free or fails for want of it.
 
     Raises:
         BlockError: the model or the algorithm runs in the loop alone.
@@ -181,6 +182,7 @@ def _measure(
     least, seconds = min(TRIAL_STEPS, steps), dict[str, float]()
     each, cost = float("inf"), float("inf")                # seconds of a client's step; of a trial of one
     before, left, last = snapshot(federation.model), SECONDS, (0, 0)
+    too_large: float = math.inf                            # bytes of vectors for which there was no memory
     try:
         if federation.model.convolutional:                     # whose trials are dear and short: by gradients alone
             with torch_threads(1 if any(candidate.threads for candidate in tried) else None):
@@ -194,20 +196,24 @@ def _measure(
             known = candidate.name in seconds and (some, long) == last
             if known or (seconds and some * long * cost > max(left, 0.0)):
                 continue
-            if seconds and VECTORS * held(candidate, federation) > free_memory(federation.model.device):
+            at_once = held(candidate, federation)
+            if at_once >= too_large or (seconds and VECTORS * at_once > free_memory(federation.model.device)):
                 continue
             trial = replace(federation, work=replace(federation.work, steps=long), backend=candidate.backend)
-            (took, spent), ran = _best_of(trial, algorithm, ids, some)
+            try:
+                (took, spent), ran = _best_of(trial, algorithm, ids, some)
+            except Exception as error:
+                if not seconds or not out_of_memory(error):
+                    raise
+                too_large = at_once
+                torch.cuda.empty_cache()
+                continue
             last = some, long
             each, cost = min(each, took / (ran * long)), min(cost, spent / (ran * long))
             seconds[candidate.name] = float(f"{took / (ran * long) * len(ids) * steps:.6f}")
             left -= spent
             if len(seconds) == 1:
                 left = max(SECONDS, SHARE * rounds * each * len(ids) * steps) - spent
-    except torch.OutOfMemoryError:                         # larger blocks will not fit either
-        if not seconds:
-            raise
-        torch.cuda.empty_cache()
     finally:
         before.restore()                                   # what a module holds of a block means nothing outside it
     return seconds
@@ -234,10 +240,11 @@ def _best_of(
     if some < len(ids) and (has_server(algorithm) or len(ids) > MANY):
         try:
             return _best(_times(trial, algorithm, ids[:some])), some
-        except (BlockError, torch.OutOfMemoryError):
+        except BlockError:
             raise
-        except FedsimError:                                # a method of everybody, or a rule that needs more messages
-            pass
+        except FedsimError as error:                       # a method of everybody, or a rule that needs more messages
+            if out_of_memory(error):
+                raise
     return _best(_times(trial, algorithm, ids)), len(ids)
 
 

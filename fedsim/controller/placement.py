@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.data import Dataset, Split
 from fedsim.data.by_client import ClientSource
-from fedsim.data.dataset import brightness
+from fedsim.data.dataset import PIECE, brightness
 from fedsim.engine.local_work import Shards
 from fedsim.engine.scattered import Scattered
 from fedsim.engine.sourced import Sourced, withheld
@@ -156,7 +156,10 @@ def _placing(
 
 
 def _consecutive(rows: np.ndarray) -> bool:
-    return len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    if not len(rows) or rows[-1] - rows[0] != len(rows) - 1:
+        return False
+    starts = range(0, len(rows), PIECE)
+    return all(bool((np.diff(rows[start : start + PIECE + 1]) == 1).all()) for start in starts)
 
 
 def _gather(rows: np.ndarray) -> Callable[[Tensor], Tensor]:

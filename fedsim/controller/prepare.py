@@ -22,6 +22,7 @@ from fedsim.controller.initial import start_from
 from fedsim.controller.placement import place, seen
 from fedsim.data import Dataset, Split, load
 from fedsim.data.catalogue import options_of
+from fedsim.data.dataset import PIECE
 from fedsim.data.sources import data_directory
 from fedsim.engine.augmentation import try_augmentation
 from fedsim.engine.examine import examine, give_shapes
@@ -178,8 +179,11 @@ def _measures(experiment: Experiment, dataset: Dataset) -> tuple[Metric, ...]:
 def _unheld(dataset: Dataset, partition: Partition) -> list[str]:
     if not dataset.classes or dataset.labels.ndim != 1 or dataset.source is not None:    # classes are one tensor
         return []
-    known, held = np.bincount(dataset.labels), np.bincount(dataset.labels[partition.indices])
-    gone = np.setdiff1d(np.flatnonzero(known), np.flatnonzero(held))
+    gone = np.flatnonzero(np.bincount(dataset.labels))
+    for some in np.array_split(partition.indices, len(partition.indices) // PIECE + 1):
+        gone = np.setdiff1d(gone, dataset.labels[some])
+        if not len(gone):                                  # as a rule after the first
+            break
     return [dataset.label_names[k] if dataset.label_names else str(k) for k in gone]
 
 

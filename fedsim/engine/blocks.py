@@ -21,14 +21,15 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
 from fedsim.engine.augmentation import augmented
+from fedsim.engine.collected import Rows, sums_of
 from fedsim.engine.dense_fold import DenseFold, dense_fold
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.fused import StackDescent
 from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.local_work import CHUNK, Plans, draw, minibatches
-from fedsim.engine.loop import Loop, Rows, refuse_captured_tensors
-from fedsim.engine.machine import large_apart
-from fedsim.engine.plans import BlockPlan, Once, block_plan
+from fedsim.engine.loop import Loop, refuse_captured_tensors
+from fedsim.engine.machine import large_apart, out_of_memory
+from fedsim.engine.plans import BlockPlan, Once, block_plan, padded
 from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
@@ -68,27 +69,32 @@ class Blocks:
         ids, work, shards = call.ids, federation.work, federation.shards
         plans = Once(lambda: minibatches(work, shards, federation.seed, call.turns, ids))
         order = work.order(shards.sizes[ids]).tolist()
-        blocks = [order[start : start + self.size] for start in range(0, len(order), self.size)]
+        starts = range(0, len(order), self.size)
+        blocks = [order[start : start + self.size] for start in starts]
+        sums = sums_of(self, federation, meter, call, order)
 
-        def one(fed: Federation, chosen: list[int]) -> tuple[Any, tuple[Any, ...], Tensor]:
-            turns = call.turns[chosen]
-            block = _Block(fed, meter, ids, np.array(chosen), call.round, turns, plans)
+        def one(fed: Federation, start: int) -> tuple[Any, tuple[Any, ...], Tensor]:
+            chosen = np.array(order[start : start + self.size])
+            block = _Block(fed, meter, ids, chosen, call.round, call.turns[chosen], plans)
             try:
-                return *block.run(call), block.places
-            except torch.OutOfMemoryError:
-                raise
+                message, new = block.run(call)
+                return message if sums is None else sums.part(message, start), new, block.places
             except Exception as error:                     # raises the loop's error, if there is one
+                if out_of_memory(error):
+                    raise
                 Loop().run(fed, Meter(fed), call._replace(ids=np.sort(block.ids)))
                 raise block_error(call.fn, call.round, error) from error
 
         memory = dict[int, tuple[Any, ...]]()
         rows, kept = Rows[Any](len(ids)), Rows[Any](len(ids))
         every = len(ids) == shards.n                       # then their memories stay one stack
-        running = contextlib.closing(in_order(federation, blocks, one, self.threads, self.kernels))
+        running = contextlib.closing(in_order(federation, starts, one, self.threads, self.kernels))
         apart = large_apart(federation.model.d * federation.model.dtype.itemsize)
         with torch.no_grad(), pure(title(call.fn), call.down), apart, running as done:
             for chosen, (message, new, places) in zip(blocks, done, strict=True):
-                if call.sends:
+                if sums is not None:
+                    sums.put(message, chosen)
+                elif call.sends:
                     rows.put(message, chosen, places)
                 if new and every:
                     kept.put(tree_map(Tensor.clone, new) if len(chosen) == len(ids) else new, chosen, places)
@@ -98,6 +104,8 @@ class Blocks:
         new_rows = memory if kept.stacked is None else StackedRows(ids, kept.stacked)
         if not call.sends:
             return None, new_rows
+        if sums is not None:
+            return sums, new_rows
         positions = np.array(order)
         return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), new_rows
 
@@ -231,7 +239,7 @@ class _Block:
         self._outside("local.sample")
         sizes = np.minimum(size, self.fed.shards.sizes[self.ids])
         rows = draw(self.fed.shards, self.fed.seed, self.turns, self.ids, size)
-        index, weight = _stack(rows, sizes)
+        index, weight = padded(rows, sizes)
         masks = [] if weight is None else [weight.astype(self.fed.model.numbers)]
         there = upload([index, *masks], self.fed.model.device)
         batch = self._take(there[0], there[1] if masks else None, self._plan.large_keys.expand(-1, int(sizes.max())))
@@ -376,7 +384,7 @@ class _Block:
         first, here = shards.offsets[self.ids[some]] + start, here[some]
         arrays = [some, here / sizes[some]]
         if shards.runs(first, here) is None:
-            index, weight = _stack([np.arange(f, f + h) for f, h in zip(first, here, strict=True)], here)
+            index, weight = padded([np.arange(f, f + h) for f, h in zip(first, here, strict=True)], here)
             arrays += [index] if weight is None else [index, weight.astype(self.fed.model.numbers)]
         return _Chunk(start, first, here, arrays)
 
@@ -389,12 +397,3 @@ class _Block:
                 f"{what} was read inside a step of local.fold; read it before and pass it on:"
                 " local.fold(step, carry, value)"
             )
-
-
-def _stack(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Stack rows of unequal length to ``[c, B]``, padded with their first entry; with a mask if there is padding."""
-    width = int(lengths.max())
-    if lengths.min() == width:
-        return np.stack(rows), None
-    index = np.stack([np.r_[row, np.full(width - len(row), row[0])] for row in rows])
-    return index, np.arange(width) < lengths[:, None]

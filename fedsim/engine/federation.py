@@ -42,6 +42,7 @@ class ClientCall(NamedTuple):
             optimiser's slots and the client's own layers; the new memories end with it as well.
         tasks: ``[c]`` number of each node's task, which its random numbers depend on; the round's by default.
         rebuilt: what real nodes are sent in place of ``down``; None for that itself.
+        summed: whether messages may be added up as they come: nobody is expected to read more than their mean.
     """
 
     fn: Callable[..., Any]
@@ -53,6 +54,7 @@ class ClientCall(NamedTuple):
     keeps: bool = False
     tasks: np.ndarray | None = None
     rebuilt: Rebuilt | None = None
+    summed: bool = False
 
     @property
     def turns(self) -> np.ndarray:
@@ -111,6 +113,7 @@ class Meter:
         trace: what was sent and computed since it was last emptied, for a clock; None without one.
         barrier: who is waited for in this round; None for everybody.
         gone: mask ``[n]`` of the clients that are not waited for any more in this round; None for no client.
+        read: names of the client functions whose messages were read one by one, and not as a mean alone.
         exchange: the last exchange among all nodes, and what was needed of its W.
     """
 
@@ -125,6 +128,7 @@ class Meter:
         self.trace: list[Phase] | None = None
         self.barrier: Barrier | None = None
         self.gone: np.ndarray | None = None
+        self.read: set[str] = set()
         self.exchange: tuple[EdgeList, dict[str, Any]] | None = None
         self._bound: tuple[csr_array, float | None] | None = None
 
@@ -139,6 +143,11 @@ class Meter:
         self.gone = None                                   # what is repeated begins with a round
         if self.trace is not None:
             del self.trace[length:]
+
+    def sums(self, name: str) -> bool:
+        """Whether the mean of a client function's messages, of all of them, is what is expected to be read."""
+        follows = self.follows_drift and self.drift is None
+        return self.barrier is None and not follows and name not in self.read
 
     def arrived(self, messages: Messages[Any], ids: np.ndarray, round: int) -> np.ndarray | None:
         """Mask ``[c]`` of the clients whose messages count; None if all do. The others are gone for this round."""
@@ -212,6 +221,12 @@ class Federation:
         """Weights p_i of the clients, ``[n]``, normalised to sum to 1."""
         p: np.ndarray = self._weights / self._weights.sum()
         return p
+
+    def shares(self, ids: np.ndarray) -> np.ndarray:
+        """Weights ``[c]`` of some clients in a mean over them: their p_i, normalised to sum to 1."""
+        p = self.p[ids]
+        shares: np.ndarray = p / p.sum()
+        return shares
 
     def factor(self, round: int) -> Tensor:
         """Learning-rate factor of a round, 0-dim."""

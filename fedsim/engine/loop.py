@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsim import seeds
 from fedsim.engine.augmentation import augmented
+from fedsim.engine.collected import Rows, sums_of
 from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.kernels import REFERENCE, Kernels
@@ -29,7 +30,6 @@ from fedsim.tree import count, form, leaves, tree_map
 from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
-M = TypeVar("M")
 C = TypeVar("C")
 
 
@@ -173,7 +173,7 @@ class Loop:
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
-    ) -> tuple[Messages[Any] | None, dict[int, tuple[Any, ...]]]:
+    ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
         nodes, mine = call.ids.tolist(), call.mine
         drawn = minibatches(federation.work, federation.shards, federation.seed, call.turns, call.ids)
@@ -185,7 +185,7 @@ class Loop:
             return _client(call, nodes[i], local)
 
         memory: dict[int, tuple[Any, ...]] = {}
-        rows = Rows[Any](len(nodes))
+        rows, sums = Rows[Any](len(nodes)), sums_of(self, federation, meter, call, range(len(nodes)))
         own = [] if mine is None else [mine.default, *(mine.rows[node] for node in nodes if node in mine.rows)]
         first: Any = None                                  # result of the first client, whose form all have
         running = contextlib.closing(in_order(federation, range(len(nodes)), one, self.threads, self.kernels))
@@ -199,8 +199,14 @@ class Loop:
                 if new:
                     memory[node] = new
                 if call.sends:
-                    rows.put(tree_map(lambda t: t.unsqueeze(0), message), [i])
-        return Stacked(rows.stacked) if call.sends else None, memory
+                    row = tree_map(lambda t: t.unsqueeze(0), message)
+                    if sums is None:
+                        rows.put(row, [i])
+                    else:
+                        sums.put(sums.part(row, i), [i])
+        if not call.sends:
+            return None, memory
+        return Stacked(rows.stacked) if sums is None else sums, memory
 
 
 def _client(call: ClientCall, node: int, local: LoopLocal) -> tuple[Any, tuple[Any, ...]]:
@@ -213,27 +219,6 @@ def _client(call: ClientCall, node: int, local: LoopLocal) -> tuple[Any, tuple[A
         raise
     except Exception as error:
         raise client_error(node, call.fn, call.round, error) from error
-
-
-class Rows(Generic[M]):
-    """Messages of a cohort, collected block by block into one stack ``[c, ...]`` per tensor."""
-
-    def __init__(self, c: int) -> None:
-        self.c = c
-        self.stacked: Any = None
-
-    def put(self, block: M, positions: list[int], there: Tensor | None = None) -> None:
-        """Write the rows of ``block`` (tensors ``[b, ...]``) at ``positions``; ``there`` are the same on the device."""
-        run = range(positions[0], positions[0] + len(positions))
-        index = positions if there is None else there
-        where = slice(run.start, run.stop) if positions == list(run) else index  # a slice is faster
-        if len(positions) == self.c and isinstance(where, slice):
-            self.stacked = tree_map(Tensor.contiguous, block)
-            return
-        if self.stacked is None:
-            self.stacked = tree_map(lambda t: t.new_empty(self.c, *t.shape[1:]), block)
-        for to, rows in zip(leaves(self.stacked), leaves(block), strict=True):
-            to[where] = rows
 
 
 def refuse_captured_tensors(step: Callable[..., Any]) -> None:

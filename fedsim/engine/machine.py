@@ -11,7 +11,9 @@ import ctypes
 import functools
 import os
 import platform
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import torch
@@ -22,6 +24,11 @@ LARGE = 2**25
 """Bytes of a tensor from which on it can have memory of its own: glibc's greatest limit."""
 MANY = 2**16
 """Such tensors at a time: more than there are."""
+CGROUPS = [("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+           ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]
+"""A container's memory in versions 2 and 1 of Linux's control groups: the folder, the files of its limit and of what it
+uses, and the line of memory.stat with that part which holds files and can be had at once.
+"""
 
 
 @functools.cache
@@ -60,8 +67,27 @@ def cores() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that can still be had on a device, for the CPU without swapping."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Bytes of memory that can still be had on a device; for the CPU without swapping, within a container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(psutil.virtual_memory().available, *(_left(*group) for group in CGROUPS))
+
+
+def _left(folder: str, limit: str, used: str, files: str) -> int:
+    """Bytes that a control group has left."""
+    try:
+        most, now = (int(Path(folder, name).read_text()) for name in (limit, used))
+        parts = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):                          # no such group, or no limit: in version 2 the word max
+        return sys.maxsize
+    return max(most - now + int(parts.get(files, 0)), 0)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that a device or this machine has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
+        return True
+    return error is not None and out_of_memory(error.__cause__)
 
 
 @contextlib.contextmanager

@@ -72,3 +72,12 @@ def block_plan(host: StackedPlans, places: np.ndarray, counts: np.ndarray, model
     at, rows, there, steps, *by_step, keys, whole, large = upload(arrays, model.device)
     keys, whole, large = (key.unsqueeze(-1) for key in (keys, whole, large))
     return BlockPlan(at, steps, lengths, widths, ragged, rows, there, by_step[0], by_step[1], keys, whole, large)
+
+
+def padded(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Stack rows of unequal length to ``[c, B]``, padded with their first entry; with a mask if there is padding."""
+    width = int(lengths.max())
+    if lengths.min() == width:
+        return np.stack(rows), None
+    index = np.stack([np.r_[row, np.full(width - len(row), row[0])] for row in rows])
+    return index, np.arange(width) < lengths[:, None]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.engine.machine import out_of_memory
 from fedsim.engine.model import Model
 from fedsim.errors import (
     BlockError,
@@ -72,7 +73,7 @@ def model_error(model: Model, x: Any, batch: Any, error: Exception) -> Exception
         return no_vector(model, x)
     if not isinstance(batch, Batch):
         return ConfigError(f"local.grad got a {type(batch).__name__} as its batch; expected that of the step")
-    if isinstance(error, FedsimError | torch.OutOfMemoryError):
+    if isinstance(error, FedsimError) or out_of_memory(error):
         return error
     inputs, targets = (described(tuple(flat(samples))) for samples in (batch.x, batch.y))
     given = f"inputs {inputs} and targets {targets}"

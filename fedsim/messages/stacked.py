@@ -137,6 +137,14 @@ def partial_means(tree: Any, w: Tensor, start: int) -> Any:
     return rebuilt(tree, [partial_means(branch, w, start) for branch in tree])
 
 
+def join_means(sums: Any, more: Any) -> Any:
+    """`partial_means` of some messages and of others, in which sibling subtrees are one; changes ``sums``."""
+    if isinstance(sums, dict):
+        join(sums, more)
+        return sums
+    return rebuilt(sums, [join_means(*branches) for branches in zip(sums, more, strict=True)])
+
+
 def mean_of_parts(parts: Sequence[Any], c: int) -> Any:
     """Mean of ``c`` messages from the `partial_means` that cover them."""
     first = parts[0]

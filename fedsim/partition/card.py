@@ -60,6 +60,10 @@ def gini(sizes: np.ndarray) -> float:
     return float(((2 * rank - n - 1) * np.sort(sizes)).sum() / (n * max(1, sizes.sum())))
 
 
+CLIENTS = 2**14
+"""Clients whose samples are counted at a time."""
+
+
 def label_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray | None:
     """``[n, classes]`` samples of each class at each client; None where samples have no class."""
     labels = np.asarray(labels)
@@ -67,9 +71,13 @@ def label_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.n
         return None
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(f"labels lie in {labels.min()}..{labels.max()} but should be 0..{classes - 1}: check classes")
-    owner = np.repeat(np.arange(partition.n), partition.sizes)
-    cell = owner * classes + labels[partition.indices].astype(np.int64)
-    return np.bincount(cell, minlength=partition.n * classes).reshape(partition.n, classes)
+    counts = np.zeros((partition.n, classes), np.int64)
+    for first in range(0, partition.n, CLIENTS):
+        ends = partition.offsets[first : first + CLIENTS + 1]
+        cell = np.repeat(np.arange(len(ends) - 1) * classes, np.diff(ends))
+        cell += labels[partition.indices[ends[0] : ends[-1]]].astype(np.int64, copy=False)
+        counts[first : first + CLIENTS] = np.bincount(cell, minlength=(len(ends) - 1) * classes).reshape(-1, classes)
+    return counts
 
 
 def spread(values: np.ndarray) -> dict[str, float]:

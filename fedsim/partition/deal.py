@@ -91,9 +91,12 @@ def describe(partitioner: DataclassInstance, seed: int, **facts: object) -> dict
 
 
 def by_owner(samples: np.ndarray, owner: np.ndarray, n: int, scheme: dict[str, Any]) -> Partition:
-    """Group ``samples [m]`` by their ``owner [m]`` in 0..n-1, keeping their order within each client."""
+    """Group ``samples [m]``, which the partition takes over, by their ``owner [m]`` in 0..n-1, keeping their order."""
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n))])
-    return Partition(samples[np.argsort(owner, kind="stable")], offsets, scheme)
+    if not (owner[1:] >= owner[:-1]).all():
+        samples = samples[np.argsort(owner, kind="stable")]
+    samples.setflags(write=False)                          # then the partition needs no copy of them
+    return Partition(samples, offsets, scheme)
 
 
 def by_sizes(sizes: np.ndarray, total: int, rng: np.random.Generator, scheme: dict[str, Any]) -> Partition:

@@ -24,7 +24,8 @@ def natural_owners(natural: np.ndarray | None, total: int) -> tuple[np.ndarray, 
     if natural.dtype.kind in "iu" and natural.min() >= 0 and natural.max() < 4 * total:   # no need to sort them
         counts = np.bincount(natural)
         ids = np.flatnonzero(counts)
-        return ids.astype(natural.dtype), (np.cumsum(counts > 0) - 1)[natural], counts[ids]
+        owner = natural if len(ids) == len(counts) else (np.cumsum(counts > 0) - 1)[natural]
+        return ids.astype(natural.dtype), owner, counts[ids]
     ids, owner, sizes = np.unique(natural, return_inverse=True, return_counts=True)
     return ids, owner, sizes
 
@@ -56,6 +57,8 @@ class NaturalIdPartitioner:
             )
         if self.max_clients is not None:
             kept = np.sort(generator(seed).permutation(kept)[: self.max_clients])
+        if len(kept) == len(sizes):
+            return by_owner(np.arange(len(owner)), owner, len(kept), describe(self, seed))
         client = np.full(len(sizes), -1)
         client[kept] = np.arange(len(kept))
         samples = np.flatnonzero(client[owner] >= 0)

@@ -53,7 +53,8 @@ class Partition:
             array = np.asarray(getattr(self, name))
             if array.ndim != 1 or array.dtype.kind not in "iu":
                 raise PartitionError(f"{name} must be a vector of integers, got {array.dtype} of shape {array.shape}")
-            array = array.astype(np.int64)                  # a copy: nobody else can write to it
+            if array.flags.writeable or array.base is not None or array.dtype != np.int64:
+                array = array.astype(np.int64)             # a copy: nobody else can write to it
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         ends = self.offsets

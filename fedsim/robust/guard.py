@@ -62,7 +62,7 @@ class Guard:
         self, federation: Federation, meter: Meter, call: ClientCall
     ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
         """See ``fedsim.engine.federation.Backend``."""
-        messages, memory = self.federation.backend.run(self.federation, meter, call)
+        messages, memory = self.federation.backend.run(self.federation, meter, call._replace(summed=False))
         return None if messages is None else Guarded(messages, self, call), memory
 
 
@@ -76,7 +76,7 @@ class Guarded:
         attack = guard.settings.attack
         who = np.zeros(0, np.int64) if attack is None else attack.attackers(fed.seed, fed.shards.n)
         self._bad = np.isin(call.ids, who)                 # [c]
-        self._weights = torch.from_numpy(fed.p[call.ids] / fed.p[call.ids].sum())
+        self._weights = torch.from_numpy(fed.shares(call.ids))
 
     @cached_property
     def _sent(self) -> tuple[Any, np.ndarray]:

@@ -1,14 +1,24 @@
-"""Memory of the process: freed tensors stay for the next ones, but for vectors that are large."""
+"""Memory of the process: freed tensors stay for the next ones, but for vectors that are large; what is left, and errors
+that nothing is.
+"""
 
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from torch import Tensor
 
-from fedsim.engine.machine import LARGE, keep_freed_memory, large_apart
+from fedsim import Local
+from fedsim.clients import cohort
+from fedsim.engine import machine
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.machine import CGROUPS, LARGE, free_memory, keep_freed_memory, large_apart, out_of_memory
+from tests.test_clients import X, federation
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc's allocator")
 
@@ -31,3 +41,41 @@ def test_large_tensors_go_back_to_the_system_where_vectors_are_large() -> None:
     with large_apart(LARGE - 1):
         assert freed(2 * LARGE) < LARGE
     assert freed(2 * LARGE) < LARGE
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_container_has_what_is_below_its_limit(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, limit, used, files = CGROUPS[version]
+    monkeypatch.setattr(machine, "CGROUPS", [(str(tmp_path), limit, used, files)])
+    available = psutil.virtual_memory().available
+    assert free_memory(CPU) > 0.5 * available, "no such files"
+    (tmp_path / limit).write_text("9000000\n")
+    (tmp_path / used).write_text("8000000\n")
+    (tmp_path / "memory.stat").write_text(f"anon 6000000\n{files} 500000\n")
+    assert free_memory(CPU) == 1_500_000
+    (tmp_path / used).write_text("9600000\n")
+    assert free_memory(CPU) == 0
+    (tmp_path / limit).write_text("max\n")
+    assert free_memory(CPU) > 0.5 * available
+
+
+def test_who_has_no_memory_is_told_from_other_errors() -> None:
+    for ask in (lambda: torch.empty(2**50), lambda: np.empty(2**50)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            ask()
+        outer = ValueError("a model raised it")
+        outer.__cause__ = caught.value
+        assert out_of_memory(caught.value) and out_of_memory(outer)
+    assert not out_of_memory(RuntimeError("shapes cannot be multiplied")) and not out_of_memory(None)
+
+
+def greedy(local: Local, x: Tensor) -> Tensor:
+    return x + torch.empty(2**50)[0]
+
+
+def test_a_block_that_does_not_fit_is_not_taken_for_code_that_cannot_run_in_one() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        cohort(federation(backend=Blocks(2)), 1).each(greedy, X)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from fedsim.partition import (
     plot,
     render,
 )
-from fedsim.partition.card import gini
+from fedsim.partition.card import gini, label_counts
 
 DIGITS = load_digits().target
 LABELS = np.array([0, 0, 1, 1])
@@ -53,6 +54,16 @@ def test_identical_distributions_have_distance_zero() -> None:
 @pytest.mark.parametrize(("sizes", "value"), [([3, 3, 3], 0), ([0, 0, 0, 8], 3 / 4), ([1, 2], 1 / 6), ([0], 0)])
 def test_gini_by_hand(sizes: list[int], value: float) -> None:
     assert gini(np.array(sizes)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 100])
+def test_samples_are_counted_by_class_some_clients_at_a_time(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["fedsim.partition.card"], "CLIENTS", at_a_time)
+    partition = DirichletPartitioner(7, 0.3).partition(DIGITS, None, 0)
+    counts = label_counts(partition, DIGITS.astype(np.uint8), 10)
+    assert counts is not None
+    by_hand = [np.bincount(DIGITS[partition.shard(i)], minlength=10) for i in range(partition.n)]
+    np.testing.assert_array_equal(counts, by_hand)
 
 
 def test_the_card_is_json() -> None:

@@ -259,6 +259,16 @@ def test_natural_clients_are_the_owners_in_order_of_id() -> None:
     assert [partition.shard(i).tolist() for i in range(partition.n)] == [[1, 4], [0, 2, 5]]
 
 
+@pytest.mark.parametrize("ids", [[0, 0, 1, 2, 2], [5, 5, 6, 9, 9], [2, 0, 1, 0, 2], [9, 5, 6, 5, 9]])
+def test_natural_ids_may_be_sorted_and_consecutive_or_not(ids: list[int]) -> None:
+    natural = np.array(ids)
+    partition = NaturalIdPartitioner().partition(np.zeros(5, int), natural, 0)
+    for i, owner in enumerate(sorted(set(ids))):
+        assert partition.shard(i).tolist() == np.flatnonzero(natural == owner).tolist()
+    natural[:] = 0                                         # still the caller's
+    assert sorted(partition.indices) == [0, 1, 2, 3, 4]
+
+
 def test_max_clients_keeps_whole_owners() -> None:
     partition = NaturalIdPartitioner(min_size=42, max_clients=10).partition(DIGITS, WRITERS, 0)
     owners = [np.unique(WRITERS[partition.shard(i)]) for i in range(partition.n)]
