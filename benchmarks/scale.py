@@ -6,7 +6,7 @@
 
 Whole experiments in processes of their own, with the defaults of a run but for its sizes: logistic regression, one
 local epoch over 10 samples, evaluation before the first round and after the last. The last column is the slope of the
-seconds of a round in the size, on logarithmic axes: 0 where it costs nothing, 1 where it is proportional.
+processor seconds of a round in the size, on logarithmic axes: 0 where it costs nothing, 1 where it is proportional.
 """
 
 from __future__ import annotations
@@ -43,16 +43,21 @@ MIB = 2**10
 """In the units of ``ru_maxrss`` on Linux, kibibytes."""
 
 
+def now() -> tuple[float, float]:
+    """Seconds of a clock and of this process's processors: the latter also say something of a busy machine."""
+    return time.perf_counter(), time.process_time()
+
+
 class Timed(Host):
-    """This process, which notes when each round begins."""
+    """This process, which notes when each round begins, in seconds of a clock and of its processors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun: list[float] = []
+        self.begun: list[tuple[float, float]] = []
 
     def round(self, *arguments: Any, **more: Any) -> Any:
         """See ``Host``."""
-        self.begun.append(time.perf_counter())
+        self.begun.append(now())
         return super().round(*arguments, **more)
 
 
@@ -97,15 +102,16 @@ def measure(sizes: dict[str, int], algorithm: str, graph: str, by_function: bool
     made = experiment(sizes, algorithm, graph, by_function)
     host, before = Timed(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start = now()
         run(made, root=Path(folder), progress=False, host=host)
-        end = time.perf_counter()
+        end = now()
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    rounds = np.diff(host.begun) if len(host.begun) > 1 else [end - host.begun[0]]
+    moments = np.array([start, *host.begun, end])
+    took = np.diff(moments, axis=0)                        # set-up; each round; the last one with its evaluation
+    seconds, of_processors = np.stack([took[0], np.median(took[1:-1] if len(took) > 2 else took[1:], 0), took[-1]]).T
     return {
-        "set-up s": host.begun[0] - start,
-        "round s": float(np.median(rounds)),
-        "end s": end - host.begun[-1],
+        **dict(zip(("set-up s", "round s", "end s"), seconds.tolist(), strict=True)),
+        **dict(zip(("set-up cpu s", "round cpu s", "end cpu s"), of_processors.tolist(), strict=True)),
         "before MiB": before,
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB,
         "disk MB": disk / 1e6,
@@ -134,10 +140,10 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--one"]
         command[4 : 4 + len(arguments.values)] = [str(value)]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
-        slope = "-" if last is None else f"{math.log(found['round s'] / last[1]) / math.log(value / last[0]):.2f}"
+        slope = "-" if last is None else f"{math.log(found['round cpu s'] / last[1]) / math.log(value / last[0]):.2f}"
         costs = ", ".join(f"{name} {cost:.4g}" for name, cost in found.items())
         print(f"{arguments.size} {value:>10,}: {costs}, slope {slope}", flush=True)
-        last = value, found["round s"]
+        last = value, found["round cpu s"]
 
 
 if __name__ == "__main__":
