@@ -132,7 +132,8 @@ def test_blocks_for_which_there_is_no_memory_are_not_chosen(
     monkeypatch.setattr(choosing, "_times", of_a_small_gpu)
     prepared = prepare(replace(SMALL, partition=IidPartitioner(40)), 0)
     chosen = choosing.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "cache")
-    assert set(chosen["trial_seconds"]) == {"loop", "1", "5"}
+    sizes = {name.partition(",")[0] for name in chosen["trial_seconds"]}   # with kernels of several kinds
+    assert sizes == {"loop", "1", "5"}
     monkeypatch.setattr(choosing, "_times", lambda *_: of_a_small_gpu(replace(prepared.federation, backend=Big())))
     with pytest.raises(type(full())):
         choosing.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "other")
