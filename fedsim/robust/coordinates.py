@@ -19,6 +19,10 @@ from fedsim.robust.rule import Occasion, RobustRule
 from fedsim.robust.stack import RowStack
 from fedsim.values import Vector
 
+CACHED = 2**12
+"""Columns that are sorted at a time on a CPU: with their transpose they stay in its cache. PyTorch transposes what is
+contiguous by tiles, twice as fast."""
+
 
 @dataclass(frozen=True)
 class CoordinateMedian(RobustRule):
@@ -83,8 +87,10 @@ def by_coordinate(stack: RowStack, fn: Callable[[Tensor], Tensor], chosen: list[
     index = None if chosen is None else torch.tensor(chosen, device=out.device)
 
     def fill(columns: slice) -> None:
-        part = stack.block(columns)
-        out[columns] = fn(ascending(part if index is None else part.index_select(0, index)))
+        block = stack.block(columns)
+        width = CACHED if block.device.type == "cpu" else block.shape[1]
+        for part, into in zip(block.split(width, 1), out[columns].split(width), strict=True):
+            into.copy_(fn(ascending(part.contiguous() if index is None else part.index_select(0, index))))
 
     stack.each_block(fill)
     return out
