@@ -89,7 +89,7 @@ def by_coordinate(stack: RowStack, fn: Callable[[Tensor], Tensor], chosen: list[
     def fill(columns: slice) -> None:
         block = stack.block(columns)
         width = CACHED if block.device.type == "cpu" else block.shape[1]
-        for part, into in zip(block.split(width, 1), out[columns].split(width), strict=True):
+        for part, into in zip(torch.split(block, width, 1), torch.split(out[columns], width), strict=True):
             into.copy_(fn(ascending(part.contiguous() if index is None else part.index_select(0, index))))
 
     stack.each_block(fill)
