@@ -76,6 +76,6 @@ assert abs(last_loss(FedAvgM()) - last_loss(FedAvgM(), "blocks")) < 1e-12
 
 # %% [markdown]
 # In a file `my_module.py` it is an algorithm of the commands too: `fedsim run --algorithm my_module.FedAvgM
-# --algorithm.beta 0.9`. A memory that stays with each client is `Kept`, [the
-# guide](../guide.md#writing-an-algorithm) has the words; smaller parts, such as a compressor or a metric, are [a
+# --algorithm.beta 0.9`. A memory that stays with each client is `Kept`, [a page of
+# its own](../algorithm.md) has the words; smaller parts, such as a compressor or a metric, are [a
 # few lines](../own.md).
