@@ -6,7 +6,7 @@ words that 1 to 64 workers process in a second if their compute times vary by 10
 more than its bytes; local methods make 8 steps a round. The server stands for an all-reduce whose time does not grow
 with the workers, as a ring's.
 
-Run: python -m experiments.overlap (half an hour on a busy core; --quick, 2 rounds of 2 workers).
+Run: python -m experiments.overlap (4 minutes of one core; --quick, 2 rounds of 2 workers).
 The folder of runs holds loss.md, scaling.md and overlap.png. What was measured is in experiments/README.md.
 """
 
