@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedsim.errors import ConfigError
 from fedsim.models.shapes import image_shape, output_width
@@ -17,9 +18,45 @@ from fedsim.models.shapes import image_shape, output_width
 Stem = Literal["cifar", "imagenet"]
 
 
-def convolution(before: int, after: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution without bias, padded to preserve the size up to the stride, with He's initialisation (by fan-out)."""
-    layer = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+class PaddedConv2d(nn.Conv2d):
+    """Convolution without bias, padded to preserve the size up to the stride, which omits the products with zeros that
+    some entries of its kernel make alone: on a map of 1x1, all of a 3x3 kernel but its centre meet only the padding.
+
+    Those entries are parameters as the others are, with a gradient of 0; results are exact to rounding.
+
+    Args:
+        before: number of channels of the input.
+        after: of the output.
+        kernel: width of the kernel, odd.
+        stride: width of a step between outputs.
+    """
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int) -> None:
+        super().__init__(before, after, kernel, stride, padding=kernel // 2, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, before, H, W]`` to ``[B, after, H/stride, W/stride]``, rounded up."""
+        size = input.shape[-2:]
+        (above, below), (left, right) = map(self._outside, size)
+        if not (above or left):                            # nothing is cut below or on the right without these
+            return super().forward(input)
+        weight = F.pad(self.weight, (-left, -right, -above, -below))   # slices of slices would take two copies back
+        reach = self.kernel_size[0] // 2
+        if weight.shape[-2:] == size and above == left == reach:   # a single output, a product of matrices
+            return F.linear(input.flatten(-3), weight.flatten(1))[..., None, None]
+        return F.conv2d(input, weight, stride=self.stride, padding=(reach - above, reach - left))
+
+    def _outside(self, length: int) -> tuple[int, int]:
+        """Numbers of the kernel's first and last rows that meet no row of a map of ``length`` at any output; columns
+        likewise.
+        """
+        reach, last = self.kernel_size[0] // 2, (length - 1) // self.stride[0] * self.stride[0]   # centre of the last
+        return max(reach - last, 0), max(reach + 1 - length, 0)
+
+
+def convolution(before: int, after: int, kernel: int, stride: int = 1) -> PaddedConv2d:
+    """The convolution with He's initialisation (by fan-out)."""
+    layer = PaddedConv2d(before, after, kernel, stride)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
