@@ -16,7 +16,8 @@ from fedsim.messages.ledger import EDGES, edges_of, table_of
 from fedsim.record import checkpoint
 from fedsim.record.covered import COVERED, DEVICES, hashes_of
 from fedsim.record.directory import RunDirectory, open_run, stopped_after
-from fedsim.record.metrics import READ_BYTES, Metrics, read_after, read_metrics
+from fedsim.record.metrics import READ_BYTES, read_lines, read_metrics
+from fedsim.record.rows import MetricRows
 from fedsim.record.timeline import read_timeline
 
 BEGUN = ("running", "finished", "failed", "interrupted")
@@ -87,36 +88,38 @@ def _of_seed(directory: RunDirectory, config: Mapping[str, Any], seed: int, stat
         if state in BEGUN[:2]:
             yield f"{folder} is missing, and seed {seed} is {state}"
         return
-    rows = None
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        try:
-            read = read_metrics(folder / name)
-            rows = read if name == "metrics.jsonl" else rows
-        except FedsimError as error:
-            yield str(error)
-    others = ((DEVICES, read_devices), ("timeline.csv", read_timeline), ("exchanges.jsonl", read_metrics))
+    read = None
+    try:
+        read = read_lines(folder / "metrics.jsonl")
+    except FedsimError as error:
+        yield str(error)
+    others = (
+        ("timing.jsonl", read_metrics), (DEVICES, read_devices), ("timeline.csv", read_timeline),
+        ("exchanges.jsonl", read_metrics),
+    )  # fmt: skip
     for name, read_other in others:
-        if (folder / name).exists():
+        if name == "timing.jsonl" or (folder / name).exists():
             try:
                 read_other(folder / name)
             except FedsimError as error:
                 yield str(error)
-    if rows is not None:
-        yield from _of_rows(folder / "metrics.jsonl", rows, config, state)
+    if read is not None:
+        yield from _of_rows(folder / "metrics.jsonl", *read, config, state)
         yield from _of_checkpoints(folder, config, state)
 
 
-def _of_rows(path: Path, rows: Metrics, config: Mapping[str, Any], state: str) -> Iterator[str]:
+def _of_rows(path: Path, rows: MetricRows, lines: int, config: Mapping[str, Any], state: str) -> Iterator[str]:
     """Order of rounds, rows that are there twice, and rounds that were due and have none."""
-    if np.any(np.diff(read_after(path, 0)[0].round) < 0):  # without columns, which are by metric
+    if np.any(np.diff(rows.round[:lines]) < 0):            # without columns, which are by metric
         yield f"{path}: rounds are out of order"
-    names = list(zip(rows.round.tolist(), rows.scope, rows.node.tolist(), rows.metric, strict=True))
-    if twice := len(names) - len(set(names)):
+    names = np.stack([rows.round, rows.node, rows.key])
+    names = names[:, np.lexsort(names)]
+    if twice := int((names[:, 1:] == names[:, :-1]).all(0).sum()):
         yield f"{path}: {twice} rows are there twice"
     evaluation, rounds = config.get("evaluation"), config.get("rounds")
-    if not len(names) or not isinstance(evaluation, Mapping) or not isinstance(rounds, int):
+    if not len(rows.round) or not isinstance(evaluation, Mapping) or not isinstance(rounds, int):
         return
-    every, found = evaluation.get("every", 1), set(rows.round.tolist())
+    every, found = evaluation.get("every", 1), set(np.unique(rows.round).tolist())
     done = rounds if state == "finished" else max(found)
     due = {*range(0, done + 1, every if isinstance(every, int) and every > 0 else 1), *({rounds} & {done})}
     if missing := sorted(due - found):

@@ -66,12 +66,17 @@ def read_metrics(path: Path | str) -> Metrics:
 
 def read_rows(path: Path | str) -> MetricRows:
     """What `read_metrics` returns, with numbers for scopes and metrics."""
+    return read_lines(path)[0]
+
+
+def read_lines(path: Path | str) -> tuple[MetricRows, int]:
+    """What `read_rows` returns, and how many of the rows are lines of the file; those of files of columns follow."""
     path = Path(path)
     parser = RowParser(path)
     _feed(parser, path, 0)
     for key, round, nodes, values in read_columns(path.parent) if path.name == "metrics.jsonl" else ():
         parser.add_columns(key, round, nodes, values)
-    return parser.rows()
+    return parser.rows(), parser.lines
 
 
 def read_after(path: Path | str, start: int) -> tuple[Metrics, int]:

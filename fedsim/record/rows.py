@@ -50,13 +50,16 @@ class RowParser:
 
     Args:
         path: of the file, for errors.
+
+    Attributes:
+        lines: number of rows so far that were lines of the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._keys: dict[Key, int] = {}
         self._blocks: list[tuple[np.ndarray, ...]] = []
-        self._lines = 0
+        self.lines = 0
 
     def add(self, block: bytes) -> None:
         """Parse a block of complete lines.
@@ -68,8 +71,8 @@ class RowParser:
             return
         found = self._by_positions(block)
         if found is None:
-            found = self._by_json(block.split(b"\n")[:-1], self._lines)
-        self._lines += len(found[0])
+            found = self._by_json(block.split(b"\n")[:-1], self.lines)
+        self.lines += len(found[0])
         self._blocks.append(found)
 
     def add_columns(self, key: Key, round: int, nodes: np.ndarray, values: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.messages.ledger import NAMES, SPARSE, Ledger
+from fedsim.messages.ledger import NAMES, SPARSE, Ledger, table_of
 from fedsim.types import Kept
 from fedsim.values import Versions
 
@@ -84,3 +84,9 @@ def test_an_operand_of_kept_does_not_change() -> None:
     assert [[float(kept[i]) for i in range(4)] for kept in (old, new, newer, other)] == [
         [0, 1, 0, 0], [0, 2, 0, 3], [4, 2, 0, 3], [5, 2, 0, 3],
     ]  # fmt: skip
+
+
+def test_the_table_of_links_has_a_line_for_each() -> None:
+    edges = np.array([[0, 99_999, 0], [0, 100_000, 2**62], [7, 3, 10]])
+    assert table_of(edges) == f"from,to,bytes\n0,99999,0\n0,100000,{2**62}\n7,3,10\n"
+    assert table_of(edges[:0]) == ""

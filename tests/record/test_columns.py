@@ -20,7 +20,7 @@ from fedsim.models import Logistic
 from fedsim.partition import NaturalIdPartitioner
 from fedsim.record.columns import drop_columns, read_columns, write_columns
 from fedsim.record.directory import SeedRecord
-from fedsim.record.metrics import Metrics, read_metrics
+from fedsim.record.metrics import Metrics, read_lines, read_metrics
 from topologies import Ring, Static
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
@@ -111,3 +111,11 @@ def test_files_of_columns(tmp_path: Path) -> None:
         read_columns(tmp_path)
     drop_columns(tmp_path, after=2)
     assert read_columns(tmp_path) == []
+
+
+def test_lines_of_the_file_are_told_from_columns(tmp_path: Path) -> None:
+    line = '{"round": %d, "scope": "total", "node": null, "metric": "bytes_up", "value": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(line % 4 + line % 5)
+    write_columns(tmp_path, 3, [("a/b", 5, "loss", 1.5), ("a/b", 7, "loss", 2.5)])
+    rows, lines = read_lines(tmp_path / "metrics.jsonl")
+    assert rows.round.tolist() == [4, 5, 3, 3] and rows.node.tolist() == [-1, -1, 5, 7] and lines == 2
