@@ -29,7 +29,7 @@ from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
-from fedsim.experiment.code import code_of
+from fedsim.experiment.code import changed, code_of
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.identity import settings_hash
@@ -181,7 +181,9 @@ def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
 
 
 def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:
-    """Changes since the run began that can affect the last digits."""
+    """Changes since the run began that can affect its numbers."""
+    if modules := changed(manifest.get("code", {})):
+        yield f"{', '.join(modules)} changed since the run began: later rounds are those of the code as it is now"
     before = {"torch": manifest["versions"].get("torch", "unknown"), **manifest}
     for name, now in {"torch": torch.__version__, **_place(first)}.items():
         if now != before[name]:

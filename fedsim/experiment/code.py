@@ -1,7 +1,8 @@
 """The code that an experiment's own components come from, as hashes by module.
 
-Counted are the modules of algorithms, topologies and a user's classes and functions, and what these import from their
-own package. Of fedsim itself the version counts. Comments, docstrings and layout do not.
+Counted are the modules of algorithms, topologies and a user's classes and functions, those of the classes from which
+they inherit, and what all these import of a user's own files. Of fedsim itself and of installed packages the version
+counts. Comments, docstrings and layout do not.
 """
 
 from __future__ import annotations
@@ -12,36 +13,45 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from importlib.machinery import PathFinder
-from importlib.metadata import packages_distributions
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import resolve_name
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 from fedsim.experiment.experiment import Experiment
+
+OURS = ("algorithms", "topologies")
+Read: TypeAlias = tuple[str, tuple[str, ...]]
+"""Hash of a module, and the names that it imports."""
+
+_IMPORTED: dict[str, tuple[ModuleSpec | None, Read]] = {}
 
 
 def code_of(experiment: Experiment) -> dict[str, str]:
     """SHA-256 by name of each module that has a part of this experiment; one without a file is left out."""
     found: dict[str, str] = {}
-    todo = sorted({module for module in _modules(experiment) if _counts(module)})
+    todo = sorted({part.__module__ for part in _parts(experiment) if _counts(part.__module__)})
     while todo:
         module = todo.pop()
         if module in found or (file := source_of(module)) is None:
             continue
-        found[module], imported = _read(file, file.stat().st_mtime_ns)
-        package = module.partition(".")[0]
-        todo += [name for name in imported if name.partition(".")[0] == package and source_of(name) is not None]
+        found[module], imported = _imported(module, file)
+        # Our packages import all of their modules, of which a method uses few.
+        todo += [name for name in imported if name not in OURS and _counts(name)]
     return dict(sorted(found.items()))
 
 
 def changed(code: Mapping[str, str]) -> list[str]:
     """Modules of `code_of` that have changed since; those that are not found any more are not known to have."""
     files = {module: source_of(module) for module in code}
-    return [
-        module for module, file in files.items() if file is not None
-        and _read(file, file.stat().st_mtime_ns)[0] != code[module]
-    ]  # fmt: skip
+    return [module for module, file in files.items() if file is not None and _on_disk(module, file)[0] != code[module]]
+
+
+def outdated(modules: Sequence[str]) -> list[str]:
+    """Modules of these that this process has imported, and that have changed since it hashed an experiment of them."""
+    files = {module: source_of(module) for module in modules}
+    return [m for m, file in files.items() if file is not None and _imported(m, file) != _on_disk(m, file)]
 
 
 @lru_cache(maxsize=1024)
@@ -58,40 +68,60 @@ def source_of(module: str) -> Path | None:
     return Path(file) if file and file.endswith(".py") else None
 
 
+def current(experiment: Experiment) -> bool:
+    """Whether its classes and functions are those of the modules as they are now, which may have been reloaded."""
+    return all(
+        getattr(sys.modules.get(part.__module__), part.__qualname__, part) is part for part in set(_parts(experiment))
+    )
+
+
 def _counts(module: str) -> bool:
-    """Whether a module belongs to a user or to the algorithms, and not to fedsim or an installed library."""
+    """Whether a module belongs to a user or to the algorithms, and not to fedsim, Python or an installed package."""
     top = module.partition(".")[0]
-    if top in ("algorithms", "topologies"):
-        return True
-    return top not in ("fedsim", "builtins", "__main__", *_installed())
+    if top in OURS:
+        return source_of(module) is not None
+    if top in ("fedsim", "__main__") or top in sys.stdlib_module_names:
+        return False
+    file = source_of(module)
+    return file is not None and not {"site-packages", "dist-packages"} & set(file.parts)
 
 
-@lru_cache(maxsize=1)
-def _installed() -> frozenset[str]:
-    return frozenset(packages_distributions())
-
-
-def _modules(value: Any) -> Iterator[str]:
-    """Modules of the classes and functions that a value is made of."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield type(value).__module__
-        for field in dataclasses.fields(value):
-            yield from _modules(getattr(value, field.name))
-    elif isinstance(value, type | FunctionType):
-        yield value.__module__
+def _parts(value: Any) -> Iterator[type | FunctionType]:
+    """Classes, with those from which they inherit, and functions that a value is made of."""
+    if isinstance(value, FunctionType):
+        yield value
+    elif isinstance(value, type):
+        yield from value.__mro__
     elif isinstance(value, Mapping):
         for child in value.values():
-            yield from _modules(child)
+            yield from _parts(child)
     elif isinstance(value, tuple | list):
         for child in value:
-            yield from _modules(child)
+            yield from _parts(child)
     elif value is not None and not isinstance(value, bool | int | float | str):
-        yield type(value).__module__
+        yield from type(value).__mro__
+        for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+            yield from _parts(getattr(value, field.name))
+
+
+def _imported(module: str, file: Path) -> Read:
+    """What a module was when this process first had it in an experiment: a file changed since is not what runs here."""
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    if spec is None:
+        return _on_disk(module, file)
+    if module not in _IMPORTED or _IMPORTED[module][0] is not spec:      # a reloaded module has a new one
+        _IMPORTED[module] = spec, _on_disk(module, file)
+    return _IMPORTED[module][1]
+
+
+def _on_disk(module: str, file: Path) -> Read:
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return _read(file, package, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _read(file: Path, changed: int) -> tuple[str, tuple[str, ...]]:
-    """Hash of a module that was changed at this time, and the names that it imports."""
+def _read(file: Path, package: str, changed: int) -> Read:
+    """Hash and imports of a file of a package that was changed at this time."""
     text = file.read_text()
     try:
         tree = ast.parse(text)
@@ -101,8 +131,12 @@ def _read(file: Path, changed: int) -> tuple[str, tuple[str, ...]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                origin = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:                            # above the package, which no import of it survives
+                continue
+            imported += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fedsim.errors import ConfigError, MissingRunError, RunError
+from fedsim.experiment.code import current
 from fedsim.experiment.config import from_config
 from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import SWEEP, environment, open_run
@@ -54,9 +55,9 @@ _PARSED: dict[str, Experiment] = {}
 
 
 def experiment_of(config: Mapping[str, Any], made: Experiment | None = None) -> Experiment:
-    """The experiment of a point, which is parsed once in a process; ``made`` is it, if the caller knows."""
+    """The experiment of a point, parsed once in a process and code; ``made`` is it, if the caller knows."""
     text = json.dumps(config, sort_keys=True, default=str)
-    if text not in _PARSED:
+    if text not in _PARSED or not current(_PARSED[text]):
         if len(_PARSED) >= MOST_PARSED:
             _PARSED.clear()
         _PARSED[text] = made or from_config(config)

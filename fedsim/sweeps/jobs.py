@@ -24,7 +24,7 @@ from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import open_run
 from fedsim.record.version import check_version
 from fedsim.sweeps.grid import Point, Sweep, experiment_of, start
-from fedsim.sweeps.stale import set_aside, stale
+from fedsim.sweeps.stale import check_imported, reason, set_aside, stale
 from fedsim.sweeps.sweep_progress import SweepProgress
 
 Results: TypeAlias = Generator[tuple[Point, str | None], None, None]
@@ -67,24 +67,27 @@ def run_sweep(
             of their configurations.
 
     Raises:
-        ConfigError: concurrent runs each use Ray actors themselves, or Ray is not installed.
+        ConfigError: concurrent runs each use Ray actors themselves, Ray is not installed, or this process has imported
+            code that has changed since.
         KeyboardInterrupt: raised after all running points have written checkpoints.
     """
     with sweep.lock(), terminate_as_interrupt():
         points = [point for point in sweep.points if rounds is None or point.name in rounds]
         states = sweep.states()
-        old = stale(sweep, [point for point in points if states[point.name] == "finished"])
+        old = stale(sweep, [point for point in points if sweep.directory(point).is_dir()])
         todo = [p for p in points if states[p.name] != "finished" or p.name in old or _short(sweep, p, rounds)]
         jobs = jobs_of(jobs, todo)
         if todo:
             check_version(sweep.path, sweep.manifest)
+        if jobs == 1:
+            check_imported(old)
         for point in todo:
             if point.name in old:
                 set_aside(sweep, point)
         threads = sweep.threads(torch.get_num_threads() if jobs == 1 else max(1, cores() // jobs))
         with SweepProgress(sweep, len(todo), jobs, progress) as bar:
-            for name, reason in old.items():
-                bar.say(f"{name} runs again: {reason}")
+            for name, modules in old.items():
+                bar.say(f"{name} runs again: {reason(modules)}")
             tasks = [_task(sweep, point, threads, rounds) for point in todo]
             try:
                 results = (

@@ -1,17 +1,18 @@
-"""Stale points: finished ones whose code or data have changed since they were run.
+"""Stale points: those whose code or data have changed since they were begun.
 
-They run again; what they had measured moves to ``.stale/`` in the folder of the sweep, where no comparison finds it.
+They run again from their first round; what they had measured moves to ``.stale/`` in the folder of the sweep, where no
+comparison finds it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim.controller.prepare import data_hash, resolve_data
-from fedsim.errors import FedsimError
-from fedsim.experiment.code import changed
+from fedsim.errors import ConfigError, FedsimError
+from fedsim.experiment.code import changed, outdated
 from fedsim.problems import Problem
 from fedsim.record.directory import open_run
 from fedsim.record.files import free_name
@@ -20,21 +21,42 @@ from fedsim.sweeps.grid import Point, Sweep, experiment_of
 FOLDER = ".stale"
 
 
-def stale(sweep: Sweep, points: Sequence[Point]) -> dict[str, str]:
-    """Why points that have finished would not give the same again, by name; runs of earlier versions do not say."""
+def stale(sweep: Sweep, points: Sequence[Point]) -> dict[str, tuple[str, ...]]:
+    """Points that have been begun and would not give the same again, by name, with the modules that have changed.
+
+    Without modules it is the data. Runs of earlier versions do not say what they were run with.
+    """
     hashes: dict[str, str | None] = {}
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for point in points:
         manifest = open_run(sweep.directory(point)).manifest
         if modules := changed(manifest.get("code", {})):
-            found[point.name] = f"{', '.join(modules)} {'has' if len(modules) == 1 else 'have'} changed since"
+            found[point.name] = tuple(modules)
             continue
         key = json.dumps(point.config["data"], sort_keys=True)
         if key not in hashes:
             hashes[key] = _hash_now(point.config)
         if hashes[key] not in (None, manifest.get("data_hash")):
-            found[point.name] = "the data have changed since"
+            found[point.name] = ()
     return found
+
+
+def reason(modules: Sequence[str]) -> str:
+    """Why a stale point runs again, in words."""
+    return f"{', '.join(modules) or 'the data'} {'has' if len(modules) == 1 else 'have'} changed since"
+
+
+def check_imported(old: Mapping[str, Sequence[str]]) -> None:
+    """Refuse to run stale points again in a process that has their former code.
+
+    Raises:
+        ConfigError: a module of theirs has changed since it was imported here.
+    """
+    if names := outdated(sorted({module for modules in old.values() for module in modules})):
+        raise ConfigError(
+            f"{', '.join(names)}: changed since this process imported it, so that points would run again with the"
+            " former code; start Python anew, or call importlib.reload on it"
+        )
 
 
 def set_aside(sweep: Sweep, point: Point) -> None:

@@ -183,6 +183,53 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
+OWN = '''
+from tests.backends.ray.dying import Waiting
+class Own(Waiting):
+    def client(self, local, *arguments):
+        message, memory = super().client(local, *arguments)
+        return tuple({scale} * part for part in message), memory
+'''
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.ray
+def test_stale_points_run_again_several_at_a_time_through_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had begun when it was killed is of the new code: all points are as if run by it in one process."""
+    module, go, temporary = tmp_path / "code" / "own_method.py", tmp_path / "5-go", tmp_path / "t"
+    module.parent.mkdir()
+    module.write_text(OWN.format(scale=1))
+    monkeypatch.syspath_prepend(module.parent)
+    settings = ["--rounds", "7", "--checkpoint_every", "3", "--threads", "1", "--algorithm.folder", str(tmp_path)]
+    settings += ["--algorithm.lr", "0.05,0.1,0.5"]
+    sweep = ["sweep", *over(SMALL, "--algorithm", "own_method.Own", "--algorithm.waits", "[5]", *settings)]
+    folder = tmp_path / "sweep"
+    go.touch()
+    assert main([*sweep, "--jobs", "1", "--output", str(folder)]) == 0
+    before = metrics(folder)
+    go.unlink()
+    (tmp_path / "5").unlink()
+    module.write_text(OWN.format(scale=0.5))
+    del sys.modules["own_method"]
+    temporary.mkdir()
+    argv = [sys.executable, "-m", "fedsim", *sweep, "--jobs", "2", "--output", str(folder)]
+    env = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join([str(module.parent), *sys.path])}
+    with subprocess.Popen(argv, env=env) as process:
+        try:
+            wait_until((tmp_path / "5").exists)
+        finally:
+            process.kill()
+    wait_until(lambda: not marked(temporary, besides=LINGER))
+    go.touch()
+    assert metrics(folder / ".stale") == before, "nothing is lost"
+    assert main([*sweep, "--jobs", "1", "--output", str(folder)]) == 0
+    assert main([*sweep, "--jobs", "1", "--output", str(tmp_path / "fresh")]) == 0
+    after = {name: content for name, content in metrics(folder).items() if not name.startswith(".stale")}
+    assert after == metrics(tmp_path / "fresh") and not after.items() & before.items()
+
+
 class Killed(BaseException):
     """What no part of fedsim handles, like SIGKILL."""
 
