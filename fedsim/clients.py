@@ -17,8 +17,8 @@ from fedsim import seeds
 from fedsim.engine.exchanges import along, exchange_among
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.memory import stored
-from fedsim.engine.refusals import check_arguments, check_sent, no_such_word
-from fedsim.errors import ConfigError, DivergenceError, title
+from fedsim.engine.refusals import check_arguments, check_finite, check_sent, no_such_word
+from fedsim.errors import ConfigError, title
 from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.upload import upload
@@ -168,7 +168,7 @@ class Clients:
     ) -> Any:
         messages, new = self._run("each", fn, down, mine, down_bytes)
         assert messages is not None
-        self._check_finite(messages, title(fn))
+        check_finite(self.ids, messages, fn, self.round)
         sent = Sent(self.ids, messages)
         return (sent, *new) if new else sent
 
@@ -367,15 +367,6 @@ class Clients:
             if meter.follows_drift and meter.drift is None:
                 rows = leaves(unpacked(sent.stacked))[0].flatten(1)
                 meter.drift = float((rows - rows.mean(0)).square().sum(1).mean().sqrt())
-
-    def _check_finite(self, messages: Messages[Any], name: str) -> None:
-        bad = self.ids[~messages.finite()]
-        if len(bad):
-            raise DivergenceError(
-                f"{name} in round {self.round}: client {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''}"
-                f" sent NaN or infinity ({len(bad)} of {len(self)} clients). Lower the learning rate, set"
-                " local.clip_norm, or check these clients' data."
-            )
 
 
 def _increasing(ids: np.ndarray) -> bool:

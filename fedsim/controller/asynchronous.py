@@ -10,7 +10,8 @@ In ``arrive`` the clients have ``stale``, the number of server steps since each 
 
     After a server step, and when an instant ends, all free places are filled, with the newest model, as one group.
     Clients that begin with the same model are computed together, at the server step, if their times are known before
-    (``fedsim.controller.foresight``); ``dispatch`` is then called once for all of them.
+    (``fedsim.controller.foresight``); ``dispatch`` is then called once for all of them. A host of several machines need
+    not wait for their messages until the first of them arrives (``Host.ahead``).
     A buffer is summed in the order of its clients, then of arrival, so that no sum depends on times.
     Downloads and gradients are charged when a client begins, uploads with the server step.
     A client's memories are written before the server step: nobody reads them while it is under way.
@@ -19,7 +20,8 @@ In ``arrive`` the clients have ``stale``, the number of server steps since each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +36,7 @@ from fedsim.controller.host import Host
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import Loop
 from fedsim.errors import ConfigError
+from fedsim.messages.promised import Promised
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.trace import Computed
 from fedsim.record.blocks import Block, read
@@ -69,6 +72,25 @@ class Arrivals(Clients):
         return factors
 
 
+class Group:
+    """Messages of clients that are computed together, perhaps just now.
+
+    Args:
+        sent: the messages.
+        tasks: client and number of its task, of each.
+    """
+
+    def __init__(self, sent: Sent[Any], tasks: Sequence[tuple[int, int]]) -> None:
+        self._sent, self._tasks = sent, tasks
+
+    @cached_property
+    def messages(self) -> dict[tuple[int, int], Any]:
+        """Each client's message, by its task, once all are there."""
+        rows = self._sent.stacked
+        copied = [tree_map(lambda t, k=k: t[k].clone(), rows) for k in range(len(self._tasks))]
+        return dict(zip(self._tasks, copied, strict=True))   # a view would keep the whole group
+
+
 class Driver:
     """The events of one seed, and the messages under way.
 
@@ -93,7 +115,8 @@ class Driver:
         self.timeline: Timeline | None = None
         self.foresight = Foresight(federation.work.samples(federation.shards.sizes))
         self._stepped = 0.0                                # the time of the last server step
-        self._messages: dict[tuple[int, int], Any] = {}    # by client and number of its task
+        self._ahead_of_time = host.ahead(federation, self.foresight)
+        self._messages: dict[tuple[int, int], Any] = {}    # by client and number of its task; or their `Group`
         self._later: list[tuple[int, int]] = []            # tasks that have begun, and are computed at the server step
         self._ahead: dict[tuple[int, int], list[float]] = {}   # seconds of tasks, by their number and block of clients
 
@@ -130,7 +153,7 @@ class Driver:
             if len(buffer) < self.method.buffer and not self.events.at_once:
                 state = self._fill(state)
         state = self._compute_later(state)
-        return self._arrive(state, [(arrival, self._messages.pop((arrival.node, k), None)) for arrival, k in buffer])
+        return self._arrive(state, [(arrival, self._receive((arrival.node, k))) for arrival, k in buffer])
 
     def _fill(self, state: Any) -> Any:
         """Let clients begin in all free places."""
@@ -194,11 +217,19 @@ class Driver:
         """Compute tasks, and keep their messages until they arrive: their work, bytes up ``[c]``, and the state."""
         sent, new = self._dispatch(state, ids, tasks, self.meter)
         (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
-        rows, up = sent.stacked, sent.messages.sizes()
-        for k, task in enumerate(zip(ids.tolist(), tasks.tolist(), strict=True)):
-            self._messages[task] = tree_map(lambda t, k=k: t[k].clone(), rows)   # a view would keep the whole group
+        begun = list(zip(ids.tolist(), tasks.tolist(), strict=True))
+        group, up = Group(sent, begun), sent.messages.sizes()
+        self._messages |= dict.fromkeys(begun, group) if isinstance(sent.messages, Promised) else group.messages
         self.foresight.note(work, up, state, new)
         return work, up, new
+
+    def _receive(self, task: tuple[int, int]) -> Any:
+        """A message that arrives, None if none is sent; the others of its group are there then."""
+        message = self._messages.pop(task, None)
+        if isinstance(message, Group):
+            self._messages |= message.messages
+            message = self._messages.pop(task)
+        return message
 
     def _show(self, ids: np.ndarray, task: TaskSeconds) -> None:
         """Record the tasks of clients that begin now."""
@@ -214,7 +245,8 @@ class Driver:
             self.timeline.add(self.version + 1, ids, kind, now + start, now + end)
 
     def _dispatch(self, state: Any, ids: np.ndarray, tasks: np.ndarray, meter: Meter) -> tuple[Sent[Any], Any]:
-        clients = cohort(self.federation, self.version + 1, ids, meter)
+        federation = self._ahead_of_time if self.foresight.knows else self.federation
+        clients = cohort(federation, self.version + 1, ids, meter)
         clients.tasks = tasks
 
         def begin() -> tuple[Sent[Any], Any]:
@@ -265,9 +297,15 @@ class Driver:
 
         return named
 
-    def under_way(self) -> dict[int, Any]:
-        """Messages under way, by client, which a checkpoint stores as it does memories."""
-        return {node: message for (node, _), message in self._messages.items()}   # each sends one at a time
+    def under_way(self) -> Callable[[], dict[int, Any]]:
+        """Messages under way: a function that has them by client, for a checkpoint, which stores them as memories."""
+        messages = self._messages.copy()
+
+        def here() -> dict[int, Any]:                      # each client sends one at a time
+            both = messages.items()
+            return {task[0]: it.messages[task] if isinstance(it, Group) else it for task, it in both}
+
+        return here
 
     def snapshot(self) -> dict[str, Tensor]:
         """Events by name."""

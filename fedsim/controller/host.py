@@ -11,6 +11,7 @@ import numpy as np
 from fedsim.algorithm import Algorithm
 from fedsim.clients import cohort
 from fedsim.controller import evaluate
+from fedsim.controller.foresight import Foresight
 from fedsim.controller.personal import scores_of_models
 from fedsim.controller.prepare import Prepared, prepare
 from fedsim.engine.federation import Federation, Meter
@@ -34,6 +35,7 @@ class Host:
     def __init__(self) -> None:
         self.say: Callable[[str], None] = note
         self.skipped: list[int] = []                       # clients of the last cohort that took no part
+        self.foresees = True                               # no asynchronous task has had other costs than were foreseen
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +70,12 @@ class Host:
     def attempt(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
         """Return ``do()``, the work ``what``; a host whose machines can be lost repeats it."""
         return do()
+
+    def ahead(self, federation: Federation, foresight: Foresight) -> Federation:
+        """Return the federation for calls of an asynchronous run whose costs ``foresight`` knows: where machines can
+        compute several of them at a time, its backend need not wait for their messages.
+        """
+        return federation
 
     def finish(
         self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int

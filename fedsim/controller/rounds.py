@@ -178,10 +178,12 @@ class SeedRun:
         times = dict if self.clock is None else self.clock.freeze()
         return lambda: sampling | {f"clock.{name}": tensor for name, tensor in times().items()}
 
-    def _under_way(self) -> dict[str, dict[int, Any]]:
-        """Messages under way as they are now, under the name that they have among a checkpoint's memories."""
-        messages = self.clock.under_way() if isinstance(self.clock, Driver) else {}
-        return {MESSAGES: messages} if messages else {}
+    def _under_way(self) -> Callable[[], dict[str, dict[int, Any]]]:
+        """Messages under way as they are now, under the name that they have among a checkpoint's memories: a function
+        that waits for those that are being computed.
+        """
+        there = self.clock.under_way() if isinstance(self.clock, Driver) else dict
+        return lambda: {MESSAGES: messages} if (messages := there()) else {}
 
     def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
         experiment, fed, method = self.experiment, self.federation, method_of(self.experiment, self.federation.model)
@@ -202,7 +204,7 @@ class SeedRun:
                 record.sync()
                 tensors, memories = flatten(state)
                 named: dict[str, Any] = {**tensors, **costs, **told()}
-                rows = {**memories, **sent}
+                rows = {**memories, **sent()}
                 checkpoint.save(record.checkpoints, done, named, meta, memories=rows, history=history)
                 self.host.saved(state)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from fedsim.errors import (
     BlockError,
     ClientError,
     ConfigError,
+    DivergenceError,
     FedsimError,
     ModelError,
     in_one_line,
@@ -22,7 +24,7 @@ from fedsim.errors import (
     title,
 )
 from fedsim.tree import described, flat, form, leaves
-from fedsim.types import Batch, Kept, Sent
+from fedsim.types import Batch, Kept, Messages, Sent
 
 
 def refuse_no_tensors(fn: Callable[..., Any], result: Any) -> None:
@@ -159,3 +161,14 @@ def check_sent(sent: Any, verb: str) -> None:
     if isinstance(sent, tuple) and sent and isinstance(sent[0], Sent):
         fix = ": clients.each returned new memories too, as in y, m = clients.each(fn, s.x, s.m)"
     raise ConfigError(f"clients.{verb} got a {type(sent).__name__}; expected the messages of clients.each{fix}")
+
+
+def check_finite(ids: np.ndarray, messages: Messages[Any], fn: Callable[..., Any], round: int) -> None:
+    """Raise DivergenceError if a message of ``fn`` of the clients ``ids`` holds NaN or infinity."""
+    bad = ids[~messages.finite()]
+    if len(bad):
+        raise DivergenceError(
+            f"{title(fn)} in round {round}: client {', '.join(map(str, bad[:5]))}{' ...' if len(bad) > 5 else ''}"
+            f" sent NaN or infinity ({len(bad)} of {len(ids)} clients). Lower the learning rate, set"
+            " local.clip_norm, or check these clients' data."
+        )

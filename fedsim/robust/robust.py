@@ -17,7 +17,8 @@ from fedsim.algorithm import Algorithm, has_server
 from fedsim.checks import takes
 from fedsim.clients import Clients
 from fedsim.engine.federation import ClientCall
-from fedsim.errors import ConfigError, title
+from fedsim.engine.refusals import check_finite
+from fedsim.errors import ConfigError
 from fedsim.robust.attack import Attack
 from fedsim.robust.before import Jointly
 from fedsim.robust.guard import Guard, Guarded
@@ -120,7 +121,7 @@ class Robust:
         guard = Guard(clients._federation, self, dict(s.last), dict(s.total))
         fn = innermost(self.algorithm).arrive
         messages = Guarded(sent.messages, guard, ClientCall(fn, sent.ids, clients.round, None, None))
-        clients._check_finite(messages, title(fn))
+        check_finite(sent.ids, messages, fn, clients.round)
         inner = self.algorithm.arrive(s.inner, Sent(sent.ids, messages), clients)  # type: ignore[attr-defined]
         return RobustState(inner, guard.last, guard.total)
 

@@ -210,7 +210,7 @@ def test_a_run_goes_on_from_any_version(method: Any, backend: Any) -> None:
     for state in play(method, whole, 8):
         states.append(state)
         snapshots.append({name: t.clone() for name, t in whole.snapshot().items()})
-        messages.append([Block([i], [x[None] for x in leaves(sent)]) for i, sent in whole.under_way().items()])
+        messages.append([Block([i], [x[None] for x in leaves(sent)]) for i, sent in whole.under_way()().items()])
         ledgers.append(whole.meter.ledger.snapshot())
     for start, old in ((1, False), (4, False), (4, True)):
         rest = driver(method, fed, seconds, 6, jitter=0.3)

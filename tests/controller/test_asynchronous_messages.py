@@ -277,7 +277,7 @@ def test_costs_that_cannot_be_foreseen(method: Any) -> None:
         last = x
     assert a.foresight.fails and {len(ids) for ids in groups[-9:]} == {1}
     rest = driver(method, fed, DURATIONS / 100, 5, jitter=0.3)
-    under_way = [Block([i], [x[None] for x in leaves(sent)]) for i, sent in a.under_way().items()]
+    under_way = [Block([i], [x[None] for x in leaves(sent)]) for i, sent in a.under_way()().items()]
     rest.restore(a.snapshot(), method.init(torch.from_numpy(X0), cohort(fed, 0)), under_way)
     assert rest.foresight.fails and torch.equal(rest.step(last).x, a.step(last).x)
 

@@ -58,7 +58,7 @@ class Worker:
         torch.set_num_threads(threads)
         self._functions: dict[str, Any] = {}
         self._held: dict[int, Any] = {}                    # messages by token, every tensor [b, ...]
-        self._memories: dict[int, Any] = {}
+        self._later: dict[int, Any] = {}                   # what `run` could not return, by token
         self._fed: Federation
 
     def ready(self) -> Facts:
@@ -84,15 +84,15 @@ class Worker:
         self._fed = Federation(model, shards, s.work, s.seed, Loop())
 
     def forget(self, *tokens: int) -> None:
-        """Release messages, and new memories that were never fetched, by token."""
+        """Release messages, and results that were never fetched, by token."""
         for token in tokens:
             self._held.pop(token, None)
-            self._memories.pop(token, None)
+            self._later.pop(token, None)
 
     def forget_all(self) -> None:
         """Release all messages and memories."""
         self._held.clear()
-        self._memories.clear()
+        self._later.clear()
 
     def learn(self, name: str, fn: bytes) -> None:
         """Register a pickled client function by name; evict the oldest beyond `MOST_FUNCTIONS`, as the driver does."""
@@ -101,7 +101,8 @@ class Worker:
             del self._functions[next(iter(self._functions))]
 
     def run(self, task: ClientTask, down: list[np.ndarray], first: list[np.ndarray], *rows: np.ndarray) -> Any:
-        """Run the clients; return a `Report`, then the tensors of their new memories, client by client.
+        """Run the clients; return a `Report`, then the tensors of their new memories, client by client, or, if the task
+        ``hands`` over its messages, those of the messages, each ``[b, ...]``.
 
         Args:
             task: the run.
@@ -110,23 +111,23 @@ class Worker:
             rows: tensors of the existing memories, client by client.
         """
         self.forget(*task.drop)
-        count = 1 + task.leaves * len(task.ids)
+        count = 1 + task.results
         try:
-            report, memories = self._run(task, down, first, rows)
+            report, tensors = self._run(task, down, first, rows)
         except Exception as error:
             raised = error                                 # diagnosed below, outside the handler: no chained traceback
         else:
-            if len(memories) != count - 1:                 # not the expected number: the driver fetches them later
-                self._memories[task.token] = memories
-                memories = []
-            return several([report, *memories], count)
+            if len(tensors) != task.results:               # not the expected number: the driver fetches them later
+                self._later[task.token] = tensors
+                tensors = []
+            return several([report, *tensors], count)
         empty = np.zeros(0, np.int64)
         failed = self._failure(raised, task, down, first, rows)
         return several([Report(empty, empty, empty, empty, None, None, (), failed)], count)
 
-    def memories(self, token: int) -> Any:
-        """Return the tensors of new memories that `run` could not return."""
-        found = self._memories.pop(token)
+    def later(self, token: int) -> Any:
+        """Return the tensors that `run` could not return."""
+        found = self._later.pop(token)
         return several(found, len(found))
 
     def _run(
@@ -144,7 +145,10 @@ class Worker:
             nothing = np.zeros(len(task.ids), np.int64)
             return Report(nothing, nothing, nothing == 0, gradients, None, None, kept), tensors
         messages = sent.stacked()
-        self._held[task.token] = messages
+        if task.hands:
+            tensors += arrays(messages)
+        else:
+            self._held[task.token] = messages
         stack, one = Stacked(messages), tree_map(lambda t: t[:1], messages)
         forms = [tree_map(lambda t: form(t[0]), tree) for tree in (one, unpacked(one))]
         sizes, bits = np.array(stack.sizes()), np.array(stack.paper_bits())

@@ -60,7 +60,8 @@ class ClientTask:
         down: form of the broadcast; None for nothing.
         mine: form of a client's memories; None if it reads none.
         known: bool mask over ``ids``: clients whose memory is passed; the others use the initial one.
-        leaves: expected number of tensors in a client's new memories.
+        results: expected number of tensors beside the report: those of the new memories, or of the messages.
+        hands: True if the messages go to the driver at once; else the worker holds them.
         drop: tokens of messages to release.
         tasks: numbers of the clients' tasks, in place of the round's.
     """
@@ -76,7 +77,8 @@ class ClientTask:
     down: Any
     mine: Any
     known: np.ndarray
-    leaves: int
+    results: int
+    hands: bool
     drop: tuple[int, ...]
     tasks: np.ndarray | None = None
 

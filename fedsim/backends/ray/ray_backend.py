@@ -7,23 +7,43 @@ round is a function of the previous state, all of which is in the object store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from fedsim.backends.ray.actors import Workers
-from fedsim.backends.ray.object_store import FarRow, arrays, far_tree, to_array
+from fedsim.backends.ray.object_store import FarRow, arrays, far_tree, to_array, to_tensor
 from fedsim.backends.ray.protocol import ClientFailure, ClientTask, Report, form
-from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run
+from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run, by_id
 from fedsim.controller.evaluate import CHUNK, Scores
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RunError
-from fedsim.tree import Samples, count, fetched, leaves, tree_map
+from fedsim.messages.stacked import Stacked
+from fedsim.tree import Samples, build, count, fetched, leaves, tree_map
 from fedsim.types import Messages
 from fedsim.values import Far, Vector
+
+
+class Begun(NamedTuple):
+    """A call that workers have begun.
+
+    Attributes:
+        name: of the client function, at the workers.
+        token: identifies the messages there.
+        order: ``[c]`` index into the ids for every position in the order of execution.
+        runs: positions of each worker.
+        calls: for each run, references to its report and to the tensors beside it.
+    """
+
+    name: str
+    token: int
+    order: np.ndarray
+    runs: list[Run]
+    calls: list[list[Any]]
 
 
 class RayActors:
@@ -40,6 +60,7 @@ class RayActors:
             raise ConfigError(f"block size is {block_size}; expected 0 or more")
         self.workers, self.block_size, self.or_loop = workers, block_size, or_loop
         self._widths: dict[str, int] = {}                  # number of tensors in a new memory, by client function
+        self._sent: dict[str, Any] = {}                    # form of its message
         self._firsts: list[tuple[Any, Any]] = []           # initial memories in the object store
 
     def run(
@@ -53,6 +74,31 @@ class RayActors:
             BlocksLostError: the round can be retried with smaller blocks, or one client at a time.
             StateLostError: client memories are lost; only a checkpoint has them.
         """
+        begun = self.begin(federation, call)
+        reports = self.reports(begun, call.round)
+        memory: dict[int, tuple[Any, ...]] = {}
+        for run, report, (_, *refs) in zip(begun.runs, reports, begun.calls, strict=True):
+            nodes = call.ids[begun.order[run.start : run.stop]]
+            meter.ledger.gradient_evaluations[nodes] += report.gradients
+            memory |= self._memories(run, report, nodes, refs, begun, federation.model.device)
+        if not call.sends:
+            return None, memory
+        self._sent[begun.name] = reports[0].message
+        held = begun.runs, begun.order, reports, begun.token
+        return RayMessages(self.workers, *held, federation.model.device), memory
+
+    def begin(self, federation: Federation, call: ClientCall, at: Sequence[int] | None = None) -> Begun:
+        """Let workers run a call, and do not wait for them.
+
+        Args:
+            federation: the clients.
+            call: the call.
+            at: the workers in the order in which they get clients, whose messages are then among their results; by
+                default they hold them.
+
+        Raises:
+            RoundLostError, BlocksLostError, StateLostError: see `run`.
+        """
         w, ids, down, mine = self.workers, call.ids, call.down, call.mine
         w.settle(federation)
         name, put = w.teach(call.fn), w.ray.put
@@ -60,6 +106,8 @@ class RayActors:
         order = federation.work.order(sizes) if self.block_size else np.arange(len(ids))
         samples = federation.work.counts(sizes) * federation.work.batch(sizes)
         runs = split(samples[order] + 1.0, self.block_size or 1, len(w))
+        if at is not None:
+            runs = [run._replace(worker=at[run.worker]) for run in runs]
         width = self._widths.get(name, 0 if mine is None else len(leaves(mine.default)))
         token = next(TOKENS)
         sent = put([] if down is None else arrays(down))
@@ -70,37 +118,54 @@ class RayActors:
             nodes = ids[order[run.start : run.stop]]
             rows = {} if mine is None else {node: mine.rows[node] for node in nodes.tolist() if node in mine.rows}
             known = np.isin(nodes, list(rows))
+            results = width * len(nodes) if at is None else len(leaves(self._sent.get(name, ())))
             task = ClientTask(
                 token, nodes, call.round, federation.decay(call.round), self.block_size, name, call.sends, call.keeps,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
-                known, width, w.dropped(run.worker),
+                known, results, at is not None, w.dropped(run.worker),
                 None if call.tasks is None else call.tasks[order[run.start : run.stop]],
             )  # fmt: skip
             refs = [ref for row in rows.values() for ref in self._refs(row)]
-            calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + width * len(nodes)))
-        reports: list[Report] = w.get([first for first, *_ in calls])
+            calls.append(w.call(run.worker, "run", task, sent, first, *refs, results=1 + results))
+        return Begun(name, token, order, runs, calls)
+
+    def reports(self, begun: Begun, round: int) -> list[Report]:
+        """The reports of a call's runs, once all of them are done.
+
+        Raises:
+            see `run`.
+        """
+        reports: list[Report] = self.workers.get([first for first, *_ in begun.calls])
         if any(report.failure is not None for report in reports):
-            w.drop(token, [run.worker for run in runs])    # release the messages of the successful runs
-        self._check(reports, name, call.round)
-        memory: dict[int, tuple[Any, ...]] = {}
-        for run, report, (_, *refs) in zip(runs, reports, calls, strict=True):
-            nodes = ids[order[run.start : run.stop]]
-            meter.ledger.gradient_evaluations[nodes] += report.gradients
-            memory |= self._memories(run, report, nodes, refs, name, token, federation)
-        messages = RayMessages(w, runs, order, reports, token, federation.model.device) if call.sends else None
-        return messages, memory
+            self.workers.drop(begun.token, [run.worker for run in begun.runs])   # messages of the successful runs
+        self._check(reports, begun.name, round)
+        return reports
+
+    def knows(self, fn: Callable[..., Any]) -> bool:
+        """Whether a client function has sent messages, so that their form is known."""
+        return self.workers.teach(fn) in self._sent
+
+    def handed(self, begun: Begun, reports: Sequence[Report], device: torch.device) -> Stacked:
+        """The messages of a call whose workers do not hold them."""
+        like, parts = reports[0].message, []
+        for run, report, (_, *refs) in zip(begun.runs, reports, begun.calls, strict=True):
+            parts.append(self.workers.get(self._results(run, begun, refs, len(leaves(report.message)))))
+        columns = zip(leaves(like), zip(*parts, strict=True), strict=True)
+        rows = [to_tensor(by_id(column, begun.order), leaf.dtype, device) for leaf, column in columns]
+        return Stacked(build(like, iter(rows)), begun.order)
+
+    def _results(self, run: Run, begun: Begun, refs: list[Any], wanted: int) -> list[Any]:
+        """References to the tensors beside a report, which are not those expected if their form has changed."""
+        return refs if len(refs) == wanted else self.workers.call(run.worker, "later", begun.token, results=wanted)
 
     def _memories(
-        self, run: Run, report: Report, nodes: np.ndarray, refs: list[Any], name: str, token: int, fed: Federation
+        self, run: Run, report: Report, nodes: np.ndarray, refs: list[Any], begun: Begun, device: torch.device
     ) -> dict[int, tuple[Any, ...]]:
         if not report.memory:
             return {}
-        width = len(leaves(report.memory))
-        if width * len(nodes) != len(refs):                # the form of the memory changed
-            self._widths[name] = width
-            refs = self.workers.call(run.worker, "memories", token, results=width * len(nodes))
-        rows = [refs[k : k + width] for k in range(0, len(refs), width)]
-        ray, device = self.workers.ray, fed.model.device
+        self._widths[begun.name] = width = len(leaves(report.memory))
+        refs = self._results(run, begun, refs, width * len(nodes))
+        rows, ray = [refs[k : k + width] for k in range(0, len(refs), width)], self.workers.ray
         return {n: far_tree(ray, report.memory, row, device) for n, row in zip(nodes.tolist(), rows, strict=True)}
 
     def _first(self, default: Any) -> Any:

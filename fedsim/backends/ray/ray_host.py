@@ -16,12 +16,14 @@ import torch
 
 from fedsim.algorithm import Algorithm
 from fedsim.backends.ray.actors import Workers
+from fedsim.backends.ray.ahead import Ahead
 from fedsim.backends.ray.object_store import ObjectStore
 from fedsim.backends.ray.ray_backend import RayActors, score
 from fedsim.backends.ray.session import session
 from fedsim.clients import cohort
 from fedsim.controller.choose import choose
 from fedsim.controller.evaluate import Scores
+from fedsim.controller.foresight import Foresight
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
 from fedsim.engine.federation import Federation, Meter
@@ -230,6 +232,13 @@ class RayHost(Host):
             RunError: workers died in every attempt.
         """
         return self._repeated(what, federation, meter, do)
+
+    def ahead(self, federation: Federation, foresight: Foresight) -> Federation:
+        """See ``Host``."""
+        backend = federation.backend
+        if not self.foresees or not isinstance(backend, RayActors):
+            return federation
+        return replace(federation, backend=Ahead(federation, backend, foresight, self))
 
     def _repeated(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
         """Return ``do()``, retried a limited number of times when workers die, and whenever blocks of clients are made

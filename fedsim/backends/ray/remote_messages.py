@@ -64,11 +64,7 @@ class RayMessages:
         weakref.finalize(self, pool.drop, token, self._holders).atexit = False
 
     def _by_id(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Concatenate values of the runs and reorder them by id."""
-        values = np.concatenate(parts)
-        placed = np.empty_like(values)
-        placed[self._order] = values
-        return placed
+        return by_id(parts, self._order)
 
     def sizes(self) -> np.ndarray:
         """See ``Messages``."""
@@ -162,6 +158,14 @@ class RayMessages:
         there = self._pool.ray.put(center)
         squares = self._by_id(self._ask("distances", lambda run: (token, there)))
         return root_mean(torch.from_numpy(squares))
+
+
+def by_id(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
+    """Concatenate values of the runs and reorder them by id."""
+    values = np.concatenate(parts)
+    placed = np.empty_like(values)
+    placed[order] = values
+    return placed
 
 
 class _Neighbours(NamedTuple):
