@@ -105,6 +105,8 @@ class Clock:
         """The group of each client ``[n]``, of sizes that differ by one at most."""
         if not self.groups:
             return None
+        if self.groups > n:
+            raise ConfigError(f"Clock.groups is {self.groups}, and the run has {n} clients; expected at most as many")
         groups = np.empty(n, np.int64)
         groups[np.argsort(seeds.bits(seed, "device group", 0, np.arange(n)))] = np.arange(n) % self.groups
         return groups

@@ -82,7 +82,8 @@ def draw(comparison: Comparison, x: str = "round", also: Sequence[str] = (), **o
     shown = [comparison, *(under(comparison, name) for name in also)]
     lines = [{s.run.label: curve_of(s.run.seeds, x) for s in each.runs} for each in shown]
     if all(np.isnan(curve.x).all() for panel in lines for curve in panel.values()):
-        raise RunError(f"none of the runs recorded {x.replace('_', ' ')}; choose another x of {', '.join(AXES)}")
+        others = ", ".join(axis for axis in AXES if axis != x)
+        raise RunError(f"none of the runs recorded {x.replace('_', ' ')}; choose another x of {others}")
     figure, every, size = sheet(options, len(shown))
     legend: dict[str, Artist] = {}
     logs = [_panel(axes, each, panel, x, options, size, legend)

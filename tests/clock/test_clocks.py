@@ -131,6 +131,7 @@ def test_devices_are_read_as_they_were_written(tmp_path: Path) -> None:
         (lambda: Clock(jitter=1e200), r"jitter is 1e\+200; expected a number in \[0, 100\]"),
         (lambda: OnOff(0.0), "available"),
         (lambda: Clock(groups=-1), r"Clock\.groups is -1"),
+        (lambda: Clock(groups=4).devices(3, 0), r"Clock\.groups is 4, and the run has 3 clients; expected at most"),
         (lambda: Clock(group_bandwidth=1e6), "there are none; set groups"),
         (lambda: Clock(groups=2, group_bandwidth=0.0), "group_bandwidth is 0.0"),
         (lambda: Clock(groups=2, group_bandwidth=1e-300).devices(3, 0), "group_rate is .* bit/s; expected a byte"),
