@@ -107,7 +107,8 @@ def sequences(
             "choose a smaller sequence_length or min_chars, or a larger test_fraction"
         )
     train, test = (gather([piece[k] for piece in pieces]) for k in (0, 1))
-    notes = f"{len(names)} of {len(texts)} clients have at least {least} characters; the others are left out"
+    notes = f"{len(names)} of {len(texts)} clients have at least {least} characters"
+    notes += "; the others are left out" if len(names) < len(texts) else ""
     return Dataset("jsonl", train, test, len(vocabulary), tuple(names), tuple(map(chr, vocabulary)), notes)
 
 

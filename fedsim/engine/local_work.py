@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
-from fedsim.checks import number, whole
+from fedsim.checks import number, takes, whole
 from fedsim.engine.augmentation import check_callable
 from fedsim.engine.optimizers import SGD
 from fedsim.engine.step_schedules import check_schedule, factors_of
@@ -72,8 +72,10 @@ class LocalWork:
         if isinstance(self.optimizer, type) or not all(callable(getattr(self.optimizer, v, None)) for v in verbs):
             raise ConfigError(
                 f"local.optimizer is {self.optimizer!r:.200}; expected an optimiser such as AdamW(), or another object"
-                f" with {' and '.join(verbs)}"
+                " with the methods slots(x) and step(y, g, eta, slots)"
             )
+        takes(f"{(name := type(self.optimizer).__name__)}.slots", self.optimizer.slots, "x")
+        takes(f"{name}.step", self.optimizer.step, "y", "g", "eta", "slots")
         if self.augment is not None:
             check_callable("local.augment", self.augment)
         if self.step_schedule is not None:

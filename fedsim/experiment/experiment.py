@@ -36,7 +36,7 @@ from fedsim.partition.own import as_partitioner
 from fedsim.problems import Problem
 from fedsim.robust.attack import Attack
 from fedsim.robust.robust import Robust
-from fedsim.robust.rule import parts
+from fedsim.robust.rule import own_name, parts
 from fedsim.types import Rule
 
 PARTS = (
@@ -356,7 +356,7 @@ class Experiment:
         data = self.data.dataset.name if isinstance(self.data, Problem) else self.data.name
         links = [short_name(link).lower() for link in (self.uplink, self.downlink) if link is not None]
         given = [rule for rule in (*parts(self.aggregate), self.attack) if rule is not None]
-        rules = [getattr(rule, "__name__", type(rule).__name__).lower() for rule in given]
+        rules = [own_name(rule).lower().strip("<>") for rule in given]            # "lambda"
         return "-".join([type(self.algorithm).__name__.lower(), *links, *rules, data])
 
     def with_execution(self, **settings: Any) -> Experiment:

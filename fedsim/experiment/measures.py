@@ -68,8 +68,9 @@ class Metric:
         if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
             value = value.item()
         if not isinstance(value, int | float | np.number):
+            what = f"of shape {list(value.shape)}" if isinstance(value, Tensor | np.ndarray) else f"{value!r:.40}"
             raise ConfigError(
-                f"the metric {self.name} returned {type(value).__name__} {value!r:.40}; expected one number of"
+                f"the metric {self.name} returned {type(value).__name__} {what}; expected one number of"
                 f" outputs {list(outputs.shape)} and targets {list(targets.shape)}"
             )
         return float(value)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsim.engine.purity import unwritten
 from fedsim.errors import CodeError, DivergenceError, explained
 from fedsim.robust.rule import Occasion, RobustRule, check, name_of, tolerated, with_f
 from fedsim.types import Rule
@@ -24,19 +25,23 @@ def applied(rule: Rule, rows: Tensor, w: Tensor, at: Occasion, where: str) -> Ve
     """The result ``[d]`` of a rule on ``rows [n, d]`` with weights ``[n]``; ``where`` begins the errors.
 
     Raises:
-        ConfigError: the rule needs more rows.
-        CodeError: it raises an error, or does not return a tensor ``[d]``.
+        ConfigError: the rule needs more rows, or a function writes into them.
+        CodeError: it raises an error, or does not return a tensor ``[d]`` of the rows' dtype and device.
     """
     place = f"aggregate {name_of(rule)}"
     if isinstance(rule, RobustRule):
         check(rule, len(rows), f"{where}: ")
-    with explained(place):
+    with explained(place), unwritten(place, (rows,)):      # the server may keep the rows, as sums of EF21's messages
         v = rule(rows, w, at) if isinstance(rule, RobustRule) else rule(rows, w.to(rows))
-    d = rows.shape[1]
-    if not isinstance(v, Tensor) or v.shape != (d,):
-        got = f"a tensor {list(v.shape)}" if isinstance(v, Tensor) else f"a {type(v).__name__}"
-        raise CodeError(f"{place} returned {got} of messages {list(rows.shape)}; expected a tensor [{d}]")
+    like = rows[0]
+    if not isinstance(v, Tensor) or _form(v) != _form(like):
+        got = f"a {_form(v)}" if isinstance(v, Tensor) else f"a {type(v).__name__}"
+        raise CodeError(f"{place} returned {got} of messages {list(rows.shape)}; expected a {_form(like)}")
     return v
+
+
+def _form(v: Tensor) -> str:
+    return f"tensor {list(v.shape)}, {str(v.dtype).removeprefix('torch.')} on {v.device}"
 
 
 def certain(v: Tensor, rule: Rule | None, where: str) -> Tensor:

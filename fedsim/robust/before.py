@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from inspect import isfunction
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fedsim.checks import at_least_one, positive
 from fedsim.errors import ConfigError
 from fedsim.robust.centers import Mean
 from fedsim.robust.coordinates import TrimmedMean
-from fedsim.robust.rule import Occasion, RobustRule, parts
+from fedsim.robust.rule import Occasion, RobustRule, name_of, parts
 from fedsim.robust.stack import RowStack
 from fedsim.seeds import uniform_of
 from fedsim.values import Vector
@@ -30,8 +31,11 @@ class Before(RobustRule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, RobustRule):
-            name, example = type(self).__name__, "TrimmedMean(f=2)"
-            raise ConfigError(f"{name}.rule is {self.rule!r:.80}; expected a rule of fedsim.robust, such as {example}")
+            given = f"the function {name_of(self.rule)}" if isfunction(self.rule) else f"{self.rule!r:.80}"
+            raise ConfigError(
+                f"{type(self).__name__}.rule is {given}; expected a rule of fedsim.robust, such as TrimmedMean(f=2), or"
+                " a class of your own derived from fedsim.robust.rule.RobustRule"
+            )
         f = getattr(self, "f", 0)
         if f is not None:
             super().__post_init__()

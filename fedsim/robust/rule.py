@@ -73,9 +73,14 @@ class RobustRule(ABC):
 
 def name_of(rule: Any) -> str:
     """Name of a rule with the rule that it contains, such as "NNM, Krum"."""
-    name = getattr(rule, "__name__", type(rule).__name__)
     inner = getattr(rule, "rule", None)
-    return name if inner is None else f"{name}, {name_of(inner)}"
+    return own_name(rule) if inner is None else f"{own_name(rule)}, {name_of(inner)}"
+
+
+def own_name(rule: Any) -> str:
+    """Name of a function, of that in a ``functools.partial``, or of a rule's or an attack's class."""
+    function = getattr(rule, "func", rule)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def check(rule: Any, n: int, place: str = "") -> None:

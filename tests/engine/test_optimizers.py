@@ -201,6 +201,13 @@ class Lamb:
         return y - eta * torch.linalg.vector_norm(y) * m / (torch.linalg.vector_norm(m) + 1e-9), (m,)
 
 
+class Counting(SGD):
+    """An optimiser whose step wants the number of steps too."""
+
+    def step(self, y: Any, g: Any, eta: Any, slots: Any, t: Any) -> Any:  # type: ignore[override]
+        return y - eta / t * g, slots
+
+
 def test_an_optimiser_of_ones_own() -> None:
     loop, blocks = (rounds(working(Lamb(), backend), FedAvg()) for backend in (Loop(), Blocks(4)))
     torch.testing.assert_close(blocks[-1].x, loop[-1].x, rtol=0, atol=1e-12)
@@ -215,6 +222,7 @@ def test_an_optimiser_of_ones_own() -> None:
         (lambda: AdamW(weight_decay=-1), "AdamW.weight_decay is -1"),
         (lambda: RMSprop(alpha=1), "RMSprop.alpha is 1"),
         (lambda: Adagrad(state="carry"), "Adagrad.state is 'carry'; expected one of 'reset', 'keep'"),   # type: ignore[arg-type]
+        (lambda: LocalWork(optimizer=Counting()), r"Counting\.step has parameters .* expected \(y, g, eta, slots"),
         (lambda: LocalWork(optimizer=AdamW), "local.optimizer is <class .*; expected an optimiser such as AdamW"),  # type: ignore[arg-type]
         (lambda: LocalWork(optimizer="AdamW"), "local.optimizer is 'AdamW'; expected"),   # type: ignore[arg-type]
         (lambda: LocalWork(clip_mode="norm"), "local.clip_mode is 'norm'; expected gradient or direction"),   # type: ignore[arg-type]

@@ -279,8 +279,10 @@ def my_rule(rows: Tensor, w: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        (lambda v, rows: rows, CodeError, r"aggregate my_rule returned a tensor \[6, .*; expected a tensor \[\d+\]"),
+        (lambda v, rows: rows, CodeError, r"my_rule returned a tensor \[6, .*; expected a tensor \[\d+\], float64"),
         (lambda v, rows: v.numpy(), CodeError, "aggregate my_rule returned a ndarray"),
+        (lambda v, rows: v.float(), CodeError, r"aggregate my_rule returned a tensor \[\d+\], float32 on cpu"),
+        (lambda v, rows: rows.mul_(0)[0], ConfigError, "aggregate my_rule writes into an argument"),
         (lambda v, rows: v / 0, DivergenceError, "aggregate my_rule returned NaN or infinity of finite messages"),
         (lambda v, rows: rows @ rows, CodeError, "aggregate my_rule raised RuntimeError"),
     ],
@@ -291,5 +293,5 @@ def test_a_users_rule_is_named_with_what_it_should_return(wrong: Any, error: typ
 
     rule.__name__ = "my_rule"
     for algorithm in (FedAvg(), Gossip()):
-        with pytest.raises(error, match=message if isinstance(algorithm, FedAvg) else "aggregate my_rule r"):
+        with pytest.raises(error, match=message if isinstance(algorithm, FedAvg) else "aggregate my_rule [rw]"):
             states(Robust(algorithm, rule))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import fedsim
 from algorithms import DFedAvg, FedAvg, Scaffold
@@ -67,9 +69,15 @@ def values(experiment: Experiment, root: Path) -> Mapping[tuple[str, str], float
     return load_runs([fedsim.run(experiment, root=root, progress=False).path], "server/test", "loss")[0].seeds[0].last
 
 
+def chosen(rows: Tensor, weights: Tensor, k: int) -> Tensor:
+    return rows[k]
+
+
 def test_settings_are_written_and_read() -> None:
     e = replace(BASE, aggregate=NNM(Clipping(GeometricMedian(nu=0.2), c=3.0), f=2), attack=ALIE(ids=(1, 3), z=0.5))
     assert from_config(to_config(e)) == e and e.title == "fedavg-nnm-clipping-geometricmedian-alie-digits"
+    assert replace(BASE, aggregate=lambda rows, weights: rows[0]).title == "fedavg-lambda-digits"
+    assert replace(BASE, aggregate=partial(chosen, k=1)).title == "fedavg-chosen-digits"
     with pytest.raises(ConfigError, match=r"aggregate is 'Krumm'; did you mean 'Krum'"):
         from_config({"algorithm": "FedAvg", "aggregate": "Krumm"})
     with pytest.raises(ConfigError, match=r"attack\.share is 'many'; expected a number"):
