@@ -43,7 +43,7 @@ TRIAL_STEPS = 3
 MARGIN, CLOSE = 0.95, 0.98
 """Others must take less than this share of the plain loop's time, and each other kernel of that without it."""
 LIKELY = 3
-"""The first candidates for a convolution share the time of trials: others are hardly ever the fastest."""
+"""The first candidates for a convolution share the time of trials, and all are tried: others are rarely the fastest."""
 MANY = 1000
 """Nodes without a server of which some are enough for a trial; those have the links that they have to each other."""
 SECONDS, SHARE = 2.0, 0.02
@@ -194,7 +194,8 @@ def _measure(
             some = min(len(ids), max(candidate.size or 1, affordable // steps) * max(candidate.threads, 1))
             long = min(steps, max(least, affordable // some))
             known = candidate.name in seconds and (some, long) == last
-            if known or (seconds and some * long * cost > max(left, 0.0)):
+            likely = federation.model.convolutional and candidate in tried[:LIKELY] and candidate.name not in seconds
+            if known or (seconds and not likely and some * long * cost > max(left, 0.0)):
                 continue
             at_once = held(candidate, federation)
             if at_once >= too_large or (seconds and VECTORS * at_once > free_memory(federation.model.device)):

@@ -102,6 +102,18 @@ def test_trials_of_much_work_end_in_time(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert set(long["trial_seconds"]) >= {"loop", "1", "5", "8"}, "a long run is worth more"
 
 
+def test_likely_backends_of_a_convolution_are_tried_at_any_cost(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the plain loop would be chosen as the only one that the time allowed."""
+    monkeypatch.setattr(choosing, "_times", lambda trial, algorithm, ids: [(30.0 * len(ids), 30.0 * len(ids))] * 3)
+    monkeypatch.setattr(choosing, "fastest", lambda *_: choosing.REFERENCE)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+    federation = prepare(replace(SMALL, model=model), 0).federation
+    tried = choosing.candidates(federation, len(IDS), False, None)
+    assert list(choosing._measure(federation, FedAvg(), IDS, tried, 1, [])) == ["loop", "1 on 2 threads", "1"]
+
+
 def test_kernels_vary_for_the_fastest_and_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each that helps is kept, unless the difference is within the noise."""
     asked: list[Any] = []
