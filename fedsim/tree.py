@@ -28,7 +28,9 @@ def leaves(tree: Any) -> list[Any]:
         return list(tree.parts)
     if isinstance(tree, tuple):
         return [leaf for branch in tree for leaf in leaves(branch)]
-    raise TypeError(f"a message or memory is a tensor or a tuple of them, got {type(tree).__name__}: {tree!r:.80}")
+    given = f"got {type(tree).__name__}: {tree!r:.80}"
+    number = "; of a number, torch.tensor(...)" if isinstance(tree, int | float) else ""
+    raise TypeError(f"messages, memories and what local.fold is given are tensors, or tuples of them{number}; {given}")
 
 
 def build(like: Any, tensors: Iterator[Any]) -> Any:

@@ -19,9 +19,12 @@ def nodes(argv: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, metavar="DIR", help="run directory of fedsim deploy")
     add_json(parser, "nodes")
     arguments = parser.parse_args(argv)
-    found = nodes_of(open_run(arguments.run).path)
+    run = open_run(arguments.run)
+    found = nodes_of(run.path)
     if arguments.json:
         print_json({"run": str(arguments.run), "nodes": [asdict(node) for node in found]})
     else:
         console().print(render_nodes(found))
+        if all(seed["state"] != "running" for seed in run.manifest["status"].values()):
+            console().print("The run is not under way; these are its nodes as they were last.")
     return 0

@@ -70,6 +70,7 @@ def test_a_run_says_what_its_nodes_did(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["nodes", str(made.path)]) == 0
     shown = capsys.readouterr().out
     assert "seen" in shown and shown.count("online") == len(nodes) and TRAFFIC in shown
+    assert "not under way" in shown
 
 
 def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
