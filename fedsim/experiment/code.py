@@ -17,9 +17,10 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import resolve_name
 from pathlib import Path
 from types import FunctionType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fedsim.experiment.experiment import Experiment
+if TYPE_CHECKING:
+    from fedsim.experiment.experiment import Experiment
 
 OURS = ("algorithms", "topologies")
 Read: TypeAlias = tuple[str, tuple[str, ...]]

@@ -110,19 +110,18 @@ def test_list_is_wrapped_in_a_terminal(
 
 
 @pytest.mark.process
-def test_help_and_mistakes_do_not_load_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_mistakes_do_not_load_torch(tmp_path: Path) -> None:
+    """Once a process has remembered the descriptions; this one may have found packages in folders of other tests."""
     lines = [
         ["--help"], ["list"], ["schema"], ["run", "--help"], ["sweep", "--help"], ["rnu"],
         ["run", "--roundz", "3"], ["run", "--algorithm", "FedAvgg"], ["run", "--algorithm", "FedAvg", "--rounds", "x"],
     ]  # fmt: skip
-    codes = [main(line) for line in lines]                 # also remembers the descriptions, if nobody did before
-    capsys.readouterr()
     code = f"""
 import sys
 from fedsim.cli import main
 codes = [main(line) for line in {lines}]
 print(codes, sorted({{'torch', 'scipy', 'sklearn', 'networkx', 'pandas'}} & set(sys.modules)))
 """
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert codes == [0] * 5 + [2] * 4
-    assert found.stdout.splitlines()[-1] == f"{codes} []"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{[0] * 5 + [2] * 4} []"
