@@ -170,6 +170,10 @@ class Adapters:
         )
         return found, ",".join(str(len(stack)) for stack in lately)
 
+    def heard(self, x: Vector, increments: Sequence[Any], ranks: str) -> Vector:
+        """``x`` after the message and the ranks of `news`."""
+        return self.grown(x, increments, [int(rank) for rank in ranks.split(",") if rank])
+
     def kept(self, stacks: Stacks, stack: Tensor, round: int) -> Stacks:
         """The stacks with that of a round, as far as they are smaller than some R."""
         both, found, total = {**stacks, str(round): (stack,)}, {}, 0

@@ -80,7 +80,7 @@ class FedExLoRA:
         layout = Adapters.of(local, "FedExLoRA", residual=True)
         factors, *rest = message
         x = known.index_copy(0, layout.places("AB+", layout.rank, known), factors)
-        return layout.grown(x, rest[0], [int(r) for r in ranks.split(",") if r]) if rest else x
+        return layout.heard(x, rest[0], ranks) if rest else x
 
     def client(self, local: Local, x: Vector) -> Vector:
         layout = Adapters.of(local, "FedExLoRA", residual=True)

@@ -88,7 +88,7 @@ class FLoRA:
             if isinstance(part, Tensor):
                 x = x.index_copy(0, layout.places("A", rank, x), part)
             else:
-                x = layout.grown(x, part, [int(r) for r in ranks.split(",") if r])
+                x = layout.heard(x, part, ranks)
         return x
 
     def client(self, local: Local, x: Vector, rank: int) -> Vector:

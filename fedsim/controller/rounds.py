@@ -69,7 +69,7 @@ class SeedRun:
         self._start = 0.0                                  # start of the clock that times rounds
         self._last = experiment.rounds                     # number of the last round
         self._measured: dict[tuple[str, str], float] = {}  # in this round
-        self.clock: LazyClock | Driver | None = None    # of simulated seconds
+        self.clock: LazyClock | Driver | None = None       # of simulated seconds
         self.barrier: Barrier | None = None                # who is waited for; None for everybody
         self.timeline: Timeline | None = None              # what the clock has seen
 

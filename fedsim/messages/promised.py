@@ -1,4 +1,4 @@
-"""Messages that are being computed: they are waited for when first read."""
+"""Messages that are not here yet: they are computed, or waited for, when first read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Promised:
 
     Args:
         sizes: ``[c]`` bytes of each.
-        receive: waits for the messages, checks them and returns them.
+        receive: computes the messages or waits for them, and returns them, all of them finite.
     """
 
     def __init__(self, sizes: np.ndarray, receive: Callable[[], Stacked]) -> None:

@@ -6,21 +6,18 @@ finishes first. Whoever asks for the messages themselves gets them too, as clien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.messages.promised import Promised
 from fedsim.messages.stacked import Stacked, join_means, mean_of_parts, partial_means
 from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes, paper_bits
 from fedsim.tree import leaves, tree_map
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 
 class Part(NamedTuple):
@@ -38,8 +35,8 @@ class Part(NamedTuple):
     total: Tensor
 
 
-class Summed:
-    """``fedsim.types.Messages`` as sums.
+class Summed(Promised):
+    """Messages as sums; themselves, they are promised.
 
     Args:
         w: ``[c]`` weights of the mean, on the CPU.
@@ -49,18 +46,14 @@ class Summed:
     """
 
     def __init__(self, w: Tensor, order: Sequence[int], device: torch.device, again: Callable[[], Stacked]) -> None:
-        self._w, self._again = w, again
+        super().__init__(np.zeros(len(w), np.int64), again)
+        self._w, self._bits = w, np.zeros(len(w), np.int64)
         (self._in_order,) = upload([w.numpy()[order]], device)
-        self._sizes, self._bits = np.zeros((2, len(w)), np.int64)
         self._totals: list[Tensor] = []
         self._sums: Any = None
 
     def __len__(self) -> int:
         return len(self._w)
-
-    @cached_property
-    def _all(self) -> Stacked:
-        return self._again()
 
     def part(self, block: Any, start: int) -> Part:
         """What is kept of a block of messages ``[b, ...]`` that begins at ``start`` in the order of execution."""
@@ -75,10 +68,6 @@ class Summed:
         self._totals.append(part.total)
         self._sums = part.sums if self._sums is None else join_means(self._sums, part.sums)
 
-    def sizes(self) -> np.ndarray:
-        """See ``Messages``."""
-        return self._sizes
-
     def paper_bits(self) -> np.ndarray:
         """See ``Messages``."""
         return self._bits
@@ -87,22 +76,10 @@ class Summed:
         """See ``Messages``."""
         if bool(torch.isfinite(torch.stack(self._totals)).all()):
             return np.ones(len(self), bool)
-        return self._all.finite()                          # rarely: whose they are
+        return self._here.finite()                         # rarely: whose they are
 
     def mean(self, w: Tensor) -> Any:
         """See ``Messages``."""
         if not torch.equal(w, self._w):
-            return self._all.mean(w)
+            return super().mean(w)
         return tree_map(Tensor.clone, mean_of_parts([self._sums], len(self)))
-
-    def stacked(self) -> Any:
-        """See ``Messages``."""
-        return self._all.stacked()
-
-    def only(self, positions: np.ndarray) -> Stacked:
-        """See ``Messages``."""
-        return self._all.only(positions)
-
-    def mix(self, w: csr_array, steps: int, measure: bool) -> tuple[Mapping[int, Any], float | None]:
-        """See ``Messages``."""
-        return self._all.mix(w, steps, measure)

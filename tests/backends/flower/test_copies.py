@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,18 @@ from fedsim.backends.flower.protocol.calls import from_records
 from fedsim.backends.flower.server.copies import Copies
 from fedsim.backends.flower.server.memories import Memories
 from fedsim.experiment.config import from_config
-from tests.backends.flower.grids import FakeGrid, Node, federation
-from tests.backends.flower.test_failures import in_round, restart, simulated, trains, vanish
+from tests.backends.flower.grids import FakeGrid, federation
+from tests.backends.flower.test_failures import (
+    Killed,
+    in_round,
+    kill,
+    lose_disk,
+    reborn,
+    restart,
+    simulated,
+    trains,
+    vanish,
+)  # fmt: skip
 from tests.backends.flower.test_parity import CONFIG, EF21P, agree, deploy, metrics
 
 LINKED: dict[str, Any] = {**CONFIG, "algorithm": "FedAvg", "downlink": EF21P, "rounds": 6, "evaluation": {"every": 1}}
@@ -83,14 +92,8 @@ def test_a_restarted_node_has_its_copy(tmp_path: Path) -> None:
 
 
 def test_a_node_that_lost_its_copy_is_sent_the_whole(tmp_path: Path) -> None:
-    grid, done = federation(tmp_path / "nodes", 3), list[int]()
-
-    def empty(message: Message) -> None:
-        if trains(message) == 3 and not done:
-            done.append(3)
-            shutil.rmtree(tmp_path / "nodes/node-1")
-
-    grid.nodes[101].before = empty
+    grid = federation(tmp_path / "nodes", 3)
+    lose_disk(grid, 3, tmp_path)
     deployed = metrics(deploy(tmp_path, LINKED, grid).path)
     assert accuracies(deployed) == accuracies(simulated(tmp_path, LINKED, r3=(0, 2)))
 
@@ -113,17 +116,10 @@ def test_messages_of_a_round_that_lost_all_miners_are_taken_back(tmp_path: Path)
 
 def test_a_server_that_died_sends_whole_copies_once_more(tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(answer: Message) -> Message:
-        raise Killed
-
     grid.nodes[102].after = in_round(4, kill)
     with pytest.raises(Killed):
         deploy(tmp_path, LINKED, grid)
-    grid = FakeGrid({500 + i: Node(node.config) for i, node in enumerate(grid.nodes.values())})
+    grid = reborn(grid)
     sent = counting(grid)
     agree(metrics(deploy(tmp_path, LINKED, grid).path), simulated(tmp_path, LINKED))
     assert [call.size == max(sent, key=lambda call: call.size).size for call in sent] == [True] * 3 + [False] * 6

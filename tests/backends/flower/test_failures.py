@@ -6,6 +6,7 @@ The oracle of a round without some client is the simulation with just that cohor
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +67,32 @@ def in_round(number: int, fate: Callable[[Message], Message | None]) -> Callable
 def vanish(answer: Message) -> Message:
     """Flower's error for a node that computed its answer, and then died."""
     return Message(Error(5, "node unavailable"), metadata=answer.metadata)
+
+
+class Killed(BaseException):
+    """The server was killed."""
+
+
+def kill(answer: Message) -> Message:
+    """The server dies when it gets an answer."""
+    raise Killed
+
+
+def reborn(grid: FakeGrid) -> FakeGrid:
+    """The same nodes under other ids, as another server sees them."""
+    return FakeGrid({500 + i: Node(node.config) for i, node in enumerate(grid.nodes.values())})
+
+
+def lose_disk(grid: FakeGrid, number: int, folder: Path) -> None:
+    """What client 1's node has stored is deleted in a round, once."""
+    done = list[int]()
+
+    def empty(message: Message) -> None:
+        if trains(message) == number and not done:
+            done.append(number)
+            shutil.rmtree(folder / "nodes/node-1")
+
+    grid.nodes[101].before = empty
 
 
 def restart(grid: FakeGrid, number: int) -> None:
@@ -289,20 +316,13 @@ def test_a_server_that_died_goes_on_from_its_checkpoint(case: str, tmp_path: Pat
     """It dies when the clients have stored what it never heard."""
     config = {**CONFIG, **DIED[case]}
     grid = federation(tmp_path / "nodes", 3)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(answer: Message) -> Message:
-        raise Killed
-
     for node in grid.nodes.values():
         node.after = in_round(3, kill)
     with pytest.raises(Killed):
         deploy(tmp_path, config, grid)
     with pytest.raises(RunError, match=r"was deployed, and its clients hold their own memories; .* --resume"):
         fedsim.resume(tmp_path / "deployed", progress=False)
-    grid = FakeGrid({500 + i: Node(node.config) for i, node in enumerate(grid.nodes.values())})
+    grid = reborn(grid)
     deploy(tmp_path, config, grid)
     expected = fedsim.run(from_config(config), output=tmp_path / "simulated", progress=False)
     agree(metrics(tmp_path / "deployed"), metrics(expected.path))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
 
 import fedsim
 from fedsim.backends.flower.node.answer import answer
@@ -23,9 +21,18 @@ from fedsim.controller.prepare import prepare
 from fedsim.experiment.config import from_config
 from fedsim.messages import wire
 from fedsim.messages.wire import form_of
-from tests.backends.flower.grids import FakeGrid, Node, federation
+from tests.backends.flower.grids import federation
 from tests.backends.flower.test_copies import charged, counting
-from tests.backends.flower.test_failures import in_round, restart, simulated, trains, vanish
+from tests.backends.flower.test_failures import (
+    Killed,
+    in_round,
+    kill,
+    lose_disk,
+    reborn,
+    restart,
+    simulated,
+    vanish,
+)  # fmt: skip
 from tests.backends.flower.test_parity import ADDED, CONFIG, PRODUCTS, agree, deploy, metrics
 
 LOW: dict[str, Any] = {**CONFIG, "rounds": 6, "evaluation": {"every": 1}}
@@ -76,31 +83,18 @@ def test_a_restarted_node_has_its_model(tmp_path: Path) -> None:
 
 
 def test_a_node_that_lost_its_model_is_sent_the_whole(tmp_path: Path) -> None:
-    grid, done = federation(tmp_path / "nodes", 3), list[int]()
-
-    def empty(message: Message) -> None:
-        if trains(message) == 3 and not done:
-            done.append(3)
-            shutil.rmtree(tmp_path / "nodes/node-1")
-
-    grid.nodes[101].before = empty
+    grid = federation(tmp_path / "nodes", 3)
+    lose_disk(grid, 3, tmp_path)
     deployed = metrics(deploy(tmp_path, STACKS, grid).path)
     agree(deployed, simulated(tmp_path, STACKS, r3=(0, 2)))
 
 
 def test_a_server_that_died_sends_whole_models_once_more(tmp_path: Path) -> None:
     grid = federation(tmp_path / "nodes", 3)
-
-    class Killed(BaseException):
-        pass
-
-    def kill(answer: Message) -> Message:
-        raise Killed
-
     grid.nodes[102].after = in_round(4, kill)
     with pytest.raises(Killed):
         deploy(tmp_path, STACKS, grid)
-    grid = FakeGrid({500 + i: Node(node.config) for i, node in enumerate(grid.nodes.values())})
+    grid = reborn(grid)
     sent = counting(grid)
     agree(metrics(deploy(tmp_path, STACKS, grid).path), simulated(tmp_path, STACKS))
     assert [call.size > 4 * D for call in sent] == [True] * 3 + [False] * 6
