@@ -8,7 +8,8 @@ from typing import Any
 
 from fedsim.record.absences import summary
 from fedsim.record.directory import describe_stops
-from fedsim.report.series import RunSeries, flat
+from fedsim.report.labels import flat
+from fedsim.report.series import RunSeries
 
 COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack", "share")
 """Settings whose effect a comparison measures."""
@@ -57,7 +58,8 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
         if key.split(".")[0] in ("execution", *COMPARED, *OTHERWISE) or key in OTHERWISE:
             continue
         values = {label: leaves[label].get(key) for label in leaves}
-        labelled = all(f"{key.rsplit('.', 1)[-1]}={value}" in label for label, value in values.items())
+        word = key.removesuffix(".name").rpartition(".")[2]
+        labelled = all(f"{word}={value}" in label for label, value in values.items())
         if len(set(map(str, values.values()))) > 1 and not labelled:
             yield f"different {key}: {_listed(values)}"
 

@@ -21,10 +21,11 @@ from fedsim.record.files import write_atomic
 from fedsim.record.nodes import read_nodes
 from fedsim.report import pictures
 from fedsim.report.compare import Comparison, cells, compare, header, notes, text_of, title
+from fedsim.report.labels import flat
 from fedsim.report.nodes import nodes_as_html
 from fedsim.report.panels import panels
 from fedsim.report.pictures import note
-from fedsim.report.series import RunSeries, flat
+from fedsim.report.series import RunSeries
 from fedsim.report.statistics import best, estimate
 
 PAGE = Template("""<!doctype html>

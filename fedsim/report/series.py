@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from fedsim.experiment.identity import edited
 from fedsim.experiment.short_forms import recorded
 from fedsim.record.directory import SWEEP, RunDirectory, open_run
 from fedsim.record.files import damaged, fits, read_mapping
+from fedsim.report.labels import labels_of
 from fedsim.report.recorded import Recorded, costs_at
 
 AXES = {
@@ -193,7 +194,7 @@ def load(paths: Sequence[Path], scope: str, metric: str, client: int | None = No
     bare = [f"left out: {run.path} measured nothing ({_reason(m)})" for run, m in both if (run, m) not in kept]
     written = [run.config for run, _ in kept or both]
     configs = [recorded(config) for config in written]
-    labels = _labels(configs, [run.path for run, _ in kept or both])
+    labels = labels_of(configs, [manifest for _, manifest in kept or both], [run.path for run, _ in kept or both])
     runs = []
     for (run, manifest), label, config, text in zip(kept or both, labels, configs, written, strict=True):
         begun = [int(seed) for seed in manifest["status"] if _begun(run.seed_path(int(seed)))]
@@ -281,33 +282,6 @@ def series_of(recorded: Recorded, scope: str, metric: str, client: int | None = 
     return Series(column.value, costs_at(column.round, recorded.paid), recorded.last, recorded.absent)
 
 
-def _labels(configs: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> list[str]:
-    """The first of name, algorithm, algorithm with the settings that differ, directory, that tells all runs apart."""
-    settings = [dict(flat(config)) for config in configs]
-    differing = {key for key in set().union(*settings) if len({str(leaves.get(key)) for leaves in settings}) > 1}
-
-    keys = sorted(differing - {"algorithm.name", "metrics"})
-    whole = [key if key == "execution.name" else key.removesuffix(".name") for key in keys]   # partition=..., name=...
-    last = [key.rsplit(".", 1)[-1] for key in whole]
-    short = [name if last.count(name) == 1 else key for key, name in zip(whole, last, strict=True)]
-
-    def with_settings(run: int) -> str:
-        shown = [f"{name}={settings[run].get(key)}" for key, name in zip(keys, short, strict=True)]
-        return ", ".join([_algorithm(configs[run]), *shown])
-
-    ways: list[Callable[[int], str]] = [
-        lambda run: str(configs[run].get("execution", {}).get("name") or _algorithm(configs[run])),
-        lambda run: _algorithm(configs[run]),
-        *([with_settings] if len(differing) <= 4 else []),
-        lambda run: paths[run].name,
-    ]
-    for way in ways:
-        labels = [way(run) for run in range(len(configs))]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [str(path) for path in paths]
-
-
 def relabelled(runs: Sequence[RunSeries], labels: Mapping[str, str]) -> list[RunSeries]:
     """The runs with new labels for those that are named by their directory or by their label.
 
@@ -328,17 +302,3 @@ def relabelled(runs: Sequence[RunSeries], labels: Mapping[str, str]) -> list[Run
     if taken:
         raise ConfigError(f"{len(taken)} labels are those of several runs: {', '.join(taken)}; choose others")
     return named
-
-
-def _algorithm(config: Mapping[str, Any]) -> str:
-    """Class of the algorithm, from ``algorithm: {name: FedAvg, ...}`` or ``algorithm: FedAvg``."""
-    algorithm = config.get("algorithm", "run")
-    path = algorithm.get("name", "run") if isinstance(algorithm, Mapping) else algorithm
-    return str(path).rsplit(".", 1)[-1]
-
-
-def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The values of a config by their dotted names."""
-    if not isinstance(value, Mapping):
-        return [(prefix, value)]
-    return [leaf for key, child in value.items() for leaf in flat(child, f"{prefix}.{key}" if prefix else str(key))]

@@ -15,7 +15,8 @@ from fedsim.record import figures
 from fedsim.report.compare import Comparison
 from fedsim.report.curves import scopes_of, several
 from fedsim.report.heat_maps import draw_maps
-from fedsim.report.series import RunSeries, flat
+from fedsim.report.labels import flat
+from fedsim.report.series import RunSeries
 from fedsim.report.statistics import best
 
 METHOD = "algorithm.name"

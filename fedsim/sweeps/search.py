@@ -19,7 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.schedule import Cosine
-from fedsim.report.series import flat
+from fedsim.report.labels import flat
 from fedsim.robust.robust import innermost
 
 SEARCHES = ("grid", "random", "halving")

@@ -238,6 +238,23 @@ def algorithm(name: str, **settings: Any) -> dict[str, Any]:
         ),
         ([{"name": "x", **algorithm("FedAvg")}] * 2, ["run", "run-2"]),
         ([algorithm("FedAvg")], ["FedAvg"]),
+        (
+            [{**algorithm("FedAvg", lr=lr), "backend": b, "threads": t} for lr, b, t in ((1, "l", 1), (2, "r", 9))],
+            ["FedAvg, lr=1", "FedAvg, lr=2"],
+        ),
+        ([{**algorithm("FedAvg"), "backend": b} for b in "lr"], ["FedAvg, backend=l", "FedAvg, backend=r"]),
+        (
+            [{**algorithm("FedAvg", lr=lr), "backend": b} for lr, b in ((1, "l"), (1, "r"), (2, "l"))],
+            ["FedAvg, lr=1, backend=l", "FedAvg, lr=1, backend=r", "FedAvg, lr=2, backend=l"],
+        ),
+        (
+            [{**algorithm("FedAvg"), "uplink": u} for u in (None, {"name": "EF", "a": {"name": "K", "k": 1}, "b": 2})],
+            ["FedAvg, uplink=None", "FedAvg, uplink=EF"],
+        ),
+        (
+            [algorithm(name, lr=lr, **own) for name, own in (("FedAvg", {}), ("FedSAM", {"rho": 1})) for lr in (1, 2)],
+            ["FedAvg, lr=1", "FedAvg, lr=2", "FedSAM, lr=1", "FedSAM, lr=2"],
+        ),
     ],
 )
 def test_labels_tell_runs_apart(tmp_path: Path, configs: list[dict[str, Any]], expected: list[str]) -> None:
@@ -248,6 +265,20 @@ def test_labels_tell_runs_apart(tmp_path: Path, configs: list[dict[str, Any]], e
             record.metrics.add(0, "server/test", "accuracy", 0.5)
         paths.append(run.path)
     assert [summary.run.label for summary in compare(paths).runs] == expected
+
+
+def test_a_deployment_is_labelled_as_one(tmp_path: Path) -> None:
+    """Not by the checkpoints that it makes after every round, and only beside a run of the same settings."""
+    paths = []
+    for name, every, lr in (("auto", 50, 1), ("auto", 1, 1), ("auto", 1, 2)):
+        config = {**algorithm("FedAvg", lr=lr), "backend": name, "checkpoint_every": every}
+        manifest = {"seeds": [0], "backend": {"0": {"backend": "flower" if every == 1 else "blocks"}}}
+        run = create_run(tmp_path, "run", config, manifest)
+        with run.open_seed(0) as record:
+            record.metrics.add(0, "server/test", "accuracy", 0.5)
+        paths.append(run.path)
+    assert [one.run.label for one in compare(paths[:2]).runs] == ["FedAvg, backend=auto", "FedAvg, backend=flower"]
+    assert [one.run.label for one in compare(paths[::2]).runs] == ["FedAvg, lr=1", "FedAvg, lr=2"]
 
 
 def text(comparison: Comparison, columns: int = 200, chosen: Sequence[str] | None = None) -> str:
