@@ -84,24 +84,22 @@ class Phocas(RobustRule):
 def by_coordinate(stack: RowStack, fn: Callable[[Tensor], Tensor], chosen: list[int] | None = None) -> Vector:
     """Apply ``fn`` to the values of every coordinate in ascending order, ``[w, n]``; of the rows ``chosen`` only."""
     out = stack.rows.new_empty(stack.rows.shape[1])
-    index = None if chosen is None else torch.tensor(chosen, device=out.device)
+    width = CACHED if out.device.type == "cpu" else len(out)
 
     def fill(columns: slice) -> None:
-        block = stack.block(columns)
-        width = CACHED if block.device.type == "cpu" else block.shape[1]
-        for part, into in zip(torch.split(block, width, 1), torch.split(out[columns], width), strict=True):
-            into.copy_(fn(ascending(part.contiguous() if index is None else part.index_select(0, index))))
+        for start in range(columns.start, min(columns.stop, len(out)), width):
+            part = slice(start, min(start + width, columns.stop))
+            out[part] = fn(ascending(stack.transposed(part, chosen)))
 
     stack.each_block(fill)
     return out
 
 
-def ascending(block: Tensor) -> Tensor:
-    """The columns of ``block [n, w]``, each sorted: ``[w, n]`` in new memory."""
-    values = block.T.clone(memory_format=torch.contiguous_format)
+def ascending(values: Tensor) -> Tensor:
+    """``values [w, n]`` with each row sorted; on a CPU in place."""
     if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return values.sort(1).values
-    values.numpy().sort(1)                                 # in place
+    values.numpy().sort(1)
     return values
 
 

@@ -129,6 +129,16 @@ class RowStack:
         mixed: Tensor = part if self.mixture is None else self.mixture.to(self.rows) @ part
         return mixed
 
+    def transposed(self, columns: slice, chosen: list[int] | None = None) -> Tensor:
+        """Some columns of the rows, or of the rows ``chosen``: new, ``[w, n]``, a coordinate side by side."""
+        part = self.rows[:, columns]
+        index = None if chosen is None else torch.tensor(chosen, device=part.device)
+        if self.mixture is not None:
+            mixture = self.mixture.to(self.rows)
+            return part.T @ (mixture if index is None else mixture[index]).T   # mixes and transposes at once
+        part = part.contiguous() if index is None else part.index_select(0, index)
+        return part.T.clone(memory_format=torch.contiguous_format)
+
     def combine(self, w: Tensor) -> Vector:
         """``sum_i w_i x_i``, for weights ``[n]``."""
         w = w.double().cpu()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from algorithms import FedAvg
+from benchmarks.robust import label, rules
 from fedsim.clients import cohort
 from fedsim.data import Split
 from fedsim.engine.blocks import Blocks
@@ -21,6 +22,7 @@ from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
 from fedsim.engine.optimizers import OPTIMIZERS
 from fedsim.models.losses import cross_entropy
+from fedsim.robust.rule import RobustRule
 from tests.contract.cases import ALGORITHMS, federation, gap, play, rounds
 from tests.contract.test_backends import agree
 
@@ -70,6 +72,14 @@ def test_optimisers_and_layers_with_chance_or_statistics(optimizer: Any, backend
             state = FedAvg().round(state, cohort(fed, round, np.array([1, 2, 4])))
         ends.append(state.x)
     assert gap(*ends) <= 1e-12
+
+
+@pytest.mark.parametrize("rule", rules(3), ids=label)
+def test_robust_rules(rule: RobustRule) -> None:
+    x = torch.randn(15, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:3] *= 50                                            # what the rules are for
+    there = rule(x.cuda())
+    assert there.is_cuda and gap(there, rule(x)) <= 1e-12
 
 
 def test_the_state_is_on_the_gpu() -> None:

@@ -213,8 +213,9 @@ def test_values_of_coordinates_are_sorted(dtype: torch.dtype) -> None:
     for n in (1, 2, 50):
         x = torch.randn(n, 300, generator=torch.Generator().manual_seed(n)).to(dtype)
         before = x.clone()
-        assert torch.equal(ascending(x), x.sort(0).values.T) and torch.equal(x, before)
-        assert torch.equal(ascending(x[:, 7:30]), x[:, 7:30].sort(0).values.T)
+        stack = RowStack(x)
+        assert torch.equal(ascending(stack.transposed(slice(0, 300))), x.sort(0).values.T) and torch.equal(x, before)
+        assert torch.equal(ascending(stack.transposed(slice(7, 30))), x[:, 7:30].sort(0).values.T)
 
 
 @pytest.mark.parametrize(("n", "f"), [(9, 0), (9, 4), (9, 5), (9, 8), (40, 13)])
@@ -222,7 +223,15 @@ def test_values_nearest_to_a_center(n: int, f: int) -> None:
     x = torch.randn(n, 60, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     center = 2 * torch.randn(60, generator=torch.Generator().manual_seed(f), dtype=torch.float64)
     expected = paper.nearest(x.numpy(), center.numpy(), n - f)
-    np.testing.assert_allclose(nearest(ascending(x), center, f).numpy(), expected)
+    np.testing.assert_allclose(nearest(ascending(x.T.clone()), center, f).numpy(), expected)
+
+
+def test_mixed_and_chosen_rows_transposed() -> None:
+    x, m = rows(d=40), torch.rand(9, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for stack in (RowStack(x), RowStack(x).mixed(m)):
+        values = stack.transposed(slice(5, 30), [1, 4, 5])
+        assert values.is_contiguous()
+        torch.testing.assert_close(values, stack.block(slice(5, 30))[[1, 4, 5]].T)
 
 
 def test_threads_change_no_bit() -> None:
