@@ -176,13 +176,13 @@ MOST_LINES = 4
 """Lines of code in a message."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Suggest the closest known name, ignoring case, and list all of them."""
+def suggest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """Suggest the closest known name, ignoring case, and what it may mean ``also``, and list all known names."""
     known = list(known)
     spelled = {each.lower(): each for each in reversed(known)}
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
-    names = ", ".join(known) or "none"
-    return f"did you mean {spelled[near[0]]!r}? Known: {names}" if near else f"known: {names}"
+    meant, names = [*(repr(spelled[each]) for each in near), *also], ", ".join(known) or "none"
+    return f"did you mean {' or '.join(meant)}? Known: {names}" if meant else f"known: {names}"
 
 
 def how_to_install(extra: str) -> str:

@@ -19,7 +19,8 @@ from fedsim.cli.output import console
 from fedsim.cli.sweep import JOBS, values
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
-from fedsim.experiment.config.described import Component, describe, experiment_component, find
+from fedsim.experiment.config.described import Component, describe, experiment_component
+from fedsim.experiment.config.find import find
 from fedsim.experiment.config.plan import names
 from fedsim.report.compare import text_of
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
 import shutil
 import sys
@@ -15,6 +17,7 @@ from fedsim.cli.allow import HELP
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import load_config, override
 from fedsim.experiment.config.described import Component, catalogue
+from fedsim.experiment.config.meant import NEAR, flags_with
 from fedsim.experiment.config.plan import names, plan
 from fedsim.experiment.config.read import help_text
 from fedsim.experiment.short_forms import full_place, put, short_forms
@@ -112,7 +115,7 @@ def split(command: Command, argv: Sequence[str]) -> Words:
                 raise ConfigError(f"--{key} is given twice; leave out one of them")
             line.options[key] = value
         else:
-            place = _known(command, key)
+            place = _known(command, key, argv)
             if before := spelled.get(place):
                 both = f"--{key} is" if key == before else f"--{before} and --{key} are one setting,"
                 raise ConfigError(f"{both} given twice; leave out one of them")
@@ -165,25 +168,49 @@ def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]
             yield key, value
 
 
-def _known(command: Command, key: str) -> str:
+def _known(command: Command, key: str, argv: Sequence[str]) -> str:
     """Dotted name of the setting that a flag sets, perhaps by a short form."""
-    settings = command.settings().settings
-    known = ["help", *command.switches, *command.options, *settings, *short_forms(settings)]
-    if key.split(".")[0] not in known:
-        places = _places(command, key)
-        hint = f"did you mean {' or '.join(f'--{place}' for place in places)}?" if places else suggest(key, known)
+    if key.split(".")[0] not in (known := _names(command)):
+        places = _meant(command, key, argv)
+        hint = f"did you mean {' or '.join(places)}?" if places else suggest(key, known)
         raise ConfigError(f"fedsim {command.name} has no option --{key}; {hint}")
     return full_place(key)
 
 
-def _places(command: Command, key: str) -> list[str]:
-    """Dotted names of the settings of components that an unknown flag may mean."""
+def _names(command: Command) -> list[str]:
+    """Options of a command, and the first words of its settings."""
     settings = command.settings().settings
-    key, required = SYNONYMS.get(key, key), {"algorithm": names("algorithm")[0]} if "algorithm" in settings else {}
-    places = [part.at(name) for part in plan(command.settings(), required).walk() for name in part.known]
-    if required:
+    return ["help", *command.switches, *command.options, *settings, *short_forms(settings)]
+
+
+def _meant(command: Command, key: str, argv: Sequence[str]) -> list[str]:
+    """Flags that an unknown one may mean: settings of the components that are chosen, or else of others."""
+    settings, key = command.settings().settings, SYNONYMS.get(key, key)
+    given, required = {}, {"algorithm": names("algorithm")[0]} if "algorithm" in settings else {}
+    parts = list(plan(command.settings(), required).walk())
+    with contextlib.suppress(ConfigError):                 # other mistakes are told when this one is mended
+        given = _given(command, argv)
+        parts = list(plan(command.settings(), {**required, **given}).walk())
+    places = [part.at(name) for part in parts for name in part.known]
+    if required and "algorithm" not in given:
         places += [f"algorithm.{name}" for known in catalogue("algorithm").values() for name in known.settings]
-    return [place for place in dict.fromkeys(places) if f".{place}".endswith(f".{key}")]
+    if found := _ending(places, key) or flags_with(settings, key, "algorithm" if "algorithm" in given else None):
+        return found
+    known, words = _names(command), [place.rpartition(".")[2] for place in places]
+    near = difflib.get_close_matches(key, [*known, *words], n=1, cutoff=NEAR)
+    return [] if not near or near[0] in known else _ending(places, near[0])
+
+
+def _ending(places: Sequence[str], key: str) -> list[str]:
+    return [f"--{place}" for place in dict.fromkeys(places) if f".{place}".endswith(f".{key}")]
+
+
+def _given(command: Command, argv: Sequence[str]) -> dict[str, Any]:
+    """Settings of a command line but for unknown flags."""
+    pairs, own = list(_pairs(argv, {"help", *command.switches})), {"help", *command.switches, *command.options}
+    flags = {full_place(key): value for key, value in pairs if key and key.split(".")[0] in {*_names(command)} - own}
+    files = [load_config(Path(value)) for key, value in pairs if not key]
+    return settle(files[0] if files else {}, list(flags.items()), [])
 
 
 def print_help(command: Command, settings: Mapping[str, Any]) -> None:

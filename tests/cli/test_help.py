@@ -85,6 +85,17 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--alpha", "0.1"], "did you mean --partition.alpha or --algorithm.alpha?"),
         (["run", "--dataset", "mnist"], "did you mean --data?"),
         (["partition", "--lr", "0.1"], "no option --lr; known: help"),
+        (["run", "--algorithm", "EF21", "--compressor", "TopK"], "did you mean --algorithm.compressor?"),
+        (
+            ["run", "--algorithm", "FedAvg", "--compressor", "TopK"],
+            "did you mean --uplink EF14 --uplink.compressor (or Choco, EControl, EF21, ...) or --downlink EF21P",
+        ),
+        (["run", "--algorithm", "FedAvg", "--mu", "1"], "mean --algorithm FedProx --algorithm.mu (or QGDSGDm)?"),
+        (["run", "--algorithm", "FedAvg", "--optimizer", "Adam"], "did you mean --local.optimizer?"),
+        (["run", "--algorithm", "FedAvg", "--graph", "Ring"], "did you mean --topology Static --topology.graph?"),
+        (["run", "--f", "2", "--aggregate", "TrimmedMean", "--rounds", "x"], "did you mean --aggregate.f?"),
+        (["run", "--num-partition", "3"], "did you mean --partition.num_partitions?"),
+        (["run", "--partitions", "3"], "did you mean 'partition'?"),
     ],
 )
 def test_an_unknown_flag_names_the_setting_of_a_component(

@@ -7,16 +7,16 @@ from them starts without PyTorch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
-from fedsim.errors import ConfigError, suggest
+from fedsim.errors import ConfigError
 from fedsim.experiment.config.hints import help_of, is_plain, literals, parameters, summary
-from fedsim.experiment.config.names import ALIASES, CATALOGUES, Alias, imported, listed, only_class
+from fedsim.experiment.config.names import ALIASES, CATALOGUES, Alias, listed, only_class
 from fedsim.experiment.config.remembered import remembered
 from fedsim.experiment.config.write import written
 
@@ -148,80 +148,3 @@ def unaliased(kind: str, value: Any) -> Any:
             how = f"has no {key}; {found.without[key]}" if key in found.without else fixed
             raise ConfigError(f"{kind}.{key} is {given[key]!r}, but {name} {how}, or use {found.name}")
     return {**found.settings, **found.defaults, **given, "name": found.name}
-
-
-def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable[..., Any]:
-    """Find the component with a ``name`` at a ``place`` in a config, or import a user's class or function of that name;
-    the error also suggests ``also``.
-
-    Raises:
-        ConfigError: the name is unknown, or its class is of another kind.
-    """
-    known, short = catalogue(kind), alias(kind, name)
-    if name in known or short:
-        return known[short.name if short else name]
-    if "." not in name:
-        listed = [*known, *aliases(kind), *also, "my.module.Class (your own)"]
-        raise ConfigError(f"{place} is {name!r}; {suggest(name, listed)}")
-    target: Callable[..., Any] = imported(name, place, partial(_serves, kind))
-    _check_kind(kind, name, place, target)
-    return target
-
-
-def _serves(kind: str, target: Callable[..., Any]) -> bool:
-    try:
-        _check_kind(kind, "", "", target)
-    except ConfigError:
-        return False
-    return True
-
-
-def _check_kind(kind: str, name: str, place: str, target: Callable[..., Any]) -> None:
-    """Raise ConfigError unless a class or function can serve as a component; nothing of a file is called before.
-
-    A class has the method of its kind itself: ``type`` has a ``__call__``, so that every class seems to.
-    """
-    method = CATALOGUES[kind].method if kind in CATALOGUES else ""
-    if kind == "model" and not hasattr(target, "build"):
-        if not is_module(target if isinstance(target, type) else _returned(target)):
-            raise ConfigError(
-                f"{place} is {name!r}, which has no build(); expected that, a class of torch.nn.Module, or a function"
-                " that says that it returns one: def make(...) -> nn.Module"
-            )
-    elif isinstance(target, type):
-        if method and not any(method in vars(base) for base in target.__mro__):
-            raise ConfigError(
-                f"{place} is {name!r}, which has no {method}(); expected a class that can serve as {kind}"
-            )
-        if not method and not is_dataclass(target) and not (kind == "loss" and is_module(target)):
-            own = ", or a class of torch.nn.Module" if kind == "loss" else ""
-            raise ConfigError(f"{place} is the class {name!r}; expected a function, or a dataclass of settings{own}")
-    elif kind == "partition" and not hasattr(target, method):
-        if not _divides(target):
-            raise ConfigError(
-                f"{place} is {name!r}, which has no partition(); expected a class that has, or a function that begins"
-                " with labels and returns the client of each sample: def divide(labels, ...)"
-            )
-    elif method and not hasattr(target, method):
-        raise ConfigError(f"{place} is {name!r}, which has no {method}(); expected a class that can serve as {kind}")
-
-
-def is_module(target: Any) -> bool:
-    """True for a class of torch.nn.Module."""
-    from torch import nn
-
-    return isinstance(target, type) and issubclass(target, nn.Module)
-
-
-def _divides(target: Any) -> bool:
-    from fedsim.partition.own import divides
-
-    return divides(target)
-
-
-def _returned(make: Callable[..., Any]) -> Any:
-    """Type that a function says that it returns; None if it says nothing."""
-    try:
-        return get_type_hints(make).get("return")
-    except (NameError, TypeError):
-        return None

@@ -21,10 +21,9 @@ from fedsim.experiment.config.described import (
     catalogue,
     component,
     describe,
-    find,
-    is_module,
     unaliased,
 )
+from fedsim.experiment.config.find import find, is_module, unknown
 from fedsim.experiment.config.hints import type_in_words
 from fedsim.experiment.config.names import ImportedModel
 from fedsim.experiment.short_forms import short_forms
@@ -191,7 +190,7 @@ def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tup
     """
     if kind == "data":
         if name not in catalogue(kind):
-            raise ConfigError(f"{place} is {name!r}; {suggest(name, catalogue(kind))}")
+            raise unknown(name, place, list(catalogue(kind)))
         return partial(_data, name), component("fedsim.experiment.experiment", "Data"), catalogue(kind)[name]
     target = find(kind, name, place, also)
     if isinstance(target, Component):

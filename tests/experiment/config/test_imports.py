@@ -188,6 +188,18 @@ def test_model_of_the_users_is_built_under_the_seed(model: dict[str, Any], width
         (config(model={"name": f"{HERE}.make_net", "classes": 3}), r"unknown setting model\.classes"),
         (config(model=f"{HERE}.Halves"), r"Halves', which has no build\(\)"),
         ({"algorithm": "fedsim.models.MLP"}, r"which has no round\(\); expected a class that can serve as algorithm"),
+        (
+            {"algorithm": "FedAvg", "uplink": "fedsim.compress.TopK"},
+            r"no directions\(\); .* did you mean --uplink EF14 --uplink\.compressor fedsim\.compress\.TopK \(or Choco",
+        ),
+        (
+            {"algorithm": "FedAvg", "topology": "topologies.Ring"},
+            r"no matrix\(\); .* did you mean --topology Static --topology\.graph topologies\.Ring\?",
+        ),
+        (
+            {"algorithm": "FedAvg", "aggregate": "fedsim.compress.TopK"},
+            r"; did you mean --uplink EF14 --uplink\.compressor fedsim\.compress\.TopK \(or Choco",
+        ),
         (config(loss="no_such_package.f"), "there is no module 'no_such_package'"),
         (config(loss="fedsim.models.losses.square"), r"no such class or function; did you mean 'squared'\?"),
         (config(loss=".f"), "expected a dotted name"),

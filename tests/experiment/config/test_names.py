@@ -12,9 +12,12 @@ from algorithms import DIANA, L1, NIDS, ChocoSGD, DFedAvg, DFedSAM, FedOpt, FedS
 from fedsim.compress import COMPRESSORS, QSGD
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, override, to_config
-from fedsim.experiment.config.described import catalogue
+from fedsim.experiment.config.described import catalogue, experiment_component
 from fedsim.experiment.config.hints import summary
+from fedsim.experiment.config.meant import KINDS, flags_of, kinds_of, places
 from fedsim.experiment.config.names import ALIASES, CATALOGUES, listed
+from fedsim.experiment.config.plan import plan
+from fedsim.experiment.short_forms import put
 
 
 @pytest.mark.parametrize(
@@ -113,3 +116,38 @@ def test_a_proximal_operator_is_given_by_its_dotted_name() -> None:
     prox = {"name": "algorithms.L1", "lam": 0.01}
     experiment = from_config({"algorithm": {"name": "NIDS", "prox": prox}, "topology": "Static"})
     assert experiment.algorithm == NIDS(prox=L1(0.01))
+
+
+@pytest.mark.parametrize(
+    ("settings", "meant"),
+    [
+        ({"topology": "ring"}, "did you mean --topology Static --topology.graph Ring? Known: Static, "),
+        ({"topology": {"name": "LinkFailures", "base": "Ring"}}, "--topology.base Static --topology.base.graph Ring?"),
+        ({"uplink": "TopK"}, "did you mean --uplink EF14 --uplink.compressor TopK (or Choco, EControl, EF21, ...)?"),
+        ({"sampling": "Ring"}, "did you mean --topology Static --topology.graph Ring?"),
+        ({"partition": "RotationSkew"}, "did you mean --skew RotationSkew?"),
+        ({"local": {"optimizer": "FedAdam"}}, "did you mean 'Adam' or --algorithm FedAdam?"),
+        ({"sampling": "AdamW"}, "did you mean --local.optimizer AdamW?"),
+        ({"model": "digits"}, "did you mean --data digits?"),
+        ({"data": "MLP"}, "did you mean --model MLP?"),
+        ({"topology": {"name": "Static", "graph": "Rings"}}, "did you mean 'Ring'? Known: "),
+        ({"sampling": "Qwertyuiop"}, "; known: FixedSize"),
+    ],
+)
+def test_a_name_of_another_kind_is_told_with_its_flags(settings: dict[str, Any], meant: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(meant)):
+        from_config({"algorithm": "FedAvg", **settings})
+
+
+def test_flags_that_are_told_can_be_given() -> None:
+    """Components of all kinds at the places of all others."""
+    everywhere = places(experiment_component().settings)
+    for place, kind in everywhere.items():
+        for name in sorted({name for other in KINDS for name in catalogue(other)} - catalogue(kind).keys())[::6]:
+            ways = flags_of(place, *kinds_of(name))
+            assert ways, name
+            for way in ways:
+                words, above = re.sub(r" \(or [^)]*\)", "", way).split(), dict[str, Any](algorithm="FedAvg")
+                for flag, value in zip(words[::2], words[1::2], strict=True):
+                    above = put(above, flag.removeprefix("--"), value)
+                assert plan(experiment_component(), above).parts
