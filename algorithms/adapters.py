@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -94,21 +95,11 @@ class Adapters:
         """Places in the vector, layer by layer, of the first ``rank`` rows of A and columns of B, as far as ``kinds``
         names "A" and "B"; then, where it names "+", of all parameters besides A, B and R, such as those of a new head.
         """
-        at = torch.arange(self.length, device=like.device)
-        others, found = torch.ones_like(at, dtype=torch.bool), [at[:0]]
-        for a, b, residual, r, d, k in self.pairs:
-            if "A" in kinds:
-                found.append(at[a : a + r * k].view(r, k)[:rank].reshape(-1))
-            if "B" in kinds:
-                found.append(at[b : b + d * r].view(d, r)[:, :rank].reshape(-1))
-            for start, size in ((a, r * k), (b, d * r), *([] if residual is None else [(residual, d * k)])):
-                others[start : start + size] = False
-        return torch.cat([*found, at[others]] if "+" in kinds else found)
+        return _places(self, kinds, rank, like.device)
 
     def residuals(self, like: Tensor) -> Tensor:
         """Places of all R, layer by layer."""
-        at = torch.arange(self.length, device=like.device)
-        return torch.cat([at[p.residual : p.residual + p.d * p.k] for p in self.pairs if p.residual is not None])
+        return _places(self, "R", 0, like.device)
 
     def factors(self, x: Tensor, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A ``[..., rank, k]`` and B ``[..., d, rank]`` of each layer, from values ``x [..., m]`` that begin with those
@@ -186,6 +177,23 @@ class Adapters:
     def smaller(self, p: Pair, rank: int) -> bool:
         """Whether a product of that rank has fewer numbers than R."""
         return rank * (p.d + p.k) < p.d * p.k
+
+
+@lru_cache(maxsize=16)
+def _places(layout: Adapters, kinds: str, rank: int, device: torch.device) -> Tensor:
+    """See ``Adapters.places``, and "R" for `Adapters.residuals`: found once, and not for each client in each round."""
+    at = torch.arange(layout.length, device=device)
+    others, found = torch.ones_like(at, dtype=torch.bool), [at[:0]]
+    for a, b, residual, r, d, k in layout.pairs:
+        if "A" in kinds:
+            found.append(at[a : a + r * k].view(r, k)[:rank].reshape(-1))
+        if "B" in kinds:
+            found.append(at[b : b + d * r].view(d, r)[:, :rank].reshape(-1))
+        frozen = [] if residual is None else [(residual, d * k)]
+        found += [at[start : start + size] for start, size in frozen if "R" in kinds]
+        for start, size in ((a, r * k), (b, d * r), *frozen):
+            others[start : start + size] = False
+    return torch.cat([*found, at[others]] if "+" in kinds else found)
 
 
 def check_ranks(settings: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, NamedTuple, TypedDict
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,7 +34,9 @@ class Size(NamedTuple):
 
 SIZES = {"column": Size(3.4, 2.3, 7.0), "page": Size(7.0, 4.0, 9.5)}
 MOST_COLUMNS = 8
-"""Of a legend; to see whether so many fit takes time."""
+"""Of a legend."""
+BORDER, HANDLE, GAP, SPACING = 0.2, 2.2, 0.8, 1.5
+"""Around a legend, of the line beside a label and to it, and between columns, in sizes of its font."""
 
 
 class Options(TypedDict, total=False):
@@ -120,13 +123,26 @@ def frame(
 
 def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], title: str, size: Size) -> Any:
     """The legend, in as many columns as fit."""
-    for columns in range(max(1, min(len(labels), MOST_COLUMNS)), 0, -1):
-        legend = figure.legend(
-            handles, labels, loc="outside upper left", ncols=columns, fontsize=0.9 * size.font, frameon=False,
-            title=title, title_fontproperties={"weight": "bold", "size": 1.1 * size.font}, alignment="left",
-            borderpad=0.2, handlelength=2.2, columnspacing=1.5,
-        )  # fmt: skip
-        if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.bbox.width:
-            break
-        legend.remove()
-    return legend
+    font = 0.9 * size.font
+    return figure.legend(
+        handles, labels, loc="outside upper left", ncols=_columns(figure, labels, font), fontsize=font, frameon=False,
+        title=title, title_fontproperties={"weight": "bold", "size": 1.1 * size.font}, alignment="left",
+        borderpad=BORDER, handlelength=HANDLE, handletextpad=GAP, columnspacing=SPACING,
+    )  # fmt: skip
+
+
+def _columns(figure: Figure, labels: Sequence[str], font: float) -> int:
+    """How many columns of a legend fit beside each other, by the widths of their labels: to make a legend of many
+    entries only to see how wide it is takes longer than to draw what they stand for.
+    """
+    unit, probe = font * figure.dpi / 72, figure.text(0, 0, "", fontsize=font)
+    widths = []
+    for label in labels:
+        probe.set_text(label)
+        widths.append(probe.get_window_extent().width)
+    probe.remove()
+    for columns in range(min(len(labels), MOST_COLUMNS), 1, -1):
+        widest = [max(column) + (HANDLE + GAP) * unit for column in np.array_split(widths, columns)]
+        if sum(widest) + ((columns - 1) * SPACING + 2 * BORDER) * unit <= 0.98 * figure.bbox.width:
+            return columns
+    return 1
