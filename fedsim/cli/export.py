@@ -10,7 +10,6 @@ from pathlib import Path
 from fedsim.cli.allow import HELP
 from fedsim.cli.output import Arguments, add_json, print_json, writing
 from fedsim.errors import ConfigError, suggest
-from fedsim.record.checkpoint import CheckpointWarning
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import atomic
 from fedsim.record.sinks.sink import SINKS, follow_metrics, write_metrics
@@ -69,6 +68,7 @@ def _export_model(run: RunDirectory, path: Path, seed: int | None, node: int | N
     if path.exists():
         raise ConfigError(f"{path} exists; choose another --output, or remove it first")
     from fedsim.controller.trained import trained  # deferred: slow to import
+    from fedsim.record.checkpoint import CheckpointWarning
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CheckpointWarning)

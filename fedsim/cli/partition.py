@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedsim.cli import flags
-from fedsim.cli.output import console, writing
-from fedsim.controller.prepare import resolve_data
-from fedsim.data import Dataset
+from fedsim.cli.output import console
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import build
-from fedsim.experiment.config.described import describe, experiment_component
-from fedsim.experiment.division import DIRICHLET, division
-from fedsim.experiment.experiment import Data
-from fedsim.partition import Partitioner, card, plot, render
-from fedsim.problems import Problem
+from fedsim.experiment.config.described import component, experiment_component
 
-
-@dataclass(frozen=True)
-class Division:
-    """A data set divided among clients, as in an experiment.
-
-    Args:
-        data: the data set.
-        partition: division of the samples among clients.
-        seed: seed of the random draws.
-    """
-
-    data: Data | Dataset = field(default_factory=Data)
-    partition: Partitioner = field(default_factory=lambda: DIRICHLET)
-    seed: int = 0
-
+if TYPE_CHECKING:
+    from fedsim.cli.division import Division
 
 PARTITION = flags.Command(
     "partition",
     "Partition a data set among clients, as in an experiment with these settings, and show the result.",
-    partial(describe, Division),
+    partial(component, "fedsim.cli.division", "Division"),
     {"output": "picture to draw: .png, .svg or .pdf", "save": "file to write the samples of each client to: .npz"},
     {"json": "print the numbers as JSON"},
 )
@@ -54,18 +34,11 @@ def partition(argv: Sequence[str]) -> int:
     if "help" in line.switches:
         flags.print_help(PARTITION, settings)
         return 0
-    chosen = build(Division, settings)
-    source = resolve_data(chosen.data)
-    dataset = source.dataset if isinstance(source, Problem) else source
-    labels = dataset.labels
-    parts = division(chosen.data, chosen.partition).partition(labels, dataset.train.client, chosen.seed)
-    measured = card(parts, labels, dataset.classes)
-    if "output" in line.options:
-        with writing(Path(line.options["output"])):
-            plot(parts, labels, dataset.classes, line.options["output"])
-    if "save" in line.options:
-        with writing(Path(line.options["save"])):
-            parts.save(line.options["save"])
+    chosen: Division = build(PARTITION.settings(), settings)
+    from fedsim.cli.division import divide  # PyTorch: whoever asks for help need not wait for it
+    from fedsim.partition import render
+
+    measured = divide(chosen, line.options.get("output"), line.options.get("save"))
     if "json" in line.switches:
         print(json.dumps(measured.to_dict()))
     else:

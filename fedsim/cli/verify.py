@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.cli.output import Arguments, add_json, print_json
-from fedsim.controller.verify import remaining
-from fedsim.controller.verify import verify as faults_of
 from fedsim.report.series import find_runs
 from fedsim.sweeps.grid import is_sweep, open_sweep
 
@@ -23,6 +21,9 @@ def verify(argv: Sequence[str]) -> int:
     add_json(parser, "verify")
     arguments = parser.parse_args(argv)
     runs = find_runs(arguments.runs)
+    from fedsim.controller.verify import remaining  # deferred: slow to import
+    from fedsim.controller.verify import verify as faults_of
+
     found = {run.path: faults_of(run.path) for run in runs}
     faults = [fault for of_run in found.values() for fault in of_run]
     rest = [line for path, of_run in found.items() if not of_run for line in remaining(path)]

@@ -12,15 +12,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.checks import whole
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import to_config
-from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.schedule import Cosine
 from fedsim.report.labels import flat
-from fedsim.robust.robust import innermost
+
+if TYPE_CHECKING:
+    from fedsim.experiment.experiment import Experiment
 
 SEARCHES = ("grid", "random", "halving")
 SCALES = ("linear", "log")
@@ -108,6 +109,8 @@ def halving_trial(made: Experiment, first: int) -> Experiment:
         ConfigError: it is of a method or with a criterion that ends a run.
     """
     name = type(made.algorithm).__name__
+    from fedsim.robust.robust import innermost  # PyTorch, which help does not need
+
     if hasattr(innermost(made.algorithm), "finish"):
         raise ConfigError(f"halving continues runs, and {name}.finish ends them; search by grid or random instead")
     if made.stop is not None:

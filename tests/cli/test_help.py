@@ -124,15 +124,22 @@ def test_list_is_wrapped_in_a_terminal(
 def test_help_and_mistakes_do_not_load_torch(tmp_path: Path) -> None:
     """Once a process has remembered the descriptions; this one may have found packages in folders of other tests."""
     lines = [
-        ["--help"], ["list"], ["schema"], ["run", "--help"], ["sweep", "--help"], ["rnu"],
+        ["--help"], ["list"], ["schema"], ["list", "algorithms"], *([command, "--help"] for command in COMMANDS),
+        ["rnu"], ["topology", "--graph", "Ring"], ["partition", "--data", "digit"], ["run", "--topology", "Ring"],
+        ["run", "--algorithm", "FedAvg", "--compressor", "TopK"], ["topology", "--topology", "Ring"],
         ["run", "--roundz", "3"], ["run", "--algorithm", "FedAvgg"], ["run", "--algorithm", "FedAvg", "--rounds", "x"],
     ]  # fmt: skip
     code = f"""
 import sys
 from fedsim.cli import main
-codes = [main(line) for line in {lines}]
+codes = []
+for line in {lines}:
+    try:
+        codes.append(main(line))
+    except SystemExit as end:                              # of argparse
+        codes.append(end.code)
 print(codes, sorted({{'torch', 'scipy', 'sklearn', 'networkx', 'pandas'}} & set(sys.modules)))
 """
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"{[0] * 5 + [2] * 4} []"
+    assert done.stdout.splitlines()[-1] == f"{[0] * (4 + len(COMMANDS)) + [2] * 9} []"

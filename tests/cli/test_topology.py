@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from algorithms import DFedAvg
 from fedsim import Experiment, run
 from fedsim.cli import main
-from fedsim.cli.topology import measure
+from fedsim.cli.network import measure
 from fedsim.data import load
 from fedsim.gossip import weigh
 from fedsim.partition import DirichletPartitioner
