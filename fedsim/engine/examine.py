@@ -95,6 +95,7 @@ def snapshot(model: Model) -> Snapshot:
 
 def name_of(fn: Callable[..., object]) -> str:
     """Name of a module or loss in errors."""
+    fn = getattr(fn, "func", fn)                           # of a functools.partial
     return type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__qualname__", type(fn).__name__)
 
 

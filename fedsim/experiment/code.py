@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import resolve_name
 from pathlib import Path
@@ -93,6 +93,8 @@ def _parts(value: Any) -> Iterator[type | FunctionType]:
         yield value
     elif isinstance(value, type):
         yield from value.__mro__
+    elif isinstance(value, partial):
+        yield from _parts([value.func, value.args, value.keywords])
     elif isinstance(value, Mapping):
         for child in value.values():
             yield from _parts(child)

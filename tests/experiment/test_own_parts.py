@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from algorithms import EF21, FedAvg
 from fedsim import EF14Uplink, Experiment, run
 from fedsim.cli import main
 from fedsim.errors import ConfigError, PartitionError
+from fedsim.experiment.code import code_of
 from fedsim.experiment.config import from_config, to_config
 from fedsim.partition import OwnPartitioner
 from fedsim.record.metrics import read_metrics
@@ -30,8 +33,14 @@ class Clip:
     def compress(self, x, at):
         return torch.where(x.abs() > self.level, x, 0.0)
 
-def middle(rows, weights):
-    return rows.sort(0).values[1:-1].mean(0)
+def middle(rows, weights, cut=1):
+    return rows.sort(0).values[cut:-cut].mean(0)
+
+def smooth(outputs, targets, by: float = 0.0):
+    return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=by, reduction="none")
+
+def fall(round, *, decay):
+    return decay**round
 
 def by_class(labels, clients=2):
     return labels % clients
@@ -66,6 +75,33 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"own_parts_{tmp_path.name.replace('-', '_')}"
     Path(f"{name}.py").write_text(MODULE)
     return name
+
+
+def test_other_parameters_of_a_function_are_settings(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a rule, a loss or a schedule, as those of a ``functools.partial`` are in Python."""
+    words = ["run", "--algorithm", "FedAvg", "--rounds", "2", "--partition.num_partitions", "5", "--sampling.size", "5"]
+    flags = ["--aggregate", f"{module}.middle", "--aggregate.cut", "2"]
+    flags += ["--loss", f"{module}.smooth", "--loss.by", "0.1"]
+    flags += ["--schedule", f"{module}.fall", "--schedule.decay", "0.9", "--model", "Logistic", "--backend", "loop"]
+    assert main([*words, *flags, "--output", "run", "--quiet"]) == 0
+    experiment = from_config(config := yaml.safe_load(Path("run/config.yaml").read_text()))
+    assert config["aggregate"] == {"name": f"{module}.middle", "cut": 2}
+    assert config["loss"] == {"name": f"{module}.smooth", "by": 0.1}
+    assert config["schedule"] == {"name": f"{module}.fall", "decay": 0.9}
+    assert to_config(experiment) == config and code_of(experiment).keys() >= {module}
+    own = import_module(module)
+    parts = {"aggregate": partial(own.middle, cut=2), "loss": partial(own.smooth, by=0.1)}
+    made = run(replace(experiment, **parts, schedule=partial(own.fall, decay=0.9)), progress=False)
+    rows = [(folder / "seed-0" / "metrics.jsonl").read_bytes() for folder in (Path("run"), made.path)]
+    assert rows[0] == rows[1] and made.config == config
+    for wrong, said in (
+        (["--aggregate.rows", "2"], "unknown setting aggregate.rows: known: cut"),
+        (["--aggregate.cutt", "2"], "did you mean 'cut'? Known: cut"),
+        (["--schedule", f"{module}.fall"], "schedule.decay is missing"),
+        (["--loss", f"{module}.smooth", "--loss.by", "x"], "loss.by is 'x'; expected a number"),
+    ):
+        assert main([*words, "--aggregate", f"{module}.middle", *wrong]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.process                                       # jsonargparse looks for stubs of what has no annotations

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -31,6 +32,11 @@ from fedsim.experiment.short_forms import short_forms
 if TYPE_CHECKING:
     from fedsim.experiment.experiment import Data
     from fedsim.partition.own import OwnPartitioner
+
+GIVEN = {
+    "aggregate": 2, "rule": 2, "loss": 2, "schedule": 1, "step_schedule": 2, "augment": 2, "first": 2, "then": 2,
+}  # fmt: skip
+"""Number of arguments that a function of the user's own is called with, by its kind; its others are settings."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +205,19 @@ def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tup
         return partial(_imported_model, name), describe(target)
     if kind == "partition" and not hasattr(target, "partition"):
         return partial(_own_partitioner, target), describe(target)
+    if inspect.isfunction(target):
+        own = _own_settings(kind, target)
+        return (partial(_with_options, target), own) if own.settings else (target,)
     itself = not isinstance(target, type) or (kind == "loss" and is_module(target))   # made anew for each seed
     return (target,) if itself else (target, describe(target))
+
+
+@cache
+def _own_settings(kind: str, function: Callable[..., Any]) -> Component:
+    """Description of a function that IS the component: its parameters after those that it is called with."""
+    given = list(inspect.signature(function).parameters)[: GIVEN.get(kind, 0)]
+    described = describe(function)
+    return replace(described, settings={key: each for key, each in described.settings.items() if key not in given})
 
 
 def known_of(kind: str, sources: Sequence[Component]) -> dict[str, Setting]:
@@ -225,6 +242,10 @@ def _own_partitioner(function: Callable[..., Any], **options: Any) -> OwnPartiti
     from fedsim.partition.own import OwnPartitioner
 
     return OwnPartitioner(function, options)
+
+
+def _with_options(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return partial(function, **options) if options else function
 
 
 def _imported_model(name: str, **options: Any) -> ImportedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def _forms() -> dict[type, Callable[[Any, Any], Any]]:
         Data: lambda v, _: {"name": v.name, "data_dir": v.data_dir, "download": v.download, **written(v.options)},
         ImportedModel: lambda v, _: {"name": v.name, **written(v.options)},
         OwnPartitioner: lambda v, _: {**_named(v.function), **written(v.options)},
+        partial: lambda v, _: {**_named(v if v.args else v.func), **written(v.keywords)},
         OwnCompressor: lambda v, hint: written(v.compressor, hint),
         Dataset: lambda v, _: of_python(v, v.name),
         Problem: lambda v, _: of_python(v, v.dataset.name),
