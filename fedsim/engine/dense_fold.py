@@ -21,13 +21,16 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.linear_stack import DenseStack, Factors, Parameters, per_client
-from fedsim.engine.linear_step import Gradient, LinearStep, Made, Norm, Number, Terms
+from fedsim.engine.linear_step import Descended, Gradient, LinearStep, Made, Norm, Number, Terms
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Slot
 from fedsim.types import Batch
 
 LEAST_STEPS = 3
 """Fewer do not pay for splitting and joining."""
+
+CACHED = 2**19
+"""Numbers of a gradient in memory at a time where an optimiser steps along it."""
 
 Parts: TypeAlias = list[Tensor]
 """Vectors of clients: ``[c, *shape]`` for each parameter, or ``[1, *shape]`` where they are one for all."""
@@ -122,10 +125,10 @@ class DenseFold:
             joined.append(torch.cat([t.flatten(1) for _, t in placed], 1))
         return tuple(joined)
 
-    def memory(self, name: Slot | int, c: int) -> Parts:
-        """Memory for vectors of the first ``c`` clients while a step runs, the same in every step."""
+    def memory(self, name: Slot | int, c: int, most: int = 0) -> Parts:
+        """Memory for vectors of the first ``c`` clients while a step runs, at most ``most``, the same in every step."""
         if name not in self._memory:
-            self._memory[name] = self.new(c)
+            self._memory[name] = self.new(max(c, most))
         return [t[:c] for t in self._memory[name]]
 
     def new(self, c: int) -> Parts:
@@ -186,7 +189,30 @@ class _Step:
             else:
                 new[i] = self._combined(result, self._fold.new(self._c))
         new |= {i: self._combined(result, over=step.carry[i]) for i, result in alone}
+        if step.descended is not None:
+            self._descend(step.descended)
         return [t for i in range(len(step.carry)) for t in new[i]]
+
+    def _descend(self, step: Descended) -> None:
+        """An optimiser's step in place; along a gradient held as factors, of so many clients at a time that it stays in
+        the processor's cache.
+        """
+        terms, _ = self._terms(step.direction)
+        vectors = [self._vectors[slot].parts for slot in step.vectors]
+        numbers = [self._numbers[slot] for slot in step.numbers]
+        ((slot, r),) = terms.items()
+        factors = self._vectors[slot].factors
+        if factors is None:
+            g = self._combined(step.direction, self._fold.memory(id(step), self._c))
+            step.by.step([vectors[0], g, *vectors[1:]], numbers)
+            return
+        some = max(1, CACHED // self._dense.size)
+        for start in range(0, self._c, some):
+            rows = slice(start, start + some)
+            of_some = [[t[rows] for t in parts] for parts in vectors]
+            g = self._fold.memory(id(step), len(of_some[0][0]), some)
+            self._add(g, [(delta[rows], h[rows]) for delta, h in factors], r[rows] if isinstance(r, Tensor) else r, 0.0)
+            step.by.step([of_some[0], g, *of_some[1:]], [t[rows] if t.dim() else t for t in numbers])
 
     def _norm(self, slot: Slot) -> Tensor:
         """Norms ``[c]`` of vectors."""
@@ -308,7 +334,8 @@ def _computed(op: Number, numbers: Mapping[Slot, Tensor]) -> Tensor:
 
 def _combinations(step: LinearStep) -> list[Terms]:
     made = [op.at if isinstance(op, Gradient) else op.terms for op in step.ops if isinstance(op, Gradient | Made)]
-    return made + [result for result in step.results if not isinstance(result, Slot)]
+    descended = [] if step.descended is None else [step.descended.direction]
+    return made + descended + [result for result in step.results if not isinstance(result, Slot)]
 
 
 def dense_fold(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,32 +19,32 @@ from fedsim.engine.tape import Tape
 from fedsim.types import Optimizer
 from fedsim.values import Vector
 
+Rows: TypeAlias = list[Tensor]
 
-def _adam(by: Any, eta: float, y: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor) -> None:
+
+def _adam(by: Any, eta: float, y: Rows, g: Rows, m: Rows, v: Rows, t: Rows) -> None:
     torch._fused_adamw_(
-        y.unbind(), g.unbind(), m.unbind(), v.unbind(), [], t.float().unbind(), lr=eta, beta1=by.beta1, beta2=by.beta2,
-        weight_decay=getattr(by, "weight_decay", 0.0), eps=by.eps, amsgrad=False, maximize=False,
+        y, g, m, v, [], t, lr=eta, beta1=by.beta1, beta2=by.beta2, weight_decay=getattr(by, "weight_decay", 0.0),
+        eps=by.eps, amsgrad=False, maximize=False,
     )  # fmt: skip
 
 
-def _momentum(by: Any, eta: float, y: Tensor, g: Tensor, m: Tensor) -> None:
+def _momentum(by: Any, eta: float, y: Rows, g: Rows, m: Rows) -> None:
     torch._fused_sgd_(
-        y.unbind(), g.unbind(), m.unbind(), weight_decay=0.0, momentum=by.momentum, lr=eta, dampening=0.0,
-        nesterov=isinstance(by, Nesterov), maximize=False, is_first_step=False,
+        y, g, m, weight_decay=0.0, momentum=by.momentum, lr=eta, dampening=0.0, nesterov=isinstance(by, Nesterov),
+        maximize=False, is_first_step=False,
     )  # fmt: skip
 
 
-def _adagrad(by: Any, eta: float, y: Tensor, g: Tensor, v: Tensor) -> None:
-    steps = torch.ones(len(y)).unbind()                    # which count where the step size decays; here it does not
-    torch._fused_adagrad_(
-        y.unbind(), g.unbind(), v.unbind(), steps, lr=eta, lr_decay=0.0, weight_decay=0.0, eps=by.eps, maximize=False
-    )
+def _adagrad(by: Any, eta: float, y: Rows, g: Rows, v: Rows) -> None:
+    steps = [*torch.ones(len(y)).unbind()]                   # which count where the step size decays; here it does not
+    torch._fused_adagrad_(y, g, v, steps, lr=eta, lr_decay=0.0, weight_decay=0.0, eps=by.eps, maximize=False)
 
 
 KERNELS: dict[type, Callable[..., None]] = {
     Adam: _adam, AdamW: _adam, HeavyBall: _momentum, Nesterov: _momentum, Adagrad: _adagrad,
 }  # fmt: skip
-"""The step of each optimiser, in place on the points and slots of a stack of clients; ``[c, 1]`` numbers count it."""
+"""The step of each optimiser, in place on tensors of points, gradients and slots; numbers, 0-dim, count it for each."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,34 @@ class FusedStep:
 
     def __call__(self, y: Tensor, g: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Step from ``y [c, ...]`` along ``g``, in place on ``y`` and on the slots that follow."""
-        slots, sizes = (others[:-1], others[-1].flatten().tolist()) if self.eta is None else (others, [self.eta])
-        kernel = KERNELS[type(self.by)]
-        if len({*sizes}) == 1:
-            kernel(self.by, sizes[0], y, g, *slots)
-        else:                                              # of clients with other numbers of steps
-            for i, eta in enumerate(sizes):
-                kernel(self.by, eta, *(t[i : i + 1] for t in (y, g, *slots)))
-        return y, *slots[: self.vectors]
+        slots, numbers = others[: self.vectors], others[self.vectors :]
+        self.step([[t] for t in (y, g, *slots)], numbers)
+        return y, *slots
+
+    def step(self, vectors: Sequence[Rows], numbers: Sequence[Tensor]) -> None:
+        """Step in place.
+
+        Args:
+            vectors: point, gradient and slots, each by parameter, ``[c, ...]``.
+            numbers: what follows the slots in a call, ``[]``, ``[c]`` or ``[c, 1]``.
+        """
+        counts = [*numbers] if self.eta is not None else [*numbers[:-1]]
+        sizes = [self.eta] if self.eta is not None else numbers[-1].flatten().tolist()
+        kernel, parts = KERNELS[type(self.by)], len(vectors[0])
+        alike = len({*sizes}) == 1
+        if alike and all(_one(t) for t in counts) and all(t.is_contiguous() for of in vectors for t in of):
+            firsts = [[t.flatten()[0].float()] * parts for t in counts]
+            kernel(self.by, sizes[0], *vectors, *firsts)   # of all clients at once
+            return
+        numbered = [[t.flatten().float()] * parts for t in counts]
+        rows = [[[*t.unbind()] for t in of] for of in (*vectors, *numbered)]
+        for some in [slice(None)] if alike else [slice(i, i + 1) for i in range(len(sizes))]:
+            kernel(self.by, sizes[some][0], *([t for ts in of for t in ts[some]] for of in rows))
+
+
+def _one(numbers: Tensor) -> bool:
+    """Return whether all numbers are the same."""
+    return len({*numbers.flatten().tolist()}) == 1
 
 
 class Recorder(Protocol):

@@ -81,6 +81,7 @@ class DenseStack:
 
     def __init__(self, layers: list[_Layer], loss: Callable[[Tensor, Tensor], Tensor], flatten: bool) -> None:
         self.layers, self.loss, self.flatten = layers, loss, flatten
+        self.size = sum(at.rows * at.columns for at in layers)
         self.offsets = [at for layer in layers for at in (layer.start, layer.bias_start)[: 1 + layer.bias]]
 
     @classmethod

@@ -3,8 +3,8 @@
 The vectors are the carry, constants of the fold, and gradients at such combinations. Coefficients are numbers of the
 fold, such as ``eta``, or numbers of each client that follow from the norm of a combination, such as ``rho / ||g||``.
 Steps of FedAvg, FedProx, SCAFFOLD and FedDyn have this form, and those of FedSAM, FedSpeed and FedSMOO with their two
-gradients, with weight decay and clipping or without. ``fedsim.engine.dense_fold`` runs such a step parameter by
-parameter, and need not hold the gradients of weights.
+gradients, with weight decay and clipping or without. A step of Adam or another optimiser along a gradient may end
+them. ``fedsim.engine.dense_fold`` runs such a step parameter by parameter, and need not hold the gradients of weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from fedsim.engine.fused import FusedStep
 from fedsim.engine.tape import Op, Recording, Slot
 
 aten = torch.ops.aten
@@ -55,6 +56,22 @@ class Made(NamedTuple):
     terms: Terms
 
 
+class Descended(NamedTuple):
+    """The step of an optimiser along a gradient, in place on vectors of the carry, after all else.
+
+    Attributes:
+        by: the optimiser's step.
+        vectors: slots of the point and of the optimiser's vectors.
+        direction: the gradient, and by what it is multiplied.
+        numbers: slots of its numbers.
+    """
+
+    by: FusedStep
+    vectors: list[Slot]
+    direction: Terms
+    numbers: list[Slot]
+
+
 @dataclass
 class LinearStep:
     """A step as instructions on vectors of clients and numbers.
@@ -65,6 +82,7 @@ class LinearStep:
         numbers: those of both that are numbers, of clients or of all.
         ops: in order, before any of the carry changes.
         results: the new carry: combinations for vectors, slots for numbers.
+        descended: the optimiser's step, if it is no combination.
     """
 
     carry: list[Slot]
@@ -72,6 +90,7 @@ class LinearStep:
     numbers: set[Slot]
     ops: list[Number | Gradient | Norm | Made] = field(default_factory=list)
     results: list[Terms | Slot] = field(default_factory=list)
+    descended: Descended | None = None
 
     @property
     def gradients(self) -> int:
@@ -118,8 +137,10 @@ class _Reader:
             raise _OtherForm                               # shapes would not tell vectors from numbers
         self._numbers: set[Slot] = set()
         self._vectors: set[Slot] = set()
+        self._gradients: set[Slot] = set()
         self._known: dict[Slot, Terms] = {}
         self._norms: dict[Slot, Slot] = {}                 # by vector
+        self._moved: dict[Slot, Slot] = {}                 # vectors of the carry, by what an optimiser makes of them
         carry, consts = [*map(Slot, r.carry)], [Slot(i) for i in range(r.carry.stop, r.inputs)]
         for slot, rows in zip((*carry, *consts), [True] * len(carry) + own, strict=True):
             self._input(slot, rows)
@@ -139,12 +160,16 @@ class _Reader:
         for op in self._r.ops:
             self._read(op)
         for slot, old in zip(self._r.results, self._step.carry, strict=True):
-            self._step.results.append(self._number(slot) if old in self._step.numbers else self._vector(slot))
+            moved = self._moved.get(slot) == old           # stays as it is until the optimiser's step
+            found = self._number(slot) if old in self._step.numbers else self._vector(old if moved else slot)
+            self._step.results.append(found)
         return self._step
 
     def _read(self, op: Op) -> None:
         if op.fn is None:
             self._read_gradient(op)
+        elif isinstance(op.fn, FusedStep):
+            self._read_descent(op.fn, op)
         elif op.fn in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
             self._read_norm(op)
         elif not op.reads():                               # a number that vmap made a tensor of
@@ -172,6 +197,17 @@ class _Reader:
             raise _OtherForm                               # at a part of the minibatch, or at no vector of each client
         self._step.ops.append(Gradient(op.out[0], self._vector(op.args[0])))
         self._vectors.add(op.out[0])
+        self._gradients.add(op.out[0])
+
+    def _read_descent(self, by: FusedStep, op: Op) -> None:
+        (y, g, *slots), numbers = op.args[: 2 + by.vectors], op.args[2 + by.vectors :]
+        moved, direction = [y, *slots], self._vector(g)
+        if self._moved or not {*moved} <= {*self._step.carry} or not {*numbers} <= self._numbers:
+            raise _OtherForm
+        if {vector for vector, _ in direction}.isdisjoint(self._gradients) or len(direction) > 1:
+            raise _OtherForm                               # y - x that is 0 must be 0, in whatever order it is summed
+        self._moved = dict(zip(op.out, moved, strict=True))
+        self._step.descended = Descended(by, moved, direction, numbers)
 
     def _read_norm(self, op: Op) -> None:
         if len(op.args) < 3 or op.args[1] != 2 or op.args[2] not in ([1], [-1]) or op.kwargs.keys() - {"keepdim"}:

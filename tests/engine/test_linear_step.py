@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 from algorithms import FedAvg, FedGamma, FedProx, FedSAM, FedSMOO, FedSpeed, MoFedSAM, Scaffold
 from fedsim import Batch, Local
 from fedsim.clients import cohort
-from fedsim.engine import linear_stack, step
+from fedsim.engine import dense_fold, linear_stack, step
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.dense_fold import DenseFold
 from fedsim.engine.linear_stack import DenseStack
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
-from fedsim.engine.optimizers import HeavyBall
+from fedsim.engine.optimizers import Adagrad, Adam, AdamW, HeavyBall, Nesterov, RMSprop
 from fedsim.engine.step_schedules import CosineSteps
 from fedsim.models.losses import cross_entropy
 from tests.engine.test_replay import assert_same, federation
@@ -41,7 +42,8 @@ def folds(monkeypatch: pytest.MonkeyPatch) -> list[DenseFold]:
 
 @pytest.fixture(params=["factors", "whole"])
 def gradients(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients as factors, or in memory, for whatever number of samples."""
+    """Gradients as factors, or in memory, for whatever number of samples; optimisers step two clients at a time."""
+    monkeypatch.setattr(dense_fold, "CACHED", 2 * 6 * 5)
     monkeypatch.setattr(linear_stack, "LOW_COST", {"factors": 0, "whole": 1e9}[request.param])
 
 
@@ -71,7 +73,14 @@ DECAYED = LocalWork(4, clip_norm=0.3, clip_mode="direction", weight_decay=0.1, w
         (FedSMOO(), CLIPPED, True),
         (MoFedSAM(), LocalWork(4), True),
         (FedGamma(rho=0.1), LocalWork(4), True),
-        (FedAvg(), LocalWork(4, optimizer=HeavyBall()), False),
+        (FedAvg(), LocalWork(4, optimizer=HeavyBall()), True),
+        (FedAvg(), LocalWork(4, optimizer=Adam(state="keep")), True),
+        (FedAvg(), LocalWork(4, epochs=2, optimizer=AdamW(), step_schedule=CosineSteps()), True),
+        (FedAvg(), replace(CLIPPED, optimizer=Nesterov()), True),
+        (FedSAM(rho=0.1), replace(CLIPPED, optimizer=Adagrad(), epochs=2), True),
+        (FedProx(mu=0.5), LocalWork(4, optimizer=Adagrad()), False),   # as y - x is 0, or sets the step's size
+        (FedSAM(rho=0.1), LocalWork(4, optimizer=Adam()), True),
+        (FedAvg(), LocalWork(4, optimizer=RMSprop()), False),
         (FedAvg(), LocalWork(4, steps=2), False),          # not worth splitting and joining the vectors
         (FedAvg(), LocalWork(4, micro_batch=2), False),
     ],
