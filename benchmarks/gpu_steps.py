@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import statistics
 import subprocess
@@ -157,11 +158,13 @@ def reference(tiny: bool) -> dict[str, Any]:
 
 
 def same_bits(tiny: bool) -> dict[str, Any]:
-    """Whether a second run, in CUDA graphs after the loop, and one with memories of the host have the same bits."""
+    """Whether a second run, in CUDA graphs on streams after the loop, and one with memories of the host have the same
+    bits.
+    """
     different = []
     for name, network, shape in small_cases(tiny):
         for title, algorithm in ALGORITHMS.items():
-            for backend, other in ((Loop(), Graphed()), (Blocks(3), Blocks(3))):
+            for backend, other in ((Loop(), Graphed(streams=2)), (Blocks(3), Blocks(3))):
                 ends = [
                     rounds(federation(network, shape, 4, 12, LocalWork(5, steps=3), b, memory=m), algorithm, 2)[0]
                     for b, m in ((backend, "device"), (other, "device"), (backend, "host"))
@@ -211,9 +214,10 @@ def launches(tiny: bool) -> dict[str, Any]:
 
 
 def speed(tiny: bool) -> dict[str, Any]:
-    """Seconds of a round, the median of some after one to warm up, and its peak of memory."""
+    """Seconds of a round, the median of some after one to warm up, and its peak of memory, by backend and streams."""
     cut = LocalWork(50, steps=50, clip_norm=10.0, weight_decay=1e-3)
-    resnet, avg, each = ResNet18(stem="imagenet"), FedAvg(lr=0.1), (Loop(), Graphed())
+    resnet, avg = ResNet18(stem="imagenet"), FedAvg(lr=0.1)
+    each = Loop(), *(Graphed(streams=n) for n in (1, 2, 4, 8))
     cases = {
         "logistic 100x1": (Logistic(), GRAY, 100, 60, LocalWork(60, steps=1), avg, (Blocks(100),)),
         "mcmahan 10x60": (McMahanCNN(), GRAY, 10, 600, LocalWork(10), avg, (*each, Blocks(10))),
@@ -226,15 +230,19 @@ def speed(tiny: bool) -> dict[str, Any]:
         if tiny:
             n, samples, work = 2, 4, replace(work, batch_size=2, steps=1)
         for backend in backends:
+            way = f"{name}/{type(backend).__name__.lower()}"
+            way += f" {backend.streams}" if isinstance(backend, Graphed) else ""
+            gc.collect()                                   # graphs of the one before
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             try:
                 fed = federation(network, shape, n, samples, work, backend)
                 seconds = rounds(fed, algorithm, 2 if "resnet" in name else 4)[1]
             except torch.OutOfMemoryError as error:
-                found[f"{name}/{type(backend).__name__.lower()}"] = f"out of memory: {error!s:.60s}"
+                found[way] = f"out of memory: {error!s:.60s}"
                 continue
-            found[f"{name}/{type(backend).__name__.lower()}"] = statistics.median(seconds[1:])
-            found[f"{name}/{type(backend).__name__.lower()} peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+            found[way] = statistics.median(seconds[1:])
+            found[f"{way} peak GB"] = torch.cuda.max_memory_allocated() / 1e9
     return found
 
 

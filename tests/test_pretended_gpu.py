@@ -46,8 +46,8 @@ def test_algorithms_and_models_are_those_of_the_cpu() -> None:
     on_the_gpu("tests/contract/test_devices.py")
 
 
-def test_rounds_keep_to_their_budgets_and_graphs_are_the_loop() -> None:
-    on_the_gpu("tests/pretended/budgets.py", "tests/pretended/graphs.py")
+def test_rounds_keep_to_their_budgets_graphs_are_the_loop_streams_do_not_race_and_auto_chooses() -> None:
+    on_the_gpu(*(f"tests/pretended/{name}.py" for name in ("auto", "budgets", "graphs", "streams")))
 
 
 @pytest.mark.ray

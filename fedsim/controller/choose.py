@@ -6,6 +6,7 @@ run keeps it; the cache lets a repeated run choose the same backend, so that res
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
@@ -25,10 +26,11 @@ from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.examine import snapshot
 from fedsim.engine.federation import Backend, Federation
+from fedsim.engine.graphed import Graphed
 from fedsim.engine.kernels import KERNELS, REFERENCE, Kernels, fastest, variations
 from fedsim.engine.loop import Loop
 from fedsim.engine.machine import free_memory, out_of_memory, torch_threads
-from fedsim.errors import BlockError, FedsimError, explained
+from fedsim.errors import BlockError, FedsimError, explained, in_one_line
 from fedsim.record.files import lock, write_atomic
 from fedsim.record.state import check
 from fedsim.tree import written
@@ -38,6 +40,8 @@ SIZES = (1, 5, 10, 25, 50, 100)
 """Block sizes to try."""
 LARGER, SMALL_BLOCK = (300, 1000), 2**22
 """Further ones of large cohorts, if one vector for each client takes no more than so many bytes."""
+STREAMS = (1, 4, 2, 8)
+"""Clients at the same time whose steps are graphs, on a GPU; the first are the likeliest."""
 TRIAL_STEPS = 3
 """Least local steps of a trial, if a client makes that many: enough to measure the cost of a step."""
 MARGIN, CLOSE = 0.95, 0.98
@@ -56,21 +60,31 @@ tried, as the system may end a process that asks for too much."""
 
 
 class Candidate(NamedTuple):
-    """A way to run clients: in blocks of ``size`` (0: the loop), on ``threads`` at the same time (0: one by one)."""
+    """A way to run clients: in blocks of ``size`` (0: the loop), on ``threads`` at the same time (0: one by one); with
+    local steps as ``graphs`` these are streams of a GPU.
+    """
 
     size: int
     threads: int
     kernels: Kernels = REFERENCE
+    graphs: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Name of the backend."""
+        return "blocks" if self.size else "graphed" if self.graphs else "loop"
 
     @property
     def name(self) -> str:
         """Name in the cache and in a manifest."""
-        clients = (str(self.size) if self.size else "loop") + (f" on {self.threads} threads" if self.threads else "")
-        return ", ".join([clients, *self.kernels.names])
+        places = f" on {self.threads} {'streams' if self.graphs else 'threads'}" if self.threads else ""
+        return ", ".join([(str(self.size) if self.size else self.kind) + places, *self.kernels.names])
 
     @property
     def backend(self) -> Backend:
         """The backend that does it."""
+        if self.graphs:
+            return Graphed(streams=max(self.threads, 1))
         return Blocks(self.size, self.threads, self.kernels) if self.size else Loop(self.threads, self.kernels)
 
     @property
@@ -79,7 +93,7 @@ class Candidate(NamedTuple):
         size = {"block_size": self.size} if self.size else {}
         threads = {"client_threads": self.threads} if self.threads else {}
         kernels = {"kernels": self.kernels.names} if self.kernels.names else {}
-        return {"backend": "blocks" if self.size else "loop", **size, **threads, **kernels}
+        return {"backend": self.kind, **size, **threads, **kernels}
 
 
 def choose(
@@ -94,7 +108,7 @@ def choose(
     cache: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure the fastest backend for this federation: {"backend": "loop" or "blocks", "block_size": ..., details}.
+    """Measure the fastest backend for this federation: {"backend": "loop", "graphed" or "blocks", details}.
 
     Args:
         federation: not modified; trials run on a copy.
@@ -102,7 +116,8 @@ def choose(
         ids: cohort of the first round.
         rounds: rounds of the run; long ones are worth longer trials.
         blocks_only: exclude the loop.
-        threads: clients or blocks at the same time, 0 for one; by default both none and PyTorch's number are tried.
+        threads: clients or blocks at the same time, 0 for one; by default both none and PyTorch's number are tried, on
+            a GPU several numbers of streams.
         kernels: try others than those of the reference, too.
         cache: file of earlier measurements; in the user's cache directory by default.
         say: prints a message.
@@ -114,28 +129,43 @@ def choose(
     varied = variations(federation.model) if kernels else []
     cache = cache or Path(platformdirs.user_cache_dir("fedsim")) / "backends.json"
     key = _key(federation, algorithm, len(ids), tried, varied)
-    seconds, reason = _read(cache).get(key), None
+    seconds, reason, dropped = _read(cache).get(key), None, dict[str, str]()
     if seconds is None:
         try:
-            seconds = _keep(cache, key, _measure(federation, algorithm, ids, tried, rounds, varied))
+            seconds = _measure(federation, algorithm, ids, tried, rounds, varied, dropped)
+            if not dropped:                                # nor are these cached
+                seconds = _keep(cache, key, seconds)
         except BlockError as error:                        # not cached: its cause may be mended
             if blocks_only:
                 raise
             say(f"{error.reason}; clients run one at a time")
             one_by_one, reason = [candidate for candidate in tried if not candidate.size], error.reason
-            seconds = _measure(federation, algorithm, ids, one_by_one, rounds, varied)
+            seconds = _measure(federation, algorithm, ids, one_by_one, rounds, varied, dropped)
+        if federation.model.device.type == "cuda":
+            gc.collect()                                   # graphs and the clients that they hold are cycles
+            torch.cuda.empty_cache()
+    for name, why in dropped.items():
+        say(f"{name} was not measured: {why}")
     fastest = _fastest(seconds, tried)
-    return {**fastest.chosen, **({"reason": reason} if reason else {}), "trial_seconds": seconds}
+    remarks = {"reason": reason, "dropped": dropped}
+    return {**fastest.chosen, **{name: told for name, told in remarks.items() if told}, "trial_seconds": seconds}
 
 
 def candidates(federation: Federation, cohort: int, blocks_only: bool, threads: int | None) -> list[Candidate]:
-    """What to try, in this order: on threads too if there are several clients or blocks, and PyTorch has several."""
+    """What to try, in this order: on threads too if there are several clients or blocks, and PyTorch has several; on a
+    GPU with local steps as graphs, too, on several streams.
+    """
     model, most = federation.model, torch.get_num_threads()
-    numbers = [threads] if threads is not None else [0, most] if most > 1 and model.device.type == "cpu" else [0]
+    gpu = model.device.type == "cuda"
+    numbers = [0] if gpu else [threads] if threads is not None else [0, most] if most > 1 else [0]
     larger = [size for size in LARGER if size * model.d * model.dtype.itemsize <= SMALL_BLOCK]
     below = [size for size in (*SIZES, *larger) if size < cohort]
     sizes = [*[0] * (not blocks_only), *below, *[cohort] * (cohort <= SIZES[-1])]
     found = [Candidate(size, n) for size in sizes for n in numbers if not n or threads or cohort > (size or 1)]
+    if gpu:
+        streams = STREAMS if threads is None else (max(threads, 1),)
+        graphs = [Candidate(0, n if n > 1 else 0, graphs=True) for n in streams if n <= cohort or threads]
+        return found if blocks_only else [*found[:1], *graphs, *found[1:]]
     if not model.convolutional:                            # dense networks gain least by threads
         return sorted(found, key=lambda c: c.threads > 0)
     # convolutions gain most in blocks of 1 on threads, and trials of large blocks take longest
@@ -170,10 +200,11 @@ def _in_turn(
 
 def _measure(
     federation: Federation, algorithm: Algorithm[Any], ids: np.ndarray, tried: list[Candidate], rounds: int,
-    varied: list[dict[str, bool]],
+    varied: list[dict[str, bool]], dropped: dict[str, str],
 ) -> dict[str, float]:  # fmt: skip
     """Seconds of a round by candidate, from rounds of some clients and steps. What would exceed the time for trials, in
-    processor time, is omitted, and so is what exceeds the memory that is free or fails for want of it.
+    processor time, is omitted, and so is what exceeds the memory that is free or fails for want of it. Where steps
+    cannot be graphs, or a trial of them fails, ``dropped`` is told why.
 
     Raises:
         BlockError: the model or the algorithm runs in the loop alone.
@@ -200,14 +231,23 @@ def _measure(
             at_once = held(candidate, federation)
             if at_once >= too_large or (seconds and VECTORS * at_once > free_memory(federation.model.device)):
                 continue
-            trial = replace(federation, work=replace(federation.work, steps=long), backend=candidate.backend)
+            if candidate.graphs and dropped:
+                continue
+            backend = candidate.backend
+            trial = replace(federation, work=replace(federation.work, steps=long), backend=backend)
             try:
                 (took, spent), ran = _best_of(trial, algorithm, ids, some)
             except Exception as error:
-                if not seconds or not out_of_memory(error):
+                if not seconds or not (candidate.graphs or out_of_memory(error)):
                     raise
-                too_large = at_once
+                if out_of_memory(error):
+                    too_large = at_once
+                else:
+                    dropped[candidate.name] = in_one_line(error)
                 torch.cuda.empty_cache()
+                continue
+            if isinstance(backend, Graphed) and backend.eager:
+                dropped[candidate.name] = next(iter(backend.eager.values()))
                 continue
             last = some, long
             each, cost = min(each, took / (ran * long)), min(cost, spent / (ran * long))
@@ -278,7 +318,8 @@ def _key(
 ) -> str:  # fmt: skip
     """Cache key: digest of everything that the choice depends on."""
     model, work, shards = federation.model, federation.work, federation.shards
-    where = [platform.node(), platform.processor(), torch.__version__, torch.get_num_threads(), str(model.device)]
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else str(model.device)
+    where = [platform.node(), platform.processor(), torch.__version__, torch.get_num_threads(), device]
     parts = [
         [type(module).__name__ for module in model.module.modules()],
         getattr(model.loss, "__qualname__", type(model.loss).__name__),

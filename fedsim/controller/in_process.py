@@ -17,7 +17,8 @@ def requested(experiment: Experiment, fed: Federation, seed: int, say: Callable[
     """Record of the backend that the experiment requests, or that a trial finds fastest."""
     execution = experiment.execution
     if execution.backend == "graphed":
-        return {"backend": "graphed", "reason": "asked for"}
+        streams = execution.client_threads or 0
+        return {**Candidate(0, streams, graphs=True).chosen, "reason": "asked for"}
     if execution.backend == "loop" or (execution.backend == "blocks" and execution.block_size):
         size = execution.block_size if execution.backend == "blocks" else 0
         return {**Candidate(size, execution.client_threads or 0).chosen, "reason": "asked for"}
@@ -48,7 +49,7 @@ def backend_of(chosen: dict[str, Any], note: Callable[[str], None], *, may_fall:
 
     if chosen["backend"] == "graphed":
         eager, say = into("eager")
-        return Graphed(eager=eager, say=say)
+        return Graphed(streams=chosen.get("client_threads") or 1, eager=eager, say=say)
     size, threads = chosen.get("block_size", 0), chosen.get("client_threads", 0)   # 0: one client, or block, a time
     kernels = Kernels.of(chosen.get("kernels", []))
     if size and may_fall:

@@ -1,22 +1,26 @@
 """The loop on a GPU with its local steps as CUDA graphs: captured once, replayed by one launch each.
 
-A graph belongs to a step (by its fingerprint), the local work, the form of its arguments and the size of the minibatch.
-Its inputs have fixed addresses on the device: the carry, the constants, rows and keys of the minibatches, a count of
-the steps. A replay launches the same kernels as the loop, so that it has the loop's bits. A step that cannot be
-captured runs as in the loop, and the run says why.
+A graph belongs to a branch (see ``fedsim.engine.branches``), a step (by its fingerprint), the local work, the form of
+its arguments and the size of the minibatch. Its inputs have fixed addresses on the device: the carry, the constants,
+rows and keys of the minibatches, a count of the steps. A replay launches the same kernels as the loop, so that it has
+the loop's bits. A step that cannot be captured runs as in the loop, and the run says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.checks import whole
+from fedsim.engine.branches import Branch, branches_of, in_branches
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import DeviceMinibatches, Loop, LoopLocal, refuse_captured_tensors
+from fedsim.engine.model import Model
 from fedsim.engine.refusals import refuse_other_form
 from fedsim.engine.tape import Unreplayable, address, fingerprint
 from fedsim.errors import title
@@ -24,8 +28,10 @@ from fedsim.tree import build, count, leaves
 from fedsim.types import Batch
 from fedsim.values import Vector
 
+R = TypeVar("R")
+
 MOST_GRAPHS = 32
-"""Graphs for each model; whole shards of many sizes would need one for each."""
+"""Graphs for each branch; whole shards of many sizes would need one for each."""
 LEAST_ROWS = 16
 """Steps for which a graph has room at least."""
 
@@ -58,13 +64,9 @@ class CapturedStep:
         )
         self._at = torch.zeros(1, dtype=torch.int64, device=model.device)
         tree = build(like, iter(self._given))
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):                     # cuBLAS and cuDNN make their handles and workspaces
-            local.recorded(lambda: self._once(local, step, tree))
-        torch.cuda.current_stream().wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        local.recorded(lambda: self._once(local, step, tree))   # cuBLAS and cuDNN make their handles and workspaces
+        self._graph, branch = torch.cuda.CUDAGraph(), local.branch
+        with torch.cuda.graph(self._graph, branch.pool, branch.stream, capture_error_mode="thread_local"):
             self.evaluations = local.recorded(lambda: self._once(local, step, tree))
 
     def _once(self, local: GraphedLocal, step: Callable[..., Any], tree: Any) -> None:
@@ -102,8 +104,8 @@ class CapturedStep:
 class GraphedLocal(LoopLocal):
     """``Local`` of one client whose steps are replayed."""
 
-    def __init__(self, backend: Graphed, *arguments: Any) -> None:
-        self._backend = backend
+    def __init__(self, backend: Graphed, branch: Branch, *arguments: Any) -> None:
+        self._backend, self.branch = backend, branch
         self._evaluations: list[int] | None = None         # of the step under capture
         super().__init__(*arguments)
 
@@ -149,11 +151,11 @@ class GraphedLocal(LoopLocal):
     def _captured(
         self, step: Callable[..., Any], like: Any, given: list[Tensor], carried: int, size: int, rows: int, shares: bool
     ) -> CapturedStep | None:
-        graphs = self._backend.graphs
+        graphs: dict[Hashable, CapturedStep] = self.branch.graphs
         try:
             form = fingerprint((step, self.optimizer.step), self)
-            held = id(self._fed.model), id(self._fed.shards)   # by the graph as well, so that no others have these ids
-            key = form, self._fed.work, held, size, shares, *((t.shape, t.dtype) for t in given)
+            data = id(self._fed.shards)                    # held by the graph as well, so that no other has this id
+            key = form, self._fed.work, data, size, shares, *((t.shape, t.dtype) for t in given)
             found = graphs.get(key)
             if found is None or len(found.rows) < rows:
                 if len(graphs) >= MOST_GRAPHS:
@@ -163,6 +165,8 @@ class GraphedLocal(LoopLocal):
                 found = graphs[key] = CapturedStep(self, step, tree, carried, size, room, shares)
             return found
         except Exception as error:                         # the loop raises it again, if it is one of the user's code
+            while error.__context__ is not None and isinstance(error.__context__, Exception):
+                error = error.__context__                  # the end of a capture that failed raises as well
             self._backend.said(title(step), str(error).splitlines()[0] if str(error) else type(error).__name__)
             return None
 
@@ -209,23 +213,39 @@ class GraphedLocal(LoopLocal):
 
 @dataclass(frozen=True)
 class Graphed(Loop):
-    """Backend on a GPU: one client after the other, each of its steps one launch.
+    """Backend on a GPU: the loop with each local step one launch.
 
     Args:
+        streams: clients at the same time; see ``fedsim.engine.branches``.
         eager: steps that run as in the loop, with the reasons; added to.
         say: called with a message when one is added.
-        graphs: those captured so far.
+        branches: of each model, with the graphs captured so far.
     """
 
+    streams: int = 1
     eager: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda text: None
-    graphs: dict[Hashable, CapturedStep] = field(default_factory=dict, repr=False)
+    branches: dict[Model, list[Branch]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        whole("streams", self.streams, 1)
+
+    def results(
+        self, federation: Federation, ids: np.ndarray, one: Callable[[Federation, int], R]
+    ) -> Generator[R, None, None]:
+        """See ``fedsim.engine.loop.Loop``."""
+        model, sizes = federation.model, federation.shards.sizes[ids]
+        if model not in self.branches:
+            self.branches[model] = branches_of(model, self.streams)
+        costs = federation.work.counts(sizes) * federation.work.batch(sizes) + 1.0
+        yield from in_branches(federation, self.branches[model], costs, one)
 
     def local(
         self, federation: Federation, meter: Meter, node: int, round: int, plan: DeviceMinibatches, decay: Tensor
     ) -> LoopLocal:
         """The client's ``Local``."""
-        return GraphedLocal(self, federation, meter, node, round, plan, decay)
+        (branch,) = [b for of_one in self.branches.values() for b in of_one if b.model is federation.model]
+        return GraphedLocal(self, branch, federation, meter, node, round, plan, decay)
 
     def said(self, step: str, reason: str) -> None:
         """Note, and say once, that a step is launched as in the loop."""

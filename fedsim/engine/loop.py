@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
@@ -31,6 +31,7 @@ from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
 C = TypeVar("C")
+R = TypeVar("R")
 
 
 class DeviceMinibatches(NamedTuple):
@@ -171,6 +172,12 @@ class Loop:
         """The client's ``Local``."""
         return LoopLocal(federation, meter, node, round, plan, decay)
 
+    def results(
+        self, federation: Federation, ids: np.ndarray, one: Callable[[Federation, int], R]
+    ) -> Generator[R, None, None]:
+        """Yield ``one(federation, i)`` of the i-th of the clients ``ids [c]``, in their order."""
+        yield from in_order(federation, range(len(ids)), one, self.threads, self.kernels)
+
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
     ) -> tuple[Messages[Any] | None, Mapping[int, tuple[Any, ...]]]:
@@ -188,7 +195,7 @@ class Loop:
         rows, sums = Rows[Any](len(nodes)), sums_of(self, federation, meter, call, range(len(nodes)))
         own = [] if mine is None else [mine.default, *(mine.rows[node] for node in nodes if node in mine.rows)]
         first: Any = None                                  # result of the first client, whose form all have
-        running = contextlib.closing(in_order(federation, range(len(nodes)), one, self.threads, self.kernels))
+        running = contextlib.closing(self.results(federation, call.ids, one))
         with torch.no_grad(), pure(title(call.fn), call.down, *own), running as done:
             for i, (node, (message, new)) in enumerate(zip(nodes, done, strict=True)):
                 result = (message, new) if call.sends else new

@@ -30,7 +30,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 COPIES: WeakKeyDictionary[Model, list[Model]] = WeakKeyDictionary()
-"""Copies of a model, one for each thread that ran it."""
+"""Copies of a model, one for each thread or branch that ran it."""
 
 _STOPPED = threading.local()
 
@@ -81,7 +81,7 @@ def on_copies(
             for job in jobs:
                 yield run(model, job)
         return
-    models, stop = _copies(model, min(threads, len(jobs))), threading.Event()
+    models, stop = copies(model, min(threads, len(jobs))), threading.Event()
     free = deque(models)
 
     def one(job: J) -> R:
@@ -116,7 +116,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)      # a forked process has none of the threads
 
 
-def _copies(model: Model, count: int) -> list[Model]:
+def copies(model: Model, count: int) -> list[Model]:
+    """Copies of a model, the same whenever as many are asked for."""
     have = COPIES.setdefault(model, [])
     try:
         while len(have) < count:

@@ -80,7 +80,8 @@ class Execution:
             commas; one that fails does not stop the run. None by default.
         client_threads: clients, or blocks of them, that run at the same time on threads of this process, with one
             PyTorch thread each; results do not depend on this number. 0 is one at a time with all ``threads``, as are
-            loop and blocks of a given size by default; otherwise the default is to measure.
+            loop, graphed and blocks of a given size by default; otherwise the default is to measure. On a GPU, clients
+            of the backend graphed at the same time, each on a stream of its own.
     """
 
     backend: Literal["auto", "loop", "graphed", "blocks", "ray"] = "auto"
@@ -107,10 +108,10 @@ class Execution:
             whole("threads", self.threads, 1, ", or null for the number of the process")
         if self.client_threads is not None:
             whole("client_threads", self.client_threads, 0, ", or null to measure it")
-        if self.torch_device().type != "cpu" and self.client_threads:
+        if self.torch_device().type != "cpu" and self.client_threads and self.backend != "graphed":
             raise ConfigError(
-                f"client_threads is {self.client_threads}, but clients run on a GPU, whose operations one thread"
-                " orders; leave it out, or set device to cpu"
+                f"client_threads is {self.client_threads}, but on a GPU clients run at the same time as CUDA graphs"
+                " alone: add --backend graphed, or leave client_threads out and auto measures how many"
             )
         if self.uses_ray and self.client_threads:
             raise ConfigError(

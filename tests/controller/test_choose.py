@@ -111,7 +111,7 @@ def test_likely_backends_of_a_convolution_are_tried_at_any_cost(
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
     federation = prepare(replace(SMALL, model=model), 0).federation
     tried = choosing.candidates(federation, len(IDS), False, None)
-    assert list(choosing._measure(federation, FedAvg(), IDS, tried, 1, [])) == ["loop", "1 on 2 threads", "1"]
+    assert list(choosing._measure(federation, FedAvg(), IDS, tried, 1, [], {})) == ["loop", "1 on 2 threads", "1"]
 
 
 def test_kernels_vary_for_the_fastest_and_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -155,7 +155,8 @@ def test_kernels_of_a_convolution_are_those_of_its_gradient(monkeypatch: pytest.
     federation = prepare(replace(SMALL, model=model, local=LocalWork(8)), 0).federation
     for faster, kernels in ((False, ["channels first"]), (True, [])):
         seconds[faster], seconds[not faster] = 0.001, 0.002
-        found = choosing._measure(federation, FedAvg(), IDS, [choosing.Candidate(0, 0)], 1, [{"channels_last": False}])
+        tried, varied = [choosing.Candidate(0, 0)], [{"channels_last": False}]
+        found = choosing._measure(federation, FedAvg(), IDS, tried, 1, varied, {})
         assert list(found) == [", ".join(["loop", *kernels])]
     assert {(True, 8), (False, 8)} <= {*asked}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.pretended.counts import WAITS, counted
+from tests.pretended.counts import MANY, WAITS, counted
 
 SORTING = {"index_put", "scatter", "scatter_add", "index_add", "put_", "cumsum", "histc", "bincount", "kthvalue"}
 """Operations that sort to be deterministic on a GPU, or are not deterministic at all: none in a local step."""
@@ -50,6 +50,19 @@ def test_a_round_keeps_to_its_budget(case: tuple[str, str, str], budget: Budget)
     assert step["uploads"] == step["waits"] == 0, trace.places_of("upload", *WAITS)
     found = Budget(round_up(round["uploads"]), round_up(round["waits"]), round_up(step["launches"]))
     assert all(a <= b for a, b in zip(found, budget, strict=True)), f"{found}\n{trace.places_of('upload', *WAITS)}"
+
+
+GRAPHED = {"FedAvg momentum": 17, "SCAFFOLD II": 15.25, "FedSpeed": 17, "DFedSAM": 13.5}
+"""Launches of a step of the cohort as graphs: one a client, and copies where the size of the minibatch changes."""
+
+
+@pytest.mark.parametrize("streams", [1, 2, 4])
+@pytest.mark.parametrize(("algorithm", "most"), GRAPHED.items())
+def test_a_graph_is_one_launch_of_a_client_on_any_number_of_streams(algorithm: str, most: float, streams: int) -> None:
+    round, step, trace = counted(algorithm, streams=streams)
+    assert trace.ops["launch", "graph replay"] == 4 * MANY
+    assert step["launches"] <= most and step["uploads"] == step["waits"] == 0
+    assert (round["uploads"], round["waits"]) == (2, 1)
 
 
 def round_up(value: float) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from fedsim.engine.federation import Meter
+from fedsim.engine.graphed import Graphed
 from fedsim.engine.local_work import LocalWork
 from tests.contract.cases import ALGORITHMS, federation, rounds
 from tests.pretended.device import Trace
@@ -24,10 +26,11 @@ class Counts(NamedTuple):
     trace: Trace
 
 
-def traced(algorithm: str, steps: int, **settings: Any) -> Trace:
-    """Operations of the last of three rounds of this many local steps."""
+def traced(algorithm: str, steps: int, *, streams: int = 0, **settings: Any) -> Trace:
+    """Operations of the last of three rounds of this many local steps, which are graphs if there are ``streams``."""
     work = LocalWork(batch_size=4, steps=steps, weight_decay=0.01, clip_norm=0.3)
     fed = federation(work=work, dtype=torch.float32, device="cuda", **settings)
+    fed = replace(fed, backend=Graphed(streams=streams)) if streams else fed
     meter = Meter(fed)
     meter.measures = False                                 # contractions are part of an evaluation
     trace = Trace()

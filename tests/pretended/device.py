@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import platformdirs
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE / "cuda.cpp"
+SOURCES = HERE / "cuda.cpp", HERE / "order.h"
 KINDS = ("launch", "view", "alloc", "wait", "upload", "download")
 HOOK = ctypes.PYFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_int64)
 TOTAL = 141 * 10**9
@@ -41,16 +42,16 @@ def _root() -> Path:
 
 def build() -> Path:
     """The shared library, compiled once for each source and PyTorch."""
-    key = hashlib.sha256(SOURCE.read_bytes() + version("torch").encode()).hexdigest()[:16]
+    written = b"".join(source.read_bytes() for source in SOURCES)
+    key = hashlib.sha256(written + version("torch").encode()).hexdigest()[:16]
     out = Path(platformdirs.user_cache_dir("fedsim")) / "pretended" / f"{key}.so"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         root, own = _root(), out.with_suffix(f".{os.getpid()}")   # two processes may compile it at once
         include = [f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include"]
         link = [f"-L{root}/lib", "-ltorch_cpu", "-ltorch", "-lc10", f"-Wl,-rpath,{root}/lib"]
-        subprocess.run(
-            ["g++", "-O1", "-std=c++20", "-fPIC", "-shared", str(SOURCE), "-o", str(own), *include, *link], check=True
-        )
+        options = ["-O1", "-std=c++20", "-fPIC", "-shared"]
+        subprocess.run(["g++", *options, str(SOURCES[0]), "-o", str(own), *include, *link], check=True)
         own.replace(out)
     return out
 
@@ -62,6 +63,8 @@ def load() -> None:
     _library = ctypes.CDLL(str(build()), mode=ctypes.RTLD_GLOBAL)
     for name in ("held", "peak", "graph_size"):
         getattr(_library, f"pretended_{name}").restype = ctypes.c_int64
+    _library.pretended_replay.restype = ctypes.c_char_p
+    _library.pretended_record_stream.argtypes = ctypes.c_void_p, ctypes.c_int
 
 
 def patch() -> None:
@@ -79,7 +82,7 @@ def patch() -> None:
         "is_initialized": lambda: False,                   # there are no generators of the device to read
         "device_count": lambda: gpus,
         "current_device": lambda: 0,
-        "synchronize": lambda device=None: None,
+        "synchronize": lambda device=None: _library.pretended_wait(-1),
         "empty_cache": lambda: None,
         "manual_seed_all": lambda seed: None,
         "manual_seed": lambda seed: None,
@@ -93,15 +96,17 @@ def patch() -> None:
         "set_sync_debug_mode": lambda mode: None,
         "CUDAGraph": CUDAGraph,
         "graph": Capture,
-        "graph_pool_handle": lambda: (0, 0),
+        "graph_pool_handle": lambda: (0, next(_numbers)),
         "Stream": Stream,
         "Event": Event,
-        "stream": lambda stream: stream,
-        "current_stream": lambda device=None: Stream(),
+        "stream": Entered,
+        "current_stream": lambda device=None: Stream(number=_library.pretended_stream(-1)),
+        "default_stream": lambda device=None: Stream(number=0),
     }
     for name, answer in answers.items():
         setattr(cuda, name, answer)
     torch.UntypedStorage.clone = _copied_storage           # type: ignore[method-assign]
+    torch.Tensor.record_stream = _used_on                  # type: ignore[method-assign,assignment]
     torch.backends.cudnn.is_acceptable = lambda tensor: False  # type: ignore[attr-defined]
 
 
@@ -112,22 +117,29 @@ def _copied_storage(storage: Any) -> Any:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).clone().untyped_storage()
 
 
+def _used_on(tensor: Any, stream: Stream) -> None:
+    """``Tensor.record_stream``."""
+    _library.pretended_record_stream(tensor.untyped_storage().data_ptr(), stream.number)
+
+
 class CUDAGraph:
     """``torch.cuda.CUDAGraph``: what was launched between begin and end, done again on the same memory."""
 
     number: int | None = None
 
-    def capture_begin(self, *_: Any, **__: Any) -> None:
-        self.number = _library.pretended_capture()
+    def capture_begin(self, pool: tuple[int, int] | None = None, **_: Any) -> None:
+        self._pool = pool or (0, next(_numbers))
+        self.number = _library.pretended_capture(self._pool[1])
 
     def capture_end(self) -> None:
         _library.pretended_capture_end()
 
     def replay(self) -> None:
-        _library.pretended_replay(self.number)
+        if wrong := _library.pretended_replay(self.number):
+            raise RuntimeError(wrong.decode())
 
     def pool(self) -> tuple[int, int]:
-        return 0, 0
+        return self._pool
 
     def reset(self) -> None:
         if self.number is not None:
@@ -140,60 +152,92 @@ class CUDAGraph:
 
 
 class Capture:
-    """``torch.cuda.graph``."""
+    """``torch.cuda.graph``: it waits for the device, and captures on a stream that all captures share by default."""
 
-    def __init__(self, graph: CUDAGraph, *_: Any, **__: Any) -> None:
-        self.graph = graph
+    shared: Stream | None = None
+
+    def __init__(
+        self, graph: CUDAGraph, pool: tuple[int, int] | None = None, stream: Stream | None = None,
+        capture_error_mode: str = "global",
+    ) -> None:  # fmt: skip
+        if stream is None:
+            Capture.shared = stream = Capture.shared or Stream()
+        self.graph, self.pool, self.entered = graph, pool, Entered(stream)
 
     def __enter__(self) -> None:
-        self.graph.capture_begin()
+        _library.pretended_wait(-1)
+        self.entered.__enter__()
+        self.graph.capture_begin(self.pool)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.graph.capture_end()
+        self.entered.__exit__()
+        if kind is not None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+_numbers = itertools.count(1)
 
 
 class Stream:
-    """``torch.cuda.Stream``, and the context of one; everything runs in order."""
+    """``torch.cuda.Stream``: one of 32, by turns, as PyTorch has no more; ``order.h`` knows who waits for whom."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+    def __init__(self, device: Any = None, priority: int = 0, *, number: int | None = None) -> None:
+        self.number = 1 + next(_numbers) % 32 if number is None else number
 
-    def __enter__(self) -> Stream:
-        return self
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and self.number == other.number
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __hash__(self) -> int:
+        return self.number
 
     def wait_stream(self, other: Stream) -> None:
-        pass
+        _library.pretended_stream_waits(self.number, other.number)
 
     def wait_event(self, event: Event) -> None:
-        pass
+        event.wait(self)
 
     def record_event(self, event: Event | None = None) -> Event:
-        return event or Event()
+        event = event or Event()
+        event.record(self)
+        return event
 
     def synchronize(self) -> None:
-        pass
+        _library.pretended_wait(self.number)
+
+
+class Entered:
+    """``torch.cuda.stream``."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> None:
+        self.before = _library.pretended_stream(-1 if self.stream is None else self.stream.number)
+
+    def __exit__(self, *_: object) -> None:
+        _library.pretended_stream(self.before)
 
 
 class Event:
     """``torch.cuda.Event``."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+        self.number, self.stream = next(_numbers), Stream(number=0)
 
     def record(self, stream: Stream | None = None) -> None:
-        pass
+        self.stream = stream or Stream(number=_library.pretended_stream(-1))
+        _library.pretended_record_event(self.number, self.stream.number)
 
     def wait(self, stream: Stream | None = None) -> None:
-        pass
+        number = _library.pretended_stream(-1) if stream is None else stream.number
+        _library.pretended_event_waits(self.number, number)
 
     def query(self) -> bool:
         return True
 
     def synchronize(self) -> None:
-        pass
+        self.stream.synchronize()
 
     def elapsed_time(self, other: Event) -> float:
         return 0.0

@@ -15,6 +15,8 @@ from algorithms import FedAvg
 from fedsim import run
 from fedsim.clients import cohort
 from fedsim.data import Split
+from fedsim.engine import branches, collected
+from fedsim.engine.branches import branches_of
 from fedsim.engine.examine import examine
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.graphed import MOST_GRAPHS, Graphed
@@ -34,9 +36,9 @@ WORK = LocalWork(batch_size=4, epochs=2, weight_decay=0.01, clip_norm=0.3)
 CAPTURED = ["FedAvg momentum", "SCAFFOLD II", "FedSpeed", "FedAMD half", "FedCM", "DFedSAM", "FedProx", "FedNova"]
 
 
-def compared(fed: Federation, algorithm: Any) -> tuple[Graphed, Trace, Trace]:
+def compared(fed: Federation, algorithm: Any, streams: int = 1) -> tuple[Graphed, Trace, Trace]:
     """Check that a run has the loop's bits and ledger; the backend, and operations of the last round of both."""
-    backend, runs, traces = Graphed(), list[Any](), []
+    backend, runs, traces = Graphed(streams=streams), list[Any](), []
     for each in (Loop(), backend):
         own = replace(fed, backend=each)
         meter, trace = Meter(own), Trace(places=False)
@@ -53,6 +55,7 @@ def compared(fed: Federation, algorithm: Any) -> tuple[Graphed, Trace, Trace]:
     return backend, traces[0], traces[1]
 
 
+@pytest.mark.parametrize("streams", [1, 3])
 @pytest.mark.parametrize(
     ("algorithm", "model"),
     [
@@ -60,23 +63,34 @@ def compared(fed: Federation, algorithm: Any) -> tuple[Graphed, Trace, Trace]:
         *(("FedSpeed", model) for model in ("convolutional", "tied tokens", "mixing")),
     ],
 )
-def test_bits_and_ledger_are_the_loops_with_one_launch_a_step(algorithm: str, model: str) -> None:
+def test_bits_and_ledger_are_the_loops_with_one_launch_a_step(algorithm: str, model: str, streams: int) -> None:
     fed = federation(model, WORK, dtype=torch.float32, device="cuda")
-    backend, loop, graphed = compared(fed, ALGORITHMS[algorithm])
+    backend, loop, graphed = compared(fed, ALGORITHMS[algorithm], streams)
     assert not backend.eager, backend.eager
     assert graphed.ops["launch", "graph replay"] and 3 * graphed.count("launch") < 2 * loop.count("launch")
-    assert graphed.count("upload", "wait", "download") <= loop.count("upload", "wait", "download")
+    captures = graphed.ops["wait", "synchronize"]          # a branch may meet a size of minibatches late
+    assert graphed.count("upload", "wait", "download") <= loop.count("upload", "wait", "download") + captures
 
 
+def test_large_cohorts_run_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams go on when the results of a part have been read: then their memory may be allocated again."""
+    monkeypatch.setattr(branches, "AT_A_TIME", 1)
+    monkeypatch.setattr(collected, "SUMMED_FROM", 0)
+    fed = federation(work=WORK, dtype=torch.float32, device="cuda")
+    backend, *_ = compared(fed, ALGORITHMS["FedAvg momentum"], 1)
+    assert not backend.eager
+
+
+@pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("optimizer", [AdamW(), HeavyBall(state="keep")])
-def test_optimisers_schedules_dropout_and_statistics(optimizer: Any) -> None:
+def test_optimisers_schedules_dropout_and_statistics(optimizer: Any, streams: int) -> None:
     work = replace(WORK, batch_size=7, optimizer=optimizer, step_schedule=CosineSteps(warmup=2))
     fed = federation(work=work, device="cuda", dtype=torch.float32)
     layers = nn.Linear(16, 5, bias=False), nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(5, 3)
     torch.manual_seed(0)
     model = Model(nn.Sequential(nn.Flatten(), *layers), cross_entropy, device="cuda")
     examine(model, Split(fed.shards.x, fed.shards.y))
-    ends, backend = [], Graphed()
+    ends, backend = [], Graphed(streams=streams)
     for each in (Loop(), backend):
         own = replace(fed, model=model, backend=each)
         state = FedAvg().init(model.vector(), cohort(own, 0))
@@ -131,17 +145,19 @@ def test_graphs_are_few_whatever_the_shards() -> None:
     """Whole shards of many sizes: a graph for each of the first, the loop for the others."""
     backend = Graphed()
     fed = replace(federation(work="whole shard", device="cuda"), backend=backend)
-    backend.graphs.update((number, None) for number in range(MOST_GRAPHS - 2))   # type: ignore[misc]
+    (branch,) = backend.branches[fed.model] = branches_of(fed.model, 1)
+    branch.graphs.update((number, None) for number in range(MOST_GRAPHS - 2))   # type: ignore[misc]
     end = list(rounds(ALGORITHMS["FedAvg"], fed))[-1]
     loop = list(rounds(ALGORITHMS["FedAvg"], replace(fed, backend=Loop())))[-1]
-    assert torch.equal(end.x, loop.x) and len(backend.graphs) == MOST_GRAPHS and len(backend.eager) == 1
+    assert torch.equal(end.x, loop.x) and len(branch.graphs) == MOST_GRAPHS and len(backend.eager) == 1
 
 
 def test_a_run_by_graphs_has_the_metrics_of_the_loop(tmp_path: Path) -> None:
     found = []
-    for backend in ("loop", "graphed"):
-        experiment = SMALL.with_execution(device="cuda", backend=backend, block_size=0)
-        made = run(experiment, output=tmp_path / backend, progress=False)
+    for backend, streams in (("loop", None), ("graphed", None), ("graphed", 3)):
+        experiment = SMALL.with_execution(device="cuda", backend=backend, block_size=0, client_threads=streams)
+        made = run(experiment, output=tmp_path / f"{backend} {streams}", progress=False)
         found.append(recorded(made))
-        assert made.manifest["backend"]["0"] == {"backend": backend, "reason": "asked for"}
-    assert found[0] == found[1]
+        asked = {"client_threads": streams} if streams else {}
+        assert made.manifest["backend"]["0"] == {"backend": backend, **asked, "reason": "asked for"}
+    assert found[0] == found[1] == found[2]
