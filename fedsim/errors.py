@@ -131,7 +131,12 @@ class BlockError(CodeError, ConfigError):
 
 def many(count: int, what: str) -> str:
     """Format a count with its noun: ``1 client``, ``2 clients``, ``no clients``."""
-    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+    return f"{f'{count:,}' if count else 'no'} {what}{'' if count == 1 else 's'}"
+
+
+def in_bytes(count: float) -> str:
+    """Format a number of bytes: ``1,234.5 MB``, ``12.3 kB``; 1 kB is 1000 bytes."""
+    return f"{count / 1e6:,.1f} MB" if count >= 99_950 else f"{count / 1e3:,.1f} kB"
 
 
 def title(fn: Callable[..., Any]) -> str:

@@ -16,7 +16,7 @@ from fedsim.cli.output import writing
 from fedsim.controller.host import note
 from fedsim.controller.prepare import resolve_data
 from fedsim.data import Dataset
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError, RunError, in_bytes, many
 from fedsim.experiment.config.write import written
 from fedsim.experiment.division import DIRICHLET, division, is_problem
 from fedsim.experiment.experiment import Data
@@ -205,6 +205,6 @@ def in_words(settings: Any) -> str:
 def _title(network: Network, measured: dict[str, Any]) -> str:
     return (
         f"{in_words(written(network.topology))}, round {network.round}\n"
-        f"{measured['nodes']:,} nodes, {measured['directed_edges']:,} directed edges,"
-        f" lambda {measured['lambda']:.4f}, {measured['bytes_per_round'] / 1e6:,.2f} MB a round"
+        f"{many(measured['nodes'], 'node')}, {many(measured['directed_edges'], 'directed edge')},"
+        f" lambda {measured['lambda']:.4f}, {in_bytes(measured['bytes_per_round'])} a round"
     )

@@ -17,7 +17,7 @@ from fedsim.cli import flags
 from fedsim.cli.allow import HELP
 from fedsim.cli.output import Arguments, console
 from fedsim.cli.sweep import JOBS, Ending, finish
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.config.described import experiment_component
 from fedsim.experiment.config.plan import names
@@ -93,7 +93,7 @@ def resume(argv: Sequence[str]) -> int:
     idle = planned == directory.config["rounds"] and all(seed["state"] == "finished" for seed in status)
     if idle and not arguments.quiet:
         stops = describe_stops(directory.manifest)
-        how = f"stopped: {stops}" if stops else f"finished its {planned} rounds"
+        how = f"stopped: {stops}" if stops else f"finished its {many(planned or 0, 'round')}"
         print(f"fedsim: note: {directory.path} had {how}; nothing to resume", file=sys.stderr)
     print_result(directory, arguments.json)
     return 0

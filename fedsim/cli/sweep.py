@@ -99,7 +99,7 @@ def finish(begun: Sweep, ending: Ending) -> int:
         print(f"fedsim: {name} failed: {reason}", file=sys.stderr)
     if failures:
         print(
-            f"fedsim: {len(failures)} of {len(begun.points)} points failed; to retry them:"
+            f"fedsim: {len(failures)} of {many(len(begun.points), 'point')} failed; to retry them:"
             f" fedsim resume {begun.path}",
             file=sys.stderr,
         )

@@ -16,7 +16,7 @@ from fedsim.clock.devices import LONGEST, Devices
 from fedsim.clock.distributions import Distribution, LogNormal
 from fedsim.clock.traces import read_speeds, read_windows
 from fedsim.clock.windows import Availability, Windows
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 
 Values: TypeAlias = Distribution | float | tuple[float, ...]
 """A distribution over clients, one number for all, or a number for each."""
@@ -106,7 +106,8 @@ class Clock:
         if not self.groups:
             return None
         if self.groups > n:
-            raise ConfigError(f"Clock.groups is {self.groups}, and the run has {n} clients; expected at most as many")
+            clients = many(n, "client")
+            raise ConfigError(f"Clock.groups is {self.groups}, and the run has {clients}; expected at most as many")
         groups = np.empty(n, np.int64)
         groups[np.argsort(seeds.bits(seed, "device group", 0, np.arange(n)))] = np.arange(n) % self.groups
         return groups
@@ -172,7 +173,7 @@ class TracedClock:
             return drawn
         if len(names) < n:
             raise ConfigError(
-                f"{path} has {len(names)} clients, and the run has {n}; expected at least as many, or set"
+                f"{path} has {many(len(names), 'client')}, and the run has {n}; expected at least as many, or set"
                 " clock.repeat true to draw them with replacement"
             )
         return np.argsort(seeds.bits(seed, f"{purpose} trace", 0, np.arange(len(names))))[:n]
@@ -195,7 +196,9 @@ def _values(name: str, values: Values, n: int, seed: int) -> np.ndarray:
     """The values of ``n`` clients, float64 ``[n]``."""
     if isinstance(values, tuple | list):
         if len(values) != n:
-            raise ConfigError(f"clock.{name} has {len(values)} values; expected one for each of the run's {n} clients")
+            raise ConfigError(
+                f"clock.{name} has {many(len(values), 'value')}, and the run {many(n, 'client')}; expected one for each"
+            )
         return np.array(values, np.float64)
     if isinstance(values, int | float):
         return np.full(n, float(values))

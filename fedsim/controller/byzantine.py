@@ -101,7 +101,7 @@ def _check_rule(experiment: Experiment, seed: int, sizes: np.ndarray) -> None:
     w.setdiag(1.0)
     near = np.diff(w.tocsr().indptr)
     node = int(near.argmin())
-    check(rule, int(near[node]), f"aggregate: with its neighbours, node {node} has {near[node]} messages; ")
+    check(rule, int(near[node]), f"aggregate: with its neighbours, node {node} has {many(near[node], 'message')}; ")
 
 
 def poison(attack: Attack | None, who: list[int], shards: Shards, classes: int, seed: int) -> None:

@@ -33,7 +33,7 @@ from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
 from fedsim.engine.sharing import Sharing
 from fedsim.engine.unpicklable import refused
-from fedsim.errors import ConfigError, DataError, PartitionError, explained
+from fedsim.errors import ConfigError, DataError, PartitionError, explained, many
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.measures import Metric
 from fedsim.gossip import check, check_connected, mixing_matrix
@@ -129,7 +129,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     (shards, own), *others = place(experiment, dataset, partition, seed, device, dtype, (k, partition.n))
     partition = partition.first(k)
     if (most := experiment.concurrency or 0) > k:
-        raise ConfigError(f"concurrency is {most}, but there are {k} clients; expected at most {k}")
+        raise ConfigError(f"concurrency is {most}, and the run has {many(k, 'client')}; expected at most {k}")
     attackers, remarks = byzantine.attackers(experiment, seed, shards.sizes)
     byzantine.poison(experiment.attack, attackers, shards, dataset.classes, seed)
     weights = shards.sizes if experiment.weights == "samples" else None

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedsim.errors import in_bytes
+
 QUIET_SECONDS = 10.0
 """Seconds between lines if stderr is not a terminal."""
 
@@ -65,12 +67,12 @@ class RunProgress:
         self._task = self._bar.add_task(label, total=self.rounds, completed=round, rate="", metrics="")
 
     def update(
-        self, round: int, accuracy: float | None = None, loss: float | None = None, megabytes: float | None = None
+        self, round: int, accuracy: float | None = None, loss: float | None = None, sent: float = 0.0
     ) -> None:
-        """Show that ``round`` is complete, and the latest metrics."""
+        """Show that ``round`` is complete, the latest metrics, and the bytes sent by then."""
         if accuracy is not None or loss is not None:
             value = f"accuracy {accuracy:.3f}" if accuracy is not None else f"loss {loss:.4g}"
-            self._metrics = f"{value}  {megabytes:,.1f} MB"
+            self._metrics = f"{value}  {in_bytes(sent)}"
         seconds = time.monotonic() - self._start
         rate = f"{(round - self._first) / seconds:.1f} rounds/s" if seconds > 0 else ""
         if self._task is not None:

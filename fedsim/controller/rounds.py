@@ -305,7 +305,7 @@ class SeedRun:
         record.add(round, rows, apart=self.federation.shards.n > evaluate.MANY)
         values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
         sent = self._measured["total", "bytes_down"] + self._measured["total", "bytes_up"]
-        self.bar.update(round, values.get("accuracy"), values["loss"], sent / 1e6)
+        self.bar.update(round, values.get("accuracy"), values["loss"], sent)
         return state
 
     def _tell(self, record: SeedRecord, round: int, state: Any) -> None:

@@ -25,6 +25,7 @@ from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.rounds import SeedRun
 from fedsim.controller.settings import check_model, check_settings
+from fedsim.controller.verify import of_seeds
 from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
@@ -116,9 +117,10 @@ def resume(
     """Continue a run that was interrupted or failed, or extend one; see ``fedsim.resume``."""
     check_callback(on_round)
     directory = open_run(path)
-    todo = [int(seed) for seed, status in directory.manifest["status"].items() if status["state"] != "finished"]
-    _check_finished(directory, set(map(int, directory.manifest["status"])) - set(todo))
-    changes = accept_changes(directory, todo) if accept else []
+    seeds = [int(seed) for seed in directory.manifest["status"]]
+    todo = [seed for seed in seeds if directory.manifest["status"][str(seed)]["state"] != "finished"]
+    changes = accept_changes(directory, seeds) if accept else []
+    _check_finished(directory, sorted(set(seeds) - set(todo)), accept)
     check_settings(directory)
     config = recorded(directory.config)
     extends = rounds is not None and rounds != config["rounds"]
@@ -161,16 +163,16 @@ def resume(
     return directory
 
 
-def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
-    """Refuse another number of rounds than finished seeds have, which would be ignored.
+def _check_finished(directory: RunDirectory, seeds: list[int], accept: bool) -> None:
+    """Refuse another number of rounds than finished seeds have, which would be ignored, and files that have changed.
 
     Raises:
-        RunError: ``config.yaml`` was edited since.
+        RunError: ``config.yaml`` was edited since, or files of these seeds.
     """
     rounds = directory.config.get("rounds")
     if rounds is None:                                     # the file was cut short
         raise damaged(directory.path / "config.yaml", "rounds is missing")
-    for seed in sorted(seeds):
+    for seed in seeds:
         done = read_metrics(directory.seed_path(seed) / "metrics.jsonl").round.max(initial=0)
         if done not in (rounds, stopped_after(directory.manifest, seed)):
             raise RunError(
@@ -178,6 +180,10 @@ def _check_finished(directory: RunDirectory, seeds: set[int]) -> None:
                 f" {rounds}. Set rounds: {done} again; a run is extended by: fedsim resume {directory.path} --rounds"
                 f" {rounds}"
             )
+    checked = [seed for seed in seeds if any((directory.seed_path(seed) / "checkpoints").glob("round-*"))]
+    if fault := next(of_seeds(directory, checked), None):  # nothing is known without checkpoints
+        leave = f", or leave it as it is, noted in manifest.json: fedsim resume {directory.path} --accept-changes"
+        raise RunError(f"{fault}; the seed has finished: restore the file{'' if accept else leave}")
 
 
 def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:

@@ -17,6 +17,7 @@ from fedsim.controller.prepare import Prepared, prepare
 from fedsim.controller.settings import check_model
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
+from fedsim.experiment.config.write import only_in_python
 from fedsim.experiment.experiment import Experiment
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory
@@ -41,12 +42,17 @@ def trained(
 
     Raises:
         RunError: the run has no checkpoint, or its nodes keep their models, or the module has changed.
-        ConfigError: no such seed or node.
+        ConfigError: no such seed or node, or no experiment for what was made in Python.
     """
     seeds = [int(name) for name in run.manifest["status"]]
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise ConfigError(f"{run.path} has no seed {seed}; expected one of {', '.join(map(str, seeds))}")
+    if experiment is None and (places := only_in_python(run.config)):
+        raise ConfigError(
+            f"{run.path} has a part made in Python ({', '.join(places)}), which its config.yaml cannot hold; give its"
+            f" experiment: fedsim.trained_model({str(run.path)!r}, experiment=experiment)"
+        )
     experiment = (experiment or from_config(run.config)).with_execution(device="cpu")
     check_unchanged(experiment.init, run.manifest, run.path)
     with run.open_seed(seed) as record:                    # no other process may write checkpoints meanwhile

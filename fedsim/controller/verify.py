@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedsim.clock.devices import read_devices
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, many
 from fedsim.experiment.identity import hashes_of_checkpoints, settings_hash
 from fedsim.messages.ledger import EDGES, edges_of, table_of
 from fedsim.record import checkpoint
@@ -45,14 +45,21 @@ def verify(path: Path) -> list[str]:
     except FedsimError as error:
         return [str(error)]
     faults = list(_of_settings(directory, config, manifest))
-    seeds = manifest["status"]
-    for seed, status in seeds.items():
-        rounds = stopped_after(manifest, int(seed)) or config.get("rounds")
-        known = {"rounds": rounds, "checkpoints": _known(config, manifest), "clients": manifest.get("clients")}
-        faults += _of_seed(directory, {**config, **known}, int(seed), status["state"])
-    kept = {f"seed-{seed}" for seed in seeds}
+    faults += of_seeds(directory, map(int, manifest["status"]))
+    kept = {f"seed-{seed}" for seed in manifest["status"]}
     strange = sorted(folder.name for folder in path.glob("seed-*") if folder.name not in kept)
     return faults + [f"{path / name} is of no seed in manifest.json" for name in strange]
+
+
+def of_seeds(directory: RunDirectory, seeds: Iterable[int]) -> Iterator[str]:
+    """Faults of the files of these seeds."""
+    config, manifest = directory.config, directory.manifest
+    known = {"checkpoints": _known(config, manifest), "clients": manifest.get("clients")}
+    for seed in seeds:
+        rounds = stopped_after(manifest, seed) or config.get("rounds")
+        accepted = {d for entry in manifest.get("accepted", []) for d in entry["metrics"].get(str(seed), [])}
+        settings = {**config, **known, "rounds": rounds, "accepted": accepted}
+        yield from _of_seed(directory, settings, seed, manifest["status"][str(seed)]["state"])
 
 
 def _known(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> set[str] | None:
@@ -115,7 +122,7 @@ def _of_rows(path: Path, rows: MetricRows, lines: int, config: Mapping[str, Any]
     names = np.stack([rows.round, rows.node, rows.key])
     names = names[:, np.lexsort(names)]
     if twice := int((names[:, 1:] == names[:, :-1]).all(0).sum()):
-        yield f"{path}: {twice} rows are there twice"
+        yield f"{path}: {many(twice, 'row')} repeated"
     evaluation, rounds = config.get("evaluation"), config.get("rounds")
     if not len(rows.round) or not isinstance(evaluation, Mapping) or not isinstance(rounds, int):
         return
@@ -139,13 +146,13 @@ def _of_checkpoints(folder: Path, config: Mapping[str, Any], state: str) -> Iter
         if known is not None and found.meta.get("settings_sha256", min(known)) not in known:
             yield f"{path} was made with other settings than config.yaml has"
         for name, digest in hashes_of(folder, found.round).items():
-            if found.meta.get(name, digest) != digest:
+            if found.meta.get(name, digest) != digest and digest not in config["accepted"]:
                 yield f"{folder / COVERED[name]} was changed after the checkpoint of round {found.round}"
         if newest and state == "finished":
             yield from _of_edges(folder / EDGES, found.tensors, config["clients"])
         if size < offset:
             yield f"{metrics} has {size:,} bytes, and had {offset:,} at the checkpoint of round {found.round}"
-        elif expected is not None and _digest(metrics, offset) != expected:
+        elif expected is not None and _digest(metrics, offset) not in (expected, *config["accepted"]):
             yield f"{metrics} was changed after the checkpoint of round {found.round}"
         elif newest and state == "finished" and (size, found.round) != (offset, config.get("rounds")):
             yield f"{metrics} has {size:,} bytes, and {offset:,} at the last checkpoint, of round {found.round}"

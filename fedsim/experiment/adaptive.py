@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim import seeds
 from fedsim.checks import at_least_one, in_range, non_negative, one_of, share
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 from fedsim.experiment.sampling import Bernoulli, FixedSize, Sampling
 
 Memory: TypeAlias = Mapping[str, np.ndarray]
@@ -114,7 +114,7 @@ class PowerOfChoice:
     def expected(self, n: int) -> float:
         """See ``Sampling``."""
         if self.d > n:
-            raise ConfigError(f"sampling.d is {self.d}, but there are {n} clients; expected at most {n}")
+            raise ConfigError(f"sampling.d is {self.d}, and the run has {many(n, 'client')}; expected at most {n}")
         return float(self.size)
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:

@@ -34,8 +34,8 @@ def check_concurrency(experiment: Any) -> None:
     buffer = buffer_of(algorithm)
     if buffer > concurrency:
         raise ConfigError(
-            f"{name}.buffer is {buffer}, and {concurrency} clients are under way at a time; expected a buffer"
-            " of at most that many"
+            f"{name}.buffer is {buffer}, and concurrency {concurrency}, the clients under way at a time; expected a"
+            " buffer of at most that many"
         )
 
 

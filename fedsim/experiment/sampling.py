@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsim import seeds
 from fedsim.checks import number, whole
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 
 RANKED = 10_000
 """Clients up to which a cohort is made of a draw for every client; above, in time that depends on its size alone."""
@@ -50,7 +50,8 @@ class FixedSize:
     def expected(self, n: int) -> float:
         """See ``Sampling``."""
         if self.size is not None and self.size > n:
-            raise ConfigError(f"sampling.size is {self.size}, but there are {n} clients; expected at most {n}")
+            clients = many(n, "client")
+            raise ConfigError(f"sampling.size is {self.size}, and the run has {clients}; expected at most {n}")
         share = 0.1 if self.fraction is None else self.fraction
         return float(self.size or max(1, round(share * n)))
 

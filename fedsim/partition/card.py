@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from fedsim.errors import DataError
+from fedsim.errors import DataError, many
 from fedsim.partition.partition import Partition
 from fedsim.record.owned import js_distance
 
@@ -138,6 +138,6 @@ def render(card: Card) -> Table:
             digits = ".3f" if name == "JS distance" else ",.1f"
             table.add_row(name, *(format(values[key], digits) for key in ("min", "mean", "max")))
     used = f"{card.used:,} of {card.dataset:,} samples used, {card.repeated:,} of them more than once"
-    table.caption = f"{card.n:,} clients; {used}; Gini of sizes {card.sizes['gini']:.3f}; hash {card.hash[:12]}"
+    table.caption = f"{many(card.n, 'client')}; {used}; Gini of sizes {card.sizes['gini']:.3f}; hash {card.hash[:12]}"
     table.caption_justify = "left"
     return table

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fedsim.errors import PartitionError, suggest
+from fedsim.errors import PartitionError, many, suggest
 from fedsim.partition.deal import by_owner, check_count, class_labels, describe, draw, generator, slots
 from fedsim.partition.partition import Partition
 
@@ -67,8 +67,9 @@ class PathologicalPartitioner:
         rank, size, holders = holds.cumsum(axis=0) - 1, np.bincount(label), holds.sum(axis=0)
         if (holders > size).any():
             first, worst = int(np.argmax((rank >= size).any(axis=1))), int(np.argmax(holders - size))
+            samples = many(size[worst], "sample")
             raise PartitionError(
-                f"{holders[worst]} clients are to hold class {classes[worst]}, which has {size[worst]} samples: "
+                f"{holders[worst]} clients are to hold class {classes[worst]}, which has {samples}: "
                 f"num_partitions may be {first} with this seed and mode, or lower num_classes_per_partition"
             )
         holders = np.maximum(holders, 1)

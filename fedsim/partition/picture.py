@@ -7,6 +7,7 @@ import textwrap
 
 import numpy as np
 
+from fedsim.errors import many
 from fedsim.partition.card import label_counts, summary
 from fedsim.partition.partition import Partition
 from fedsim.record import figures
@@ -25,6 +26,6 @@ def plot(partition: Partition, labels: np.ndarray, classes: int, path: str | os.
     format = figures.format_of(os.fspath(path))
     counts = label_counts(partition, labels, classes)
     whole = None if counts is None else np.bincount(labels, minlength=classes)
-    samples = f"{partition.n:,} clients, {len(partition.indices):,} samples"
+    samples = f"{many(partition.n, 'client')}, {many(len(partition.indices), 'sample')}"
     title = f"{textwrap.fill(summary(partition.scheme), 100)}\n{samples}"
     figures.save(draw_owned(partition.sizes, counts, whole, title), os.fspath(path), format)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedsim.errors import many
 from fedsim.record.absences import summary
 from fedsim.record.directory import describe_stops
 from fedsim.report.labels import flat
@@ -51,7 +52,7 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     last = min(round for values in rounds.values() for round in values)
     measured = {run.label: _measured(run, last) for run in runs}
     if len(set(map(frozenset, measured.values()))) > 1:
-        times = {label: f"{len(found)} times" for label, found in measured.items()}
+        times = {label: many(len(found), "time") for label, found in measured.items()}
         yield f"measured in different rounds up to {last} (costs, last and best values depend on it): {_listed(times)}"
     leaves = {run.label: {**dict(flat(run.config)), "parameters": run.manifest.get("parameters")} for run in runs}
     for key in sorted(set().union(*leaves.values())):

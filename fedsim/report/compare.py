@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.stopping import lower_is_better
 from fedsim.record.directory import RunDirectory
 from fedsim.report.comparable import doubts
-from fedsim.report.series import NOTHING, RunSeries, load, relabelled, under_metric
+from fedsim.report.series import NOTHING, OF_SOME, RunSeries, load, relabelled, under_metric
 from fedsim.report.statistics import Estimate, best, default_target, estimate, first_reached, holm, p_value
 
 EXAMPLES = {"scope": "server/test", "metric": "accuracy"}
@@ -273,6 +273,9 @@ def columns_of(comparison: Comparison, chosen: Sequence[str] | None = None) -> d
             only = f"{comparison.runs[0].run.path} is the only run; add another"
             raise ConfigError(f"the column {name} is of a run against a baseline, and {only}")
         if name not in titles:
+            if name in OF_SOME:
+                known = ", ".join(titles)
+                raise ConfigError(f"no run here recorded the column {name}{OF_SOME[name]}; known: {known}")
             raise ConfigError(f"there is no column {name!r}; {suggest(name, titles)}")
     return {name: titles[name] for name in chosen or [name for name in titles if name != "p"]}
 

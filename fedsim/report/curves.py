@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.errors import ConfigError, RunError, suggest
+from fedsim.errors import ConfigError, suggest
 from fedsim.record import figures
 from fedsim.record.directory import RunDirectory
 from fedsim.report.compare import Comparison, compare, under
 from fedsim.report.layout import DASHES, PALETTE, Options, Size, frame, look, plain, sheet, size_of
-from fedsim.report.series import AXES, Series
+from fedsim.report.series import AXES, OF_SOME, Series
 from fedsim.report.statistics import estimates
 
 __all__ = ["DASHES", "PALETTE", "Curve", "Options", "curve_of", "curves", "draw"]
@@ -65,8 +65,8 @@ def curves(
         options: title, size, axes, footnote and so on; see `Options`.
 
     Raises:
-        ConfigError: unknown ``x``, metric, option or file format, or a logarithmic axis without a positive value.
-        RunError: no run recorded this cost.
+        ConfigError: unknown ``x``, metric, option or file format, a cost that no run recorded, or a logarithmic axis
+            without a positive value.
     """
 
     def drawn() -> Figure:
@@ -81,9 +81,7 @@ def draw(comparison: Comparison, x: str = "round", also: Sequence[str] = (), **o
     size_of(options)
     shown = [comparison, *(under(comparison, name) for name in also)]
     lines = [{s.run.label: curve_of(s.run.seeds, x) for s in each.runs} for each in shown]
-    if all(np.isnan(curve.x).all() for panel in lines for curve in panel.values()):
-        others = ", ".join(axis for axis in AXES if axis != x)
-        raise RunError(f"none of the runs recorded {x.replace('_', ' ')}; choose another x of {others}")
+    check_recorded(x, [curve.x for panel in lines for curve in panel.values()])
     figure, every, size = sheet(options, len(shown))
     legend: dict[str, Artist] = {}
     logs = [_panel(axes, each, panel, x, options, size, legend)
@@ -111,6 +109,17 @@ def check_cost(x: str) -> None:
     """
     if x not in AXES:
         raise ConfigError(f"x is {x!r}; {suggest(x, AXES)}")
+
+
+def check_recorded(x: str, values: Iterable[np.ndarray]) -> None:
+    """Refuse a horizontal axis on which no run has a place.
+
+    Raises:
+        ConfigError: all ``values`` are NaN.
+    """
+    if all(np.isnan(each).all() for each in values):
+        others = ", ".join(axis for axis in AXES if axis != x)
+        raise ConfigError(f"none of the runs recorded {x.replace('_', ' ')}{OF_SOME.get(x, '')}; choose x of {others}")
 
 
 def _panel(

@@ -15,7 +15,7 @@ from matplotlib.ticker import StrMethodFormatter
 from fedsim.errors import ConfigError, RunError
 from fedsim.record import figures
 from fedsim.report.compare import PAID, Comparison
-from fedsim.report.curves import check_cost, scopes_of, several
+from fedsim.report.curves import check_cost, check_recorded, scopes_of, several
 from fedsim.report.layout import Options, frame, look, plain, sheet, size_of
 from fedsim.report.series import AXES, RunSeries
 from fedsim.report.statistics import Estimate, estimate
@@ -42,8 +42,8 @@ def pareto(
         options: see `fedsim.report.layout.Options`; the target line is drawn.
 
     Raises:
-        ConfigError: the metric is itself a cost.
-        RunError: no run recorded this cost, or all diverged.
+        ConfigError: the metric is itself a cost, or no run recorded the cost ``x``.
+        RunError: all diverged.
     """
     figures.write(path, lambda: draw_pareto(comparison, x, **options), format)
 
@@ -58,6 +58,7 @@ def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[
     finals = [summary.final for summary in comparison.runs]
     first = front([cost.mean for cost in costs], [final.mean for final in finals], comparison.lower)
     if not first:
+        check_recorded(x, [np.array([cost.mean for cost in costs])])
         raise RunError(f"no run has both a final {comparison.metric} and its {x.replace('_', ' ')}; choose another x")
     figure, (axes,), size = sheet(options)
     legend: dict[str, Artist] = {}

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, many
 from fedsim.record import figures
 from fedsim.record.owned import FILE, read_owned
 from fedsim.report.compare import Comparison, costs_of
@@ -128,7 +128,7 @@ def _draw_partition(run: RunSeries, file: IO[bytes]) -> None:
     whole = None if owned.counts is None else owned.counts.sum(axis=0)
     settings = run.config.get("partition", {})
     name = settings.get("name", "") if isinstance(settings, Mapping) else settings
-    title = f"{str(name).rsplit('.', 1)[-1]}: {len(owned.sizes):,} clients, {owned.sizes.sum():,} samples"
+    title = f"{str(name).rsplit('.', 1)[-1]}: {many(len(owned.sizes), 'client')}, {many(owned.sizes.sum(), 'sample')}"
     figures.write(file, lambda: draw_owned(owned.sizes, owned.counts, whole, title, owned.classes), "svg")
 
 
@@ -150,7 +150,7 @@ def _draw_topology(run: RunSeries, file: IO[bytes]) -> None:
         values, label = np.array([last.get(node, np.nan) for node in range(n)]), "test accuracy of the node's own model"
     names = run.manifest.get("node_names") or None
     name = _graph(run.config.get("topology"))
-    title = f"{name}: {n:,} nodes, {len(links):,} directed links used in the run"
+    title = f"{name}: {many(n, 'node')}, {many(len(links), 'directed link')} used in the run"
     draw_graph(w, name, values, label, title, file, names, "svg")
 
 

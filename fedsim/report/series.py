@@ -32,6 +32,8 @@ AXES = {
     "simulated_seconds": "simulated seconds, by the clock of the experiment",
 }
 
+OF_SOME = {"simulated_seconds": ", as those with a clock do (--clock Clock)"}
+"""Axes that few runs have, and which."""
 
 INSTEAD = {"server/test": "average/test", "personal/holdout": "clients/holdout", "personal/train": "clients/train"}
 """Replacement of a scope in runs without a server, the average of the nodes' models, and in those without personal

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsim.checks import at_least_one, non_negative, one_of, positive
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, many
 from fedsim.robust.attack import Attack, Scene
 from fedsim.values import Vector
 
@@ -87,7 +87,8 @@ class ALIE(Attack):
         """See ``Attack``: a z of 0 is the honest mean, and one below 0 the other direction."""
         if self.z is not None or not 0 < f < n or (z := alie_z(n, f, self.among)) > 0:
             return ""
-        return f"ALIE is no attack with its z of {n} clients and {f} attackers, {z:.3g}; set z, or have more attackers"
+        among = f"{many(n, 'client')} and {many(f, 'attacker')}"
+        return f"ALIE is no attack with its z of {among}, {z:.3g}; set z, or have more attackers"
 
 
 @dataclass(frozen=True)

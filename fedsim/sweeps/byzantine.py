@@ -4,7 +4,7 @@
     NAME/final/      the cells of the table, each with the step size chosen for its rule, f and heterogeneity
 
 A cell is an experiment with a rule for f faults, and f attackers. What counts for a rule is its worst accuracy over the
-attacks, for step sizes too. Cells that diverge count as 0. Both sweeps continue where they were interrupted.
+attacks, for step sizes too. Cells that diverge count as 0. Both sweeps continue where they were interrupted, and grow.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fedsim.robust import Attack, Mean
 from fedsim.robust.rule import check, with_f
 from fedsim.sweeps.grid import Point
 from fedsim.sweeps.tuning import run_all, trial, value_of
+from fedsim.sweeps.widened import check_folder
 from fedsim.types import Rule
 
 Cell = tuple[str, str, int, float | None]
@@ -123,11 +124,12 @@ class RobustTable:
 
 
 def run_grid(grid: RobustGrid, folder: Path, jobs: int | None = None, *, progress: bool = True) -> RobustTable:
-    """Run what is left of the grid, and return its table.
+    """Run what is left of the grid, and return its table; a grid with more cells runs those that are new.
 
     Raises:
-        ConfigError: the folder holds another grid.
+        ConfigError: the folder holds something else, or cells with other settings.
     """
+    check_folder(folder)
     chosen: dict[Group, float | None] = dict.fromkeys(grid.groups(), None)
     if len(grid.lr) == 1:
         chosen = dict.fromkeys(chosen, grid.lr[0])
@@ -144,7 +146,8 @@ def run_grid(grid: RobustGrid, folder: Path, jobs: int | None = None, *, progres
             ))  # fmt: skip
     cells = {cell: grid.experiment(cell, chosen[cell[0], cell[2], cell[3]]) for cell in grid.cells()}
     final = {cell: Point(_named(cell, None), to_config(experiment)) for cell, experiment in cells.items()}
-    made = run_all(list(final.values()), folder / "final", jobs, progress)
+    chose = [point.name for point in final.values()] if len(grid.lr) > 1 else []
+    made = run_all(list(final.values()), folder / "final", jobs, progress, chose)
     scope = "average/test" if grid.base.topology is not None else "server/test"
     accuracy = {cell: value_of(made, point, scope, "accuracy") for cell, point in final.items()}
     worst = {}

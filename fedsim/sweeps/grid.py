@@ -141,6 +141,14 @@ class Sweep:
             content["failures"][point.name] = failure
         _write(self.path, content)
 
+    def with_points(self, points: Sequence[Point]) -> Sweep:
+        """The sweep with these points instead; failures of points that had other settings are forgotten."""
+        content, before = _read(self.path), {point.name: point for point in self.points}
+        same = {point.name for point in points if before.get(point.name) == point}
+        failures = {name: failure for name, failure in content["failures"].items() if name in same}
+        _write(self.path, {**content, "points": _listed(points), "failures": failures})
+        return open_sweep(self.path)
+
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Exclude other processes from running the sweep.
 
@@ -181,9 +189,12 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not this sweep; choose another --output, or remove it first")
     folder = output or create_folder(root, name)
-    listed = [{"name": point.name, "config": point.config} for point in points]
-    _write(folder, {**environment(), "points": listed, "failures": {}})
+    _write(folder, {**environment(), "points": _listed(points), "failures": {}})
     return open_sweep(folder)
+
+
+def _listed(points: Sequence[Point]) -> list[dict[str, Any]]:
+    return [{"name": point.name, "config": point.config} for point in points]
 
 
 def is_sweep(path: Path) -> bool:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsim.controller.progress import QUIET_SECONDS
+from fedsim.errors import many
 from fedsim.sweeps.grid import Point, Sweep
 
 
@@ -40,7 +41,7 @@ class SweepProgress:
 
     def __enter__(self) -> Self:
         count, before = len(self.sweep.points), len(self.sweep.points) - self.todo
-        self.say(f"{self.sweep.path}: {count} points, {before} finished, {self.jobs} at a time")
+        self.say(f"{self.sweep.path}: {many(count, 'point')}, {before} finished, {self.jobs} at a time")
         states = self.sweep.states()
         self._over = {name for name, state in states.items() if state == "finished"} | set(self.sweep.failures)
         self._before, total = self.sweep.done(self._over)
@@ -70,7 +71,7 @@ class SweepProgress:
         if self._task is not None and self.shown:
             self._bar.update(self._task, completed=self.sweep.done(self._over)[0])
             if self._bar.disable and time.monotonic() - self._printed > QUIET_SECONDS:
-                self.say(f"{self.sweep.path.name}: {self._ended}/{self.todo} points{self._eta()}")
+                self.say(f"{self.sweep.path.name}: {self._ended} of {many(self.todo, 'point')}{self._eta()}")
 
     def _eta(self) -> str:
         """Percentage of completed rounds, and remaining time at the current rate."""

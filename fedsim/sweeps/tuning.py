@@ -10,7 +10,7 @@ many rounds, is `fedsim.sweeps.search`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -23,9 +23,10 @@ from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.stopping import lower_is_better
 from fedsim.report.series import Series, load_runs
 from fedsim.report.statistics import Estimate, best, estimate
-from fedsim.sweeps.grid import Point, Sweep, is_sweep, start
+from fedsim.sweeps.grid import Point, Sweep
 from fedsim.sweeps.jobs import run_sweep
 from fedsim.sweeps.search import check_search, ends, halving_trial, kept, rungs, some_of
+from fedsim.sweeps.widened import check_folder, widened
 
 WITHHELD = 0.2
 """Share of every client's samples that settings are chosen on."""
@@ -61,7 +62,8 @@ class Tuned:
     @property
     def paths(self) -> list[Path]:
         """Run directories of the chosen ones, in the order of the methods; those that diverged have none."""
-        return [path for point in self.final.points if (path := self.final.directory(point)).is_dir()]
+        points = [point for point in self.final.points if point.name in map(_plain, self.chosen)]   # now, or before
+        return [path for point in points if (path := self.final.directory(point)).is_dir()]
 
 
 def tune(
@@ -77,7 +79,8 @@ def tune(
     jobs: int | None = None,
     progress: bool = True,
 ) -> Tuned:
-    """Choose the setting of each method, run it, and return both; called again it continues.
+    """Choose the setting of each method, run it, and return both; called again it continues, and with more methods or
+    settings it runs what is new.
 
     Args:
         methods: for each method experiments by the names of their settings, such as
@@ -109,10 +112,7 @@ def tune(
         larger |= measures
     for method in methods:
         plain_name(method)
-    folder = Path(folder)
-    ours = is_sweep(folder / "tuning") or is_sweep(folder / "final")
-    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and holds something else; choose another folder, or remove it first")
+    check_folder(folder := Path(folder))
     first_seed = {method: next(iter(grid.values())).seed for method, grid in methods.items()}
     tried = {m: some_of(grid, trials, first_seed[m]) for m, grid in methods.items() if len(grid) > 1}
     made_trials = {m: {name: trial(made, seeds, seed) for name, made in grid.items()} for m, grid in tried.items()}
@@ -137,7 +137,7 @@ def tune(
             finished = [name for name, point in grid.items() if point.name not in tuning.failures]
             chosen[method] = _best(method, metric, withheld[method], finished, lower)
     finals = [_point(method, methods[method][name].with_execution(name=method)) for method, name in chosen.items()]
-    final = run_all(finals, folder / "final", jobs, progress)
+    final = run_all(finals, folder / "final", jobs, progress, list(tried))
     names = {method: list(grid) for method, grid in tried.items()}
     at_ends = {method: ends(tried[method], chosen[method]) for method in tried}
     return Tuned(tuning, final, chosen, withheld, metric, spent, names, at_ends)
@@ -156,13 +156,17 @@ def _halved(
         going_on = [name for name in left if not math.isnan(values[name])]
         spent += (rounds - before) * len(going_on)
         run_sweep(sweep, jobs, progress=progress, rounds={grid[name].name: rounds for name in going_on})
-        _check_failures(sweep)
+        _check_failures(sweep, grid.values())
     last = steps[-1] if steps else None
     return {name: measure(grid[name], round=last) for name in left}, spent
 
 
 def _point(name: str, made: Experiment) -> Point:
-    return Point(name.replace(" ", ""), to_config(made))
+    return Point(_plain(name), to_config(made))
+
+
+def _plain(name: str) -> str:
+    return name.replace(" ", "")
 
 
 def trial(made: Experiment, seeds: int, seed: int | None = None) -> Experiment:
@@ -171,21 +175,24 @@ def trial(made: Experiment, seeds: int, seed: int | None = None) -> Experiment:
     return replace(made, seed=made.seed + APART if seed is None else seed, seeds=seeds, evaluation=evaluation)
 
 
-def run_all(points: Sequence[Point], folder: Path, jobs: int | None, progress: bool) -> Sweep:
-    """Run what is left of a sweep in exactly this folder.
+def run_all(
+    points: Sequence[Point], folder: Path, jobs: int | None, progress: bool, chosen: Collection[str] = ()
+) -> Sweep:
+    """Run what is left of these points of a sweep in exactly this folder; see `widened`.
 
     Raises:
         ConfigError: a point failed for another reason than that it diverged.
     """
-    sweep = start(points, output=folder, name=folder.name)
-    run_sweep(sweep, jobs, progress=progress)
-    _check_failures(sweep)
+    sweep = widened(points, folder, chosen)
+    run_sweep(sweep, jobs, progress=progress, rounds={point.name: point.config["rounds"] for point in points})
+    _check_failures(sweep, points)
     return sweep
 
 
-def _check_failures(sweep: Sweep) -> None:
+def _check_failures(sweep: Sweep, points: Iterable[Point]) -> None:
+    names = {point.name for point in points}
     for name, reason in sweep.failures.items():
-        if not reason.startswith(DivergenceError.__name__):
+        if name in names and not reason.startswith(DivergenceError.__name__):
             raise ConfigError(f"{sweep.path / name}: {reason}")
 
 

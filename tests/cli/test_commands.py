@@ -242,6 +242,10 @@ def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     for wrong in (["--title", "T"], ["--plot", "x.png", "--log-y", "maybe"]):
         assert main([*argv, *wrong]) == 2
     assert "--title is an option of --plot FILE" in capsys.readouterr().err
+    drawn = ["--plot", str(tmp_path / "no.png"), "--x", "simulated_seconds"]
+    for of_a_clock in (drawn, ["--columns", "simulated_seconds"]):
+        assert main([*argv, *of_a_clock]) == 2
+        assert ", as those with a clock do (--clock Clock)" in capsys.readouterr().err
     assert main([*argv, "--csv", str(finished / "a" / "manifest.json" / "x.csv")]) == 1
     assert "cannot write" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ from fedsim import Evaluation, Experiment, run, trained_model
 from fedsim.cli import main
 from fedsim.compress import TopK
 from fedsim.controller.prepare import prepare
+from fedsim.data import load
 from fedsim.errors import ConfigError, RunError
 from fedsim.feedback import EF14Uplink
 from fedsim.record.directory import RunDirectory
@@ -69,6 +70,17 @@ def test_a_model_of_every_kind_of_run(made: dict[str, RunDirectory]) -> None:
     assert not trained_model(made["server"]).training
 
 
+def test_a_model_of_parts_made_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = replace(BASE, rounds=1, data=load("digits"), metrics=[lambda outputs, targets: outputs.mean()])
+    made = run(case, output=tmp_path / "run", progress=False)
+    said = r"has a part made in Python \(data, metrics\), .* give its experiment: fedsim\.trained_model\('.*run', exp"
+    with pytest.raises(ConfigError, match=said):
+        trained_model(made)
+    assert main(["export", str(made.path), "--output", str(tmp_path / "model.pt")]) == 2
+    assert ", experiment=experiment)" in capsys.readouterr().err
+    assert accuracy(trained_model(made, experiment=case), case) > 0
+
+
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_export_is_a_state_dict(
     suffix: str, made: dict[str, RunDirectory], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -99,6 +111,6 @@ def test_what_cannot_be_exported(
     assert "expected a file named *.pt or *.safetensors" in capsys.readouterr().err
     mine = replace(BASE, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     own = run(mine, output=tmp_path / "own", progress=False)
-    with pytest.raises(ConfigError, match="was made in Python"):
+    with pytest.raises(ConfigError, match="has a part made in Python"):
         trained_model(own)
     assert accuracy(trained_model(own, experiment=mine)) == recorded(own, "server/test")

@@ -42,7 +42,7 @@ def test_devices_are_a_function_of_the_seed() -> None:
 def test_numbers_hold_for_all_and_lists_for_each() -> None:
     some = Clock(seconds=(1.0, 2.0, 3.0), bandwidth_down=8e6, up_share=0.25, latency=0).devices(3, 0)
     assert some.seconds.tolist() == [1, 2, 3] and some.down.tolist() == [1e6] * 3 and some.up.tolist() == [2.5e5] * 3
-    with pytest.raises(ConfigError, match="seconds has 3 values; expected one for each of the run's 4 clients"):
+    with pytest.raises(ConfigError, match="seconds has 3 values, and the run 4 clients; expected one for each"):
         Clock(seconds=(1.0, 2.0, 3.0)).devices(4, 0)
 
 

@@ -292,7 +292,7 @@ def test_clients_in_actors(method: Any, tmp_path: Path) -> None:
         ({"uplink": EF21Uplink(TopK(0.5))}, "uplink EF21 gives the server one vector .*staleness to constant"),
         ({"aggregate": CoordinateMedian()}, "aggregate CoordinateMedian gives the server one vector"),
         ({"concurrency": 0}, "concurrency is 0; expected a whole number, 1 or more"),
-        ({"concurrency": 1}, "buffer is 2, and 1 clients"),
+        ({"concurrency": 1}, "buffer is 2, and concurrency 1, "),
     ],
 )
 def test_what_is_refused_at_construction(change: dict[str, Any], words: str) -> None:
@@ -301,7 +301,7 @@ def test_what_is_refused_at_construction(change: dict[str, Any], words: str) -> 
 
 
 def test_more_at_a_time_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="concurrency is 9, but there are 8 clients"):
+    with pytest.raises(ConfigError, match="concurrency is 9, and the run has 8 clients"):
         run(replace(SMALL, concurrency=9), root=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 

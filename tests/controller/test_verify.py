@@ -80,7 +80,7 @@ def test_every_kind_of_edit_is_named(made: RunDirectory, capsys: pytest.CaptureF
 
     last = lines[-1].replace('"value": ', '"value": 1')
     assert "was changed after the checkpoint of round 4" in said(metrics.write_text("".join([*lines[:-1], last])))
-    assert "rows are there twice" in said(metrics.write_text("".join([*lines, lines[-1]])))
+    assert "1 row repeated" in said(metrics.write_text("".join([*lines, lines[-1]])))
     assert "no row of round 3, which was due" in said(
         metrics.write_text("".join(line for line in lines if '"round": 3,' not in line))
     )
@@ -100,6 +100,23 @@ def test_every_kind_of_edit_is_named(made: RunDirectory, capsys: pytest.CaptureF
     assert "seed-7 is of no seed in manifest.json" in said(None)
     (made.path / "seed-7").rmdir()
     assert verify(made.path) == []
+
+
+def test_a_finished_run_that_was_edited_is_not_resumed(made: RunDirectory) -> None:
+    """Unless the edit is accepted, which `verify` then knows; nothing is known of a run without its checkpoints."""
+    metrics = made.seed_path(0) / "metrics.jsonl"
+    text = metrics.read_text()
+    metrics.write_text(text.replace('"value": 0', '"value": 1', 1))
+    with pytest.raises(RunError, match=r"metrics\.jsonl was changed after .* restore the file, .* --accept-changes"):
+        resume(made.path, progress=False)
+    assert main(["resume", str(made.path), "--accept-changes", "--quiet"]) == 0
+    assert verify(made.path) == [] and made.manifest["accepted"][0]["metrics"]["0"]
+    resume(made.path, progress=False)
+    metrics.write_text(text + text.splitlines(keepends=True)[-1])
+    with pytest.raises(RunError, match=r"1 row repeated; the seed has finished: restore the file$"):
+        resume(made.path, progress=False, accept_changes=True)
+    shutil.rmtree(made.seed_path(0) / "checkpoints")
+    resume(made.path, progress=False)
 
 
 @pytest.fixture(scope="module")

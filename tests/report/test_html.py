@@ -196,7 +196,7 @@ def without_timing(root: Path) -> Path:
 
 
 def test_curve_of_a_cost_that_nobody_recorded(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"recorded seconds; choose .*gradient_evaluations, simulated_seconds$"):
+    with pytest.raises(ConfigError, match=r"recorded seconds; choose .*gradient_evaluations, simulated_seconds$"):
         draw(compare([without_timing(tmp_path)]), "seconds")
 
 

@@ -105,8 +105,28 @@ def test_no_cell_runs_twice(table: RobustTable, folder: Path) -> None:
     assert len(files) == 12 + 6
     assert run_grid(GRID, folder, 1, progress=False) == table
     assert [file.stat().st_mtime_ns for file in files] == times
-    with pytest.raises(ConfigError, match="exists and is not this sweep"):
-        run_grid(replace(GRID, f=(1,)), folder, 1, progress=False)
+    assert run_grid(replace(GRID, f=(0,)), folder, 1, progress=False).accuracy.keys() < table.accuracy.keys()
+    assert [file.stat().st_mtime_ns for file in files] == times, "a smaller grid is a part of it"
+    with pytest.raises(ConfigError, match=f"^{folder} holds Mean,none,f=0,lr=0.01 with other settings of rounds, eval"):
+        run_grid(replace(GRID, base=replace(BASE, rounds=2)), folder, 1, progress=False)
+    (folder / "other").mkdir()
+    (folder / "other" / "file").touch()
+    with pytest.raises(ConfigError, match="other exists and holds something else; choose another --output"):
+        run_grid(GRID, folder / "other", 1, progress=False)
+
+
+def test_a_grid_grows_where_it_is(table: RobustTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By rules, attacks, numbers of attackers and step sizes; only what is new, or has another step size, is run."""
+    small = replace(GRID, rules={"Mean": Mean()}, attacks={"flip": SignFlip(scale=10.0)}, f=(2,), lr=(0.01,))
+    assert run_grid(small, tmp_path, 1, progress=False).lr == {("Mean", 2, None): 0.01}
+    assert not (tmp_path / "tuning").exists()
+    run_grid(replace(small, f=(0, 2), lr=(0.01, 1.0)), tmp_path, 1, progress=False)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("tuning/*/seed-*/metrics.jsonl")}
+    assert len(before) == 4 and run_grid(GRID, tmp_path, 1, progress=False) == table
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in before}.items()
+    moved = [path.name for path in (tmp_path / "final" / ".stale").iterdir()]
+    assert moved == ["Mean,flip,f=2"] and table.lr["Mean", 2, None] == 1.0
+    assert "Mean,flip,f=2 runs again: other settings have been chosen" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,23 @@ def test_the_best_on_withheld_samples_is_run_on_other_seeds(tmp_path: Path) -> N
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}, "nothing ran again"
 
 
+def test_methods_and_settings_are_added_in_place(tmp_path: Path) -> None:
+    """What was measured stays; a method of which another setting is chosen now runs again."""
+    slow = {f"lr={lr}": replace(BASE, algorithm=FedAvg(lr)) for lr in (0.001, 0.01)}
+    few = {"FedAvg": slow}
+    tune(few, tmp_path, jobs=1, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("tuning/*/seed-*/metrics.jsonl")}
+    more = {"mine": {"as given": replace(BASE, algorithm=FedSpeed(0.3))}, "FedAvg": {**few["FedAvg"], **AVERAGED}}
+    tuned = tune(more, tmp_path, jobs=1, progress=False)
+    assert tuned.chosen == {"mine": "as given", "FedAvg": "lr=0.5"}
+    assert [path.name for path in tuned.paths] == ["mine", "FedAvg"]
+    assert open_run(tuned.paths[1]).config["algorithm"]["lr"] == 0.5
+    assert len(before) == 4 and before.items() <= {path: path.stat().st_mtime_ns for path in before}.items()
+    assert tune({"mine": more["mine"]}, tmp_path, jobs=1, progress=False).paths == [tmp_path / "final" / "mine"]
+    with pytest.raises(ConfigError, match=f"^{tmp_path} holds mine with other settings of rounds; repeat the command"):
+        tune({"mine": {"as given": replace(more["mine"]["as given"], rounds=3)}}, tmp_path, jobs=1, progress=False)
+
+
 def test_a_loss_is_best_where_it_is_least_and_nodes_withhold_too(tmp_path: Path) -> None:
     gossip = {name: replace(BASE, algorithm=DFedAvg(lr), topology=Static(Ring())) for name, lr in STEPS.items()}
     tuned = tune({"DFedAvg": gossip}, tmp_path, seeds=1, metric="loss", jobs=1, progress=False)

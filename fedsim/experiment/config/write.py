@@ -27,6 +27,17 @@ def to_config(experiment: Experiment) -> dict[str, Any]:
     return absolute(written(experiment, type(experiment)))
 
 
+def only_in_python(config: Any, place: str = "") -> list[str]:
+    """Places of a config whose objects were made in Python, which no file can hold."""
+    if isinstance(config, list):
+        return [place] if any(map(only_in_python, config)) else []
+    if not isinstance(config, Mapping):
+        return []
+    if "python" in config:
+        return [place]
+    return [found for key, each in config.items() for found in only_in_python(each, f"{place}.{key}".lstrip("."))]
+
+
 def written(value: Any, hint: Any = None) -> Any:
     """Convert a value to plain YAML; a component of exactly the type ``hint`` needs no name."""
     if isinstance(value, np.generic):

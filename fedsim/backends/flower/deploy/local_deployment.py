@@ -20,7 +20,7 @@ from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.interrupt import terminate_as_interrupt
-from fedsim.errors import ConfigError, DeployError
+from fedsim.errors import ConfigError, DeployError, many
 from fedsim.experiment.config import to_config
 from fedsim.experiment.config.paths import paths
 from fedsim.experiment.experiment import Data, Experiment
@@ -66,7 +66,7 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
         DeployError: the federation cannot be started, or the run failed.
         KeyboardInterrupt: after every process has ended.
     """
-    output = output.absolute()
+    given, output = output, output.absolute()              # what is told is the path as it was given
     check(experiment, local)
     nodes = node_settings(experiment, output, local)
     folder, _ = federation_folder(output), ports.check(local.port)   # before anything is written
@@ -80,11 +80,11 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
         try:
             watch(federation, str(started["run-id"]), experiment, output, progress, events)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"continue with: fedsim deploy --resume {output}") from None
+            raise KeyboardInterrupt(f"continue with: fedsim deploy --resume {given}") from None
         except DeployError as error:
-            hint = f"\nContinue with: fedsim deploy --resume {output}" if (output / "manifest.json").exists() else ""
+            hint = f"\nContinue with: fedsim deploy --resume {given}" if (output / "manifest.json").exists() else ""
             raise DeployError(f"{error}{hint}") from error
-    return open_run(output)
+    return open_run(given)
 
 
 def check(experiment: Experiment, local: LocalDeployment) -> None:
@@ -93,8 +93,8 @@ def check(experiment: Experiment, local: LocalDeployment) -> None:
     clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
         raise ConfigError(
-            f"the experiment has {clients} clients and --nodes is {local.nodes}; every client is a node: use --nodes"
-            f" {clients}, or --partition.num_partitions {local.nodes}"
+            f"the experiment has {many(clients, 'client')} and --nodes is {local.nodes}; every client is a node: use"
+            f" --nodes {clients}, or --partition.num_partitions {local.nodes}"
         )
     if not isinstance(experiment.data, Data):
         raise ConfigError("the experiment's data is a Python object; only named data can be deployed")

@@ -105,7 +105,7 @@ def _show(bar: RunProgress, experiment: Experiment, output: Path, shown: dict[in
                 tested = ("server/test", "average/test")
                 loss, accuracy = (_last(metrics, tested, name) for name in ("loss", "accuracy"))
                 sent = [_last(metrics, ("total",), name) or 0.0 for name in ("bytes_down", "bytes_up")]
-                bar.update(round, accuracy, loss, sum(sent) / 1e6)
+                bar.update(round, accuracy, loss, sum(sent))
 
 
 def _last(metrics: Metrics, scopes: tuple[str, ...], metric: str) -> float | None:

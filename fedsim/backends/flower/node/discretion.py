@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Mapping
 
 from fedsim.backends.flower.protocol.calls import Call, RefusedError
-from fedsim.errors import CodeError, DataError, ModelError
+from fedsim.errors import CodeError, DataError, ModelError, many
 
 LONGEST = 2000
 """Characters of the longest text."""
@@ -37,15 +37,16 @@ def in_words(call: Call, made: Call, seconds: Mapping[str, float], method: str) 
     round = f"round {call.values.get('round')}"
     match call.verb:
         case "hello":
-            return f"ready, with {values['samples']:,} samples"
+            return f"ready, with {many(values['samples'], 'sample')}"
         case "each":
             gradients = f"{values['evaluations']:,} gradients in {took}"
             return f"{round}: {method}.{call.values['function']}, {gradients}; sends {up}"
         case "mix":
-            return f"{round}: mixed with {len(call.data)} neighbours in {took}"
+            return f"{round}: mixed with {many(len(call.data), 'neighbour')} in {took}"
         case "score":
             accuracy = "" if values["accuracy"] is None else f", accuracy {values['accuracy']:.3f}"
-            return f"measured the server's model on {values['samples']:,} samples: loss {values['loss']:.4g}{accuracy}"
+            samples = many(values["samples"], "sample")
+            return f"measured the server's model on {samples}: loss {values['loss']:.4g}{accuracy}"
         case "value":
             return f"sent its own memories to be evaluated, {up}"
     return "the run has ended; its memories here are deleted"

@@ -1,0 +1,32 @@
+"""Words of errors and of progress."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedsim.controller.progress import RunProgress
+from fedsim.errors import in_bytes, many, suggest
+
+
+def test_counts_agree_with_their_nouns() -> None:
+    assert [many(n, "client") for n in (0, 1, 2, 12_345)] == ["no clients", "1 client", "2 clients", "12,345 clients"]
+
+
+def test_bytes_have_a_unit_that_shows_them() -> None:
+    found = [in_bytes(n) for n in (0, 60, 5_240, 99_999, 100_000, 220_800_000, 1.5e10)]
+    assert found == ["0.0 kB", "0.1 kB", "5.2 kB", "0.1 MB", "0.1 MB", "220.8 MB", "15,000.0 MB"]
+
+
+def test_progress_of_little_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunProgress("run", 1) as progress:
+        progress.start(0, 0)
+        progress.update(1, accuracy=0.5, sent=5_240)
+    assert "round 1/1" in (said := capsys.readouterr().err) and said.endswith("accuracy 0.500  5.2 kB\n")
+
+
+def test_suggestions_name_what_is_near_and_what_is_meant() -> None:
+    assert suggest("Addam", ["SGD", "Adam"], ["--algorithm FedAdam"]) == (
+        "did you mean 'Adam' or --algorithm FedAdam? Known: SGD, Adam"
+    )
+    assert suggest("x", [], ["--y"]) == "did you mean --y? Known: none"
+    assert suggest("x", []) == "known: none"
