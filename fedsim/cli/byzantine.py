@@ -40,7 +40,7 @@ BYZANTINE = flags.Command(
         "alpha": "values of the partition's alpha, as in 0.1,1; those of the partition by default",
         "lr": "step sizes to choose from, as in 0.03,0.1,0.3; that of the algorithm by default",
         "step": "setting of the algorithm that lr has values of; rules that normalise need server_lr (default: lr)",
-        "tuning_seeds": "seeds of that choice (default: 1)",
+        "tuning_seeds": "number of seeds to choose step sizes on, which are not those of the table (default: 1)",
         "heat_map": "file for heat maps of the worst accuracy over f and alpha, .png, .svg or .pdf",
         "jobs": JOBS,
     },

@@ -41,7 +41,7 @@ TUNE = flags.Command(
         "output": "folder of this comparison (default: runs/tune)",
         "jobs": JOBS,
         "metric": "metric that chooses, on withheld samples (default: accuracy)",
-        "tuning_seeds": "seeds of the choice (default: 2)",
+        "tuning_seeds": "number of seeds to choose settings on, which are not those of the comparison (default: 2)",
         "search": "grid: all settings (default); random: some; halving: all, but only the best of them for all rounds",
         "trials": "settings of each method that a random search or halving draws, the same number for all",
         "eta": "of halving: one in so many settings goes on, for as many times the rounds (default: 3)",

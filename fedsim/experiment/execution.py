@@ -33,8 +33,8 @@ class Ray:
         threads: PyTorch threads in each actor; by default as many as its CPUs.
         object_store_memory: bytes of shared memory for samples, client memories and messages; by default Ray's share of
             the machine. Objects that do not fit are spilled to disk.
-        on_error: reaction to an exception in a client's code: "stop" the run, "skip" the client in this round, or
-            "retry" the round.
+        on_error: reaction to an exception in a client's code: "stop" the run, "skip" the client in this round, which
+            stops the run if all of its clients raise, or "retry" the round.
         log_to_driver: forward the output of the actors.
     """
 

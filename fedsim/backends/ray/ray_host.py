@@ -263,8 +263,10 @@ class RayHost(Host):
     def _without(self, error: ClientError | BlockError, ids: np.ndarray, attempt: int) -> np.ndarray:
         """Clients for the next attempt at a round: without the failed ones, or all of them, as ``on_error`` says."""
         left = ids[~np.isin(ids, getattr(error, "ids", ()))]
-        if self.settings.on_error == "skip" and 0 < len(left) < len(ids):
-            return left
+        if self.settings.on_error == "skip" and len(left) < len(ids):
+            if len(left):
+                return left
+            self.say("every client of the round raised, so that skipping them leaves none; the run stops")
         if self.settings.on_error == "retry" and attempt < MOST_ATTEMPTS:
             return ids
         raise error

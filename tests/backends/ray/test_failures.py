@@ -18,6 +18,7 @@ from fedsim.errors import BlockError, ClientError, ConfigError, DivergenceError,
 from fedsim.experiment.execution import Execution, OnError, Ray
 from fedsim.models import Logistic
 from fedsim.partition import IidPartitioner
+from fedsim.record.directory import RunDirectory
 from tests.backends.ray.dying import Branching, Dying
 from tests.backends.ray.shared import measured, measured_here, workers
 
@@ -136,6 +137,19 @@ def test_all_clients_that_raise_are_skipped_at_once(tmp_path: Path) -> None:
     assert sum("round 3 again" in s for s in said) == 1
     timing = map(json.loads, (path / "seed-0" / "timing.jsonl").read_text().splitlines())
     assert [row["node"] for row in timing if row["metric"] == "skipped"] == cohort[:-1]
+
+
+def test_a_round_in_which_every_client_raises_ends_the_run(tmp_path: Path) -> None:
+    """With a checkpoint of the round before: nobody is left whom the policy could go on with."""
+    host = Listening(Ray(on_error="skip"))
+    broken = replace(BASE, algorithm=dying("raise", nodes=tuple(range(10))))
+    broken = broken.with_execution(backend="ray", block_size=2)
+    with pytest.raises(ClientError, match=r"in round 3: .* raised ValueError: somebody's bug"):
+        run(broken, output=tmp_path / "run", progress=False, host=host)
+    assert host.said[-1] == "every client of the round raised, so that skipping them leaves none; the run stops"
+    assert RunDirectory(tmp_path / "run").manifest["status"]["0"]["state"] == "failed"
+    assert list((tmp_path / "run" / "seed-0" / "checkpoints").glob("round-000002"))
+    assert b'"round": 2,' in measured(tmp_path / "run") and b'"round": 3,' not in measured(tmp_path / "run")
 
 
 def test_retry_does_the_round_again(one_process: bytes, tmp_path: Path) -> None:
