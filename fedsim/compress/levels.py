@@ -40,16 +40,6 @@ def constant(like: Tensor, size: int) -> Tensor:
     return torch.full(like.shape, size, device=like.device)
 
 
-def pack_bits(ones: Tensor) -> bytes:
-    """A bit for each of ``ones``, bool ``[d]``."""
-    return np.packbits(ones.cpu().numpy()).tobytes()
-
-
-def unpack_bits(data: bytes, d: int) -> Tensor:
-    """Inverse of `pack_bits`, bool ``[d]``."""
-    return torch.from_numpy(np.unpackbits(np.frombuffer(data, np.uint8), count=d).astype(bool))
-
-
 def size(parts: tuple[Tensor, ...], s: int, code: LevelCode | Literal["shortest"]) -> Tensor:
     """Bytes of `write` for norms ``[...]`` and levels ``[..., d]``, int64 ``[...]``."""
     norm, level = parts
