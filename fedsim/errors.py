@@ -181,11 +181,17 @@ MOST_LINES = 4
 """Lines of code in a message."""
 
 
+LEAST = 3
+"""Letters of a name that is looked for within others, as cnn in McMahanCNN."""
+
+
 def suggest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     """Suggest the closest known name, ignoring case, and what it may mean ``also``, and list all known names."""
     known = list(known)
     spelled = {each.lower(): each for each in reversed(known)}
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
+    within = sorted((each for each in spelled if name.lower() in each), key=len) if len(name) >= LEAST else []
+    near += [] if set(near) & set(within) else within[:2]
     meant, names = [*(repr(spelled[each]) for each in near), *also], ", ".join(known) or "none"
     return f"did you mean {' or '.join(meant)}? Known: {names}" if meant else f"known: {names}"
 

@@ -30,3 +30,6 @@ def test_suggestions_name_what_is_near_and_what_is_meant() -> None:
     )
     assert suggest("x", [], ["--y"]) == "did you mean --y? Known: none"
     assert suggest("x", []) == "known: none"
+    assert suggest("cnn", ["MLP", "McMahanCNN"]).startswith("did you mean 'McMahanCNN'?")
+    assert suggest("median", ["Mean", "GeometricMedian"]).startswith("did you mean 'Mean' or 'GeometricMedian'?")
+    assert suggest("Dirichlet", ["InnerDirichlet", "Dirichlets"]).startswith("did you mean 'Dirichlets'?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from fedsim.cli.allow import HELP
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import load_config, override
 from fedsim.experiment.config.described import Component, catalogue
-from fedsim.experiment.config.meant import NEAR, flags_with
+from fedsim.experiment.config.meant import NEAR, flags_of, flags_with, kinds_of
 from fedsim.experiment.config.plan import names, plan
 from fedsim.experiment.config.read import help_text
 from fedsim.experiment.short_forms import full_place, put, short_forms
@@ -27,6 +28,8 @@ SYNONYMS = {
     "participation": "sampling.fraction",
 }  # fmt: skip
 """Flags of other simulators, and the settings here."""
+FILES = ("config", "config_file", "file", "yaml")
+"""Flags of other programs for what is given without one here."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,16 @@ def split(command: Command, argv: Sequence[str]) -> Words:
             flags.append((place, value))
     if len(files) > 1:
         raise ConfigError(f"got {len(files)} files: {' '.join(files)}; expected one, and settings such as --rounds 20")
+    if files and not Path(files[0]).exists() and (meant := _component(command, files[0])):
+        raise ConfigError(f"there is no file {files[0]}; did you mean {meant}?")
     return Words(line, load_config(Path(files[0])) if files else {}, flags)
+
+
+def _component(command: Command, word: str) -> str:
+    """Flag of the component that is meant by a word without one; empty if none is."""
+    kinds, name = kinds_of(word)
+    ways = flags_of("", kinds, name) if name.lower() == word.lower() else []
+    return " or ".join(way for way in ways if re.split(r"[ .]", way)[0][2:] in command.settings().settings)
 
 
 def settle(file: Mapping[str, Any], flags: Sequence[tuple[str, str]], notes: list[str]) -> dict[str, Any]:
@@ -171,6 +183,9 @@ def _pairs(argv: Sequence[str], switches: set[str]) -> Iterator[tuple[str, str]]
 def _known(command: Command, key: str, argv: Sequence[str]) -> str:
     """Dotted name of the setting that a flag sets, perhaps by a short form."""
     if key.split(".")[0] not in (known := _names(command)):
+        if key in FILES:
+            alone = f"the file stands by itself: fedsim {command.name} FILE.yaml"
+            raise ConfigError(f"fedsim {command.name} has no option --{key}; {alone}")
         places = _meant(command, key, argv)
         hint = f"did you mean {' or '.join(places)}?" if places else suggest(key, known)
         raise ConfigError(f"fedsim {command.name} has no option --{key}; {hint}")

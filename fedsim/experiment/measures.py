@@ -150,10 +150,19 @@ def _scored(name: str, scorer: Any, outputs: Tensor, targets: Tensor) -> float:
     try:
         return float(scorer(_estimator(outputs, targets), rows, y))
     except (ValueError, AttributeError) as error:
+        forms = ", ".join(_forms_of(name)) if "multiclass" in str(error) else ""
         raise _UndefinedError(
             f"the metric {name} is undefined for outputs {list(outputs.shape)} and targets of"
-            f" {len(np.unique(y))} values: {error}"
+            f" {len(np.unique(y))} values: {error}{forms and f' Choose one of {forms}'}"
         ) from error
+
+
+def _forms_of(name: str) -> list[str]:
+    """Forms of a metric for several classes, such as f1_macro of f1."""
+    from sklearn.metrics import get_scorer_names
+
+    known = set(get_scorer_names())
+    return [form for how in ("macro", "micro", "weighted", "ovr") if (form := f"{name}_{how}") in known]
 
 
 def _estimator(outputs: Tensor, targets: Tensor) -> Any:

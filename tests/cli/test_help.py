@@ -96,6 +96,10 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--f", "2", "--aggregate", "TrimmedMean", "--rounds", "x"], "did you mean --aggregate.f?"),
         (["run", "--num-partition", "3"], "did you mean --partition.num_partitions?"),
         (["run", "--partitions", "3"], "did you mean 'partition'?"),
+        (["run", "--config", "x.yaml"], "no option --config; the file stands by itself: fedsim run FILE.yaml"),
+        (["run", "fedavg"], "there is no file fedavg; did you mean --algorithm FedAvg?"),
+        (["topology", "Ring"], "there is no file Ring; did you mean --topology Static --topology.graph Ring?"),
+        (["partition", "FedAvg"], "cannot read FedAvg: No such file"),
     ],
 )
 def test_an_unknown_flag_names_the_setting_of_a_component(

@@ -11,7 +11,7 @@ from fedsim.experiment.config.described import Setting, aliases, catalogue, expe
 from fedsim.experiment.config.names import CATALOGUES
 
 KINDS = (*CATALOGUES, "data")
-USUAL = ("EF14", "NNM", "TrimmedMean")
+USUAL = ("FedAvg", "EF14", "NNM", "TrimmedMean")
 """Components that stand for the others with the same setting."""
 MOST = 3
 """Others that are named beside it, and places where something may be given."""
@@ -65,9 +65,25 @@ def _inside(place: str, kind: str, settings: Collection[str], plain: bool = Fals
     if not having:
         return []
     key, names = max(having.items(), key=lambda item: len(item[1]))
-    first, *others = sorted(names, key=lambda name: name not in USUAL)
+    first, *others = usual_first(names)
     also = f" (or {', '.join(others[:MOST])}{', ...' * (len(others) > MOST)})" if others else ""
     return [f"--{place} {first} --{place}.{key}{{}}{also}"]
+
+
+def usual_first(names: Collection[str]) -> list[str]:
+    """These names, those of the usual components first."""
+    return sorted(names, key=lambda name: USUAL.index(name) if name in USUAL else len(USUAL))
+
+
+def settings_named(key: str, but: str) -> list[str]:
+    """Settings of an experiment with a name, which was given for one of those at the place ``but``."""
+    settings = experiment_component().settings
+    found = [f"{owner}.{key}" for owner, each in settings.items() if each.only and key in each.only.settings]
+    found += [
+        f"{at}.{key}" for at, kind in places(settings).items()
+        if at not in (but, "data") and any(key in known.settings for known in catalogue(kind).values())
+    ]  # fmt: skip
+    return [*([key] if key in settings and but else []), *found][:MOST]
 
 
 def places(settings: Mapping[str, Setting]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
@@ -26,6 +26,7 @@ from fedsim.experiment.config.described import (
 )
 from fedsim.experiment.config.find import find, is_module, unknown
 from fedsim.experiment.config.hints import type_in_words
+from fedsim.experiment.config.meant import settings_named, usual_first
 from fedsim.experiment.config.names import ImportedModel
 from fedsim.experiment.short_forms import short_forms
 
@@ -113,7 +114,8 @@ def _check(plan: Plan, key: str, value: Any) -> None:
         named = names(kind) if plan.name else []
         others = [name for name in named if key in known_of(kind, target_of(kind, name, kind)[1:])]
         of = f" of {plan.name} (but one of {', '.join(others)}: --{plan.place} {others[0]})" if others else ""
-        raise ConfigError(f"unknown setting {plan.at(key)}{of}: {suggest(key, [*plan.known, *short])}")
+        also = settings_named(key, plan.place) if not others else []
+        raise ConfigError(f"unknown setting {plan.at(key)}{of}: {suggest(key, [*plan.known, *short], also)}")
     if isinstance(value, Mapping) and "python" in value:
         again = "run or resume it from Python: fedsim.run(experiment), fedsim.resume(path, experiment)"
         if plan.at(key) == "data":
@@ -145,16 +147,22 @@ def _part(owner: Plan, key: str, setting: Setting, value: Any) -> Any:
         return None
     if only:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(only.settings)}")
+            numeric = [name for name, each in only.settings.items() if {int, float} & {each.type, *get_args(each.type)}]
+            flag = f"--{place}.{(numeric if _numbers(value) is not None and numeric else list(only.settings))[0]}"
+            raise ConfigError(f"{place} is {value!r}; expected settings: {', '.join(only.settings)}, as {flag}")
         return _filled(Plan(place, "", about, only, (only,), only.settings), value)
     if setting.number and (numbers := _numbers(value)) is not None:
         return numbers
     if setting.number and isinstance(value, str) and re.match(r"[-+.\d]", value):
         named = ", ".join(names(key))
         raise ConfigError(f"{place} is {value!r}; expected a number, a list of numbers in brackets, [a,b], or {named}")
+    if _numbers(value) is not None:
+        raise ConfigError(f"{place} is {value!r}; {_instead_of_number(key, place, setting)}")
     value = {"name": value} if isinstance(value, str) else value
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        example = next(iter(names(key)), "my.module.Class")
+        keys = set(value) if isinstance(value, Mapping) else set()
+        fitting = [each for each in names(key) if keys <= known_of(key, target_of(key, each, key)[1:]).keys()]
+        example = next(iter(usual_first(fitting or names(key))), "my.module.Class")
         if isinstance(value, Mapping) and "name" not in value:
             raise ConfigError(
                 f"{place} has {', '.join(map(str, value)) or 'no fields'} and no name; expected --{place} NAME,"
@@ -168,6 +176,16 @@ def _part(owner: Plan, key: str, setting: Setting, value: Any) -> Any:
     if not sources and not fields:
         return make
     return _filled(Plan(place, name, about, make, tuple(sources), known_of(key, sources)), fields)
+
+
+def _instead_of_number(kind: str, place: str, setting: Setting) -> str:
+    """What to give in place of a number: a name, or a setting of the component that is the default."""
+    default = setting.default.get("name") if isinstance(setting.default, Mapping) else None
+    named = f"expected a name ({', '.join(names(kind)) or 'my.module.Class'})"
+    if default is None:
+        return named
+    flags = ", ".join(f"--{place}.{key}" for key in known_of(kind, target_of(kind, default, place)[1:]))
+    return f"{named}, or a setting of {default}: {flags}" if flags else named
 
 
 def _numbers(value: Any) -> float | tuple[float, ...] | None:

@@ -139,6 +139,26 @@ def test_a_name_of_another_kind_is_told_with_its_flags(settings: dict[str, Any],
         from_config({"algorithm": "FedAvg", **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sampling": "0.2"}, "Choice), or a setting of FixedSize: --sampling.fraction, --sampling.size"),
+        ({"sampling": 0.2}, "sampling is 0.2; expected a name (FixedSize, "),
+        ({"clock": 3}, "clock is 3; expected a name (Clock, TracedClock)"),
+        ({"stop": "0.9"}, "expected settings: metric, target, patience, scope, as --stop.target"),
+        ({"local": {"lr": 0.1}}, "unknown setting local.lr: did you mean algorithm.lr? Known: batch_size, "),
+        ({"algorithm": {"name": "FedAvg", "epochs": 2}}, "setting algorithm.epochs: did you mean local.epochs?"),
+        ({"sampling": {"rounds": 2}}, "unknown setting sampling.rounds: did you mean rounds or schedule.rounds?"),
+        ({"lr": 2}, "unknown setting lr: did you mean algorithm.lr?"),
+        ({"uplink": {"compressor": "TopK"}}, "uplink has compressor and no name; expected --uplink NAME, such as EF14"),
+        ({"algorithm": {"lr": 0.1}}, "algorithm has lr and no name; expected --algorithm NAME, such as FedAvg"),
+    ],
+)
+def test_a_number_or_a_setting_in_a_wrong_place(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        from_config({"algorithm": "FedAvg", **settings})
+
+
 def test_flags_that_are_told_can_be_given() -> None:
     """Components of all kinds at the places of all others."""
     everywhere = places(experiment_component().settings)
