@@ -1,4 +1,4 @@
-"""A round frees its tensors when it ends: none waits for the garbage collector, which runs seldom where few are large."""
+"""A round frees its tensors as it ends: none waits for the garbage collector, which seldom runs for few large ones."""
 
 from __future__ import annotations
 
