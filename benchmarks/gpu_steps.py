@@ -311,19 +311,22 @@ def ray(tiny: bool) -> dict[str, Any]:
 
     experiment = Experiment(
         Scaffold(lr=0.1), partition=IidPartitioner(8), model=MLP(hidden=(16,)), local=LocalWork(16, steps=3),
-        sampling=FixedSize(0.5), rounds=3, evaluation=Evaluation(every=1), execution=Execution("blocks", block_size=2),
+        sampling=FixedSize(0.5), rounds=3, evaluation=Evaluation(every=1), execution=Execution(device="cuda"),
     )  # fmt: skip
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        ways = {"here": None, "1 actor": Ray(actors=1, gpus=1), "4 actors": Ray(actors=4, gpus=0.25), "measured": Ray()}
-        for name, settings in ways.items():
-            there = experiment if settings is None else experiment.with_execution(backend="ray", ray=settings)
-            begin = time.perf_counter()
-            made = run(there, output=f"{folder}/{name}", progress=False)
-            found[f"{name} seconds"] = time.perf_counter() - begin
-            found[name] = (made.seed_path(0) / "metrics.jsonl").read_bytes()
-        same = {name: found.pop(name) for name in ways}
-    return found | {f"{name} same bytes": data == same["here"] for name, data in same.items()}
+        places = {"here": None, "1 actor": Ray(actors=1, gpus=1), "4 actors": Ray(actors=4, gpus=0.25)}
+        for kind in ("blocks", "graphed"):
+            own = {"block_size": 2} if kind == "blocks" else {"block_size": 0, "client_threads": 4}
+            bytes_of = {}
+            for place, settings in places.items():
+                there = {"backend": kind} if settings is None else {"backend": "ray", "ray": settings}
+                begin = time.perf_counter()
+                made = run(experiment.with_execution(**there, **own), output=f"{folder}/{kind} {place}", progress=False)
+                found[f"{kind}, {place} seconds"] = time.perf_counter() - begin
+                bytes_of[place] = (made.seed_path(0) / "metrics.jsonl").read_bytes()
+            found |= {f"{kind}, {place} same bytes": data == bytes_of["here"] for place, data in bytes_of.items()}
+    return found
 
 
 def mps(tiny: bool) -> dict[str, Any]:

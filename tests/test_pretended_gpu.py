@@ -56,6 +56,7 @@ def test_ray_on_two_gpus_has_the_bytes_of_one_process(tmp_path: Path) -> None:
 from dataclasses import replace
 import torch
 from fedsim import run
+from fedsim.errors import ConfigError
 from fedsim.experiment.execution import Ray
 from tests.test_devices import SMALL, recorded
 assert torch.cuda.device_count() == 2
@@ -63,6 +64,17 @@ here = replace(SMALL, rounds=3).with_execution(device="cuda")
 actors = here.with_execution(backend="ray", ray=Ray(actors=2, gpus=1))
 one, two = (run(e, root={str(tmp_path)!r}, progress=False) for e in (here, actors))
 assert recorded(one) == recorded(two) and two.manifest["backend"]["0"]["actors"] == 2
+loop = run(here.with_execution(backend="loop", block_size=0), root={str(tmp_path)!r}, progress=False)
+graphs = here.with_execution(backend="ray", block_size=0, client_threads=2)
+two = run(graphs, root={str(tmp_path)!r}, progress=False)
+chosen = dict(backend="ray", block_size=0, client_threads=2, actors=2)
+assert recorded(loop) == recorded(two) and two.manifest["backend"]["0"] == chosen, two.manifest["backend"]
+try:
+    here.with_execution(backend="ray", client_threads=2, block_size=2)
+except ConfigError as error:
+    assert "either blocks or graphs" in str(error)
+else:
+    raise AssertionError("both are accepted")
 """
     given = device.environment(gpus=2)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=given, capture_output=True, text=True)

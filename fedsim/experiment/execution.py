@@ -27,9 +27,9 @@ class Ray:
 
     Args:
         address: address of a cluster to join, such as 10.0.0.1:6379; by default a new session on this machine.
-        actors: number of actors, each a process; by default as many as CPUs and GPUs allow.
+        actors: number of actors, each a process; by default as many as CPUs allow, or one for each GPU.
         cpus: CPUs for each actor.
-        gpus: share of a GPU for each actor, such as 0.25; by default measured if there are GPUs.
+        gpus: share of a GPU for each actor, such as 0.25; by default 1 if there are GPUs, or what ``actors`` leaves.
         threads: PyTorch threads in each actor; by default as many as its CPUs.
         object_store_memory: bytes of shared memory for samples, client memories and messages; by default Ray's share of
             the machine. Objects that do not fit are spilled to disk.
@@ -81,7 +81,7 @@ class Execution:
         client_threads: clients, or blocks of them, that run at the same time on threads of this process, with one
             PyTorch thread each; results do not depend on this number. 0 is one at a time with all ``threads``, as are
             loop, graphed and blocks of a given size by default; otherwise the default is to measure. On a GPU, clients
-            of the backend graphed at the same time, each on a stream of its own.
+            of the backend graphed at the same time, each on a stream of its own, with Ray on the GPU of an actor.
     """
 
     backend: Literal["auto", "loop", "graphed", "blocks", "ray"] = "auto"
@@ -108,16 +108,22 @@ class Execution:
             whole("threads", self.threads, 1, ", or null for the number of the process")
         if self.client_threads is not None:
             whole("client_threads", self.client_threads, 0, ", or null to measure it")
-        if self.torch_device().type != "cpu" and self.client_threads and self.backend != "graphed":
+        gpu = self.torch_device().type == "cuda"
+        if gpu and self.client_threads and self.backend != "graphed" and not self.uses_ray:
             raise ConfigError(
                 f"client_threads is {self.client_threads}, but on a GPU clients run at the same time as CUDA graphs"
                 " alone: add --backend graphed, or leave client_threads out and auto measures how many"
             )
-        if self.uses_ray and self.client_threads:
+        if gpu and self.uses_ray and self.client_threads and self.block_size:
+            raise ConfigError(
+                f"client_threads is {self.client_threads} and block_size {self.block_size}, but Ray's actors on a GPU"
+                " run either blocks or graphs of several clients; leave one of them out"
+            )
+        if self.uses_ray and self.client_threads and not gpu:
             raise ConfigError(
                 f"client_threads is {self.client_threads}, but clients run in Ray's actors; set --ray.actors instead"
             )
-        if self.torch_device().type != "cuda" and self.backend == "graphed":
+        if not gpu and self.backend == "graphed":
             raise ConfigError("backend graphed replays CUDA graphs: use --device cuda, or --backend loop on a CPU")
         if self.uses_ray and self.memory != "device":
             raise ConfigError(

@@ -171,9 +171,9 @@ class Capture:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.graph.capture_end()
-        self.entered.__exit__()
-        if kind is not None:
+        if kind is not None:                               # and stays on its stream, as PyTorch's does
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        self.entered.__exit__()
 
 
 _numbers = itertools.count(1)

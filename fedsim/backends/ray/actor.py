@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from fedsim.backends.ray.protocol import (
     Facts,
     GossipExchange,
     Report,
+    Usage,
     WorkerSetup,
     described,
     form,
@@ -32,6 +34,7 @@ from fedsim.backends.ray.protocol import (
 from fedsim.controller.evaluate import Scores, score
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.graphed import Graphed
 from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
@@ -60,17 +63,33 @@ class Worker:
         self._held: dict[int, Any] = {}                    # messages by token, every tensor [b, ...]
         self._later: dict[int, Any] = {}                   # what `run` could not return, by token
         self._fed: Federation
+        self._graphed = Graphed()                          # with the graphs captured so far
+        self._seconds = 0.0                                # of runs since the last call of `device`
+        self._profile: Any = None                          # of the GPU since then
 
     def ready(self) -> Facts:
         """Report the process once it is up."""
         return Facts(os.getpid(), resident())
 
-    def device(self) -> tuple[int, int]:
-        """GPU memory in bytes: peak of the tensors since the previous call, and total."""
+    def device(self) -> Usage:
+        """Use of the GPU since the previous call."""
         total = torch.cuda.mem_get_info()[1]
         peak = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        return peak, total
+        seconds, self._seconds = self._seconds, 0.0
+        return Usage(peak, total, seconds, self._busy())
+
+    def _busy(self) -> float:
+        """Seconds in which kernels ran since the previous call; 0 where there is no profiler of GPUs."""
+        busy, cuda = 0.0, torch.profiler.ProfilerActivity.CUDA
+        if self._profile is not None:
+            self._profile.stop()
+            kernels = [e for e in self._profile.events() if "CUDA" in str(e.device_type)]
+            busy = 1e-6 * sum(kernel.device_time_total for kernel in kernels)
+        if cuda in torch.profiler.supported_activities():  # type: ignore[no-untyped-call]
+            self._profile = torch.profiler.profile(activities=[cuda])
+            self._profile.start()
+        return busy
 
     def settle(self, site: bytes, *samples: np.ndarray) -> None:
         """Set up a federation; the samples stay in shared memory."""
@@ -82,6 +101,7 @@ class Worker:
         x, y = shaped(s.like, (shared(array).to(s.device) for array in samples))
         shards = Shards(x, y, s.offsets)
         self._fed = Federation(model, shards, s.work, s.seed, Loop())
+        self._graphed = Graphed()
 
     def forget(self, *tokens: int) -> None:
         """Release messages, and results that were never fetched, by token."""
@@ -111,9 +131,10 @@ class Worker:
             rows: tensors of the existing memories, client by client.
         """
         self.forget(*task.drop)
-        count = 1 + task.results
+        count, begun = 1 + task.results, time.perf_counter()
         try:
             report, tensors = self._run(task, down, first, rows)
+            self._seconds += time.perf_counter() - begun
         except Exception as error:
             raised = error                                 # diagnosed below, outside the handler: no chained traceback
         else:
@@ -135,15 +156,16 @@ class Worker:
     ) -> tuple[Report, list[np.ndarray]]:
         fed = replace(self._fed, decay=lambda round: task.decay)
         meter = Meter(fed)
-        backend: Any = Blocks(task.block_size) if task.block_size else Loop()
+        backend = self._backend(task)
         call = self._call(task, down, first, rows)
         sent, memory = backend.run(fed, meter, call)
+        eager = tuple(getattr(backend, "eager", {}).items())
         of = [memory[node] for node in task.ids.tolist()] if memory else []
         gradients, kept = meter.ledger.gradient_evaluations[task.ids], tree_map(form, of[0]) if of else ()
         tensors = [array for tree in of for array in arrays(tree)]
         if sent is None:
             nothing = np.zeros(len(task.ids), np.int64)
-            return Report(nothing, nothing, nothing == 0, gradients, None, None, kept), tensors
+            return Report(nothing, nothing, nothing == 0, gradients, None, None, kept, eager=eager), tensors
         messages = sent.stacked()
         if task.hands:
             tensors += arrays(messages)
@@ -152,7 +174,14 @@ class Worker:
         stack, one = Stacked(messages), tree_map(lambda t: t[:1], messages)
         forms = [tree_map(lambda t: form(t[0]), tree) for tree in (one, unpacked(one))]
         sizes, bits = np.array(stack.sizes()), np.array(stack.paper_bits())
-        return Report(sizes, bits, stack.finite(), gradients, forms[0], forms[1], kept), tensors
+        return Report(sizes, bits, stack.finite(), gradients, forms[0], forms[1], kept, eager=eager), tensors
+
+    def _backend(self, task: ClientTask) -> Any:
+        if task.block_size or not task.streams:
+            return Blocks(task.block_size) if task.block_size else Loop()
+        if self._graphed.streams != task.streams:
+            self._graphed = Graphed(streams=task.streams)
+        return self._graphed
 
     def _call(self, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]) -> ClientCall:
         mine = self._mine(task, first, rows)

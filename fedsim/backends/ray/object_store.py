@@ -29,10 +29,11 @@ def to_array(t: Tensor) -> np.ndarray:
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """Copy an array of `to_array` to a new tensor."""
-    t = torch.empty(array.shape, dtype=torch.int16 if dtype == torch.bfloat16 else dtype)
+    """Copy an array of `to_array` to a new tensor; to a GPU by way of pinned memory, without waiting for it."""
+    gpu = device is not None and device.type == "cuda"
+    t = torch.empty(array.shape, dtype=torch.int16 if dtype == torch.bfloat16 else dtype, pin_memory=gpu)
     np.copyto(t.numpy(), array)
-    return (t.view(dtype) if t.dtype != dtype else t).to(device or "cpu")
+    return (t.view(dtype) if t.dtype != dtype else t).to(device or "cpu", non_blocking=gpu)
 
 
 def shared(array: np.ndarray) -> Tensor:

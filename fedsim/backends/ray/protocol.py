@@ -44,6 +44,21 @@ class WorkerSetup(NamedTuple):
     like: tuple[Samples, Samples]
 
 
+class Usage(NamedTuple):
+    """What clients have used of a process's GPU since it was last asked.
+
+    Attributes:
+        peak, total: bytes of its tensors at most, and of the GPU.
+        seconds: that the clients took.
+        busy: seconds of these in which the GPU computed; 0 if nobody can tell.
+    """
+
+    peak: int
+    total: int
+    seconds: float
+    busy: float
+
+
 @dataclass(frozen=True)
 class ClientTask:
     """A run of clients for one worker.
@@ -54,6 +69,7 @@ class ClientTask:
         round: number of the round.
         decay: learning-rate factor.
         block_size: clients in a block; 0 to run them one by one.
+        streams: clients at the same time whose steps are CUDA graphs; 0 for no graphs.
         fn: registered name of the client function.
         sends: True if it returns a message.
         keeps: True if the last memory is the local optimiser's.
@@ -71,6 +87,7 @@ class ClientTask:
     round: int
     decay: float
     block_size: int
+    streams: int
     fn: str
     sends: bool
     keeps: bool
@@ -136,6 +153,7 @@ class Report(NamedTuple):
         dense: form of the unpacked message.
         memory: form of a client's new memories.
         failure: of a client function; the other fields are empty then.
+        eager: steps that are no graphs, with the reasons.
     """
 
     sizes: np.ndarray
@@ -146,6 +164,7 @@ class Report(NamedTuple):
     dense: Any
     memory: Any
     failure: ClientFailure | None = None
+    eager: tuple[tuple[str, str], ...] = ()
 
 
 class Facts(NamedTuple):

@@ -21,6 +21,7 @@ from fedsim.backends.ray.protocol import ClientFailure, ClientTask, Report, form
 from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run, by_id
 from fedsim.controller.evaluate import CHUNK, Scores
 from fedsim.engine.federation import ClientCall, Federation, Meter
+from fedsim.engine.graphed import Graphed
 from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RunError
 from fedsim.messages.stacked import Stacked
 from fedsim.tree import Samples, build, count, fetched, leaves, tree_map
@@ -53,12 +54,17 @@ class RayActors:
         workers: actors of the session.
         block_size: clients in a block; 0 to run them one by one. Halved when a device is out of memory.
         or_loop: run clients one by one once a client function cannot run in blocks.
+        graphs: without blocks, run so many clients at the same time on every GPU with local steps as CUDA graphs, and
+            tell which are none. Halved when a device is out of memory.
     """
 
-    def __init__(self, workers: Workers, block_size: int = 25, or_loop: bool = False) -> None:
+    def __init__(
+        self, workers: Workers, block_size: int = 25, or_loop: bool = False, graphs: Graphed | None = None
+    ) -> None:
         if block_size < 0:
             raise ConfigError(f"block size is {block_size}; expected 0 or more")
         self.workers, self.block_size, self.or_loop = workers, block_size, or_loop
+        self.graphs, self.streams = graphs, 0 if graphs is None else graphs.streams
         self._widths: dict[str, int] = {}                  # number of tensors in a new memory, by client function
         self._sent: dict[str, Any] = {}                    # form of its message
         self._firsts: list[tuple[Any, Any]] = []           # initial memories in the object store
@@ -120,7 +126,8 @@ class RayActors:
             known = np.isin(nodes, list(rows))
             results = width * len(nodes) if at is None else len(leaves(self._sent.get(name, ())))
             task = ClientTask(
-                token, nodes, call.round, federation.decay(call.round), self.block_size, name, call.sends, call.keeps,
+                token, nodes, call.round, federation.decay(call.round), self.block_size, self.streams, name,
+                call.sends, call.keeps,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
                 known, results, at is not None, w.dropped(run.worker),
                 None if call.tasks is None else call.tasks[order[run.start : run.stop]],
@@ -139,6 +146,9 @@ class RayActors:
         if any(report.failure is not None for report in reports):
             self.workers.drop(begun.token, [run.worker for run in begun.runs])   # messages of the successful runs
         self._check(reports, begun.name, round)
+        for step, reason in [told for report in reports for told in report.eager]:
+            assert self.graphs is not None, "only graphs can fail to be captured"
+            self.graphs.said(step, reason)
         return reports
 
     def knows(self, fn: Callable[..., Any]) -> bool:
@@ -193,6 +203,9 @@ class RayActors:
                 raise failure.refused
         for failure in failures:
             if failure.full:
+                if self.streams > 1 and not self.block_size:
+                    self.streams //= 2
+                    raise BlocksLostError(f"a device is out of memory: {self.streams} clients at a time from here on")
                 if self.block_size <= 1:
                     raise RunError(f"a device has no memory for a single client: {failure.error}; use a smaller model")
                 self.block_size //= 2

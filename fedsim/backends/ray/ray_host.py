@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fedsim.algorithm import Algorithm
 from fedsim.backends.ray.actors import Workers
 from fedsim.backends.ray.ahead import Ahead
 from fedsim.backends.ray.object_store import ObjectStore
+from fedsim.backends.ray.protocol import Usage
 from fedsim.backends.ray.ray_backend import RayActors, score
 from fedsim.backends.ray.session import session
 from fedsim.clients import cohort
@@ -27,6 +28,7 @@ from fedsim.controller.foresight import Foresight
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
 from fedsim.engine.federation import Federation, Meter
+from fedsim.engine.graphed import Graphed
 from fedsim.engine.machine import cores
 from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RoundLostError, RunError, many
 from fedsim.experiment.execution import Ray
@@ -41,14 +43,41 @@ MOST_ATTEMPTS = 3
 """Attempts at a round before the run fails."""
 TRIAL_STEPS = 2
 """Local steps of the rounds that measure GPU memory."""
-MOST_TOGETHER = 25
-"""Default block size on a GPU, both for the measurement and for the run."""
+MOST_ON_A_GPU = 4
+"""Actors by default, for steps that are launched one by one and leave the GPU idle meanwhile."""
 CONTEXT = 600 * 2**20
 """Bytes of GPU memory that the CUDA context of a process takes."""
 MOST_SHARED = 8
 """Actors per processor in a local session; more would only compete for memory."""
 RESERVE = 1.2
 """Safety factor on measured GPU memory, as clients differ."""
+
+
+class ActorPlan(NamedTuple):
+    """How clients run in the actors.
+
+    Attributes:
+        size: clients in a block; 0 for one by one.
+        streams: clients at the same time on a GPU, with local steps as CUDA graphs; 0 without.
+        dropped: why steps cannot be graphs, by what was tried.
+    """
+
+    size: int
+    streams: int = 0
+    dropped: Mapping[str, str] = {}
+
+    @classmethod
+    def of(cls, chosen: Mapping[str, Any]) -> ActorPlan:
+        """The plan in a record of a backend."""
+        least = {"ray": 0, "graphed": 1}.get(chosen["backend"])   # others have threads of a CPU
+        streams = 0 if least is None else chosen.get("client_threads", least)
+        return cls(int(chosen.get("block_size", 0)), streams, chosen.get("dropped", {}))
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The record, without what is not so."""
+        streams = {"client_threads": self.streams} if self.streams else {}
+        return {"block_size": self.size, **streams, **({"dropped": dict(self.dropped)} if self.dropped else {})}
 
 
 class RayHost(Host):
@@ -109,74 +138,96 @@ class RayHost(Host):
         fed, ray = prepared.federation, self._ray
         assert ray is not None, "the host is not entered"
         ids = experiment.participation.cohort(fed.seed, 1, fed.shards.n)
-        given = experiment.execution.block_size or None
+        execution = experiment.execution
         if before is not None:
-            given = int(before.get("block_size", 0))
+            plan = ActorPlan.of(before)
+        elif execution.client_threads or execution.block_size:
+            plan = ActorPlan(execution.block_size, 0 if execution.block_size else execution.client_threads or 0)
+        else:
+            plan = self._plan(experiment, fed, ids)
         if self._workers is None:
-            self._workers = self._start(ray, experiment, fed, ids, given)
-        size = self._block_size(experiment, fed, ids, len(self._workers)) if given is None else given
+            self._workers = self._start(ray, experiment, fed, ids, plan)
+        if before is None and not execution.block_size:    # every worker is to have a block
+            plan = plan._replace(size=min(plan.size, max(1, math.ceil(len(ids) / len(self._workers)))))
         if self._most is not None:
-            size = min(size, self._most)
-        backend = RayActors(self._workers, size, or_loop=not experiment.execution.block_size)
+            plan = plan._replace(size=min(plan.size, self._most))
+        self._chosen = {"backend": "ray", **plan.recorded, "actors": len(self._workers)}
+        graphs = None
+        if plan.streams:
+            eager: dict[str, str] = {}
+            graphs = Graphed(streams=plan.streams, eager=eager, say=partial(self._note, directory, fed, eager))
+        backend = RayActors(self._workers, plan.size, or_loop=not execution.block_size, graphs=graphs)
         connected = replace(fed, backend=backend, memory=ObjectStore(ray))
-        self._report_plan(fed, len(ids), size, max(fact.resident for fact in self._workers.facts))
-        self._chosen = {"backend": "ray", "block_size": size, "actors": len(self._workers)}
+        self._report_plan(fed, len(ids), plan, max(fact.resident for fact in self._workers.facts))
         return connected, self._chosen
 
     def _start(
-        self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, given: int | None
+        self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, plan: ActorPlan
     ) -> Workers:
+        """Start the actors: by default one for each GPU, more where they are asked for, or where steps that cannot be
+        graphs leave it idle.
+        """
         share = self.settings.gpus
         if share is None:
             share = 0.0
             if fed.model.device.type == "cuda":
-                size = min(MOST_TOGETHER, len(ids)) if given is None else given
-                share, self._most = self._measured(ray, experiment, fed, ids, size)
+                gpus = max(1, int(ray.cluster_resources().get("GPU", 0)))
+                share = 1 / math.ceil((self.settings.actors or 1) / gpus)
+                if plan.dropped and self.settings.actors is None:
+                    share, self._most = self._measured(ray, experiment, fed, ids, plan.size)
         return Workers(ray, self.settings, share)
 
     def _measured(
         self, ray: ModuleType, experiment: Experiment, fed: Federation, ids: np.ndarray, size: int
     ) -> tuple[float, int]:
-        """Measure the GPU share of an actor, and the block size that fits it, on an actor with a whole GPU: two rounds
-        of the most expensive block, or of all nodes with a topology, since a round of a few may disconnect it. The
-        second round includes the memories kept in the first.
+        """Measure the GPU share of an actor by memory and time, and the block size that fits it, on an actor with a
+        whole GPU: two rounds of the most expensive block, or of all nodes with a topology, since a round of a few may
+        disconnect it. The second round includes the memories kept in the first, and nothing that is done once.
         """
         one = Workers(ray, replace(self.settings, actors=1, gpus=1), 1.0)
         backend = RayActors(one, size, or_loop=not experiment.execution.block_size)
         trial = replace(fed, work=replace(fed.work, epochs=1, steps=TRIAL_STEPS), backend=backend)
         some = ids if experiment.topology else ids[trial.work.order(fed.shards.sizes[ids])[: size or 1]]
 
-        def rounds() -> None:
-            one.get(one.call(0, "device"))                 # resets the peak of a failed trial
-            state = experiment.method.init(fed.model.shared(), cohort(trial, 0, some))
+        def rounds() -> list[Usage]:
+            one.get(one.call(0, "device"))                 # forgets a failed trial
+            state, used = experiment.method.init(fed.model.shared(), cohort(trial, 0, some)), list[Usage]()
             for round in (1, 2):
                 state = experiment.method.round(state, cohort(trial, round, some))
+                used += one.get(one.call(0, "device"))
+            return used
 
-        self._repeated("the trial of a GPU", trial, Meter(fed), rounds)
-        peak, total = one.get(one.call(0, "device"))[0]
+        first, second = self._repeated("the trial of a GPU", trial, Meter(fed), rounds)
         one.close()
-        return share_of(peak, total), backend.block_size
+        fits = share_of(max(first.peak, second.peak), second.total)
+        return max(fits, share_by_time(second.seconds, second.busy)), backend.block_size
 
-    def _block_size(self, experiment: Experiment, fed: Federation, ids: np.ndarray, workers: int) -> int:
-        """Block size as chosen in this process, but small enough to give every worker a block."""
-        size = MOST_TOGETHER
-        if fed.model.device.type != "cuda":
-            size = int(choose(fed, experiment.method, ids, threads=0, kernels=False, say=self.say).get("block_size", 0))
-        return min(size, max(1, math.ceil(len(ids) / workers)))
+    def _plan(self, experiment: Experiment, fed: Federation, ids: np.ndarray) -> ActorPlan:
+        """What is fastest in this process."""
+        threads = None if fed.model.device.type == "cuda" else 0
+        return ActorPlan.of(choose(fed, experiment.method, ids, threads=threads, kernels=False, say=self.say))
 
-    def _report_plan(self, fed: Federation, cohort: int, size: int, resident: int) -> None:
+    def _note(self, directory: RunDirectory, fed: Federation, eager: dict[str, str], text: str) -> None:
+        """Say and record that a step turned out to be no graph."""
+        self.say(text)
+        self._chosen["eager"] = eager
+        directory.update_manifest(backend={**directory.manifest["backend"], str(fed.seed): self._chosen})
+
+    def _report_plan(self, fed: Federation, cohort: int, plan: ActorPlan, resident: int) -> None:
         if not self.progress or self._workers is None:
             return
         workers = self._workers
         vector = fed.model.d * fed.model.dtype.itemsize
         each = math.ceil(cohort / len(workers))
-        memory = resident + vector * (each + 4 * max(1, size))
+        memory = resident + vector * (each + 4 * max(1, plan.size, plan.streams))
         machines = sum(node["Alive"] for node in workers.ray.nodes())
         gpu = f", {workers.gpus:g} of a GPU" if workers.gpus else ""
+        graphs = f"local steps as graphs of {many(plan.streams, 'client')} at a time"
+        alone = graphs if plan.streams else "one client after the other"
         self.say(
             f"ray: {many(len(workers), 'actor')} on {many(machines, 'machine')} x {many(each, 'client')} a round,"
             f" {many(workers.threads, 'thread')}{gpu} and about {memory / 2**30:.1f} GiB each;"
-            f" {f'blocks of {size}' if size else 'one client after the other'}"
+            f" {f'blocks of {plan.size}' if plan.size else alone}"
         )
 
     def init(
@@ -253,8 +304,9 @@ class RayHost(Host):
                 return do()
             except RoundLostError as error:
                 if isinstance(error, BlocksLostError):
-                    size = federation.backend.block_size   # type: ignore[attr-defined]
-                    self._chosen |= {"block_size": size, "reason": str(error)}
+                    backend: Any = federation.backend
+                    streams = {"client_threads": backend.streams} if backend.streams else {}
+                    self._chosen |= {"block_size": backend.block_size, **streams, "reason": str(error)}
                 elif (lost := lost + 1) >= MOST_ATTEMPTS:
                     raise RunError(f"{what} was lost {lost} times; the last time: {error}") from error
                 self.say(f"{what} again: {error}")
@@ -285,3 +337,10 @@ def share_of(peak: int, total: int) -> float:
             " --block_size or --local.batch_size"
         )
     return 1 / math.floor(total / needed)
+
+
+def share_by_time(seconds: float, busy: float) -> float:
+    """Share of a GPU for a process whose clients take ``seconds`` and keep it ``busy`` for some of these: as many share
+    it as it takes to have it busy, `MOST_ON_A_GPU` at most; a whole one where nobody can tell.
+    """
+    return 1 / min(MOST_ON_A_GPU, max(1, math.floor(seconds / busy))) if busy else 1.0

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray import exceptions as _exceptions
 
 from algorithms import DFedAvg, FedAvg
@@ -21,12 +22,13 @@ from fedsim.backends.ray import ray_host as hosts
 from fedsim.backends.ray import tasks as pool
 from fedsim.backends.ray.actor import Worker
 from fedsim.backends.ray.actors import Workers
-from fedsim.backends.ray.protocol import ClientFailure, Report
+from fedsim.backends.ray.protocol import ClientFailure, Report, Usage
 from fedsim.backends.ray.ray_backend import RayActors
-from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, MOST_TOGETHER, RayHost, share_of
+from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, MOST_ON_A_GPU, ActorPlan, RayHost, share_of
 from fedsim.controller.prepare import prepare
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Meter
+from fedsim.engine.graphed import Graphed
 from fedsim.errors import BlocksLostError, ClientError, RoundLostError, RunError
 from fedsim.experiment.execution import OnError, Ray
 from fedsim.models import Logistic
@@ -193,11 +195,13 @@ def test_a_worker_without_a_gpu_of_its_own_does_not_touch_one(monkeypatch: pytes
 
 
 class Gpu:
-    """A worker of its own with a GPU of 80 GiB, on which a client in a block takes 1 GiB and a process 2 GiB."""
+    """A worker of its own with a GPU of 80 GiB, on which a client in a block takes 1 GiB and a process 2 GiB, and which
+    is ``busy`` for so many seconds of each.
+    """
 
-    def __init__(self, room: int = 100) -> None:
-        self.room, self.sizes, self.cohorts, self.steps = room, list[int](), list[int](), set[int]()
-        self.block_size = self.largest = 0
+    def __init__(self, room: int = 100, busy: float = 0.01) -> None:
+        self.busy, self.room, self.sizes, self.cohorts, self.steps = busy, room, list[int](), list[int](), set[int]()
+        self.block_size = self.largest = self.streams = 0
 
     def __call__(self, workers: Any, block_size: int, or_loop: bool) -> Gpu:
         self.block_size = block_size
@@ -219,19 +223,19 @@ class Gpu:
         assert method == "device"
         return method
 
-    def get(self, refs: Any) -> list[tuple[int, int]]:
+    def get(self, refs: Any) -> list[Usage]:
         """Its answer."""
         peak, self.largest = (2 + self.largest) * GIB, 0
-        return [(peak, 80 * GIB)]
+        return [Usage(peak, 80 * GIB, 1.0, self.busy)]
 
     def close(self) -> None:
         """Nothing is left behind."""
 
 
 def measured(
-    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, size: int, room: int = 100
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, size: int, room: int = 100, busy: float = 0.01
 ) -> tuple[Gpu, float, int]:
-    gpu, fed = Gpu(room), prepare(experiment, 0).federation
+    gpu, fed = Gpu(room, busy), prepare(experiment, 0).federation
     monkeypatch.setattr(hosts, "Workers", lambda ray, settings, gpus: gpu)
     monkeypatch.setattr(hosts, "RayActors", gpu)
     ids = experiment.participation.cohort(0, 1, fed.shards.n)
@@ -245,21 +249,92 @@ EVERYBODY = replace(FEW, sampling=FixedSize(1.0))
 def test_a_share_is_that_of_the_block_that_will_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, share, most = measured(monkeypatch, replace(EVERYBODY, local=LocalWork(epochs=3)), 8)
     assert (gpu.sizes, gpu.cohorts, gpu.steps, most) == ([8, 8], [8, 8], {hosts.TRIAL_STEPS}, 8)
-    assert share == share_of(10 * GIB, 80 * GIB)
+    assert share == 1 / MOST_ON_A_GPU > share_of(10 * GIB, 80 * GIB)
+    assert measured(monkeypatch, EVERYBODY, 8, busy=0.4)[1] == 1 / 2, "two have the GPU busy"
+    assert measured(monkeypatch, EVERYBODY, 8, busy=0.0)[1] == 1, "nobody can tell"
 
 
 def test_a_share_is_that_of_a_block_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, share, most = measured(monkeypatch, EVERYBODY, 25, room=6)
-    assert (gpu.sizes, most, share) == ([25, 12, 6, 6], 6, share_of(8 * GIB, 80 * GIB))
+    assert (gpu.sizes, most, share) == ([25, 12, 6, 6], 6, 1 / MOST_ON_A_GPU)
 
 
 def test_a_share_with_a_topology_is_that_of_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm: Algorithm[Any] = DFedAvg()
-    gpu, share, _ = measured(monkeypatch, replace(FEW, algorithm=algorithm, topology=Static(Ring())), 8)
-    assert set(gpu.cohorts) == {40} and share == share_of(10 * GIB, 80 * GIB)
+    gpu, share, _ = measured(monkeypatch, replace(FEW, algorithm=algorithm, topology=Static(Ring())), 40)
+    assert set(gpu.cohorts) == {40} and share == share_of(42 * GIB, 80 * GIB) == 1
 
 
-def test_blocks_on_a_gpu_are_no_larger_than_what_was_measured() -> None:
-    fed: Any = SimpleNamespace(model=SimpleNamespace(device=SimpleNamespace(type="cuda")))
-    sizes = [host()._block_size(FEW, fed, np.arange(c), workers) for c, workers in ((100, 2), (10, 4), (2, 8))]
-    assert sizes == [MOST_TOGETHER, 3, 1]
+class Started:
+    """Workers that were started, with the share of a GPU that each got."""
+
+    facts = (SimpleNamespace(resident=GIB),)
+    threads = 1
+
+    def __init__(self, ray: Any, settings: Ray, gpus: float) -> None:
+        self.ray, self.settings, self.gpus = ray, settings, gpus
+
+    def __len__(self) -> int:
+        return self.settings.actors or round(2 / self.gpus)
+
+
+def connected(
+    monkeypatch: pytest.MonkeyPatch, settings: Ray, plan: ActorPlan, before: Any = None, **execution: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Backend and record of a run on a machine with two GPUs."""
+    made, fed = RayHost(settings, progress=False), prepare(FEW, 0).federation
+    cuda: Any = SimpleNamespace(device=torch.device("cuda"), d=fed.model.d, dtype=fed.model.dtype)
+    made._ray = SimpleNamespace(cluster_resources=lambda: {"GPU": 2.0})  # type: ignore[assignment]
+    monkeypatch.setattr(hosts, "Workers", Started)
+    monkeypatch.setattr(made, "_plan", lambda *_: plan)
+    monkeypatch.setattr(made, "_measured", lambda *_: (1 / 3, 5))
+    given = SimpleNamespace(**{"client_threads": None, "block_size": 0, **execution})
+    experiment: Any = SimpleNamespace(participation=EVERYBODY.participation, execution=given)
+    prepared: Any = SimpleNamespace(federation=replace(fed, model=cuda))
+    found, record = made.connect(experiment, prepared, SimpleNamespace(), before)  # type: ignore[arg-type]
+    return found.backend, record
+
+
+GRAPHS, EAGER = ActorPlan(0, 4), ActorPlan(10, dropped={"graphed": "it reads a number"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "plan", "expected"),
+    [
+        (Ray(), GRAPHS, (1.0, 0, 4, 2)), (Ray(actors=1), GRAPHS, (1.0, 0, 4, 1)),
+        (Ray(actors=4), GRAPHS, (0.5, 0, 4, 4)), (Ray(), ActorPlan(25), (1.0, 20, 0, 2)),
+        (Ray(), EAGER, (1 / 3, 5, 0, 6)), (Ray(actors=2), EAGER, (1.0, 10, 0, 2)),
+    ],
+)  # fmt: skip
+def test_an_actor_has_a_gpu_unless_more_are_asked_for_or_steps_are_no_graphs(
+    settings: Ray, plan: ActorPlan, expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share, size, streams, actors = expected
+    backend, record = connected(monkeypatch, settings, plan)
+    assert (backend.workers.gpus, backend.block_size, backend.streams, len(backend.workers)) == expected
+    told = {"client_threads": streams} if streams else {}
+    dropped = {"dropped": plan.dropped} if plan.dropped else {}
+    assert record == {"backend": "ray", "block_size": size, "actors": actors, **told, **dropped}
+    again, _ = connected(monkeypatch, settings, ActorPlan(99), before=record)
+    assert (again.workers.gpus, again.block_size, again.streams) == (share, size, streams)
+
+
+def test_clients_at_the_same_time_and_blocks_are_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_three, record = connected(monkeypatch, Ray(), ActorPlan(99), client_threads=3)
+    assert (of_three.block_size, of_three.streams, record["client_threads"]) == (0, 3, 3)
+    blocks, _ = connected(monkeypatch, Ray(), GRAPHS, block_size=7)
+    assert (blocks.block_size, blocks.streams) == (7, 0)
+    threads = {"backend": "loop", "client_threads": 2}     # of a CPU
+    assert connected(monkeypatch, Ray(), GRAPHS, before=threads)[0].streams == 0
+
+
+def test_streams_are_halved_when_a_device_is_full() -> None:
+    backend = RayActors(SimpleNamespace(ray=None), 0, graphs=Graphed(streams=4))  # type: ignore[arg-type]
+    none = np.zeros(0, np.int64)
+    full = Report(none, none, none, none, None, None, None, ClientFailure([], "OutOfMemoryError", "", full=True))
+    for left in (2, 1):
+        with pytest.raises(BlocksLostError, match=f"{left} clients at a time from here on"):
+            backend._check([full], "Made.client 0", 1)
+        assert backend.streams == left
+    with pytest.raises(RunError, match="no memory for a single client"):
+        backend._check([full], "Made.client 0", 1)

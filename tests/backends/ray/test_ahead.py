@@ -19,7 +19,7 @@ from fedsim import Clock, Evaluation, Execution, Experiment, LocalWork, LogNorma
 from fedsim.backends.ray.ahead import Ahead
 from fedsim.backends.ray.object_store import ObjectStore
 from fedsim.backends.ray.ray_backend import RayActors
-from fedsim.backends.ray.ray_host import RayHost
+from fedsim.backends.ray.ray_host import ActorPlan, RayHost
 from fedsim.clients import cohort
 from fedsim.controller.foresight import Foresight
 from fedsim.controller.prepare import prepare
@@ -55,8 +55,8 @@ class Listening(RayHost):
         self.said, self.under_way = list[str](), list[int]()
         self.say = self.said.append
 
-    def _block_size(self, *_: Any) -> int:
-        return 0                                           # as chosen by trials, in which clients have their moods too
+    def _plan(self, *_: Any) -> ActorPlan:
+        return ActorPlan(0)                                # as chosen by trials, in which clients have their moods too
 
 
 @pytest.fixture

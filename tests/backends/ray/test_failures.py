@@ -13,7 +13,7 @@ import pytest
 
 from algorithms import Scaffold
 from fedsim import Evaluation, Experiment, FixedSize, run
-from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, RayHost, share_of
+from fedsim.backends.ray.ray_host import MOST_ATTEMPTS, ActorPlan, RayHost, share_by_time, share_of
 from fedsim.errors import BlockError, ClientError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.execution import Execution, OnError, Ray
 from fedsim.models import Logistic
@@ -167,7 +167,7 @@ def test_code_that_cannot_run_for_many_clients_is_explained(tmp_path: Path) -> N
 def test_code_that_cannot_run_for_many_clients_runs_for_one_at_a_time(tmp_path: Path) -> None:
     """The block size is free, and blocks are what a measurement before would have chosen."""
     host = Listening(Ray())
-    host._block_size = lambda *_: 2                        # type: ignore[method-assign]
+    host._plan = lambda *_: ActorPlan(2)                   # type: ignore[method-assign]
     experiment = replace(BASE, algorithm=Branching()).with_execution(backend="ray", block_size=0)
     path = run(experiment, output=tmp_path / "run", progress=False, host=host).path
     chosen = json.loads((path / "manifest.json").read_text())["backend"]["0"]
@@ -185,6 +185,8 @@ def test_shares_of_a_gpu() -> None:
     gib = 2**30
     assert share_of(8 * gib, 80 * gib) == 1 / 7           # 8 GiB with a reserve, and what a process takes itself
     assert share_of(60 * gib, 80 * gib) == 1
+    assert [share_by_time(t, 1.0) for t in (0.5, 1.9, 2.1, 3.5, 90.0)] == [1, 1, 1 / 2, 1 / 3, 1 / 4]
+    assert share_by_time(90.0, 0.0) == 1, "nobody can tell"
     with pytest.raises(ConfigError, match=r"needs 96.6 GiB on a GPU that has 80.0 GiB"):
         share_of(80 * gib, 80 * gib)
 
