@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim import seeds
+from fedsim.arrays import distinct
 from fedsim.engine.exchanges import along, exchange_among
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.memory import stored
@@ -46,7 +47,7 @@ def cohort(
         ConfigError: ``ids`` contains a client twice, or one that does not exist.
     """
     n = federation.shards.n
-    chosen = np.arange(n) if ids is None else ids if _increasing(ids) else np.unique(ids)
+    chosen = np.arange(n) if ids is None else ids if _increasing(ids) else distinct(ids)
     if ids is not None and (len(chosen) != len(ids) or chosen.dtype.kind not in "iu" or (chosen >= n).any()):
         raise ConfigError(f"cohort of round {round} is {ids!r:.80}; expected distinct client ids below {n}")
     return Clients(federation, meter or Meter(federation), chosen, round)

@@ -13,7 +13,7 @@ import fedsim
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("topologies",),
-    ("fedsim.errors", "fedsim.checks", "fedsim.seeds", "fedsim.values", "fedsim.tree", "fedsim.types"),
+    ("fedsim.arrays", "fedsim.errors", "fedsim.checks", "fedsim.seeds", "fedsim.values", "fedsim.tree", "fedsim.types"),
     ("fedsim.gossip", "fedsim.messages", "fedsim.compress", "fedsim.record"),
     ("fedsim.clock",),
     ("fedsim.data", "fedsim.models", "fedsim.partition", "fedsim.problems"),
@@ -36,7 +36,7 @@ FLOORS = (
 VOCABULARY = {"fedsim", "fedsim.checks", "fedsim.compress", "fedsim.errors", "fedsim.feedback", "fedsim.problems"}
 SPEAKS = {
     "topologies": set[str](),
-    "fedsim.report": {"fedsim.errors", "fedsim.experiment", "fedsim.record", "topologies"},
+    "fedsim.report": {"fedsim.arrays", "fedsim.errors", "fedsim.experiment", "fedsim.record", "topologies"},
     "algorithms": VOCABULARY,
 }
 """All that some rooms import besides themselves."""

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.arrays import distinct
 from fedsim.clock.devices import Devices, check_time
 from fedsim.messages.trace import Closed, Computed, Exchanged, Phase, Uploaded
 from fedsim.record.timeline import SERVER, Timeline
@@ -161,7 +162,7 @@ class VirtualClock:
             self.at[i], self.ready[i] = arrival, -np.inf
 
     def _exchange(self, phase: Exchanged, round: int) -> None:
-        touched = np.unique(np.concatenate([phase.to, phase.by]))
+        touched = distinct(np.concatenate([phase.to, phase.by]))
         times, seconds = np.maximum(self.at, self.ready), self.devices.link(phase.to, phase.by, phase.size)
         for _ in range(phase.steps):
             later = times.copy()
@@ -180,7 +181,7 @@ class VirtualClock:
         sent = times.copy()
         last = times[phase.by] + seconds >= later[phase.to]
         np.maximum.at(sent, phase.to[last], times[phase.by[last]])
-        i = np.unique(phase.to)
+        i = distinct(phase.to)
         if not phase.behind:
             self.timeline.add(round, i, "wait", times[i], sent[i])
         self.timeline.add(round, i, "behind" if phase.behind else "exchange", sent[i], later[i])

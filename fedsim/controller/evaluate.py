@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fedsim import seeds
+from fedsim.arrays import shared
 from fedsim.controller.consensus import center, center_of_many
 from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.model import AT_A_TIME, Model
@@ -157,7 +158,7 @@ def gossip(
         value = getattr(meter, name)
         rows += [] if value is None else [Row("nodes", None, name, value)]
     if len(nodes):
-        everybody = np.intersect1d(everybody, nodes).tolist()
+        everybody = shared(np.asarray(everybody), nodes).tolist()
         rows += _of_nodes(prepared, score, x, everybody, "test", (prepared.test.x, prepared.test.y), settings)
         if (withheld := _withheld(prepared)) is not None:
             rows += _of_nodes(prepared, score, x, everybody, "holdout", withheld, settings)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.arrays import distinct
 from fedsim.clock.barrier import Barrier
 from fedsim.clock.virtual import VirtualClock
 from fedsim.controller.host import Host
@@ -114,7 +115,7 @@ class Selection:
             return
         fed = self.federation
         plans = minibatches(fed.work, fed.shards, fed.seed, round, ids)
-        rows = [np.unique(plan.index) for plan in plans]
+        rows = [distinct(plan.index) for plan in plans]
         losses = self._losses(state.x, rows)
         self._charge_number(ids)
         told = Told(

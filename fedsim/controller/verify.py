@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.arrays import distinct
 from fedsim.clock.devices import read_devices
 from fedsim.errors import FedsimError, many
 from fedsim.experiment.identity import hashes_of_checkpoints, settings_hash
@@ -126,7 +127,7 @@ def _of_rows(path: Path, rows: MetricRows, lines: int, config: Mapping[str, Any]
     evaluation, rounds = config.get("evaluation"), config.get("rounds")
     if not len(rows.round) or not isinstance(evaluation, Mapping) or not isinstance(rounds, int):
         return
-    every, found = evaluation.get("every", 1), set(np.unique(rows.round).tolist())
+    every, found = evaluation.get("every", 1), set(distinct(rows.round).tolist())
     done = rounds if state == "finished" else max(found)
     due = {*range(0, done + 1, every if isinstance(every, int) and every > 0 else 1), *({rounds} & {done})}
     if missing := sorted(due - found):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.arrays import distinct
+
 NAMES = ("down", "up", "paper_bits", "gradient_evaluations")
 """Costs of a node, in the order of the rows of a ledger."""
 EDGES = "edges.csv"
@@ -86,7 +88,7 @@ class Ledger:
         last, links, link_bytes = self._charged(to, by), self.links, self.link_bytes
         before = Touched(last.nodes, self._costs[:, last.nodes], links, None, last.places, size)
         if last.links is not links:                        # the bytes are in a new array, and the old one stays
-            new = np.setdiff1d(last.links, links)
+            new = np.setdiff1d(last.links, links, assume_unique=True)
             at = np.searchsorted(links, new)
             before = before._replace(link_bytes=link_bytes, places=None)
             self.links, self.link_bytes = last.links, np.insert(link_bytes, at, 0)
@@ -112,10 +114,10 @@ class Ledger:
         codes, links = n * to.astype(np.int64) + by, self.links
         places = np.searchsorted(links, codes)
         if not len(links) or (links[np.minimum(places, len(links) - 1)] != codes).any():
-            links = np.union1d(links, codes)
+            links = distinct(np.concatenate([links, codes]))
             places = np.searchsorted(links, codes)
         if FEW * len(to) < n:
-            return Charged(to, by, np.union1d(to, by), None, None, links, places)
+            return Charged(to, by, distinct(np.concatenate([to, by])), None, None, links, places)
         received, sent = (np.bincount(ends, minlength=n) for ends in (to, by))
         return Charged(to, by, np.flatnonzero(received + sent), received, sent, links, places)
 

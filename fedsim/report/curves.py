@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedsim.arrays import shared
 from fedsim.errors import ConfigError, suggest
 from fedsim.record import figures
 from fedsim.record.directory import RunDirectory
@@ -157,7 +158,7 @@ def curve_of(seeds: Mapping[int, Series], x: str) -> Curve:
 def curves_of(seeds: Mapping[int, Series], axes: Iterable[str]) -> dict[str, Curve]:
     """The same against several costs."""
     rounds = [series.cost["round"] for series in seeds.values()]
-    common = reduce(np.intersect1d, rounds)                # sorted, each once
+    common = reduce(shared, rounds)                        # sorted, each once
     rows = [_rows_of(common, own) for own in rounds]
     values = np.array([series.value[row] for series, row in zip(seeds.values(), rows, strict=True)])
     mean, half = estimates(values)

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedsim.arrays import distinct, shared
 from fedsim.errors import ConfigError
 from fedsim.record import figures
 from fedsim.record.rows import Key
@@ -126,7 +127,7 @@ def ribbon_of(recorded: Mapping[int, Recorded], key: Key) -> Ribbon | None:
     seeds = [files for files in recorded.values() if key in files.clients]
     if not seeds or len(seeds) < len(recorded):
         return None
-    rounds = reduce(np.intersect1d, [np.unique(files.clients[key].round) for files in seeds])    # a row for each client
+    rounds = reduce(shared, [distinct(files.clients[key].round) for files in seeds])         # a row for each client
     if not len(rounds):
         return None
     rounds = rounds[np.unique(np.linspace(0, len(rounds) - 1, POINTS).round().astype(int))]

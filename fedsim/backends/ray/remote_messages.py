@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.arrays import distinct
 from fedsim.backends.ray.object_store import far_tree, sums_of, to_array, to_tensor
 from fedsim.backends.ray.protocol import GossipExchange, Report
 from fedsim.messages.mixing import root_mean
@@ -120,7 +121,7 @@ class RayMessages:
     def _neighbours(self, w: csr_array, run: Run) -> _Neighbours:
         ours = self._order[run.start : run.stop]
         mine = w[ours]
-        senders = np.unique(mine.indices)                  # ids, in order
+        senders = distinct(mine.indices)                  # ids, in order
         groups = {number: senders[self._owner[senders] == number] for number in range(len(self._runs))}
         me = self._runs.index(run)
         own = groups.pop(me)
