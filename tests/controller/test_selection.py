@@ -222,7 +222,7 @@ def test_oort_calls_slow_clients_less_often(tmp_path: Path) -> None:
         (lambda: PowerOfChoice(size=3, d=2), r"PowerOfChoice\.d is 2 and size 3"),
         (lambda: PowerOfChoice(variant="pow"), r"variant is 'pow'"),  # type: ignore[arg-type]
         (lambda: PowerOfChoice(size=0), r"PowerOfChoice\.size is 0"),
-        (lambda: PowerOfChoice(2, d=9).expected(8), r"sampling\.d is 9, but there are 8 clients"),
+        (lambda: PowerOfChoice(2, d=9).expected(8), r"sampling\.d is 9, and the run has 8 clients"),
         (lambda: Oort(epsilon=1.5), r"Oort\.epsilon is 1\.5"),
         (lambda: Oort(alpha=-1), r"Oort\.alpha is -1"),
         (lambda: Oort(cutoff=math.nan), r"Oort\.cutoff is nan"),
