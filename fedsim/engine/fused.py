@@ -107,7 +107,7 @@ class StackDescent(Descent):
         self, work: LocalWork, block: Recorder, learned: Tensor | None, sharing: Sharing | None = None
     ) -> None:
         super().__init__(work, learned, sharing)
-        self._block = proxy(block)                         # which has these steps: a circle would keep its tensors
+        self._block: Recorder = proxy(block)               # which has these steps: a circle would keep its tensors
 
     def _step(self, y: Vector, g: Vector, eta: Tensor | float) -> Vector:
         tape, by = self._block.tape, self._work.optimizer
