@@ -120,7 +120,8 @@ class StackDescent(Descent):
         fused = FusedStep(by, len(vectors), None if sizes else float(eta))
 
         def record(c: int, own: list[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            return tape.call(fused, tensors, (0, *range(2, 2 + len(vectors))))
+            made: tuple[Tensor, ...] = tape.call(fused, tensors, (0, *range(2, 2 + len(vectors))))
+            return made
 
         def alone(*tensors: Tensor) -> tuple[Tensor, ...]:
             raise RuntimeError("a recorded step has clients")

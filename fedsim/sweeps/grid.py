@@ -175,7 +175,8 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
 
     Args:
         points: points with distinct names.
-        output: its folder; by default ``root/name``, with a number if other sweeps have that name.
+        output: its folder, where a sweep of some of these points grows; by default ``root/name``, with a number if
+            other sweeps have that name.
         root: folder of sweeps.
         name: name of the folder.
 
@@ -184,8 +185,14 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
         RunError: the folder cannot be written.
     """
     for known in [output] if output else sorted(root.glob(f"{name}*")):
-        if (known / SWEEP).is_file() and (sweep := open_sweep(known)).points == tuple(points):
+        if not is_sweep(known):
+            continue
+        sweep, by_name = open_sweep(known), {point.name: point for point in points}
+        if sweep.points == tuple(points):
             return sweep
+        if output and all(by_name.get(point.name) == point for point in sweep.points):
+            with sweep.lock():
+                return sweep.with_points(points)
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not this sweep; choose another --output, or remove it first")
     folder = output or create_folder(root, name)

@@ -168,6 +168,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("--rules", "Krum+NNM", "--rules has 'Krum+NNM', and Krum is no step before a rule"),
         ("--rules", "Mean+NNM", "and Mean is no step before a rule; expected steps first, such as NNM+Krum"),
         ("--rules", f"NNM+{__name__}.my_median", "expected a rule of fedsim.robust"),
+        ("--heat-map", "map.jpg", "a picture is a .png, .svg or .pdf file, got map.jpg"),
     ):  # fmt: skip
         assert main(["byzantine", *over(line[1:], flag, value)]) == 2
         assert message in capsys.readouterr().err

@@ -180,6 +180,11 @@ def test_another_grid_gets_a_folder_of_its_own(tmp_path: Path, capsys: pytest.Ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep-fedavg-digits", "sweep-fedavg-digits-2"]
     assert main([*argv, "--output", str(tmp_path / "sweep-fedavg-digits")]) == 2
     assert "is not this sweep; choose another --output" in capsys.readouterr().err
+    file = tmp_path / "sweep-fedavg-digits" / "lr=0.1" / "seed-0" / "metrics.jsonl"
+    before = file.stat().st_mtime_ns
+    assert main([*over(argv, "--algorithm.lr", "0.1,0.05,0.2"), "--output", str(file.parents[2])]) == 0
+    assert file.stat().st_mtime_ns == before, "a sweep with more values grows in place"
+    assert [point.name for point in open_sweep(file.parents[2]).points] == ["lr=0.1", "lr=0.05", "lr=0.2"]
 
 
 def test_a_failed_point_is_named_and_the_others_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
