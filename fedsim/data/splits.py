@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.data.dataset import Split
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import ConfigError, DataError, many
 
 SMALL = 10
 """Up to so many classes may have few samples each."""
@@ -102,7 +102,8 @@ def holdout(keys: tuple[NDArray[Any], ...], test_fraction: float, seed: int, whe
     test = np.zeros(n, dtype=np.bool_)
     test[order] = np.diff(np.floor(np.arange(n + 1) * test_fraction + 0.5)) > 0
     if test.all() or not test.any():
-        raise DataError(f"{where}: {n} samples; expected enough to hold out a fraction {test_fraction} and keep some")
+        enough = f"expected enough to hold out a fraction {test_fraction} and keep some"
+        raise DataError(f"{where}: {many(n, 'sample')}; {enough}")
     return test
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.sources import read_text
 from fedsim.data.splits import REGRESS
-from fedsim.errors import DataError
+from fedsim.errors import DataError, many
 
 MISSING = {"", "?", "na", "nan"}
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -61,11 +61,11 @@ def read_table(path: Path, target: str | None, client: str | None = None) -> Tab
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; expected comma-separated values") from error
     if not rows:
-        raise DataError(f"{path}: 0 lines; expected a header line and at least one row")
+        raise DataError(f"{path} is empty; expected a header line and at least one row")
     header = [name.strip() for name in rows[0][1]]
     _check_header(f"{path}, line {rows[0][0]}", header, text.lstrip("\r\n").partition("\n")[0])
     if len(rows) < 2:
-        raise DataError(f"{path}: 1 lines; expected a header line and at least one row")
+        raise DataError(f"{path}: 1 line; expected a header line and at least one row")
     special = [name for name in (client, target) if name is not None]
     for name, kind in ((client, "client"), (target, "label")):
         if name is not None and name not in header:
@@ -83,7 +83,7 @@ def read_table(path: Path, target: str | None, client: str | None = None) -> Tab
     features, labels, owners = [], [], []
     for line, row in rows[1:]:
         if len(row) != len(header):
-            raise DataError(f"{path}, line {line}: {len(row)} cells; expected {len(header)}, as in the header")
+            raise DataError(f"{path}, line {line}: {many(len(row), 'cell')}; expected {len(header)}, as in the header")
         found = dict.fromkeys(special, "")
         for name in special:
             found[name] = row[header.index(name)].strip()

@@ -92,12 +92,12 @@ def test_cifar10_label(tmp_path: Path) -> None:
     ("text", "match"),
     [
         ("x,y\n1,0\n1,2,3\n", r"bad\.csv, line 3: 3 cells; expected 2"),
-        ("x,y\n1,0\n1\n", r"bad\.csv, line 3: 1 cells; expected 2"),
+        ("x,y\n1,0\n1\n", r"bad\.csv, line 3: 1 cell; expected 2"),
         ("x,y\n1,0\nred,1\n", r"bad\.csv, line 3, column 'x': 'red' is not a number"),
         ("x,y\n1,0\ninf,1\n", "line 3, column 'x': 'inf' is not finite"),
         ("x,y\n1,\n", r"line 2: no label in column 'y'"),
-        ("", "0 lines; expected a header line"),
-        ("x,y\n", "1 lines; expected a header line"),
+        ("", "is empty; expected a header line"),
+        ("x,y\n", "1 line; expected a header line"),
         ('x,y\n1,"0\n', r"bad\.csv"),
     ],
 )

@@ -33,11 +33,11 @@ def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable
     return target
 
 
-def unknown(name: str, place: str, listed: Sequence[str]) -> ConfigError:
+def unknown(name: str, place: str, listed: Sequence[str], also: Sequence[str] = ()) -> ConfigError:
     """Error about a name that is none of those ``listed``; it may be that of another kind of component."""
     kinds, spelled = kinds_of(name)
     elsewhere = [] if spelled in listed or place.startswith("-") else flags_of(place, kinds, spelled)
-    return ConfigError(f"{place} is {name!r}; {suggest(name, listed, elsewhere)}")
+    return ConfigError(f"{place} is {name!r}; {suggest(name, listed, [*also, *elsewhere])}")
 
 
 def _serves(kind: str, target: Callable[..., Any]) -> bool:

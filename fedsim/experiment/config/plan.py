@@ -214,7 +214,9 @@ def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tup
     """
     if kind == "data":
         if name not in catalogue(kind):
-            raise unknown(name, place, list(catalogue(kind)))
+            format = name.rpartition(".")[2].lower()
+            also = [f"--{place} {format} --{place}.path {name}"] if "." in name and format in catalogue(kind) else []
+            raise unknown(name, place, list(catalogue(kind)), also)
         return partial(_data, name), component("fedsim.experiment.experiment", "Data"), catalogue(kind)[name]
     target = find(kind, name, place, also)
     if isinstance(target, Component):

@@ -130,6 +130,7 @@ def test_a_proximal_operator_is_given_by_its_dotted_name() -> None:
         ({"sampling": "AdamW"}, "did you mean --local.optimizer AdamW?"),
         ({"model": "digits"}, "did you mean --data digits?"),
         ({"data": "MLP"}, "did you mean --model MLP?"),
+        ({"data": "mine.csv"}, "--data csv --data.path mine.csv?"),
         ({"topology": {"name": "Static", "graph": "Rings"}}, "did you mean 'Ring'? Known: "),
         ({"sampling": "Qwertyuiop"}, "; known: FixedSize"),
     ],
