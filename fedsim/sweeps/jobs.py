@@ -113,7 +113,8 @@ def sweep(
 ) -> Sweep:
     """Run several experiments, each in a run directory of its own below one folder.
 
-    Called again with the same points it continues an interrupted sweep; finished points are left alone.
+    Called again with the same points it continues an interrupted sweep, and with more of them and the same ``output``
+    it runs those that are new; finished points are left alone.
 
     Args:
         points: experiments by the names of their run directories, such as ``{"lr=0.1": Experiment(FedAvg(0.1)), ...}``.

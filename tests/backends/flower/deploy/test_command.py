@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedsim.backends.flower.deploy import install
+from fedsim.backends.flower.deploy import install, local_deployment
 from fedsim.backends.flower.deploy.app import DEFAULTS, app_hash, write_app
 from fedsim.backends.flower.deploy.local_deployment import (
     NOTE,
@@ -194,6 +195,34 @@ def test_a_resumed_run_is_deployed_as_before(
     for damaged in ("{", "[]", "{}"):
         (federation_folder(run.path) / NOTE).write_text(damaged)
         assert "deployment.json is damaged" in said(capsys, "--resume", "run", code=1)
+
+
+def test_what_is_told_is_the_path_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by ``fedsim run``; the processes of the federation get it in full."""
+    place, ends = "fedsim.backends.flower.deploy.local_deployment", iter([None, KeyboardInterrupt, DeployError("lost")])
+
+    class Federation(contextlib.nullcontext[None]):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(self)   # type: ignore[arg-type]
+
+        def flwr(self, *words: str) -> dict[str, str]:
+            return {"run-id": "1"}
+
+    def watch(federation: object, run: str, experiment: object, output: Path, *rest: object) -> None:
+        assert output == tmp_path / "out" / "run"
+        if not output.exists():
+            create_run(output.parent, "run", yaml.safe_load(EXPERIMENT.read_text()), {"seeds": [0]}, output)
+        if (end := next(ends)) is not None:
+            raise end
+
+    monkeypatch.setattr(f"{place}.LocalFederation", Federation)
+    monkeypatch.setattr(f"{place}.watch", watch)
+    monkeypatch.chdir(tmp_path)
+    experiment, local = from_config(yaml.safe_load(EXPERIMENT.read_text())), LocalDeployment(nodes=3, port=0)
+    assert local_deployment.deploy(experiment, Path("out/run"), local).path == Path("out/run")
+    for error in (KeyboardInterrupt, DeployError):
+        with pytest.raises(error, match=r"fedsim deploy --resume out/run$"):
+            local_deployment.deploy(experiment, Path("out/run"), local)
 
 
 def test_paths_are_made_absolute_and_named_modules_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
