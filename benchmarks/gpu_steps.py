@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation
 from fedsim.engine.graphed import Graphed
+from fedsim.engine.kernels import Kernels
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
+from fedsim.engine.numerics import FULL, Numerics
+from fedsim.experiment.precision import PRECISIONS
 from fedsim.messages.mixing import mix_rows
 from fedsim.messages.sums import weighted_sum
 from fedsim.models import MLP, CifarLeNet, LeNet5, Logistic, McMahanCNN, ResNet18
@@ -45,14 +49,14 @@ ALGORITHMS: dict[str, Any] = {
 
 def federation(
     network: Any, shape: tuple[int, ...], n: int, samples: int, work: LocalWork, backend: Any,
-    device: str = "cuda", dtype: torch.dtype = torch.float32, memory: str = "device",
+    device: str = "cuda", dtype: torch.dtype = torch.float32, memory: str = "device", numerics: Numerics = FULL,
 ) -> Federation:  # fmt: skip
     """``n`` clients with ``samples`` random images each."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n * samples, *shape, generator=generator).to(device, dtype)
     y = torch.randint(0, 10, (n * samples,), generator=generator).to(device)
     torch.manual_seed(0)
-    model = Model(network.build(shape, 10), cross_entropy, device=device, dtype=dtype)
+    model = Model(network.build(shape, 10), cross_entropy, device=device, dtype=dtype, numerics=numerics)
     shards = Shards(x, y, np.arange(n + 1) * samples)
     return Federation(model, shards, work, 0, backend, topology=Static(Ring()), memory=MEMORIES[memory]())
 
@@ -92,7 +96,7 @@ def env(tiny: bool) -> dict[str, Any]:
         "copy GB/s": 8 * n / timed(a.clone) / 1e9,
         "float32 TFLOP/s": 2 * side**3 / timed(lambda: m @ m) / 1e12,
     }  # fmt: skip
-    with Products(tf32=True):
+    with Numerics("tf32").products():
         found["tf32 TFLOP/s"] = 2 * side**3 / timed(lambda: m @ m) / 1e12
     half = m.bfloat16()
     found["bf16 TFLOP/s"] = 2 * side**3 / timed(lambda: half @ half) / 1e12
@@ -103,20 +107,6 @@ def env(tiny: bool) -> dict[str, Any]:
         for _ in range(many):
             small.add_(1)
     return found | {"launch in a graph us": 1e6 / many * timed(graph.replay)}
-
-
-class Products:
-    """TF32 in products and convolutions, or not."""
-
-    def __init__(self, tf32: bool) -> None:
-        self.tf32 = tf32
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before
 
 
 def correct(tiny: bool) -> dict[str, Any]:
@@ -247,23 +237,25 @@ def speed(tiny: bool) -> dict[str, Any]:
 
 
 def precisions(tiny: bool) -> dict[str, Any]:
-    """Seconds of a gradient of ResNet-18 at 50 images, by precision and layout."""
-    size = 2 if tiny else 50
-    module = ResNet18(stem="imagenet").build(COLOUR, 10).cuda()
-    x, y = torch.randn(size, *COLOUR, device="cuda"), torch.randint(0, 10, (size,), device="cuda")
-    found = {}
-    for layout in (torch.contiguous_format, torch.channels_last):
-        here: Any = module
-        here, images = here.to(memory_format=layout), x.contiguous(memory_format=layout)
-        for name, tf32, half in (("float32", False, False), ("tf32", True, False), ("bf16", True, True)):
-
-            def gradient(here: Any = here, images: Tensor = images, half: bool = half) -> None:
-                with torch.autocast("cuda", torch.bfloat16, enabled=half):
-                    losses = cross_entropy(here(images), y)
-                torch.autograd.grad(losses.mean(), list(here.parameters()))
-
-            with Products(tf32):
-                found[f"{name} {str(layout).removeprefix('torch.')}"] = timed(gradient, 1 if tiny else 20)
+    """Seconds of a gradient of ResNet-18 at 50 images, by precision and layout, and its distance from float32's; and of
+    20 local steps as graphs.
+    """
+    network, shape, size, steps = (LeNet5(), GRAY, 2, 1) if tiny else (ResNet18(stem="imagenet"), COLOUR, 50, 20)
+    found: dict[str, Any] = {}
+    exact: Tensor | None = None
+    for precision in PRECISIONS:
+        for kernels in (Kernels(), Kernels(channels_last=True)):
+            name = ", ".join([precision, *kernels.names])
+            work, backend = LocalWork(size, steps=steps), Graphed(kernels=kernels)
+            fed = federation(network, shape, 1, size, work, backend, numerics=Numerics(precision))
+            key = torch.zeros(size, dtype=torch.int64, device="cuda")
+            x, batch = fed.model.vector(), fed.shards.rows(0)._replace(key=key)
+            with kernels.used_by([fed.model]):
+                g = fed.model.gradient(x, batch)
+                found[name] = timed(partial(fed.model.gradient, x, batch), steps)
+            exact = g if exact is None else exact
+            found[f"{name}, from float32"] = float((g - exact).norm() / exact.norm())
+            found[f"{name}, {steps} steps graphed"] = rounds(fed, FedAvg(lr=0.01), 3)[1][-1]
     return found
 
 

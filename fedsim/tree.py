@@ -203,6 +203,21 @@ def tensors_of(outputs: Any) -> list[Tensor]:
     return [t for part in outputs for t in tensors_of(part)] if isinstance(outputs, tuple | list) else []
 
 
+def converted(fn: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """Outputs of a module with ``fn`` applied to their tensors: in tuples, lists, dicts and dataclasses."""
+    if isinstance(outputs, Tensor):
+        return fn(outputs)
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        given = {f.name: converted(fn, getattr(outputs, f.name)) for f in fields(outputs) if f.init}
+        return type(outputs)(**given)
+    if isinstance(outputs, dict):
+        return {name: converted(fn, value) for name, value in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        parts = [converted(fn, part) for part in outputs]
+        return rebuilt(outputs, parts) if isinstance(outputs, tuple) else parts
+    return outputs
+
+
 def joined(outputs: Sequence[Any], counts: Sequence[int]) -> Any:
     """Outputs of consecutive samples as those of all: tensors, tuples, lists, dicts and dataclasses.
 

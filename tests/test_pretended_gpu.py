@@ -50,6 +50,10 @@ def test_rounds_keep_to_their_budgets_graphs_are_the_loop_streams_do_not_race_an
     on_the_gpu(*(f"tests/pretended/{name}.py" for name in ("auto", "budgets", "graphs", "streams")))
 
 
+def test_precision_layout_and_determinism() -> None:
+    on_the_gpu("tests/pretended/numerics.py")
+
+
 @pytest.mark.ray
 def test_ray_on_two_gpus_has_the_bytes_of_one_process(tmp_path: Path) -> None:
     script = f"""

@@ -84,7 +84,7 @@ class Candidate(NamedTuple):
     def backend(self) -> Backend:
         """The backend that does it."""
         if self.graphs:
-            return Graphed(streams=max(self.threads, 1))
+            return Graphed(kernels=self.kernels, streams=max(self.threads, 1))
         return Blocks(self.size, self.threads, self.kernels) if self.size else Loop(self.threads, self.kernels)
 
     @property
@@ -324,7 +324,7 @@ def _key(
         [type(module).__name__ for module in model.module.modules()],
         getattr(model.loss, "__qualname__", type(model.loss).__name__),
         model.shapes,
-        str(model.dtype),
+        str(model.dtype) if model.numerics.precision == "float32" else model.numerics.precision,
         written(shards.span(0, 1).x),
         np.percentile(shards.sizes, [0, 50, 100]).tolist(),
         work.batch_size,

@@ -47,11 +47,11 @@ def backend_of(chosen: dict[str, Any], note: Callable[[str], None], *, may_fall:
 
         return found, add
 
+    kernels = Kernels.of(chosen.get("kernels", []))
     if chosen["backend"] == "graphed":
         eager, say = into("eager")
-        return Graphed(streams=chosen.get("client_threads") or 1, eager=eager, say=say)
+        return Graphed(kernels=kernels, streams=chosen.get("client_threads") or 1, eager=eager, say=say)
     size, threads = chosen.get("block_size", 0), chosen.get("client_threads", 0)   # 0: one client, or block, a time
-    kernels = Kernels.of(chosen.get("kernels", []))
     if size and may_fall:
         return BlocksOrLoop(size, *into("in_loop"), threads, kernels)
     return Candidate(size, threads, kernels).backend

@@ -24,6 +24,7 @@ from fedsim.data import Dataset, Split, load
 from fedsim.data.catalogue import options_of
 from fedsim.data.dataset import PIECE
 from fedsim.data.sources import data_directory
+from fedsim.engine import nondeterministic
 from fedsim.engine.augmentation import try_augmentation
 from fedsim.engine.examine import examine, give_shapes
 from fedsim.engine.federation import Federation
@@ -31,6 +32,7 @@ from fedsim.engine.local_work import Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
+from fedsim.engine.numerics import Numerics
 from fedsim.engine.sharing import Sharing
 from fedsim.engine.unpicklable import refused
 from fedsim.errors import ConfigError, DataError, PartitionError, explained, many
@@ -152,6 +154,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     measures = _measures(experiment, dataset)
     devices = None if experiment.clock is None else experiment.clock.devices(partition.n, seed)
     remarks = [*remarks, *_partial(experiment, federation.cohort_size or 0, partition.n)]
+    remarks += nondeterministic.remarks(federation.model.nondeterministic)
     triggered = byzantine.triggered(experiment.attack, test)
     return Prepared(
         federation, test, own, kind, partition, dataset, problem, unheld, devices, attackers, triggered, remarks,
@@ -264,15 +267,18 @@ def build_model(
     Raises:
         ConfigError: the file is not one of this model, or the augmentation does not fit the samples.
         CodeError: a user's augmentation raised.
-        ModelError: see ``fedsim.engine.examine.examine``; or the model has running statistics that the method does not
-            average.
+        ModelError: see ``fedsim.engine.examine.examine``; the model has running statistics that the method does not
+            average; or, where that is refused, it has no deterministic kernel.
     """
     if experiment.local.augment is not None:
         try_augmentation(experiment.local.augment, dataset.train.first(6).to(device, dtype).x)
     model = _built(experiment, dataset, problem, seed, device, dtype)
     if experiment.init is not None:
         start_from(model.module, experiment.init)
-    examine(model, dataset.train)
+    with nondeterministic.tolerated(device):
+        examine(model, dataset.train)
+    if model.numerics.strict:
+        nondeterministic.refuse(model.nondeterministic)
     if experiment.share.layers != "all":
         shared = experiment.share.mask(model.module, model.names)
         if not all(shared):
@@ -296,8 +302,10 @@ def _built(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
+    numerics = Numerics(experiment.precision, experiment.execution.deterministic == "strict")
+    made: dict[str, Any] = {"device": device, "dtype": dtype, "numerics": numerics}
     if problem is not None:
-        return Model(copy.deepcopy(problem.module), problem.loss, problem.penalty, device=device, dtype=dtype)
+        return Model(copy.deepcopy(problem.module), problem.loss, problem.penalty, **made)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds.bits(seed, "model", 0, 0)) >> 1)
         if isinstance(experiment.model, nn.Module):
@@ -306,7 +314,7 @@ def _built(
             module = experiment.model.build(dataset.input_shape, dataset.classes)
         give_shapes(module, dataset.train.first(1).to(torch.device("cpu"), torch.get_default_dtype()).x)   # by the seed
         loss = loss_of(experiment, dataset)
-    return Model(module, loss, device=device, dtype=dtype)
+    return Model(module, loss, **made)
 
 
 def _copied(module: nn.Module, what: str) -> nn.Module:

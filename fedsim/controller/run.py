@@ -74,10 +74,13 @@ def _run_new(
         host.say(f"note: {remark}")
     if first.unheld:
         host.say(f"no client has a sample of class {', '.join(first.unheld)}, which cannot be learned: see partition")
+    model = first.federation.model
     manifest = {
         "seeds": experiment.seed_list,
         **_place(first),
-        "parameters": first.federation.model.d,
+        "parameters": model.d,
+        "precision": experiment.dtype if experiment.precision == "float32" else experiment.precision,
+        **({"nondeterministic": model.nondeterministic} if model.nondeterministic else {}),
         "clients": first.partition.n,
         "data_hash": data_hash(first.dataset),
         "data_notes": first.dataset.notes,

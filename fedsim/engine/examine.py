@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.data import Split
+from fedsim.engine import nondeterministic
 from fedsim.engine.linear_stack import per_sample
 from fedsim.engine.model import Model, called
+from fedsim.engine.numerics import FULL
 from fedsim.engine.purity import generator_states, intact
 from fedsim.engine.seeded import Undrawn
 from fedsim.engine.snapshot import Snapshot, alike
@@ -38,19 +40,20 @@ COARSE = 0.05
 
 
 def examine(model: Model, samples: Split) -> None:
-    """Try a model on some of the samples, and set ``mixes``; the rest of it is left as it was.
+    """Try a model on some of the samples, and set ``mixes`` and ``nondeterministic``; the rest is left as it was.
 
     Raises:
         ModelError: module and loss do not fit the samples, keep state besides the parameters, draw random numbers, or
             mix samples in evaluation.
     """
-    initial, before = model.vector(), snapshot(model)
+    initial, before, numerics = model.vector(), snapshot(model), model.numerics
     rows = itemgetter(_rows(samples.y))
     some = samples._replace(x=mapped(rows, samples.x), y=mapped(rows, samples.y), client=None)
     x, y, *_ = some.to(model.device, model.dtype)
     trial = initial + _noise(model.d).to(initial)          # some initial values hide things: a last layer of zeros
     trial = trial if model.learned is None else torch.where(model.learned, trial, initial)   # a variance is positive
     try:
+        model.numerics = FULL                              # what mixes, or keeps state, does so in full precision
         _check_fit(model, x, y)
         by_loss = itemgetter(_order(model, trial.clone(), x, y))
         x, y = mapped(by_loss, x), mapped(by_loss, y)
@@ -58,6 +61,10 @@ def examine(model: Model, samples: Split) -> None:
         before.restore()
         _refuse_mixing_in_evaluation(model, trial, x, y)
         model.mixes = _mixes(model, trial, x, y)
+        model.numerics = numerics
+        _check_precision(model, trial, x, y)
+        if model.device.type == "cuda":
+            model.nondeterministic = nondeterministic.find(model, trial, _batch(x, y))
     except ModelError:
         raise
     except Exception as error:
@@ -66,6 +73,7 @@ def examine(model: Model, samples: Split) -> None:
             f" {written(x)}: {error}"
         ) from error
     finally:
+        model.numerics = numerics
         before.restore()
         model.load(initial)
 
@@ -170,6 +178,21 @@ def _misfit(model: Model, x: Samples, y: Samples, error: Exception) -> ModelErro
         f"{name_of(model.module)} with its loss cannot take an input of shape {written(x)} with the target"
         f" {target} ({type(error).__name__}: {error}); expected a model that takes {expected}"
     )
+
+
+def _check_precision(model: Model, v: Vector, x: Samples, y: Samples) -> None:
+    """Run module and loss under autocast, in training and in evaluation, if that is their precision."""
+    if not model.numerics.bf16:
+        return
+    try:
+        model.gradient(v, _batch(x, y))
+        model.outputs(v, x)
+    except Exception as error:
+        raise ModelError(
+            f"{name_of(model.module)} or its loss, which works in float32, raised {type(error).__name__} with precision"
+            f" bf16: {error}. Leave precision out, or compute that part in float32:"
+            " with torch.autocast(x.device.type, enabled=False)"
+        ) from error
 
 
 def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snapshot) -> None:

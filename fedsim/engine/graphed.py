@@ -238,7 +238,8 @@ class Graphed(Loop):
         if model not in self.branches:
             self.branches[model] = branches_of(model, self.streams)
         costs = federation.work.counts(sizes) * federation.work.batch(sizes) + 1.0
-        yield from in_branches(federation, self.branches[model], costs, one)
+        with self.kernels.used_by([branch.model for branch in self.branches[model]]):
+            yield from in_branches(federation, self.branches[model], costs, one)
 
     def local(
         self, federation: Federation, meter: Meter, node: int, round: int, plan: DeviceMinibatches, decay: Tensor

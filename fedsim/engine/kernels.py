@@ -1,8 +1,9 @@
-"""Which of PyTorch's kernels compute a model on a CPU: the layout of images, and the library of matrix products.
+"""Which of PyTorch's kernels compute a model: the layout of images and, on a CPU, the library of matrix products.
 
-Results differ by rounding alone. What is fastest depends on the processor and on the model: images with channels last
-suit networks of a few large convolutions, and cost one with many weights a copy of each weight's gradient; MKL runs on
-some processors at less than half the speed of oneDNN.
+Results differ by rounding alone. What is fastest depends on the processor and on the model: on a CPU, images with
+channels last suit networks of a few large convolutions, and cost one with many weights a copy of each weight's
+gradient; MKL runs on some processors at less than half the speed of oneDNN. On a GPU, tensor cores read images with
+channels last, and cuDNN transposes others for them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from fedsim.engine.model import Model
 from fedsim.types import Batch
 
-CHANNELS_FIRST, ONEDNN = "channels first", "oneDNN"
+LAYOUTS, ONEDNN = {True: "channels last", False: "channels first"}, "oneDNN"
 TURNS, TRIAL, NOISE = 12, 0.3, 0.97
 """Gradients that a comparison takes, and seconds after which three are enough; what is gained below 3 % is noise."""
 ROUNDING = 1e-6
@@ -31,22 +32,23 @@ class Kernels:
     """A choice of kernels; by default those of the reference.
 
     Attributes:
-        channels_last: images are in this layout when a model with convolutions reads them.
+        channels_last: images are in this layout when a model with convolutions reads them; by default on a CPU.
         onednn: float32 matrix products are computed by oneDNN.
     """
 
-    channels_last: bool = True
+    channels_last: bool | None = None
     onednn: bool = False
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Kernels:
         """The kernels of these ``names``."""
-        return cls(CHANNELS_FIRST not in names, ONEDNN in names)
+        return cls(next((last for last, name in LAYOUTS.items() if name in names), None), ONEDNN in names)
 
     @property
     def names(self) -> list[str]:
         """What differs from the default."""
-        return [CHANNELS_FIRST] * (not self.channels_last) + [ONEDNN] * self.onednn
+        layout = [] if self.channels_last is None else [LAYOUTS[self.channels_last]]
+        return layout + [ONEDNN] * self.onednn
 
     @contextlib.contextmanager
     def used_by(self, models: Sequence[Model]) -> Iterator[None]:
@@ -54,8 +56,9 @@ class Kernels:
         layouts = [model.channels_last for model in models]
         with _by_onednn() if self.onednn else contextlib.nullcontext():
             try:
-                for model in models:
-                    model.channels_last = self.channels_last
+                if self.channels_last is not None:
+                    for model in models:
+                        model.channels_last = self.channels_last
                 yield
             finally:
                 for model, layout in zip(models, layouts, strict=True):
@@ -63,14 +66,14 @@ class Kernels:
 
 
 REFERENCE = Kernels()
-KERNELS = [Kernels(last, onednn) for last in (True, False) for onednn in (False, True)]
+KERNELS = [Kernels(last, onednn) for last in (None, *LAYOUTS) for onednn in (False, True)]
 
 
 def variations(model: Model) -> list[dict[str, bool]]:
     """Settings, one at a time, that may be faster for a model than the default."""
     if model.device.type != "cpu":
-        return []
-    products = model.dtype == torch.float32 and onednn_is_exact()
+        return [{"channels_last": True}] * model.convolutional
+    products = model.dtype == torch.float32 and not model.numerics.bf16 and onednn_is_exact()
     return [{"channels_last": False}] * model.convolutional + [{"onednn": True}] * products
 
 
@@ -86,6 +89,8 @@ def fastest(model: Model, batch: Batch, varied: Sequence[dict[str, bool]]) -> Ke
                 with kernels.used_by([model]):
                     begun = time.perf_counter()
                     model.gradient(x, batch)
+                    if x.is_cuda:
+                        torch.cuda.synchronize(x.device)
                     took.append(time.perf_counter() - begun)
         if min(seconds[other][1:]) < NOISE * min(seconds[best][1:]):   # the first of each prepares
             best = other

@@ -152,6 +152,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):       # which is over in the backward pass
+            low = torch.get_autocast_dtype(x.device.type)
+            x, w = x.to(low), w.to(low)
         ctx.save_for_backward(x, w)
         ctx.biased = b is not None
         return torch.bmm(x, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), x, w.mT)

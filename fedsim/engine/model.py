@@ -7,8 +7,6 @@ runs either hand-written matrix products (``linear_stack``) or ``torch.vmap`` of
 from __future__ import annotations
 
 import contextlib
-import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
@@ -17,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.engine.batch_norm import statistics_of
 from fedsim.engine.layered import Layered
 from fedsim.engine.linear_stack import DenseStack, per_sample
 from fedsim.engine.micro_batches import micro_batches
 from fedsim.engine.mixup import loss_of_mixed
+from fedsim.engine.numerics import FULL, Numerics, make_cuda_deterministic
 from fedsim.engine.seeded import Seeded, UnbatchedDrawError, dropouts
 from fedsim.engine.sharing import Sharing
 from fedsim.errors import ModelError
@@ -53,12 +51,14 @@ class Model:
         device: device of the parameters and of all computation.
         dtype: floating-point type of parameters and inputs.
         mixes: in training, an output or a loss depends on the other samples of its minibatch, padding included.
+        numerics: precision of products, and what a GPU does without a deterministic kernel.
 
     Attributes:
         statistics: the running statistics that are part of the vector, by name.
         learned: mask of the parameters in the vector, bool ``[d]``; None without statistics.
         sharing: which coordinates methods see and send, the others being each client's own; None for all.
-        channels_last: on a CPU, convolutions read images in this layout; see ``fedsim.engine.kernels``.
+        channels_last: convolutions read images in this layout; see ``fedsim.engine.kernels``.
+        nondeterministic: operations on a GPU that have no deterministic kernel, and where they are.
 
     Raises:
         ModelError: the module keeps statistics that cannot be a part of the vector, draws its own random numbers, or
@@ -74,6 +74,7 @@ class Model:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         mixes: bool = False,
+        numerics: Numerics = FULL,
     ) -> None:
         _refuse_lazy_layers(module)
         _refuse_parameters_of(loss)
@@ -83,8 +84,9 @@ class Model:
                 layer.sparse = False                       # the same gradient, as a part of the vector
         self.loss = loss.to(device=device, dtype=dtype) if isinstance(loss, nn.Module) else loss
         self.penalty, self.device, self.dtype, self.mixes = penalty, torch.device(device), dtype, mixes
+        self.numerics, self.nondeterministic = numerics, dict[str, str]()
         if self.device.type == "cuda":
-            _make_cuda_deterministic()
+            make_cuda_deterministic(numerics.strict)
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}   # frozen ones are never sent
         if not named:
             raise ModelError(f"{type(module).__name__} has no parameters to train; expected some with requires_grad")
@@ -102,12 +104,13 @@ class Model:
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         whole = len(named) == len(list(module.parameters()))
-        self.dense = DenseStack.of(module, loss) if whole else None
+        self.dense = DenseStack.of(module, loss) if whole and not numerics.bf16 else None
         self.layered = Layered.of(module) if whole and self.dense is None else None
-        self._alone = any(map(_is_alone, module.modules()))
+        # under torch.vmap autocast leaves convolutions, and linear layers with a bias, in float32
+        self._alone = numerics.bf16 or any(map(_is_alone, module.modules()))
         self.draws: bool | None = None                     # whether it draws random numbers, from the first step on
         self._dropouts, self._draws_elsewhere = dropouts(module), True   # that is, by nothing else
-        self.channels_last = True
+        self.channels_last = self.device.type == "cpu"
 
     def vector(self) -> Vector:
         """Copy of the module's current parameters and statistics, ``[d]``."""
@@ -167,22 +170,24 @@ class Model:
     def losses(self, x: Vector, batch: Batch) -> Tensor:
         """Losses ``[B]`` of one client's batch in training, without the penalty."""
         module, inputs = self.load(x), self._input(batch.x)
+        return self._drawn(lambda: self._losses(module, inputs, batch.y), None if batch.key is None else batch.key[0])
 
-        def losses() -> Tensor:
-            return per_sample(loss_of_mixed(self.loss, called(module, inputs), batch.y), count(batch.y))
-
-        return self._drawn(losses, None if batch.key is None else batch.key[0])
+    def _losses(self, module: Callable[..., Any], x: Samples, y: Samples) -> Tensor:
+        loss = self.numerics.loss(self.loss, self.dtype)
+        with self.numerics.forward(self.device):
+            return per_sample(loss_of_mixed(loss, called(module, x), y), count(y))
 
     def _drawn(self, forward: Callable[[], Tensor], keys: Tensor | None) -> Tensor:
         """Run a forward pass in training, with its dropout drawn from ``keys``."""
         if self.draws is False:
-            return forward()
+            with self.numerics.attention(self.device, draws=False):
+                return forward()
         seeded, of_one = Seeded(keys), self.device.type == "cpu" and (keys is None or not keys.dim())
         if of_one and self._dropouts and not self._draws_elsewhere:
             with seeded.layers(self._dropouts):
                 return forward()
-        math = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cuda" else contextlib.nullcontext()
-        with seeded, math, seeded.layers(self._dropouts if of_one else []):   # fused attention draws within its kernel
+        attention = self.numerics.attention(self.device, draws=True)
+        with seeded, attention, seeded.layers(self._dropouts if of_one else []):
             result = forward()
         self.draws = self.draws or seeded.calls > 0
         if of_one:
@@ -199,7 +204,7 @@ class Model:
         return total
 
     def _one_client(self, x: Vector, batch: Batch) -> list[Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), self.numerics.products():
             losses = self.losses(x, batch)
             grads = torch.autograd.grad(_mean(losses, batch.weight), self.parameters, materialize_grads=True)
         flat = [g.reshape(-1) for g in grads] + [t.clone().reshape(-1) for t in self.statistics.values()]
@@ -230,7 +235,7 @@ class Model:
             return
         if self.dense is not None and not self.mixes and self.dense.takes(batch.x):
             extra = None if self.penalty is None else torch.vmap(torch.func.grad(self.penalty))(xs)
-            for offset, part in self.dense.gradients(xs, batch):
+            for offset, part in self.numerics.each(self.dense.gradients(xs, batch)):
                 yield offset, part if extra is None else part.add_(extra[:, offset : offset + part.shape[1]])
             return
         stacked = not self._alone or (self.layered is not None and self.layered.takes(batch.x))
@@ -246,16 +251,21 @@ class Model:
 
     def _stacked(self, xs: Tensor, batch: Batch) -> list[Tensor]:
         """Gradients of every parameter, ``[c, d_p]`` each, from ``torch.vmap`` of the module."""
-        with torch.enable_grad():
-            columns = zip(xs.split_with_sizes(self.sizes, 1), self.shapes, strict=True)
-            held = [t.reshape(-1, *s).detach() for t, s in columns]
-            parts = [t.requires_grad_() for t in held[: len(self.parameters)]]
-            statistics = [t.clone(memory_format=torch.contiguous_format) for t in held[len(parts) :]]
-            dims, keys = (0, 0, 0, None if batch.weight is None else 0), None if batch.key is None else batch.key[:, 0]
-            mean = torch.vmap(self._functional_loss, dims, randomness="error" if self.draws is False else "different")
-            if self.layered is not None and self.layered.takes(batch.x):
-                mean = partial(self.layered.mean_losses, self.loss)
-            total = self._drawn(lambda: mean([*parts, *statistics], batch.x, batch.y, batch.weight).sum(), keys)
+        columns = zip(xs.split_with_sizes(self.sizes, 1), self.shapes, strict=True)
+        held = [t.reshape(-1, *s).detach() for t, s in columns]
+        parts = [t.requires_grad_() for t in held[: len(self.parameters)]]
+        statistics = [t.clone(memory_format=torch.contiguous_format) for t in held[len(parts) :]]
+        dims, keys = (0, 0, 0, None if batch.weight is None else 0), None if batch.key is None else batch.key[:, 0]
+        mean = torch.vmap(self._functional_loss, dims, randomness="error" if self.draws is False else "different")
+        if self.layered is not None and self.layered.takes(batch.x):
+            mean = partial(self.layered.mean_losses, self.numerics.loss(self.loss, self.dtype))
+
+        def forward() -> Tensor:
+            with self.numerics.forward(self.device):
+                return mean([*parts, *statistics], batch.x, batch.y, batch.weight).sum()
+
+        with torch.enable_grad(), self.numerics.products():
+            total = self._drawn(forward, keys)
             grads = torch.autograd.grad(total, parts, materialize_grads=True)
         flat = [t.reshape(len(xs), -1) for t in (*grads, *statistics)]   # into which the forward pass wrote
         if self.penalty is None:
@@ -269,9 +279,9 @@ class Model:
         ``AT_A_TIME``; see ``fedsim.tree.joined``.
         """
         module, batch_size = self.load(x), batch_size or AT_A_TIME[self.device.type]
-        with self.evaluating():
+        with self.evaluating(), self.numerics.products(), self.numerics.forward(self.device):
             parts = list(pieces(inputs, batch_size))
-            outputs = [called(module, self._input(part)) for part in parts]
+            outputs = [self.numerics.outputs(called(module, self._input(part)), self.dtype) for part in parts]
         if isinstance(outputs[0], Tensor):
             return torch.cat(outputs)
         return joined(outputs, [count(part) for part in parts])
@@ -333,12 +343,11 @@ class Model:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(self.module, named, args, kwargs)
 
-        return _mean(per_sample(loss_of_mixed(self.loss, called(forward, x), y), count(y)), weight)
+        return _mean(self._losses(forward, x, y), weight)
 
     def _input(self, x: Samples) -> Samples:
         """Convert images to channels-last, in most cases the fastest layout of oneDNN's convolutions and of pooling."""
-        here = self.convolutional and self.channels_last and self.device.type == "cpu"
-        return mapped(_channels_last, x) if here else x
+        return mapped(_channels_last, x) if self.convolutional and self.channels_last else x
 
 
 def called(module: Callable[..., Any], x: Samples) -> Any:
@@ -359,17 +368,6 @@ def _channels_last(x: Tensor) -> Tensor:
     if x.shape[1] == 1:                                    # ambiguous for one channel: set strides
         return x.contiguous().as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _make_cuda_deterministic() -> None:
-    """Make CUDA deterministic, with full float32 precision, at some cost in speed."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False                # the default for convolutions: 10 bits instead of 23
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # weights of recurrent layers are parts of the flat vector, and cuDNN copies them into its own order
-    warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk of memory")
-    torch.utils.deterministic.fill_uninitialized_memory = False   # type: ignore[attr-defined]
 
 
 def _owned(parts: Iterable[Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ OnError = Literal["stop", "skip", "retry"]
 CHOICES = {
     "backend": ("auto", "loop", "graphed", "blocks", "ray"),
     "memory": ("device", "host", "disk"),
+    "deterministic": ("warn", "strict"),
 }
 
 
@@ -82,6 +83,8 @@ class Execution:
             PyTorch thread each; results do not depend on this number. 0 is one at a time with all ``threads``, as are
             loop, graphed and blocks of a given size by default; otherwise the default is to measure. On a GPU, clients
             of the backend graphed at the same time, each on a stream of its own, with Ray on the GPU of an actor.
+        deterministic: on a GPU, an operation of the model without a deterministic kernel is said with its layer, on
+            stderr and in the manifest ("warn"), or refused ("strict"), as then are those of all other code.
     """
 
     backend: Literal["auto", "loop", "graphed", "blocks", "ray"] = "auto"
@@ -94,6 +97,7 @@ class Execution:
     name: str = ""
     sink: str | Sequence[str] = ()
     client_threads: int | None = None
+    deterministic: Literal["warn", "strict"] = "warn"
 
     def __post_init__(self) -> None:
         self._check_sinks()
@@ -164,8 +168,12 @@ class Execution:
     @property
     def remarks(self) -> list[str]:
         """Messages about settings without effect."""
-        unread = self.backend in ("loop", "graphed") and self.block_size
-        return [f"backend {self.backend} ignores block_size"] if unread else []
+        found = []
+        if self.backend in ("loop", "graphed") and self.block_size:
+            found.append(f"backend {self.backend} ignores block_size")
+        if self.deterministic == "strict" and self.torch_device().type == "cpu":
+            found.append("deterministic strict is about GPUs: on a CPU, results repeat in any case")
+        return found
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` names."""

@@ -23,6 +23,7 @@ from fedsim.experiment.division import DIRICHLET, check_source, division, is_pro
 from fedsim.experiment.evaluation import Evaluation
 from fedsim.experiment.execution import Execution
 from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
+from fedsim.experiment.precision import PRECISIONS, check_precision
 from fedsim.experiment.sampling import FixedSize, Sampling
 from fedsim.experiment.schedule import Constant, Cosine, Schedule
 from fedsim.experiment.stopping import Stop
@@ -113,6 +114,9 @@ class Experiment:
         stop: criterion by which a seed ends before its last round: a metric reaches a target, or has not improved for
             a while; none by default.
         dtype: floating-point type of model and inputs; use float64 for theory. Data files are read in float32.
+        precision: "float32" computes all in ``dtype``. "bf16" runs forward passes and losses, in training and in
+            evaluation, under PyTorch's autocast to bfloat16; parameters, gradients and what algorithms do with them
+            are in float32. "tf32" has the model's products and convolutions computed in TF32, which takes a GPU.
         execution: settings that change results by rounding at most. The prefix can be left out: --backend loop is short
             for --execution.backend loop.
     """
@@ -144,12 +148,15 @@ class Experiment:
     evaluation: Evaluation = field(default_factory=Evaluation)
     stop: Stop | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("seeds", 1), ("seed", 0)):
             whole(name, getattr(self, name), least)
-        for name, choices in (("weights", ("uniform", "samples")), ("dtype", ("float32", "float64"))):
+        for name, choices in (
+            ("weights", ("uniform", "samples")), ("dtype", ("float32", "float64")), ("precision", PRECISIONS),
+        ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         if isinstance(self.init, Path):
@@ -177,6 +184,7 @@ class Experiment:
         self._check_sampling()
         self._check_waiting()
         check_concurrency(self)
+        check_precision(self)
         plain_name(self.title)
         Robust(self.linked, self.aggregate, self.attack)
 

@@ -42,6 +42,8 @@ ADDED: dict[str, Any] = {
     "concurrency": None,
     "execution.sink": [],
     "stop": None,
+    "precision": "float32",
+    "execution.deterministic": "warn",
 }
 """Settings that version 0.1.0 lacked, and what it did."""
 

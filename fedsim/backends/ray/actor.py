@@ -96,7 +96,9 @@ class Worker:
         self.forget_all()
         self._functions.clear()
         s: WorkerSetup = pickle.loads(site)
-        model = Model(s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype, mixes=s.mixes)
+        model = Model(
+            s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype, mixes=s.mixes, numerics=s.numerics
+        )
         model.sharing = None if s.sharing is None else s.sharing.to(s.device)
         x, y = shaped(s.like, (shared(array).to(s.device) for array in samples))
         shards = Shards(x, y, s.offsets)

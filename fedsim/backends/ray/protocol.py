@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.local_work import LocalWork
+from fedsim.engine.numerics import Numerics
 from fedsim.engine.sharing import Sharing
 from fedsim.errors import FedsimError
 from fedsim.tree import Samples
@@ -23,7 +24,7 @@ class WorkerSetup(NamedTuple):
     """The federation, constant from round to round, without its samples.
 
     Attributes:
-        module, loss, penalty, dtype, mixes, sharing: of the model.
+        module, loss, penalty, dtype, mixes, numerics, sharing: of the model.
         device: "cpu" or "cuda".
         offsets: ``[n + 1]`` first sample of each client.
         work: the local work.
@@ -36,6 +37,7 @@ class WorkerSetup(NamedTuple):
     penalty: Any
     dtype: torch.dtype
     mixes: bool
+    numerics: Numerics
     sharing: Sharing | None
     device: str
     offsets: np.ndarray

@@ -123,6 +123,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "algorithm": "Scaffold", "evaluation": TUNED, "share": "all but 3", "partition": NEW, "sampling": {"size": 1},
     },
     "float64": {"algorithm": "FedAMD", "dtype": "float64"},
+    "bfloat16": {"algorithm": "FedSpeed", "precision": "bf16"},
     "a convolutional model": {"algorithm": "Scaffold", "model": "McMahanCNN", "rounds": 1},
 }  # fmt: skip
 

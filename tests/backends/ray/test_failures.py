@@ -69,6 +69,13 @@ def test_a_run_without_failure(one_process: bytes, tmp_path: Path) -> None:
     assert backend == {"backend": "ray", "block_size": 2, "actors": 2}
 
 
+def test_bfloat16_is_that_of_one_process(one_process: bytes, tmp_path: Path) -> None:
+    low = replace(BASE, precision="bf16")
+    there = low.with_execution(backend="ray")
+    path = run(there, output=tmp_path / "there", progress=False, host=Listening(Ray())).path
+    assert measured(path) == measured_here(low, tmp_path / "here") != one_process
+
+
 def test_a_worker_is_killed_in_mid_round(one_process: bytes, tmp_path: Path) -> None:
     processes = {fact.process for fact in workers().get([a.ready.remote() for a in workers()._actors])}
     path, said = run_there(dying("kill", tmp_path / "once"), tmp_path / "run")
