@@ -320,14 +320,14 @@ class Model:
     def evaluating(self) -> Iterator[None]:
         """Have module and loss in eval mode, and then back in the modes in which they were."""
         parts = [part for part in (self.module, self.loss) if isinstance(part, nn.Module)]
-        modes = [(layer, layer.training) for part in parts for layer in part.modules()]
-        for part in parts:
+        trained = [layer for part in parts for layer in part.modules() if layer.training]
+        for part in parts if trained else ():              # to set modes takes as long as a small model's outputs
             part.eval()
         try:
             yield
         finally:
-            for layer, training in modes:
-                layer.training = training
+            for layer in trained:
+                layer.training = True
 
     def _row(self, batch: Batch, i: int) -> Batch:
         """Minibatch of the i-th client of a block, without its padding if that would change the gradient."""

@@ -273,3 +273,25 @@ def test_other_layers_that_keep_statistics_are_refused(layer: nn.Module) -> None
 def test_a_module_without_parameters_is_refused() -> None:
     with pytest.raises(ModelError, match="ReLU has no parameters"):
         Model(nn.ReLU(), cross_entropy)
+
+
+class AlwaysOn(nn.Dropout):
+    """Dropout that stays in training, as some do for samples of an ensemble."""
+
+    def train(self, mode: bool = True) -> AlwaysOn:
+        super().train(True)
+        return self
+
+
+def test_evaluation_gives_every_layer_its_mode_back() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), AlwaysOn(0.5), nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
+    model = Model(module, cross_entropy)
+    module[1].training = False                             # a layer that never trains
+    before = [layer.training for layer in module.modules()]
+    for _ in range(2):
+        with model.evaluating():
+            assert [layer for layer in module.modules() if layer.training] == [module[2]]
+            with model.evaluating():
+                assert not module.training
+            assert not module.training
+        assert [layer.training for layer in module.modules()] == before
