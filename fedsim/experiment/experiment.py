@@ -42,7 +42,7 @@ from fedsim.types import Rule
 
 PARTS = (
     ("algorithm", ("init", "round"), "FedAvg(lr=0.1)"),
-    ("partition", ("partition",), "DirichletPartitioner(50, alpha=0.3)"),
+    ("partition", ("partition",), "DirichletPartitioner(50, alpha=0.3), a function (labels, ...)"),
     ("sampling", ("cohort", "expected"), "FixedSize(0.1)"),
     ("schedule", ("__call__",), "ExponentialDecay(0.998)"),
     ("skew", ("apply",), "RotationSkew()"),

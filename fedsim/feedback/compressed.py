@@ -124,6 +124,10 @@ class Compressed:
         )  # fmt: skip
 
 
+EXAMPLES = {"up": "EF14Uplink", "down": "EF21P", "gossip": "Choco"}
+"""A mechanism of each direction."""
+
+
 def _check_link(link: str, by: Uplink | Gossip | Downlink | None, direction: str, algorithm: str) -> None:
     """Raise ConfigError unless ``by`` is None or a mechanism for messages of ``algorithm`` in this direction."""
     if by is None:
@@ -131,7 +135,7 @@ def _check_link(link: str, by: Uplink | Gossip | Downlink | None, direction: str
     if isinstance(by, type) or not hasattr(by, "directions"):
         raise ConfigError(
             f"{link} is {by!r:.80}; expected a mechanism of fedsim.feedback with a compressor, such as"
-            " EF14Uplink(TopK(0.01))"
+            f" {EXAMPLES[direction]}(TopK(0.01))"
         )
     if direction not in by.directions:
         known: dict[str, Any] = {**UPLINKS, **DOWNLINKS}

@@ -100,8 +100,9 @@ def _feed(parser: RowParser, path: Path, start: int) -> int:
                 lines, newline, rest = (rest + data).rpartition(b"\n")
                 parser.add(lines + newline)
                 start += len(lines) + len(newline)
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist; expected the metrics of a run (NAME/seed-0/metrics.jsonl)") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise RunError(f"{path} {wrong}; expected the metrics of a run (NAME/seed-0/metrics.jsonl)") from error
     return start
 
 

@@ -42,6 +42,7 @@ def experiment(**settings: Any) -> Experiment:
         ({"algorithm": FedAvg}, r"algorithm is the class FedAvg; expected e\.g\. FedAvg\(lr=0\.1\)"),
         ({"algorithm": None}, "algorithm is None; expected .* with init, round"),
         ({"partition": 10}, r"partition is 10; expected e\.g\. DirichletPartitioner"),
+        ({"partition": lambda x: x}, r"alpha=0\.3\), a function \(labels, \.\.\.\), or another object with partition"),
         ({"sampling": 0.5}, r"sampling is 0\.5; expected e\.g\. FixedSize\(0\.1\)"),
         ({"schedule": 0.1}, r"schedule is 0\.1; expected e\.g\. Exponential"),
         ({"local": 5}, r"local is 5; expected LocalWork\(batch_size=32"),

@@ -41,7 +41,7 @@ def test_rules_see_each_message_where_the_server_learns_it() -> None:
         ((DFedAvg(), None, EF21P()), "DFedAvg has no server and so no downlink"),
         ((FedAvg(), EF21P()), "uplink EF21P is for messages from a server, but FedAvg needs .* to a server"),
         ((FedAvg(), TopK()), r"uplink is TopK\(.*; expected a mechanism of fedsim.feedback with a compressor"),
-        ((FedAvg(), None, EF21BC()), r"downlink is EF21BC\(.*; expected a mechanism of fedsim.feedback"),
+        ((FedAvg(), None, EF21BC()), r"downlink is EF21BC\(.*; expected a mechanism .* as EF21P\(TopK"),
         ((FedAvg(), None, EF21Uplink()), "downlink EF21 is for messages to a server, but .* from a server: Plain or"),
         *(((cls(), Plain()), f"{cls.__name__} compresses its messages by itself") for cls in (DCGD, BEER, MARINA)),
         ((EF21BC(), None, EF21P()), "EF21BC compresses its messages by itself; leave uplink and downlink out"),

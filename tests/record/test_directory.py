@@ -169,6 +169,8 @@ def test_corrupt_line_is_named(run: RunDirectory) -> None:
 def test_missing_metrics_file(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist"):
         read_metrics(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunError, match=r"is a folder; expected the metrics of a run \(NAME/seed-0/metrics\.jsonl\)"):
+        read_metrics(tmp_path)
 
 
 def test_resume_gives_the_bytes_of_an_uninterrupted_run(run: RunDirectory, tmp_path: Path) -> None:
