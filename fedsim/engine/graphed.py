@@ -138,14 +138,14 @@ class GraphedLocal(LoopLocal):
             stop = next((j for j in range(k, len(lengths)) if lengths[j] != lengths[k]), len(lengths))
             captured = self._captured(step, like, [*held, *fixed], len(held), lengths[k], stop - k, shares)
             if captured is None:
-                carry, self.descend.carry = build(like[0], iter(held))
+                carry, self.descend.carry = build(like[0], iter([t.clone() for t in held]))
                 return super().fold(step, carry, *consts, skip=k, shares=shares)
-            held = [t.clone() for t in captured.run([*held, *fixed], self._plan, slice(k, stop))]
+            held = captured.run([*held, *fixed], self._plan, slice(k, stop))
             self._meter.ledger.gradient_evaluations[self._node] += captured.evaluations * (stop - k)
             k = stop
         self.descend.used = True
         self.descend.end()
-        carry, self.descend.carry = build(like[0], iter(held))
+        carry, self.descend.carry = build(like[0], iter([t.clone() for t in held]))
         return carry
 
     def _captured(

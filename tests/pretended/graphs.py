@@ -22,11 +22,13 @@ from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.graphed import MOST_GRAPHS, Graphed
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
+from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
 from fedsim.engine.optimizers import AdamW, HeavyBall
 from fedsim.engine.step_schedules import CosineSteps
 from fedsim.models.losses import cross_entropy
 from tests.contract.cases import ALGORITHMS, federation, rounds, same_bits
+from tests.contract.test_devices import CHOSEN
 from tests.pretended.device import Trace
 from tests.test_devices import SMALL, recorded
 
@@ -70,6 +72,18 @@ def test_bits_and_ledger_are_the_loops_with_one_launch_a_step(algorithm: str, mo
     assert graphed.ops["launch", "graph replay"] and 3 * graphed.count("launch") < 2 * loop.count("launch")
     captures = graphed.ops["wait", "synchronize"]          # a branch may meet a size of minibatches late
     assert graphed.count("upload", "wait", "download") <= loop.count("upload", "wait", "download") + captures
+
+
+@pytest.mark.parametrize("algorithm", CHOSEN)
+def test_algorithms_of_every_kind_have_the_loops_bits_on_several_streams(algorithm: str) -> None:
+    compared(federation(work=WORK, dtype=torch.float32, device="cuda"), ALGORITHMS[algorithm], 3)
+
+
+@pytest.mark.parametrize("memory", ["host", "disk"])
+def test_memories_elsewhere_have_the_loops_bits_on_several_streams(memory: str) -> None:
+    fed = federation(work=WORK, dtype=torch.float32, device="cuda")
+    backend, *_ = compared(replace(fed, memory=MEMORIES[memory]()), ALGORITHMS["SCAFFOLD II"], 3)
+    assert not backend.eager
 
 
 def test_large_cohorts_run_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:

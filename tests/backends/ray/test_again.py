@@ -279,8 +279,9 @@ class Started:
 
 
 def connected(
-    monkeypatch: pytest.MonkeyPatch, settings: Ray, plan: ActorPlan, before: Any = None, **execution: Any
-) -> tuple[Any, dict[str, Any]]:
+    monkeypatch: pytest.MonkeyPatch, settings: Ray, plan: ActorPlan, before: Any = None, directory: Any = None,
+    say: Any = None, **execution: Any,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Backend and record of a run on a machine with two GPUs."""
     made, fed = RayHost(settings, progress=False), prepare(FEW, 0).federation
     cuda: Any = SimpleNamespace(device=torch.device("cuda"), d=fed.model.d, dtype=fed.model.dtype)
@@ -291,7 +292,8 @@ def connected(
     given = SimpleNamespace(**{"client_threads": None, "block_size": 0, **execution})
     experiment: Any = SimpleNamespace(participation=EVERYBODY.participation, execution=given)
     prepared: Any = SimpleNamespace(federation=replace(fed, model=cuda))
-    found, record = made.connect(experiment, prepared, SimpleNamespace(), before)  # type: ignore[arg-type]
+    made.say = say
+    found, record = made.connect(experiment, prepared, directory, before)
     return found.backend, record
 
 
@@ -326,6 +328,17 @@ def test_clients_at_the_same_time_and_blocks_are_as_asked_for(monkeypatch: pytes
     assert (blocks.block_size, blocks.streams) == (7, 0)
     threads = {"backend": "loop", "client_threads": 2}     # of a CPU
     assert connected(monkeypatch, Ray(), GRAPHS, before=threads)[0].streams == 0
+
+
+def test_a_step_that_is_no_graph_is_said_once_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    none, said, noted = np.zeros(0, np.int64), list[str](), list[Any]()
+    manifest = SimpleNamespace(manifest={"backend": {}}, update_manifest=lambda **change: noted.append(change))
+    backend, record = connected(monkeypatch, Ray(), GRAPHS, directory=manifest, say=said.append)
+    report = Report(none, none, none, none, None, None, None, eager=(("step", "it reads a number"),))
+    monkeypatch.setattr(Started, "get", lambda *_: [report, report], raising=False)
+    backend.reports(SimpleNamespace(calls=[["a"], ["b"]], name="Made.client 0"), 1)
+    assert said == ["step is no CUDA graph, and its steps are launched one by one: it reads a number"]
+    assert noted == [{"backend": {"0": record}}] and record["eager"] == {"step": "it reads a number"}
 
 
 def test_streams_are_halved_when_a_device_is_full() -> None:
