@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 
-def distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The distinct numbers among ``values``, sorted, ``[k]``: those of `numpy.unique`, which puts integers in a hash
-    table (NumPy 2.4) and takes over 100 times as long as to sort where most are distinct.
+def distinct(values: NDArray[Any]) -> NDArray[Any]:
+    """The distinct numbers or words among ``values``, sorted, ``[k]``: those of `numpy.unique`, which puts integers and
+    words in a hash table (NumPy 2.4), and takes over 100 times as long as to sort integers where most are distinct.
     """
     ordered = np.sort(values, axis=None)
     first = np.ones(len(ordered), bool)
@@ -16,6 +18,6 @@ def distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return ordered[first]
 
 
-def shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+def shared(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """The distinct numbers that are in both arrays, sorted, ``[k]``: those of `numpy.intersect1d`; see `distinct`."""
     return np.intersect1d(distinct(a), distinct(b), assume_unique=True)

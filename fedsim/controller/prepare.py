@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import seeds
+from fedsim.arrays import distinct
 from fedsim.clock.devices import Devices
 from fedsim.controller import byzantine
 from fedsim.controller.batch_norm import check_minibatches, check_statistics
@@ -115,7 +116,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
             f"partition {experiment.division} does not keep the clients of the problem {dataset.name!r}, on which its"
             " optimum and its constants depend; leave partition out, or use NaturalIdPartitioner"
         )
-    unequal = experiment.weights == "samples" and len(np.unique(partition.sizes)) > 1
+    unequal = experiment.weights == "samples" and len(distinct(partition.sizes)) > 1
     changed = unequal or experiment.local.weight_decay or experiment.local.augment is not None
     if problem is not None and problem.f_min is not None and changed:
         raise ConfigError(

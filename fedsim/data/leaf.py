@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.arrays import distinct
 from fedsim.data.dataset import Dataset
 from fedsim.data.sources import MissingDataError, read_text, user_path
 from fedsim.data.splits import divide, encode_targets, holdout, in_order, number_clients
@@ -151,6 +152,6 @@ def _characters(
                 f"{place}: x {x!r:.60} with y {y!r:.40}; expected texts of {len(xs[0])} characters and, as y, the next"
             )
     points = code_points("".join(x + y for x, y in zip(xs, ys, strict=True)))
-    vocabulary = np.unique(points)
+    vocabulary = distinct(points)
     windows = np.searchsorted(vocabulary, points).astype(np.int64).reshape(len(xs), -1)
     return windows[:, :-1].copy(), windows[:, 1:].copy(), tuple(map(chr, vocabulary))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsim.arrays import distinct
 from fedsim.data.dataset import Split
 from fedsim.errors import ConfigError, DataError, many
 
@@ -79,8 +80,8 @@ def number_clients(owner: NDArray[Any], test: NDArray[np.bool_]) -> tuple[NDArra
 
     Returns the number of each sample's owner ``[N]`` and the owners' names by number.
     """
-    training = np.unique(owner[~test])
-    groups = [training, np.setdiff1d(owner, training)]
+    training = distinct(owner[~test])
+    groups = [training, np.setdiff1d(distinct(owner), training, assume_unique=True)]
     if owner.dtype.kind == "U":
         groups = [np.array(in_order(group.tolist()), owner.dtype) for group in groups]
     names = np.concatenate(groups)

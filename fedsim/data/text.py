@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsim.arrays import distinct
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.sources import Remote, Source, Store, read_text, user_file
 from fedsim.errors import ConfigError, DataError
@@ -95,7 +96,7 @@ def sequences(
         raise ConfigError(f"sequence_length is {sequence_length}; expected at least 1")
     if not 0 < test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; expected a number between 0 and 1, such as 0.2")
-    vocabulary = np.unique(code_points("".join(texts.values())))
+    vocabulary = distinct(code_points("".join(texts.values())))
     least = max(min_chars, sequence_length + 1)
     names = [client for client, text in texts.items() if len(text) >= least]
     pieces = [
