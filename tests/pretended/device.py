@@ -19,7 +19,7 @@ from typing import Any
 import platformdirs
 
 HERE = Path(__file__).resolve().parent
-SOURCES = HERE / "cuda.cpp", HERE / "order.h"
+SOURCES = HERE / "cuda.cpp", HERE / "gpu.h", HERE / "order.h"
 KINDS = ("launch", "view", "alloc", "wait", "upload", "download")
 HOOK = ctypes.PYFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_int64)
 TOTAL = 141 * 10**9
