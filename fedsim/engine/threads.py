@@ -1,6 +1,6 @@
 """Clients, or blocks of them, on threads of this process: PyTorch releases Python's lock within its operations.
 
-Every thread has a copy of the module, and PyTorch one thread in each, so that neither the number of threads nor the
+Every thread has a module of its own, and PyTorch one thread in each, so that neither the number of threads nor the
 order in which clients finish can be seen in a result: results are taken in the order of the clients.
 """
 
@@ -30,7 +30,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 COPIES: WeakKeyDictionary[Model, list[Model]] = WeakKeyDictionary()
-"""Copies of a model, one for each thread or branch that ran it."""
+"""Copies of a model, one for each thread or branch that ran it besides the first, which has the model itself."""
 
 _STOPPED = threading.local()
 
@@ -55,7 +55,7 @@ def in_order(
     federation: Federation, jobs: Sequence[J], run: Callable[[Federation, J], R], threads: int, kernels: Kernels
 ) -> Generator[R, None, None]:
     """Yield ``run(federation, job)`` of every job, clients or blocks, in their order; in a thread, the federation has a
-    copy of the model. See `on_copies`.
+    model of its own. See `on_copies`.
     """
 
     def one(model: Model, job: J) -> R:
@@ -70,7 +70,7 @@ def on_copies(
     """Yield ``run(model, job)`` of every job, in their order.
 
     Args:
-        model: what ``run`` receives; in a thread, a copy.
+        model: what ``run`` receives, or, in all threads but one, a copy.
         jobs: what is to be run.
         run: runs one; called without gradients.
         threads: jobs at the same time, with one PyTorch thread each; 0 runs one after the other, with PyTorch's.
@@ -117,12 +117,12 @@ os.register_at_fork(after_in_child=_pool.cache_clear)      # a forked process ha
 
 
 def copies(model: Model, count: int) -> list[Model]:
-    """Copies of a model, the same whenever as many are asked for."""
+    """A model and copies of it, the same whenever as many are asked for."""
     have = COPIES.setdefault(model, [])
     try:
-        while len(have) < count:
+        while len(have) < count - 1:
             have.append(copy.deepcopy(model))
     except Exception as error:
         parts = {"the model": model.module, "the loss": model.loss}
         raise refused(error, "be copied, one for each of client_threads", parts, copy.deepcopy) from error
-    return have[:count]
+    return [model, *have[: count - 1]]

@@ -120,7 +120,7 @@ def test_copies_are_made_once() -> None:
     fed = federation(Loop(2))
     for round in (1, 2, 3):
         cohort(fed, round).each(lambda local, x: x * 1.0, fed.model.vector())
-    assert len(threads.COPIES[fed.model]) == 2
+    assert len(threads.COPIES[fed.model]) == 1             # the model itself is on the other thread
 
 
 def test_numbers_of_threads_are_checked() -> None:
