@@ -43,9 +43,11 @@ class Branch:
 
 
 def branches_of(model: Model, count: int) -> list[Branch]:
-    """Branches with copies of a model, or with the model itself if there is one alone."""
-    models = [model] if count == 1 else copies(model, count)
-    return [Branch(m, torch.cuda.Stream(model.device), torch.cuda.graph_pool_handle()) for m in models]  # type: ignore[no-untyped-call]
+    """Branches with a model and copies of it."""
+    return [
+        Branch(mine, torch.cuda.Stream(model.device), torch.cuda.graph_pool_handle())  # type: ignore[no-untyped-call]
+        for mine in copies(model, count)
+    ]
 
 
 def in_branches(
