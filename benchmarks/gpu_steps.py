@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -58,13 +58,15 @@ def federation(
     torch.manual_seed(0)
     model = Model(network.build(shape, 10), cross_entropy, device=device, dtype=dtype, numerics=numerics)
     shards = Shards(x, y, np.arange(n + 1) * samples)
-    return Federation(model, shards, work, 0, backend, topology=Static(Ring()), memory=MEMORIES[memory]())
+    return Federation(model, shards, work, 0, backend, topology=Static(Ring()), memory=MEMORIES[memory](model.device))
 
 
-def rounds(fed: Federation, algorithm: Any, count: int, ids: np.ndarray | None = None) -> tuple[Tensor, list[float]]:
-    """The model after some rounds (of gossip, those of all nodes), and the seconds of each."""
+def rounds(fed: Federation, algorithm: Any, cohorts: int | Sequence[np.ndarray]) -> tuple[Tensor, list[float]]:
+    """The model after rounds of some cohorts, or so many of everybody (of gossip, those of all nodes), and the seconds
+    of each.
+    """
     state, seconds = algorithm.init(fed.model.vector(), cohort(fed, 0)), []
-    for round in range(1, count + 1):
+    for round, ids in enumerate([None] * cohorts if isinstance(cohorts, int) else cohorts, 1):
         torch.cuda.synchronize()
         begin = time.perf_counter()
         state = algorithm.round(state, cohort(fed, round, ids))
@@ -157,7 +159,7 @@ def same_bits(tiny: bool) -> dict[str, Any]:
             for backend, other in ((Loop(), Graphed(streams=2)), (Blocks(3), Blocks(3))):
                 ends = [
                     rounds(federation(network, shape, 4, 12, LocalWork(5, steps=3), b, memory=m), algorithm, 2)[0]
-                    for b, m in ((backend, "device"), (other, "device"), (backend, "host"))
+                    for b, m in ((backend, "device"), (other, "device"), (other, "host"))
                 ]
                 if not all(torch.equal(ends[0], end) for end in ends[1:]):
                     different.append(f"{name} {title} {type(backend).__name__}")
@@ -282,10 +284,17 @@ def memory(tiny: bool) -> dict[str, Any]:
         "upload GB/s": n / timed(lambda: there.copy_(pinned, non_blocking=True)) / 1e9,
         "download GB/s": n / timed(lambda: pinned.copy_(there, non_blocking=True)) / 1e9,
     }
-    clients, chosen = (4, 2) if tiny else (2000, 100)
+    clients, chosen, drawn = (4, 2, 2) if tiny else (2000, 100, 5)
+    generator = np.random.default_rng(0)
+    once = np.split(generator.permutation(clients), clients // chosen)   # then every client has a memory
+    cohorts = [np.sort(ids) for ids in once + [generator.choice(clients, chosen, replace=False) for _ in range(drawn)]]
     for place in ("device", "host"):
         fed = federation(CifarLeNet(), COLOUR, clients, 4, LocalWork(4, steps=2), Loop(), memory=place)
-        found[f"scaffold, memory {place}"] = rounds(fed, Scaffold(lr=0.05), 3, np.arange(chosen))[1][-1]
+        torch.cuda.reset_peak_memory_stats()
+        seconds = rounds(fed, Scaffold(lr=0.05), cohorts)[1]
+        found[f"scaffold, memory {place}"] = statistics.median(seconds[-drawn:])
+        found[f"scaffold, memory {place}, first rounds"] = statistics.median(seconds[:-drawn])
+        found[f"scaffold, memory {place} peak GB"] = torch.cuda.max_memory_allocated() / 1e9
     return found
 
 

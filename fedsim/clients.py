@@ -24,7 +24,7 @@ from fedsim.messages.rebuilt import Rebuilt
 from fedsim.messages.trace import Computed, Exchanged, Uploaded
 from fedsim.messages.upload import upload
 from fedsim.messages.wire import nbytes
-from fedsim.tree import StackedRows, by_column, leaves, tree_map, unpacked, zeros_like
+from fedsim.tree import StackedRows, by_column, leaves, unpacked, zeros_like
 from fedsim.types import Kept, Messages, NamedTree, Sent, joined
 from fedsim.values import Packed, Vector
 
@@ -319,14 +319,11 @@ class Clients:
             meter.mixed(contraction, there.w if needs.get("rows", True) else None, steps)
         if not isinstance(rows, StackedRows):
             return self._kept({node: rows[at] for at, node in enumerate(sent.ids.tolist())})
-        mixed = StackedRows[Any](sent.ids, rows.tree)
-        if len(mixed) < self.n:                            # else a row would keep the stack of its round alive
-            return self._kept({node: tree_map(torch.clone, row) for node, row in mixed.items()})
-        return self._kept(mixed)
+        return self._kept(StackedRows[Any](sent.ids, rows.tree))
 
     def _kept(self, rows: Mapping[int, Any]) -> Kept[Any]:
         first = rows[next(iter(rows))]                     # template of the default
-        return Kept(self.n, zeros_like(first), stored(self._federation.memory, rows))
+        return Kept(self.n, zeros_like(first), stored(self._federation.memory, rows, self.n))
 
     def split(self, p: float) -> tuple[Clients, Clients]:
         """Split by independent coin flips: the clients with heads (probability ``p``), and the others."""

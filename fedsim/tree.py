@@ -69,6 +69,34 @@ def fetched(tree: Any) -> Any:
     return rebuilt(tree, [fetched(branch) for branch in tree]) if isinstance(tree, tuple) else tree
 
 
+def fetching(tree: Any) -> Callable[[], Any]:
+    """Begin to fetch a tree's ``Far`` handles; the function returned waits for them, and returns the tree."""
+    every = leaves(tree)
+    waits = [leaf.begin([leaf]) if isinstance(leaf, Far) else None for leaf in every]
+    return lambda: build(tree, iter([leaf if w is None else w()[0] for leaf, w in zip(every, waits, strict=True)]))
+
+
+def stacking(trees: Sequence[Any]) -> Callable[[], Any]:
+    """Begin to fetch the handles of trees of one form; the function returned makes one tree of stacks ``[c, ...]``."""
+    columns = [_stacking(column) for column in zip(*map(leaves, trees), strict=True)]
+    return lambda: build(trees[0], iter([column() for column in columns]))
+
+
+def _stacking(rows: Sequence[Tensor | Far]) -> Callable[[], Tensor]:
+    far = [row for row in rows if isinstance(row, Far)]
+    if not far:
+        return lambda: torch.stack(rows)  # type: ignore[arg-type]
+    arrived = far[0].begin(far)
+    if len(far) == len(rows):
+        return arrived
+
+    def both() -> Tensor:
+        there = iter(arrived().unbind())
+        return torch.stack([next(there) if isinstance(row, Far) else row for row in rows])
+
+    return both
+
+
 def form(tree: Any) -> list[tuple[torch.Size, torch.dtype]]:
     """Shape and type of every leaf of a tree."""
     return [(t.shape, t.dtype) for t in leaves(tree)]

@@ -12,11 +12,10 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.tree import Samples, StackedRows, described, fetched, form, mapped, tree_map
+from fedsim.tree import Samples, StackedRows, described, fetched, form, mapped, stacking, tree_map
 from fedsim.values import Packed as Packed
 from fedsim.values import Site, Vector, Versions
 
@@ -84,6 +83,15 @@ class Kept(Generic[T]):
         row: T = fetched(self.rows.get(node, self.default))
         return row
 
+    def stacking(self, ids: Sequence[int]) -> Callable[[], Any]:
+        """Begin to fetch the values of the nodes ``ids``; the function returned returns them as one tree of stacks
+        ``[len(ids), ...]``, which may share their memory.
+        """
+        rows = self.rows
+        if isinstance(rows, StackedRows) and len(rows) == self.n:
+            return lambda: rows.of(np.asarray(ids))
+        return stacking([rows.get(node, self.default) for node in ids])
+
     def __or__(self, new: Kept[T]) -> Kept[T]:
         if not isinstance(new, Kept):
             raise ConfigError(
@@ -112,14 +120,6 @@ class Kept(Generic[T]):
 
     def __repr__(self) -> str:
         return f"Kept(n={self.n}, written={len(self.rows)})"
-
-
-def stack_of(x: Kept[Tensor], ids: Sequence[int]) -> Tensor:
-    """Tensors of the nodes ``ids`` as one ``[len(ids), ...]``, which may share their memory."""
-    if isinstance(x.rows, StackedRows) and len(x.rows) == x.n:
-        stack: Tensor = x.rows.of(np.asarray(ids))
-        return stack
-    return torch.stack([x[i] for i in ids])
 
 
 def joined(mine: Sequence[Kept[Any]], ids: np.ndarray) -> Kept[tuple[Any, ...]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -93,6 +93,11 @@ class Far(ABC):
     @abstractmethod
     def fetch(self) -> Tensor:
         """Load the tensor into this process."""
+
+    @classmethod
+    def begin(cls, rows: Sequence[Any]) -> Callable[[], Tensor]:
+        """Begin to load tensors of one form and place; the function returned waits for them, ``[c, ...]``."""
+        return lambda: torch.stack([row.fetch() for row in rows])
 
     def saved(self) -> Tensor:
         """Tensor for a checkpoint: the value, or its identifier in the federation's ``Memory``."""

@@ -15,7 +15,7 @@ def tensors(loaded: Loaded) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by name; ``"g_i.3.0"`` is the first one of client 3's memory ``g_i``."""
     found = dict(loaded.tensors)
     for name, blocks in loaded.memories.items():
-        for node, row in read(blocks, None, torch.device("cpu"), lambda t: t).items():
+        for node, row in read(blocks, None, torch.device("cpu")).items():
             found |= {f"{name}.{node}.{k}": leaf for k, leaf in enumerate(row)}
     return found
 

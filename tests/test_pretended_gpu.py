@@ -54,6 +54,10 @@ def test_precision_layout_and_determinism() -> None:
     on_the_gpu("tests/pretended/numerics.py")
 
 
+def test_memories_on_the_host_are_those_on_the_device() -> None:
+    on_the_gpu("tests/pretended/memories.py")
+
+
 @pytest.mark.ray
 def test_ray_on_two_gpus_has_the_bytes_of_one_process(tmp_path: Path) -> None:
     script = f"""

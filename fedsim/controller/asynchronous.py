@@ -330,7 +330,7 @@ class Driver:
         like = tree_map(lambda t: t[0], sent.stacked)
         device = self.federation.model.device
         self._messages = {}
-        for node, message in read(messages, like, device, lambda tensor: tensor).items():
+        for node, message in read(messages, like, device).items():
             self._messages[node, int(self.events.tasks[node])] = message
         for node in {arrival.node for arrival in self.events.under_way} - {node for node, _ in self._messages}:
             parts = [named[f"message.{node}.{k}"].to(device) for k in range(len(leaves(like)))]

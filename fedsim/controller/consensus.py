@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fedsim.types import Kept, stack_of
+from fedsim.types import Kept
 from fedsim.values import Vector
 
 STACK = 2**22
@@ -33,9 +33,9 @@ def center_of_many(
     spans = [slice(start, start + step) for start in range(0, len(ids), step)]
     average, squares = torch.zeros_like(first), list[float]()
     for span in spans:
-        rows = stack_of(x, ids[span])
+        rows = x.stacking(ids[span])()
         average += (torch.from_numpy(shares[span]).to(rows) @ rows.flatten(1)).view_as(first)
     for span in spans:
-        rows = stack_of(x, ids[span])
+        rows = x.stacking(ids[span])()
         squares += (rows - average).square_().flatten(1).sum(1).tolist()
     return average, squares

@@ -15,7 +15,6 @@ from fedsim.engine.model import Model
 from fedsim.engine.optimizers import keeps
 from fedsim.engine.sharing import Sharing
 from fedsim.experiment.experiment import Experiment
-from fedsim.tree import tree_map
 from fedsim.types import Kept, Messages, Sent, Slots
 from fedsim.values import Vector
 
@@ -108,8 +107,7 @@ class Keeper:
         }
         mine = Kept(slots.n, (*given.default, slots.default), rows)
         messages, memory = self._backend.run(federation, meter, call._replace(mine=mine, keeps=True))
-        put = federation.memory.put
-        new = {node: tree_map(put, own) for node, (*_, own) in memory.items()}
+        new = {node: own for node, (*_, own) in memory.items()}
         self.slots = slots | Kept(slots.n, slots.default, new)
         return messages, {node: tuple(others) for node, (*others, _) in memory.items()}
 

@@ -146,7 +146,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         cohort_size=experiment.waiting.expected(experiment.participation.expected(partition.n)),
         decay=experiment.decay,
         topology=experiment.topology,
-        memory=MEMORIES[experiment.execution.memory](),
+        memory=MEMORIES[experiment.execution.memory](device),
     )
     if federation.model.statistics:
         check_minibatches(federation)

@@ -378,7 +378,7 @@ class SeedRun:
                 self.clock.restore(named, template, loaded.memories.get(MESSAGES, ()))
             told = [name for name in loaded.tensors if name.startswith("sampling.")]
             self.selection.restore({name.removeprefix("sampling."): loaded.tensors[name] for name in told})
-            state = restore(template, loaded, self.federation.memory.put)
+            state = restore(template, loaded, self.federation.memory.put_rows)
             tensors, memories = flatten(state)
             if unread := (loaded.tensors.keys() - tensors.keys() - {*costs, *times, *self._told()()}) | (
                 loaded.memories.keys() - memories.keys() - ({MESSAGES} if isinstance(self.clock, Driver) else set())

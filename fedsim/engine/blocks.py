@@ -29,6 +29,7 @@ from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.local_work import CHUNK, Plans, draw, minibatches
 from fedsim.engine.loop import Loop, refuse_captured_tensors
 from fedsim.engine.machine import large_apart, out_of_memory
+from fedsim.engine.memory import Prefetched, placed, stays
 from fedsim.engine.plans import BlockPlan, Once, block_plan, padded
 from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
@@ -39,7 +40,7 @@ from fedsim.errors import ConfigError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.upload import upload, upload_groups
 from fedsim.tree import StackedRows, build, flat, leaves, mapped, shaped, structure, tree_map
-from fedsim.types import Batch, Kept, Local, Messages
+from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
 
@@ -71,13 +72,14 @@ class Blocks:
         order = work.order(shards.sizes[ids]).tolist()
         starts = range(0, len(order), self.size)
         blocks = [order[start : start + self.size] for start in starts]
-        sums = sums_of(self, federation, meter, call, order)
+        sums, mine = sums_of(self, federation, meter, call, order), call.mine
+        own = None if mine is None else Prefetched(lambda k: mine.stacking(ids[blocks[k]].tolist()), len(blocks))
 
         def one(fed: Federation, start: int) -> tuple[Any, tuple[Any, ...], Tensor]:
             chosen = np.array(order[start : start + self.size])
             block = _Block(fed, meter, ids, chosen, call.round, call.turns[chosen], plans)
             try:
-                message, new = block.run(call)
+                message, new = block.run(call, None if own is None else own(start // self.size))
                 return message if sums is None else sums.part(message, start), new, block.places
             except Exception as error:                     # raises the loop's error, if there is one
                 if out_of_memory(error):
@@ -87,7 +89,7 @@ class Blocks:
 
         memory = dict[int, tuple[Any, ...]]()
         rows, kept = Rows[Any](len(ids)), Rows[Any](len(ids))
-        every = len(ids) == shards.n                       # then their memories stay one stack
+        every = len(ids) == shards.n and stays(federation.memory)   # then their memories stay one stack
         running = contextlib.closing(in_order(federation, starts, one, self.threads, self.kernels))
         apart = large_apart(federation.model.d * federation.model.dtype.itemsize)
         with torch.no_grad(), pure(title(call.fn), call.down), apart, running as done:
@@ -98,9 +100,8 @@ class Blocks:
                     rows.put(message, chosen, places)
                 if new and every:
                     kept.put(tree_map(Tensor.clone, new) if len(chosen) == len(ids) else new, chosen, places)
-                for i, node in enumerate(ids[chosen].tolist() if new and not every else ()):
-                    # copies, as a view would keep its whole block alive
-                    memory[node] = tree_map(lambda t, i=i: t[i].clone(), new)
+                elif new:
+                    memory |= placed(federation.memory, ids[chosen].tolist(), new)
         new_rows = memory if kept.stacked is None else StackedRows(ids, kept.stacked)
         if not call.sends:
             return None, new_rows
@@ -167,31 +168,23 @@ class _Block:
         """Number of clients with more than ``k`` steps; they come first."""
         return int(np.searchsorted(-self.counts, -k))
 
-    def run(self, call: ClientCall) -> tuple[Any, tuple[Any, ...]]:
-        """Messages and new memories of the block, stacked."""
-        model, mine, steps = self.fed.model, call.mine, self._counts
+    def run(self, call: ClientCall, mine: tuple[Any, ...] | None) -> tuple[Any, tuple[Any, ...]]:
+        """Messages and new memories of the block, stacked, given its memories ``mine``, stacked too."""
+        model, steps = self.fed.model, self._counts
         slots = torch.arange(len(self.ids), device=model.device)
         shape: list[Any] = []                              # structure of the result, set while it is computed
 
         def one(slot: Tensor, steps: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
             self._slot, self._steps = slot, steps
-            message, new = call.at(self, call.down, () if mine is None else build(mine.default, iter(own)))
+            message, new = call.at(self, call.down, () if mine is None else build(mine, iter(own)))
             shape.append((message, new) if call.sends else (new,))
             return tuple(leaves(shape[0]))
 
-        own: list[Tensor] = []
-        if mine is not None:
-            own = leaves(self._own(mine))
+        own: list[Tensor] = [] if mine is None else leaves(mine)
         with unwritten(title(call.fn), tuple(own)):
             stacked = torch.vmap(one)(slots, steps, *own)
         out = build(shape[0], iter(stacked))
         return out if call.sends else (None, *out)
-
-    def _own(self, mine: Kept[tuple[Any, ...]]) -> Any:
-        """Memories of the clients, stacked."""
-        if isinstance(mine.rows, StackedRows):
-            return mine.rows.of(self.ids)
-        return tree_map(lambda *rows: torch.stack(rows), *(mine[i] for i in self.ids.tolist()))
 
     @property
     def steps(self) -> Tensor:

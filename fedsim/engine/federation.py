@@ -95,7 +95,8 @@ class Backend(Protocol):
         """Run a client function on the nodes of ``call``, and charge gradient evaluations, but not bytes, to ``meter``.
 
         Returns:
-            The messages in the order of ``call.ids``, None if it sends none; and the new memories by node, if any.
+            The messages in the order of ``call.ids``, None if it sends none; and the new memories by node, if any,
+            which may be in the federation's ``memory`` already.
         """
 
 

@@ -19,6 +19,7 @@ from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
+from fedsim.engine.memory import Prefetched
 from fedsim.engine.model import Model
 from fedsim.engine.purity import pure
 from fedsim.engine.refusals import client_error, model_error, no_such_word, no_vector, other_form, refuse_other_form
@@ -26,7 +27,7 @@ from fedsim.engine.threads import check_threads, in_order, refuse_stopped
 from fedsim.errors import ConfigError, DivergenceError, FedsimError, title
 from fedsim.messages.stacked import Stacked
 from fedsim.messages.upload import upload, upload_groups
-from fedsim.tree import count, form, leaves, tree_map
+from fedsim.tree import count, fetching, form, leaves, tree_map
 from fedsim.types import Batch, Local, Messages
 from fedsim.values import Vector
 
@@ -187,9 +188,13 @@ class Loop:
         plans = on_device(drawn, federation.model)
         decay = federation.factor(call.round)
 
+        read = None if mine is None else Prefetched(
+            lambda i: fetching(mine.rows.get(nodes[i], mine.default)), len(nodes)
+        )
+
         def one(fed: Federation, i: int) -> tuple[Any, tuple[Any, ...]]:
             local = self.local(fed, meter, nodes[i], int(call.turns[i]), plans[i], decay)
-            return _client(call, nodes[i], local)
+            return _client(call, nodes[i], local, () if read is None else read(i))
 
         memory: dict[int, tuple[Any, ...]] = {}
         rows, sums = Rows[Any](len(nodes)), sums_of(self, federation, meter, call, range(len(nodes)))
@@ -204,7 +209,7 @@ class Loop:
                 elif form(result) != expected:
                     raise other_form(call.fn, nodes[0], first, node, result)
                 if new:
-                    memory[node] = new
+                    memory[node] = tree_map(federation.memory.put, new)
                 if call.sends:
                     row = tree_map(lambda t: t.unsqueeze(0), message)
                     if sums is None:
@@ -216,10 +221,10 @@ class Loop:
         return Stacked(rows.stacked) if sums is None else sums, memory
 
 
-def _client(call: ClientCall, node: int, local: LoopLocal) -> tuple[Any, tuple[Any, ...]]:
+def _client(call: ClientCall, node: int, local: LoopLocal, mine: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     """Message and new memories of one client, whose exceptions name it."""
     try:
-        return call.at(local, call.down, () if call.mine is None else call.mine[node])
+        return call.at(local, call.down, mine)
     except DivergenceError as error:                       # from a compressor, which does not know the client
         raise DivergenceError(f"client {node} in round {call.round}: {error}") from error
     except FedsimError:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from fedsim.engine.slabs import OnHost
 from fedsim.errors import RunError
-from fedsim.tree import StackedRows, tree_map
+from fedsim.tree import StackedRows, build, leaves, tree_map
 from fedsim.values import Far
 
+T = TypeVar("T")
 Place = Literal["device", "host", "disk"]
 
 
@@ -28,6 +31,9 @@ class Memory(Protocol):
     def put(self, value: Tensor) -> Tensor | Far:
         """Store a tensor; return it, or a handle that fetches it."""
 
+    def put_rows(self, stack: Tensor) -> Sequence[Tensor | Far]:
+        """Store the rows of a stack ``[c, ...]``, each for itself: none keeps the memory of the others."""
+
 
 class OnDevice:
     """Storage on the device that computed the rows: the fastest, if they fit."""
@@ -36,35 +42,40 @@ class OnDevice:
         """See ``Memory``."""
         return value
 
-
-class _HostRow(Far):
-    def __init__(self, value: Tensor) -> None:
-        self.shape, self.dtype, self.device = value.shape, value.dtype, value.device
-        self._value = value.cpu()
-
-    def fetch(self) -> Tensor:
-        return self._value.to(self.device)
-
-
-class OnHost:
-    """Storage of a GPU's rows in host memory."""
-
-    def put(self, value: Tensor) -> Tensor | Far:
+    def put_rows(self, stack: Tensor) -> Sequence[Tensor | Far]:
         """See ``Memory``."""
-        return value if isinstance(value, Far) or value.device.type == "cpu" else _HostRow(value)
+        return [row.clone() for row in stack.unbind()]
 
 
 class _DiskRow(Far):
-    def __init__(self, disk: OnDisk, value: Tensor) -> None:
-        self.shape, self.dtype, self.device = value.shape, value.dtype, value.device
-        self._disk, self._at = disk, disk.write(value)
+    def __init__(self, disk: OnDisk, at: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self._disk, self._at = disk, at
 
     def fetch(self) -> Tensor:
-        return self._disk.read(self._at, self.shape, self.dtype).to(self.device)
+        return self.begin([self])()[0]
+
+    @classmethod
+    def begin(cls, rows: Sequence[Any]) -> Callable[[], Tensor]:
+        first = rows[0]
+
+        def arrived() -> Tensor:
+            pinned = first.device.type == "cuda"
+            stack = torch.empty(len(rows), *first.shape, dtype=first.dtype, pin_memory=pinned)
+            for row, into in zip(rows, _bytes(stack), strict=True):
+                row._disk.read(row._at, into)
+            return stack.to(first.device, non_blocking=pinned)
+
+        return arrived
 
     def __del__(self) -> None:
-        if hasattr(self, "_at"):                           # absent if the write failed
-            self._disk.release(self._at, self.shape.numel() * self.dtype.itemsize)
+        self._disk.release(self._at, self.shape.numel() * self.dtype.itemsize)
+
+
+def _bytes(stack: Tensor) -> list[memoryview]:
+    """The bytes of each row of a contiguous stack on the host."""
+    size, data = stack[0].nbytes, stack.reshape(-1).view(torch.uint8).numpy().data
+    return [data[start : start + size] for start in range(0, size * len(stack), size)] if size else [data] * len(stack)
 
 
 class OnDisk:
@@ -88,11 +99,15 @@ class OnDisk:
 
     def put(self, value: Tensor) -> Tensor | Far:
         """See ``Memory``."""
-        return value if isinstance(value, Far) else _DiskRow(self, value)
+        return value if isinstance(value, Far) else self.put_rows(value.unsqueeze(0))[0]
 
-    def write(self, value: Tensor) -> int:
-        """Store a tensor, and return its offset."""
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    def put_rows(self, stack: Tensor) -> Sequence[Tensor | Far]:
+        """See ``Memory``."""
+        form = stack.shape[1:], stack.dtype, stack.device
+        return [_DiskRow(self, self.write(row), *form) for row in _bytes(stack.detach().cpu().contiguous())]
+
+    def write(self, data: memoryview) -> int:
+        """Store bytes, and return their offset."""
         free = self._free[len(data)]
         at = free.pop() if free else self.size
         self.size = max(self.size, at + len(data))
@@ -107,26 +122,63 @@ class OnDisk:
             ) from error
         return at
 
-    def read(self, at: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Read the tensor at offset ``at``."""
-        value = torch.empty(shape, dtype=dtype)
-        data = value.reshape(-1).view(torch.uint8).numpy().data
+    def read(self, at: int, into: memoryview) -> None:
+        """Read what is stored at offset ``at``."""
         done = 0
-        while done < len(data):
-            done += os.preadv(self._file.fileno(), [data[done:]], at + done)
-        return value
+        while done < len(into):
+            done += os.preadv(self._file.fileno(), [into[done:]], at + done)
 
     def release(self, at: int, size: int) -> None:
         """Free the ``size`` bytes at offset ``at``."""
         self._free[size].append(at)
 
 
-def stored(memory: Memory, rows: Mapping[int, Any]) -> Mapping[int, Any]:
-    """Trees of nodes, placed in a memory; on the device a stack of all stays as it is."""
-    if isinstance(memory, OnDevice) and isinstance(rows, StackedRows):
-        return rows
-    return {node: tree_map(memory.put, row) for node, row in rows.items()}
+def placed(memory: Memory, nodes: Iterable[int], stacks: Any) -> dict[int, Any]:
+    """Trees of nodes, given as one tree of stacks ``[c, ...]``, in a memory."""
+    columns = [memory.put_rows(stack) for stack in leaves(stacks)]
+    return {node: build(stacks, iter([column[k] for column in columns])) for k, node in enumerate(nodes)}
 
 
-MEMORIES: dict[str, Callable[[], Memory]] = {"device": OnDevice, "host": OnHost, "disk": OnDisk}
-"""Storage by name, as in ``Execution.memory``."""
+def stored(memory: Memory, rows: Mapping[int, Any], n: int) -> Mapping[int, Any]:
+    """Trees of some of ``n`` nodes in a memory; on the device a stack of all stays as it is."""
+    if not isinstance(rows, StackedRows):
+        return {node: tree_map(memory.put, row) for node, row in rows.items()}
+    return rows if stays(memory) and len(rows) == n else placed(memory, rows, rows.tree)
+
+
+def stays(memory: Memory) -> bool:
+    """Whether rows stay where they are computed."""
+    return isinstance(memory, OnDevice)
+
+
+class Prefetched(Generic[T]):
+    """What clients, or groups of them, read: fetched one before it is needed, while the last one computes.
+
+    Args:
+        begin: begins to fetch what number k reads; returns a function that waits for it.
+        count: how many there are.
+    """
+
+    def __init__(self, begin: Callable[[int], Callable[[], T]], count: int) -> None:
+        self._begin, self._count = begin, count
+        self._begun: dict[int, Callable[[], T]] = {}
+        self._next, self._lock = 0, threading.Lock()       # of clients that run on threads
+
+    def __call__(self, k: int) -> T:
+        """What number ``k`` reads; to be asked for once."""
+        with self._lock:
+            for now in range(self._next, min(k + 2, self._count)):
+                self._begun[now], self._next = self._begin(now), now + 1
+            arrived = self._begun.pop(k)
+        return arrived()
+
+
+def on_host(device: torch.device) -> Memory:
+    """The host's memory for a GPU's rows; on a CPU it is the device's."""
+    return OnHost(device) if device.type == "cuda" else OnDevice()
+
+
+MEMORIES: dict[str, Callable[[torch.device], Memory]] = {
+    "device": lambda device: OnDevice(), "host": on_host, "disk": lambda device: OnDisk(),
+}  # fmt: skip
+"""Storage by name, as in ``Execution.memory``, for rows of a device."""

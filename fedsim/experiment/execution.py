@@ -73,7 +73,8 @@ class Execution:
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         threads: PyTorch threads in this process; by default unchanged. Ray actors use ``ray.threads``, and the nodes of
             a deployment their own number.
-        memory: storage of client memories between rounds: "device", "host", or "disk" (a temporary file).
+        memory: storage of client memories between rounds: "device", "host" (pinned memory, if the device is a GPU), or
+            "disk" (a temporary file).
         ray: actors of the Ray backend, also without the prefix, as in --ray.actors 2.
         checkpoint_every: rounds between checkpoints; the last round always has one.
         name: name of the run directory; if empty, it is made from algorithm and data set.

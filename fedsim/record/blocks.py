@@ -31,6 +31,13 @@ BLOCK_BYTES = 2**26
 NONE = -1
 Memories = Mapping[str, Mapping[int, Any]]
 """Memories of clients, trees by their numbers, by the memory's name."""
+PutRows = Callable[[Tensor], Sequence[Any]]
+"""Places the rows of a stack ``[m, ...]``; see ``fedsim.engine.memory.Memory``."""
+
+
+def copies(stack: Tensor) -> Sequence[Tensor]:
+    """The rows of a stack, each with memory of its own: a view would keep all of it."""
+    return [row.clone() for row in stack.unbind()]
 
 
 class File(NamedTuple):
@@ -198,23 +205,21 @@ class OpenBlocks:
             yield Block(ids.tolist(), [file.get_tensor(str(k)) for k in range(count)])  # type: ignore[no-untyped-call]
 
 
-def read(blocks: Iterable[Block], like: Any, device: torch.device, put: Callable[[Tensor], Any]) -> dict[int, Any]:
-    """Rows of all clients, in their order: trees like ``like``, with their tensors placed by ``put``.
+def read(blocks: Iterable[Block], like: Any, device: torch.device, put_rows: PutRows = copies) -> dict[int, Any]:
+    """Rows of all clients, in their order: trees like ``like``, with their tensors placed by ``put_rows``.
 
     Args:
         blocks: they are read twice.
         like: a row; None for rows that are tuples of tensors.
         device: where tensors are made.
-        put: see ``fedsim.engine.memory.Memory``.
+        put_rows: places them.
     """
     last = {node: number for number, block in enumerate(blocks) for node in block.ids}
     rows = dict[int, Any]()
     for number, block in enumerate(blocks):
         current = [k for k, node in enumerate(block.ids) if last[node] == number]
-        columns = []
-        for column in block.columns:
-            views = column.to(device).unbind()             # copied, as a view keeps the whole block
-            columns.append([put(views[k].clone()) for k in current])
+        some: Any = slice(None) if len(current) == len(block.ids) else current
+        columns = [put_rows(column[some].to(device)) for column in block.columns]
         made: Iterable[Any] = zip(*columns, strict=True)
         if like is not None:
             made = map(partial(build, like), map(iter, made))

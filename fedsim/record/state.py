@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.record.blocks import read
+from fedsim.record.blocks import PutRows, copies, read
 from fedsim.record.checkpoint import Loaded
 from fedsim.tree import build, described, leaves, zeros_like
 from fedsim.types import Kept
 from fedsim.values import Far
-
-Put = Callable[[Tensor], Any]
 
 
 class Parts(NamedTuple):
@@ -37,17 +35,17 @@ def flatten(state: Any) -> Parts:
     return parts
 
 
-def restore(template: Any, loaded: Loaded, put: Put = lambda row: row) -> Any:
+def restore(template: Any, loaded: Loaded, put_rows: PutRows = copies) -> Any:
     """Rebuild a state from a checkpoint of the result of ``flatten``.
 
     Args:
         template: a state of the same algorithm, e.g. its initial state.
         loaded: the checkpoint.
-        put: places a tensor of a node's memory after it is read.
+        put_rows: places tensors of nodes' memories, a stack of them, after it is read.
     """
     x = template.x
     device = leaves(x.default if isinstance(x, Kept) else x)[0].device
-    return _Reader(loaded, put, device).state(template, "")
+    return _Reader(loaded, put_rows, device).state(template, "")
 
 
 def check(name: str, state: Any, before: Any = None, server: bool | None = None) -> None:
@@ -137,15 +135,15 @@ def _name(parts: Parts, prefix: str, value: Any) -> None:
 class _Reader:
     """Reads values by the names that `flatten` gave them."""
 
-    def __init__(self, loaded: Loaded, put: Put, device: torch.device) -> None:
-        self.tensors, self.memories, self.put, self.device = loaded.tensors, loaded.memories, put, device
+    def __init__(self, loaded: Loaded, put_rows: PutRows, device: torch.device) -> None:
+        self.tensors, self.memories, self.put_rows, self.device = loaded.tensors, loaded.memories, put_rows, device
 
     def state(self, like: Any, prefix: str) -> Any:
         return type(like)(*(self.value(part, prefix + field) for field, part in zip(like._fields, like, strict=True)))
 
     def value(self, like: Any, name: str) -> Any:
         if isinstance(like, Kept):
-            return Kept(like.n, like.default, read(self.memories[name], like.default, self.device, self.put))
+            return Kept(like.n, like.default, read(self.memories[name], like.default, self.device, self.put_rows))
         if isinstance(like, Mapping):
             return self.mapping(name)
         return self.state(like, f"{name}.") if _is_state(like) else self.tree(like, name)
@@ -162,7 +160,7 @@ class _Reader:
     def _unknown(self, name: str) -> Any:
         if name not in self.memories:
             return self._tensors(name)
-        rows = read(self.memories[name], None, self.device, self.put)
+        rows = read(self.memories[name], None, self.device, self.put_rows)
         return Kept(int(self.tensors[f"{name}.n"]), zeros_like(next(iter(rows.values()), ())), rows)
 
     def _tensors(self, name: str) -> tuple[Tensor, ...]:

@@ -81,6 +81,7 @@ from fedsim.engine.examine import examine
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
+from fedsim.engine.memory import MEMORIES
 from fedsim.engine.model import Model
 from fedsim.feedback import EF21P, Choco, EControlUplink, EF14Uplink, EF21Uplink, Plain
 from fedsim.feedback.compressed import Compressed
@@ -304,6 +305,7 @@ def federation(
     seed: int = 7,
     order: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
     device: str = DEVICE,
+    memory: str = "device",
 ) -> Federation:
     """The federation of these cases; ``order`` says which of the six shards each client holds."""
     generator = torch.Generator().manual_seed(0)
@@ -331,6 +333,7 @@ def federation(
         cohort_size=4,
         decay=lambda round: 0.9**round,
         topology=Static(nx.Graph((order.index(a), order.index(b)) for a, b in LINKS)),
+        memory=MEMORIES[memory](made.device),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 from algorithms import DFedSAM, FedSpeed, Scaffold
 from fedsim import Execution, Experiment, FixedSize, run
 from fedsim.clients import cohort
-from fedsim.engine.memory import OnDisk, OnHost
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.loop import Loop
+from fedsim.engine.memory import MEMORIES, OnDevice, OnDisk, Prefetched
 from fedsim.errors import ConfigError, RunError
 from fedsim.partition import IidPartitioner
 from fedsim.record.checkpoint import load_latest
+from fedsim.tree import fetching
 from fedsim.types import Kept
 from fedsim.values import Far
 from tests.test_clients import D, X, federation
@@ -48,7 +52,7 @@ def test_nothing_is_moved_twice_and_the_host_keeps_what_it_has() -> None:
     row = disk.put(torch.ones(3))
     assert disk.put(row) is row  # type: ignore[arg-type]
     x = torch.ones(3)
-    assert OnHost().put(x) is x
+    assert MEMORIES["host"](x.device).put(x) is x
 
 
 def test_a_full_disk_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,8 +64,41 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(monkeypatch: pytest.Monkey
         OnDisk().put(torch.ones(3))
 
 
-def test_a_federation_puts_memories_away() -> None:
-    fed = replace(federation(), memory=OnDisk())
+def test_rows_of_a_stack_keep_no_memory_of_others() -> None:
+    stack = torch.arange(6.0).view(3, 2)
+    rows: Any = OnDevice().put_rows(stack)
+    assert torch.equal(torch.stack(rows), stack)
+    assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
+    there: Any = OnDisk().put_rows(stack.t())              # no contiguous one
+    assert torch.equal(torch.stack([row.fetch() for row in there]), stack.t())
+
+
+def test_stored_and_new_rows_are_stacked_together() -> None:
+    disk, default = OnDisk(), (torch.zeros(2), torch.tensor(1.0))
+    rows = {k: (disk.put(torch.full((2,), float(k))), disk.put(torch.tensor(-float(k)))) for k in (1, 3)}
+    x, y = Kept(4, default, rows).stacking([3, 0, 1])()
+    assert x.tolist() == [[3.0, 3.0], [0.0, 0.0], [1.0, 1.0]] and y.tolist() == [-3.0, 1.0, -1.0]
+    a, b = fetching((rows[3][0], default[1]))()
+    assert a.tolist() == [3.0, 3.0] and b is default[1], "what is here is not copied"
+
+
+def test_what_is_read_next_is_begun_before_it_is_needed() -> None:
+    events = []
+
+    def begin(k: int) -> Callable[[], int]:
+        events.append(f"begin {k}")
+        return lambda: events.append(f"wait {k}") or k
+
+    read = Prefetched(begin, 3)
+    assert [read(k) for k in range(3)] == [0, 1, 2]
+    assert events == ["begin 0", "begin 1", "wait 0", "begin 2", "wait 1", "wait 2"]
+    read = Prefetched(begin, 4)
+    assert [read(k) for k in (1, 0, 3, 2)] == [1, 0, 3, 2], "threads may be out of order"
+
+
+@pytest.mark.parametrize("backend", [Loop(), Blocks(2), Blocks(2, threads=2)])
+def test_a_federation_puts_memories_away(backend: Any) -> None:
+    fed = replace(federation(), memory=OnDisk(), backend=backend)
     clients = cohort(fed, 1)
     kept = clients.keep(torch.zeros(D, dtype=X.dtype))
     for _ in range(3):

@@ -45,6 +45,13 @@ def traced(algorithm: str, steps: int, *, streams: int = 0, **settings: Any) -> 
 def counted(algorithm: str, **settings: Any) -> Counts:
     """Counts of the last round, taken apart."""
     few, many = (traced(algorithm, steps, **settings) for steps in (FEW, MANY))
-    kinds = {"launches": ("launch",), "uploads": UPLOADS, "waits": WAITS}
-    step = {name: (many.count(*k) - few.count(*k)) / (MANY - FEW) for name, k in kinds.items()}
-    return Counts({name: few.count(*k) - FEW * step[name] for name, k in kinds.items()}, step, many)
+    more, less = numbers(many), numbers(few)
+    step = {name: (more[name] - less[name]) / (MANY - FEW) for name in more}
+    return Counts({name: less[name] - FEW * step[name] for name in less}, step, many)
+
+
+def numbers(trace: Trace) -> dict[str, int]:
+    """Launches, copies to the device, copies back for which nobody waits, and waits."""
+    queued = sum(n for (kind, name), n in trace.ops.items() if kind == "download" and "(asynchronous)" in name)
+    waits = trace.count(*WAITS) - queued
+    return {"launches": trace.count("launch"), "uploads": trace.count(*UPLOADS), "queued": queued, "waits": waits}

@@ -113,7 +113,7 @@ void uses(const std::string& name, const std::vector<at::Tensor>& reads, const s
   if (recording()) return;
   auto addresses = [](const std::vector<at::Tensor>& tensors) {
     std::vector<const void*> found;
-    for (auto& t : tensors) if (ours(t)) found.push_back(t.storage().data());
+    for (auto& t : tensors) if (ours(t) || is_pinned(t.storage().data())) found.push_back(t.storage().data());
     return found;
   };
   order::operation(name, addresses(reads), addresses(writes));

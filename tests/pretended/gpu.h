@@ -69,11 +69,13 @@ struct PinnedAllocator final : c10::Allocator {
     void* p = std::aligned_alloc(64, std::max<size_t>(64, (n + 63) / 64 * 64));
     std::lock_guard<std::mutex> lock(pinning);
     pinned[static_cast<char*>(p)] = n;
+    order::allocate(p, true);                              // given away again after all copies of it
     return {p, p, &release, c10::Device(at::kCPU)};
   }
   static void release(void* p) {
     std::lock_guard<std::mutex> lock(pinning);
     pinned.erase(static_cast<char*>(p));
+    order::release(p);
     std::free(p);
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }

@@ -82,7 +82,7 @@ def test_algorithms_of_every_kind_have_the_loops_bits_on_several_streams(algorit
 @pytest.mark.parametrize("memory", ["host", "disk"])
 def test_memories_elsewhere_have_the_loops_bits_on_several_streams(memory: str) -> None:
     fed = federation(work=WORK, dtype=torch.float32, device="cuda")
-    backend, *_ = compared(replace(fed, memory=MEMORIES[memory]()), ALGORITHMS["SCAFFOLD II"], 3)
+    backend, *_ = compared(replace(fed, memory=MEMORIES[memory](fed.model.device)), ALGORITHMS["SCAFFOLD II"], 3)
     assert not backend.eager
 
 

@@ -32,7 +32,7 @@ def loaded(directory: Path) -> Loaded:
 
 
 def rows_of(directory: Path, like: Any, name: str = "h") -> dict[int, Any]:
-    return read(loaded(directory).memories[name], like, CPU, lambda t: t)
+    return read(loaded(directory).memories[name], like, CPU)
 
 
 def written(path: Path) -> int:

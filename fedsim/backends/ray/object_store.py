@@ -77,6 +77,10 @@ class ObjectStore:
             return value
         return FarRow(self._ray, self._ray.put(to_array(value)), value.shape, value.dtype, value.device)
 
+    def put_rows(self, stack: Tensor) -> list[Far]:
+        """See ``fedsim.engine.memory.Memory``."""
+        return list(map(self.put, stack))
+
 
 def arrays(tree: Any) -> list[np.ndarray]:
     """Copy the tensors of a tree to arrays, in order."""

@@ -65,6 +65,10 @@ class Memories:
             raise DeployError("the checkpoint holds values of memories, not names: it was not written by a deployment")
         return self.handle(*json.loads(text.removeprefix(SAVED)))
 
+    def put_rows(self, stack: Tensor) -> list[Tensor | Far]:
+        """See ``Memory``."""
+        return list(map(self.put, stack))
+
     def handle(self, client: int, name: str, form: Form) -> Handle:
         """Create a handle."""
         self.used = True
