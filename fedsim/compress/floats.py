@@ -13,7 +13,7 @@ from fedsim.checks import one_of
 from fedsim.compress import bits
 from fedsim.compress.levels import constant
 from fedsim.compress.reader import expect_padding, expect_size, float_bytes, floats
-from fedsim.compress.stacks import finite
+from fedsim.compress.stacks import finite, on_stacks
 from fedsim.seeds import uniform_of
 from fedsim.values import Packed, Site
 
@@ -162,6 +162,17 @@ class LowPrecision:
         return None
 
 
+def _to_powers(x: Tensor, drawn: Tensor) -> Parts:         # below vmap, PyTorch 2.11 has no integers of floats
+    """Numbers rounded to powers of two: up if what was ``drawn`` is less than the part above the lower one."""
+    integer, mantissa, exponent = _LAYOUT[x.dtype]
+    word = x.view(integer)
+    low = word >> mantissa << mantissa                     # the power of two towards 0, or 0
+    above = (word ^ low).to(x.dtype) * 2.0**-mantissa
+    largest = (2**exponent - 2) << mantissa
+    fits = (low & (2**exponent - 1) << mantissa) < largest
+    return (torch.where(fits & (drawn.to(x.dtype) < above), low + (1 << mantissa), low).view(x.dtype),)
+
+
 @dataclass(frozen=True)
 class Natural:
     """Natural compression: stochastic rounding to a power of two (Horvath et al., 2019).
@@ -175,15 +186,8 @@ class Natural:
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: the rounded vector."""
-        x = finite(x, self)
-        integer, mantissa, exponent = _LAYOUT[x.dtype]
-        word = x.view(integer)
-        low = word >> mantissa << mantissa                 # the power of two towards 0, or 0
-        above = (word ^ low).to(x.dtype) * 2.0**-mantissa
-        largest = (2**exponent - 2) << mantissa
-        fits = (low & (2**exponent - 1) << mantissa) < largest
-        up = fits & (uniform_of(at.key(_DRAW), x.shape[-1]).to(x.dtype) < above)
-        return Packed(self, (torch.where(up, low + (1 << mantissa), low).view(x.dtype),), x.shape[-1])
+        drawn = uniform_of(at.key(_DRAW), x.shape[-1])
+        return Packed(self, on_stacks(_to_powers, finite(x, self), drawn), x.shape[-1])
 
     def unpack(self, parts: Parts, d: int) -> Tensor:
         """See ``fedsim.values.Compressor``."""
