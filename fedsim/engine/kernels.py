@@ -99,12 +99,12 @@ def fastest(model: Model, batch: Batch, varied: Sequence[dict[str, bool]]) -> Ke
 
 @functools.cache
 def onednn_is_exact() -> bool:
-    """Return whether oneDNN can be asked for and computes products in float32.
+    """Return whether oneDNN is there and computes products in float32.
 
     PyTorch calls it for products whose operands may be rounded to bfloat16. A processor without instructions for such
     products computes them in full.
     """
-    if not (torch.backends.mkldnn.is_available() and _products() is not None):   # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     a, b = (torch.linspace(-1, 1, 64 * 512).sin_().mul_(k).sin_().view(64, 512) for k in (300, 700))
     exact = a.double() @ b.double().T
@@ -113,14 +113,9 @@ def onednn_is_exact() -> bool:
     return bool(error < ROUNDING)
 
 
-def _products() -> Any:
-    """PyTorch's settings of oneDNN's products; None before PyTorch 2.9."""
-    return getattr(torch.backends.mkldnn, "matmul", None)
-
-
 @contextlib.contextmanager
 def _by_onednn() -> Iterator[None]:
-    products = _products()
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
     products.fp32_precision = "bf16"
     try:

@@ -180,9 +180,8 @@ def uniform_of(key: Tensor, n: int) -> Tensor:
 
 @cache
 def _has_kernel() -> bool:
-    """Return whether ``fedsim.seeds.philox_kernel`` can be imported and its operation batched (PyTorch 2.5)."""
-    batched = hasattr(torch.library, "register_vmap")
-    return torch.version.cuda is not None and batched and find_spec("triton") is not None
+    """Return whether ``fedsim.seeds.philox_kernel`` can be imported."""
+    return torch.version.cuda is not None and find_spec("triton") is not None
 
 
 def _uniform_of(key: Tensor, start: int, stop: int) -> Tensor:
