@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedsim.cli.allow import OWN, REFUSAL, taken, typed
 from fedsim.cli.streams import OutputError, streams
-from fedsim.controller.interrupt import catch
+from fedsim.controller.interrupt import ENDING, catch
 from fedsim.errors import ConfigError, FedsimError, suggest
 from fedsim.record.version import __version__
 
@@ -49,14 +49,15 @@ USAGE = "usage: fedsim COMMAND ...; fedsim COMMAND --help explains a command"
 
 def console() -> int:
     """The command as a program: `main`, which more interruptions than one do not disturb, nor the exit after it."""
-    catch(signal.SIGINT)
+    catch(*ENDING)
     try:
         return main()
     except KeyboardInterrupt:                              # outside any command
         print("fedsim: interrupted", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from fedsim.engine.federation import Federation
 from fedsim.engine.local_work import Shards, minibatches
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
-from fedsim.errors import ConfigError, ModelError
+from fedsim.errors import ConfigError, ModelError, many
 from fedsim.experiment.experiment import Experiment
 from fedsim.models.losses import squared
 
@@ -49,23 +49,27 @@ def check_statistics(experiment: Experiment) -> None:
         )
 
 
-def check_minibatches(federation: Federation) -> None:
+def check_minibatches(federation: Federation, sizes: np.ndarray) -> None:
     """Check that no client has a minibatch of one sample, if the model cannot take it.
+
+    Args:
+        federation: of whose samples one is tried.
+        sizes: numbers of the clients' samples ``[n]``, those of the federation or of another seed.
 
     Raises:
         ConfigError: one has.
     """
     model, work, shards = federation.model, federation.work, federation.shards
-    sizes, batch = shards.sizes, work.batch(shards.sizes)
+    batch = work.batch(sizes)
     alone = np.flatnonzero(((sizes - 1) % batch == 0) & (work.counts(sizes) > (sizes - 1) // batch))
     if not len(alone):
         return
-    rows, initial = shards.rows(int(alone[0])), model.vector()
+    rows, initial = shards.rows(int(shards.sizes.argmax())), model.vector()
     try:
         model.gradient(initial, rows.part(slice(1)))
     except ValueError as error:                            # of torch
         raise ConfigError(
-            f"{len(alone)} of {shards.n} clients have a minibatch of one sample, as client {alone[0]} with"
+            f"{len(alone)} of {many(len(sizes), 'client')} have a minibatch of one sample, as client {alone[0]} with"
             f" {sizes[alone[0]]} samples and local.batch_size {work.batch_size}, but BatchNorm cannot normalise it"
             f" ({error}); choose another batch_size, or local.steps that end before"
         ) from error

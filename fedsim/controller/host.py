@@ -13,7 +13,7 @@ from fedsim.clients import cohort
 from fedsim.controller import evaluate
 from fedsim.controller.foresight import Foresight
 from fedsim.controller.personal import scores_of_models
-from fedsim.controller.prepare import Prepared, prepare
+from fedsim.controller.prepare import Prepared, check_partition, prepare
 from fedsim.engine.federation import Federation, Meter
 from fedsim.experiment.experiment import Experiment
 from fedsim.record.directory import RunDirectory
@@ -46,6 +46,11 @@ class Host:
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
         """Prepare the federation of one seed."""
         return prepare(experiment, seed)
+
+    def check_other_seeds(self, experiment: Experiment, first: Prepared) -> None:
+        """Check before the first seed is run, which is prepared, that the others can be."""
+        for seed in experiment.seed_list[1:]:
+            check_partition(experiment, first, seed)
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None

@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+ENDING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Signals that ask a process to end."""
+
 PATIENCE = 5.0
 """Seconds after an interruption for which others are ignored, while checkpoints are written and processes ended."""
 
@@ -56,7 +59,7 @@ def terminate_as_interrupt() -> Iterator[None]:
     if not _interrupts.depth:                              # what came before has been dealt with
         _interrupts.last = -math.inf
     _interrupts.depth += 1
-    previous = catch(signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+    previous = catch(*ENDING)
     try:
         yield
     finally:

@@ -108,9 +108,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     if dataset.source is not None:
         partition: Partition = OwnSamples(dataset.source.sizes, {"name": "a function of the client"})
     else:
-        with explained(f"{type(experiment.division).__name__}.partition"):
-            partition = experiment.division.partition(dataset.labels, train.client, seed)
-        _check_partition(partition, count(train.y), type(experiment.division).__name__)
+        partition = _partition(experiment, dataset, seed)
     if problem is not None and not _own_clients(partition, train):
         raise ConfigError(
             f"partition {experiment.division} does not keep the clients of the problem {dataset.name!r}, on which its"
@@ -149,7 +147,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         memory=MEMORIES[experiment.execution.memory](device),
     )
     if federation.model.statistics:
-        check_minibatches(federation)
+        check_minibatches(federation, shards.sizes)
     kind = "holdout" if experiment.evaluation.holdout else "train"
     test, unheld = dataset.test.to(device, dtype), _unheld(dataset, partition)
     measures = _measures(experiment, dataset)
@@ -161,6 +159,29 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         federation, test, own, kind, partition, dataset, problem, unheld, devices, attackers, triggered, remarks,
         measures, others[0] if others else None,
     )  # fmt: skip
+
+
+def check_partition(experiment: Experiment, first: Prepared, seed: int) -> None:
+    """Check that another seed than that of ``first`` can be partitioned, before any seed is run.
+
+    Raises:
+        PartitionError: infeasible.
+        ConfigError: the model cannot take some client's minibatch of one sample.
+    """
+    if first.dataset.source is not None:
+        return
+    partition = _partition(experiment, first.dataset, seed)
+    if first.federation.model.statistics and not experiment.evaluation.holdout:
+        sizes = partition.first(seen(partition.n, experiment.evaluation.unseen)).sizes
+        check_minibatches(first.federation, sizes)
+
+
+def _partition(experiment: Experiment, dataset: Dataset, seed: int) -> Partition:
+    name = type(experiment.division).__name__
+    with explained(f"{name}.partition"):
+        partition = experiment.division.partition(dataset.labels, dataset.train.client, seed)
+    _check_partition(partition, count(dataset.train.y), name)
+    return partition
 
 
 def _partial(experiment: Experiment, cohort: float, n: int) -> list[str]:

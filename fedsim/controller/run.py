@@ -69,6 +69,7 @@ def _run_new(
 ) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
     check_local_steps(experiment, first)
+    host.check_other_seeds(experiment, first)
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
     for remark in [*experiment.remarks, *first.remarks, *([first.dataset.notes] if own else [])]:
         host.say(f"note: {remark}")

@@ -238,7 +238,8 @@ def _load_seeds(
         if client is not None:
             raise ConfigError(
                 f"{path} has no metric {metric!r} of client {client}; clients are measured where"
-                " evaluation.clients_every says, on their own samples with a server, or on the test set without"
+                " evaluation.clients_every says, at most evaluation.clients_at_most of them, on their own samples with"
+                " a server, or on the test set without"
             )
         known, near = sorted(map(" ".join, keys)), difflib.get_close_matches(metric, {name for _, name in keys}, n=1)
         hint = f"did you mean {near[0]!r}? It" if near and near[0] != metric else "it"

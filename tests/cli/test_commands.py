@@ -353,3 +353,17 @@ def test_a_run_does_not_fail_for_its_progress(tmp_path: Path) -> None:
 def fedsim_process(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fedsim", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_a_command_starts_is_an_interruption(kind: str) -> None:
+    script = f"""
+import os, signal, sys, time
+from fedsim import cli
+signal.signal(signal.{kind}, signal.SIG_DFL if "{kind}" != "SIGINT" else signal.default_int_handler)
+cli.main = lambda: (os.kill(os.getpid(), signal.{kind}), time.sleep(20))
+sys.exit(cli.console())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "fedsim: interrupted\n")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from fedsim.compress import TopK
 from fedsim.controller.batch_norm import check_statistics
 from fedsim.controller.prepare import prepare
 from fedsim.engine.optimizers import AdamW
-from fedsim.errors import ConfigError, ModelError
+from fedsim.errors import ConfigError, FedsimError, ModelError, PartitionError
 from fedsim.feedback import EF21Uplink
-from fedsim.partition import IidPartitioner
+from fedsim.partition import IidPartitioner, Partition
 from fedsim.robust import IPM, CoordinateMedian
 from topologies import Ring, Static
 
@@ -117,3 +118,28 @@ def test_minibatches_of_one_sample() -> None:
         prepare(replace(SMALL, local=LocalWork(batch_size=11)), 0)
     prepare(replace(SMALL, local=LocalWork(batch_size=11, steps=13)), 0)
     prepare(replace(SMALL, local=LocalWork(batch_size=11), model=nn.Sequential(*network()[:5])), 0)  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """Ten equal clients; with the seed 1 two, of which one has ``left`` samples, or none that is feasible."""
+
+    left: int
+
+    def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
+        """See ``Partitioner``."""
+        if seed == 1 and not self.left:
+            raise PartitionError("the partition of seed 1 is infeasible")
+        n = len(labels)
+        offsets = np.array([0, n - self.left, n]) if seed else np.linspace(0, n, 11).astype(int)
+        return Partition(np.arange(n), offsets, {})
+
+
+@pytest.mark.parametrize(
+    ("left", "said"), [(0, "the partition of seed 1 is infeasible"), (17, "have a minibatch of one sample")]
+)
+def test_other_seeds_are_checked_before_the_first_is_run(left: int, said: str, tmp_path: Path) -> None:
+    experiment = replace(SMALL, partition=Uneven(left), seeds=2, local=LocalWork(batch_size=16, epochs=1))
+    with pytest.raises(FedsimError, match=said):
+        run(experiment, output=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()

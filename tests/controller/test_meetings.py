@@ -196,7 +196,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         with pytest.raises(ConfigError, match=f"{words} synchronous rounds without a server: nodes of ADPSGD meet in"):
             replace(SMALL, **change)
-    with pytest.raises(ConfigError, match="concurrency is 9, but there are 8 clients"):
+    with pytest.raises(ConfigError, match="concurrency is 9, and the run has 8 clients"):
         run(replace(SMALL, concurrency=9), root=tmp_path, progress=False)
     with pytest.raises(ConfigError, match=r"not connected|disconnected|no edges"):
         run(replace(SMALL, topology=Static(nx.empty_graph(8))), root=tmp_path, progress=False)

@@ -96,6 +96,9 @@ class FlowerHost(Host):
 
         return of_own_data(experiment, seed, self.nodes, sizes)
 
+    def check_other_seeds(self, experiment: Experiment, first: Prepared) -> None:
+        """See ``Host``; the nodes have the samples."""
+
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
     ) -> tuple[Federation, dict[str, Any]]:
