@@ -132,7 +132,9 @@ def _check(where: str, split: Split, classes: int) -> None:
             empty = list(t.shape[1:])
             raise DataError(f"{where}: inputs of shape {empty} hold no number; expected at least one feature")
         if not all(_finite(part) for part in pieces(t, max(1, PIECE // math.prod(t.shape[1:])))):
-            raise DataError(f"{where}: an input is NaN or infinite; expected finite numbers")
+            for i, sample in enumerate(t):                 # or it is their sum that is beyond the range
+                if not sample.isfinite().all():
+                    raise DataError(f"{where}: an input of sample {i} is NaN or infinite; expected finite numbers")
     if not all(_finite(t) for t in y):
         raise DataError(f"{where}: a target is NaN or infinite; expected finite numbers")
     if split.pixels and not (isinstance(split.x, Tensor) and split.x.dtype == torch.uint8):

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "layout": ((X, Y), {"layout": "foo"}, "layout is 'foo'; expected one of 'auto', 'HWC', 'CHW'"),
     "no images": ((X, Y), {"layout": "HWC"}, r"layout is 'HWC', and inputs of shape \[3\] are no images; leave it out"),
     "nan targets": ((X, with_nan(Y)), {}, r"y\[4\] is nan; expected a target of each sample: leave those without"),
-    "nan inputs": ((with_nan(X), Y), {}, "an input is NaN or infinite; expected finite numbers"),
+    "nan inputs": ((with_nan(X), Y), {}, "an input of sample 1 is NaN or infinite; expected finite numbers"),
     "nan clients": ((X, Y, with_nan(OWNERS)), {}, r"client\[4\] is nan; expected a client of each sample"),
     "real clients": ((X, Y, OWNERS + 0.5), {}, "client has the value 0.5; expected whole numbers or names of clients"),
     "clients of two axes": ((X, Y, np.c_[OWNERS, OWNERS]), {}, r"client has shape \[12, 2\]; expected \[N\]"),

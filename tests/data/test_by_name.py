@@ -94,7 +94,7 @@ def test_memory_mapped_arrays(tmp_path: Path) -> None:
         ({"x": rng.random((40, 3)).astype(">f8")}, "inputs of >f8; expected float32 or float64"),
         ({"x": np.array([{}] * 40)}, "not a readable .npy of a plain array"),
         ({"x": np.array([["a"]] * 40)}, "<U1; expected numbers"),
-        ({"x": np.full((40, 3, 6, 5), np.nan), "x_test": np.ones((8, 3, 6, 5))}, "an input is NaN"),
+        ({"x": np.full((40, 3, 6, 5), np.nan), "x_test": np.ones((8, 3, 6, 5))}, "an input of sample 0 is NaN"),
         ({"y": Y + 9}, "y does not hold positions in label_names"),
     ],
 )
