@@ -23,6 +23,7 @@ from torch import Tensor
 from algorithms import DFedSAM, FedAvg, FedSpeed, Scaffold
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.captured import Graphs
 from fedsim.engine.federation import Federation
 from fedsim.engine.graphed import Graphed
 from fedsim.engine.kernels import Kernels
@@ -150,13 +151,13 @@ def reference(tiny: bool) -> dict[str, Any]:
 
 
 def same_bits(tiny: bool) -> dict[str, Any]:
-    """Whether a second run, in CUDA graphs on streams after the loop, and one with memories of the host have the same
-    bits.
+    """Whether a second run, in CUDA graphs after the loop (on streams) or blocks, and one with memories of the host,
+    have the same bits.
     """
     different = []
     for name, network, shape in small_cases(tiny):
         for title, algorithm in ALGORITHMS.items():
-            for backend, other in ((Loop(), Graphed(streams=2)), (Blocks(3), Blocks(3))):
+            for backend, other in ((Loop(), Graphed(streams=2)), (Blocks(3), Blocks(3, graphs=Graphs()))):
                 ends = [
                     rounds(federation(network, shape, 4, 12, LocalWork(5, steps=3), b, memory=m), algorithm, 2)[0]
                     for b, m in ((backend, "device"), (other, "device"), (other, "host"))
@@ -210,10 +211,12 @@ def speed(tiny: bool) -> dict[str, Any]:
     cut = LocalWork(50, steps=50, clip_norm=10.0, weight_decay=1e-3)
     resnet, avg = ResNet18(stem="imagenet"), FedAvg(lr=0.1)
     each = Loop(), *(Graphed(streams=n) for n in (1, 2, 4, 8))
+    in_ten, in_hundred = ((Blocks(size), Blocks(size, graphs=Graphs())) for size in (10, 100))
     cases = {
-        "logistic 100x1": (Logistic(), GRAY, 100, 60, LocalWork(60, steps=1), avg, (Blocks(100),)),
-        "mcmahan 10x60": (McMahanCNN(), GRAY, 10, 600, LocalWork(10), avg, (*each, Blocks(10))),
-        "cifar-lenet 10x10": (CifarLeNet(), COLOUR, 10, 500, LocalWork(50), avg, (*each, Blocks(10))),
+        "logistic 100x1": (Logistic(), GRAY, 100, 60, LocalWork(60, steps=1), avg, in_hundred),
+        "mlp 100x5": (MLP(), GRAY, 100, 100, LocalWork(20), avg, (*each, *in_hundred)),
+        "mcmahan 10x60": (McMahanCNN(), GRAY, 10, 600, LocalWork(10), avg, (*each, *in_ten)),
+        "cifar-lenet 10x10": (CifarLeNet(), COLOUR, 10, 500, LocalWork(50), avg, (*each, *in_ten)),
         "resnet18 FedAvg 10x50": (resnet, COLOUR, 10, 500, cut, avg, each),
         "resnet18 FedSpeed 10x50": (resnet, COLOUR, 10, 500, cut, FedSpeed(lr=0.1), each),
     }
@@ -222,7 +225,7 @@ def speed(tiny: bool) -> dict[str, Any]:
         if tiny:
             n, samples, work = 2, 4, replace(work, batch_size=2, steps=1)
         for backend in backends:
-            way = f"{name}/{type(backend).__name__.lower()}"
+            way = f"{name}/{'graphed ' * bool(getattr(backend, 'graphs', None))}{type(backend).__name__.lower()}"
             way += f" {backend.streams}" if isinstance(backend, Graphed) else ""
             gc.collect()                                   # graphs of the one before
             torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ def test_algorithms_and_models_are_those_of_the_cpu() -> None:
 
 
 def test_rounds_keep_to_their_budgets_graphs_are_the_loop_streams_do_not_race_and_auto_chooses() -> None:
-    on_the_gpu(*(f"tests/pretended/{name}.py" for name in ("auto", "budgets", "graphs", "streams")))
+    on_the_gpu(*(f"tests/pretended/{name}.py" for name in ("auto", "block_graphs", "budgets", "graphs", "streams")))
 
 
 def test_precision_layout_and_determinism() -> None:

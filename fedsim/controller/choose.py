@@ -24,6 +24,7 @@ import torch
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.captured import Graphs, eager_in
 from fedsim.engine.examine import snapshot
 from fedsim.engine.federation import Backend, Federation
 from fedsim.engine.graphed import Graphed
@@ -61,7 +62,7 @@ tried, as the system may end a process that asks for too much."""
 
 class Candidate(NamedTuple):
     """A way to run clients: in blocks of ``size`` (0: the loop), on ``threads`` at the same time (0: one by one); with
-    local steps as ``graphs`` these are streams of a GPU.
+    local steps as ``graphs``, of the loop or of blocks, these are streams of a GPU.
     """
 
     size: int
@@ -72,20 +73,27 @@ class Candidate(NamedTuple):
     @property
     def kind(self) -> str:
         """Name of the backend."""
-        return "blocks" if self.size else "graphed" if self.graphs else "loop"
+        return "graphed" if self.graphs else "blocks" if self.size else "loop"
 
     @property
     def name(self) -> str:
         """Name in the cache and in a manifest."""
+        size = [str(self.size)] * (self.size > 0)
+        kind = " in blocks of ".join([self.kind, *size]) if self.graphs else str(self.size or self.kind)
         places = f" on {self.threads} {'streams' if self.graphs else 'threads'}" if self.threads else ""
-        return ", ".join([(str(self.size) if self.size else self.kind) + places, *self.kernels.names])
+        return ", ".join([kind + places, *self.kernels.names])
 
     @property
     def backend(self) -> Backend:
         """The backend that does it."""
-        if self.graphs:
-            return Graphed(kernels=self.kernels, streams=max(self.threads, 1))
-        return Blocks(self.size, self.threads, self.kernels) if self.size else Loop(self.threads, self.kernels)
+        return self.backend_with()
+
+    def backend_with(self, **noted: Any) -> Backend:
+        """The backend, whose graphs are ``Graphs(**noted)``."""
+        if self.graphs and not self.size:
+            return Graphed(kernels=self.kernels, streams=max(self.threads, 1), **noted)
+        graphs = Graphs(**noted) if self.graphs else None
+        return Blocks(self.size, self.threads, self.kernels, graphs) if self.size else Loop(self.threads, self.kernels)
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def choose(
 
 def candidates(federation: Federation, cohort: int, blocks_only: bool, threads: int | None) -> list[Candidate]:
     """What to try, in this order: on threads too if there are several clients or blocks, and PyTorch has several; on a
-    GPU with local steps as graphs, too, on several streams.
+    GPU with local steps as graphs, too, on several streams, or in blocks.
     """
     model, most = federation.model, torch.get_num_threads()
     gpu = model.device.type == "cuda"
@@ -165,7 +173,10 @@ def candidates(federation: Federation, cohort: int, blocks_only: bool, threads: 
     if gpu:
         streams = STREAMS if threads is None else (max(threads, 1),)
         graphs = [Candidate(0, n if n > 1 else 0, graphs=True) for n in streams if n <= cohort or threads]
-        return found if blocks_only else [*found[:1], *graphs, *found[1:]]
+        if blocks_only:
+            return found
+        replayed = [c._replace(graphs=True) for c in found if c.size > 1 and not threads]
+        return sorted([*found[:1], *graphs, *found[1:], *replayed], key=lambda c: c.size)   # without graphs first
     if not model.convolutional:                            # dense networks gain least by threads
         return sorted(found, key=lambda c: c.threads > 0)
     # convolutions gain most in blocks of 1 on threads, and trials of large blocks take longest
@@ -246,8 +257,8 @@ def _measure(
                     dropped[candidate.name] = in_one_line(error)
                 torch.cuda.empty_cache()
                 continue
-            if isinstance(backend, Graphed) and backend.eager:
-                dropped[candidate.name] = next(iter(backend.eager.values()))
+            if reasons := eager_in(backend):
+                dropped[candidate.name] = next(iter(reasons.values()))
                 continue
             last = some, long
             each, cost = min(each, took / (ran * long)), min(cost, spent / (ran * long))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fedsim.controller.choose import Candidate, choose
+from fedsim.engine.captured import Graphs
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Backend, Federation
-from fedsim.engine.graphed import Graphed
 from fedsim.engine.kernels import Kernels
 from fedsim.experiment.experiment import Experiment
 
@@ -17,8 +17,8 @@ def requested(experiment: Experiment, fed: Federation, seed: int, say: Callable[
     """Record of the backend that the experiment requests, or that a trial finds fastest."""
     execution = experiment.execution
     if execution.backend == "graphed":
-        streams = execution.client_threads or 0
-        return {**Candidate(0, streams, graphs=True).chosen, "reason": "asked for"}
+        streams, size = execution.client_threads or 0, execution.block_size
+        return {**Candidate(size, streams, graphs=True).chosen, "reason": "asked for"}
     if execution.backend == "loop" or (execution.backend == "blocks" and execution.block_size):
         size = execution.block_size if execution.backend == "blocks" else 0
         return {**Candidate(size, execution.client_threads or 0).chosen, "reason": "asked for"}
@@ -47,11 +47,10 @@ def backend_of(chosen: dict[str, Any], note: Callable[[str], None], *, may_fall:
 
         return found, add
 
-    kernels = Kernels.of(chosen.get("kernels", []))
-    if chosen["backend"] == "graphed":
-        eager, say = into("eager")
-        return Graphed(kernels=kernels, streams=chosen.get("client_threads") or 1, eager=eager, say=say)
+    kernels, graphs = Kernels.of(chosen.get("kernels", [])), chosen["backend"] == "graphed"
     size, threads = chosen.get("block_size", 0), chosen.get("client_threads", 0)   # 0: one client, or block, a time
+    eager, say = into("eager")
     if size and may_fall:
-        return BlocksOrLoop(size, *into("in_loop"), threads, kernels)
-    return Candidate(size, threads, kernels).backend
+        replayed = Graphs(eager=eager, say=say) if graphs else None
+        return BlocksOrLoop(size, *into("in_loop"), threads, kernels, replayed)
+    return Candidate(size, threads, kernels, graphs).backend_with(**({"eager": eager, "say": say} if graphs else {}))

@@ -21,6 +21,8 @@ from torch import Tensor
 from fedsim import seeds
 from fedsim.compress.stacks import unbatched
 from fedsim.engine.augmentation import augmented
+from fedsim.engine.block_graphs import replayed
+from fedsim.engine.captured import Graphs
 from fedsim.engine.collected import Rows, sums_of
 from fedsim.engine.dense_fold import DenseFold, dense_fold
 from fedsim.engine.federation import ClientCall, Federation, Meter
@@ -52,11 +54,13 @@ class Blocks:
         size: clients per block, ideally few enough for their models to fit in the processor's cache.
         threads: blocks at the same time, on threads; see ``fedsim.engine.threads``.
         kernels: what computes the model; see ``fedsim.engine.kernels``.
+        graphs: on a GPU, local steps as CUDA graphs; see ``fedsim.engine.block_graphs``.
     """
 
     size: int = 25
     threads: int = 0
     kernels: Kernels = REFERENCE
+    graphs: Graphs | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -77,7 +81,7 @@ class Blocks:
 
         def one(fed: Federation, start: int) -> tuple[Any, tuple[Any, ...], Tensor]:
             chosen = np.array(order[start : start + self.size])
-            block = _Block(fed, meter, ids, chosen, call.round, call.turns[chosen], plans)
+            block = _Block(fed, meter, ids, chosen, call.round, call.turns[chosen], plans, self.graphs)
             try:
                 message, new = block.run(call, None if own is None else own(start // self.size))
                 return message if sums is None else sums.part(message, start), new, block.places
@@ -103,9 +107,7 @@ class Blocks:
                 elif new:
                     memory |= placed(federation.memory, ids[chosen].tolist(), new)
         new_rows = memory if kept.stacked is None else StackedRows(ids, kept.stacked)
-        if not call.sends:
-            return None, new_rows
-        if sums is not None:
+        if sums is not None or not call.sends:
             return sums, new_rows
         positions = np.array(order)
         return Stacked(rows.stacked, None if (np.diff(positions) == 1).all() else positions), new_rows
@@ -141,30 +143,31 @@ class _Block:
 
     def __init__(
         self, federation: Federation, meter: Meter, cohort: np.ndarray, chosen: np.ndarray, round: int,
-        turns: np.ndarray, plans: Once[Plans],
+        turns: np.ndarray, plans: Once[Plans], graphs: Graphs | None,
     ) -> None:  # fmt: skip
         self.fed, self.meter, self.ids, self.round, self.turns = federation, meter, cohort[chosen], round, turns
-        self._chosen, self._plans, model = chosen, plans, federation.model
+        self._chosen, self._plans, self._graphs, model = chosen, plans, graphs, federation.model
         self._samples = federation.shards.sizes[self.ids]       # of each client's minibatch in this step
         self.counts = federation.work.counts(self._samples)
         if model.device.type == "cpu":
             self.places, self._counts = map(torch.from_numpy, (chosen, self.counts.astype(model.numbers)))
         else:                                              # all in one copy, even if some will not be read
-            self.places, self._counts = self._plan.places, self._plan.counts
+            self.places, self._counts = self.plan.places, self.plan.counts
         self.descend = StackDescent(federation.work, self, federation.model.learned, federation.model.sharing)
         self.optimizer, self.step_schedule = federation.work.optimizer, federation.work.step_schedule
         self.tape: Tape | None = None  # while a step is being recorded
+        self.met: list[Batch] | None = None                # whose gradients a step takes that is being captured
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
         self._in_fold = False
         self._slot: Tensor | None = None                   # batched over clients under vmap
         self._steps: Tensor | None = None
 
     @cached_property
-    def _plan(self) -> BlockPlan:
+    def plan(self) -> BlockPlan:
         """The clients' rounds, brought to the device; on a CPU when they are first read."""
         return block_plan(self._plans().stacked(self._chosen), self._chosen, self.counts, self.fed.model)
 
-    def _active(self, k: int) -> int:
+    def active(self, k: int) -> int:
         """Number of clients with more than ``k`` steps; they come first."""
         return int(np.searchsorted(-self.counts, -k))
 
@@ -235,7 +238,7 @@ class _Block:
         index, weight = padded(rows, sizes)
         masks = [] if weight is None else [weight.astype(self.fed.model.numbers)]
         there = upload([index, *masks], self.fed.model.device)
-        batch = self._take(there[0], there[1] if masks else None, self._plan.large_keys.expand(-1, int(sizes.max())))
+        batch = self.take(there[0], there[1] if masks else None, self.plan.large_keys.expand(-1, int(sizes.max())))
         y, *_ = flat(batch.y)
         self._drawn[y.data_ptr()] = y, sizes
         drawn: Batch = shaped(batch, iter(_stacked(lambda c, own, _: tuple(flat(batch)), self._slot)))
@@ -273,14 +276,16 @@ class _Block:
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Run the local steps from ``skip`` on. Rows are sorted by number of steps, so the active ones come first."""
         step = LocalStep(step, like, self.fed.model, self.fed.work, self)
-        plan, outer_samples = self._plan, self._samples
+        plan, outer_samples = self.plan, self._samples
         done: list[list[Tensor]] = []  # final rows of clients that have finished, last ones first
         active, self._in_fold = len(self.ids), True
         try:
             by_step = [plan.shares] * shares + [plan.factors] * (self.step_schedule is not None)
             dense: DenseFold | None = None
-            if self.fed.work.micro_batch is None:
-                some = partial(self._take, plan.rows[:, skip : skip + 1, 0], None, plan.keys[:, skip : skip + 1, 0])
+            if self._graphs is not None:
+                state, skip = replayed(self._graphs, self, step, state, consts, own, skip, by_step, shares)
+            elif self.fed.work.micro_batch is None:
+                some = partial(self.take, plan.rows[:, skip : skip + 1, 0], None, plan.keys[:, skip : skip + 1, 0])
                 steps, last = int(self.counts[0]) - skip, [of[skip] for of in by_step]
                 dense = dense_fold(step, steps, some, state, consts, own, last)
             if dense is None:
@@ -289,7 +294,7 @@ class _Block:
                 state, consts, own = dense.state, dense.consts, dense.own
             for k in range(skip, int(self.counts[0])):
                 refuse_stopped()
-                if (still := self._active(k)) < active:
+                if (still := self.active(k)) < active:
                     done.insert(0, [t[still:] for t in state])
                     state = [t[:still] for t in state]
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
@@ -309,11 +314,11 @@ class _Block:
         return tuple(ended) if dense is None else dense.join(ended)
 
     def _batch(self, k: int, active: int) -> Batch:
-        plan, width = self._plan, int(self._plan.widths[k])
+        plan, width = self.plan, int(self.plan.widths[k])
         weight = plan.weights[k, :active, :width] if plan.ragged[k] else None
-        return self._take(plan.rows[:active, k, :width], weight, plan.keys[:active, k].expand(-1, width))
+        return self.take(plan.rows[:active, k, :width], weight, plan.keys[:active, k].expand(-1, width))
 
-    def _take(self, index: Tensor, weight: Tensor | None, key: Tensor) -> Batch:
+    def take(self, index: Tensor, weight: Tensor | None, key: Tensor) -> Batch:
         return augmented(self.fed.work.augment, self.fed.shards.take(index, weight, key))
 
     def _minibatch(self, like: Batch, c: int, own: list[bool], tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -340,6 +345,9 @@ class _Block:
         return model_error(self.fed.model, x[0], mapped(itemgetter(0), batch), error)
 
     def _charged(self, c: int, batch: Batch) -> Batch:
+        if self.met is not None:
+            self.met.append(batch)
+            return batch
         targets, *_ = flat(batch.y)
         _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
         width = targets.shape[1]
@@ -356,9 +364,9 @@ class _Block:
         chunks = [self._chunk(start, size) for start in range(0, int(sizes.max()), size)]
         there = upload_groups([chunk.arrays for chunk in chunks], model.device)
         for chunk, (some, share, *taken) in zip(chunks, there, strict=True):
-            key = self._plan.whole_keys[some, chunk.start // CHUNK].expand(-1, int(chunk.lengths.max()))
+            key = self.plan.whole_keys[some, chunk.start // CHUNK].expand(-1, int(chunk.lengths.max()))
             if (batch := shards.runs(chunk.first, chunk.lengths)) is None:
-                batch = self._take(taken[0], taken[1] if len(taken) > 1 else None, key)
+                batch = self.take(taken[0], taken[1] if len(taken) > 1 else None, key)
             else:
                 batch = augmented(self.fed.work.augment, batch._replace(key=key))
             try:

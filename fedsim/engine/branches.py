@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.engine.federation import Federation
 from fedsim.engine.model import Model
@@ -33,13 +34,15 @@ class Branch:
         model: nobody else's while they run: its parameters point at this branch's tensors.
         stream: of all that they launch, captures included, as cuBLAS has a workspace for each stream.
         pool: memory of the graphs, of which no two run at the same time, and no result outlives a step.
-        graphs: captured steps, see ``fedsim.engine.graphed``.
+        graphs: captured steps, see ``fedsim.engine.captured``; None for those that cannot be.
+        held: carry and constants of each step that they read and write.
     """
 
     model: Model
     stream: torch.cuda.Stream
     pool: Any
     graphs: dict[Hashable, Any] = field(default_factory=dict)
+    held: dict[Hashable, list[Tensor]] = field(default_factory=dict)
 
 
 def branches_of(model: Model, count: int) -> list[Branch]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.captured import Graphs
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.loop import Loop
@@ -26,6 +27,7 @@ class BlocksOrLoop:
         fell: called with a message when one is added.
         threads: see ``fedsim.engine.threads``.
         kernels: see ``fedsim.engine.kernels``.
+        graphs: see ``fedsim.engine.blocks.Blocks``.
     """
 
     size: int
@@ -33,6 +35,7 @@ class BlocksOrLoop:
     fell: Callable[[str], None]
     threads: int = 0
     kernels: Kernels = REFERENCE
+    graphs: Graphs | None = None
 
     def run(
         self, federation: Federation, meter: Meter, call: ClientCall
@@ -42,7 +45,7 @@ class BlocksOrLoop:
         if name not in self.fallen:
             before = charged[ids]
             try:
-                return Blocks(self.size, self.threads, self.kernels).run(federation, meter, call)
+                return Blocks(self.size, self.threads, self.kernels, self.graphs).run(federation, meter, call)
             except BlockError as error:
                 charged[ids] = before
                 self.fallen[name] = error.reason

@@ -58,7 +58,7 @@ class LocalStep:
     """
 
     def __init__(self, step: Callable[..., Any], like: Any, model: Model, work: LocalWork, block: Stack) -> None:
-        self._step, self._like, self.model, self._block = step, like, model, block
+        self.step, self._like, self.model, self._block = step, like, model, block
         self._scheduled = work.step_schedule is not None   # the last argument is then the factor of the step size
         self._met: Programs = {}  # by the form of the batch
         steps = PROGRAMS.setdefault(model, {})
@@ -114,8 +114,8 @@ class LocalStep:
             (carry, self._block.descend.carry), *rest = build(self._like, iter(tensors))
             self._block.descend.begin()
             self._block.descend.factor = rest.pop() if self._scheduled else None
-            new = self._step(carry, shaped(batch, iter(samples)), *rest)
-            refuse_other_form(self._step, carry, new)
+            new = self.step(carry, shaped(batch, iter(samples)), *rest)
+            refuse_other_form(self.step, carry, new)
             return tuple(leaves((new, self._block.descend.carry)))
 
         dims = (tuple(0 for _ in samples), *(0 for _ in state), *(0 if o else None for o in own))

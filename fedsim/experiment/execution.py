@@ -68,8 +68,9 @@ class Execution:
     Args:
         backend: run clients one at a time ("loop"), in vectorised blocks ("blocks"), by the faster of these two as
             measured ("auto"), or in several processes ("ray"; "auto" means this too if there are several GPUs or any
-            setting of ``ray`` is given). On a GPU, "graphed" is the loop with its local steps as CUDA graphs.
-        block_size: clients in a block; 0 measures the best size.
+            setting of ``ray`` is given). On a GPU, "graphed" is the loop, or blocks of a given size, with local steps
+            as CUDA graphs.
+        block_size: clients in a block; 0 measures the best size, or is the loop for "graphed".
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         threads: PyTorch threads in this process; by default unchanged. Ray actors use ``ray.threads``, and the nodes of
             a deployment their own number.
@@ -119,10 +120,10 @@ class Execution:
                 f"client_threads is {self.client_threads}, but on a GPU clients run at the same time as CUDA graphs"
                 " alone: add --backend graphed, or leave client_threads out and auto measures how many"
             )
-        if gpu and self.uses_ray and self.client_threads and self.block_size:
+        if gpu and self.client_threads and self.block_size:
             raise ConfigError(
-                f"client_threads is {self.client_threads} and block_size {self.block_size}, but Ray's actors on a GPU"
-                " run either blocks or graphs of several clients; leave one of them out"
+                f"client_threads is {self.client_threads} and block_size {self.block_size}, but on a GPU clients run"
+                " in either blocks or graphs of several at a time; leave one of them out"
             )
         if self.uses_ray and self.client_threads and not gpu:
             raise ConfigError(
@@ -170,7 +171,7 @@ class Execution:
     def remarks(self) -> list[str]:
         """Messages about settings without effect."""
         found = []
-        if self.backend in ("loop", "graphed") and self.block_size:
+        if self.backend == "loop" and self.block_size:
             found.append(f"backend {self.backend} ignores block_size")
         if self.deterministic == "strict" and self.torch_device().type == "cpu":
             found.append("deterministic strict is about GPUs: on a CPU, results repeat in any case")

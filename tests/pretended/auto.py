@@ -23,9 +23,10 @@ from tests.contract.cases import federation
 from tests.pretended.graphs import Curious
 from tests.test_devices import SMALL, recorded
 
-SECONDS = {"loop": 1.0, 1: 0.5, 2: 0.3, 3: 0.3, 4: 0.2, 8: 0.4, "blocks": 0.6}
+SECONDS = {"loop": 1.0, 1: 0.5, 2: 0.3, 3: 0.3, 4: 0.2, 8: 0.4, "blocks": 0.6, "graphed blocks": 0.5}
 """Of a client's step, by backend, or by its streams."""
 IDS = np.arange(6)
+BLOCKS = {"1", "5", "6"} | {f"graphed in blocks of {size}" for size in (5, 6)}
 GRAPHS = {"graphed", "graphed on 4 streams", "graphed on 2 streams"}
 
 
@@ -38,6 +39,7 @@ def given_times(monkeypatch: pytest.MonkeyPatch) -> None:
         backend, steps = trial.backend, int(trial.work.counts(trial.shards.sizes[ids]).max())
         ran(trial, algorithm, ids)
         kind: Any = backend.streams if isinstance(backend, Graphed) else type(backend).__name__.lower()
+        kind = f"graphed {kind}" if getattr(backend, "graphs", None) else kind
         return [(SECONDS[kind] * len(ids) * steps, 1e-6)] * 3
 
     monkeypatch.setattr(choosing, "_times", times)
@@ -52,7 +54,7 @@ def chosen(algorithm: Any, cache: Path, **settings: Any) -> tuple[dict[str, Any]
 def test_graphs_on_as_many_streams_as_are_fastest(tmp_path: Path) -> None:
     found, said = chosen(FedAvg(), tmp_path / "cache")
     assert (found["backend"], found["client_threads"]) == ("graphed", 4) and not said
-    assert set(found["trial_seconds"]) == {"loop", *GRAPHS, "1", "5", "6"}, "no more streams than clients"
+    assert set(found["trial_seconds"]) == {"loop", *GRAPHS, *BLOCKS}, "no more streams than clients"
     ran = backend_of(found, lambda text: None, may_fall=True)
     assert isinstance(ran, Graphed) and ran.streams == 4
     assert chosen(FedAvg(), tmp_path / "cache") == (found, said)
@@ -61,7 +63,7 @@ def test_graphs_on_as_many_streams_as_are_fastest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("threads", "graphs"), [(0, {"graphed"}), (3, {"graphed on 3 streams"})])
 def test_streams_that_are_given(threads: int, graphs: set[str], tmp_path: Path) -> None:
     found, _ = chosen(FedAvg(), tmp_path / "cache", threads=threads)
-    assert set(found["trial_seconds"]) == {"loop", *graphs, "1", "5", "6"}
+    assert set(found["trial_seconds"]) == {"loop", *graphs, *({"1", "5", "6"} if threads else BLOCKS)}
 
 
 def test_blocks_alone(tmp_path: Path) -> None:

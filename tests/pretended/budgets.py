@@ -53,7 +53,7 @@ def test_a_round_keeps_to_its_budget(case: tuple[str, str, str], budget: Budget)
     assert all(a <= b for a, b in zip(found, budget, strict=True)), f"{found}\n{trace.places_of('upload', *WAITS)}"
 
 
-GRAPHED = {"FedAvg momentum": 13.5, "SCAFFOLD II": 13.5, "FedSpeed": 15.25, "DFedSAM": 11.75}
+GRAPHED = {"FedAvg momentum": 8.25, "SCAFFOLD II": 8.25, "FedSpeed": 8.25, "DFedSAM": 8.25}
 """Launches of a step of the cohort as graphs: one a client, and copies where the size of the minibatch changes."""
 
 
@@ -65,6 +65,15 @@ def test_a_graph_is_one_launch_of_a_client_on_any_number_of_streams(algorithm: s
     assert step["launches"] <= most and step["uploads"] == step["waits"] == 0
     captures = trace.ops["wait", "synchronize"]            # a stream may meet a size of minibatches late
     assert (round["uploads"], round["waits"] - captures) == (2, 1)
+
+
+@pytest.mark.parametrize("algorithm", GRAPHED)
+def test_a_graph_is_one_launch_of_a_block(algorithm: str) -> None:
+    """And there are copies where the number of clients or of their samples changes: one more a step in this cohort."""
+    round, step, trace = counted(algorithm, size=4)
+    assert trace.ops["launch", "graph replay"] == MANY, "of one block"
+    assert step["launches"] <= 2 and step["uploads"] == step["waits"] == 0
+    assert (round["uploads"], round["waits"]) == (2, 1)
 
 
 def round_up(value: float) -> int:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fedsim.engine.blocks import Blocks
+from fedsim.engine.captured import Graphs
 from fedsim.engine.federation import Meter
 from fedsim.engine.graphed import Graphed
 from fedsim.engine.local_work import LocalWork
@@ -26,11 +28,16 @@ class Counts(NamedTuple):
     trace: Trace
 
 
-def traced(algorithm: str, steps: int, *, streams: int = 0, **settings: Any) -> Trace:
-    """Operations of the last of three rounds of this many local steps, which are graphs if there are ``streams``."""
+def traced(algorithm: str, steps: int, *, streams: int = 0, size: int = 0, **settings: Any) -> Trace:
+    """Operations of the last of three rounds of this many local steps, which are graphs if there are ``streams``, or
+    blocks of a ``size``.
+    """
     work = LocalWork(batch_size=4, steps=steps, weight_decay=0.01, clip_norm=0.3)
     fed = federation(work=work, dtype=torch.float32, device="cuda", **settings)
     fed = replace(fed, backend=Graphed(streams=streams)) if streams else fed
+    fed = replace(fed, backend=Blocks(size, graphs=Graphs())) if size else fed
+    if size:                                               # what any round captures
+        list(rounds(ALGORITHMS[algorithm], fed))
     meter = Meter(fed)
     meter.measures = False                                 # contractions are part of an evaluation
     trace = Trace()

@@ -168,7 +168,7 @@ void run(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   if (recording() && schema.is_mutable()) {
     std::lock_guard<std::mutex> lock(noting);
     for (size_t i = 0; i < inputs.size(); ++i)
-      if (writable(inputs[i])) overwritten.emplace_back(inputs[i], hosts[i].clone());
+      if (writable(inputs[i])) overwritten.emplace_back(by_address(inputs[i]).toTensor(), hosts[i].clone());
   }
   std::vector<std::vector<int64_t>> shapes;
   for (auto& h : hosts) shapes.push_back(h.sizes().vec());
@@ -255,7 +255,7 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& src, bool non_blocking) {
   const bool asynchronous = across && non_blocking && is_pinned(ours(self) ? src.data_ptr() : self.data_ptr());
   if (across && !asynchronous) refuse_in_capture("copy between host and device from pageable memory");
   if (recording()) {
-    { std::lock_guard<std::mutex> lock(noting); overwritten.emplace_back(self, (ours(self) ? on_host(self) : self).clone()); }
+    { std::lock_guard<std::mutex> lock(noting); overwritten.emplace_back(by_address(self).toTensor(), (ours(self) ? on_host(self) : self).clone()); }
     note([self = by_address(self).toTensor(), src = by_address(src).toTensor()] {
       uses("aten::copy_", {src}, {self});
       (ours(self) ? on_host(self) : self).copy_(ours(src) ? on_host(src) : src);

@@ -17,9 +17,10 @@ from fedsim.clients import cohort
 from fedsim.data import Split
 from fedsim.engine import branches, collected
 from fedsim.engine.branches import branches_of
+from fedsim.engine.captured import MOST_GRAPHS
 from fedsim.engine.examine import examine
 from fedsim.engine.federation import Federation, Meter
-from fedsim.engine.graphed import MOST_GRAPHS, Graphed
+from fedsim.engine.graphed import Graphed
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.engine.memory import MEMORIES

@@ -33,6 +33,7 @@ from fedsim.backends.ray.protocol import (
 )
 from fedsim.controller.evaluate import Scores, score
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.captured import eager_in
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.graphed import Graphed
 from fedsim.engine.local_work import Shards
@@ -161,7 +162,7 @@ class Worker:
         backend = self._backend(task)
         call = self._call(task, down, first, rows)
         sent, memory = backend.run(fed, meter, call)
-        eager = tuple(getattr(backend, "eager", {}).items())
+        eager = tuple(eager_in(backend).items())
         of = [memory[node] for node in task.ids.tolist()] if memory else []
         gradients, kept = meter.ledger.gradient_evaluations[task.ids], tree_map(form, of[0]) if of else ()
         tensors = [array for tree in of for array in arrays(tree)]
@@ -179,11 +180,11 @@ class Worker:
         return Report(sizes, bits, stack.finite(), gradients, forms[0], forms[1], kept, eager=eager), tensors
 
     def _backend(self, task: ClientTask) -> Any:
-        if task.block_size or not task.streams:
+        if not task.streams:
             return Blocks(task.block_size) if task.block_size else Loop()
         if self._graphed.streams != task.streams:
             self._graphed = Graphed(streams=task.streams)
-        return self._graphed
+        return Blocks(task.block_size, graphs=self._graphed) if task.block_size else self._graphed
 
     def _call(self, task: ClientTask, down: Any, first: Any, rows: Sequence[np.ndarray]) -> ClientCall:
         mine = self._mine(task, first, rows)

@@ -223,11 +223,12 @@ class RayHost(Host):
         machines = sum(node["Alive"] for node in workers.ray.nodes())
         gpu = f", {workers.gpus:g} of a GPU" if workers.gpus else ""
         graphs = f"local steps as graphs of {many(plan.streams, 'client')} at a time"
+        replayed = " with local steps as graphs" if plan.streams else ""
         alone = graphs if plan.streams else "one client after the other"
         self.say(
             f"ray: {many(len(workers), 'actor')} on {many(machines, 'machine')} x {many(each, 'client')} a round,"
             f" {many(workers.threads, 'thread')}{gpu} and about {memory / 2**30:.1f} GiB each;"
-            f" {f'blocks of {plan.size}' if plan.size else alone}"
+            f" {f'blocks of {plan.size}{replayed}' if plan.size else alone}"
         )
 
     def init(
