@@ -125,10 +125,10 @@ class DenseFold:
             joined.append(torch.cat([t.flatten(1) for _, t in placed], 1))
         return tuple(joined)
 
-    def memory(self, name: Slot | int, c: int, most: int = 0) -> Parts:
-        """Memory for vectors of the first ``c`` clients while a step runs, at most ``most``, the same in every step."""
+    def memory(self, name: Slot | int, c: int) -> Parts:
+        """Memory for vectors of the first ``c`` clients in a step, the same in every step, and never for more later."""
         if name not in self._memory:
-            self._memory[name] = self.new(max(c, most))
+            self._memory[name] = self.new(c)
         return [t[:c] for t in self._memory[name]]
 
     def new(self, c: int) -> Parts:
@@ -203,16 +203,16 @@ class _Step:
         ((slot, r),) = terms.items()
         factors = self._vectors[slot].factors
         if factors is None:
-            g = self._combined(step.direction, self._fold.memory(id(step), self._c))
+            g = self._combined(step.direction, self._fold.memory(id(step.direction), self._c))
             step.by.step([vectors[0], g, *vectors[1:]], numbers)
             return
         some = max(1, CACHED // self._dense.size)
         for start in range(0, self._c, some):
-            rows = slice(start, start + some)
-            of_some = [[t[rows] for t in parts] for parts in vectors]
-            g = self._fold.memory(id(step), len(of_some[0][0]), some)
+            rows = slice(start, min(start + some, self._c))
+            y, *slots = [[t[rows] for t in parts] for parts in vectors]
+            g = self._fold.memory(id(step), rows.stop - rows.start)
             self._add(g, [(delta[rows], h[rows]) for delta, h in factors], r[rows] if isinstance(r, Tensor) else r, 0.0)
-            step.by.step([of_some[0], g, *of_some[1:]], [t[rows] if t.dim() else t for t in numbers])
+            step.by.step([y, g, *slots], [t[rows] if t.dim() else t for t in numbers])
 
     def _norm(self, slot: Slot) -> Tensor:
         """Norms ``[c]`` of vectors."""

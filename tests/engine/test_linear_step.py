@@ -216,3 +216,18 @@ def test_networks_without_biases_and_with_dropout(
 
     assert_same(client, size, LocalWork(4, steps=6), network)
     assert folds
+
+
+def test_an_optimiser_meets_few_samples_first_and_then_many(
+    folds: list[DenseFold], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fold begins at a small last minibatch, whose gradients are factors; norms of later ones need them whole."""
+    monkeypatch.setattr("tests.engine.test_replay.SIZES", np.full(4, 10))
+    monkeypatch.setattr(linear_stack, "LOW_COST", 1)       # up to two samples
+    monkeypatch.setattr(dense_fold, "CACHED", 1)           # clients step one at a time
+
+    def client(local: Local, x: Tensor) -> Tensor:
+        return local.fold(lambda y, batch: local.descend(y, local.grad(y, batch), 0.1), x, skip=2)
+
+    assert_same(client, 4, LocalWork(4, epochs=2, clip_norm=0.01, optimizer=Adam()))
+    assert folds
