@@ -179,8 +179,12 @@ def check_partition(experiment: Experiment, first: Prepared, seed: int) -> None:
 def _partition(experiment: Experiment, dataset: Dataset, seed: int) -> Partition:
     name = type(experiment.division).__name__
     with explained(f"{name}.partition"):
-        partition = experiment.division.partition(dataset.labels, dataset.train.client, seed)
-    _check_partition(partition, count(dataset.train.y), name)
+        partition: Any = experiment.division.partition(dataset.labels, dataset.train.client, seed)
+    if not isinstance(partition, Partition):
+        raise PartitionError(f"{name}.partition returned a {type(partition).__name__}; expected a Partition")
+    samples = count(dataset.train.y)
+    if len(partition.indices) and (last := partition.indices.max()) >= samples:
+        raise PartitionError(f"{name} gives a client sample {last}, and the data set has {samples}: 0 to {samples - 1}")
     return partition
 
 
@@ -210,13 +214,6 @@ def _unheld(dataset: Dataset, partition: Partition) -> list[str]:
         if not len(gone):                                  # as a rule after the first
             break
     return [dataset.label_names[k] if dataset.label_names else str(k) for k in gone]
-
-
-def _check_partition(partition: Any, samples: int, name: str) -> None:
-    if not isinstance(partition, Partition):
-        raise PartitionError(f"{name}.partition returned a {type(partition).__name__}; expected a Partition")
-    if len(partition.indices) and (last := partition.indices.max()) >= samples:
-        raise PartitionError(f"{name} gives a client sample {last}, and the data set has {samples}: 0 to {samples - 1}")
 
 
 def _own_clients(partition: Partition, train: Split) -> bool:

@@ -38,7 +38,7 @@ def _momentum(by: Any, eta: float, y: Rows, g: Rows, m: Rows) -> None:
 
 
 def _adagrad(by: Any, eta: float, y: Rows, g: Rows, v: Rows) -> None:
-    steps = [*torch.ones(len(y)).unbind()]                   # which count where the step size decays; here it does not
+    steps = [*torch.ones(len(y)).unbind()]                 # which count where the step size decays; here it does not
     torch._fused_adagrad_(y, g, v, steps, lr=eta, lr_decay=0.0, weight_decay=0.0, eps=by.eps, maximize=False)
 
 

@@ -121,7 +121,7 @@ class RayMessages:
     def _neighbours(self, w: csr_array, run: Run) -> _Neighbours:
         ours = self._order[run.start : run.stop]
         mine = w[ours]
-        senders = distinct(mine.indices)                  # ids, in order
+        senders = distinct(mine.indices)                   # ids, in order
         groups = {number: senders[self._owner[senders] == number] for number in range(len(self._runs))}
         me = self._runs.index(run)
         own = groups.pop(me)
