@@ -47,6 +47,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "steps.py").write_text("SIZE = 0.1\n")
     monkeypatch.syspath_prepend(folder.parent)
     source_of.cache_clear()
+    monkeypatch.delitem(sys.modules, "mine", raising=False)   # another test's, in this process
     yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[name]
