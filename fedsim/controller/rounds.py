@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 
-from fedsim.algorithm import has_server
+from fedsim.algorithm import Algorithm, has_server
 from fedsim.clock.barrier import Barrier
 from fedsim.clock.devices import Devices, read_devices
 from fedsim.clock.lazy import LazyClock
@@ -22,6 +20,7 @@ from fedsim.clock.waiting import Waiting
 from fedsim.controller import evaluate
 from fedsim.controller.asynchronous import Driver
 from fedsim.controller.changes import misfit
+from fedsim.controller.checkpoints import Checkpoints
 from fedsim.controller.extend import was_end
 from fedsim.controller.host import Host
 from fedsim.controller.in_process import backend_of, requested
@@ -32,6 +31,7 @@ from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.selection import Selection
 from fedsim.controller.stopping import Criterion
+from fedsim.controller.stopwatch import Stopwatch
 from fedsim.controller.watching import RoundView, Watchers
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.purity import pure
@@ -42,36 +42,50 @@ from fedsim.gossip import alike
 from fedsim.messages.ledger import EDGES, table_of
 from fedsim.record import checkpoint
 from fedsim.record.absences import Absence, absent, summary
-from fedsim.record.blocks import History
 from fedsim.record.covered import DEVICES
 from fedsim.record.directory import RunDirectory, SeedRecord, stopped_after
 from fedsim.record.files import write_atomic
 from fedsim.record.metrics import read_metrics
-from fedsim.record.state import check, flatten, restore
+from fedsim.record.state import check
 from fedsim.record.timeline import Timeline
 from fedsim.types import Kept
+from fedsim.values import Vector
 
-MESSAGES = "clock.messages"
-MOST_RETURNS = 10
+MOST_ATTEMPTS = 10
 """Attempts at a seed, each from its last checkpoint, before lost machines end the run."""
 
 
 class SeedRun:
-    """One seed of a run in progress."""
+    """One seed of a run in progress.
+
+    Attributes:
+        prepared, federation: those of the seed, with the backend once it is connected.
+        clock: simulated seconds; None for an experiment without a clock.
+        barrier: who is waited for; None for everybody.
+        timeline: what each client does by the clock.
+        method: the algorithm to run.
+        selection: the cohorts, of the present attempt; so are `meter` and `checkpoints`.
+    """
+
+    method: Algorithm[Any]
+    selection: Selection
+    checkpoints: Checkpoints
 
     def __init__(
         self, experiment: Experiment, directory: RunDirectory, seed: int, prepared: Prepared, bar: RunProgress,
         host: Host, watchers: Watchers,
     ) -> None:  # fmt: skip
         self.experiment, self.directory, self.seed, self.prepared, self.bar = experiment, directory, seed, prepared, bar
-        self.watchers = watchers
-        self.federation, self.meter, self.host = prepared.federation, Meter(prepared.federation), host
-        self._start = 0.0                                  # start of the clock that times rounds
-        self._last = experiment.rounds                     # number of the last round
+        self.host, self.watchers = host, watchers
+        self.federation, self.meter = prepared.federation, Meter(prepared.federation)
+        self.clock: LazyClock | Driver | None = None
+        self.barrier: Barrier | None = None
+        self.timeline: Timeline | None = None
+        self._name = type(experiment.algorithm).__name__
+        self._metrics = {metric.name for metric in experiment.measures}
+        self._last = experiment.rounds                     # number of the last round, which a criterion may lower
         self._measured: dict[tuple[str, str], float] = {}  # in this round
-        self.clock: LazyClock | Driver | None = None       # of simulated seconds
-        self.barrier: Barrier | None = None                # who is waited for; None for everybody
-        self.timeline: Timeline | None = None              # what the clock has seen
+        self._stopwatch = Stopwatch()
 
     def run(self) -> None:
         """Run from the latest checkpoint, or from the beginning, to the last round."""
@@ -80,18 +94,14 @@ class SeedRun:
             devices = self._devices(record)
             for attempt in count(1):
                 try:
-                    self._run(record, x, devices)
+                    self._attempt(record, x, devices)
                     break
                 except StateLostError as lost:
-                    if attempt == MOST_RETURNS:
+                    if attempt == MOST_ATTEMPTS:
                         raise
                     self.host.say(f"{lost}; going back to the last checkpoint")
             self._write_edges()
-            if missing := absent(read_metrics(record.timing.path)):   # including rounds before a resume
-                self.host.say(f"seed {self.seed}: {summary(missing, self._last)}")
-            if self.barrier is not None and self.barrier.clock.skipped:
-                skipped = f"{many(self.barrier.clock.skipped, 'round')} of {self._last}"
-                self.host.say(f"seed {self.seed}: {skipped} had too few messages for a step, see waiting")
+            self._report_absences(record)
 
     def _devices(self, record: SeedRecord) -> Devices | None:
         """The devices with which the seed began, from the run directory; they are drawn once."""
@@ -102,61 +112,81 @@ class SeedRun:
             record.keep_devices(drawn.to_bytes())
         return drawn
 
-    def _run(self, record: SeedRecord, x: torch.Tensor, devices: Devices | None) -> None:
+    def _write_edges(self) -> None:
+        """Write the bytes sent over each link, for methods whose nodes communicate directly."""
+        if text := table_of(self.meter.ledger.edges()):
+            write_atomic(self.directory.seed_path(self.seed) / EDGES, text)
+
+    def _report_absences(self, record: SeedRecord) -> None:
+        if missing := absent(read_metrics(record.timing.path)):       # including rounds before a resume
+            self.host.say(f"seed {self.seed}: {summary(missing, self._last)}")
+        if self.barrier is not None and self.barrier.clock.skipped:
+            skipped = f"{many(self.barrier.clock.skipped, 'round')} of {self._last}"
+            self.host.say(f"seed {self.seed}: {skipped} had too few messages for a step, see waiting")
+
+    def _attempt(self, record: SeedRecord, x: Vector, devices: Devices | None) -> None:
+        """Run from the latest checkpoint, or from the initial model ``x``, until the seed ends or machines are lost."""
         loaded = checkpoint.load_latest(
             record.checkpoints, misfit(self.directory, self.seed, record, self._extended_from)
         )
-        algorithm = method_of(self.experiment, self.federation.model)
         backend = self._connect(loaded.meta["backend"] if loaded else None)
-        fed, self.meter = self.federation, Meter(self.federation)
-        concurrency = self.experiment.concurrency
-        times = VirtualClock(devices) if devices is not None and concurrency is None else None
-        if times is not None and self.experiment.waiting != Waiting():
-            self.barrier = Barrier(self.experiment.waiting, times, self.seed)
-        sampling = self.experiment.participation
-        self.selection = Selection(sampling, self.prepared, self.meter, times, self.barrier, self.host)
-        if devices is not None:
-            self.meter.trace = []
-            self.timeline = Timeline(record.directory / "timeline.csv", loaded.round if loaded else -1)
-            if times is not None:
-                self.clock = LazyClock(times, lazy=not self.selection.looks_at_clock)
-            elif concurrency is not None:
-                driver = Driver if has_server(algorithm) else Meetings
-                self.clock = driver(algorithm, fed, self.meter, devices, concurrency, self.host)
-            assert self.clock is not None
-            self.clock.timeline = None if loaded else self.timeline   # which has the initialisation already
-        name, done = f"{type(self.experiment.algorithm).__name__}.init", 0
-        with pure(name, x), explained(name):
-            state = self.host.init(algorithm, x, fed, self.meter, template=loaded is not None)
-        check(name, state, server=has_server(algorithm))
-        self._tick(0)
-        if self.clock is not None:
-            self.clock.timeline = self.timeline
+        self.meter, self.method = Meter(self.federation), method_of(self.experiment, self.federation.model)
+        self._set_clock(record, devices, loaded)
+        meta = {"settings_sha256": settings_hash(self.directory.config), "backend": backend}
+        self.checkpoints = Checkpoints(record, self.meter.ledger, self.selection, self.clock, meta)
+        state, done, extended = self._initial(x, loaded), 0, False
         if loaded:
-            state, done = self._restore(state, loaded), loaded.round
-            if extended := self._extended_from(done):
+            state = self.checkpoints.restore(loaded, state, self.federation.memory.put_rows, self.directory.path)
+            done, extended = loaded.round, self._extended_from(loaded.round)
+            if extended:
                 record.shorten(done, self._kept(done))
             record.truncate(record.metrics.size if extended else loaded.meta["offset"], done)
         else:
             record.truncate(0, -1)
-            extended = False
         self._criterion = Criterion(self.experiment, read_metrics(record.metrics.path))
+        self._absence = Absence(self.host.say)
         before = read_metrics(record.timing.path).series("host", "seconds")
-        self._start = time.perf_counter() - max(before.values(), default=0.0)
+        self._stopwatch = Stopwatch(max(before.values(), default=0.0))
         self.bar.start(self.seed, done)
         if loaded is None:                                 # otherwise round 0 has been evaluated already
             self._evaluate(record, 0, state)
             self._tell(record, 0, state)
         if done != stopped_after(self.directory.manifest, self.seed):
-            self._rounds(record, state, done, backend, extended)
+            self._rounds(record, state, done, extended)
 
     def _extended_from(self, round: int) -> bool:
         return round < self.experiment.rounds and was_end(self.directory.manifest, round)
 
-    def _write_edges(self) -> None:
-        """Write the bytes sent over each link, for methods whose nodes communicate directly."""
-        if text := table_of(self.meter.ledger.edges()):
-            write_atomic(self.directory.seed_path(self.seed) / EDGES, text)
+    def _set_clock(self, record: SeedRecord, devices: Devices | None, loaded: checkpoint.Loaded | None) -> None:
+        """Set what depends on simulated time: clock, timeline, barrier, and the sampling that may look at them."""
+        concurrency, waiting = self.experiment.concurrency, self.experiment.waiting
+        times = VirtualClock(devices) if devices is not None and concurrency is None else None
+        if times is not None and waiting != Waiting():
+            self.barrier = Barrier(waiting, times, self.seed)
+        sampling = self.experiment.participation
+        self.selection = Selection(sampling, self.prepared, self.meter, times, self.barrier, self.host)
+        if devices is None:
+            return
+        self.meter.trace = []
+        self.timeline = Timeline(record.directory / "timeline.csv", loaded.round if loaded else -1)
+        if times is not None:
+            self.clock = LazyClock(times, lazy=not self.selection.looks_at_clock)
+        elif concurrency is not None:
+            driver = Driver if has_server(self.method) else Meetings
+            self.clock = driver(self.method, self.federation, self.meter, devices, concurrency, self.host)
+
+    def _initial(self, x: Vector, loaded: checkpoint.Loaded | None) -> Any:
+        """The state before round 1; with a checkpoint, a template of its layout."""
+        if self.clock is not None and loaded is None:      # otherwise the timeline has the initialisation already
+            self.clock.timeline = self.timeline
+        name = f"{self._name}.init"
+        with pure(name, x), explained(name):
+            state = self.host.init(self.method, x, self.federation, self.meter, template=loaded is not None)
+        check(name, state, server=has_server(self.method))
+        self._tick(0)
+        if self.clock is not None:
+            self.clock.timeline = self.timeline
+        return state
 
     def _tick(self, round: int) -> None:
         """Let the clock, if there is one, follow what happened in a round."""
@@ -172,69 +202,24 @@ class SeedRun:
             return {"seconds": self.clock.now}
         return {"seconds": self.clock.now, "late": self.barrier.clock.late, "skipped": self.barrier.clock.skipped}
 
-    def _told(self) -> Callable[[], dict[str, torch.Tensor]]:
-        """Clock and sampling as they are now: a function that names their tensors for a checkpoint."""
-        sampling = {f"sampling.{name}": tensor for name, tensor in self.selection.snapshot().items()}
-        times = dict if self.clock is None else self.clock.freeze()
-        return lambda: sampling | {f"clock.{name}": tensor for name, tensor in times().items()}
-
-    def _under_way(self) -> Callable[[], dict[str, dict[int, Any]]]:
-        """Messages under way as they are now, under the name that they have among a checkpoint's memories: a function
-        that waits for those that are being computed.
-        """
-        there = self.clock.under_way() if isinstance(self.clock, Driver) else dict
-        return lambda: {MESSAGES: messages} if (messages := there()) else {}
-
-    def _rounds(self, record: SeedRecord, state: Any, done: int, backend: dict[str, Any], extended: bool) -> None:
-        experiment, fed, method = self.experiment, self.federation, method_of(self.experiment, self.federation.model)
-        name, at, told = type(experiment.algorithm).__name__, record.position(), self._told()
-        sent = self._under_way()
-        ledger = self.meter.ledger
-        ledger.settle()
-        absence, followed = Absence(self.host.say), {metric.name for metric in experiment.measures}
-        history, settings = History(), settings_hash(self.directory.config)
-
-        def save() -> None:  # the last completed round, whatever came after it
-            meta = {**at, "settings_sha256": settings, "backend": backend}
-            ledger.undo()
-            costs = {f"ledger.{name}": tensor for name, tensor in ledger.state().items()}
-            with self._clock_stopped():
-                if self.timeline is not None:
-                    self.timeline.write()
-                record.sync()
-                tensors, memories = flatten(state)
-                named: dict[str, Any] = {**tensors, **costs, **told()}
-                rows = {**memories, **sent()}
-                checkpoint.save(record.checkpoints, done, named, meta, memories=rows, history=history)
-                self.host.saved(state)
-
+    def _rounds(self, record: SeedRecord, state: Any, done: int, extended: bool) -> None:
+        """Run the rounds after ``done``, and leave a checkpoint of the last completed one whatever happens."""
+        self.checkpoints.note(done, state)
         try:
             if extended:                                   # as it is before more rounds, with another offset
-                save()
-            for round in range(done + 1, experiment.rounds + 1):
-                ids = self.selection.cohort(round, state)
-                due = round == self._last or experiment.evaluation.due(round)
-                self.meter.measures = due and alike(fed.p)
-                self.meter.follows_drift, self.meter.drift = due and "drift" in followed, None
-                with pure(f"{name}.round", state), explained(f"{name}.round in round {round}"):
-                    new, counted = self._step(method, state, round, ids)
-                check(f"{name}.round", new, state)
-                if round == self._last:
-                    new = self._finished(new, round)
-                self._tick(round)
-                self.selection.follow(round, state, counted)
-                absence.note(round, ids.tolist(), self.host.skipped)
-                for node in self.host.skipped:
-                    record.timing.add(round, "round", "skipped", 1, node)
+                self._save()
+            for round in range(done + 1, self.experiment.rounds + 1):
+                due = round == self._last or self.experiment.evaluation.due(round)
+                new = self._round(record, state, round, due)
                 if due:
-                    new = self._evaluate(record, round, new, state if "update_norm" in followed else None)
+                    new = self._evaluate(record, round, new, state if "update_norm" in self._metrics else None)
                 else:
                     self._measured = {}
                     self.bar.update(round)
-                state, done, told, sent, at = new, round, self._told(), self._under_way(), record.position()
-                ledger.settle()
-                if round == self._last or round % experiment.execution.checkpoint_every == 0:
-                    save()
+                state = new
+                self.checkpoints.note(round, state)
+                if round == self._last or round % self.experiment.execution.checkpoint_every == 0:
+                    self._save()
                 self._tell(record, round, state)
                 if round == self._last:
                     break
@@ -242,11 +227,37 @@ class SeedRun:
             raise
         except (CheckpointError, RunError):                # the disk may be full
             with contextlib.suppress(FedsimError):
-                save()
+                self._save()
             raise
         except (KeyboardInterrupt, Exception):             # also a bug in an algorithm: keep the rounds before it
-            save()
+            self._save()
             raise
+
+    def _save(self) -> None:
+        """Write a checkpoint of the last completed round."""
+        with self._stopwatch.paused():
+            if self.timeline is not None:
+                self.timeline.write()
+            self.checkpoints.save()
+            self.host.saved(self.checkpoints.completed.state)
+
+    def _round(self, record: SeedRecord, state: Any, round: int, due: bool) -> Any:
+        """Run a round with a cohort, and return the new state; ``due`` says whether it will be evaluated."""
+        ids = self.selection.cohort(round, state)
+        self.meter.measures = due and alike(self.federation.p)
+        self.meter.follows_drift, self.meter.drift = due and "drift" in self._metrics, None
+        name = f"{self._name}.round"
+        with pure(name, state), explained(f"{name} in round {round}"):
+            new, counted = self._step(self.method, state, round, ids)
+        check(name, new, state)
+        if round == self._last:
+            new = self._finished(new, round)
+        self._tick(round)
+        self.selection.follow(round, state, counted)
+        self._absence.note(round, ids.tolist(), self.host.skipped)
+        for node in self.host.skipped:
+            record.timing.add(round, "round", "skipped", 1, node)
+        return new
 
     def _step(self, method: Any, state: Any, round: int, ids: np.ndarray) -> tuple[Any, np.ndarray]:
         """The state after a round and the clients whose messages counted, or the state after a server step."""
@@ -265,10 +276,9 @@ class SeedRun:
 
     def _finished(self, state: Any, round: int) -> Any:
         """The state after the last round, with what the method still has under way."""
-        name = f"{type(self.experiment.algorithm).__name__}.finish"
-        method = method_of(self.experiment, self.federation.model)
+        name = f"{self._name}.finish"
         with pure(name, state), explained(name):
-            ended = self.host.finish(method, state, self.federation, self.meter, round)
+            ended = self.host.finish(self.method, state, self.federation, self.meter, round)
         check(name, ended, state)
         return ended
 
@@ -281,17 +291,10 @@ class SeedRun:
         due, clients = self.experiment.evaluation.due(round), self._clients_due(round)
         return lambda scope, node: due and (clients or not evaluate.of_clients(scope, node))
 
-    @contextlib.contextmanager
-    def _clock_stopped(self) -> Iterator[None]:
-        """Exclude the enclosed work from the algorithm's time."""
-        begun = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - begun
-
     def _evaluate(self, record: SeedRecord, round: int, state: Any, before: Any = None) -> Any:
         """Measure and record a round, and return its state: after the last one, perhaps this, that of `_finished`."""
-        record.timing.add(round, "host", "seconds", time.perf_counter() - self._start)
-        with self._clock_stopped():
+        record.timing.add(round, "host", "seconds", self._stopwatch.seconds)
+        with self._stopwatch.paused():
             rows = self._measure(round, state, before)
         if why := self._criterion.reason(round, rows):
             self._note_stop(round, why)
@@ -299,7 +302,7 @@ class SeedRun:
                 self._last = round
                 state = self._finished(state, round)
                 self._tick(round)
-                with self._clock_stopped():
+                with self._stopwatch.paused():
                     rows = self._measure(round, state, before)
         self._measured = {(row.scope, row.metric): row.value for row in rows if row.node is None}
         record.add(round, rows, apart=self.federation.shards.n > evaluate.MANY)
@@ -312,7 +315,7 @@ class SeedRun:
         """Show a round to those who watch the run."""
         record.flush()
         seen = MappingProxyType(self._measured)
-        with self._clock_stopped():
+        with self._stopwatch.paused():
             last = round == self._last
             self.watchers.tell(RoundView(self.directory, self.seed, round, last, seen, self.prepared, state))
 
@@ -367,29 +370,3 @@ class SeedRun:
 
         backend = backend_of(chosen, note, may_fall=self.experiment.execution.backend == "auto")
         return replace(self.federation, backend=backend), chosen
-
-    def _restore(self, template: Any, loaded: checkpoint.Loaded) -> Any:
-        costs = [name for name in loaded.tensors if name.startswith("ledger.")]
-        try:
-            self.meter.ledger.restore({name.removeprefix("ledger."): loaded.tensors[name] for name in costs})
-            times = [name for name in loaded.tensors if name.startswith("clock.")]
-            if self.clock is not None:
-                named = {name.removeprefix("clock."): loaded.tensors[name] for name in times}
-                self.clock.restore(named, template, loaded.memories.get(MESSAGES, ()))
-            told = [name for name in loaded.tensors if name.startswith("sampling.")]
-            self.selection.restore({name.removeprefix("sampling."): loaded.tensors[name] for name in told})
-            state = restore(template, loaded, self.federation.memory.put_rows)
-            tensors, memories = flatten(state)
-            if unread := (loaded.tensors.keys() - tensors.keys() - {*costs, *times, *self._told()()}) | (
-                loaded.memories.keys() - memories.keys() - ({MESSAGES} if isinstance(self.clock, Driver) else set())
-            ):
-                raise CheckpointError(
-                    f"the checkpoint of round {loaded.round} in {self.directory.path} holds {min(unread)}, which the"
-                    " algorithm's initial state lacks; it belongs to another algorithm or version"
-                )
-            return state
-        except KeyError as error:
-            raise CheckpointError(
-                f"the checkpoint of round {loaded.round} in {self.directory.path} lacks {error}; it belongs to"
-                " another algorithm or version"
-            ) from error
