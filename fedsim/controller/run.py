@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
-
-import torch
 
 from fedsim.controller.changes import accept_changes
 from fedsim.controller.extend import check_extension, note_extension
@@ -23,14 +21,23 @@ from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.controller.local_steps import check_local_steps
 from fedsim.controller.prepare import Prepared, data_hash
 from fedsim.controller.progress import RunProgress
+from fedsim.controller.resuming import (
+    changes_of_place,
+    check_data,
+    check_experiment,
+    check_finished,
+    check_manifest,
+    check_model,
+    check_settings,
+    place_of,
+    seeds_to_extend,
+)
 from fedsim.controller.rounds import SeedRun
-from fedsim.controller.settings import check_model, check_settings
-from fedsim.controller.verify import of_seeds
 from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
-from fedsim.experiment.code import changed, code_of
+from fedsim.experiment.code import code_of
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.experiment.identity import settings_hash
@@ -38,18 +45,13 @@ from fedsim.experiment.short_forms import recorded
 from fedsim.gossip import graph_file
 from fedsim.partition.card import label_counts
 from fedsim.record import checkpoint
-from fedsim.record.directory import RunDirectory, create_run, describe_stops, open_run, stopped_after
-from fedsim.record.files import damaged
-from fedsim.record.metrics import read_metrics
+from fedsim.record.directory import RunDirectory, create_run, open_run
 from fedsim.record.owned import Owned, write_owned
 from fedsim.record.sinks.sink import LiveSinks, maker
 from fedsim.record.version import check_version
 
 HostOf: TypeAlias = Callable[[Experiment], Host]
 """Function that chooses the host of an experiment's clients."""
-
-NEEDED = ("data_hash", "partition_hash", "device", "threads", "backend")
-"""What a run that is to be resumed has in its manifest."""
 
 
 def run(
@@ -75,26 +77,8 @@ def _run_new(
         host.say(f"note: {remark}")
     if first.unheld:
         host.say(f"no client has a sample of class {', '.join(first.unheld)}, which cannot be learned: see partition")
-    model = first.federation.model
-    manifest = {
-        "seeds": experiment.seed_list,
-        **_place(first),
-        "parameters": model.d,
-        "precision": experiment.dtype if experiment.precision == "float32" else experiment.precision,
-        **({"nondeterministic": model.nondeterministic} if model.nondeterministic else {}),
-        "clients": first.partition.n,
-        "data_hash": data_hash(first.dataset),
-        "data_notes": first.dataset.notes,
-        "client_names": list(first.dataset.client_names or ()),
-        "node_names": graph.names() if (graph := graph_file(experiment.topology)) else [],
-        "partition_hash": {str(experiment.seed): first.partition.hash},
-        "larger_is_better": {metric.name: metric.larger_is_better for metric in experiment.measures},
-        **({} if experiment.init is None else {"init_hash": file_hash(experiment.init)}),
-        "settings_hash": settings_hash(config := to_config(experiment)),
-        "code": code_of(experiment),
-        "backend": {},
-    }
-    directory = create_run(root, experiment.title, config, manifest, output)
+    config = to_config(experiment)
+    directory = create_run(root, experiment.title, config, _manifest(experiment, first, config), output)
     try:
         _run_seeds(experiment, directory, experiment.seed_list, first, progress, host, on_round)
     except (ConfigError, CodeError) as error:
@@ -103,6 +87,29 @@ def _run_new(
             shutil.rmtree(directory.path)
         raise
     return directory
+
+
+def _manifest(experiment: Experiment, first: Prepared, config: dict[str, Any]) -> dict[str, Any]:
+    """What ``manifest.json`` says of a run when it begins."""
+    model, graph = first.federation.model, graph_file(experiment.topology)
+    return {
+        "seeds": experiment.seed_list,
+        **place_of(first),
+        "parameters": model.d,
+        "precision": experiment.dtype if experiment.precision == "float32" else experiment.precision,
+        **({"nondeterministic": model.nondeterministic} if model.nondeterministic else {}),
+        "clients": first.partition.n,
+        "data_hash": data_hash(first.dataset),
+        "data_notes": first.dataset.notes,
+        "client_names": list(first.dataset.client_names or ()),
+        "node_names": graph.names() if graph else [],
+        "partition_hash": {str(experiment.seed): first.partition.hash},
+        "larger_is_better": {metric.name: metric.larger_is_better for metric in experiment.measures},
+        **({} if experiment.init is None else {"init_hash": file_hash(experiment.init)}),
+        "settings_hash": settings_hash(config),
+        "code": code_of(experiment),
+        "backend": {},
+    }
 
 
 def _begun(directory: RunDirectory, experiment: Experiment, rounds: int) -> bool:
@@ -115,37 +122,28 @@ def _begun(directory: RunDirectory, experiment: Experiment, rounds: int) -> bool
 
 def resume(
     path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool, rounds: int | None = None,
-    on_round: OnRound | None = None,
-    accept: bool = False,
+    on_round: OnRound | None = None, accept: bool = False,
 ) -> RunDirectory:  # fmt: skip
     """Continue a run that was interrupted or failed, or extend one; see ``fedsim.resume``."""
     check_callback(on_round)
     directory = open_run(path)
-    seeds = [int(seed) for seed in directory.manifest["status"]]
-    todo = [seed for seed in seeds if directory.manifest["status"][str(seed)]["state"] != "finished"]
-    changes = accept_changes(directory, seeds) if accept else []
-    _check_finished(directory, sorted(set(seeds) - set(todo)), accept)
+    states = {int(seed): status["state"] for seed, status in directory.manifest["status"].items()}
+    todo = [seed for seed, state in states.items() if state != "finished"]
+    changes = accept_changes(directory, states) if accept else []
+    check_finished(directory, sorted(states.keys() - set(todo)), accept)
     check_settings(directory)
     config = recorded(directory.config)
     extends = rounds is not None and rounds != config["rounds"]
     if rounds is not None and extends:
-        manifest = directory.manifest
-        todo = [seed for seed in map(int, manifest["status"]) if stopped_after(manifest, seed) is None]
-        if not todo:
-            raise ConfigError(
-                f"{path} has stopped: {describe_stops(manifest)}. A run of {rounds} rounds would stop there"
-                " too; begin a new one with another criterion, or without"
-            )
-        config["rounds"] = rounds
+        todo, config["rounds"] = seeds_to_extend(directory, rounds), rounds
         experiment = None if experiment is None else replace(experiment, rounds=rounds)
     if todo:
         check_version(path, directory.manifest)            # whose settings another version may lack
-    if experiment is not None and (other := _differing(config, to_config(experiment))):
-        raise RunError(f"{path} was run with other settings of {', '.join(other)}; resume it with its own experiment")
+    if experiment is not None:
+        check_experiment(directory, config, experiment)
     if not todo:
         return directory
-    if missing := [name for name in NEEDED if name not in directory.manifest]:
-        raise damaged(path / "manifest.json", f"{missing[0]} is missing")
+    check_manifest(directory)
     experiment = experiment or from_config({**directory.config, "rounds": config["rounds"]})
     if extends:
         check_extension(directory, experiment, experiment.rounds)
@@ -153,61 +151,13 @@ def resume(
     with torch_threads(experiment.execution.threads or directory.manifest["threads"]), host_of(experiment) as there:
         first = there.prepare(experiment, todo[0])
         check_model(directory, first.federation.model.d)
-        found, expected = data_hash(first.dataset), directory.manifest["data_hash"]
-        if found != expected:
-            raise RunError(
-                f"{path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore the"
-                " data files"
-            )
-        for remark in [*_moved(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:
+        check_data(directory, first)
+        for remark in [*changes_of_place(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:
             there.say(remark)
         if extends:
             note_extension(directory, experiment.rounds)
         _run_seeds(experiment, directory, todo, first, progress, there, on_round)
     return directory
-
-
-def _check_finished(directory: RunDirectory, seeds: list[int], accept: bool) -> None:
-    """Refuse another number of rounds than finished seeds have, which would be ignored, and files that have changed.
-
-    Raises:
-        RunError: ``config.yaml`` was edited since, or files of these seeds.
-    """
-    rounds = directory.config.get("rounds")
-    if rounds is None:                                     # the file was cut short
-        raise damaged(directory.path / "config.yaml", "rounds is missing")
-    for seed in seeds:
-        done = read_metrics(directory.seed_path(seed) / "metrics.jsonl").round.max(initial=0)
-        if done not in (rounds, stopped_after(directory.manifest, seed)):
-            raise RunError(
-                f"{directory.path}: seed {seed} finished after {done} rounds, but config.yaml now says rounds:"
-                f" {rounds}. Set rounds: {done} again; a run is extended by: fedsim resume {directory.path} --rounds"
-                f" {rounds}"
-            )
-    checked = [seed for seed in seeds if any((directory.seed_path(seed) / "checkpoints").glob("round-*"))]
-    if fault := next(of_seeds(directory, checked), None):  # nothing is known without checkpoints
-        leave = f", or leave it as it is, noted in manifest.json: fedsim resume {directory.path} --accept-changes"
-        raise RunError(f"{fault}; the seed has finished: restore the file{'' if accept else leave}")
-
-
-def _moved(manifest: dict[str, Any], first: Prepared) -> Iterator[str]:
-    """Changes since the run began that can affect its numbers."""
-    if modules := changed(manifest.get("code", {})):
-        yield f"{', '.join(modules)} changed since the run began: later rounds are those of the code as it is now"
-    before = {"torch": manifest["versions"].get("torch", "unknown"), **manifest}
-    for name, now in {"torch": torch.__version__, **_place(first)}.items():
-        if now != before[name]:
-            yield f"{name} was {before[name]} when the run began and is {now} now: the last digits may differ"
-
-
-def _place(first: Prepared) -> dict[str, Any]:
-    return {"device": str(first.federation.model.device), "threads": torch.get_num_threads()}
-
-
-def _differing(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Settings that determine a result and have another value."""
-    free = ("execution", "data")                           # the data has a hash of its own
-    return [key for key in config | other if key not in free and config.get(key) != other.get(key)]
 
 
 def _run_seeds(

@@ -14,7 +14,7 @@ from fedsim.controller.initial import check_unchanged
 from fedsim.controller.keeping import method_of
 from fedsim.controller.personal import kept_of_models, personal_model
 from fedsim.controller.prepare import Prepared, prepare
-from fedsim.controller.settings import check_model
+from fedsim.controller.resuming import check_model
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
 from fedsim.experiment.config.write import only_in_python

@@ -12,8 +12,8 @@ from torch import nn
 from algorithms import DPSGD, FedAvg, FedCM, FedProx, FedSAM, Scaffold
 from fedsim import Adam, CosineSteps, Execution, Experiment, FixedSize, LinearSteps, LocalWork, run
 from fedsim.clients import cohort
+from fedsim.controller.local_steps import check_local_steps
 from fedsim.controller.prepare import prepare
-from fedsim.controller.run import check_local_steps
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Meter
 from fedsim.engine.local_work import minibatches
