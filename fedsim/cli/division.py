@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsim.cli.output import writing
-from fedsim.controller.prepare import resolve_data
+from fedsim.controller.loading import problem_and_dataset
 from fedsim.data import Dataset
 from fedsim.experiment.division import DIRICHLET, division
 from fedsim.experiment.experiment import Data
 from fedsim.partition import Partitioner, card, plot
 from fedsim.partition.card import Card
-from fedsim.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ def divide(chosen: Division, picture: str | None, file: str | None) -> Card:
         picture: file of a picture to draw.
         file: file to write the samples of each client to.
     """
-    source = resolve_data(chosen.data)
-    dataset = source.dataset if isinstance(source, Problem) else source
+    _, dataset = problem_and_dataset(chosen.data)
     labels = dataset.labels
     parts = division(chosen.data, chosen.partition).partition(labels, dataset.train.client, chosen.seed)
     if picture is not None:

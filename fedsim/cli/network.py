@@ -14,7 +14,7 @@ from torch import nn
 
 from fedsim.cli.output import writing
 from fedsim.controller.host import note
-from fedsim.controller.prepare import resolve_data
+from fedsim.controller.loading import problem_and_dataset
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, in_bytes, many
 from fedsim.experiment.config.write import written
@@ -77,8 +77,7 @@ def show(network: Network, run: RunDirectory | None, picture: str | None) -> dic
     Returns:
         Settings of the topology, its round and seed, and what `measure` returns.
     """
-    source = resolve_data(network.data)
-    dataset = source.dataset if isinstance(source, Problem) else source
+    problem, dataset = problem_and_dataset(network.data)
     counts = network.weights == "samples"
     divided = network.nodes is None or picture is not None or is_problem(network.data) or counts
     parts = _partition(network, dataset) if divided else None
@@ -89,7 +88,7 @@ def show(network: Network, run: RunDirectory | None, picture: str | None) -> dic
     if file := graph_file(network.topology):
         for remark in file.remarks():
             note(remark)
-    measured = measure(w, _parameters(network, source, dataset))
+    measured = measure(w, _parameters(network, problem, dataset))
     if run is not None:
         measured["bytes_over_links"] = _over_links(run, network.seed)
     if picture is not None and parts:
@@ -149,9 +148,9 @@ def _partition(network: Network, dataset: Dataset) -> Partition:
     return partition
 
 
-def _parameters(network: Network, source: Dataset | Problem, dataset: Dataset) -> int:
+def _parameters(network: Network, problem: Problem | None, dataset: Dataset) -> int:
     """Length d of a message: the number of the model's parameters."""
-    module: Any = source.module if isinstance(source, Problem) else network.model
+    module: Any = network.model if problem is None else problem.module
     if not isinstance(module, nn.Module):
         module = module.build(dataset.input_shape, dataset.classes)
     return sum(p.numel() for p in module.parameters())

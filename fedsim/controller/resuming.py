@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fedsim.controller.prepare import Prepared, data_hash
+from fedsim.controller.loading import data_hash
+from fedsim.controller.prepare import Prepared
 from fedsim.controller.verify import of_seeds
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.code import changed

@@ -18,8 +18,9 @@ from fedsim.controller.extend import check_extension, note_extension
 from fedsim.controller.host import Host
 from fedsim.controller.initial import check_unchanged, file_hash
 from fedsim.controller.interrupt import terminate_as_interrupt
+from fedsim.controller.loading import data_hash
 from fedsim.controller.local_steps import check_local_steps
-from fedsim.controller.prepare import Prepared, data_hash
+from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.resuming import (
     changes_of_place,

@@ -10,10 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedsim.controller.prepare import data_hash, resolve_data
+from fedsim.controller.loading import data_hash, problem_and_dataset
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.experiment.code import changed, outdated
-from fedsim.problems import Problem
 from fedsim.record.directory import open_run
 from fedsim.record.files import free_name
 from fedsim.sweeps.grid import Point, Sweep, experiment_of
@@ -69,7 +68,7 @@ def set_aside(sweep: Sweep, point: Point) -> None:
 def _hash_now(config: dict[str, Any]) -> str | None:
     """Hash of the data that a point would find; None where there are none, which says nothing of its result."""
     try:
-        data = resolve_data(experiment_of(config).data)
+        _, dataset = problem_and_dataset(experiment_of(config).data)
     except FedsimError:
         return None
-    return data_hash(data.dataset if isinstance(data, Problem) else data)
+    return data_hash(dataset)

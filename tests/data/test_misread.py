@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedsim import Data, Experiment, run
-from fedsim.controller.prepare import resolve_data
+from fedsim.controller.loading import resolve_data
 from fedsim.data import MissingDataError, load
 from fedsim.errors import DataError
 from fedsim.partition import NaturalIdPartitioner

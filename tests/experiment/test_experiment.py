@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from algorithms import DCGD, DFedAvg, FedAvg, FedBuff
 from fedsim import Bernoulli, Clients, Data, Evaluation, Execution, Experiment, FixedSize, LocalWork, run
 from fedsim.compress import Identity
-from fedsim.controller.prepare import data_hash, resolve_data
+from fedsim.controller.loading import data_hash, resolve_data
 from fedsim.data import Dataset, Split
 from fedsim.errors import CodeError, ConfigError, DataError, ModelError, PartitionError
 from fedsim.experiment.schedule import Cosine

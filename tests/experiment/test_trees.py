@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from algorithms import FedAvg
 from fedsim import Dataset, Evaluation, Experiment, LocalWork, Split, run
-from fedsim.controller.prepare import data_hash, prepare
+from fedsim.controller.loading import data_hash
+from fedsim.controller.prepare import prepare
 from fedsim.errors import DataError, ModelError, PartitionError
 from fedsim.models import MLP, CharLSTM, LeNet5
 from fedsim.partition import IidPartitioner, PathologicalPartitioner, RotationSkew

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits, load_svmlight_file
 from torch import Tensor
 from torch.func import grad, jacrev
 
-from fedsim.controller.prepare import resolve_data
+from fedsim.controller.loading import resolve_data
 from fedsim.data import load
 from fedsim.data.dataset import Dataset, Split
 from fedsim.errors import ConfigError

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from algorithms import FedAvg
-from fedsim.controller.prepare import loss_of
+from fedsim.controller.model import loss_of
 from fedsim.data import load
 from fedsim.errors import CodeError, ConfigError
 from fedsim.experiment.config import from_config, to_config

@@ -15,7 +15,9 @@ from torch import Tensor
 from fedsim.backends.flower.protocol.calls import RefusedError
 from fedsim.backends.flower.protocol.common import Common, of_text
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
-from fedsim.controller.prepare import Prepared, build_model, prepare, resolve_data
+from fedsim.controller.loading import resolve_data
+from fedsim.controller.model import build_model
+from fedsim.controller.prepare import Prepared, prepare
 from fedsim.data import Dataset
 from fedsim.data.catalogue import FORMATS
 from fedsim.data.signature import MismatchError, fitted

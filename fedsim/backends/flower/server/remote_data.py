@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from fedsim.backends.flower.protocol.common import Common
+from fedsim.controller.loading import resolve_data
+from fedsim.controller.model import build_model
 from fedsim.controller.placement import seen
-from fedsim.controller.prepare import Prepared, build_model, resolve_data
+from fedsim.controller.prepare import Prepared
 from fedsim.data import Dataset
 from fedsim.data.catalogue import FORMATS
 from fedsim.data.signature import signature
