@@ -61,6 +61,12 @@ class RunError(FedsimError):
     """A run directory cannot be created, written or resumed."""
 
 
+class PlaceError(RunError):
+    """A file or folder cannot be written where the user has named it."""
+
+    exit_code = 2
+
+
 class MissingRunError(RunError, MissingError):
     """There is no run, or no sweep, where one was expected."""
 

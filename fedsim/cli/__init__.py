@@ -1,8 +1,8 @@
 """The command ``fedsim``. Results go to stdout, progress and notes to stderr.
 
-Exit codes: 0 success; 2 the command cannot do what was asked as it was asked: arguments or settings are invalid, or a
-file, run or data set that they name is not there; 1 any other failure; 130 interrupted. Commands are imported on
-demand, so that help does not wait for PyTorch.
+Exit codes: 0 success; 2 the command cannot do what was asked as it was asked: arguments or settings are invalid, a
+file, run or data set that they name is not there, or nothing can be written where they say; 1 any other failure; 130
+interrupted. Commands are imported on demand, so that help does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ def _guarded(arguments: list[str]) -> int:
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:                       # whatever a command only looks for, in a closed folder
+        if error.filename is None:
+            raise
+        print(f"fedsim: you may not open {error.filename}; choose another, or have its owner let you", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"fedsim: interrupted{f'; {interrupt}' if interrupt.args else ''}", file=sys.stderr)
         return 130

@@ -22,7 +22,7 @@ from fedsim.experiment.config import from_config
 from fedsim.experiment.config.described import Component, describe, experiment_component
 from fedsim.experiment.config.find import find
 from fedsim.experiment.config.plan import names
-from fedsim.record.figures import format_of
+from fedsim.record.figures import kind_of
 from fedsim.report.compare import text_of
 
 RULES = "Mean,CoordinateMedian,TrimmedMean,NNM+TrimmedMean"
@@ -74,7 +74,7 @@ def byzantine(argv: Sequence[str]) -> int:
         if remark := attack.remark(grid.clients(), f):
             print(f"fedsim: note: f = {f}: {remark}", file=sys.stderr)
     if "heat_map" in options:
-        format_of(options["heat_map"])                     # a wrong suffix fails before the cells run
+        kind_of(options["heat_map"])                       # a wrong one fails before the cells run
     folder = Path(options.get("output", "runs/byzantine"))
     table: RobustTable = run_grid(grid, folder, line.number("jobs", int), progress="quiet" not in line.switches)
     if "heat_map" in options:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.output import Arguments, add_json, console, print_json, writing
+from fedsim.cli.output import Arguments, add_json, console, print_json
 from fedsim.errors import ConfigError, many
+from fedsim.record.figures import kind_of
 from fedsim.record.metrics import OF_NODES
+from fedsim.record.places import check_file, writing
 from fedsim.report import compare as comparing
 from fedsim.report import records, tables, terminal
 from fedsim.report.series import AXES, OF_CLIENTS, find_runs
@@ -52,6 +54,10 @@ def compare(argv: Sequence[str]) -> int:
             f" them, or give --scope {', '.join(OF_CLIENTS)}"
         )
     columns = None if arguments.columns is None else _names(arguments.columns)
+    if arguments.csv:
+        check_file(arguments.csv, "table.csv")
+    if arguments.plot:
+        kind_of(arguments.plot)
     measured = comparing.compare(
         arguments.runs, scope, arguments.metric, arguments.target, arguments.baseline, arguments.client,
         labels=dict(map(_label, arguments.label)),
@@ -61,8 +67,7 @@ def compare(argv: Sequence[str]) -> int:
         with writing(arguments.csv):
             arguments.csv.write_text(records.to_csv(measured))
     if arguments.plot:
-        with writing(arguments.plot):
-            _plot(measured, arguments.plot, options)
+        _plot(measured, arguments.plot, options)
     if arguments.json:
         print(records.to_json(measured))
     elif arguments.latex:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.cli.allow import HELP
-from fedsim.cli.output import Arguments, add_json, print_json, writing
+from fedsim.cli.output import Arguments, add_json, print_json
 from fedsim.errors import ConfigError, suggest
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import atomic
+from fedsim.record.places import check_file, writing
 from fedsim.record.sinks.sink import SINKS, follow_metrics, write_metrics
 
 SUFFIXES = (".pt", ".safetensors")
@@ -67,6 +68,7 @@ def _export_model(run: RunDirectory, path: Path, seed: int | None, node: int | N
         raise ConfigError(f"--output is {path}; expected a file named *{' or *'.join(SUFFIXES)}")
     if path.exists():
         raise ConfigError(f"{path} exists; choose another --output, or remove it first")
+    check_file(path, "model.pt")
     from fedsim.controller.trained import trained  # deferred: slow to import
     from fedsim.record.checkpoint import CheckpointWarning
 

@@ -12,7 +12,6 @@ from scipy.sparse import csr_array, diags_array
 from scipy.sparse.csgraph import connected_components, shortest_path
 from torch import nn
 
-from fedsim.cli.output import writing
 from fedsim.controller.host import note
 from fedsim.controller.loading import problem_and_dataset
 from fedsim.data import Dataset
@@ -26,6 +25,7 @@ from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
 from fedsim.problems import Problem
 from fedsim.record.directory import RunDirectory
+from fedsim.record.figures import kind_of
 from fedsim.record.metrics import read_metrics
 from fedsim.report.topology_picture import draw_graph
 from topologies import FromFile, Static, spectral
@@ -77,6 +77,8 @@ def show(network: Network, run: RunDirectory | None, picture: str | None) -> dic
     Returns:
         Settings of the topology, its round and seed, and what `measure` returns.
     """
+    if picture is not None:
+        kind_of(picture)
     problem, dataset = problem_and_dataset(network.data)
     counts = network.weights == "samples"
     divided = network.nodes is None or picture is not None or is_problem(network.data) or counts
@@ -93,10 +95,9 @@ def show(network: Network, run: RunDirectory | None, picture: str | None) -> dic
         measured["bytes_over_links"] = _over_links(run, network.seed)
     if picture is not None and parts:
         values, label = _skew(parts, dataset) if run is None else _accuracies(run, network.seed, n)
-        with writing(path := Path(picture)):
-            graph = _graph(network.topology)
-            names = graph.names() if isinstance(graph, FromFile) else None
-            draw_graph(w, type(graph).__name__, values, label, _title(network, measured), path, names)
+        graph = _graph(network.topology)
+        names = graph.names() if isinstance(graph, FromFile) else None
+        draw_graph(w, type(graph).__name__, values, label, _title(network, measured), Path(picture), names)
     return {"topology": written(network.topology), "round": network.round, "seed": network.seed, **measured}
 
 

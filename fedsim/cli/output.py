@@ -8,14 +8,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
-from fedsim.errors import ConfigError, RunError, suggest
+from fedsim.errors import ConfigError, suggest
 
 BAD_VALUES = {
     r"argument (?P<name>.+): invalid int value: (?P<given>.+)": "a whole number",
@@ -65,17 +62,3 @@ def add_json(parser: argparse.ArgumentParser, name: str) -> None:
 def print_json(value: Any) -> None:
     """Print one line of strict JSON."""
     print(json.dumps(value, allow_nan=False, ensure_ascii=False), flush=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Make the parent folder of a file; turn errors of the operating system in the block into `RunError`.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; choose another file") from error

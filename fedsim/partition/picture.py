@@ -23,7 +23,7 @@ def plot(partition: Partition, labels: np.ndarray, classes: int, path: str | os.
         classes: number of classes; 0 where targets are not classes.
         path: file to write; ``.png``, ``.svg`` or ``.pdf`` gives the format.
     """
-    format = figures.format_of(os.fspath(path))
+    format = figures.kind_of(os.fspath(path))
     counts = label_counts(partition, labels, classes)
     whole = None if counts is None else np.bincount(labels, minlength=classes)
     samples = f"{many(partition.n, 'client')}, {many(len(partition.indices), 'sample')}"

@@ -37,6 +37,7 @@ from fedsim.record.columns import columns_hash, drop_columns, write_columns
 from fedsim.record.covered import COVERED, DEVICES, digest_of, hashes_of
 from fedsim.record.files import damaged, fits, lock, numbered, parse_yaml, read_mapping, sync, write_atomic
 from fedsim.record.metrics import Metrics, RowWriter, read_metrics
+from fedsim.record.places import refusal
 from fedsim.record.version import __version__
 
 __all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
@@ -289,6 +290,7 @@ def create_run(
 
     Raises:
         ConfigError: the name is not a directory name, or ``output`` exists.
+        PlaceError: no run can be made there.
         RunError: the config is not plain, or it cannot be written.
     """
     plain_name(name)
@@ -303,7 +305,8 @@ def create_run(
             if _create(target, files):
                 return RunDirectory(target)
     except OSError as error:
-        raise RunError(f"cannot create a run in {output or root}: {error.strerror}; choose another --output") from error
+        fix = "choose another --root" if output is None else "choose another --output"
+        raise refusal(output or root / name, error, fix) from error
     raise ConfigError(f"{output} exists; a run never overwrites another. Choose another --output, or remove it first")
 
 

@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fedsim.errors import ConfigError, RunError
+from fedsim.errors import ConfigError
 from fedsim.record.files import atomic
+from fedsim.record.places import check_file, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,13 +39,17 @@ def format_of(path: Path | str) -> str:
     return suffix
 
 
-def kind_of(file: Path | str | IO[bytes], format: str | None) -> str:
-    """The given format, or that of a file name.
+def kind_of(file: Path | str | IO[bytes], format: str | None = None) -> str:
+    """The given format, or that of a file name; what is wrong with the file fails before anything is drawn.
 
     Raises:
         ConfigError: none of `METADATA`.
+        PlaceError: the file cannot be written there.
     """
-    return format or format_of(file if isinstance(file, Path | str) else "")
+    if isinstance(file, Path | str):
+        check_file(file, "picture.png")
+        return format or format_of(file)
+    return format or format_of("")
 
 
 def write(file: Path | str | IO[bytes], draw: Callable[[], Figure], format: str | None = None) -> None:
@@ -65,16 +70,11 @@ def save(figure: Figure, file: Path | str | IO[bytes], format: str) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    try:
-        if isinstance(file, Path | str):
-            path = Path(file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(path) as made:
-                _save(figure, made, format)
-        else:
-            _save(figure, file, format)
-    except OSError as error:
-        raise RunError(f"cannot write {file}: {error.strerror}; choose another file") from error
+    if isinstance(file, Path | str):
+        with writing(Path(file)), atomic(Path(file)) as made:
+            _save(figure, made, format)
+    else:
+        _save(figure, file, format)
 
 
 def _save(figure: Figure, file: IO[bytes], format: str) -> None:

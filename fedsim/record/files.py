@@ -15,6 +15,7 @@ import yaml
 from filelock import lock_descriptor
 
 from fedsim.errors import BusyError, RunError
+from fedsim.record.places import refusal
 
 DEEPEST = 500
 """Brackets and columns of indentation of an ordinary file of settings."""
@@ -33,7 +34,7 @@ def create_folder(root: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise RunError(f"cannot create {target}: {error.strerror}; choose another folder") from error
+            raise refusal(target, error, "choose another folder") from error
     raise AssertionError
 
 

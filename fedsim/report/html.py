@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from fedsim.errors import RunError
 from fedsim.record.files import write_atomic
 from fedsim.record.nodes import read_nodes
+from fedsim.record.places import check_file, writing
 from fedsim.report import pictures
 from fedsim.report.compare import Comparison, cells, compare, header, notes, text_of, title
 from fedsim.report.labels import flat
@@ -71,12 +71,10 @@ def write_report(
     Raises:
         RunError: see `compare`; or the file cannot be written.
     """
+    check_file(path, "report.html")
     page = page_of(compare(run_dirs, scope, metric, target))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         write_atomic(path, page)
-    except OSError as error:
-        raise RunError(f"cannot write the report {path}: {error.strerror}; choose another file") from error
     return path
 
 

@@ -27,6 +27,7 @@ from fedsim.experiment.short_forms import in_full
 from fedsim.record.directory import SWEEP, environment, open_run
 from fedsim.record.files import create_folder, lock, read_mapping, write_atomic
 from fedsim.record.metrics import read_metrics
+from fedsim.record.places import refusal
 from fedsim.report.compare import Comparison, RunSummary, compare, costs_of
 from fedsim.report.statistics import Estimate, best, estimate
 
@@ -271,7 +272,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / SWEEP, json.dumps(content, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise RunError(f"cannot write {path / SWEEP}: {error.strerror}; free some space, then resume") from error
+        fix = "free some space, then resume" if is_sweep(path) else "choose another folder"
+        raise refusal(path / SWEEP, error, fix) from error
 
 
 def _last_round(metrics: Path) -> int:

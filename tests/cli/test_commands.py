@@ -246,7 +246,7 @@ def test_compare(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     for of_a_clock in (drawn, ["--columns", "simulated_seconds"]):
         assert main([*argv, *of_a_clock]) == 2
         assert ", as those with a clock do (--clock Clock)" in capsys.readouterr().err
-    assert main([*argv, "--csv", str(finished / "a" / "manifest.json" / "x.csv")]) == 1
+    assert main([*argv, "--csv", str(finished / "a" / "manifest.json" / "x.csv")]) == 2
     assert "cannot write" in capsys.readouterr().err
 
 

@@ -91,6 +91,8 @@ def test_what_is_no_initial_model(tmp_path: Path) -> None:
     refused(ConfigError, "holds the keys model, epoch; expected a state_dict", tmp_path / "all.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
     refused(ConfigError, "is not a file of tensors .*Weights only load failed", tmp_path / "module.pt")
+    (tmp_path / "notes.txt").write_text("hello\n")        # as pickle: look up what was never stored
+    refused(ConfigError, "is not a file of tensors", tmp_path / "notes.txt")
     with pytest.raises(ConfigError, match=r"(?s)init is \{.*expected the path of a file"):
         replace(BASE, init=state())  # type: ignore[arg-type]
 

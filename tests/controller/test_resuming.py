@@ -134,7 +134,7 @@ def test_a_changed_module_is_not_exported_or_resumed(
 def test_an_unwritable_place_is_one_error(
     suffix: str, finished: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(finished.path), "--output", f"/proc/x.{suffix}"]) == 1
+    assert main(["export", str(finished.path), "--output", f"/proc/x.{suffix}"]) == 2
     assert f"cannot write /proc/x.{suffix}: " in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 

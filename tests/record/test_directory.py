@@ -105,7 +105,7 @@ def test_config_must_be_plain(tmp_path: Path) -> None:
 
 def test_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot create a run"):
+    with pytest.raises(RunError, match="file is no folder; choose another --root"):
         create_run(tmp_path / "file", "demo", {}, {})
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fedsim.errors import ConfigError, DeployError, how_to_install
 from fedsim.record.files import private_folder
+from fedsim.record.places import refusal
 
 try:
     from cryptography import x509
@@ -91,7 +92,7 @@ def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0
 
     Raises:
         ConfigError: there is no node, no host or an invalid one, or the folder holds certificates already.
-        DeployError: the folder cannot be written.
+        RunError: the folder cannot be written.
     """
     made = Credentials(folder, nodes)
     if nodes < 1:
@@ -115,7 +116,7 @@ def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0
             made.node(i).with_suffix(".pub").write_bytes(public + b"\n")
         made.ca.write_bytes(ca.public_bytes(Encoding.PEM))  # last: marks a complete set
     except OSError as error:
-        raise DeployError(f"cannot write certificates in {folder}: {error.strerror}; choose another folder") from error
+        raise refusal(made.ca, error, "choose another folder") from error
     return made
 
 

@@ -26,6 +26,7 @@ from fedsim.experiment.config.paths import paths
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import private, private_folder, write_atomic
+from fedsim.record.places import refusal
 from topologies.order import natural
 
 NOTE = "deployment.json"
@@ -104,7 +105,7 @@ def write_experiment(folder: Path, experiment: Experiment) -> Path:
     """Write the resolved experiment, which server and nodes run; return the path of the file, named by its content.
 
     Raises:
-        DeployError: the folder cannot be written.
+        RunError: the folder cannot be written.
     """
     text = yaml.safe_dump(to_config(experiment), sort_keys=False, allow_unicode=True)
     file = folder / f"experiment-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
@@ -112,7 +113,7 @@ def write_experiment(folder: Path, experiment: Experiment) -> Path:
         private_folder(folder)
         write_atomic(file, text, private)
     except OSError as error:
-        raise DeployError(f"cannot write {file}: {error.strerror}; choose another --output") from error
+        raise refusal(file, error, "choose another --output") from error
     return file
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from fedsim.backends.flower.deploy.certificates import Credentials, make
 from fedsim.cli import main
-from fedsim.errors import ConfigError, DeployError
+from fedsim.errors import ConfigError, DeployError, PlaceError
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_nothing_is_overwritten_and_what_lacks_is_named(made: Credentials, tmp_p
     with pytest.raises(ConfigError, match="hosts is empty; expected names"):
         make(tmp_path, 1, [])
     (tmp_path / "file").touch()
-    with pytest.raises(DeployError, match="cannot write certificates"):
+    with pytest.raises(PlaceError, match="file is no folder"):
         make(tmp_path / "file", 1)
 
 
