@@ -187,7 +187,7 @@ class Federation:
         backend: executor of client code.
         weights: ``[n]`` weights p_i of the clients in the objective sum_i p_i f_i; uniform by default.
         cohort_size: expected number of clients in a round; all by default.
-        decay: learning-rate factor as a function of the round number.
+        decay: learning-rate factor as a function of the round number, from 1 on.
         topology: mixing matrices, for methods without a server.
         memory: storage of client memories between rounds.
 
@@ -230,5 +230,5 @@ class Federation:
         return shares
 
     def factor(self, round: int) -> Tensor:
-        """Learning-rate factor of a round, 0-dim."""
-        return self.model.number(self.decay(round))
+        """Learning-rate factor of a round, 0-dim; before round 1, as in it."""
+        return self.model.number(self.decay(max(1, round)))

@@ -25,7 +25,7 @@ from fedsim.experiment.execution import Execution
 from fedsim.experiment.measures import OF_ROUNDS, Metric, as_tuple, metrics_of
 from fedsim.experiment.precision import PRECISIONS, check_precision
 from fedsim.experiment.sampling import FixedSize, Sampling
-from fedsim.experiment.schedule import Constant, Cosine, Schedule
+from fedsim.experiment.schedule import SCHEDULES, Constant, Cosine, Schedule, check_factors
 from fedsim.experiment.stopping import Stop
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
@@ -195,6 +195,8 @@ class Experiment:
             if part is None and name in OPTIONAL:
                 continue
             component(name, part, verbs, example)
+        if not isinstance(self.schedule, tuple(SCHEDULES.values())):
+            check_factors(self.schedule, self.rounds)
         for name, kind, example in (
             ("data", Data | Dataset | Problem, 'Data("digits"), a Dataset or a Problem'),
             ("local", LocalWork, "LocalWork(batch_size=32, epochs=1)"),

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedsim.checks import at_least_one, in_range, positive
-from fedsim.errors import ConfigError
+import numpy as np
+
+from fedsim.checks import at_least_one, in_range, positive, takes
+from fedsim.errors import ConfigError, explained
 
 
 class Schedule(Protocol):
@@ -96,3 +98,20 @@ class Cosine:
 SCHEDULES: dict[str, type[Schedule]] = {
     "Constant": Constant, "Exponential": ExponentialDecay, "Steps": Steps, "Cosine": Cosine,
 }  # fmt: skip
+
+
+def check_factors(schedule: Schedule, rounds: int) -> None:
+    """Check what a schedule gives in each of ``rounds`` rounds.
+
+    Raises:
+        ConfigError: it takes another argument than the round, or a factor is no finite number, 0 or more.
+        CodeError: it raised.
+    """
+    name = f"schedule {getattr(schedule, '__name__', type(schedule).__name__)}"
+    takes(name, schedule, "round")
+    for round in range(1, rounds + 1):
+        with explained(name):
+            factor = np.asarray(schedule(round))
+        if factor.ndim or factor.dtype.kind not in "fiu" or not 0 <= factor < np.inf:
+            given = repr(factor.tolist())
+            raise ConfigError(f"{name} gave {given:.80} in round {round}; expected a finite number, 0 or more")

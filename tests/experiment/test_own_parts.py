@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from algorithms import EF21, FedAvg
+from algorithms import EF21, FedAMD, FedAvg
 from fedsim import EF14Uplink, Experiment, run
 from fedsim.cli import main
-from fedsim.errors import ConfigError, PartitionError
+from fedsim.errors import ConfigError, FedsimError, PartitionError
 from fedsim.experiment.code import code_of
 from fedsim.experiment.config import from_config, to_config
 from fedsim.partition import OwnPartitioner
@@ -249,3 +249,42 @@ def test_the_shorter_form_is_charged() -> None:
     assert repr(by) == "Above(level=5.0, negative=0.0)"
     with pytest.raises(ValueError, match="not written in its shorter form"):
         by.decode(b"\xff" + bytes(4000), 1000, torch.float32)
+
+
+def halved(round: int, every: int = 1) -> float:
+    return 0.5 ** (round // every)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda round: 1 - round / 3, r"schedule <lambda> gave -0\.33\d* in round 4; expected a finite number, 0 or"),
+        (lambda round: float("nan"), r"gave nan in round 1"),
+        (lambda round: None, r"gave None in round 1"),
+        (lambda round: "0.5", r"gave '0\.5' in round 1"),
+        (lambda round: np.ones(2), r"gave \[1\.0, 1\.0\] in round 1"),
+        (lambda round, rounds: 1.0, r"has parameters \(round, rounds\); expected \(round\)"),
+        (lambda round: 1 / (round - 1), r"schedule <lambda> raised ZeroDivisionError"),
+    ],
+)
+def test_a_schedule_without_factors(schedule: Any, message: str) -> None:
+    with pytest.raises(FedsimError, match=message):
+        Experiment(FedAvg(), schedule=schedule, rounds=5)
+
+
+def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
+    made = {
+        name: run(Experiment(FedAvg(), schedule=schedule, rounds=3), output=tmp_path / name, progress=False)
+        for name, schedule in (
+            ("function", halved), ("tensor", lambda round: torch.tensor(0.5**round)),
+            ("other", partial(halved, every=2)),
+        )
+    }  # fmt: skip
+    first, second, third = (each.seed_path(0).joinpath("metrics.jsonl").read_bytes() for each in made.values())
+    assert first == second != third
+
+
+@pytest.mark.parametrize("algorithm", [FedAMD(), EF21()], ids=str)
+def test_before_round_1_a_schedule_has_the_factor_of_round_1(algorithm: Any) -> None:
+    experiment = Experiment(algorithm, schedule=lambda round: 1 / round, rounds=2)
+    run(experiment.with_execution(backend="loop"), progress=False)

@@ -126,7 +126,7 @@ class RayActors:
             known = np.isin(nodes, list(rows))
             results = width * len(nodes) if at is None else len(leaves(self._sent.get(name, ())))
             task = ClientTask(
-                token, nodes, call.round, federation.decay(call.round), self.block_size, self.streams, name,
+                token, nodes, call.round, federation.decay(max(1, call.round)), self.block_size, self.streams, name,
                 call.sends, call.keeps,
                 None if down is None else tree_map(form, down), None if mine is None else tree_map(form, mine.default),
                 known, results, at is not None, w.dropped(run.worker),
