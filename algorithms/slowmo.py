@@ -47,8 +47,9 @@ class SlowMo:
         return SlowMoState(x, torch.zeros_like(x))
 
     def round(self, s: SlowMoState, clients: Clients) -> SlowMoState:
-        gamma = self.lr * clients.decay
-        u = self.outer_momentum * s.u - clients.mean(clients.each(self.client, s.x)) / gamma
+        dx = clients.mean(clients.each(self.client, s.x))
+        gamma = self.lr * clients.decay                    # 0 at the end of some schedules, where nothing moves
+        u = torch.where(gamma > 0, self.outer_momentum * s.u - dx / gamma, s.u)
         return SlowMoState(s.x - self.outer_lr * gamma * u, u)
 
     def client(self, local: Local, x: Vector) -> Vector:

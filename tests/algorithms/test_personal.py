@@ -99,6 +99,14 @@ def test_pfedme_with_many_inner_steps_solves_the_proximal_problem() -> None:
     close([after.x.numpy()], [X0 - 0.1 * lam * (X0 - np.mean(thetas, 0))], 1e-11)
 
 
+@pytest.mark.parametrize("beta", [1.0, 2.0, 4.0])
+def test_pfedme_takes_the_authors_settings(beta: float) -> None:
+    """Those of their runs on MNIST, https://github.com/CharlieDinh/pFedMe: eta_p lambda is 1.5, beta up to 4."""
+    fed, S = federation(F, WORKS["epochs"]), COHORTS["2 of 10"]
+    ours = iterates(PFedMe(lr=0.005, personal_lr=0.1, lam=15.0, inner_steps=5, server_lr=beta), fed, X0, S)
+    close(ours, papers.pfedme(F, X0, S, batches_of(fed), lambda t: 0.005, lambda t: 0.1, lam=15.0, K=5, beta=beta)[0])
+
+
 def test_per_fedavg_without_adaptation_is_fedavg_on_every_other_minibatch() -> None:
     fed, half = federation(F, LocalWork(0, steps=6)), federation(F, LocalWork(0, steps=3))
     S = COHORTS["everybody"]
@@ -125,7 +133,8 @@ def test_costs(algorithm: Any, per_step: int, backend: Any) -> None:
         (Ditto, {"lam": -1.0}, "Ditto.lam is -1.0"),
         (Ditto, {"personal_lr": 0.0}, "Ditto.personal_lr is 0.0"),
         (PFedMe, {"inner_steps": 0}, "PFedMe.inner_steps is 0; expected a whole number, 1 or more"),
-        (PFedMe, {"lr": 0.1}, "products with lam of at most 1"),
+        (PFedMe, {"lr": 0.2}, "PFedMe.lr is 0.2 and lam 15.0; expected a product below 2"),
+        (PFedMe, {"personal_lr": 0.05, "lam": 40.0, "lr": 0.01}, "personal_lr below 0.05"),
         (PFedMe, {"server_lr": 0.0}, "PFedMe.server_lr is 0.0"),
         (PerFedAvg, {"alpha": float("nan")}, "PerFedAvg.alpha is nan"),
     ],
