@@ -189,17 +189,40 @@ MOST_LINES = 4
 
 LEAST = 3
 """Letters of a name that is looked for within others, as cnn in McMahanCNN."""
+MOST_NAMES = 12
+"""Names that a message lists in full."""
+SOME_NAMES = 5
+"""Names of a longer list in a message."""
 
 
-def suggest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
-    """Suggest the closest known name, ignoring case, and what it may mean ``also``, and list all known names."""
+def suggest(name: str, known: Iterable[str], also: Iterable[str] = (), see: str = "", own: str = "") -> str:
+    """Suggest the closest known name, ignoring case, and what it may mean ``also``, and list the known names.
+
+    Of a long list it has the nearest, and ``see``, a command that shows all. ``own`` stands for the user's own names.
+    """
     known = list(known)
     spelled = {each.lower(): each for each in reversed(known)}
     near = difflib.get_close_matches(name.lower(), spelled, n=1)
     within = sorted((each for each in spelled if name.lower() in each), key=len) if len(name) >= LEAST else []
     near += [] if set(near) & set(within) else within[:2]
-    meant, names = [*(repr(spelled[each]) for each in near), *also], ", ".join(known) or "none"
+    meant = [*(repr(spelled[each]) for each in near), *also]
+    if len(known) > MOST_NAMES:                            # the rest by how alike they are
+        others = difflib.get_close_matches(name.lower(), spelled.keys() - near, n=SOME_NAMES, cutoff=0.0)
+        known = [spelled[each] for each in (*near, *others)] + known
+    names = few(dict.fromkeys(known), see, own)
     return f"did you mean {' or '.join(meant)}? Known: {names}" if meant else f"known: {names}"
+
+
+def few(names: Iterable[str], see: str = "", own: str = "") -> str:
+    """Format names as a list; of many the first few, the number of others, and ``see``, a command that shows all.
+
+    ``own`` stands for names of the user's own.
+    """
+    names, also = list(names), [own] if own else []
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names + also) or "none"
+    others = f"and {len(names) - SOME_NAMES:,} others{see and ': '}{see}"
+    return f"{', '.join(names[:SOME_NAMES] + also)}, {others}"
 
 
 def how_to_install(extra: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fedsim.cli import main
 from fedsim.controller.progress import RunProgress
-from fedsim.errors import in_bytes, many, suggest
+from fedsim.errors import few, in_bytes, many, suggest
+from fedsim.experiment.config.names import CATALOGUES
 
 
 def test_counts_agree_with_their_nouns() -> None:
@@ -33,3 +35,24 @@ def test_suggestions_name_what_is_near_and_what_is_meant() -> None:
     assert suggest("cnn", ["MLP", "McMahanCNN"]).startswith("did you mean 'McMahanCNN'?")
     assert suggest("median", ["Mean", "GeometricMedian"]).startswith("did you mean 'Mean' or 'GeometricMedian'?")
     assert suggest("Dirichlet", ["InnerDirichlet", "Dirichlets"]).startswith("did you mean 'Dirichlets'?")
+
+
+def test_of_many_names_the_nearest_are_told_and_where_all_are() -> None:
+    known = ["Adam", "SGD", *(f"setting_{k}" for k in range(40))]
+    said = suggest("Addam", known, see="fedsim list optimizers", own="my.module.Class (your own)")
+    assert said.startswith("did you mean 'Adam'? Known: Adam, ") and said.count(", ") == 6
+    assert said.endswith(", my.module.Class (your own), and 37 others: fedsim list optimizers")
+    assert suggest("settin_7", known).startswith("did you mean 'setting_7'? Known: setting_7, setting_")
+    assert suggest("x", known[:12]) == f"known: {', '.join(known[:12])}"
+    assert few(known[:12]) == ", ".join(known[:12]) and few(known[:13]).endswith("setting_2, and 8 others")
+
+
+def test_every_kind_of_component_has_its_list(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in {of.section for of in CATALOGUES.values()}:
+        assert main(["list", name]) == 0
+    capsys.readouterr()
+    for argv in (["run", "--algorithm", "FedAvgg"], ["run", "--algorithm", "FedAvg", "--metrics", "f11"], ["run"]):
+        assert main(argv) == 2
+        assert len(said := capsys.readouterr().err) < 300 and " others: fedsim list " in said
+    assert main(["run", "--algorithm", "FedAvg", "--data", "mnst"]) == 2
+    assert "did you mean 'mnist'? Known: mnist, fashion_mnist, " in capsys.readouterr().err

@@ -107,7 +107,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"no command given. {USAGE}. Commands: {', '.join(COMMANDS)}")
     name, *rest = arguments
     if name not in COMMANDS:
-        raise ConfigError(f"no command {name!r}; {suggest(name, COMMANDS)}")
+        raise ConfigError(f"no command {name!r}; {suggest(name, COMMANDS, see='fedsim --help')}")
     module, function, _ = COMMANDS[name]
     rest, allowed = taken(rest)
     command = getattr(import_module(module), function)

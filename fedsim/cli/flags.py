@@ -187,7 +187,8 @@ def _known(command: Command, key: str, argv: Sequence[str]) -> str:
             alone = f"the file stands by itself: fedsim {command.name} FILE.yaml"
             raise ConfigError(f"fedsim {command.name} has no option --{key}; {alone}")
         places = _meant(command, key, argv)
-        hint = f"did you mean {' or '.join(places)}?" if places else suggest(key, known)
+        see = f"fedsim {command.name} --help"
+        hint = f"did you mean {' or '.join(places)}?" if places else suggest(key, known, see=see)
         raise ConfigError(f"fedsim {command.name} has no option --{key}; {hint}")
     return full_place(key)
 

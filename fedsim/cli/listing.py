@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from fedsim.cli.output import Arguments, width
 from fedsim.cli.schemas import OUTPUTS, output
 from fedsim.experiment.config.described import aliases, catalogue
+from fedsim.experiment.config.names import CATALOGUES
 from fedsim.experiment.config.remembered import remembered
 from fedsim.record.sinks.sink import SINKS
 
@@ -37,24 +38,7 @@ def _metrics() -> dict[str, str]:
 SECTIONS: dict[str, Callable[[], dict[str, str]]] = {
     "algorithms": _components("algorithm"),
     "data": lambda: remembered("list of data", _data),
-    "partitions": _components("partition"),
-    "skews": _components("skew"),
-    "models": _components("model"),
-    "samplings": _components("sampling"),
-    "schedules": _components("schedule"),
-    "optimizers": _components("optimizer"),
-    "step_schedules": _components("step_schedule"),
-    "augmentations": _components("augment"),
-    "compressors": _components("compressor"),
-    "uplinks": _components("uplink"),
-    "downlinks": _components("downlink"),
-    "rules": _components("aggregate"),
-    "attacks": _components("attack"),
-    "topologies": _components("topology"),
-    "graphs": _components("graph"),
-    "clocks": _components("clock"),
-    "distributions": _components("seconds"),
-    "availabilities": _components("availability"),
+    **{of.section: _components(kind) for kind, of in CATALOGUES.items()},
     "metrics": lambda: remembered("list of metrics", _metrics),
     "sinks": lambda: SINKS,
 }

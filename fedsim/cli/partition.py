@@ -28,8 +28,9 @@ PARTITION = flags.Command(
 def partition(argv: Sequence[str]) -> int:
     """Partition the data set of a command line, and print the heterogeneity card."""
     line = flags.read(PARTITION, argv)
-    for key in line.settings.keys() - experiment_component().settings.keys():
-        raise ConfigError(f"unknown setting {key}: {suggest(key, list(experiment_component().settings))}")
+    known = experiment_component().settings
+    for key in line.settings.keys() - known.keys():
+        raise ConfigError(f"unknown setting {key}: {suggest(key, known, see='fedsim run --help')}")
     settings = {key: value for key, value in line.settings.items() if key in PARTITION.settings().settings}
     if "help" in line.switches:
         flags.print_help(PARTITION, settings)

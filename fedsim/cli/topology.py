@@ -44,7 +44,7 @@ def topology(argv: Sequence[str]) -> int:
     own = TOPOLOGY.settings().settings
     known = experiment_component().settings.keys() | own.keys()
     for key in settings.keys() - known:
-        raise ConfigError(f"unknown setting {key}: {suggest(key, sorted(known))}")
+        raise ConfigError(f"unknown setting {key}: {suggest(key, sorted(known), see='fedsim run --help')}")
     settings = {key: value for key, value in settings.items() if key in own}
     if "help" in line.switches:
         flags.print_help(TOPOLOGY, settings)

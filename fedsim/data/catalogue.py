@@ -89,7 +89,7 @@ def load(
         DataError: a file is corrupt; `MissingDataError` if it is missing.
     """
     if name not in NAMED | FORMATS:
-        raise ConfigError(f"no data set {name!r}; {suggest(name, NAMED | FORMATS)}")
+        raise ConfigError(f"no data set {name!r}; {suggest(name, NAMED | FORMATS, see='fedsim list data')}")
     loader, known = (NAMED | FORMATS)[name][1], options_of(name)
     for option in options:
         if option not in known:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.arrays import owners_of, targets_of
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import ConfigError, DataError, few, suggest
 
 TARGETS = ("label", "labels", "target", "y", "fine_label", "class")
 """Names that columns of targets have."""
@@ -45,7 +45,7 @@ def target_column(columns: Sequence[str], target: str | None) -> str:
     """
     found = target or next((name for name in TARGETS if name in columns), None)
     if found is None:
-        raise ConfigError(f"none of the columns {', '.join(columns)} is called label; name the targets: target=...")
+        raise ConfigError(f"none of the columns {few(columns)} is called label; name the targets: target=...")
     return found
 
 
@@ -53,7 +53,7 @@ def check_columns(columns: Sequence[str], named: Sequence[str | None]) -> None:
     """Raise ConfigError for a name that no column has."""
     for name in named:
         if name is not None and name not in columns:
-            raise ConfigError(f"there is no column {name!r}; expected some of {', '.join(columns)}")
+            raise ConfigError(f"there is no column {name!r}; {suggest(name, columns)}")
 
 
 def of_table(

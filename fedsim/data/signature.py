@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Dataset
-from fedsim.errors import DataError, many
+from fedsim.errors import DataError, few, many
 from fedsim.tree import Samples, flat, mapped
 
 UNIT = 50.0
@@ -157,11 +156,11 @@ def _in_columns(data: Dataset, to: Signature) -> Dataset:
     missing = [name for name in to.features if name not in data.feature_names]
     more = [name for name in data.feature_names if name not in to.features]
     if missing or more:
-        lacks = f" and lack {_few(missing)}" if missing else ""
+        lacks = f" and lack {few(missing)}" if missing else ""
         raise MismatchError(
             f"its columns have {many(len(more), 'other feature')} than the experiment's{lacks}; give it a file with the"
-            f" columns {_few(to.features)}{'' if to.target is None else f' and the target {to.target}'}",
-            f"its features are {_few(data.feature_names)}",
+            f" columns {few(to.features)}{'' if to.target is None else f' and the target {to.target}'}",
+            f"its features are {few(data.feature_names)}",
         )
     order = [data.feature_names.index(name) for name in to.features]
     train, test = (split._replace(x=split.x[:, order]) for split in (data.train, data.test))
@@ -178,9 +177,9 @@ def _in_classes(data: Dataset, to: Signature) -> Dataset:
     if strange := [name for name in data.label_names if name not in to.labels]:
         kind = "character" if data.train.y.dim() > 1 else "label"
         raise MismatchError(
-            f"it has {many(len(strange), kind)} that the experiment's data lack, which have {_few(to.labels)}; change"
+            f"it has {many(len(strange), kind)} that the experiment's data lack, which have {few(to.labels)}; change"
             " its files, or those of the experiment",
-            f"it has {_few(strange)}",
+            f"it has {few(strange)}",
         )
     number = torch.tensor([to.labels.index(name) for name in data.label_names])
     train, test = (split._replace(y=number[split.y]) for split in (data.train, data.test))
@@ -200,7 +199,3 @@ def _check_units(data: Dataset, to: Signature) -> None:
                 " experiment's; give both the same unit, or standardize each (data.standardize true)",
                 f"in the mean {mine:.3g} and {theirs:.3g}",
             )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")

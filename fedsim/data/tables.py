@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.sources import read_text
 from fedsim.data.splits import REGRESS
-from fedsim.errors import DataError, many
+from fedsim.errors import DataError, few, many, suggest
 
 MISSING = {"", "?", "na", "nan"}
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -69,14 +69,14 @@ def read_table(path: Path, target: str | None, client: str | None = None) -> Tab
     special = [name for name in (client, target) if name is not None]
     for name, kind in ((client, "client"), (target, "label")):
         if name is not None and name not in header:
-            raise DataError(f"{path}: columns {', '.join(header)}; expected one column {name!r} with the {kind}")
+            raise DataError(f"{path} has no column {name!r} with the {kind}; {suggest(name, header)}")
     if target is None:
         target = next((name for name in reversed(header) if name not in special), "")
         special.append(target)
     columns = [name for name in header if name not in special]
     if not columns:
         raise DataError(
-            f"{path}, line {rows[0][0]}: columns {', '.join(header)}; expected at least one feature column beside the"
+            f"{path}, line {rows[0][0]}: columns {few(header)}; expected at least one feature column beside the"
             " label, and commas between columns"
         )
     places = [k for k, name in enumerate(header) if name not in special]

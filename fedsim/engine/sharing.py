@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedsim.checks import number
 from fedsim.engine.optimizers import SGD
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, few
 from fedsim.types import Optimizer
 from fedsim.values import Vector
 
@@ -101,7 +101,7 @@ def selected(module: nn.Module, names: Sequence[str], layers: str, setting: str)
         ]
         if not any(hits):
             tops = dict.fromkeys(f"{top} ({kinds[top]})" if top in kinds else top for top in map(_top, names))
-            raise ConfigError(f"{setting}: {wanted!r} is no layer of the model; expected some of {', '.join(tops)}")
+            raise ConfigError(f"{setting}: {wanted!r} is no layer of the model; expected some of {few(tops)}")
         found = [old or hit for old, hit in zip(found, hits, strict=True)]
     return found
 

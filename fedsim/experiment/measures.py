@@ -138,8 +138,8 @@ def _named(name: str) -> Metric:
         from fedsim.experiment.config.names import imported
 
         return _resolved(imported(name, "metrics"))
-    known = [*OF_LOSS, *OF_ROUNDS, *get_scorer_names(), "my.module.function (your own)"]
-    raise ConfigError(f"metrics has {name!r}; {suggest(name, known)}")
+    known, own = [*OF_LOSS, *OF_ROUNDS, *get_scorer_names()], "my.module.function (your own)"
+    raise ConfigError(f"metrics has {name!r}; {suggest(name, known, see='fedsim list metrics', own=own)}")
 
 
 def _scored(name: str, scorer: Any, outputs: Tensor, targets: Tensor) -> float:

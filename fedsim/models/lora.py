@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.checks import at_least_one, one_of, positive, texts
-from fedsim.errors import ModelError
+from fedsim.errors import ModelError, suggest
 from fedsim.models.shapes import Architecture, check_model
 from fedsim.models.transformer import GPT
 
@@ -138,8 +138,7 @@ def _chosen(module: nn.Module, wanted: str, kind: type[nn.Module]) -> list[str]:
     for pattern in map(str.strip, wanted.split(",")):
         hits = [name for name in layers if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)]
         if not hits:
-            known = ", ".join(layers)
-            raise ModelError(f"LoRA: {pattern!r} is no {kind.__name__} layer of the model; expected {known}")
+            raise ModelError(f"LoRA: {pattern!r} is no {kind.__name__} layer of the model; {suggest(pattern, layers)}")
         found |= dict.fromkeys(hits)
     return list(found)
 

@@ -191,7 +191,7 @@ def test_tables_of_hugging_face(hugging_face: Any) -> None:
     assert set(both.train.x) == {"a", "b"}
     with pytest.raises(ConfigError, match="the inputs may be any of a, b; name them"):
         dataset_of(tabular)
-    with pytest.raises(ConfigError, match="there is no column 'c'; expected some of a, b, label"):
+    with pytest.raises(ConfigError, match="there is no column 'c'; known: a, b, label"):
         dataset_of(tabular, target="c")
     with pytest.raises(DataError, match="samples without a label"):
         dataset_of(hf.Dataset.from_dict({"image": list(x), "label": [-1] * N}, features=features))

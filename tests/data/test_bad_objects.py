@@ -157,7 +157,7 @@ def test_frames_of_pandas(frame: Any) -> None:
 def test_frames_that_do_not_fit(frame: Any) -> None:
     for data, options, message in (
         (frame, {}, "column 'site' holds str, such as 'b'; expected numbers: encode it"),
-        (frame, {"client": "place"}, "there is no column 'place'; expected some of age, height, site, label"),
+        (frame, {"client": "place"}, "there is no column 'place'; known: age, height, site, label"),
         (frame[["age", "site"]], {}, "none of the columns age, site is called label; name the targets"),
         (frame[["label"]], {}, "no column besides 'label'"),
         (frame.assign(age=with_nan(X[:, 0])), {"client": "site"}, "column 'age' has 1 missing values"),

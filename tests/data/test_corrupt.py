@@ -110,7 +110,7 @@ def test_csv_columns(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,z,y\n1,2,0\n")
     (tmp_path / "b.csv").write_text("z,x,y\n1,2,0\n")
     refuses(r"b\.csv: features \['z', 'x'\]; expected \['x', 'z'\], as in a\.csv", "csv", tmp_path)
-    refuses(r"expected one column 'num'", "csv", tmp_path, target="num")
+    refuses(r"has no column 'num' with the label; ", "csv", tmp_path, target="num")
     (tmp_path / "a.csv").write_bytes(b"x,y\n\xff,1\n")
     refuses(r"a\.csv: .*expected UTF-8", "csv", tmp_path)
 

@@ -92,7 +92,7 @@ def test_one_csv_file(tmp_path: Path) -> None:
     assert data.client_names == tuple(f"site {i}" for i in range(12)) and data.feature_names == ("age",)
     file.write_text("age,client,ill\n" + sites.replace("site ", ""))
     refuses("all.csv: column 'client' would be a feature; set --data.client client", "csv", file)
-    refuses("expected one column 'site' with the client", "csv", file, client="site")
+    refuses("has no column 'site' with the client; ", "csv", file, client="site")
     file.write_text("age,client,ill\n1,,0\n")
     refuses("line 2: no client in column 'client'", "csv", file, client="client")
     file.write_text("ill,client\n1,a\n")

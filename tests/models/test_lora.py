@@ -142,7 +142,7 @@ def test_settings_out_of_range() -> None:
     for settings, message in (({"rank": 0}, "LoRA.rank is 0"), ({"train": "A"}, "LoRA.train is 'A'")):
         with pytest.raises(ConfigError, match=message):
             LoRA(**settings)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="'qkv' is no Linear layer of the model; expected 1, 3"):
+    with pytest.raises(ModelError, match="'qkv' is no Linear layer of the model; known: 1, 3"):
         LoRA(MLP((12,)), targets="qkv").build((6,), 4)
     with pytest.raises(ModelError, match="rank 5 is above the rank of layer 3; expected at most 4"):
         LoRA(MLP((12,)), rank=5).build((6,), 4)

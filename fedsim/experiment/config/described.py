@@ -111,7 +111,7 @@ def catalogue(kind: str) -> dict[str, Component]:
         return remembered("data", lambda: {name: describe(loader) for name, loader in loaders().items()})
     if kind not in CATALOGUES:
         return {}
-    module, attribute, _ = CATALOGUES[kind]
+    module, attribute, *_ = CATALOGUES[kind]
     return remembered(f"{module}.{attribute}", lambda: {name: describe(cls) for name, cls in listed(kind).items()})
 
 

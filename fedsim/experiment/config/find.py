@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config.described import alias, aliases, catalogue
 from fedsim.experiment.config.meant import flags_of, kinds_of, kinds_with
-from fedsim.experiment.config.names import CATALOGUES, imported
+from fedsim.experiment.config.names import CATALOGUES, imported, list_of
 
 
 def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable[..., Any]:
@@ -24,7 +24,7 @@ def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable
     if name in known or short:
         return known[short.name if short else name]
     if "." not in name:
-        raise unknown(name, place, [*known, *aliases(kind), *also, "my.module.Class (your own)"])
+        raise unknown(name, place, kind, [*known, *aliases(kind), *also], own="my.module.Class (your own)")
     target: Callable[..., Any] = imported(name, place, partial(_serves, kind))
     if lack := _lack(kind, target):
         kinds = kinds_with(target) if isinstance(target, type) else []
@@ -33,11 +33,13 @@ def find(kind: str, name: str, place: str, also: Sequence[str] = ()) -> Callable
     return target
 
 
-def unknown(name: str, place: str, listed: Sequence[str], also: Sequence[str] = ()) -> ConfigError:
-    """Error about a name that is none of those ``listed``; it may be that of another kind of component."""
+def unknown(
+    name: str, place: str, kind: str, listed: Sequence[str], also: Sequence[str] = (), own: str = ""
+) -> ConfigError:
+    """Error about a name that is none of those ``listed`` of a kind; it may be that of another kind of component."""
     kinds, spelled = kinds_of(name)
     elsewhere = [] if spelled in listed or place.startswith("-") else flags_of(place, kinds, spelled)
-    return ConfigError(f"{place} is {name!r}; {suggest(name, listed, [*also, *elsewhere])}")
+    return ConfigError(f"{place} is {name!r}; {suggest(name, listed, [*also, *elsewhere], list_of(kind), own)}")
 
 
 def _serves(kind: str, target: Callable[..., Any]) -> bool:

@@ -23,42 +23,44 @@ if TYPE_CHECKING:
 
 
 class Catalogue(NamedTuple):
-    """Location of the list of one kind's classes, and the method that all of them have."""
+    """Location of the list of one kind's classes, the method that all have, and their section in ``fedsim list``."""
 
     module: str
     attribute: str
     method: str
+    section: str
 
 
 CATALOGUES = {
-    "algorithm": Catalogue("algorithms", "ALGORITHMS", "round"),
-    "partition": Catalogue("fedsim.partition", "PARTITIONERS", "partition"),
-    "skew": Catalogue("fedsim.partition", "SKEWS", "apply"),
-    "model": Catalogue("fedsim.models", "MODELS", "build"),
-    "sampling": Catalogue("fedsim.experiment.adaptive", "SAMPLINGS", "cohort"),
-    "schedule": Catalogue("fedsim.experiment.schedule", "SCHEDULES", "__call__"),
-    "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
-    "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
-    "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress"),
-    "optimizer": Catalogue("fedsim.engine.optimizers", "OPTIMIZERS", "step"),
-    "step_schedule": Catalogue("fedsim.engine.step_schedules", "STEP_SCHEDULES", "__call__"),
+    "algorithm": Catalogue("algorithms", "ALGORITHMS", "round", "algorithms"),
+    "partition": Catalogue("fedsim.partition", "PARTITIONERS", "partition", "partitions"),
+    "skew": Catalogue("fedsim.partition", "SKEWS", "apply", "skews"),
+    "model": Catalogue("fedsim.models", "MODELS", "build", "models"),
+    "sampling": Catalogue("fedsim.experiment.adaptive", "SAMPLINGS", "cohort", "samplings"),
+    "schedule": Catalogue("fedsim.experiment.schedule", "SCHEDULES", "__call__", "schedules"),
+    "compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress", "compressors"),
+    "values": Catalogue("fedsim.compress", "COMPRESSORS", "compress", "compressors"),
+    "server_compressor": Catalogue("fedsim.compress", "COMPRESSORS", "compress", "compressors"),
+    "optimizer": Catalogue("fedsim.engine.optimizers", "OPTIMIZERS", "step", "optimizers"),
+    "step_schedule": Catalogue("fedsim.engine.step_schedules", "STEP_SCHEDULES", "__call__", "step_schedules"),
     **dict.fromkeys(
-        ("augment", "first", "then"), Catalogue("fedsim.engine.augmentation", "AUGMENTATIONS", "__call__")
+        ("augment", "first", "then"),
+        Catalogue("fedsim.engine.augmentation", "AUGMENTATIONS", "__call__", "augmentations"),
     ),
-    "uplink": Catalogue("fedsim.feedback", "UPLINKS", "directions"),
-    "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast"),
-    "aggregate": Catalogue("fedsim.robust", "RULES", "__call__"),
-    "rule": Catalogue("fedsim.robust", "RULES", "__call__"),
-    "attack": Catalogue("fedsim.robust", "ATTACKS", "craft"),
-    "topology": Catalogue("topologies", "SCHEDULES", "matrix"),
-    "clock": Catalogue("fedsim.clock", "CLOCKS", "devices"),
+    "uplink": Catalogue("fedsim.feedback", "UPLINKS", "directions", "uplinks"),
+    "downlink": Catalogue("fedsim.feedback", "DOWNLINKS", "broadcast", "downlinks"),
+    "aggregate": Catalogue("fedsim.robust", "RULES", "__call__", "rules"),
+    "rule": Catalogue("fedsim.robust", "RULES", "__call__", "rules"),
+    "attack": Catalogue("fedsim.robust", "ATTACKS", "craft", "attacks"),
+    "topology": Catalogue("topologies", "SCHEDULES", "matrix", "topologies"),
+    "clock": Catalogue("fedsim.clock", "CLOCKS", "devices", "clocks"),
     **dict.fromkeys(
         ("seconds", "bandwidth_down", "bandwidth_up", "latency"),
-        Catalogue("fedsim.clock", "DISTRIBUTIONS", "quantile"),
+        Catalogue("fedsim.clock", "DISTRIBUTIONS", "quantile", "distributions"),
     ),
-    "availability": Catalogue("fedsim.clock", "AVAILABILITIES", "windows"),
-    "graph": Catalogue("topologies", "GRAPHS", "build"),
-    "base": Catalogue("topologies", "SCHEDULES", "matrix"),
+    "availability": Catalogue("fedsim.clock", "AVAILABILITIES", "windows", "availabilities"),
+    "graph": Catalogue("topologies", "GRAPHS", "build", "graphs"),
+    "base": Catalogue("topologies", "SCHEDULES", "matrix", "topologies"),
 }
 
 
@@ -200,7 +202,7 @@ def _within(module: str, allowed: Sequence[str]) -> bool:
 
 def listed(kind: str) -> dict[str, type]:
     """Classes of the catalogue of one kind by name, imported."""
-    module, attribute, _ = CATALOGUES[kind]
+    module, attribute, *_ = CATALOGUES[kind]
     found = getattr(importlib.import_module(module), attribute)
     return dict(found) if isinstance(found, Mapping) else {cls.__name__: cls for cls in found}
 
@@ -225,3 +227,8 @@ def name_of(target: Any) -> str | None:
     if module == "__main__" or not name.isidentifier():
         return None
     return f"{module}.{name}" if getattr(importlib.import_module(module), name, None) is target else None
+
+
+def list_of(kind: str) -> str:
+    """Command that lists the components of a kind."""
+    return f"fedsim list {CATALOGUES[kind].section if kind in CATALOGUES else kind}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from fedsim.errors import ConfigError, suggest
+from fedsim.errors import ConfigError, few, suggest
 from fedsim.experiment.config.described import (
     REQUIRED,
     Component,
@@ -27,7 +27,7 @@ from fedsim.experiment.config.described import (
 from fedsim.experiment.config.find import find, is_module, unknown
 from fedsim.experiment.config.hints import type_in_words
 from fedsim.experiment.config.meant import settings_named, usual_first
-from fedsim.experiment.config.names import ImportedModel
+from fedsim.experiment.config.names import ImportedModel, list_of
 from fedsim.experiment.short_forms import short_forms
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Plan:
     def expected(self, key: str) -> str:
         """Type and meaning of one of its parameters, in words."""
         setting = self.known[key]
-        name = f"a name ({', '.join(names(key)) or 'my.module.Class'})"
+        name = f"a name ({_names_in_words(key)})"
         kind = type_in_words(setting.type) if setting.plain else name
         return f"expected {kind}{setting.about and ': '}{setting.about}"
 
@@ -115,7 +115,8 @@ def _check(plan: Plan, key: str, value: Any) -> None:
         others = [name for name in named if key in known_of(kind, target_of(kind, name, kind)[1:])]
         of = f" of {plan.name} (but one of {', '.join(others)}: --{plan.place} {others[0]})" if others else ""
         also = settings_named(key, plan.place) if not others else []
-        raise ConfigError(f"unknown setting {plan.at(key)}{of}: {suggest(key, [*plan.known, *short], also)}")
+        known = suggest(key, [*plan.known, *short], also, "fedsim run --help")
+        raise ConfigError(f"unknown setting {plan.at(key)}{of}: {known}")
     if isinstance(value, Mapping) and "python" in value:
         again = "run or resume it from Python: fedsim.run(experiment), fedsim.resume(path, experiment)"
         if plan.at(key) == "data":
@@ -154,8 +155,8 @@ def _part(owner: Plan, key: str, setting: Setting, value: Any) -> Any:
     if setting.number and (numbers := _numbers(value)) is not None:
         return numbers
     if setting.number and isinstance(value, str) and re.match(r"[-+.\d]", value):
-        named = ", ".join(names(key))
-        raise ConfigError(f"{place} is {value!r}; expected a number, a list of numbers in brackets, [a,b], or {named}")
+        either = f"expected a number, a list of numbers in brackets, [a,b], or {_names_in_words(key)}"
+        raise ConfigError(f"{place} is {value!r}; {either}")
     if _numbers(value) is not None:
         raise ConfigError(f"{place} is {value!r}; {_instead_of_number(key, place, setting)}")
     value = {"name": value} if isinstance(value, str) else value
@@ -181,7 +182,7 @@ def _part(owner: Plan, key: str, setting: Setting, value: Any) -> Any:
 def _instead_of_number(kind: str, place: str, setting: Setting) -> str:
     """What to give in place of a number: a name, or a setting of the component that is the default."""
     default = setting.default.get("name") if isinstance(setting.default, Mapping) else None
-    named = f"expected a name ({', '.join(names(kind)) or 'my.module.Class'})"
+    named = f"expected a name ({_names_in_words(kind)})"
     if default is None:
         return named
     flags = ", ".join(f"--{place}.{key}" for key in known_of(kind, target_of(kind, default, place)[1:]))
@@ -203,6 +204,10 @@ def names(kind: str) -> list[str]:
     return list({**catalogue(kind), **aliases(kind)})
 
 
+def _names_in_words(kind: str) -> str:
+    return few(names(kind) or ["my.module.Class"], list_of(kind))
+
+
 def _may_name(kind: str, value: str) -> bool:
     """True unless no component of this kind has the name ``value``: FedOpt's optimizer is a word, not a component."""
     return value in names(kind) or alias(kind, value) is not None or ("." in value and bool(names(kind)))
@@ -216,7 +221,7 @@ def target_of(kind: str, name: str, place: str, also: Sequence[str] = ()) -> tup
         if name not in catalogue(kind):
             format = name.rpartition(".")[2].lower()
             also = [f"--{place} {format} --{place}.path {name}"] if "." in name and format in catalogue(kind) else []
-            raise unknown(name, place, list(catalogue(kind)), also)
+            raise unknown(name, place, kind, list(catalogue(kind)), also)
         return partial(_data, name), component("fedsim.experiment.experiment", "Data"), catalogue(kind)[name]
     target = find(kind, name, place, also)
     if isinstance(target, Component):

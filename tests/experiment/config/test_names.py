@@ -45,7 +45,7 @@ def test_an_alias_is_a_component_with_settings(algorithm: Any, expected: Any) ->
 
 
 def test_every_alias_names_a_component_that_has_its_settings() -> None:
-    for kind, (_, attribute, _) in CATALOGUES.items():
+    for kind, (_, attribute, *_) in CATALOGUES.items():
         for alias in ALIASES.get(attribute, {}).values():
             named = {*alias.settings, *alias.defaults, *alias.without}
             assert named <= catalogue(kind)[alias.name].settings.keys()
