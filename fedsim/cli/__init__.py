@@ -17,6 +17,7 @@ from pathlib import Path
 from fedsim.cli.allow import OWN, REFUSAL, taken, typed
 from fedsim.cli.streams import OutputError, streams
 from fedsim.controller.interrupt import ENDING, catch
+from fedsim.controller.notes import telling_once
 from fedsim.errors import ConfigError, FedsimError, suggest
 from fedsim.record.version import __version__
 
@@ -117,6 +118,6 @@ def _dispatch(arguments: list[str]) -> int:
         return code
     from fedsim.experiment.config.names import Imports, only_from  # slow: torch, which these commands need
 
-    with only_from(Imports([*OWN, *allowed], typed(rest), REFUSAL)):
+    with only_from(Imports([*OWN, *allowed], typed(rest), REFUSAL)), telling_once():
         code = command(rest)
     return code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table
 from fedsim.cli import flags
 from fedsim.cli.output import console
 from fedsim.cli.sweep import JOBS, values
+from fedsim.controller.notes import remark
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
 from fedsim.experiment.config.described import Component, describe, experiment_component
@@ -71,8 +71,8 @@ def byzantine(argv: Sequence[str]) -> int:
         line.number("tuning_seeds", int, 1),
     )
     for attack, f in product(grid.attacks.values(), grid.f):
-        if remark := attack.remark(grid.clients(), f):
-            print(f"fedsim: note: f = {f}: {remark}", file=sys.stderr)
+        if text := attack.remark(grid.clients(), f):
+            remark(text)
     if "heat_map" in options:
         kind_of(options["heat_map"])                       # a wrong one fails before the cells run
     folder = Path(options.get("output", "runs/byzantine"))

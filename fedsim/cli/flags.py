@@ -7,7 +7,6 @@ import difflib
 import math
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.cli.allow import HELP
+from fedsim.controller.notes import remark
 from fedsim.errors import ConfigError, suggest
 from fedsim.experiment.config import load_config, override
 from fedsim.experiment.config.described import Component, catalogue
@@ -155,7 +155,7 @@ def read(command: Command, argv: Sequence[str]) -> CommandLine:
     words, notes = split(command, argv), list[str]()
     words.line.settings.update(settle(words.file, words.flags, notes))
     for note in notes:
-        print(f"fedsim: note: {note}", file=sys.stderr)
+        remark(note)
     return words.line
 
 

@@ -12,8 +12,8 @@ from scipy.sparse import csr_array, diags_array
 from scipy.sparse.csgraph import connected_components, shortest_path
 from torch import nn
 
-from fedsim.controller.host import note
 from fedsim.controller.loading import problem_and_dataset
+from fedsim.controller.notes import note
 from fedsim.data import Dataset
 from fedsim.errors import ConfigError, RunError, in_bytes, many
 from fedsim.experiment.config.write import written

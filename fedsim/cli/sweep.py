@@ -14,6 +14,7 @@ from typing import Any
 from fedsim.cli import flags
 from fedsim.cli.compare import TARGET
 from fedsim.cli.output import console
+from fedsim.controller.notes import remark
 from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import from_config, to_config
 from fedsim.experiment.config.described import experiment_component
@@ -151,8 +152,8 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
         points.append(Point(name, to_config(experiment)))
         sweeps.experiment_of(points[-1].config, experiment)
         titles.append(experiment.title)
-    for note in dict.fromkeys(notes):
-        print(f"fedsim: note: {note}", file=sys.stderr)
+    for note in notes:
+        remark(note)
     return titles[0] if len(set(titles)) == 1 else "experiments", points
 
 

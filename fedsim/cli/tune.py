@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from fedsim.cli import flags
 from fedsim.cli.output import console
 from fedsim.cli.sweep import JOBS
+from fedsim.controller.notes import remark
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config, override
 from fedsim.experiment.config.described import experiment_component
@@ -96,8 +96,8 @@ def _methods(words: flags.Words, search: str, trials: int | None) -> dict[str, d
             name or "as given": _experiment(method, base, alone | chosen, notes)
             for name, chosen in _chosen(method, axes, search, trials, base.get("seed", 0))
         }
-    for note in dict.fromkeys(notes):
-        print(f"fedsim: note: {note}", file=sys.stderr)
+    for note in notes:
+        remark(note)
     return made
 
 

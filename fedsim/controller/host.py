@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
@@ -12,6 +11,7 @@ from fedsim.algorithm import Algorithm
 from fedsim.clients import cohort
 from fedsim.controller import evaluate
 from fedsim.controller.foresight import Foresight
+from fedsim.controller.notes import note
 from fedsim.controller.personal import scores_of_models
 from fedsim.controller.prepare import Prepared, check_partition, prepare
 from fedsim.engine.federation import Federation, Meter
@@ -22,11 +22,6 @@ from fedsim.types import Kept
 from fedsim.values import Far, Vector
 
 T = TypeVar("T")
-
-
-def note(text: str) -> None:
-    """Print a message on stderr."""
-    print(f"fedsim: {text}", file=sys.stderr)
 
 
 class Host:

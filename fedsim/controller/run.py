@@ -20,6 +20,7 @@ from fedsim.controller.initial import check_unchanged, file_hash
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.controller.loading import data_hash
 from fedsim.controller.local_steps import check_local_steps
+from fedsim.controller.notes import remark
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
 from fedsim.controller.resuming import (
@@ -74,10 +75,11 @@ def _run_new(
     check_local_steps(experiment, first)
     host.check_other_seeds(experiment, first)
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
-    for remark in [*experiment.remarks, *first.remarks, *([first.dataset.notes] if own else [])]:
-        host.say(f"note: {remark}")
+    for text in [*experiment.remarks, *first.remarks, *([first.dataset.notes] if own else [])]:
+        remark(text, host.say)
     if first.unheld:
-        host.say(f"no client has a sample of class {', '.join(first.unheld)}, which cannot be learned: see partition")
+        unheld = ", ".join(first.unheld)
+        remark(f"no client has a sample of class {unheld}, which cannot be learned: see partition", host.say)
     config = to_config(experiment)
     directory = create_run(root, experiment.title, config, _manifest(experiment, first, config), output)
     try:
@@ -153,8 +155,8 @@ def resume(
         first = there.prepare(experiment, todo[0])
         check_model(directory, first.federation.model.d)
         check_data(directory, first)
-        for remark in [*changes_of_place(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:
-            there.say(remark)
+        for text in [*changes_of_place(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:
+            there.say(text)
         if extends:
             note_extension(directory, experiment.rounds)
         _run_seeds(experiment, directory, todo, first, progress, there, on_round)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.checks import whole
+from fedsim.controller.notes import telling_once
 from fedsim.errors import ConfigError, many
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
@@ -123,6 +124,7 @@ class RobustTable:
     worst: Mapping[Group, tuple[str, Estimate]]
 
 
+@telling_once()
 def run_grid(grid: RobustGrid, folder: Path, jobs: int | None = None, *, progress: bool = True) -> RobustTable:
     """Run what is left of the grid, and return its table; a grid with more cells runs those that are new.
 

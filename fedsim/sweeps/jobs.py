@@ -15,6 +15,7 @@ import torch
 from fedsim import api
 from fedsim.checks import plain_name
 from fedsim.controller.interrupt import terminate_as_interrupt
+from fedsim.controller.notes import telling_once
 from fedsim.engine.machine import cores, torch_threads
 from fedsim.errors import ConfigError, FedsimError, RunError
 from fedsim.experiment.config import build, to_config
@@ -49,6 +50,7 @@ class PointTask(NamedTuple):
     rounds: int | None = None
 
 
+@telling_once()
 def run_sweep(
     sweep: Sweep,
     jobs: int | None = None,

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from fedsim.checks import plain_name, whole
+from fedsim.controller.notes import telling_once
 from fedsim.errors import ConfigError, DivergenceError, suggest
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
@@ -66,6 +67,7 @@ class Tuned:
         return [path for point in points if (path := self.final.directory(point)).is_dir()]
 
 
+@telling_once()
 def tune(
     methods: Mapping[str, Mapping[str, Experiment]],
     folder: Path | str,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.controller.host import note
+from fedsim.controller.notes import note
 from fedsim.errors import ConfigError
 from fedsim.report.labels import flat
 from fedsim.sweeps.grid import Point, Sweep, is_sweep, open_sweep, start

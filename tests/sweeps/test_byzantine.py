@@ -172,3 +172,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):  # fmt: skip
         assert main(["byzantine", *over(line[1:], flag, value)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_the_cells_have_in_common_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        "byzantine --algorithm FedAvg --partition IidPartitioner --partition.num_partitions 10 --sampling.fraction 1"
+        " --model Logistic --rounds 1 --rules Mean,CoordinateMedian --attacks ALIE --lr 0.1,0.3 --backend loop --jobs 1"
+    )
+    for name in ("a", "b"):                                # each command tells it anew
+        assert main([*text.split(), "--output", str(tmp_path / name)]) == 0
+        said = capsys.readouterr().err
+        assert said.count("note: ALIE is no attack with its z of 10 clients and 1 attacker, ") == 1, said

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from fedsim.backends.flower.deploy.local_federation import LocalFederation
-from fedsim.controller.host import note
+from fedsim.controller.notes import note
 from fedsim.controller.progress import RunProgress
 from fedsim.errors import DeployError, FedsimError
 from fedsim.experiment.experiment import Experiment
