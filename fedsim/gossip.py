@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import ref
 
 import numpy as np
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Topology(Protocol):
     """Mixing matrices of a federation, one per round."""
 
-    def matrix(self, round: int, seed: int, n: int) -> csr_array:
-        """Mixing matrix W ``[n, n]`` of a round; ``w_ij`` is the weight of j's message at i."""
+    def matrix(self, round: int, seed: int, n: int) -> csr_array | np.ndarray:
+        """Mixing matrix W ``[n, n]`` of a round, a sparse array or an array; ``w_ij`` weighs j's message at i."""
 
 
 class EdgeList(NamedTuple):
@@ -49,7 +49,7 @@ class EdgeList(NamedTuple):
 def exchange(whole: csr_array, w: csr_array, ids: np.ndarray) -> EdgeList:
     """The exchange by ``w`` among the nodes ``ids``."""
     edges = w.tocoo()
-    links = edges.row != edges.col
+    links = (edges.row != edges.col) & (edges.data != 0)   # a zero that is stored is no link
     to, by = edges.row[links], edges.col[links]
     return EdgeList(whole, w, to, by, ids[to], ids[by])
 
@@ -67,10 +67,12 @@ def mixing_matrix(topology: Topology, round: int, seed: int, n: int) -> csr_arra
     """W of a round among all ``n`` nodes, with the entries of each row sorted by node.
 
     Raises:
-        ConfigError: the topology does not exist for ``n`` nodes, or has another number of them.
+        ConfigError: the topology does not exist for ``n`` nodes, or has another number of them, or gives no matrix.
     """
+    from topologies.matrix_checks import as_matrix
+
     with refusals():
-        w = topology.matrix(round, seed, n)
+        w = as_matrix(topology.matrix(round, seed, n), f"the mixing matrix of round {round}")
     if w.shape != (n, n):
         raise ConfigError(f"topology: the mixing matrix of round {round} is {list(w.shape)}; expected [{n}, {n}]")
     return w if w.has_sorted_indices else w.sorted_indices()
@@ -80,6 +82,19 @@ def graph_file(topology: Topology | None) -> FromFile | None:
     """The graph file that a topology reads, if it does."""
     graph = getattr(getattr(topology, "base", topology), "graph", None)   # ``base``: of LinkFailures
     return graph if type(graph).__name__ == "FromFile" else None
+
+
+def ignored_weights(topology: Topology | None) -> list[str]:
+    """What of a topology's graph is ignored, in words."""
+    static = getattr(topology, "base", topology)
+    if callable(getattr(static, "weighting", None)):       # which may read the weights of edges
+        return []
+    if (file := graph_file(topology)) is not None:
+        return file.remarks()
+    graph: Any = getattr(static, "graph", None)
+    weighted = hasattr(graph, "edges") and any("weight" in attributes for *_, attributes in graph.edges(data=True))
+    why = "as W follows from the links alone; a function as topology.weighting may read them"
+    return [f"edge weights of the graph are ignored, {why}"] if weighted else []
 
 
 def restrict(w: csr_array, active: np.ndarray, round: int, rows: bool = True) -> csr_array:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from topologies.errors import TopologyError
 
@@ -17,11 +18,11 @@ class EdgeList(NamedTuple):
     """A parsed edge list.
 
     Attributes:
-        edges: pairs of labels in the order of the file.
+        edges: pairs of labels in the order of the file, with their attributes.
         weighted: the edges carry weights.
     """
 
-    edges: list[tuple[str, str]]
+    edges: list[tuple[str, str, dict[str, Any]]]
     weighted: bool
 
 
@@ -50,8 +51,8 @@ def parse_edges(text: str) -> EdgeList:
     _check_header(lines)
     if widths == {3}:
         _check_weights(lines)
-    weighted = widths == {3} or any("weight" in line.attributes for line in lines)
-    return EdgeList([(line.labels[0], line.labels[1]) for line in lines], weighted)
+    edges = [(line.labels[0], line.labels[1], _attributes(line)) for line in lines]
+    return EdgeList(edges, any("weight" in attributes for *_, attributes in edges))
 
 
 def _lines(text: str) -> Iterator[_Line]:
@@ -59,6 +60,19 @@ def _lines(text: str) -> Iterator[_Line]:
         content, brace, attributes = raw.split("#", 1)[0].partition("{")
         if content.strip() or brace:
             yield _Line(number, content.split(), brace + attributes)
+
+
+def _attributes(line: _Line) -> dict[str, Any]:
+    if not line.attributes:
+        return {"weight": float(line.labels[2])} if len(line.labels) == 3 else {}
+    try:
+        found = ast.literal_eval(line.attributes.strip())
+    except (SyntaxError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        form = "expected a dict of attributes, such as {'weight': 0.5}"
+        raise TopologyError(f"line {line.number}: {line.attributes[:40]!r} after the edge; {form}")
+    return found
 
 
 def _check_line(line: _Line) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,8 +47,8 @@ def _integer(label: Any) -> int:
     return int(label)
 
 
-def from_edges(n: int, edges: Iterable[tuple[int, int]], directed: bool = False) -> Graph:
-    """Graph on nodes 0..n-1 with these edges."""
+def from_edges(n: int, edges: Iterable[tuple[Any, ...]], directed: bool = False) -> Graph:
+    """Graph on nodes 0..n-1 with these edges, perhaps with their attributes."""
     graph: Graph = nx.DiGraph() if directed else nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from(edges)
@@ -54,7 +56,8 @@ def from_edges(n: int, edges: Iterable[tuple[int, int]], directed: bool = False)
 
 
 def from_networkx(graph: Graph, n: int | None = None) -> Graph:
-    """The same graph on nodes 0..n-1 in the order of `in_order`, without attributes and parallel edges.
+    """The same graph on nodes 0..n-1 in the order of `in_order`, with the attributes of its edges; parallel
+    ones become one.
 
     Args:
         graph: any networkx graph, directed or not.
@@ -68,7 +71,21 @@ def from_networkx(graph: Graph, n: int | None = None) -> Graph:
     if n is not None and len(graph) != n:
         raise TopologyError(f"the graph has {len(graph)} nodes, but there are n={n}: use n={len(graph)}")
     index = {label: i for i, label in enumerate(in_order(graph))}
-    return from_edges(len(graph), ((index[a], index[b]) for a, b in graph.edges()), graph.is_directed())
+    edges = ((index[a], index[b], attributes) for a, b, attributes in graph.edges(data=True))
+    return from_edges(len(graph), edges, graph.is_directed())
+
+
+def digest(graph: Graph) -> str:
+    """SHA-256 of the links among nodes 0..n-1, their directions, and those of their attributes that are numbers or
+    texts; of equal graphs it is equal.
+    """
+    plain = from_networkx(graph)
+    edges = sorted(
+        ((a, b) if plain.is_directed() else (min(a, b), max(a, b)))
+        + tuple(sorted((str(k), str(v)) for k, v in attributes.items() if isinstance(v, Real | str)))
+        for a, b, attributes in plain.edges(data=True)
+    )
+    return hashlib.sha256(repr((len(plain), plain.is_directed(), edges)).encode()).hexdigest()
 
 
 def _by_label(graph: Graph) -> Graph:
@@ -98,9 +115,9 @@ class FromFile:
     """The graph in a file, which must be connected.
 
     GraphML if the file's name ends in ``.graphml``, GML if it ends in ``.gml``, else an edge list: one edge per line,
-    two labels separated by a space, and perhaps a weight; ``#`` starts a comment. Weights are ignored: W follows from
-    the links alone. Nodes are numbered in natural order of their labels, so n2 precedes n10; in GraphML and GML, where
-    some lack one or share one, of their ids.
+    two labels separated by a space, and perhaps a weight; ``#`` starts a comment. Weights are ignored, as W follows
+    from the links alone, except by a weighting of your own. Nodes are numbered in natural order of their labels, so n2
+    precedes n10; in GraphML and GML, where some lack one or share one, of their ids.
 
     Args:
         path: the file.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import networkx as nx
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 from scipy.sparse.csgraph import connected_components
 
 from topologies.errors import TopologyError
@@ -66,6 +66,27 @@ def check_connected(links: csr_array, what: str) -> None:
             f"{what} is disconnected: {parts} components, among them one of {sizes[a]} nodes (with node {i}) and one "
             f"of {sizes[b]} (with node {j}); link them, for example by edges {i} -> {j} and {j} -> {i}"
         )
+
+
+def as_matrix(W: Any, name: str = "W") -> csr_array:
+    """A mixing matrix as a CSR array of float64: itself if it is one, else a copy.
+
+    Args:
+        W: ``[n, n]``: a sparse array or matrix of any format, an array, a tensor on the CPU, or nested lists.
+        name: of the matrix, for the message.
+
+    Raises:
+        TopologyError: it is nothing of that kind.
+    """
+    if isinstance(W, csr_array) and W.dtype == np.float64 and W.ndim == 2:
+        return W
+    try:
+        made = csr_array(W if issparse(W) else np.asarray(W, dtype=float), dtype=float)
+    except (TypeError, ValueError):
+        made = None
+    if made is None or made.ndim != 2:
+        raise TopologyError(f"{name} is {W!r:.80}; expected a matrix [n, n]: an array, or a sparse one of scipy")
+    return made
 
 
 def is_symmetric(W: csr_array, tolerance: float = TOLERANCE) -> bool:

@@ -19,8 +19,9 @@ from topologies.interior_point import fastest_weights
 from topologies.matrix_checks import adjacency
 
 FASTEST_NODES = 64
-Weighting: TypeAlias = Callable[[Graph], csr_array]
-"""A function from a graph to W; those here take its adjacency matrix too."""
+Weighting: TypeAlias = Callable[[Graph], csr_array | np.ndarray]
+"""A function from a graph on nodes 0..n-1, with the attributes of its edges, to W; those here return sparse arrays, and
+take its adjacency matrix too."""
 
 
 def fill_diagonal(links: csr_array) -> csr_array:

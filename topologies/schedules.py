@@ -18,7 +18,7 @@ from scipy.sparse import csr_array, diags_array, eye_array
 from topologies.errors import TopologyError
 from topologies.files import Graph, from_networkx
 from topologies.graphs import GraphBuilder, Ring
-from topologies.matrix_checks import TOLERANCE, is_symmetric
+from topologies.matrix_checks import TOLERANCE, as_matrix, is_symmetric
 from topologies.mixing import WEIGHTINGS, Weighting, WeightingName, lazy
 from topologies.random import generator
 from topologies.random_graphs import check_degree, draw_regular
@@ -88,7 +88,7 @@ def _fixed(schedule: Static, seed: int, n: int) -> csr_array:
         W = WEIGHTINGS[weighting](links(n))
     else:
         built = from_networkx(graph, n) if isinstance(graph, nx.Graph) else graph.build(n, seed)
-        W = (weighting if callable(weighting) else WEIGHTINGS[weighting])(built)
+        W = as_matrix(weighting(built), "what weighting gave") if callable(weighting) else WEIGHTINGS[weighting](built)
     return lazy(W) if schedule.lazy else W
 
 
@@ -97,8 +97,9 @@ class Static:
     """The same W in every round, built once.
 
     Args:
-        graph: who is linked to whom, by its settings, or as a networkx graph.
-        weighting: how W is made of the graph, by name, or as a function from a graph to W.
+        graph: who is linked to whom, by its settings, or as a networkx graph, of which a copy is kept.
+        weighting: how W is made of the graph, by name, or as a function from a graph to W. By name it ignores weights
+            of edges; a function finds them in ``graph.edges[i, j]["weight"]``, and returns an array or a sparse array.
         lazy: mix by (I + W)/2 instead.
     """
 
@@ -112,6 +113,8 @@ class Static:
             raise TopologyError(
                 f"weighting is {self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}: did you mean {nearest!r}?"
             )
+        if isinstance(self.graph, nx.Graph):               # a graph that changes later is another one
+            object.__setattr__(self, "graph", nx.freeze(self.graph.copy()))
 
     def matrix(self, round: int, seed: int, n: int) -> csr_array:
         """See ``MixingSchedule``; random graphs differ from seed to seed, not from round to round."""
@@ -188,7 +191,7 @@ class LinkFailures:
 
     def matrix(self, round: int, seed: int, n: int) -> csr_array:
         """See ``MixingSchedule``."""
-        W = self.base.matrix(round, seed, n)
+        W = as_matrix(self.base.matrix(round, seed, n))
         if not is_symmetric(W):
             raise TopologyError(
                 f"link failures need a symmetric W, and that of {self.base!r} is not: take an undirected graph"

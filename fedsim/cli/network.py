@@ -19,7 +19,7 @@ from fedsim.errors import ConfigError, RunError, in_bytes, many
 from fedsim.experiment.config.write import written
 from fedsim.experiment.division import DIRICHLET, division, is_problem
 from fedsim.experiment.experiment import Data
-from fedsim.gossip import Topology, graph_file, mixing_matrix, refusals, weigh
+from fedsim.gossip import Topology, ignored_weights, mixing_matrix, refusals, weigh
 from fedsim.messages.wire import nbytes
 from fedsim.models import MLP, Architecture
 from fedsim.partition import Partition, Partitioner, card
@@ -87,9 +87,8 @@ def show(network: Network, run: RunDirectory | None, picture: str | None) -> dic
     w = mixing_matrix(network.topology, network.round, network.seed, n)
     if counts and parts:
         w = weigh(w, parts.sizes.astype(float), network.round)
-    if file := graph_file(network.topology):
-        for remark in file.remarks():
-            note(remark)
+    for remark in ignored_weights(network.topology):
+        note(remark)
     measured = measure(w, _parameters(network, problem, dataset))
     if run is not None:
         measured["bytes_over_links"] = _over_links(run, network.seed)

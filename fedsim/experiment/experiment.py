@@ -29,7 +29,7 @@ from fedsim.experiment.schedule import SCHEDULES, Constant, Cosine, Schedule, ch
 from fedsim.experiment.stopping import Stop
 from fedsim.feedback.compressed import Compressed
 from fedsim.feedback.mechanisms import Downlink, Gossip, Uplink, short_name
-from fedsim.gossip import Topology, graph_file
+from fedsim.gossip import Topology, ignored_weights
 from fedsim.models import MLP, Architecture
 from fedsim.models.shapes import check_model
 from fedsim.partition import Partitioner, Skew
@@ -349,9 +349,7 @@ class Experiment:
                 f"rounds of {type(self.algorithm).__name__} wait for their whole cohort here; it is asynchronous with"
                 " --clock Clock --concurrency 20"
             )
-        if graph := graph_file(self.topology):
-            found += graph.remarks()
-        return found + self.execution.remarks
+        return found + ignored_weights(self.topology) + self.execution.remarks
 
     @property
     def seed_list(self) -> list[int]:

@@ -29,7 +29,7 @@ from algorithms import (
 from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, resume, run
 from fedsim.algorithm import has_server
 from fedsim.cli import main
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner, NaturalIdPartitioner
 from fedsim.problems import least_squares
@@ -301,3 +301,49 @@ def test_what_was_made_before_a_setting_is_refused_stays(tmp_path: Path) -> None
         one(replace(SMALL, topology=Late()), tmp_path)
     (path,) = tmp_path.iterdir()
     assert max(metrics(RunDirectory(path)).round) == 4
+
+
+class Dense:
+    """A user's topology, whose matrix is an array, with zeros in it."""
+
+    def matrix(self, round: int, seed: int, n: int) -> np.ndarray:
+        return np.asarray(metropolis(Ring().build(n, seed)).toarray())
+
+
+class Stored(Dense):
+    """The same with zeros that are stored."""
+
+    def matrix(self, round: int, seed: int, n: int) -> Any:
+        w = super().matrix(round, seed, n)
+        i, j = np.indices((n, n)).reshape(2, -1)
+        return csr_array((w[i, j], (i, j)), (n, n))
+
+
+@pytest.mark.parametrize("topology", [Dense(), Stored(), Static(Ring(), lambda g: metropolis(g).toarray())], ids=str)
+def test_a_topology_of_ones_own_is_the_same_run(topology: Any, tmp_path: Path) -> None:
+    small = replace(SMALL, rounds=2)
+    expected, made = (
+        run(replace(small, topology=each), output=tmp_path / name, progress=False)
+        for name, each in (("expected", small.topology), ("made", topology))
+    )
+    assert metrics_bytes(made) == metrics_bytes(expected)
+    assert (made.seed_path(0) / "edges.csv").read_bytes() == (expected.seed_path(0) / "edges.csv").read_bytes()
+
+
+def test_a_run_goes_on_with_its_graph(tmp_path: Path) -> None:
+    ring, path = nx.cycle_graph(N), nx.path_graph(N)
+    short = replace(SMALL, topology=Static(ring), rounds=2)
+    made = run(short, output=tmp_path / "run", progress=False)
+    with pytest.raises(FedsimError, match="other settings of topology"):
+        resume(made.path, replace(short, topology=Static(path), rounds=3), rounds=3, progress=False)
+    resume(made.path, replace(short, topology=Static(nx.cycle_graph(N)), rounds=3), rounds=3, progress=False)
+    assert metrics(made).series("average/test", "accuracy").keys() == {0, 2, 3}
+
+
+def test_ignored_weights_of_a_graph_are_said() -> None:
+    graph = nx.cycle_graph(N)
+    assert not replace(SMALL, topology=Static(graph)).remarks
+    nx.set_edge_attributes(graph, 2.0, "weight")
+    (remark,) = replace(SMALL, topology=Static(graph)).remarks
+    assert remark.startswith("edge weights of the graph are ignored")
+    assert not replace(SMALL, topology=Static(graph, weighting=metropolis)).remarks

@@ -252,7 +252,7 @@ def test_files(tmp_path: FilePath) -> None:
     (tmp_path / "arrows.txt").write_text("# a comment\n0 1 0.5\n1 2 7\n2 0 1\n")
     for name in ("club.graphml", "club.txt"):
         graph = FromFile(tmp_path / name).build(34, 0)
-        assert np.array_equal(nx.to_numpy_array(graph, range(34)), nx.to_numpy_array(club, weight=None))
+        assert np.array_equal(nx.to_numpy_array(graph, range(34)), nx.to_numpy_array(club))
     assert sorted(FromFile(tmp_path / "arrows.txt", directed=True).build(3, 0).edges()) == [(0, 1), (1, 2), (2, 0)]
     nx.write_graphml(nx.DiGraph([(0, 1), (1, 0)]), tmp_path / "directed.graphml")
     assert FromFile(tmp_path / "directed.graphml").build(2, 0).is_directed()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array, csr_matrix
 
 from topologies import (
     SCHEDULES,
     Complete,
     ErdosRenyi,
     Exponential,
+    FromFile,
     Grid,
     LinkFailures,
     MixingSchedule,
@@ -33,6 +38,7 @@ from topologies import (
     max_degree,
     metropolis,
 )
+from topologies.files import digest
 
 ASYMMETRIC: list[MixingSchedule] = [
     Static(Exponential(directed=True), "uniform_directed"),
@@ -202,3 +208,53 @@ def test_ten_thousand_nodes_without_a_dense_matrix(schedule: MixingSchedule) -> 
         assert tracemalloc.get_traced_memory()[1] < 150e6  # n x n float64 would be 800e6 bytes
     finally:
         tracemalloc.stop()
+
+
+def by_edges(graph: Any) -> Any:
+    w = nx.to_numpy_array(graph, nodelist=range(len(graph)))
+    return w + np.diag(1 - w.sum(axis=1))
+
+
+def test_a_weighting_of_ones_own_reads_weights_of_edges(tmp_path: FilePath) -> None:
+    graph = nx.Graph()
+    graph.add_weighted_edges_from([("a", "b", 0.5), ("b", "c", 0.25), ("c", "a", 0.125)])
+    expected = np.array([[0.375, 0.5, 0.125], [0.5, 0.25, 0.25], [0.125, 0.25, 0.625]])
+    nx.write_graphml(graph, tmp_path / "g.graphml")
+    nx.write_edgelist(graph, tmp_path / "g.txt")
+    nx.write_weighted_edgelist(graph, tmp_path / "w.txt")
+    files = [FromFile(tmp_path / name) for name in ("g.graphml", "g.txt", "w.txt")]
+    for known in (graph, nx.MultiGraph(graph), *files):
+        assert np.array_equal(Static(known, by_edges).matrix(1, 0, 3).toarray(), expected)
+        assert np.allclose(Static(known).matrix(1, 0, 3).toarray(), 1 / 3)
+
+
+def test_a_graph_that_changes_later_is_another_one() -> None:
+    graph = nx.cycle_graph(6)
+    before = Static(graph)
+    first = before.matrix(1, 0, 6)
+    graph.add_edge(0, 3)
+    assert Static(graph).matrix(1, 0, 6)[0, 3] > 0 == before.matrix(1, 0, 6)[0, 3]
+    assert before.matrix(2, 0, 6) is first
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist, torch.from_numpy, csr_matrix, coo_array])
+def test_a_matrix_of_ones_own_in_any_form(form: Callable[[Any], Any]) -> None:
+    dense = by_edges(nx.cycle_graph(5)) * 0.25 + np.eye(5) * 0.75
+    found = Static(Ring(), weighting=lambda _: form(dense)).matrix(1, 0, 5)
+    assert isinstance(found, csr_array) and np.array_equal(found.toarray(), dense)
+    failing = LinkFailures(Static(Ring(), weighting=lambda _: form(dense)), 1.0)
+    assert np.array_equal(failing.matrix(1, 0, 5).toarray(), np.eye(5))
+
+
+@pytest.mark.parametrize("made", [None, "W", np.ones(3), [[1.0], [0.5, 0.5]]])
+def test_what_is_no_matrix(made: Any) -> None:
+    with pytest.raises(TopologyError, match=r"what weighting gave is .*; expected a matrix \[n, n\]"):
+        Static(Ring(), weighting=lambda _: made).matrix(1, 0, 3)
+
+
+def test_a_digest_tells_graphs_apart() -> None:
+    cycle, path = nx.cycle_graph(4), nx.path_graph(4)
+    weighted = nx.Graph([(0, 1, {"weight": 1.0}), (1, 2), (2, 3), (3, 0)])
+    same = nx.Graph([(3, 2), (0, 3), (1, 0), (2, 1)])
+    assert digest(cycle) == digest(same) == digest(nx.relabel_nodes(cycle, str))
+    assert len({digest(g) for g in (cycle, path, weighted, nx.DiGraph(cycle), nx.cycle_graph(5))}) == 5

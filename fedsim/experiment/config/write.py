@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -53,6 +54,8 @@ def written(value: Any, hint: Any = None) -> Any:
     for kind, form in _forms().items():
         if isinstance(value, kind):
             return form(value, hint)
+    if "networkx" in sys.modules and isinstance(value, sys.modules["networkx"].Graph):   # slow to import
+        return _graph(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = {key: parameter.annotation for key, parameter in parameters(type(value)).items()}
         fields = {key: written(getattr(value, key), hint) for key, hint in hints.items()}
@@ -81,6 +84,13 @@ def _forms() -> dict[type, Callable[[Any, Any], Any]]:
         Dataset: lambda v, _: of_python(v, v.name),
         Problem: lambda v, _: of_python(v, v.dataset.name),
     }
+
+
+def _graph(graph: Any) -> dict[str, str]:
+    from topologies.files import digest
+
+    size = f"{graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges"
+    return {"python": f"networkx graph of {size}, SHA-256 {digest(graph)[:16]}"}
 
 
 def _named(target: Any) -> dict[str, str]:
