@@ -51,17 +51,37 @@ class Own:
         return local.fold(step, x)
 
 
+class Update(NamedTuple):
+    d: Tensor
+    squared: Tensor
+
+
+@dataclass(frozen=True)
+class Extrapolating(Own):
+    """A user's FedExP, whose server steps further than the mean of updates that cancel in it."""
+
+    def round(self, s: State, clients: Clients) -> State:
+        mean = clients.mean(clients.each(self.update, s.x))
+        return State(s.x + torch.clamp(mean.squared / (2 * mean.d.square().sum()), min=1) * mean.d)
+
+    def update(self, local: Local, x: Tensor) -> Update:
+        d = self.client(local, x) - x
+        return Update(d, d.square().sum())
+
+
 AVERAGED: dict[str, Experiment] = {
     **{type(a).__name__: Experiment(a) for a in (FedAvg(), FedProx(), FedSAM(), Scaffold(), FedCM(), Own())},
     **{type(a).__name__: Experiment(a, topology=RING) for a in (DFedAvg(), DFedSAM())},
     "weights": Experiment(FedAvg(), weights="samples"),
     "under attack": Experiment(FedAvg(), attack=IPM(0.2)),
     "AdamW": Experiment(FedAvg(), local=LocalWork(0, steps=7, optimizer=AdamW(state="keep"))),
+    "long steps": Experiment(FedAvg(lr=500)),
     "decay": Experiment(FedAvg(lr=1e3), local=LocalWork(weight_decay=0.3, clip_norm=0.1)),
 }
 OTHERS: dict[str, Experiment] = {
     **{type(a).__name__: Experiment(a) for a in (FedOpt(), FedSpeed(), FedAMD())},
     "a server's step": Experiment(Own(kept=0.5)),
+    "a server that extrapolates": Experiment(Extrapolating()),
     "no step": Experiment(Own(descends=False)),
     "compressed": Experiment(FedAvg(), uplink=EF21Uplink(TopK(0.5))),
     "another mean": Experiment(FedAvg(), aggregate=CoordinateMedian()),
