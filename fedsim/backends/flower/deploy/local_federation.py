@@ -31,8 +31,9 @@ from fedsim.errors import DeployError
 from fedsim.record.files import private_folder
 
 HOST = "127.0.0.1"
-START_SECONDS = 120.0
-COMMAND_SECONDS = 120.0
+START_SECONDS = 600.0
+COMMAND_SECONDS = 600.0
+"""Time for the SuperLink to start, and for a command of Flower, each seconds on a machine that does nothing else."""
 CONNECTION = "fedsim"
 """Name of the SuperLink in Flower's commands."""
 FEDSIM = (sys.executable, "-m", "fedsim")
@@ -96,19 +97,22 @@ class LocalFederation:
         """Run a Flower command on this federation; return its parsed JSON output.
 
         Raises:
-            DeployError: the command failed.
+            DeployError: the command failed, or did not end.
         """
         words = [command("flwr"), *arguments, CONNECTION, "--format", "json"]
-        home = self.folder / "client"
-        done = subprocess.run(
-            words, env=environment(home), cwd=home, capture_output=True, text=True, timeout=COMMAND_SECONDS,
-        )  # fmt: skip
+        home, said = self.folder / "client", f"`flwr {' '.join(arguments)}`"
+        try:
+            done = subprocess.run(
+                words, env=environment(home), cwd=home, capture_output=True, text=True, timeout=COMMAND_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise DeployError(f"{said} did not end within {COMMAND_SECONDS:g} s") from None
         with suppress(ValueError):
             answer = json.loads(done.stdout)
             if done.returncode == 0 and (not isinstance(answer, dict) or answer.get("success", True)):
                 return answer
         output = (done.stdout + done.stderr).strip()[-2000:]
-        raise DeployError(f"`flwr {' '.join(arguments)}` failed with exit code {done.returncode}: {output}")
+        raise DeployError(f"{said} failed with exit code {done.returncode}: {output}")
 
     def _prepare(self) -> None:
         """Write certificates and the commands' configuration, and create the processes."""

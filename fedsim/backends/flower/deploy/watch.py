@@ -19,6 +19,8 @@ ASK_SECONDS = 20.0
 """Interval between status requests to Flower; the run's files are faster."""
 ASK_AGAIN_SECONDS = 2.0
 """Interval between status requests once the files show the end of the run."""
+TRIES = 5
+"""Status requests in a row that may fail, as on a machine that is busy; the SuperLink's end is seen without them."""
 
 
 class Tail:
@@ -45,9 +47,9 @@ def watch(
     """Show progress and print the server's events until the run ends.
 
     Raises:
-        DeployError: the run or the SuperLink failed.
+        DeployError: the run or the SuperLink failed, or Flower does not tell how the run is.
     """
-    asked, shown = time.monotonic(), dict[int, tuple[int, int]]()
+    asked, failed, shown = time.monotonic(), 0, dict[int, tuple[int, int]]()
     with RunProgress(output.name, experiment.rounds, progress) as bar:
         while True:
             time.sleep(LOOK_SECONDS)
@@ -55,8 +57,16 @@ def watch(
             _show(bar, experiment, output, shown)
             _print_events(events)
             if time.monotonic() > asked + (ASK_AGAIN_SECONDS if _ended(output) else ASK_SECONDS):
-                run = federation.flwr("list", "--run-id", run_id)["runs"][0]
-                asked = time.monotonic()
+                try:
+                    run = federation.flwr("list", "--run-id", run_id)["runs"][0]
+                except DeployError as error:
+                    failed, asked = failed + 1, time.monotonic()
+                    federation.superlink.check()           # its end is the reason, if it has ended
+                    if failed == TRIES:
+                        raise
+                    note(f"{error}; asking again")
+                    continue
+                failed, asked = 0, time.monotonic()
                 if run["status"].startswith("finished"):
                     break
         _show(bar, experiment, output, shown)

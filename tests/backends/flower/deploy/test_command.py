@@ -100,6 +100,15 @@ def test_certificates_that_lack_a_key(tmp_path: Path) -> None:
         LocalFederation(tmp_path, nodes, port=0).__enter__()
 
 
+def test_a_command_of_flower_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(words: list[str], **options: object) -> None:
+        raise subprocess.TimeoutExpired(words, 600)
+
+    monkeypatch.setattr("fedsim.backends.flower.deploy.local_federation.subprocess.run", run)
+    with pytest.raises(DeployError, match=r"^`flwr list --run-id 1` did not end within 600 s$"):
+        LocalFederation(tmp_path, [NodeSettings(0, tmp_path)], port=0).flwr("list", "--run-id", "1")
+
+
 def test_without_flower(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
         raise importlib.metadata.PackageNotFoundError(package)

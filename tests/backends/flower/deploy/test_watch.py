@@ -14,6 +14,7 @@ import yaml
 from fedsim.backends.flower.deploy import local_deployment, watch
 from fedsim.backends.flower.deploy.watch import Tail
 from fedsim.controller import progress
+from fedsim.errors import DeployError
 from fedsim.experiment.config import from_config
 from fedsim.record.directory import create_run
 from fedsim.record.metrics import RowWriter
@@ -90,3 +91,46 @@ def test_what_the_server_tells_is_passed_on(
     monkeypatch.setattr(watch, "ASK_SECONDS", 0.0)
     local_deployment.deploy(from_config(CONFIG), tmp_path / "run", local_deployment.LocalDeployment(3), progress=False)
     assert capsys.readouterr().err.splitlines().count("fedsim: round 1: 1 client missing: 1") == 1
+
+
+class Busy(Fake):
+    """A federation on a busy machine, where Flower does not tell how the run is for some time."""
+
+    failures = watch.TRIES - 1
+
+    def flwr(self, command: str, *words: str) -> Any:
+        if command == "list" and self.failures:
+            self.failures -= 1
+            raise DeployError("`flwr list` did not end within 600 s")
+        return super().flwr(command, *words)
+
+
+class Ended(Busy):
+    """A federation whose SuperLink has ended."""
+
+    def __init__(self, folder: Path, *_: Any) -> None:
+        super().__init__(folder)
+        self.superlink.check = self.check
+
+    def check(self) -> None:
+        if self.failures < Busy.failures:
+            raise DeployError("the SuperLink ended with exit code -9")
+
+
+def test_a_busy_machine_does_not_end_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on while Flower fails to tell how it is, up to a limit; an end of the SuperLink is the reason."""
+    experiment, three = from_config(CONFIG), local_deployment.LocalDeployment(3)
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(local_deployment, "LocalFederation", Busy)
+    local_deployment.deploy(experiment, tmp_path / "run", three, progress=False)
+    assert capsys.readouterr().err.count("`flwr list` did not end within 600 s; asking again") == Busy.failures
+    monkeypatch.setattr(local_deployment, "LocalFederation", Ended)
+    with pytest.raises(DeployError, match=r"^the SuperLink ended with exit code -9\n.*--resume"):
+        local_deployment.deploy(experiment, tmp_path / "ended", three, progress=False)
+    monkeypatch.setattr(Busy, "failures", watch.TRIES)
+    monkeypatch.setattr(local_deployment, "LocalFederation", Busy)
+    with pytest.raises(DeployError, match=r"^`flwr list` did not end within 600 s\n.*--resume"):
+        local_deployment.deploy(experiment, tmp_path / "busy", three, progress=False)
