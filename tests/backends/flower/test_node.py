@@ -210,6 +210,8 @@ def test_node_config_as_text() -> None:
     """Settings arrive as Flower reads them from a command line."""
     said = NodeSettings(2, Path("/a b"), Path("/c"), Path("/d"), (Path("/e f"), Path("/g")), ("x.y", "z"))
     assert NodeSettings.of(parse_config_args([said.text()]), Path("other")) == said
+    said = NodeSettings(2, Path('/"a" b=1 \'c\' \\d\t'), Path("/Süd\U0001f642 \x7f"), files=(Path("/ä/%s"),))
+    assert NodeSettings.of(parse_config_args([said.text()]), Path("other")) == said
     assert NodeSettings.of({"partition-id": 0}, Path("other")) == NodeSettings(0, Path("other"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.backends.flower.protocol.policy import Policy
+from fedsim.backends.flower.protocol.toml import as_toml
 
 PROJECT = """\
 # Settings of `flwr run` and `flwr build`. The apps are part of fedsim, which every node has installed.
@@ -53,7 +53,7 @@ def write_app(folder: Path, config: Mapping[str, Any]) -> Path:
     """Write the app's folder; ``config`` overrides the defaults of the run config."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{key} = {as_toml(value)}" for key, value in {**DEFAULTS, **config}.items()]
-    (folder / "pyproject.toml").write_text(PROJECT.format(config="\n".join(lines)))
+    (folder / "pyproject.toml").write_text(PROJECT.format(config="\n".join(lines)), encoding="utf-8")
     return folder
 
 
@@ -69,8 +69,3 @@ def built(folder: Path) -> bytes:
 def app_hash(folder: Path) -> str:
     """SHA-256 of the app in a folder, by which nodes know it."""
     return hashlib.sha256(built(folder)).hexdigest()
-
-
-def as_toml(value: Any) -> str:
-    """Format a number or string as TOML, whose strings are JSON's as long as they are ASCII."""
-    return json.dumps(value)

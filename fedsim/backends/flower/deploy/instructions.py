@@ -6,12 +6,13 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from fedsim.backends.flower.deploy.app import app_hash, as_toml
+from fedsim.backends.flower.deploy.app import app_hash
 from fedsim.backends.flower.deploy.certificates import Credentials
 from fedsim.backends.flower.deploy.install import HERE, OFFLINE
 from fedsim.backends.flower.deploy.local_deployment import LocalDeployment
 from fedsim.backends.flower.deploy.local_federation import CONNECTION, superlink_security, supernode_security
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.backends.flower.protocol.toml import as_toml
 from fedsim.errors import how_to_install
 
 FOLDER = Path("federation")
@@ -83,8 +84,9 @@ def _firewall(port: int) -> str:
 
 def _server(credentials: Credentials | None, local: LocalDeployment, app: str) -> str:
     address = f'address = "127.0.0.1:{local.port}"'
-    trust = f'root-certificates = "{credentials.ca.absolute()}"' if credentials else "insecure = true"
-    config = f'[superlink.{CONNECTION}]\\n{address}\\n{trust}\\n'
+    trust = 'root-certificates = "%s"' if credentials else "insecure = true"
+    config = f"printf '[superlink.{CONNECTION}]\\n{address}\\n{trust}\\n'"
+    config += f' "$PWD/{credentials.ca}"' if credentials else ""   # wherever the server's user keeps it
     start = ["fedsim", "superlink", "--app", app, "--host", "0.0.0.0", "--port", str(local.port)]
     start += superlink_security(credentials)
     lines = [
@@ -93,7 +95,7 @@ def _server(credentials: Credentials | None, local: LocalDeployment, app: str) -
         "# on /health and /v1/fleet/ alone, or say for whom it asks (X-Forwarded-For): it asks from here.",
         _line(start),
         "# and in another terminal:",
-        f"export FLWR_HOME=$PWD/{FOLDER}/client && mkdir -p $FLWR_HOME && printf '{config}' > $FLWR_HOME/config.toml",
+        f'export FLWR_HOME="$PWD/{FOLDER}/client" && mkdir -p "$FLWR_HOME" && {config} > "$FLWR_HOME/config.toml"',
     ]
     if credentials is not None:
         keys = [str(credentials.node(i).with_suffix(".pub")) for i in range(local.nodes)]

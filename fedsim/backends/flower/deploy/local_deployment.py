@@ -154,10 +154,17 @@ def node_settings(experiment: Experiment, output: Path, local: LocalDeployment) 
 
 
 def files_of(experiment: Experiment, local: LocalDeployment) -> tuple[Path, ...]:
-    """Files that a node must be allowed to read to run this experiment, besides its own data and named data sets."""
+    """Files that a node must be allowed to read to run this experiment, besides its own data and named data sets.
+
+    Raises:
+        ConfigError: a path has a comma, which no list of files in a node config can hold.
+    """
     config = {**to_config(experiment), "topology": None}
     data = {key: value for key, value in config["data"].items() if key != "data_dir"}
-    return tuple(map(Path, paths({**config, "data": None if local.own_data else data})))
+    found = [*paths({**config, "data": None if local.own_data else data})]
+    if commas := [path for path in found if "," in path]:
+        raise ConfigError(f"the experiment reads {commas[0]!r}, and commas separate the files of a node; rename it")
+    return tuple(map(Path, found))
 
 
 def own_folders(local: LocalDeployment) -> list[Path]:

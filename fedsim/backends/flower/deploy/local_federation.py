@@ -27,6 +27,7 @@ from fedsim.backends.flower.deploy.certificates import Credentials, make
 from fedsim.backends.flower.deploy.install import command, environment
 from fedsim.backends.flower.deploy.processes import Process, end_leftovers, stop_all
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
+from fedsim.backends.flower.protocol.toml import as_toml
 from fedsim.errors import DeployError
 from fedsim.record.files import private_folder
 
@@ -125,9 +126,9 @@ class LocalFederation:
                 make(folder, len(self.nodes))
         home = self.folder / "client"
         home.mkdir(parents=True, exist_ok=True)
-        secure = f'root-certificates = "{self.credentials.ca}"' if self.credentials else "insecure = true"
+        secure = f"root-certificates = {as_toml(str(self.credentials.ca))}" if self.credentials else "insecure = true"
         config = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{HOST}:{self.port}"\n'
-        (home / "config.toml").write_text(f"{config}{secure}\n")
+        (home / "config.toml").write_text(f"{config}{secure}\n", encoding="utf-8")
         self.superlink = self._superlink()
         own_ports = ports.free(len(self.nodes))
         self.supernodes = [self.supernode(node, own) for node, own in zip(self.nodes, own_ports, strict=True)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.backends.flower.protocol.calls import RefusedError
+from fedsim.backends.flower.protocol.toml import as_toml
 
 KNOWN = ("partition-id", "num-partitions", "store", "data", "data-dir", "files", "allow")
 LISTS = ("files", "allow")
@@ -64,4 +65,4 @@ class NodeSettings:
 
     def text(self) -> str:
         """Settings as the argument of ``--node-config``."""
-        return " ".join(f'{key}="{v}"' if isinstance(v, str) else f"{key}={v}" for key, v in self.config().items())
+        return " ".join(f"{key}={as_toml(value)}" for key, value in self.config().items())

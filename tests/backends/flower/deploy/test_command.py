@@ -150,6 +150,25 @@ def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["run.federation"]
 
 
+@pytest.mark.process
+def test_what_to_type_on_the_server_suits_any_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["deploy", str(EXPERIMENT), "--nodes", "3", "--print-commands", "--output", str(tmp_path / "run")]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "config.toml" in line)
+    here = tmp_path / "Sü 'd, $x %s"
+    here.mkdir()
+    subprocess.run(["bash", "-c", f"{line} && test -d \"$FLWR_HOME\""], cwd=here, check=True)
+    (known,) = tomllib.loads((here / "federation/client/config.toml").read_text())["superlink"].values()
+    trusted = str(here / "federation/certificates/ca.crt")
+    assert known == {"address": "127.0.0.1:8000", "root-certificates": trusted}
+
+
+def test_a_path_with_a_comma_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A node config has a list of files."""
+    words = ["--data", "npz", "--data.path", tmp_path / "a, b.npz", "--nodes", 3, "--output", tmp_path / "run"]
+    assert f"the experiment reads '{tmp_path}/a, b.npz', and commas separate" in said(capsys, EXPERIMENT, *words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nodes_are_told_which_modules_to_allow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Those of the experiment's classes, not the stem of a file's name."""
     command = ["deploy", str(EXPERIMENT), "--nodes", "3", "--print-commands", "--output", str(tmp_path / "run")]
@@ -165,9 +184,10 @@ def test_nodes_are_told_which_modules_to_allow(capsys: pytest.CaptureFixture[str
 
 
 def test_the_app_of_the_repository_has_the_same_settings(tmp_path: Path) -> None:
-    generated = tomllib.loads((write_app(tmp_path, {"output": "x\ny"}) / "pyproject.toml").read_text())
+    output = 'x\ny "z" \\ \x7f ü \U0001f642'
+    generated = tomllib.loads((write_app(tmp_path, {"output": output}) / "pyproject.toml").read_text(encoding="utf-8"))
     app = generated["tool"]["flwr"]["app"]
-    assert app["config"] == {**DEFAULTS, "output": "x\ny"}
+    assert app["config"] == {**DEFAULTS, "output": output}
     own = tomllib.loads((ROOT / "experiments/flower/pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert own["config"] == DEFAULTS and own["components"] == app["components"]
 
