@@ -16,12 +16,15 @@ from fedsim.controller.personal import scores_of_models
 from fedsim.controller.prepare import Prepared, check_partition, prepare
 from fedsim.engine.federation import Federation, Meter
 from fedsim.experiment.experiment import Experiment
+from fedsim.partition import Partition
 from fedsim.record.directory import RunDirectory
 from fedsim.tree import Samples, fetched
 from fedsim.types import Kept
 from fedsim.values import Far, Vector
 
 T = TypeVar("T")
+KEPT_BYTES = 2**27
+"""Memory for partitions that were made to check them."""
 
 
 class Host:
@@ -31,6 +34,7 @@ class Host:
         self.say: Callable[[str], None] = note
         self.skipped: list[int] = []                       # clients of the last cohort that took no part
         self.foresees = True                               # no asynchronous task has had other costs than were foreseen
+        self._made: dict[int, Partition] = {}              # partitions of seeds that have not begun
 
     def __enter__(self) -> Self:
         return self
@@ -40,12 +44,17 @@ class Host:
 
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
         """Prepare the federation of one seed."""
-        return prepare(experiment, seed)
+        return prepare(experiment, seed, self._made.pop(seed, None))
 
     def check_other_seeds(self, experiment: Experiment, first: Prepared) -> None:
-        """Check before the first seed is run, which is prepared, that the others can be."""
+        """Check before the first seed is run, which is prepared, that the others can be. Their partitions are kept for
+        `prepare` as far as they are small, and are otherwise made again then.
+        """
+        room = KEPT_BYTES
         for seed in experiment.seed_list[1:]:
-            check_partition(experiment, first, seed)
+            made = check_partition(experiment, first, seed)
+            if (room := room - made.indices.nbytes - made.offsets.nbytes) >= 0:
+                self._made[seed] = made
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None

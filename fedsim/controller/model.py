@@ -117,7 +117,25 @@ def loss_of(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tenso
             f"all labels are {label}: there is nothing to learn; expected two classes or more"
             + _other_targets(experiment)
         )
+    if isinstance(dataset.train.y, Tensor):
+        _check_targets(name, dataset.train.y)
     return getattr(losses, name)  # type: ignore[no-any-return]
+
+
+def _check_targets(loss: str, y: Tensor) -> None:
+    """Refuse real numbers as targets of a loss of classes, and one-hot rows for a loss of one number.
+
+    Raises:
+        ConfigError: says how to have labels.
+    """
+    one_hot = y.dim() == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all())
+    if y.is_floating_point() and (loss == "cross_entropy" or (loss == "squared" and one_hot)):
+        given = f"{'one-hot rows' if one_hot else 'real numbers'}, {y.dtype} of shape {list(y.shape)}"
+        labels = "y.argmax(1)" if y.dim() == 2 else "y.long(), or as whole numbers in a file"
+        raise ConfigError(
+            f"loss is {loss}, and targets are {given}; expected labels, one int64 for each sample: {labels}. To train"
+            " on targets as they are, give a loss of your own, a function of (outputs, targets) with a value [B]"
+        )
 
 
 def _other_targets(experiment: Experiment) -> str:

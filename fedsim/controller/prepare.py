@@ -75,8 +75,13 @@ class Prepared:
         return any(metric.of_outputs for metric in self.metrics)
 
 
-def prepare(experiment: Experiment, seed: int) -> Prepared:
+def prepare(experiment: Experiment, seed: int, partition: Partition | None = None) -> Prepared:
     """Build the federation of one seed, with the loop backend and the cohort size of the experiment.
+
+    Args:
+        experiment: the experiment.
+        seed: the seed.
+        partition: that of the seed, if it has been made.
 
     Raises:
         FedsimError: data missing or corrupt, partition infeasible, or the model does not fit the data.
@@ -84,7 +89,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     problem, dataset = problem_and_dataset(experiment.data)
     if not count(dataset.test.y):
         raise ConfigError(f"data set {dataset.name!r} has no test samples; set some aside, as test_fraction does")
-    partition = _partition(experiment, dataset, seed)
+    partition = partition or _partition(experiment, dataset, seed)
     if problem is not None:
         _check_problem(experiment, problem, partition)
     if experiment.topology is not None:                    # an invalid matrix fails here, not in round 1
@@ -133,8 +138,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     )
 
 
-def check_partition(experiment: Experiment, first: Prepared, seed: int) -> None:
-    """Check that another seed than that of ``first`` can be partitioned, before any seed is run.
+def check_partition(experiment: Experiment, first: Prepared, seed: int) -> Partition:
+    """The partition of another seed than that of ``first``, checked before any seed is run.
 
     Raises:
         PartitionError: infeasible.
@@ -144,6 +149,7 @@ def check_partition(experiment: Experiment, first: Prepared, seed: int) -> None:
     if first.federation.model.statistics and not experiment.evaluation.holdout:
         sizes = partition.first(seen(partition.n, experiment.evaluation.unseen)).sizes
         check_minibatches(first.federation, sizes)
+    return partition
 
 
 def _partition(experiment: Experiment, dataset: Dataset, seed: int) -> Partition:

@@ -37,7 +37,7 @@ from fedsim.controller.resuming import (
 from fedsim.controller.rounds import SeedRun
 from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
-from fedsim.engine.machine import torch_threads
+from fedsim.engine.machine import check_count, torch_threads
 from fedsim.errors import BusyError, CodeError, ConfigError, DivergenceError, RunError
 from fedsim.experiment.code import code_of
 from fedsim.experiment.config import from_config, to_config
@@ -64,6 +64,7 @@ def run(
     check_callback(on_round)
     for tool in experiment.execution.sinks:
         maker(tool)                                        # refuses one that is not installed
+    check_count("client_threads", experiment.execution.client_threads)
     with torch_threads(experiment.execution.threads), host_of(experiment) as host:
         return _run_new(experiment, output, root, progress, host, on_round)
 

@@ -165,7 +165,11 @@ def _check_classes(where: str, y: Samples, classes: int) -> None:
             " loss of your own"
         )
     if y.is_floating_point() or y.is_complex():
-        raise DataError(f"{where}: targets of {classes} classes are {y.dtype}; expected int64, or classes=0 to regress")
+        rows = ": of rows with a number for each class y.argmax(1)" if y.dim() == 2 else ""
+        raise DataError(
+            f"{where}: targets of {classes} classes are {y.dtype} of shape {list(y.shape)}; expected int64, one for"
+            f" each sample{rows}; or classes=0 to regress"
+        )
     if y.dtype != torch.int64:
         raise DataError(f"{where}: targets are {y.dtype}; expected int64: y.long()")
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(classes, 2):   # one class: a binary logit

@@ -18,10 +18,14 @@ from pathlib import Path
 import psutil
 import torch
 
+from fedsim.errors import ConfigError, many
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as in glibc's malloc.h
 
 LARGE = 2**25
 """Bytes of a tensor from which on it can have memory of its own: glibc's greatest limit."""
+MOST_SHARED = 8
+"""Threads or processes for each processor; more only compete for memory."""
 MANY = 2**16
 """Such tensors at a time: more than there are."""
 CGROUPS = [("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
@@ -64,6 +68,20 @@ def large_apart(size: int) -> Iterator[None]:
 def cores() -> int:
     """Number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1   # macOS: all
+
+
+def check_count(setting: str, count: int | None) -> None:
+    """Refuse numbers of threads or processes that are not meant for this machine.
+
+    Raises:
+        ConfigError: more than `MOST_SHARED` for each processor.
+    """
+    if count is not None and count > MOST_SHARED * cores():
+        has = many(cores(), "processor")
+        raise ConfigError(
+            f"{setting} is {count:,}, and this machine has {has}, on which more than {MOST_SHARED * cores()} would only"
+            f" compete for memory; expected about {cores()}, or leave it out"
+        )
 
 
 def free_memory(device: torch.device) -> int:

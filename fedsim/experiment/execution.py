@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
 from fedsim.checks import number, one_of, whole
-from fedsim.errors import ConfigError, suggest
+from fedsim.errors import ConfigError, many, suggest
 from fedsim.record.sinks.sink import SINKS
 
 if TYPE_CHECKING:
@@ -169,8 +169,14 @@ class Execution:
 
     @property
     def remarks(self) -> list[str]:
-        """Messages about settings without effect."""
+        """Messages about settings that have no effect, or one that is hardly meant."""
+        from fedsim.engine.machine import cores  # slow: PyTorch
+
         found = []
+        for name, threads in (("threads", self.threads), ("ray.threads", self.ray.threads)):
+            if threads is not None and threads > cores():
+                has = many(cores(), "processor")
+                found.append(f"{name} is {threads}, and this machine has {has}: more threads only wait for each other")
         if self.backend == "loop" and self.block_size:
             found.append(f"backend {self.backend} ignores block_size")
         if self.deterministic == "strict" and self.torch_device().type == "cpu":

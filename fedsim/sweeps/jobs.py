@@ -16,7 +16,7 @@ from fedsim import api
 from fedsim.checks import plain_name
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.controller.notes import telling_once
-from fedsim.engine.machine import cores, torch_threads
+from fedsim.engine.machine import check_count, cores, torch_threads
 from fedsim.errors import ConfigError, FedsimError, RunError
 from fedsim.experiment.config import build, to_config
 from fedsim.experiment.config.names import Imports, only_from, restricted
@@ -166,6 +166,7 @@ def jobs_of(jobs: int | None, todo: list[Point]) -> int:
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; expected 1 or more")
     several = min(jobs, len(todo))
+    check_count("--jobs", several)
     if several > 1 and nested:
         raise ConfigError(
             f"--jobs is {jobs}, but experiments use Ray actors (backend ray, or a setting of ray), which occupy all"

@@ -217,6 +217,7 @@ def test_resume_has_the_threads_of_the_run(tmp_path: Path, capsys: pytest.Captur
     few = replace(SMALL, rounds=2)
     directory = run(few.with_execution(threads=before + 2), output=tmp_path / "run", progress=False, host=host)
     assert directory.manifest["threads"] == host.threads == before + 2
+    capsys.readouterr()
     assert resumed(None) == resumed(few) == (before + 2, "")
     threads, said = resumed(few.with_execution(threads=before + 1))
     assert threads == before + 1 and f"threads was {before + 2} when the run began and is {before + 1} now" in said

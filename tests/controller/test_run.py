@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
 from fedsim import Bernoulli, Clients, Data, Evaluation, Execution, Experiment, FixedSize, Local, LocalWork, resume, run
-from fedsim.controller import evaluate
+from fedsim.controller import evaluate, host
+from fedsim.engine.machine import cores
 from fedsim.errors import ConfigError
+from fedsim.experiment.config import to_config
 from fedsim.experiment.schedule import ExponentialDecay
 from fedsim.models import MLP
-from fedsim.partition import DirichletPartitioner, IidPartitioner, NoiseSkew
+from fedsim.partition import DirichletPartitioner, IidPartitioner, NoiseSkew, Partition
 from fedsim.problems import least_squares
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import Metrics, read_metrics
+from fedsim.sweeps.grid import Point
+from fedsim.sweeps.jobs import jobs_of
 
 SMALL = Experiment(
     FedSpeed(lr=0.1, rho=0.05),
@@ -245,3 +249,37 @@ def test_the_number_of_client_threads_cannot_be_seen(tmp_path: Path) -> None:
 def test_numbers_of_client_threads_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="client_threads is"):
         Execution(**settings)
+
+
+@pytest.mark.parametrize("kept", [10**9, 0])
+def test_partitions_are_made_once_for_seeds_that_are_small(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted(IidPartitioner):
+        def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
+            made.append(seed)
+            return super().partition(labels, natural, seed)
+
+    monkeypatch.setattr(host, "KEPT_BYTES", kept)
+    few = replace(SMALL, partition=Counted(4), rounds=1, seeds=3, evaluation=Evaluation(clients_every=None))
+    directory = run(few, output=tmp_path / "run", progress=False)
+    assert made == ([0, 1, 2] if kept else [0, 1, 2, 1, 2])  # 0 is run first, 1 and 2 are checked before
+    alone = run(replace(few, seed=2, seeds=1), output=tmp_path / "alone", progress=False)
+    assert metrics_bytes(directory, 2) == metrics_bytes(alone, 2)
+
+
+def test_numbers_of_threads_beyond_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = cores() + 1
+    few = replace(SMALL, rounds=1, execution=Execution("loop", threads=many))
+    run(few, output=tmp_path / "run", progress=False)
+    assert f"note: threads is {many}, and this machine has " in capsys.readouterr().err
+    few = replace(few, execution=Execution("loop", client_threads=100 * many))
+    with pytest.raises(ConfigError, match=f"client_threads is {100 * many:,}, and this machine has"):
+        run(few, output=tmp_path / "never", progress=False)
+    assert not (tmp_path / "never").exists()
+    points = [Point(f"lr={k}", to_config(few)) for k in range(100 * many)]
+    with pytest.raises(ConfigError, match=f"--jobs is {100 * many:,}, and this machine has .*; expected about"):
+        jobs_of(200 * many, points)

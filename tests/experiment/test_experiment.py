@@ -92,7 +92,7 @@ def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
         (X[:3], Y, "train: 3 inputs, 40 targets; expected as many of each"),
         (X[:0], Y[:0], "train: there are no samples; expected one at least"),
         (X.where(X < 1, torch.inf), Y, "train: an input of sample 2 is NaN or infinite"),
-        (X, Y.float(), r"train: targets of 2 classes are torch\.float32; expected int64"),
+        (X, Y.float(), r"train: targets of 2 classes are torch\.float32 of shape \[\d+\]; expected int64"),
         (X, Y + 5, "train: targets from 5 to 6; expected 0 to 1"),
         (X, Y - 1, "train: targets from -1 to 0; expected 0 to 1"),
     ],

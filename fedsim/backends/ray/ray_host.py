@@ -29,7 +29,7 @@ from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.graphed import Graphed
-from fedsim.engine.machine import cores
+from fedsim.engine.machine import MOST_SHARED, cores
 from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RoundLostError, RunError, many
 from fedsim.experiment.execution import Ray
 from fedsim.experiment.experiment import Experiment
@@ -47,8 +47,6 @@ MOST_ON_A_GPU = 4
 """Actors by default, for steps that are launched one by one and leave the GPU idle meanwhile."""
 CONTEXT = 600 * 2**20
 """Bytes of GPU memory that the CUDA context of a process takes."""
-MOST_SHARED = 8
-"""Actors per processor in a local session; more would only compete for memory."""
 RESERVE = 1.2
 """Safety factor on measured GPU memory, as clients differ."""
 
