@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import math
 import re
 import shutil
@@ -229,6 +230,13 @@ def _given(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     return settle(files[0] if files else {}, list(flags.items()), [])
 
 
+def _filled(text: str, columns: int) -> str:
+    """Wrap paragraphs; indented lines, such as those of a file, stay as they are."""
+    parts = itertools.groupby(text.splitlines(), lambda line: line.startswith(" "))
+    found = ("\n".join(lines) if kept else textwrap.fill(" ".join(lines), columns) for kept, lines in parts)
+    return "\n".join(found)
+
+
 def print_help(command: Command, settings: Mapping[str, Any]) -> None:
     """Print every option of the command, with the fields of the components that the settings name."""
     own = {f"--{key.replace('_', '-')} {key.upper()}": about for key, about in command.options.items()}
@@ -238,7 +246,7 @@ def print_help(command: Command, settings: Mapping[str, Any]) -> None:
     own["--allow MODULE"] = HELP
     own["--data-dir DATA_DIR"] = "short for --data.data_dir"
     columns = shutil.get_terminal_size().columns - 2       # as wide as argparse writes the rest
-    print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{textwrap.fill(command.about, columns)}")
+    print(f"usage: fedsim {command.name} [FILE.yaml] [--SETTING VALUE ...]\n\n{_filled(command.about, columns)}")
     print("\noptions:")
     for option, about in own.items():
         print(textwrap.fill(about, columns, initial_indent=f"  {option:<21} ", subsequent_indent=" " * 24))

@@ -33,7 +33,7 @@ TUNE = flags.Command(
     "withhold and on other seeds, then run and compare the chosen ones. FILE.yaml holds the settings of all, and\n"
     "    methods:\n"
     "      FedAvg: {algorithm.lr: [0.1, 0.3, 1.0]}\n"
-    "      mine: {algorithm: FedSpeed, algorithm.lr: [0.1, 0.3], algorithm.rho: [0.01, 0.05]}\n"
+    "      mine: {algorithm: FedSpeed, algorithm.lr: 0.1, algorithm.rho: [0.01, 0.1]}\n"
     "With --search random or halving, values may also be drawn: algorithm.lr: {low: 0.01, high: 1, scale: log}.\n"
     "To continue after an interruption, repeat the command; finished runs are not repeated.",
     experiment_component,

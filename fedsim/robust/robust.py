@@ -64,7 +64,10 @@ class Robust:
         if rule is not None and (isinstance(rule, type) or not callable(rule)):
             raise ConfigError(f"aggregate is {rule!r:.80}; expected a rule of fedsim.robust, such as TrimmedMean(f=2)")
         if self.attack is not None and not isinstance(self.attack, Attack):
-            raise ConfigError(f"attack is {self.attack!r:.80}; expected one of fedsim.robust, such as ALIE(share=0.2)")
+            raise ConfigError(
+                f"attack is {self.attack!r:.80}; expected one of fedsim.robust, such as ALIE(share=0.2), or a class of"
+                " your own derived from fedsim.robust.Attack, with its settings"
+            )
         if rule is None:
             return
         if not isinstance(rule, RobustRule):

@@ -18,7 +18,7 @@ from fedsim.experiment.experiment import Experiment
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "digits.yaml"
 
 
-@pytest.mark.parametrize("command", ["run", "deploy", "sweep", "partition", "topology"])
+@pytest.mark.parametrize("command", ["run", "deploy", "sweep", "tune", "partition", "topology"])
 def test_help_fits_the_terminal(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,6 +26,15 @@ def test_help_fits_the_terminal(
     assert main([command, "--help"]) == 0
     words = capsys.readouterr().out.splitlines()
     assert not [line for line in words if len(line) > 80]
+
+
+def test_lines_of_a_file_stay_lines_in_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("    methods:")
+    assert lines[at - 1].endswith("FILE.yaml holds the settings of all, and")
+    assert lines[at + 1] == "      FedAvg: {algorithm.lr: [0.1, 0.3, 1.0]}"
+    assert lines[at + 3].startswith("With --search")
 
 
 def test_help_explains_the_chosen_components(
