@@ -29,6 +29,7 @@ from fedsim.controller.meetings import Meetings
 from fedsim.controller.personal import rows_of_models
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.progress import RunProgress
+from fedsim.controller.scaling import growth, unscaled
 from fedsim.controller.selection import Selection
 from fedsim.controller.stopping import Criterion
 from fedsim.controller.stopwatch import Stopwatch
@@ -85,6 +86,7 @@ class SeedRun:
         self._metrics = {metric.name for metric in experiment.measures}
         self._last = experiment.rounds                     # number of the last round, which a criterion may lower
         self._measured: dict[tuple[str, str], float] = {}  # in this round
+        self._first_loss: float | None = None              # test loss of the initial model, if it was measured here
         self._stopwatch = Stopwatch()
 
     def run(self) -> None:
@@ -307,6 +309,12 @@ class SeedRun:
         self._measured = {(row.scope, row.metric): row.value for row in rows if row.node is None}
         record.add(round, rows, apart=self.federation.shards.n > evaluate.MANY)
         values = {row.metric: row.value for row in rows if row.scope in ("server/test", "average/test")}
+        if round == 0:
+            self._first_loss = values["loss"]
+        elif why := growth(self._first_loss, values["loss"], round):
+            cause = unscaled(self.experiment, self.prepared.dataset)
+            self.host.say(f"seed {self.seed}: {why}{cause and '; '}{cause}")
+            self._first_loss = None                        # once is enough
         sent = self._measured["total", "bytes_down"] + self._measured["total", "bytes_up"]
         self.bar.update(round, values.get("accuracy"), values["loss"], sent)
         return state

@@ -35,6 +35,7 @@ from fedsim.controller.resuming import (
     seeds_to_extend,
 )
 from fedsim.controller.rounds import SeedRun
+from fedsim.controller.scaling import unscaled
 from fedsim.controller.watching import OnRound, Watchers, check_callback
 from fedsim.data.catalogue import FORMATS
 from fedsim.engine.machine import check_count, torch_threads
@@ -78,6 +79,8 @@ def _run_new(
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
     for text in [*experiment.remarks, *first.remarks, *([first.dataset.notes] if own else [])]:
         remark(text, host.say)
+    if large := unscaled(experiment, first.dataset):
+        remark(large, host.say)
     if first.unheld:
         unheld = ", ".join(first.unheld)
         remark(f"no client has a sample of class {unheld}, which cannot be learned: see partition", host.say)
@@ -183,11 +186,12 @@ def _run_seeds(
             except BusyError:                              # the other process records its state
                 raise
             except Exception as error:
+                if isinstance(error, DivergenceError):
+                    error = diverged[seed] = _with_cause(error, experiment, first)
                 with contextlib.suppress(RunError):        # on a full disk, report the first error
                     directory.mark(seed, "failed", f"{type(error).__name__}: {error}")
-                if not isinstance(error, DivergenceError):
+                if seed not in diverged:
                     raise
-                diverged[seed] = error
             else:
                 directory.mark(seed, "finished")
     if diverged:
@@ -195,6 +199,15 @@ def _run_seeds(
         if len(diverged) == 1:
             raise first_error
         raise DivergenceError(f"seeds {', '.join(map(str, diverged))} diverged; the first one: {first_error}")
+
+
+def _with_cause(error: DivergenceError, experiment: Experiment, first: Prepared) -> DivergenceError:
+    """The error with the probable cause that is seen in the data."""
+    if not (large := unscaled(experiment, first.dataset)):
+        return error
+    made = DivergenceError(f"{error}; {large}")
+    made.__cause__ = error
+    return made
 
 
 def _note_partition(directory: RunDirectory, seed: int, prepared: Prepared) -> None:

@@ -19,7 +19,7 @@ from fedsim.data.columns import Samples, of_table
 from fedsim.data.dataset import Dataset, Split
 from fedsim.data.frames import features, is_frame, of_frame
 from fedsim.data.image_folder import read_images
-from fedsim.data.splits import encode_targets, holdout, number_clients
+from fedsim.data.splits import encode_targets, holdout, number_clients, standardized
 from fedsim.errors import ConfigError, DataError
 from fedsim.tree import count, flat, mapped
 
@@ -71,6 +71,7 @@ def dataset_of(
     layout: Layout = "auto",
     test_fraction: float = 0.2,
     regression: bool = False,
+    standardize: bool = False,
     name: str = "",
 ) -> Dataset:
     """A ``Dataset`` of samples that another library holds.
@@ -91,6 +92,7 @@ def dataset_of(
         layout: place of the channels in images; "auto" finds it out.
         test_fraction: share of each class to test on, where there is no test split.
         regression: take whole numbers as real targets.
+        standardize: shift and scale each feature of a table to mean 0 and variance 1 over the training samples.
         name: of the data set; by default the kind of object.
 
     Raises:
@@ -120,6 +122,10 @@ def dataset_of(
     if held is None:
         strata = y.numpy() if classes and y.dim() == 1 else np.zeros(len(y), np.int64)
         mask = holdout((strata,), test_fraction, 0, where)
+    if standardize:
+        if not isinstance(x, Tensor):
+            raise ConfigError("standardize is true, and inputs are several tensors; expected one [N, features]")
+        x = torch.from_numpy(standardized(x.numpy(), mask, where))
     names: tuple[str, ...] | None = None
     numbers = None
     if owners[0] is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim.data.dataset import Dataset
 from fedsim.data.sources import Source, Store, read_bytes, user_file
-from fedsim.data.splits import Targets, divide, encode_targets, holdout, number_clients
+from fedsim.data.splits import Targets, divide, encode_targets, holdout, number_clients, standardized
 from fedsim.errors import ConfigError, DataError
 from fedsim.record.files import atomic
 
@@ -145,12 +145,15 @@ def joined(arrays: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
     return np.concatenate([arrays[key] for key in (name, f"{name}_test") if key in arrays])
 
 
-def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) -> Dataset:
+def npz(
+    path: str | Path, *, standardize: bool = False, test_fraction: float | None = None, seed: int = 0
+) -> Dataset:
     """Arrays ``x`` ``[N, ...]``, ``y`` ``[N]`` (integers or strings: classes; reals: regression), and perhaps
     ``client`` ``[N]``, ``label_names``, and either ``test_clients`` or ``x_test``, ``y_test``, ``client_test``.
 
     Args:
         path: the file.
+        standardize: shift and scale each feature to mean 0 and variance 1 over the training samples.
         test_fraction: share of each class of each client that is held out for testing, instead of the clients that
             ``test_clients`` names; 0.2 where the file names no test samples.
         seed: of the choice of test samples, whatever the run's seed is.
@@ -160,6 +163,8 @@ def npz(path: str | Path, *, test_fraction: float | None = None, seed: int = 0) 
     test = mark_test(arrays, path, test_fraction, seed)
     targets = as_targets(joined(arrays, "y"), arrays.get("label_names"), path)
     x = as_inputs(joined(arrays, "x"))
+    if standardize:
+        x = standardized(x, test, str(path))
     train, held = (half._replace(pixels=x.dtype == np.uint8) for half in divide(x, targets.y, None, test))
     names = None
     if "client" in arrays:

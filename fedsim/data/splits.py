@@ -128,3 +128,15 @@ def fill_in(x: NDArray[np.float64], test: NDArray[np.bool_], standardize: bool) 
     std = np.sqrt((np.where(known, x[~test] - mean, 0.0) ** 2).sum(axis=0) / count)
     x = np.where(np.isnan(x), mean, x)
     return ((x - mean) / np.where(std > 0, std, 1.0) if standardize else x).astype(np.float32)
+
+
+def standardized(x: NDArray[Any], test: NDArray[np.bool_], where: str) -> NDArray[np.float32]:
+    """Features of a table ``[N, d]`` with mean 0 and variance 1 over the training samples.
+
+    Raises:
+        ConfigError: other inputs, such as images or token ids.
+    """
+    if x.ndim != 2 or x.dtype.kind != "f":
+        given = f"inputs of {where} are {x.dtype} of shape {list(x.shape)}"
+        raise ConfigError(f"standardize is true, and {given}; expected real numbers [N, features]")
+    return fill_in(x.astype(np.float64), test, True)
