@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import shutil
@@ -128,6 +129,33 @@ def test_what_runs_is_interrupted_wherever_ctrl_c_comes(monkeypatch: pytest.Monk
             assert item == 1
             raise KeyboardInterrupt
     assert ray.cancelled == [2, 3]
+
+
+class Calling(FakeRay):
+    """Calls that are made here."""
+
+    def remote(self, **_: Any) -> Any:
+        return lambda fn: SimpleNamespace(remote=fn)
+
+
+def heard(item: int) -> bool:
+    """Whether Ray's way to cancel a call ends this one."""
+    try:
+        _thread.interrupt_main()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def test_calls_of_a_command_that_ignores_ctrl_c_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in the background of a script does, and with it the processes that it starts."""
+    monkeypatch.setattr("fedsim.backends.ray.tasks.session", lambda **_: contextlib.nullcontext(Calling()))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert not heard(1)
+        assert [result for _, result in map_unordered(heard, [1], jobs=1, cpus=1)] == [True]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_progress_survives_a_run_that_is_being_removed(tmp_path: Path) -> None:

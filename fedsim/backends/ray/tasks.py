@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Sequence
+from functools import wraps
 from typing import Any, TypeVar
 
 from fedsim.backends.ray.session import session
@@ -41,7 +43,7 @@ def map_unordered(
     """
     with session(cpus=jobs * cpus) as ray:
         # max_calls 0: a process that has a GPU too goes on with the next call, with what it has imported and loaded
-        task: Any = ray.remote(max_calls=0, num_cpus=cpus, num_gpus=gpus, max_retries=1)(fn)
+        task: Any = ray.remote(max_calls=0, num_cpus=cpus, num_gpus=gpus, max_retries=1)(_interruptible(fn))
         running = {task.remote(item): item for item in items}
         try:
             while running:
@@ -58,3 +60,18 @@ def map_unordered(
                 ray.cancel(call, force=False)
             ray.wait(list(running), num_returns=len(running), timeout=GRACE)
             raise
+
+
+def _interruptible(fn: Callable[[T], R]) -> Callable[[T], R]:
+    """The function where it hears SIGINT, by which Ray cancels a call.
+
+    A command in the background of a script ignores that signal, and its processes inherit it.
+    """
+
+    @wraps(fn)
+    def call(item: T) -> R:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return fn(item)
+
+    return call
