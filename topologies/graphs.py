@@ -25,7 +25,7 @@ from topologies.setting_checks import check_edges, check_n
 class GraphBuilder(Protocol):
     """Interface of the classes in ``GRAPHS``: settings from which a graph of any size is made.
 
-    A graph of equal or few rules also has ``links(n)``, its adjacency matrix, which takes a second where the graph of
+    Graphs of a regular structure also have ``links(n)``, the adjacency matrix, which takes a second where the graph of
     networkx takes a minute.
     """
 

@@ -1,4 +1,4 @@
-"""Is this graph fit for gossip, and is this W a mixing matrix? Errors name the node, the amount, and the repair."""
+"""Checks of graphs and mixing matrices for gossip. Errors name the node, the amount, and the repair."""
 
 from __future__ import annotations
 

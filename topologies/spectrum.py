@@ -24,7 +24,7 @@ DENSE_NODES = 512
 DENSE_SINGULAR_NODES = 64
 """Up to here all singular values of a W are computed, which may be done in every round."""
 MANY_NODES = 10_000
-"""Beyond, singular values that have no closed form are bounded alone."""
+"""Above this, singular values without a closed form are only bounded."""
 ERROR, DOUBT = 0.01, 1e-9
 """Relative error of a bound of squared singular values, and the probability that it does not hold."""
 SHIFT = 1e-6
@@ -63,13 +63,7 @@ def spectral(W: csr_array | np.ndarray) -> Spectral:
     symmetric = abs(W - W.T).max() < 1e-12
     if n == 1:
         lam = lambda2 = lambda_n = 0.0
-    elif n <= DENSE_NODES:
-        dense = W.toarray()
-        values = np.linalg.eigvalsh(dense) if symmetric else np.linalg.eigvals(dense)
-        values = np.delete(values, np.argmin(abs(values - 1)))
-        lam, lambda2, lambda_n = abs(values).max(), values.real.max(), values.real.min()
-    elif (found := closed_form(W)) is not None:
-        values = found.ravel()
+    elif (values := _dense(W, symmetric) if n <= DENSE_NODES else closed_form(W)) is not None:
         values = np.delete(values, np.argmin(abs(values - 1)))
         lam, lambda2, lambda_n = abs(values).max(), values.real.max(), values.real.min()
     elif symmetric:
@@ -78,6 +72,12 @@ def spectral(W: csr_array | np.ndarray) -> Spectral:
     else:
         lam, lambda2, lambda_n = abs(_outer(W, "LM")), _outer(W, "LR").real, _outer(W, "SR").real
     return Spectral(float(1 - lam), float(lam), float(lambda2), float(lambda_n))
+
+
+def _dense(W: csr_array, symmetric: bool) -> np.ndarray:
+    """All eigenvalues of a small W."""
+    dense = W.toarray()
+    return np.asarray(np.linalg.eigvalsh(dense) if symmetric else np.linalg.eigvals(dense))
 
 
 def contraction_bound(W: csr_array) -> float | None:

@@ -127,23 +127,21 @@ class Devices:
 
     def download(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which messages of ``size [c]`` bytes arrive that the server sends at once; 0 for none."""
-        seconds = self.latency[ids] + np.maximum(size / self.down[ids], size.sum() / self.server_up)
-        if self.groups is not None:
-            seconds = np.maximum(seconds, self.latency[ids] + self._of_group(ids, size)) + self.group_latency
-        return np.where(size > 0, seconds, 0.0)
+        return np.where(size > 0, self._transfer(ids, size, self.down, self.server_up), 0.0)
 
     def upload(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds ``[c]`` in which messages of ``size [c]`` bytes reach the server that are sent at once."""
-        seconds: np.ndarray = self.latency[ids] + np.maximum(size / self.up[ids], size.sum() / self.server_down)
-        if self.groups is not None:
-            seconds = np.maximum(seconds, self.latency[ids] + self._of_group(ids, size)) + self.group_latency
-        return seconds
+        return self._transfer(ids, size, self.up, self.server_down)
 
-    def _of_group(self, ids: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """Seconds ``[c]`` that the messages of ``size [c]`` bytes of each client's group take on its line together."""
-        assert self.groups is not None
-        own = self.groups[ids]
-        seconds: np.ndarray = np.bincount(own, size)[own] / self.group_rate
+    def _transfer(self, ids: np.ndarray, size: np.ndarray, own: np.ndarray, server: float) -> np.ndarray:
+        """Seconds ``[c]`` of messages of ``size [c]`` bytes under way at once: each has its client's line, of ``own
+        [n]`` bytes per second, and shares those of its group and of the server.
+        """
+        seconds: np.ndarray = self.latency[ids] + np.maximum(size / own[ids], size.sum() / server)
+        if self.groups is not None:
+            group = self.groups[ids]
+            shared = np.bincount(group, size)[group] / self.group_rate
+            seconds = np.maximum(seconds, self.latency[ids] + shared) + self.group_latency
         return seconds
 
     def task(

@@ -1,7 +1,7 @@
-"""A virtual clock that looks at rounds when somebody looks at it.
+"""A virtual clock that follows rounds only when its time is asked for.
 
-Training leaves nothing of a clock in the caches of a processor, so that following one round after each takes three
-times as long as following several in a row.
+Training evicts the clock's data from the processor's caches, so following every round right after it takes three times
+as long as following several in a row.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from fedsim.messages.trace import Phase
 from fedsim.record.timeline import Timeline
 
 MOST_ROUNDS = 64
-"""Rounds that it keeps at most before it follows them."""
+"""Rounds that are kept at most before the clock follows them."""
 
 
 class LazyClock:
-    """The rounds that a clock has followed, and those that it will.
+    """A clock, and the traces of rounds that it has not followed yet.
 
     Args:
-        clock: whose attributes are right after `settle`.
-        lazy: False to follow each round at once, where others look at the clock in every round.
+        clock: the clock, which is up to date after `settle`.
+        lazy: False to follow each round at once, for callers that read the clock in every round.
     """
 
     def __init__(self, clock: VirtualClock, *, lazy: bool) -> None:

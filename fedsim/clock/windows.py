@@ -65,7 +65,6 @@ class Windows:
         )
         return turns * period + ahead
 
-
     def end(self, client: int, time: float) -> float:
         """When the window ends that contains ``time``, or else the next one; inf for a client that is never absent."""
         period = float(self.periods[client])

@@ -12,7 +12,8 @@ from fedsim.checks import non_negative, takes
 from fedsim.compress.own import OwnCompressor
 from fedsim.errors import ConfigError
 
-_ANY_LENGTH = 2**40                                        # for queries that do not depend on a vector's length
+LONG = 2**40
+"""A length of vector that any compressor takes, to ask whether it is contractive or unbiased."""
 
 SIMULATED = ("compress", "unpack", "nbytes", "paper_bits", "alpha", "omega")
 """Methods of a compressor that a simulation calls."""
@@ -24,7 +25,7 @@ def non_negative_or_alpha(settings: Any, name: str) -> None:
     """Require the named field to be a number, 0 or more, or None if ``settings.compressor`` has a known alpha."""
     if getattr(settings, name) is not None:
         non_negative(settings, name)
-    elif settings.compressor.alpha(_ANY_LENGTH) is None:
+    elif settings.compressor.alpha(LONG) is None:
         raise ConfigError(
             f"{type(settings).__name__}.{name} is None, which stands for the compressor's alpha, but that"
             f" of {settings.compressor!r} is unknown; expected a number, 0 or more"
@@ -90,7 +91,7 @@ def needs_no_layers(settings: Any, name: str = "compressor") -> None:
 def contractive(settings: Any, name: str = "compressor") -> None:
     """Reject a named compressor that is only unbiased: compressed differences to a memory need a shrinking error."""
     by = is_compressor(settings, name)
-    if by.alpha(_ANY_LENGTH) is None and by.omega(_ANY_LENGTH) is not None:
+    if by.alpha(LONG) is None and by.omega(LONG) is not None:
         raise ConfigError(
             f"{type(settings).__name__}.{name} is {by!r}, which is unbiased and may lengthen what it compresses;"
             f" expected a contractive one: Scaled({by!r}), which divides by 1 + omega"
@@ -100,7 +101,7 @@ def contractive(settings: Any, name: str = "compressor") -> None:
 def unbiased(settings: Any, name: str = "compressor") -> None:
     """Require the named compressor to be unbiased."""
     by = is_compressor(settings, name)
-    if by.omega(_ANY_LENGTH) is None:
+    if by.omega(LONG) is None:
         raise ConfigError(
             f"{type(settings).__name__}.{name} is {by!r}, which is biased; expected an unbiased one, such as RandK,"
             " QSGD or Natural, or use EF21 with it"

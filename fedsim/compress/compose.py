@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedsim.compress.checks import is_compressor, needs_no_layers
+from fedsim.compress.checks import LONG, is_compressor, needs_no_layers
 from fedsim.compress.quantise import QSGD
 from fedsim.compress.sparse import Parts, Sparsifier, place
 from fedsim.compress.topk import TopK
 from fedsim.errors import ConfigError
 from fedsim.values import Compressor, Packed, Site
-
-LONG = 2**31
-"""A length of vector that any compressor takes, to ask for its class."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,9 @@ class _Factors(ABC):
     rank: int
     by_layer = True
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "rank")
+
     @abstractmethod
     def compress(self, x: Tensor, at: Site) -> Packed:
         """See ``fedsim.values.Compressor``."""
@@ -165,9 +168,6 @@ class LowRank(_Factors):
 
     rank: int = 1
 
-    def __post_init__(self) -> None:
-        at_least_one(self, "rank")
-
     def compress(self, x: Tensor, at: Site) -> Packed:
         """See ``fedsim.values.Compressor``."""
         return self.pack(x, self.layout(x.shape[-1], at))
@@ -199,9 +199,6 @@ class PowerSGD(_Factors):
     """
 
     rank: int = 1
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "rank")
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """From random directions."""

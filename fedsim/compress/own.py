@@ -1,4 +1,4 @@
-"""A compressor of a user's own that says only what it makes of a vector, with a codec for what it returns."""
+"""A user's compressor that has ``compress`` alone, with a codec for the vectors that it returns."""
 
 from __future__ import annotations
 

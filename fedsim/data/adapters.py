@@ -1,6 +1,6 @@
 """Data of other libraries as a `Dataset`: Hugging Face, pandas, PyTorch, NumPy, and folders of images.
 
-Objects are recognised by what they are, so nothing is imported for them: who has one has its library.
+Objects are recognised by their attributes, so that no library is imported: whoever has an object has its library.
 """
 
 from __future__ import annotations

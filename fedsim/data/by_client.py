@@ -118,7 +118,7 @@ def dataset_by_client(
         budget: bytes of samples that are kept for the next use.
 
     Raises:
-        ConfigError: sizes or budget are none, or the function gives other samples when it is called again.
+        ConfigError: sizes or budget are invalid, or the function gives other samples when it is called again.
         DataError: its samples do not fit each other, the test samples, or the classes.
         CodeError: it raised an exception.
     """

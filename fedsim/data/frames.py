@@ -1,4 +1,4 @@
-"""Data frames of pandas, recognised by what they are, so that nothing is imported for them."""
+"""Data frames of pandas, which are recognised without importing it."""
 
 from __future__ import annotations
 

@@ -74,14 +74,12 @@ class Compressed:
     def init(self, x: Vector, clients: Clients) -> CompressedState:
         """See ``Algorithm``."""
         links = Links(self, {}, {}, {})
-        inner = self.algorithm.init(x, Linked(clients, links))
-        return CompressedState(inner, links.nodes, links.server, links.public)
+        return _state(self.algorithm.init(x, Linked(clients, links)), links)
 
     def round(self, s: CompressedState, clients: Clients) -> CompressedState:
         """See ``Algorithm``."""
-        links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
-        inner = self.algorithm.round(s.inner, Linked(clients, links))
-        return CompressedState(inner, links.nodes, links.server, links.public)
+        links = self._links(s)
+        return _state(self.algorithm.round(s.inner, Linked(clients, links)), links)
 
     @property
     def buffer(self) -> int:
@@ -90,25 +88,28 @@ class Compressed:
 
     def dispatch(self, s: CompressedState, clients: Clients) -> tuple[Sent[Any], CompressedState]:
         """Of an asynchronous method, whose uplink decodes each message: compress those of clients that begin."""
-        links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
+        links = self._links(s)
         sent, inner = self.algorithm.dispatch(s.inner, Linked(clients, links))  # type: ignore[attr-defined]
-        return sent, CompressedState(inner, links.nodes, links.server, links.public)
+        return sent, _state(inner, links)
 
     def arrive(self, s: CompressedState, sent: Sent[Any], clients: Clients) -> CompressedState:
         """A server step of an asynchronous method."""
-        links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
+        links = self._links(s)
         links.names[sent] = "dispatch"                     # the server remembers nothing of these messages
         inner = self.algorithm.arrive(s.inner, sent, Linked(clients, links))  # type: ignore[attr-defined]
-        return CompressedState(inner, links.nodes, links.server, links.public)
+        return _state(inner, links)
 
     def finish(self, s: CompressedState, clients: Clients) -> CompressedState:
         """See ``Algorithm``."""
         end = getattr(self.algorithm, "finish", None)
         if end is None:
             return s
-        links = Links(self, dict(s.nodes), dict(s.server), dict(s.public))
-        inner = end(s.inner, Linked(clients, links))
-        return CompressedState(inner, links.nodes, links.server, links.public)
+        links = self._links(s)
+        return _state(end(s.inner, Linked(clients, links)), links)
+
+    def _links(self, s: CompressedState) -> Links:
+        """The memories of a state, for verbs that renew them."""
+        return Links(self, dict(s.nodes), dict(s.server), dict(s.public))
 
     def offer(self, local: Local, step: Tensor, y: Any, memory: Memory) -> tuple[Any, Memory]:
         """Client function of gossip: the compressed message of exchange ``step`` of the round."""
@@ -122,6 +123,11 @@ class Compressed:
             lambda v, own, _: gossip.combine(v, own, next(mixed)),
             y, memory, local, lambda v: v + gossip.gamma * (next(mixed) - v),
         )  # fmt: skip
+
+
+def _state(inner: Any, links: Links) -> CompressedState:
+    """The algorithm's own state with the memories as they are after a verb."""
+    return CompressedState(inner, links.nodes, links.server, links.public)
 
 
 EXAMPLES = {"up": "EF14Uplink", "down": "EF21P", "gossip": "Choco"}

@@ -13,9 +13,6 @@ from fedsim.errors import PartitionError, explained
 from fedsim.partition.flower import FlowerPartitioner
 from fedsim.partition.partition import Partition
 
-GIVEN = ("labels", "seed")
-"""Parameters that are not settings."""
-
 
 @dataclass(frozen=True)
 class OwnPartitioner:
@@ -81,4 +78,4 @@ def as_partitioner(given: Any) -> Any:
 
 def divides(function: Any) -> bool:
     """True for a function that begins with ``labels``."""
-    return inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == GIVEN[0]
+    return inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == "labels"

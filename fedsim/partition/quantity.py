@@ -6,6 +6,7 @@ there, which samples a client gets is drawn at random from the seed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,8 +82,26 @@ class SizePartitioner:
         return by_sizes(np.array(self.partition_sizes), len(labels), generator(seed), describe(self, seed))
 
 
+class _Proportional(ABC):
+    """Base of partitioners in which the size of a client follows from its number."""
+
+    num_partitions: int
+
+    def __post_init__(self) -> None:
+        check_count("num_partitions", self.num_partitions)
+
+    def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
+        """See ``Partitioner``; every sample is used once."""
+        sizes = proportional_sizes(self.weights, len(labels), self.num_partitions)
+        return by_sizes(sizes, len(labels), generator(seed), describe(self, seed))  # type: ignore[arg-type]
+
+    @abstractmethod
+    def weights(self, i: np.ndarray) -> np.ndarray:
+        """Relative sizes ``[n]`` of the clients ``i``, 1 to n."""
+
+
 @dataclass(frozen=True)
-class LinearPartitioner:
+class LinearPartitioner(_Proportional):
     """Client i of 1..n gets a random part of size proportional to i.
 
     Args:
@@ -91,17 +110,13 @@ class LinearPartitioner:
 
     num_partitions: int
 
-    def __post_init__(self) -> None:
-        check_count("num_partitions", self.num_partitions)
-
-    def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
-        """See ``Partitioner``; every sample is used once."""
-        sizes = proportional_sizes(lambda i: i, len(labels), self.num_partitions)
-        return by_sizes(sizes, len(labels), generator(seed), describe(self, seed))
+    def weights(self, i: np.ndarray) -> np.ndarray:
+        """See ``_Proportional``."""
+        return i
 
 
 @dataclass(frozen=True)
-class SquarePartitioner:
+class SquarePartitioner(_Proportional):
     """Client i of 1..n gets a random part of size proportional to i squared.
 
     Args:
@@ -110,17 +125,14 @@ class SquarePartitioner:
 
     num_partitions: int
 
-    def __post_init__(self) -> None:
-        check_count("num_partitions", self.num_partitions)
-
-    def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
-        """See ``Partitioner``; every sample is used once."""
-        sizes = proportional_sizes(np.square, len(labels), self.num_partitions)
-        return by_sizes(sizes, len(labels), generator(seed), describe(self, seed))
+    def weights(self, i: np.ndarray) -> np.ndarray:
+        """See ``_Proportional``."""
+        squares: np.ndarray = np.square(i)
+        return squares
 
 
 @dataclass(frozen=True)
-class ExponentialPartitioner:
+class ExponentialPartitioner(_Proportional):
     """Client i of 1..n gets a random part of size proportional to exp(i); feasible for about ln(N) clients.
 
     Args:
@@ -129,17 +141,13 @@ class ExponentialPartitioner:
 
     num_partitions: int
 
-    def __post_init__(self) -> None:
-        check_count("num_partitions", self.num_partitions)
-
-    def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
-        """See ``Partitioner``; every sample is used once."""
-        sizes = proportional_sizes(lambda i: np.exp(i - float(len(i))), len(labels), self.num_partitions)
-        return by_sizes(sizes, len(labels), generator(seed), describe(self, seed))
+    def weights(self, i: np.ndarray) -> np.ndarray:
+        """See ``_Proportional``."""
+        return np.exp(i - float(len(i)))
 
 
 @dataclass(frozen=True)
-class IdToSizeFncPartitioner:
+class IdToSizeFncPartitioner(_Proportional):
     """Client i of 1..n gets a random part of size proportional to f(i), for a function f of your own.
 
     Args:
@@ -152,19 +160,15 @@ class IdToSizeFncPartitioner:
     partition_id_to_size_fn: Callable[[Any], Any]          # of arrays; jsonargparse would search NumPy for its names
 
     def __post_init__(self) -> None:
-        check_count("num_partitions", self.num_partitions)
+        super().__post_init__()
         if not callable(self.partition_id_to_size_fn):
             raise PartitionError(
                 f"partition_id_to_size_fn is {self.partition_id_to_size_fn!r:.80}; expected a function of an array,"
                 " such as numpy.sqrt"
             )
 
-    def partition(self, labels: np.ndarray, natural: np.ndarray | None, seed: int) -> Partition:
-        """See ``Partitioner``; every sample is used once."""
-        sizes = proportional_sizes(self._weights, len(labels), self.num_partitions)
-        return by_sizes(sizes, len(labels), generator(seed), describe(self, seed))
-
-    def _weights(self, i: np.ndarray) -> np.ndarray:
+    def weights(self, i: np.ndarray) -> np.ndarray:
+        """See ``_Proportional``."""
         found = np.asarray(self.partition_id_to_size_fn(i.astype(np.float64)), np.float64)
         if found.shape != i.shape or not np.isfinite(found).all() or not (found > 0).all():
             raise PartitionError(

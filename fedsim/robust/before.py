@@ -1,4 +1,4 @@
-"""Steps before a rule, which replace rows by combinations of rows: mixing, bucketing, clipping. ``NNM(Krum(f=2))``.
+"""Pre-aggregation: steps that replace rows by combinations of rows before a rule, as in ``NNM(Krum(f=2))``.
 
 - Nearest-neighbour mixing: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, AISTATS 2023 (arXiv 2302.01772).
 - Bucketing: Karimireddy, He, Jaggi, ICLR 2022 (arXiv 2006.09365).
@@ -25,7 +25,7 @@ from fedsim.values import Vector
 
 
 class Before(RobustRule):
-    """Base of these steps; the field ``rule`` is the rule that follows."""
+    """Base of pre-aggregation steps; the field ``rule`` is the rule that follows."""
 
     rule: RobustRule
 

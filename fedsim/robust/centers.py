@@ -1,4 +1,4 @@
-"""Means, and centres that limit what a row can weigh: geometric median and clipping around a centre.
+"""Means, and centres that bound the influence of a row: geometric median and clipping around a centre.
 
 - Geometric median: Pillutla, Kakade, Harchaoui, IEEE TSP 2022 (RFA, arXiv 1912.13445).
 - Centered clipping: Karimireddy, He, Jaggi, ICML 2021 (arXiv 2012.10333).
@@ -33,7 +33,7 @@ class Mean(RobustRule):
 
 @dataclass(frozen=True)
 class NormMean(RobustRule):
-    """Weighted mean of the rows divided by their norms: no row weighs more than its share, and the length is lost."""
+    """Weighted mean of the rows divided by their norms: long rows gain no influence, and the length is lost."""
 
     weighted = True
 

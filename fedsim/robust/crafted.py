@@ -25,7 +25,7 @@ from fedsim.values import Vector
 
 @dataclass(frozen=True)
 class Mimic(Attack):
-    """A copy of the message of one honest client, the first of the cohort, which then counts too much."""
+    """A copy of the message of one honest client, the first of the cohort, which is thus over-represented."""
 
     def craft(self, scene: Scene) -> Tensor:
         """See ``Attack``."""
@@ -39,7 +39,7 @@ class IPM(Attack):
     The plain mean turns around where f eps > n - f.
 
     Args:
-        eps: factor; 0.1 hides, 2 and more does not.
+        eps: factor; 0.1 is stealthy, 2 and more is not.
     """
 
     eps: float = 0.1
@@ -63,7 +63,7 @@ class ALIE(Attack):
     Args:
         z: number of standard deviations; computed by default (1.5 in byzfl).
         sign: direction, - 1 as in the paper or + 1 as in byzfl.
-        among: the share that z is the quantile of: of "honest" clients, or of "all", (n - s) / n.
+        among: the default z as a quantile of the share of "honest" clients, see above, or of "all", (n - s) / n.
     """
 
     z: float | None = None

@@ -56,7 +56,7 @@ class GaussianNoise(Attack):
 
 @dataclass(frozen=True)
 class SignFlip(Attack):
-    """The attacker's own message, with another sign.
+    """The attacker's own message with its sign flipped.
 
     Args:
         scale: factor of its length; 10 in Flag Aggregator's code ("reverse").

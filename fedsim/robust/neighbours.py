@@ -132,7 +132,7 @@ class MDA(RobustRule):
             without = out | set(far[i].nonzero().flatten().tolist())
             if i in out or len(chosen) == n - self.f:
                 continue
-            if len(without) <= self.f and covers(left(far, without), self.f - len(without)):
+            if len(without) <= self.f and covers(remaining(far, without), self.f - len(without)):
                 chosen.append(i)
                 out = without
             else:
@@ -212,7 +212,7 @@ def equal(chosen: Tensor, n: int) -> Tensor:
     return w
 
 
-def left(edges: Tensor, without: Collection[int]) -> Tensor:
+def remaining(edges: Tensor, without: Collection[int]) -> Tensor:
     """The graph, bool ``[n, n]``, without some of its vertices."""
     edges, gone = edges.clone(), list(without)
     edges[gone] = False
@@ -230,4 +230,6 @@ def covers(edges: Tensor, most: int) -> bool:
     if degree * most < int(degrees.sum()) // 2:            # too many edges for so few vertices
         return False
     others = edges[vertex].nonzero().flatten().tolist()    # the vertex, or else all that it touches
-    return any(len(taken) <= most and covers(left(edges, taken), most - len(taken)) for taken in ([vertex], others))
+    return any(
+        len(taken) <= most and covers(remaining(edges, taken), most - len(taken)) for taken in ([vertex], others)
+    )

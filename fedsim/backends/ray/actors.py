@@ -42,7 +42,6 @@ class Workers:
     def __init__(self, ray: ModuleType, settings: Ray, gpus: float = 0.0) -> None:
         self.ray, self.settings, self.gpus = ray, settings, gpus
         self.threads = settings.threads or max(1, int(settings.cpus))
-        self._actors: list[Any] = []
         self._dropped: dict[int, list[int]] = defaultdict(list)          # by worker: tokens of released messages
         self._taught: dict[Callable[..., Any], tuple[str, bytes]] = {}   # its name at the workers, and its pickle
         self._numbers = count()                            # of client functions
@@ -51,7 +50,7 @@ class Workers:
         self._shared: list[tuple[Tensor, Any]] = []        # samples in the object store
         self._vector = 0                                   # bytes of a model vector
         self._suspect = False
-        self._actors = [self._start() for _ in range(self._count())]   # they start in the background
+        self._actors: list[Any] = [self._start() for _ in range(self._count())]   # they start in the background
 
     def __len__(self) -> int:
         return len(self._actors)

@@ -2,8 +2,8 @@
 
 A call is sent to the actors that have the least to do when its clients begin, and waited for when the first of their
 messages is needed: when it arrives, or for a checkpoint. It depends on nothing that comes later, so its result does not
-depend on when and where it is computed. The messages are among its results in the object store: an actor that holds
-them would be asked for them, and answers only after what it is computing then.
+depend on when and where it is computed. Its messages are returned through the object store: an actor that held them
+could hand them over only after the calls that it is computing by then.
 
 Calls that read or write memories of clients, and the first one of a client function, are waited for at once: a state
 must not refer to a memory that may get lost before it exists.

@@ -195,7 +195,7 @@ class RayHost(Host):
                 used += one.get(one.call(0, "device"))
             return used
 
-        first, second = self._repeated("the trial of a GPU", trial, Meter(fed), rounds)
+        first, second = self.attempt("the trial of a GPU", trial, Meter(fed), rounds)
         one.close()
         fits = share_of(max(first.peak, second.peak), second.total)
         return max(fits, share_by_time(second.seconds, second.busy)), backend.block_size
@@ -234,7 +234,7 @@ class RayHost(Host):
     ) -> Any:
         """See ``Host``. Retried when a worker dies."""
         begin = partial(super().init, algorithm, x, federation, meter, template)
-        return self._repeated("initialisation", federation, meter, begin)
+        return self.attempt("initialisation", federation, meter, begin)
 
     def round(
         self, algorithm: Algorithm[Any], state: Any, federation: Federation, meter: Meter, round: int, ids: np.ndarray
@@ -250,7 +250,7 @@ class RayHost(Host):
         for attempt in count(1):
             clients = cohort(federation, round, ids, meter)
             try:
-                new = self._repeated(f"round {round}", federation, meter, partial(algorithm.round, state, clients))
+                new = self.attempt(f"round {round}", federation, meter, partial(algorithm.round, state, clients))
                 break
             except (ClientError, BlockError) as error:     # the latter also where a client fails now and then
                 ids = self._without(error, ids, attempt)
@@ -273,15 +273,7 @@ class RayHost(Host):
             classes, keep = bool(prepared.dataset.classes), prepared.keeps_outputs
             return score(workers, x, inputs, targets, classes, keep)
 
-        return self._repeated("evaluation", prepared.federation, Meter(prepared.federation), scores)
-
-    def attempt(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
-        """See ``Host``.
-
-        Raises:
-            RunError: workers died in every attempt.
-        """
-        return self._repeated(what, federation, meter, do)
+        return self.attempt("evaluation", prepared.federation, Meter(prepared.federation), scores)
 
     def ahead(self, federation: Federation, foresight: Foresight) -> Federation:
         """See ``Host``."""
@@ -290,8 +282,8 @@ class RayHost(Host):
             return federation
         return replace(federation, backend=Ahead(federation, backend, foresight, self))
 
-    def _repeated(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
-        """Return ``do()``, retried a limited number of times when workers die, and whenever blocks of clients are made
+    def attempt(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
+        """See ``Host``. Retried a limited number of times when workers die, and whenever blocks of clients are made
         smaller, which ends at the latest when clients run one by one.
 
         Raises:
