@@ -1,4 +1,4 @@
-"""Where the products of low rank of LoRA stand in a model's vector, and the steps of its clients."""
+"""The positions of LoRA's low-rank factors in a model's vector, and the local steps on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Stacks: TypeAlias = Mapping[str, tuple[Tensor, ...]]
 
 
 class Pair(NamedTuple):
-    """A layer's A [r, k], B [d, r] and, if the model has it, R [d, k], by their first places in the vector."""
+    """A layer's A [r, k], B [d, r] and, if the model has it, R [d, k], by their first positions in the vector."""
 
     a: int
     b: int

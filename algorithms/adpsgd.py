@@ -3,9 +3,9 @@
     node i, whenever it is free:  g_i <- grad f_i(x_i; B), the mean over the samples of the round's minibatches
     with g_i:  meet a neighbour j,   x_i, x_j <- (x_i + x_j) / 2;   x_i <- x_i - eta g_i
 
-Nobody waits: x_i may have met others since g_i was computed at it. The neighbour is drawn in proportion to w_ij. Fast
-nodes step more often, which moves the nodes towards their minimisers. In synchronous rounds it is D-PSGD. Two nodes
-that meet send 1 vector each.
+Nobody waits, so x_i may have been averaged with others since g_i was computed. The neighbour is drawn in proportion to
+w_ij. Fast nodes step more often, which moves the nodes towards their minimisers. In synchronous rounds it is D-PSGD.
+Two nodes that meet send 1 vector each.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@
 Gradient tracking through compressed messages: the trackers' mean is the gradients' mean in every round, so all nodes
 reach the exact minimiser with a constant step on any data. Instead of its neighbours' h_j and g_j a node keeps their
 weighted sums, which follow from the messages as long as W stays the same and everybody takes part. Gradients are means
-over the samples of the round's minibatches. Each node sends 2 compressed vectors to each neighbour, in one message. Six
-vectors in a node's memory are why this is longer than others.
+over the samples of the round's minibatches. Each node sends 2 compressed vectors to each neighbour, in one message.
 """
 
 from __future__ import annotations

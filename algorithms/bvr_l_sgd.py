@@ -8,10 +8,10 @@
     server:    x <- y of ONE client drawn at random, the only one that sends it;   or their mean
 
 x' is the model of the round before, B in phase 1 all of the round's minibatches. period = 1 has a large batch in every
-round. ``pick`` = "one" is the paper's, in which everybody takes part. With some of the clients, as the authors of
-FedAMD ran it, v is the mean of this cohort's v_i, and large batches are due in every round: the limit is then not
-exact. Down 2 vectors; up 1 vector, and 1 more for the one who is picked ("mean": for all); two gradients a step but the
-first, in which they cancel, besides those of phase 1.
+round. ``pick`` = "one" is the paper's, in which everybody takes part. Under partial participation, as FedAMD's authors
+ran it, v is the mean over the cohort and every round needs large batches; it then does not converge to the exact
+minimiser. Down 2 vectors; up 1 vector, and 1 more for the client that is picked ("mean": for all); two gradients a
+step, except in the first, where they cancel, besides those of phase 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from algorithms.parts import mean_difference
-from fedsim import Batch, Clients, Kept, Local, Vector
+from algorithms.parts import mean_difference, sarah_steps
+from fedsim import Clients, Kept, Local, Vector
 from fedsim.checks import at_least_one, one_of, positive
 from fedsim.errors import ConfigError
 
@@ -37,8 +37,8 @@ class BVRLSGDState(NamedTuple):
 class BVRLSGD:
     """Local steps along a variance-reduced estimate of the gradient of all clients.
 
-    The first step, along the server's estimate, needs no minibatch and is made outside the local loop: what acts in
-    ``local.descend``, such as ``local.optimizer``, is refused.
+    The first step, along the server's estimate, needs no minibatch and is taken outside the local loop: settings that
+    act in ``local.descend``, such as ``local.optimizer``, are refused.
 
     Args:
         lr: local step size eta.
@@ -80,13 +80,7 @@ class BVRLSGD:
         return v, v, x
 
     def descend(self, local: Local, v: Vector, x: Vector) -> Vector:
-        def step(carry: tuple[Vector, Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector, Vector]:
-            y_prev, y, g = carry
-            g = g - local.grad(y_prev, batch) + local.grad(y, batch)
-            return y, y - eta * g, g
-
-        eta = self.lr * local.decay
-        return local.fold(step, (x, x - eta * v, v), eta, skip=1)[1]       # in the first step the two gradients cancel
+        return sarah_steps(local, x, v, self.lr)
 
     def send(self, local: Local, _: None, y: Vector) -> Vector:
         return y

@@ -4,19 +4,19 @@
     meanwhile that of the round before arrives:
         D <- x_{t-1} - mean_i y_{t-1,i};   m <- clip(beta m + D / Lambda_t, phi);   x_{t+1} <- x_t - alpha m
 
-All workers start round t from the same x_t, so local progress enters one round late. Nothing has arrived in round 1:
-D = 0 there; and `finish` uses what is under way after the last round. The message is y_i - x_t, of which all know x_t.
-The staleness gap Lambda_t divides the late D. The authors' code has a constant, 1 by default, and so has ours;
-`gap_aware` is a choice of this project, not the paper's equation 3. Clipping is by element, as in the authors' code.
-A quadratic needs alpha s < 1 - beta, where s is the share of the distance to its minimiser that a round of local work
-covers: half of what a method without delay bears at beta = 0. Down 1 vector, up 1 vector.
+All workers start round t from the same x_t, so local progress enters one round late. In round 1 nothing has arrived and
+D = 0; `finish` applies the all-reduce that is still under way after the last round. The message is y_i - x_t, as all
+workers know x_t. The staleness gap Lambda_t divides the late D. As in the authors' code it is a constant, 1 by default;
+`gap_aware` is a choice of this project, not the paper's equation 3. Clipping is by element, as in the authors' code. On
+a quadratic CO2 is stable for alpha s < 1 - beta, where s is the share of the distance to the minimiser that a round of
+local work covers: at beta = 0, half of what is stable without delay. Down 1 vector, up 1 vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -56,8 +56,7 @@ class CO2:
     fixed_workers = True
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "outer_lr", *(["clip"] if self.clip is not None else []))
-        in_range(self, "outer_momentum", 0, 1)
+        check_outer(self)
 
     def init(self, x: Vector, clients: Clients) -> CO2State:
         zero = torch.zeros_like(x)
@@ -80,27 +79,24 @@ class CO2:
         return local_sgd(local, x, self.lr) - x
 
 
-class Outer(Protocol):
-    """Settings of the outer step."""
-
-    @property
-    def outer_lr(self) -> float: ...
-    @property
-    def outer_momentum(self) -> float: ...
-    @property
-    def clip(self) -> float | None: ...
-    @property
-    def gap(self) -> Gap | None: ...
+def check_outer(settings: Any) -> None:
+    """Require the settings of `outer_step`, and the inner step size, to be in range."""
+    positive(settings, "lr", "outer_lr")
+    in_range(settings, "outer_momentum", 0, 1)
+    if settings.clip is not None:
+        positive(settings, "clip")
 
 
-def outer_step(by: Outer, D: Vector, moved: Vector, m: Vector, memory: Vector) -> tuple[Vector, Vector, Vector]:
-    """x_{t+1} - x_t, the new momentum, and the new memory of the staleness gap."""
-    if by.gap is not None:
-        Lambda, memory = by.gap(moved, D, memory)
+def outer_step(
+    settings: Any, D: Vector, moved: Vector, m: Vector, memory: Vector
+) -> tuple[Vector, Vector, Vector]:
+    """x_{t+1} - x_t, the new momentum, and the new memory of the staleness gap, with the settings of CO2 or DCO2."""
+    if settings.gap is not None:
+        Lambda, memory = settings.gap(moved, D, memory)
         D = D / Lambda
-    m = by.outer_momentum * m + D
-    m = m if by.clip is None else m.clamp(-by.clip, by.clip)
-    return -by.outer_lr * m, m, memory
+    m = settings.outer_momentum * m + D
+    m = m if settings.clip is None else m.clamp(-settings.clip, settings.clip)
+    return -settings.outer_lr * m, m, memory
 
 
 def gap_aware(moved: Vector, D: Vector, largest: Vector) -> tuple[Vector, Vector]:

@@ -3,11 +3,11 @@
     first:  x_i+ <- sum_l w_il (x_l - eta grad f_l(x_l))
     then:   x_i+ <- sum_l w_il (2 x_l - x_l' - eta grad f_l(x_l) + eta' grad f_l(x_l'))
 
-where x' and eta' are of the round before. W must be symmetric with all eigenvalues above -1/3, or the method does not
-converge: Metropolis weights on a ring of an even number of nodes have just that one. On (I + W) / 2, which always will
-do (``lazy`` of a topology), it is Exact Diffusion on W. The analysis is of one W: if it changes from
-round to round, iterates can grow without bound. Everybody takes part in every round. Gradients are means over the
-samples of the round's minibatches. Each node sends 1 vector to each neighbour.
+where x' and eta' are those of the round before. W must be symmetric with all eigenvalues above -1/3, or the method does
+not converge: Metropolis weights on a ring of an even number of nodes have -1/3 itself. (I + W) / 2, ``lazy`` of a
+topology, always satisfies this, and the method is then Exact Diffusion on W. The analysis is of a constant W: if it
+changes from round to round, iterates can grow without bound. Everybody takes part in every round. Gradients are means
+over the samples of the round's minibatches. Each node sends 1 vector to each neighbour.
 """
 
 from __future__ import annotations

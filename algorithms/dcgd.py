@@ -3,9 +3,9 @@
     client i:  send C(grad f_i(x))
     server:    x <- x - gamma mean_S C(grad f_i(x))
 
-No memory, so no exactness: an unbiased C leaves a floor that grows with gamma and omega, unless every client is at rest
-at the minimiser; a biased C may diverge however small gamma is (Beznosikov, Horvath, Richtarik, Safaryan, 2020, arXiv
-2002.12410, example 1). With the identity this is gradient descent. Down 1 vector, up 1 compressed vector.
+Without memory it is not exact: an unbiased C leaves a floor that grows with gamma and omega, unless the minimiser is a
+stationary point of every f_i; a biased C may diverge however small gamma is (Beznosikov, Horvath, Richtarik, Safaryan,
+2020, arXiv 2002.12410, example 1). With the identity this is gradient descent. Down 1 vector, up 1 compressed vector.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     meanwhile that of the round before arrives:  ybar_i <- y_{t-1,i} + gamma (sum_j w_ij y_{t-1,j} - y_{t-1,i})
         D_i <- x_{t-1,i} - ybar_i;   m_i <- clip(beta m_i + D_i / Lambda_i, phi);   x_{t+1,i} <- x_{t,i} - alpha m_i
 
-With W = 1 1^T / n and gamma = 1 it is CO2. Disagreement also decays with a delay, so alpha gamma (1 - l) < 1 - beta is
-needed for the smallest eigenvalue l of W, which may be close to -1: the default gamma = 0.4 is safe for every W at
-alpha = 1 and beta <= 0.2. Each node sends 1 vector to each neighbour a round.
+With W = 1 1^T / n and gamma = 1 it is CO2. Disagreement decays with the same delay, so stability needs
+alpha gamma (1 - l) < 1 - beta for the smallest eigenvalue l of W, which may be close to -1: the default gamma = 0.4 is
+stable for every W at alpha = 1 and beta <= 0.2. Each node sends 1 vector to each neighbour a round.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-from algorithms.co2 import Gap, outer_step
+from algorithms.co2 import Gap, check_outer, outer_step
 from algorithms.parts import local_sgd
 from fedsim import Clients, Kept, Local, Vector
-from fedsim.checks import in_range, positive, share
+from fedsim.checks import share
 
 
 class Held(NamedTuple):
@@ -58,8 +58,7 @@ class DCO2:
     server = False
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "outer_lr", *(["clip"] if self.clip is not None else []))
-        in_range(self, "outer_momentum", 0, 1)
+        check_outer(self)
         share(self, "gamma")
 
     def init(self, x: Vector, clients: Clients) -> DCO2State:
@@ -68,14 +67,15 @@ class DCO2:
 
     def round(self, s: DCO2State, clients: Clients) -> DCO2State:
         sent, y = clients.each(self.client, None, s.x)
-        new = self._outer(s, clients, y)
+        new = self.arrived(s, clients, y)
         return new._replace(in_flight=s.in_flight | clients.mix(sent, behind=1.0))
 
     def finish(self, s: DCO2State, clients: Clients) -> DCO2State:
         """The state after the last exchange has arrived."""
-        return self._outer(s, clients, s.x)._replace(in_flight=s.x)
+        return self.arrived(s, clients, s.x)._replace(in_flight=s.x)
 
-    def _outer(self, s: DCO2State, clients: Clients, y: Kept[Vector]) -> DCO2State:
+    def arrived(self, s: DCO2State, clients: Clients, y: Kept[Vector]) -> DCO2State:
+        """The state after the outer step of every node."""
         x, held = clients.apply(self.outer, s.x, s.held, s.in_flight, y)
         return s._replace(x=s.x | x, held=s.held | held)
 

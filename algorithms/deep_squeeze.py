@@ -4,9 +4,9 @@
              q_i <- C(x_i + e_i) to the neighbours;    e_i <- x_i + e_i - q_i           (e_i = 0 at first)
              x_i <- x_i + gamma (sum_j w_ij q_j - q_i)
 
-Error feedback in gossip: what was lost is added to the next message. Models are compressed and not differences, so
-gamma must be small; in return nobody remembers neighbours, and the topology may change and nodes be away. Like D-PSGD
-it converges to a neighbourhood on heterogeneous data. The gradient is the mean over the samples of the round's
+Error feedback in gossip: what was lost is added to the next message. It compresses models and not differences, so gamma
+must be small; in return no node keeps copies of its neighbours, so the topology may change and nodes may be away. Like
+D-PSGD it converges to a neighbourhood on heterogeneous data. The gradient is the mean over the samples of the round's
 minibatches. Each node sends 1 compressed vector to each neighbour.
 """
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
-
-from algorithms.parts import one_momentum
-from fedsim import Batch, Clients, Kept, Local, Vector
+from algorithms.parts import heavy_ball, one_momentum
+from fedsim import Clients, Kept, Local, Vector
 from fedsim.checks import at_least_one, in_range, one_of, positive
 
 
@@ -63,10 +61,5 @@ class DFedAvg:
         return self.train(local, x)
 
     def train(self, local: Local, x: Vector) -> Vector:
-        def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
-            y, m = carry
-            m = self.momentum * m + local.grad(y, batch)
-            return local.descend(y, m, eta), m
-
         one_momentum(local, self)
-        return local.fold(step, (x, torch.zeros_like(x)), self.lr * local.decay)[0]
+        return heavy_ball(local, x, self.lr, self.momentum)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from algorithms.parts import sam_step
+from algorithms.parts import sam_gradient
 from fedsim import Batch, Clients, Kept, Local, Vector
 from fedsim.checks import at_least_one, non_negative, one_of, positive
 
@@ -64,6 +64,6 @@ class DFedSAM:
 
     def train(self, local: Local, x: Vector) -> Vector:
         def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            return sam_step(local, y, batch, eta, self.rho)
+            return local.descend(y, sam_gradient(local, y, batch, self.rho), eta)
 
         return local.fold(step, x, self.lr * local.decay)

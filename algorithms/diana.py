@@ -4,9 +4,9 @@
     client i:  m_i <- C(grad f_i(x) - h_i);   h_i <- h_i + alpha m_i;   send m_i
     server:    x <- x - gamma (h + mean_S m_i);   h <- h + alpha sum_S p_i m_i
 
-C is unbiased; the differences vanish where the gradients settle, and with them C's variance, so it is exact on any
-clients. alpha = 1 / (1 + omega) by default; with the identity and alpha = 1 this is gradient descent. Down 1 vector, up
-1 compressed vector.
+C is unbiased. The differences vanish as the gradients converge, and C's variance with them, so the method is exact on
+heterogeneous clients. alpha = 1 / (1 + omega) by default; with the identity and alpha = 1 this is gradient descent.
+Down 1 vector, up 1 compressed vector.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from fedsim.compress.checks import unbiased
 class DIANAState(NamedTuple):
     x: Vector  # [d] server model
     h: Vector  # [d] sum_i p_i h_i
-    h_i: Kept[Vector]  # [n, d] each client's slowly learned gradient
+    h_i: Kept[Vector]  # [n, d] each client's estimate of its gradient
 
 
 @dataclass(frozen=True)
 class DIANA:
-    """Gradient descent on unbiased compressed differences to learned gradients.
+    """Gradient descent on unbiased compressed differences to estimates of the gradients.
 
     Args:
         lr: step size gamma.
         compressor: what the clients apply to the differences; unbiased.
-        alpha: how fast the h_i learn, above 0; 1 / (1 + omega) by default.
+        alpha: step size of the estimates h_i, above 0; 1 / (1 + omega) by default.
         gradient: of the whole shard ("full"), or of the samples in the round's minibatches ("minibatch").
     """
 

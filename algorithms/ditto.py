@@ -4,8 +4,8 @@
                                    v_i <- v_i - eta_p (grad f_i(v_i; B) + lambda (v_i - x));   send y - x
     server:    x <- x + mean_S (y_i - x)
 
-The personal model v_i never travels; x is the model that the client has received. lambda = 0 is training alone, without
-any exchange; with lambda eta_p = 1 every step begins at x. Both models take the same minibatches.
+The personal model v_i never travels; x is the model that the client has received. With lambda = 0 each v_i is trained
+on local data alone; with lambda eta_p = 1 every step begins at x. Both models take the same minibatches.
 Down 1 vector, up 1 vector for each client of the cohort S; two gradients a step.
 """
 
@@ -29,7 +29,7 @@ class Ditto:
 
     Args:
         lr: local step size eta.
-        personal_lr: step size eta_p of the personal model; that of ``lr`` if none.
+        personal_lr: step size eta_p of the personal model; ``lr`` by default.
         lam: weight lambda of the pull to the global model; the paper tries 0.05, 0.1, 1 and 2.
     """
 
@@ -39,7 +39,9 @@ class Ditto:
     personal = True  # the state has a model of each client
 
     def __post_init__(self) -> None:
-        positive(self, "lr", *["personal_lr"] * (self.personal_lr is not None))
+        positive(self, "lr")
+        if self.personal_lr is not None:
+            positive(self, "personal_lr")
         non_negative(self, "lam")
 
     def init(self, x: Vector, clients: Clients) -> DittoState:

@@ -4,9 +4,9 @@
              m_i <- beta m_i + (1 - beta) g_i        (m_i starts at 0)
              x_i <- sum_l w_il x_l - eta m_i
 
-The gradient is taken where the node was, not where its neighbours pull it, so the exchange can run while it is
-computed. beta = 0 is the paper's; beta > 0 is worker momentum, with which models differ less beside attackers (He,
-Karimireddy, Jaggi, 2022, arXiv 2202.01545). Each node sends 1 vector to each neighbour.
+The gradient is taken at the node's own model and not at the average, so the exchange can overlap its computation. The
+paper has beta = 0; beta > 0 is worker momentum, which keeps models closer to each other under attack (He, Karimireddy,
+Jaggi, 2022, arXiv 2202.01545). Each node sends 1 vector to each neighbour.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
     server:    h <- h + sum_S p_i D_i;   x <- x - gamma h
 
 eta is how strongly the error is fed back: 0 gives EF21. The paper proves its rates with eta = alpha / 400 and tunes it
-in practice; on quadratics with Top-k it converged up to 2 alpha and diverged from 4 alpha on. Exact on any clients,
-also with ``start`` compressed or zero. Down 1 vector, up 1 compressed vector; in round 0 the same, the latter as it is
-if dense, or nothing if zero. Longer than thirty lines by the three starts.
+in practice; on quadratics with Top-k it converged up to 2 alpha and diverged from 4 alpha on. Exact on heterogeneous
+clients, with any ``start``. Down 1 vector, up 1 compressed vector; in round 0 the same, but up 1 vector for the dense
+start, and nothing either way for zero.
 """
 
 from __future__ import annotations

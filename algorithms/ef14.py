@@ -5,8 +5,9 @@
                p <- e_i + gamma grad f_i(x);   v_i <- C(p);   e_i <- p - v_i;   send v_i
     server:    x <- x - mean_S v_i
 
-gamma is inside the compressor, so with a schedule what was left behind keeps the step of its own round. Exact where
-every client is at rest at the minimiser; else a floor that grows with gamma and with the clients' heterogeneity.
+gamma is inside the compressor, so under a schedule the error keeps the step size of its own round. Exact if the
+minimiser is a stationary point of every f_i; otherwise there is a floor that grows with gamma and with the clients'
+heterogeneity.
 Down 1 vector, up 1 compressed vector.
 """
 

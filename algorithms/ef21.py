@@ -1,4 +1,4 @@
-"""EF21: Richtarik, Sokolov, Fatkhullin, NeurIPS 2021 (arXiv 2106.05203), Algorithm 1; and what changes little of it:
+"""EF21: Richtarik, Sokolov, Fatkhullin, NeurIPS 2021 (arXiv 2106.05203), Algorithm 1; and its small variants:
 Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021 (arXiv 2110.03294).
 
     before round 1:  g_i <- grad f_i(x);   g, v <- sum_i p_i g_i
@@ -10,9 +10,9 @@ Fatkhullin, Sokolov, Gorbunov, Li, Richtarik, "EF21 with Bells & Whistles", 2021
 - EF21-PP: only the cohort S takes part; the sum is divided by n, not by |S|, so that g stays the mean of all g_i.
 - EF21-HB: eta > 0.   EF21-Prox: r given.   EF21-SGD: minibatch gradients; their noise is not averaged away.
 
-``start`` says how the g_i begin: dense (the authors' code), compressed (their paper), or zero (for which any method of
-this kind converges, a step later). Five methods in one class: their settings make it longer than others. Down 1 vector,
-up 1 compressed vector; in round 0 the same, the latter as it is if dense, or nothing if zero.
+``start`` says how the g_i begin: dense (the authors' code), compressed (their paper), or zero, which is the compressed
+start one round later (where r = 0). Down 1 vector, up 1 compressed vector; in round 0 the same, but up 1 vector for the
+dense start, and nothing either way for zero.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@
     client i:  c_i <- C(grad f_i(x) - g~_i);   g~_i <- g~_i + c_i;   send c_i
     server:    g~ <- g~ + sum_i p_i c_i
 
-Every client holds x and g, and so has to hear every b: all take part in every round. (The paper sends b at the end of a
-round, here it opens the next one, which is the same.) Its code is long as everybody holds what else the server alone
-does. Down and up 1 compressed vector; in round 0, down 2 vectors and up 1.
+Every client holds x and g and must receive every b, so all take part in every round. (The paper sends b at the end of a
+round; here it opens the next one, which is the same.) Down and up 1 compressed vector; in round 0, down 2 vectors and
+up 1.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fedsim.feedback import EF21P, EF21Uplink
 
 class Own(NamedTuple):
     x: Vector    # [d] the model, as the server has it
-    g: Vector    # [d] what everybody takes for the gradient
+    g: Vector    # [d] the common estimate of the gradient
     g_i: Vector  # [d] estimate g~_i of its own gradient
 
 
 class EF21BCState(NamedTuple):
     x: Vector  # [d] model, the same everywhere
-    g: Vector  # [d] what everybody takes for the gradient
+    g: Vector  # [d] the common estimate of the gradient
     g_tilde: Vector  # [d] sum_i p_i g~_i, at the server alone
     mine: Kept[Own]  # [n, d] each
 

@@ -4,7 +4,7 @@ Zhang, Richtarik, ICML 2021 (arXiv 2008.10898).
     before round 1:  v_i, g_i <- grad f_i(x);   g <- sum_i p_i g_i
     server:    x <- x - gamma g;   one coin for all: heads with probability p
     client i:  heads:  v_i <- grad f_i(x)
-               tails:  v_i <- v_i + grad f_i(x; B) - grad f_i(x_i; B),  x_i being the model it was sent last
+               tails:  v_i <- v_i + grad f_i(x; B) - grad f_i(x_i; B),  with x_i the last model it was sent
                c_i <- C(v_i - g_i);   g_i <- g_i + c_i;   send c_i
     server:    g <- g + sum_S p_i c_i
 

@@ -6,9 +6,8 @@
                g_i + c is at least as near to u as b:  g_i <- g_i + c, send (0, c);   else  g_i <- b, send (1, b)
     server:    the same to its copy of g_i;   g <- g + sum_S p_i (new g_i - old g_i)
 
-A message b replaces g_i, so the server must know what it replaces: it keeps all n of them, [n, d], which is the price
-of this method, also in lines; the other members of the family keep their mean alone. Down 1 vector, up 1 compressed
-vector and 1 bit; in round 0, 1 vector both ways.
+A message b replaces g_i, so the server must know the old g_i: it keeps all n of them, [n, d], where the rest of the
+family keeps only their mean. Down 1 vector, up 1 compressed vector and 1 bit; in round 0, 1 vector both ways.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class EF21Plus:
 
     def init(self, x: Vector, clients: Clients) -> EF21PlusState:
         sent, g_i = clients.each(self.begin, x, clients.keep(torch.zeros_like(x)))
-        ids = torch.from_numpy(clients.ids).to(x.device)   # of some only, where it is tried out how fast this is
+        ids = torch.from_numpy(clients.ids).to(x.device)   # only some of them in a trial of the speed
 
         def receive(rows: Vector, weights: Tensor) -> tuple[Vector, Tensor]:
             return weights @ rows, rows.new_zeros(clients.n, len(x)).index_copy(0, ids, rows)

@@ -8,10 +8,9 @@
     server:    g <- g + sum_S w_i c_i
 
 The functions f_i / (n w_i) are all equally smooth, which replaces the quadratic mean of the L_i in EF21's step sizes by
-their arithmetic mean, but for rare features. Where C(t x) = t C(x) for t > 0 (Top-k, sign, QSGD with the same draw) the
-iterates are those of EF21, g_i being 1 / (n w_i) times EF21's. For an objective sum_i p_i f_i the factors are the same
-and the server's weights are p_i n w_i. Down 1 vector, up 1 compressed vector; in round 0, 1 vector both ways.
-Longer than thirty lines, as clients and server hold scales of their own.
+their arithmetic mean, except for rare features. Where C(t x) = t C(x) for t > 0 (Top-k, sign, QSGD with the same draw)
+the iterates are those of EF21, g_i being 1 / (n w_i) times EF21's. For an objective sum_i p_i f_i the factors are the
+same and the server's weights are p_i n w_i. Down 1 vector, up 1 compressed vector; in round 0, 1 vector both ways.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""EVA: Paischer, Hauzenberger, Schmied et al. 2024 (arXiv 2410.07170): LoRA begins with directions of its inputs.
+"""EVA: Paischer, Hauzenberger, Schmied et al. 2024 (arXiv 2410.07170): LoRA starts from directions of its inputs.
 
     client i:  M_i = mean of h h^T over the inputs h [k] of a layer,   V_i = its r leading eigenvectors times the roots
                of their eigenvalues;   send V_i [r, k]
     server:    A <- the r leading eigenvectors of mean_i V_i^T V_i,   B <- 0
 
 So A explains most of the variance of the layer's inputs (the second moment: inputs are not centred). The paper's
-passing of ranks from layer to layer is not here: all layers have r. Then any method follows. Once: up r k for each
-layer.
+redistribution of ranks among layers is left out: all layers have rank r. Any method then trains the model. Up, once:
+r k for each layer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedsim.errors import ConfigError
 
 @dataclass(frozen=True)
 class EVA:
-    """A method for LoRA whose A begins with the principal directions of the layers' inputs at all clients.
+    """A method for LoRA whose A starts as the principal directions of the layers' inputs at all clients.
 
     Args:
         algorithm: the method.

@@ -3,7 +3,7 @@
     first:  x_i+ <- sum_l w_il x_l - eta grad f_i(x_i)
     then:   x_i+ <- x_i + sum_l w_il x_l - (x_i' + sum_l w_il x_l') / 2 - eta (grad f_i(x_i) - grad f_i(x_i'))
 
-where x' is the iterate before. A corrected D-PSGD: exact on heterogeneous data with a constant step. W must be
+where x' is the previous iterate. A corrected D-PSGD: exact on heterogeneous data with a constant step. W must be
 symmetric, and everybody takes part in every round. Each node sends 1 vector to each neighbour.
 """
 

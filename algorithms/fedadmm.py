@@ -4,10 +4,10 @@
                u_i <- u_i + rho (y - x);   z_i+ <- y + u_i / rho;   send z_i+ - z_i;   z_i <- z_i+
     server:    x <- x + eta_g mean_S (z_i+ - z_i)
 
-u_i is the dual variable of the constraint y_i = x, 0 at first, and z_i, x at first, the model that it augments. With
-eta_g = |S| / n, the default, x is the mean of all n clients' z_i, whoever takes part, and the minimiser of f stays once
-reached; with eta_g = 1, which the paper uses as well, x follows the active ones only. With everybody the two are one,
-and are FedDyn, rho its alpha and u_i the opposite of its gradient: FedSpeed(rho=0, lam=1 / rho).
+u_i is the dual variable of the constraint y_i = x, 0 at first, and z_i the augmented model, x at first. With
+eta_g = |S| / n, the default, x is the mean of the z_i of all n clients, whoever takes part, and the minimiser of f is a
+fixed point; with eta_g = 1, which the paper uses as well, x follows the active clients only. Under full participation
+the two agree, and are FedDyn with alpha = rho and u_i the negative of its gradient: FedSpeed(rho=0, lam=1 / rho).
 Down 1 vector, up 1 vector for each client of the cohort S.
 """
 
@@ -25,7 +25,7 @@ from fedsim.checks import positive
 class FedADMMState(NamedTuple):
     x: Vector  # [d] server model
     u: Kept[Vector]  # [n, d] each client's dual variable
-    z: Kept[Vector]  # [n, d] its model augmented by u / rho, as of its last round
+    z: Kept[Vector]  # [n, d] its augmented model y + u / rho of its last round
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@
 
 The miners' v is the mean BEFORE this round's anchors refresh it. The paper's server stores every v_i; here each client
 keeps its own and sends the difference, so the server stores only the mean: the same bytes and the same numbers.
-Anchors: down 1 vector, up 1, one large batch; miners: down 2, up 1, two gradients a step but in the first, where they
-cancel.
+Anchors: down 1 vector, up 1, one large batch; miners: down 2, up 1, two gradients a step, except in the first, where
+they cancel.
 
-Two roles, and the choice of who has which, make this longer than others. Optimal p (the authors' code): the minimiser
-over (0, 1) of 1 / (1 - p^A) + 2 n / (A p sqrt(1 - p^A)), A clients of n a round.
+The optimal p, as the authors' code computes it, minimises 1 / (1 - p^A) + 2 n / (A p sqrt(1 - p^A)) over (0, 1), with A
+of n clients a round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from fedsim import Batch, Clients, Kept, Local, Vector
+from algorithms.parts import sarah_steps
+from fedsim import Clients, Kept, Local, Vector
 from fedsim.checks import positive
 from fedsim.errors import ConfigError
 
@@ -43,8 +44,8 @@ class FedAMD:
         lr: local step size eta of the miners.
         server_lr: server step size eta_s.
         p: probability of being an anchor: a number in [0, 1], or "optimal" for the best constant.
-        period: if 2 or more, replaces p by the sequence in which all are anchors in every such round, and all miners
-            otherwise.
+        period: if 2 or more, all clients are anchors in every ``period``-th round and miners in the others, and p is
+            not used.
         large_batch: samples in an anchor's gradient; 0 for the client's whole shard.
     """
 
@@ -91,14 +92,8 @@ class FedAMD:
         return v - v_i, v
 
     def miner(self, local: Local, down: tuple[Vector, Vector]) -> Vector:
-        def step(carry: tuple[Vector, Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector, Vector]:
-            y_prev, y, g = carry
-            g = g - local.grad(y_prev, batch) + local.grad(y, batch)
-            return y, y - eta * g, g
-
         x, v = down
-        eta = self.lr * local.decay
-        return x - local.fold(step, (x, x - eta * v, v), eta, skip=1)[1]   # in the first step the two gradients cancel
+        return x - sarah_steps(local, x, v, self.lr)
 
 
 def optimal_p(n: int, cohort: float) -> float:

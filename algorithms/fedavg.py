@@ -12,10 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
-from algorithms.parts import one_momentum
-from fedsim import Batch, Clients, Local, Vector
+from algorithms.parts import heavy_ball, local_sgd, one_momentum
+from fedsim import Clients, Local, Vector
 from fedsim.checks import in_range, positive
 
 
@@ -49,16 +47,7 @@ class FedAvg:
         return FedAvgState(s.x + self.server_lr * clients.mean(dx))
 
     def client(self, local: Local, x: Vector) -> Vector:
-        def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
-            y, m = carry
-            m = self.momentum * m + local.grad(y, batch)
-            return local.descend(y, m, eta), m
-
-        def plain(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            return local.descend(y, local.grad(y, batch), eta)
-
         one_momentum(local, self)
-        eta = self.lr * local.decay
-        if not self.momentum:
-            return local.fold(plain, x, eta) - x
-        return local.fold(step, (x, torch.zeros_like(x)), eta)[0] - x
+        if self.momentum:
+            return heavy_ball(local, x, self.lr, self.momentum) - x
+        return local_sgd(local, x, self.lr) - x

@@ -3,9 +3,9 @@
     client i:  y <- x;   K_i times:  y <- y - eta (alpha grad f_i(y; B) + (1 - alpha) Delta);   send y - x and K_i
     server:    x <- x + eta_g mean_S (y_i - x);   Delta <- -mean_S (y_i - x) / (eta mean_S K_i)
 
-Delta, 0 at first, is the cohort's mean direction of a step, by the eta of its own round; so the first round moves by
-alpha eta only. The paper has one K for all clients; where theirs differ, each sends its own. alpha = 1 is FedAvg, and
-any alpha has the fixed point of FedAvg with the step size alpha eta. Weight decay and clipping belong to grad f_i
+Delta, 0 at first, is the cohort's mean direction per step, with the eta of its own round; the first round thus has the
+step size alpha eta. The paper has one K for all clients; where theirs differ, each sends its own. alpha = 1 is FedAvg,
+and any alpha has the fixed point of FedAvg with the step size alpha eta. Weight decay and clipping belong to grad f_i
 here, so alpha scales them; published code adds the decay to the step, outside of alpha (local.weight_decay_mode
 "step"), and clips the gradient plus the correction (local.clip_mode "direction"). Delta then holds both.
 Down 2 vectors, up 1 vector and 1 number for each client of the cohort S.

@@ -4,9 +4,10 @@
                a_i = (tau_i - rho (1 - rho^tau_i) / (1 - rho)) / (1 - rho);   send (y - x) / a_i and a_i
     server:    tau_eff <- mean_S a_i;   x <- x + eta_g tau_eff mean_S (y_i - x) / a_i
 
-a_i is the paper's ||a_i||_1, how often a client's update holds a gradient; without momentum rho it is tau_i, the number
-of its steps. So a client's update counts once, however many steps it made, and x moves towards the minimiser of
-sum_i p_i f_i and not of sum_i p_i tau_i f_i, as FedAvg's does. Equal tau_i make it FedAvg. m starts at zero each round.
+a_i is the paper's ||a_i||_1, the total weight of the gradients in a client's update; without momentum rho it is tau_i,
+the number of its steps. Every client thus counts once, however many steps it takes, and x moves towards the minimiser
+of sum_i p_i f_i; FedAvg's moves towards that of sum_i p_i tau_i f_i. With equal tau_i it is FedAvg. m starts at zero in
+every round.
 Down 1 vector, up 1 vector and 1 number for each client of the cohort S.
 """
 
@@ -15,11 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from algorithms.parts import plain_steps
-from fedsim import Batch, Clients, Local, Vector
+from algorithms.parts import heavy_ball, plain_steps
+from fedsim import Clients, Local, Vector
 from fedsim.checks import in_range, positive
 
 
@@ -53,13 +53,7 @@ class FedNova:
         return FedNovaState(s.x + self.server_lr * tau_eff * d)
 
     def client(self, local: Local, x: Vector) -> tuple[Vector, Tensor]:
-        def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
-            y, m = carry
-            m = self.momentum * m + local.grad(y, batch)
-            return local.descend(y, m, eta), m
-
         plain_steps(local, "FedNova counts gradients as SGD does; FedNova.momentum is a heavy ball")
         rho, tau = self.momentum, local.steps
         a = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
-        y, _ = local.fold(step, (x, torch.zeros_like(x)), self.lr * local.decay)
-        return (y - x) / a, a
+        return (heavy_ball(local, x, self.lr, rho) - x) / a, a

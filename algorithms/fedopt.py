@@ -7,8 +7,8 @@
                adam:     v <- beta2 v + (1 - beta2) Delta^2
                x <- x + eta m / (sqrt(v) + tau)
 
-All of it by coordinates. At first m = 0 and v = v0, by default tau^2, the least that the paper allows; published code
-(FL-Simulator) starts at v0 = 0. There is no correction of their bias, unlike in Adam.
+All operations are coordinate-wise. m starts at 0 and v at v0: by default tau^2, the smallest value that the paper
+allows; published code (FL-Simulator) starts at 0. Unlike in Adam, there is no bias correction.
 Down 1 vector, up 1 vector for each client of the cohort S; m and v stay at the server.
 """
 
@@ -19,14 +19,15 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from fedsim import Batch, Clients, Local, Vector
+from algorithms.parts import local_sgd
+from fedsim import Clients, Local, Vector
 from fedsim.checks import in_range, non_negative, one_of, positive
 
 
 class FedOptState(NamedTuple):
     x: Vector  # [d] server model
-    m: Vector  # [d] mean of the clients' updates over rounds
-    v: Vector  # [d] their squares
+    m: Vector  # [d] first moment of the mean updates
+    v: Vector  # [d] their second moment, a sum for "adagrad"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class FedOpt:
     Args:
         lr: local step size eta_l.
         server_lr: server step size eta: about how far a coordinate moves in a round.
-        optimizer: how the server follows the squares v: "adam", "yogi" or "adagrad".
+        optimizer: rule for the second moment v: "adam", "yogi" or "adagrad".
         beta1: decay of m; the paper's experiments have 0 with "adagrad", and 0.9 otherwise.
         beta2: decay of v; "adagrad" has none.
-        tau: what is added to sqrt(v), so the smaller, the more adaptive; the paper's experiments have 0.001.
+        tau: added to sqrt(v); the smaller, the more adaptive. The paper's experiments have 0.001.
         v0: initial v of every coordinate; tau^2 by default.
     """
 
@@ -76,7 +77,4 @@ class FedOpt:
         return self.beta2 * v + (1 - self.beta2) * square
 
     def client(self, local: Local, x: Vector) -> Vector:
-        def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            return local.descend(y, local.grad(y, batch), eta)
-
-        return local.fold(step, x, self.lr * local.decay) - x
+        return local_sgd(local, x, self.lr) - x

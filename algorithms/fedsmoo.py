@@ -7,8 +7,8 @@
     server:    hbar <- mean_all h_i;   x <- mean_S y_i - lambda hbar;   s <- rho mean_S mu_i / ||mean_S mu_i||
 
 Two regularisers: h_i of FedDyn for a common model, mu_i for a common perturbation s. Signs and lambda are those of
-FedSpeed here; the code has h_i in units of weights, lambda (-h_i), and calls 1 / lambda ``lamb``. It simplifies the
-paper's s, as it says itself, by leaving out the last step's perturbation. rho = 0 is FedDyn: FedSpeed(rho=0). Weight
+FedSpeed here; the code has h_i in units of weights, lambda (-h_i), and calls 1 / lambda ``lamb``. As its comments say,
+it simplifies the paper's s by dropping the perturbation of the last step. rho = 0 is FedDyn: FedSpeed(rho=0). Weight
 decay and clipping at the step (local.weight_decay_mode, local.clip_mode) are as in FedSpeed.
 Down 2 vectors, up 2 vectors for each client of the cohort S; two gradients a step, of the same minibatch.
 """

@@ -7,17 +7,16 @@
     server:    dual_avg = "active", the paper's:   x <- mean_S (y_i - lambda h_i)
                dual_avg = "all":                   x <- mean_S y_i - lambda mean_all h_i
 
-h_i is the paper's prox-correction ghat_i. The two server rules are one under full participation; under partial
-participation only "all", the rule of the authors' code, converges to the minimiser, so it is the default: the server
-follows the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. Others call 1 / lambda
+h_i is the paper's prox-correction ghat_i. The two server rules agree under full participation; under partial
+participation only "all", the rule of the authors' code, converges to the minimiser, so it is the default. The server
+tracks the mean of all h_i from the messages alone, since h_i+ - h_i = -(y_i - x) / lambda. The code calls 1 / lambda
 ``lamb``. Weight decay is a part of f_i here, so it is in g1 as well; the authors' code adds it to the step
 (local.weight_decay_mode "step"), and clips g2 - h_i - x / lambda there (local.clip_mode "direction").
 
 FedSpeed(rho=0, lam=1 / alpha) is FedDyn with K gradient steps (Acar, Zhao, Matas, Mattina, Whatmough, Saligrama, ICLR
 2021, arXiv 2111.04263): h_i is its client's grad L_i, hbar its server's h, and alpha its weight, 0.01 in its authors'
 code. That code divides alpha by a client's weight where their data are unequal; here it is one for all.
-Down 1 vector, up 1 vector, two gradients a step (one where rho or alpha is 0). Longer than thirty lines by its two
-server rules.
+Down 1 vector, up 1 vector, two gradients a step (one where rho or alpha is 0).
 """
 
 from __future__ import annotations

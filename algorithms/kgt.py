@@ -4,10 +4,10 @@
              z_i <- (x_i - y) / (K eta)
              x_i <- sum_l w_il (x_l - eta_s K eta z_l);   c_i <- c_i - z_i + sum_l w_il z_l
 
-The corrections c_i sum to 0 and come to be the difference of the network's gradient to node i's, so that local steps
-reach the exact minimiser with a constant step. The paper begins with that difference at the first model, which takes a
-mean over all nodes; here they begin at 0. With K = 1 and eta_s = 1 this is gradient tracking, and on the complete graph
-SCAFFOLD (option II) with everybody. Each node sends 2 vectors to each neighbour, in one message.
+The corrections c_i sum to 0 and converge to the difference between the network's gradient and node i's, so that local
+steps reach the exact minimiser with a constant step. The paper starts from that difference at the first model, which
+takes a mean over all nodes; here they start at 0. With K = 1 and eta_s = 1 this is gradient tracking, and on the
+complete graph SCAFFOLD (option II) with everybody. Each node sends 2 vectors to each neighbour, in one message.
 """
 
 from __future__ import annotations

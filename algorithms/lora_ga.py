@@ -1,11 +1,11 @@
-"""LoRA-GA: Wang, Yu, Li, NeurIPS 2024 (arXiv 2407.05000): LoRA begins with the directions of the gradient.
+"""LoRA-GA: Wang, Yu, Li, NeurIPS 2024 (arXiv 2407.05000): LoRA starts from the directions of the gradient.
 
     client i:  send G_i, the gradient of f_i in a layer's weights W_0 [d, k], up to the factor of the products
     server:    U S V^T = mean_i G_i,   A <- c V[:, 1 ... r]^T,   B <- c U[:, r+1 ... 2r],   c = d^(1/4) / gamma^(1/2),
                R <- R - B A: W = W_0 + (alpha / r) (R + B A) is what it was
 
 The first steps on A and B then move W as those on W itself would. The choice of the vectors and gamma = 16 are those of
-the library PEFT. Then a method follows that adds to the frozen weights. Once: up d k for each layer.
+the library PEFT. A method that adds to the frozen weights then trains the model. Up, once: d k for each layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedsim.errors import ConfigError
 
 @dataclass(frozen=True)
 class LoRAGA:
-    """A method for LoRA whose factors begin with the singular vectors of the mean gradient of all clients.
+    """A method for LoRA whose factors start as the singular vectors of the mean gradient of all clients.
 
     Args:
         algorithm: the method: FedExLoRA or FLoRA.

@@ -9,14 +9,14 @@
 - VR-MARINA (gradient = "minibatch"): with tails both gradients are means over the same samples, those of the round's
   minibatches.
 
-C is unbiased; g is not, and yet it is exact on any clients. p = 1 / (1 + omega) by default, |S| / n of that with a part
-of the clients: then a dense round costs no more than the compressed ones between. VR-MARINA's must be given: the
-smaller of this and b / (b + m), for minibatches of b samples a round among a client's m.
+C is unbiased and g is not; the method is exact on heterogeneous clients all the same. By default p = 1 / (1 + omega),
+times |S| / n under partial participation, so that dense rounds cost no more than the compressed ones in between.
+VR-MARINA's p must be given; the paper's is the smaller of this and b / (b + m), for b of a client's m samples a round.
 
 A client keeps grad f_i(x), or x for minibatches, until the next round. Down 1 vector, up 1 compressed vector, or 1 with
-heads; one gradient, or two of minibatches. Of PP-MARINA's cohort those who were away in the round before are first sent
-x' as well: down 2 vectors, one gradient more. (The paper's server sends g to all n clients in every round instead.)
-In round 0, 1 vector both ways. Four methods in one class: their cases make it longer than others.
+heads; one gradient, or two of minibatches. Clients of PP-MARINA's cohort that were away in the round before are also
+sent x': down 2 vectors, one more gradient. (The paper's server sends g to all n clients in every round instead.)
+In round 0, 1 vector both ways.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class MARINA:
     Args:
         lr: step size gamma.
         compressor: what the clients apply to the differences; unbiased.
-        p: probability of a dense round, above 0; with "full" 1 / (1 + omega) times the share of clients in a round
-            by default.
+        p: probability of a dense round, above 0; by default, with "full", 1 / (1 + omega) times the share of clients
+            in a round.
         gradient: differences on the whole shard ("full"), or on the round's minibatches ("minibatch", VR-MARINA).
     """
 

@@ -4,9 +4,9 @@
     then:   z_i <- z_i - x_i + sum_l w~_il (2 x_l - x_l' - eta grad f_l(x_l) + eta' grad f_l(x_l'))
             x_i+ <- prox_{eta r}(z_i)
 
-where x' and eta' are of the round before and W~ = (1 - theta) I + theta W; the paper's c is theta / eta. Its step size
-need not know the network: below 2 / L for any theta up to 1 / (1 - lambda_min(W)), for which 1/2 will always do.
-Without a regulariser r, theta = 1/2 is Exact Diffusion that begins with a step of one's own. W must be symmetric, and
+where x' and eta' are those of the round before and W~ = (1 - theta) I + theta W; the paper's c is theta / eta. The step
+size does not depend on the network: below 2 / L for any theta up to 1 / (1 - lambda_min(W)), which 1/2 never exceeds.
+Without a regulariser r, theta = 1/2 is Exact Diffusion after a first step without exchange. W must be symmetric, and
 everybody takes part in every round. Gradients are means over the samples of the round's minibatches. Each node sends 1
 vector to each neighbour; none in the first round.
 """
@@ -24,13 +24,13 @@ from fedsim.checks import positive, share
 
 class NIDSState(NamedTuple):
     x: Kept[Vector]    # [n, d] every node's own model
-    z: Kept[Vector]    # [n, d] that before the prox
+    z: Kept[Vector]    # [n, d] the model before the prox
     psi: Kept[Vector]  # [n, d] x' - eta' grad f(x') of the round before
 
 
 @dataclass(frozen=True)
 class NIDS:
-    """Network-independent step size: gradient descent with corrected averaging, and a regulariser if one likes.
+    """Network-independent step size: gradient descent with corrected averaging, and an optional regulariser.
 
     Args:
         lr: step size eta.

@@ -4,8 +4,8 @@
     g_i <- sum_j w_ij (theta_j - phi_j);   phibar_i <- sum_j w_ij phi_j
     delta_i <- mu delta_i + eta_o g_i + eta_o (phibar_i - phi_i);   phi_i <- phi_i + delta_i
 
-In the paper the W of a round pairs the nodes at random: ``--topology RandomMatching``; any other is taken as well. A
-node without partner makes Lookahead's step. Each node sends 2 vectors to each neighbour a round.
+In the paper the W of a round pairs the nodes at random: ``--topology RandomMatching``; any other topology works too. A
+node without a partner takes a Lookahead step. Each node sends 2 vectors to each neighbour a round.
 """
 
 from __future__ import annotations

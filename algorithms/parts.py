@@ -1,4 +1,4 @@
-"""Parts that several algorithms share: gradients over a round's minibatches, a sharpness-aware step, common checks."""
+"""Parts that several algorithms share: gradients over a round's minibatches, local steps, common checks."""
 
 from __future__ import annotations
 
@@ -48,11 +48,6 @@ def sam_gradient(local: Local, y: Vector, batch: Batch, rho: float) -> Vector:
     """``grad f(y + rho g / ||g||)`` with ``g = grad f(y)``, both on ``batch``; ``g`` itself where rho is 0."""
     g = local.grad(y, batch)
     return local.grad(y + rho * g / (torch.linalg.vector_norm(g) + EPS), batch) if rho else g
-
-
-def sam_step(local: Local, y: Vector, batch: Batch, eta: Vector, rho: float) -> Vector:
-    """Descend from ``y`` along ``grad f(y + rho g / ||g||)`` with ``g = grad f(y)``; one gradient where rho is 0."""
-    return local.descend(y, sam_gradient(local, y, batch, rho), eta)
 
 
 def plain_steps(local: Local, why: str) -> None:
@@ -111,6 +106,33 @@ def local_sgd(local: Local, x: Vector, lr: float) -> Vector:
         return local.descend(y, local.grad(y, batch), eta)
 
     return local.fold(step, x, lr * local.decay)
+
+
+def heavy_ball(local: Local, x: Vector, lr: float, momentum: float) -> Vector:
+    """The same with momentum: ``m <- theta m + grad f_i(y; B),  y <- y - eta m``; m starts at 0 in every round."""
+
+    def step(carry: tuple[Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector]:
+        y, m = carry
+        m = momentum * m + local.grad(y, batch)
+        return local.descend(y, m, eta), m
+
+    return local.fold(step, (x, torch.zeros_like(x)), lr * local.decay)[0]
+
+
+def sarah_steps(local: Local, x: Vector, v: Vector, lr: float) -> Vector:
+    """The local steps of a round from ``x`` along an estimate of the gradient that begins with ``v`` and is recursive:
+
+    ``g <- g - grad f_i(y'; B) + grad f_i(y; B),  (y', y) <- (y, y - eta g)``. In the first step the two gradients
+    cancel, so it needs none. Source: SARAH, Nguyen, Liu, Scheinberg, Takac, ICML 2017 (arXiv 1703.00102).
+    """
+
+    def step(carry: tuple[Vector, Vector, Vector], batch: Batch, eta: Vector) -> tuple[Vector, Vector, Vector]:
+        y_prev, y, g = carry
+        g = g - local.grad(y_prev, batch) + local.grad(y, batch)
+        return y, y - eta * g, g
+
+    eta = lr * local.decay
+    return local.fold(step, (x, x - eta * v, v), eta, skip=1)[1]
 
 
 Staleness = Literal["constant", "polynomial", "hinge"]

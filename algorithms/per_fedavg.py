@@ -4,10 +4,10 @@
                                                                   y <- y - beta grad f_i(z; B');   send y - x
     server:    x <- x + mean_S (y_i - x)
 
-The server's model is not good for anybody: it is one from which a gradient step is good for everybody. So what is
-measured is each client's model after that step, with evaluation.fine_tune 1 and fine_tune_lr alpha. The variant leaves
-out the second derivatives of the exact gradient (I - alpha H(y; B'')) grad f_i(z; B'). Odd local steps adapt, even ones
-learn; the last one of an odd number has no effect.
+The server's model is a starting point from which one gradient step suits each client. So it is the models after that
+step that should be evaluated: evaluation.fine_tune 1 with fine_tune_lr alpha. The variant leaves out the second
+derivatives of the exact gradient (I - alpha H(y; B'')) grad f_i(z; B'). Odd local steps adapt and even ones learn; if
+their number is odd, the last has no effect.
 Down 1 vector, up 1 vector for each client of the cohort S; one gradient for each minibatch.
 """
 
@@ -29,7 +29,7 @@ class PerFedAvgState(NamedTuple):
 
 @dataclass(frozen=True)
 class PerFedAvg:
-    """Federated meta-learning: a model from which one step of a client's own is best.
+    """Federated meta-learning: a model that one gradient step adapts to a client.
 
     Args:
         lr: local step size beta.

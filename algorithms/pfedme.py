@@ -27,7 +27,7 @@ class PFedMeState(NamedTuple):
 
 @dataclass(frozen=True)
 class PFedMe:
-    """A server model whose nearby points are the clients' personal models.
+    """Personal models that a proximal term holds near the server's model.
 
     Args:
         lr: step size eta of w; below 2 / lambda. The authors' runs on MNIST have 0.005.

@@ -4,8 +4,8 @@
              x_i+ <- sum_l w_il (x_l - eta m_l)
              m_i  <- mu m_i + (1 - mu) (x_i - x_i+) / eta
 
-The momentum m_i follows what the node moved after it heard its neighbours, not its own gradients: an estimate of the
-whole network's direction, for no message more. The paper has mu = beta. beta = 0 is D-PSGD with the step before the
+The momentum m_i follows the node's movement after mixing instead of its own gradients, which estimates the direction of
+the whole network without another message. The paper has mu = beta. beta = 0 is D-PSGD with the step before the
 exchange: DFedAvg of one step. Gradients are means over the samples of the round's minibatches. Each node sends 1 vector
 to each neighbour.
 """

@@ -5,10 +5,10 @@
                send (y - x, c_i+ - c_i)
     server:    x <- x + eta_g mean_S (y_i - x);   c <- c + (|S| / n) mean_S (c_i+ - c_i)
 
-eta and K in option II are those of this round and this client; it takes steps for gradients, so local optimisers other
-than SGD need option I. With local.weight_decay_mode "step" and local.clip_mode "direction", as in published code, decay
-and clipping act on the corrected gradient, and c_i+ of option II holds both. FL-Simulator's code takes K from client 0,
-which is wrong where clients' numbers of samples differ.
+eta and K in option II are those of this round and this client. It infers gradients from steps, so local optimisers
+other than SGD need option I. With local.weight_decay_mode "step" and local.clip_mode "direction", as in published code,
+decay and clipping act on the corrected gradient, and c_i+ of option II holds both. FL-Simulator's code takes K from
+client 0, which is wrong where clients' numbers of samples differ.
 Down 2 vectors, up 2 vectors, as published.
 """
 

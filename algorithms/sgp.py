@@ -4,9 +4,9 @@
              u_i <- sum_j p_ij u_j;   w_i <- sum_j p_ij w_j        (w_i = 1 at first)
              x_i <- u_i / w_i
 
-P is column-stochastic: each node divides what it has among those that hear it, so any strongly connected directed
-graph will do and the total mass sum_i w_i = n is kept. With ``local.steps`` above 1 a node makes several steps from x_i
-before it pushes.
+P is column-stochastic: each node divides its mass among its out-neighbours and itself, so any strongly connected
+directed graph will do, and the total mass sum_i w_i = n is preserved. With ``local.steps`` above 1 a node takes several
+steps from x_i before it pushes.
 Each node sends 1 vector and 1 number to each out-neighbour.
 """
 
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from fedsim import Batch, Clients, Kept, Local, Vector
+from algorithms.parts import local_sgd
+from fedsim import Clients, Kept, Local, Vector
 from fedsim.checks import positive
 
 
@@ -55,11 +56,7 @@ class SGP:
         return SGPState(s.x | x, s.w | w)
 
     def client(self, local: Local, _: None, x: Vector, w: Vector) -> Mass:
-        def step(y: Vector, batch: Batch, eta: Vector) -> Vector:
-            return local.descend(y, local.grad(y, batch), eta)
-
-        y = local.fold(step, x, self.lr * local.decay)
-        return Mass(w * x + (y - x), w)
+        return Mass(w * x + (local_sgd(local, x, self.lr) - x), w)
 
     def debias(self, local: Local, pushed: Mass) -> tuple[Vector, Vector]:
         return pushed.u / pushed.w, pushed.w

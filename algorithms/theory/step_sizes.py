@@ -1,4 +1,4 @@
-"""Results of theory for an algorithm (``Theory``), the call that looks them up, and the terms that formulas share."""
+"""Step sizes that are proved for an algorithm (``Theory``), the call that finds them, and terms that formulas share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedsim.errors import ConfigError
 from fedsim.problems import Constants, Problem
 
 Task: TypeAlias = Problem | Constants
-"""What theory can speak of."""
+"""A problem whose constants are known, or the constants."""
 
 A = TypeVar("A")
 
@@ -34,7 +34,7 @@ def theory_of(algorithm: Any, task: Task) -> Theory:
         ConfigError: the constants of the task are unknown, or nothing is known for these settings.
     """
     name = type(algorithm).__name__
-    raise ConfigError(f"no step size in theory is known to {name}; set its lr, for instance to that of EF21")
+    raise ConfigError(f"no step size of theory is known for {name}; set its lr, for instance to that of EF21")
 
 
 def with_theory(algorithm: A, task: Task, factor: float = 1.0, regime: str = "", **options: Any) -> A:

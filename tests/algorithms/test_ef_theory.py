@@ -253,7 +253,7 @@ def test_theory_of_a_task_that_nobody_knows() -> None:
         with_theory(algorithm, Constants(1.0, (1.0,), 10), regime="PL")
     with pytest.raises(ConfigError, match=r"theory of ChocoSGD is of its gamma .*choco_gossip\(compressor, W, d\)"):
         with_theory(ChocoSGD(), least_squares())
-    with pytest.raises(ConfigError, match="no step size in theory is known to FedAvg"):
+    with pytest.raises(ConfigError, match="no step size of theory is known for FedAvg"):
         with_theory(FedAvg(), C)
     with pytest.raises(ConfigError, match="participation is 0; expected a share above 0 and at most 1"):
         with_theory(algorithm, C, participation=0)
