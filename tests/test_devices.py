@@ -17,6 +17,7 @@ from fedsim import Evaluation, Execution, Experiment, FixedSize, LocalWork, resu
 from fedsim.compress import TopK
 from fedsim.compress.selection import _by_sorting, _by_threshold
 from fedsim.controller import choose as choosing
+from fedsim.controller import trials
 from fedsim.controller.prepare import prepare
 from fedsim.data import Dataset, Split
 from fedsim.errors import ConfigError
@@ -122,19 +123,19 @@ def full_cpu() -> Exception:
 def test_blocks_for_which_there_is_no_memory_are_not_chosen(
     full: Callable[[], Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    times = choosing._times
+    times = trials._times
 
     def of_a_small_gpu(trial: Any, *arguments: Any) -> list[tuple[float, float]]:
         if getattr(trial.backend, "size", 0) > 5:
             raise full()
         return times(trial, *arguments)
 
-    monkeypatch.setattr(choosing, "_times", of_a_small_gpu)
+    monkeypatch.setattr(trials, "_times", of_a_small_gpu)
     prepared = prepare(replace(SMALL, partition=IidPartitioner(40)), 0)
     chosen = choosing.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "cache")
     sizes = {name.partition(",")[0] for name in chosen["trial_seconds"]}   # with kernels of several kinds
     assert sizes == {"loop", "1", "5"}
-    monkeypatch.setattr(choosing, "_times", lambda *_: of_a_small_gpu(replace(prepared.federation, backend=Big())))
+    monkeypatch.setattr(trials, "_times", lambda *_: of_a_small_gpu(replace(prepared.federation, backend=Big())))
     with pytest.raises(type(full())):
         choosing.choose(prepared.federation, SMALL.algorithm, np.arange(40), cache=tmp_path / "other")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fedsim.controller.choose import Candidate, choose
+from fedsim.controller.candidates import Candidate
+from fedsim.controller.choose import choose
 from fedsim.engine.captured import Graphs
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Backend, Federation
@@ -16,15 +17,13 @@ from fedsim.experiment.experiment import Experiment
 def requested(experiment: Experiment, fed: Federation, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Record of the backend that the experiment requests, or that a trial finds fastest."""
     execution = experiment.execution
-    if execution.backend == "graphed":
-        streams, size = execution.client_threads or 0, execution.block_size
-        return {**Candidate(size, streams, graphs=True).chosen, "reason": "asked for"}
-    if execution.backend == "loop" or (execution.backend == "blocks" and execution.block_size):
-        size = execution.block_size if execution.backend == "blocks" else 0
-        return {**Candidate(size, execution.client_threads or 0).chosen, "reason": "asked for"}
+    kind, size = execution.backend, 0 if execution.backend == "loop" else execution.block_size
+    if kind in ("loop", "graphed") or (kind == "blocks" and size):
+        asked_for = Candidate(size, execution.client_threads or 0, graphs=kind == "graphed")
+        return {**asked_for.recorded, "reason": "asked for"}
     ids = experiment.participation.cohort(seed, 1, fed.shards.n)
     return choose(
-        fed, experiment.method, ids, rounds=experiment.rounds, blocks_only=execution.backend == "blocks",
+        fed, experiment.method, ids, rounds=experiment.rounds, blocks_only=kind == "blocks",
         threads=execution.client_threads, say=say,
     )  # fmt: skip
 

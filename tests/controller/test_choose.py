@@ -20,11 +20,13 @@ from fedsim import LocalWork
 from fedsim.algorithm import Algorithm, has_server
 from fedsim.compress import LowRank, TopK
 from fedsim.controller import choose as choosing
+from fedsim.controller import trials
+from fedsim.controller.candidates import Candidate, candidates
 from fedsim.controller.in_process import backend_of
 from fedsim.controller.prepare import prepare
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation
-from fedsim.engine.kernels import Kernels
+from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.loop import Loop
 from fedsim.engine.machine import torch_threads
 from fedsim.errors import BlockError
@@ -69,7 +71,7 @@ def two_threads() -> Iterator[None]:
 def test_threads_are_tried_where_pytorch_has_several(
     two_threads: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "SECONDS", 600.0)        # on a busy machine, too
+    monkeypatch.setattr(trials, "SECONDS", 600.0)        # on a busy machine, too
     federation = prepare(SMALL, 0).federation
     settings: Any = {"cache": tmp_path / "backends.json", "rounds": 3}
     tried = choosing.choose(federation, FedAvg(), IDS, **settings)["trial_seconds"]
@@ -92,10 +94,10 @@ def test_trials_of_much_work_end_in_time(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return [(0.1 * steps, 0.1 * steps)] * 3
 
     now = [0.0]
-    monkeypatch.setattr(choosing, "_times", slow)
+    monkeypatch.setattr(trials, "_times", slow)
     federation = prepare(replace(SMALL, local=LocalWork(8)), 0).federation
     chosen = choosing.choose(federation, FedAvg(), np.arange(8), cache=tmp_path / "a", rounds=1)
-    assert now[0] < 2 * choosing.SECONDS and Blocks(8) not in dict(asked)
+    assert now[0] < 2 * trials.SECONDS and Blocks(8) not in dict(asked)
     of_all = chosen["trial_seconds"]["loop"]
     assert of_all == pytest.approx(0.1 * 8 * federation.work.counts(federation.shards.sizes[:8]).max())
     now[0], long = 0.0, choosing.choose(federation, FedAvg(), np.arange(8), cache=tmp_path / "b", rounds=1000)
@@ -106,12 +108,12 @@ def test_likely_backends_of_a_convolution_are_tried_at_any_cost(
     two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the plain loop would be chosen as the only one that the time allowed."""
-    monkeypatch.setattr(choosing, "_times", lambda trial, algorithm, ids: [(30.0 * len(ids), 30.0 * len(ids))] * 3)
-    monkeypatch.setattr(choosing, "fastest", lambda *_: choosing.REFERENCE)
+    monkeypatch.setattr(trials, "_times", lambda trial, algorithm, ids: [(30.0 * len(ids), 30.0 * len(ids))] * 3)
+    monkeypatch.setattr(trials, "fastest", lambda *_: REFERENCE)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
     federation = prepare(replace(SMALL, model=model), 0).federation
-    tried = choosing.candidates(federation, len(IDS), False, None)
-    assert list(choosing._measure(federation, FedAvg(), IDS, tried, 1, [], {})) == ["loop", "1 on 2 threads", "1"]
+    tried = candidates(federation, len(IDS), False, None)
+    assert list(trials.Trials(federation, FedAvg(), IDS, 1, {}).run(tried, [])) == ["loop", "1 on 2 threads", "1"]
 
 
 def test_kernels_vary_for_the_fastest_and_are_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_kernels_vary_for_the_fastest_and_are_recorded(monkeypatch: pytest.Monke
         took = len(ids) * (1e-3 if isinstance(backend, Loop) else 5e-4)
         return [(took * prod(factors[name] for name in backend.kernels.names),) * 2] * 3
 
-    monkeypatch.setattr(choosing, "_times", times)
+    monkeypatch.setattr(trials, "_times", times)
     monkeypatch.setattr(choosing, "variations", lambda model: [{"channels_last": False}, {"onednn": True}])
     federation, settings = prepare(SMALL, 0).federation, {"threads": 0, "cache": tmp_path / "backends.json"}
     chosen = choosing.choose(federation, FedAvg(), IDS, **settings)     # type: ignore[arg-type]
@@ -155,8 +157,8 @@ def test_kernels_of_a_convolution_are_those_of_its_gradient(monkeypatch: pytest.
     federation = prepare(replace(SMALL, model=model, local=LocalWork(8)), 0).federation
     for faster, kernels in ((False, ["channels first"]), (True, [])):
         seconds[faster], seconds[not faster] = 0.001, 0.002
-        tried, varied = [choosing.Candidate(0, 0)], [{"channels_last": False}]
-        found = choosing._measure(federation, FedAvg(), IDS, tried, 1, varied, {})
+        tried, varied = [Candidate(0, 0)], [{"channels_last": False}]
+        found = trials.Trials(federation, FedAvg(), IDS, 1, {}).run(tried, varied)
         assert list(found) == [", ".join(["loop", *kernels])]
     assert {(True, 8), (False, 8)} <= {*asked}
 
@@ -213,9 +215,9 @@ def test_blocks_that_do_not_fit_are_not_tried(monkeypatch: pytest.MonkeyPatch, t
     ran = Blocks.run
     monkeypatch.setattr(Blocks, "run", lambda self, *rest: (tried.append(self.size), ran(self, *rest))[1])
     ids, vector = np.arange(federation.shards.n), federation.model.d * 4
-    monkeypatch.setattr(choosing, "free_memory", lambda device: 5 * choosing.VECTORS * vector)
+    monkeypatch.setattr(trials, "free_memory", lambda device: 5 * trials.VECTORS * vector)
     chosen = choosing.choose(federation, FedAvg(), ids, threads=0, cache=tmp_path / "short.json")
     assert set(tried) == {1, 5} and not chosen["trial_seconds"].keys() - {"loop", "1", "5"}
-    monkeypatch.setattr(choosing, "free_memory", lambda device: 0)
+    monkeypatch.setattr(trials, "free_memory", lambda device: 0)
     nothing = choosing.choose(federation, FedAvg(), ids, threads=0, cache=tmp_path / "none.json")
     assert set(nothing["trial_seconds"]) == {"loop"}, "the first candidate runs all the same"

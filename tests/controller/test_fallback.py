@@ -17,6 +17,7 @@ from algorithms import FedAvg
 from algorithms.fedavg import FedAvgState
 from fedsim import Evaluation, Experiment, resume, run
 from fedsim.controller import choose as choosing
+from fedsim.controller.trials import Trials
 from fedsim.errors import BlockError, ClientError
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import read_metrics
@@ -107,7 +108,7 @@ def blocks_are_faster(*arguments: Any) -> dict[str, float]:
 def test_code_that_fails_in_a_later_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(choosing, "_measure", blocks_are_faster)
+    monkeypatch.setattr(Trials, "run", blocks_are_faster)
     experiment = replace(FEW, algorithm=Branching())
     directory = run(experiment, output=tmp_path / "auto", progress=False)
     reason = directory.manifest["backend"]["0"]["in_loop"]["Branching.late"]

@@ -13,6 +13,8 @@ import torch
 from algorithms import FedAvg
 from fedsim import run
 from fedsim.controller import choose as choosing
+from fedsim.controller import trials
+from fedsim.controller.candidates import candidates
 from fedsim.controller.in_process import backend_of
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.graphed import Graphed
@@ -33,7 +35,7 @@ GRAPHS = {"graphed", "graphed on 4 streams", "graphed on 2 streams"}
 @pytest.fixture(autouse=True)
 def given_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials run, and take the seconds above."""
-    ran = choosing._times
+    ran = trials._times
 
     def times(trial: Any, algorithm: Any, ids: np.ndarray) -> list[tuple[float, float]]:
         backend, steps = trial.backend, int(trial.work.counts(trial.shards.sizes[ids]).max())
@@ -42,7 +44,7 @@ def given_times(monkeypatch: pytest.MonkeyPatch) -> None:
         kind = f"graphed {kind}" if getattr(backend, "graphs", None) else kind
         return [(SECONDS[kind] * len(ids) * steps, 1e-6)] * 3
 
-    monkeypatch.setattr(choosing, "_times", times)
+    monkeypatch.setattr(trials, "_times", times)
 
 
 def chosen(algorithm: Any, cache: Path, **settings: Any) -> tuple[dict[str, Any], list[str]]:
@@ -114,5 +116,5 @@ def test_clients_at_the_same_time_are_graphs_on_a_gpu(backend: Any) -> None:
 
 def test_others_have_no_graphs() -> None:
     fed = federation(device="cpu")
-    assert not any(candidate.graphs for candidate in choosing.candidates(fed, 6, False, None))
-    assert {type(candidate.backend) for candidate in choosing.candidates(fed, 6, False, None)} == {Loop, Blocks}
+    assert not any(candidate.graphs for candidate in candidates(fed, 6, False, None))
+    assert {type(candidate.backend) for candidate in candidates(fed, 6, False, None)} == {Loop, Blocks}

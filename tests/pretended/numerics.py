@@ -15,7 +15,7 @@ from torch import nn
 from algorithms import FedAvg
 from fedsim import Experiment, run
 from fedsim.clients import cohort
-from fedsim.controller import choose as choosing
+from fedsim.controller import trials
 from fedsim.controller.prepare import prepare
 from fedsim.engine.graphed import Graphed
 from fedsim.engine.kernels import Kernels, fastest, variations
@@ -102,7 +102,7 @@ def test_graphs_read_images_in_the_layout_that_was_chosen(last: bool, streams: i
 
 
 def test_what_was_chosen_is_used_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "fastest", lambda *_: Kernels(channels_last=True))
+    monkeypatch.setattr(trials, "fastest", lambda *_: Kernels(channels_last=True))
     found = made(IMAGES, tmp_path, backend="auto", block_size=0)
     assert found.manifest["backend"]["0"]["kernels"] == ["channels last"]
 
