@@ -5,16 +5,16 @@ An algorithm takes part by two methods, the halves of a round:
     dispatch(s, clients) -> (messages, s)      clients begin now: one ``clients.each``
     arrive(s, messages, clients) -> s          a server step with ``buffer`` messages, a field or of the class
 
-In ``arrive`` the clients have ``stale``, the number of server steps since each message's client began, and factors of
-``clients.mean`` are by message, as a fast client can be among them twice. The rules of the events:
+In ``arrive`` the clients have ``stale``, the number of server steps since each message's client began, and
+``clients.mean`` takes one factor per message, since a fast client can be among them twice. The rules of the events:
 
-    After a server step, and when an instant ends, all free places are filled, with the newest model, as one group.
-    Clients that begin with the same model are computed together, at the server step, if their times are known before
-    (``fedsim.controller.foresight``); ``dispatch`` is then called once for all of them. A host of several machines need
-    not wait for their messages until the first of them arrives (``Host.ahead``).
-    A buffer is summed in the order of its clients, then of arrival, so that no sum depends on times.
+    After a server step, and at the end of an instant, all idle places are filled as one group, with the newest model.
+    Clients that begin with the same model are computed together, at the server step, if their times are known in
+    advance (``fedsim.controller.foresight``); ``dispatch`` is then called once for all of them. A host with several
+    machines need not wait for their messages until the first of them arrives (``Host.ahead``).
+    The messages of a buffer are summed in the order of their clients, then of arrival, so that no sum depends on times.
     Downloads and gradients are charged when a client begins, uploads with the server step.
-    A client's memories are written before the server step: nobody reads them while it is under way.
+    A client's memories are written before the server step: nobody reads them while its message is under way.
     Its random numbers depend on how many tasks it has begun, the learning rate on the number of server steps.
 """
 
@@ -49,7 +49,7 @@ NEIGHBOURS, BLOCKS_AHEAD = 256, 4096
 
 
 class Halves(Protocol):
-    """An algorithm whose round is cut where the server would wait."""
+    """An algorithm whose round is split where the server would wait for messages."""
 
     @property
     def buffer(self) -> int: ...
@@ -73,11 +73,11 @@ class Arrivals(Clients):
 
 
 class Group:
-    """Messages of clients that are computed together, perhaps just now.
+    """Messages of clients that are computed together, perhaps still being computed.
 
     Args:
         sent: the messages.
-        tasks: client and number of its task, of each.
+        tasks: the client and the number of its task, for each message.
     """
 
     def __init__(self, sent: Sent[Any], tasks: Sequence[tuple[int, int]]) -> None:
@@ -85,21 +85,21 @@ class Group:
 
     @cached_property
     def messages(self) -> dict[tuple[int, int], Any]:
-        """Each client's message, by its task, once all are there."""
+        """Each client's message by its task; waits until all of them are there."""
         rows = self._sent.stacked
         copied = [tree_map(lambda t, k=k: t[k].clone(), rows) for k in range(len(self._tasks))]
         return dict(zip(self._tasks, copied, strict=True))   # a view would keep the whole group
 
 
 class Driver:
-    """The events of one seed, and the messages under way.
+    """Runs the events of one seed, and keeps the messages under way.
 
     Attributes:
-        events: who is under way.
-        version: number of server steps.
-        foresight: what tasks cost that have not been computed.
-        timeline: records what each client does; None for nothing.
-        sends: what a timeline calls the end of a task.
+        events: the clients under way.
+        version: number of server steps so far.
+        foresight: the costs of tasks that have not been computed yet.
+        timeline: records what each client does; None to record nothing.
+        sends: the kind of span with which a task ends in the timeline.
     """
 
     sends = "upload"
@@ -109,8 +109,7 @@ class Driver:
         n = federation.shards.n
         self.method: Halves = method
         self.federation, self.meter, self.host = federation, meter, host
-        # all under way share the server's line, each with the same part
-        self.devices, self.concurrency = devices, concurrency
+        self.devices, self.concurrency = devices, concurrency                  # who all share the server's bandwidth
         self.events, self.version = Events(n, concurrency, federation.seed), 0
         self.timeline: Timeline | None = None
         self.foresight = Foresight(federation.work.samples(federation.shards.sizes))
@@ -173,7 +172,7 @@ class Driver:
         return state
 
     def _begin(self, state: Any, ids: np.ndarray, tasks: np.ndarray) -> tuple[TaskSeconds, Any]:
-        """Let clients work, now or at the server step."""
+        """Let clients work: compute their tasks now, or note them for the server step."""
         if self.foresight.knows:
             self._later += zip(ids.tolist(), tasks.tolist(), strict=True)
             work, up = self.foresight.of(ids)
@@ -182,7 +181,7 @@ class Driver:
         return self.devices.task(work, up, tasks, self.now, self.concurrency), state
 
     def _begin_later(self, nodes: list[int]) -> None:
-        """`_begin` of clients whose seconds depend on nothing but their tasks, without an array for each of them."""
+        """Let clients begin whose seconds depend on nothing but their tasks; faster than `_begin`."""
         begun = [(node, int(self.events.tasks[node])) for node in nodes]
         seconds = [self._seconds(*each) for each in begun]
         check_time(self.now + max(seconds), self.version + 1)
@@ -190,7 +189,7 @@ class Driver:
         self.events.start(nodes, seconds, self.version)
 
     def _seconds(self, node: int, task: int) -> float:
-        """Seconds of a client's task, which are computed with those of others that will soon be needed too."""
+        """Seconds of a client's task, computed together with those of its neighbours, which will soon be needed too."""
         block, place = divmod(node, NEIGHBOURS)
         row = self._ahead.get((task, block))
         if row is None:
@@ -203,7 +202,7 @@ class Driver:
         return row[place]
 
     def _compute_later(self, state: Any) -> Any:
-        """Compute the tasks that have begun since the last server step: together, but for a client's second one."""
+        """Compute the tasks that have begun since the last server step: together, except for a client's second one."""
         while self._later:
             now = dict(reversed(self._later))              # the first task of each client
             self._later = [(node, task) for node, task in self._later if now[node] != task]
@@ -214,7 +213,7 @@ class Driver:
         return state
 
     def _compute(self, state: Any, ids: np.ndarray, tasks: np.ndarray) -> tuple[Computed, np.ndarray, Any]:
-        """Compute tasks, and keep their messages until they arrive: their work, bytes up ``[c]``, and the state."""
+        """Compute tasks and keep their messages until they arrive; return work, bytes up ``[c]`` and the new state."""
         sent, new = self._dispatch(state, ids, tasks, self.meter)
         (work,) = (phase for phase in self.meter.trace or () if isinstance(phase, Computed))
         begun = list(zip(ids.tolist(), tasks.tolist(), strict=True))
@@ -224,7 +223,7 @@ class Driver:
         return work, up, new
 
     def _receive(self, task: tuple[int, int]) -> Any:
-        """A message that arrives, None if none is sent; the others of its group are there then."""
+        """The message of a task, None if it sends none; the others of its group are there as well from then on."""
         message = self._messages.pop(task, None)
         if isinstance(message, Group):
             self._messages |= message.messages
@@ -286,7 +285,7 @@ class Driver:
         return None if (np.diff(order) == 1).all() else order
 
     def freeze(self) -> Callable[[], dict[str, Tensor]]:
-        """Events after a server step: a function that names them for a checkpoint."""
+        """Return a function that makes the tensors of a checkpoint from the events as they are now."""
         events, version, foresight = self.events.freeze(), self.version, self.foresight.snapshot()
 
         def named() -> dict[str, Tensor]:
@@ -298,7 +297,10 @@ class Driver:
         return named
 
     def under_way(self) -> Callable[[], dict[int, Any]]:
-        """Messages under way: a function that has them by client, for a checkpoint, which stores them as memories."""
+        """Return a function that waits for the messages that are under way now, and returns them by client.
+
+        A checkpoint stores them as memories.
+        """
         messages = self._messages.copy()
 
         def here() -> dict[int, Any]:                      # each client sends one at a time
@@ -322,7 +324,7 @@ class Driver:
 
         Args:
             named: the snapshot.
-            state: any state of the algorithm, from which one client's message is computed that shows how they are made.
+            state: any state of the algorithm; one client's message is computed from it, for the layout of the others.
             messages: as a checkpoint has stored them; earlier versions named a tensor for each part of each.
         """
         self._restore_events(named)

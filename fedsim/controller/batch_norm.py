@@ -1,7 +1,7 @@
-"""Experiments under which BatchNorm's running statistics are averaged as they should be, found out by trying them.
+"""Check by trial that a method averages BatchNorm's running statistics correctly.
 
-The statistics of a BatchNorm layer that stands first depend on the samples alone. So what every method should make of
-them is known without it: each client's moving averages over its minibatches, and then their mean.
+The statistics of a BatchNorm layer that comes first depend on the samples alone. What they should be is therefore known
+without running the method: each client's moving averages over its minibatches, and then their mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedsim.experiment.experiment import Experiment
 from fedsim.models.losses import squared
 
 COHORTS = ((0, 1, 2), (0, 2), (0, 1, 2))
-"""Clients of three rounds, where there is a server."""
+"""Cohorts of three rounds, for methods with a server."""
 
 SIZES, FEATURES = (8, 6, 4), 2
 
@@ -55,14 +55,14 @@ def check_statistics(experiment: Experiment) -> None:
 
 
 def check_minibatches(federation: Federation, sizes: np.ndarray) -> None:
-    """Check that no client has a minibatch of one sample, if the model cannot take it.
+    """Check that no client has a minibatch of one sample that the model cannot take.
 
     Args:
-        federation: of whose samples one is tried.
-        sizes: numbers of the clients' samples ``[n]``, those of the federation or of another seed.
+        federation: the model, and a sample to try.
+        sizes: numbers of the clients' samples ``[n]``, for this seed or another.
 
     Raises:
-        ConfigError: one has.
+        ConfigError: there is such a client.
     """
     model, work, shards = federation.model, federation.work, federation.shards
     batch = work.batch(sizes)
@@ -83,7 +83,7 @@ def check_minibatches(federation: Federation, sizes: np.ndarray) -> None:
 
 
 def _gap(experiment: Experiment) -> float:
-    """Largest difference of the statistics to what they should be, relative to their size."""
+    """Largest relative error of the statistics."""
     method: Any = replace(experiment, attack=None).method
     fed = _federation(experiment, central := has_server(method))
     state, expected = method.init(fed.model.vector(), cohort(fed, 0)), fed.model.vector()[-2 * FEATURES :]

@@ -19,11 +19,11 @@ from fedsim.robust.robust import innermost
 from fedsim.robust.rule import RobustRule, check, name_of, tolerated
 
 LOOKED_AT = 1000
-"""Rounds whose cohorts are looked at for attackers."""
+"""Rounds whose cohorts are searched for attackers."""
 
 
 def attackers(experiment: Experiment, seed: int, sizes: np.ndarray) -> tuple[list[int], list[str]]:
-    """Byzantine clients of one seed, and remarks on what the rule does not stand.
+    """Byzantine clients of one seed, and remarks on attacks that the rule does not tolerate.
 
     Args:
         experiment: the experiment.
@@ -130,6 +130,6 @@ def triggered(attack: Attack | None, test: Split) -> Split | None:
 
 
 def refuse_deployment(experiment: Experiment) -> None:
-    """Raise ConfigError for what real clients do not do: simulated attacks."""
+    """Raise ConfigError for an experiment with an attack: real clients do not simulate one."""
     if experiment.attack is not None:
         raise ConfigError("attack is for simulations: the clients of a deployment are what they are; leave it out")

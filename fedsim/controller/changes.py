@@ -1,4 +1,4 @@
-"""Changes to the files of a run since it was interrupted, which resuming refuses unless they are accepted."""
+"""Changes to the files of a run since it was interrupted. A run with changes is resumed only if they are accepted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.record.directory import RunDirectory, SeedRecord
 
 
 def accept_changes(directory: RunDirectory, seeds: Iterable[int]) -> list[str]:
-    """Note in the manifest that edited settings and metrics are to be continued with; return what has changed."""
+    """Note in the manifest that the run goes on with edited settings and metrics; return what has changed."""
     config, manifest = directory.config, directory.manifest
     found, known = settings_hash(config), hashes_of_checkpoints(config, manifest)
     now: dict[str, Any] = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "metrics": {}, "settings": []}
@@ -38,13 +38,13 @@ def accept_changes(directory: RunDirectory, seeds: Iterable[int]) -> list[str]:
 
 
 def misfit(directory: RunDirectory, seed: int, record: SeedRecord, ended: Callable[[int], bool]) -> Any:
-    """Function that says why a checkpoint is no beginning for the rest of a seed, for `checkpoint.load_latest`.
+    """Function that says why a seed cannot continue from a checkpoint, for `checkpoint.load_latest`.
 
     Args:
         directory: the run.
         seed: the seed.
         record: its files.
-        ended: whether the run has been extended from this round, after which rows of its last one may have gone.
+        ended: whether the run has been extended from a round, some of whose rows may have been removed since.
     """
     accepted = [
         digest for entry in directory.manifest.get("accepted", []) for digest in entry["metrics"].get(str(seed), [])

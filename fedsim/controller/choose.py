@@ -1,7 +1,7 @@
 """Automatic choice of the backend: a short trial of the first round's work, cached for later runs on this machine.
 
-The choice affects rounding only: a block's matrix products may sum in another order. The run records it and a resumed
-run keeps it; the cache lets a repeated run choose the same backend, so that results are reproduced bit for bit.
+The choice affects rounding only: a block's matrix products may sum in another order. A run records its choice and keeps
+it when it is resumed; the cache lets a repeated run choose the same, so that results are reproduced bit for bit.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def choose(
         ids: cohort of the first round.
         rounds: rounds of the run; long ones are worth longer trials.
         blocks_only: exclude the loop.
-        threads: clients or blocks at the same time, 0 for one; by default both none and PyTorch's number are tried, on
-            a GPU several numbers of streams.
-        kernels: try others than those of the reference, too.
+        threads: clients or blocks at the same time, 0 for one; by default 0 and PyTorch's number are tried, on a GPU
+            several numbers of streams.
+        kernels: try other kernels than the reference's, too.
         cache: file of earlier measurements; in the user's cache directory by default.
         say: prints a message.
 

@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from fedsim.messages.ledger import Ledger
 
 MOST_OUTPUTS = 2**28
-"""Numbers that are kept for metrics of all outputs: 1 GiB in float32."""
+"""Most numbers that are kept for metrics that need all outputs: 1 GiB in float32."""
 CHUNK = 2048
 """Samples whose outputs are held in memory at a time."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Shares of clients, whose values are in a file of their own, that have at most a value that is recorded."""
+"""Quantiles over clients that are recorded where the clients' own values are in a separate file."""
 MANY = 10_000
-"""Clients, or nodes, of a federation up to which the values of each are rows among the others."""
+"""Clients, or nodes, above which their own values are written to a separate file."""
 GATHERED = 2**24
-"""Numbers of clients' samples that are gathered at a time, if those of a chunk are not more."""
+"""Numbers in the clients' samples that are gathered at a time, but at least a chunk of samples."""
 
 
 class Row(NamedTuple):
@@ -136,13 +136,13 @@ def gossip(
     nodes: np.ndarray,
     ids: Sequence[int],
 ) -> list[Row]:
-    """Evaluate the average of the models of the nodes ``ids`` on the test set, and their consensus distance; of those
-    that are among ``nodes`` also each node's own model; with a holdout, on the samples that honest nodes withhold too.
+    """Evaluate the average of the models of the nodes ``ids`` on the test set, and their consensus distance. The own
+    models of those among ``nodes`` are evaluated too, with a holdout also on the samples that honest nodes withhold.
 
     "nodes consensus_distance" is the root mean square distance of the models to their average, "nodes contraction" the
     factor by which the last mixing reduced it, and "nodes contraction_bound" the upper bound of that factor, lambda^Q.
     Average and distance use the nodes' weights in the objective; the other two are reported for equal weights only.
-    They are those of honest nodes; "attackers/test" has the models of the others.
+    All of these are taken over honest nodes; "attackers/test" has the models of the others.
     """
     everybody, bad = ids, set(prepared.attackers)
     ids = [i for i in ids if i not in bad]
@@ -174,7 +174,7 @@ def _of_nodes(
     samples: tuple[Samples, Samples],
     settings: Evaluation,
 ) -> list[Row]:
-    """Rows of the own models of the nodes ``ids``, all on the same samples, which are of ``kind``."""
+    """Rows of the own models of the nodes ``ids``, all on the same samples; ``kind`` names these in the scope."""
     p = prepared.federation.p[list(ids)]
     initial = None if all(i in x.rows for i in ids) else score(prepared, x.default, *samples)
     scores = [initial if initial and i not in x.rows else score(prepared, x.rows[i], *samples) for i in ids]
@@ -196,7 +196,7 @@ def _withheld(prepared: Prepared) -> tuple[Samples, Samples] | None:
 
 
 def scored(prepared: Prepared, settings: Evaluation) -> np.ndarray:
-    """Clients that are evaluated one by one, sorted: all, or a sample of so many."""
+    """Clients that are evaluated one by one, sorted: all of them, or a sample of ``clients_at_most``."""
     n, k = prepared.federation.shards.n, settings.clients_at_most
     return np.arange(n) if n <= k else np.sort(seeds.places(prepared.federation.seed, "scored", 0, n, k))
 
@@ -218,7 +218,7 @@ def own_scores(prepared: Prepared, score: Scorer, x: Vector, nodes: np.ndarray) 
 
 
 def by_client(prepared: Prepared, scores: Scores, own: Shards, nodes: np.ndarray | None = None) -> OwnScores:
-    """Scores of each client, or of some, from those of its samples among ``own``."""
+    """Scores of each client, or of the clients ``nodes``, from the scores of their samples in ``own``."""
     nodes = np.arange(own.n) if nodes is None else nodes
     sizes = own.sizes[nodes]
     ends = np.cumsum(sizes)
@@ -234,7 +234,7 @@ def by_client(prepared: Prepared, scores: Scores, own: Shards, nodes: np.ndarray
 
 
 def together(parts: Sequence[Scores]) -> Scores:
-    """Scores of consecutive samples as those of all."""
+    """Join the scores of consecutive parts of the samples."""
     loss, accuracy, outputs = zip(*((part.loss, part.accuracy, part.outputs) for part in parts), strict=True)
     return Scores(
         np.concatenate(loss),
@@ -281,7 +281,7 @@ def clients(prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list
 
 
 def of_scope(scope: str, kind: str, prepared: Prepared, scores: OwnScores, settings: Evaluation) -> list[Row]:
-    """Rows of models on clients' own samples, or on the test set, apart for attackers: see `clients`."""
+    """Rows of models on clients' own samples or on the test set, with separate rows for attackers; see `clients`."""
     bad = np.isin(scores.nodes, prepared.attackers)
     many = prepared.federation.shards.n > MANY
     rows = _by_node(f"{scope}/{kind}", scores if not bad.any() else _only(scores, ~bad), settings, many)
@@ -297,8 +297,8 @@ def _only(scores: OwnScores, chosen: np.ndarray) -> OwnScores:
 
 def _by_node(scope: str, scores: OwnScores, settings: Evaluation, many: bool) -> list[Row]:
     """Number of scored nodes, each node's value, the mean, the mean weighted by ``scores.samples``, the mean of the
-    worst nodes, and of ``many`` nodes quantiles. Nodes where a metric is undefined are left out of these, and counted;
-    where no node is left, the means are NaN.
+    worst nodes and, for ``many`` nodes, quantiles. Nodes where a metric is undefined are left out, and counted; if none
+    is left, the means are NaN.
     """
     rows = [Row(scope, None, "scored", float(len(scores.nodes)))]
     others = [(metric.name, values, metric.larger_is_better) for metric, values in scores.others.items()]
@@ -311,7 +311,7 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation, many: bool) ->
         if not defined.all():
             rows.append(Row(scope, None, f"{metric}_undefined", float((~defined).sum())))
         worst = f"{metric}_worst{settings.worst * 100:g}"
-        if not len(each):                                  # as that of the server's model is where it is undefined
+        if not len(each):
             rows += [Row(scope, None, name, math.nan) for name in (f"{metric}_mean", f"{metric}_weighted_mean", worst)]
             continue
         if many:
@@ -326,14 +326,14 @@ def _by_node(scope: str, scores: OwnScores, settings: Evaluation, many: bool) ->
 
 
 def updates(meter: Meter, x: Vector, before: Vector | None) -> list[Row]:
-    """Norm of the last round's change of the server's model, and the drift of its clients, where they are measured."""
+    """Norm of the last update of the server's model, and the drift of its clients, where they are measured."""
     norm = [] if before is None else [Row("server", None, "update_norm", float((x - before).norm()))]
     return norm + ([] if meter.drift is None else [Row("clients", None, "drift", meter.drift)])
 
 
 def cost(ledger: Ledger, nodes: np.ndarray, simulated: Mapping[str, float]) -> list[Row]:
-    """Cumulative bytes, gradient evaluations and, with a clock, ``simulated`` seconds: the totals, then those of each
-    of some ``nodes``.
+    """Cumulative bytes and gradient evaluations, in total and of each of ``nodes``, and what the clock has
+    ``simulated``.
     """
     of_clock = [Row("simulated", None, name, float(value)) for name, value in simulated.items()]
     rows = [Row("total", None, name, float(value)) for name, value in ledger.totals().items()]
@@ -352,7 +352,7 @@ def score(
     model: Model, x: Vector, inputs: Samples, targets: Samples, classification: bool, keep: bool = False,
     threads: int = 0, kernels: Kernels = REFERENCE,
 ) -> Scores:  # fmt: skip
-    """Loss and accuracy of the model ``x`` on each sample; outputs too, to ``keep``.
+    """Loss and accuracy of the model ``x`` on each sample.
 
     Args:
         model: the network.
@@ -360,12 +360,12 @@ def score(
         inputs: of the samples.
         targets: of the samples.
         classification: whether targets are classes.
-        keep: keep the outputs.
-        threads: minibatches at the same time, on threads (see ``fedsim.engine.threads``), whose number changes no bit.
+        keep: return the outputs too.
+        threads: chunks at the same time, on threads (see ``fedsim.engine.threads``); results do not depend on it.
         kernels: what computes the outputs.
 
     Raises:
-        ConfigError: the outputs are too many to keep, or no tensor.
+        ConfigError: the outputs are too many to keep, or not one tensor.
     """
 
     def one(model: Model, part: tuple[Samples, Samples]) -> Scores:
@@ -377,13 +377,13 @@ def score(
         hits = None if logits is None else correct(logits, y).double().cpu().numpy()
         return Scores(loss, hits, _kept(outputs, count(inputs)).numpy() if keep else None)
 
-    # in chunks: in text, a sample has a vocabulary of outputs
+    # in chunks, since a sample of text has as many outputs as the vocabulary for each of its tokens
     parts = list(pieces((inputs, targets), AT_A_TIME["cpu"] if threads else CHUNK))
     return together(list(on_copies(model, parts, one, threads, kernels)))
 
 
 def _kept(outputs: Any, samples: int) -> torch.Tensor:
-    """Outputs of some of the samples, to keep for metrics."""
+    """The outputs of a chunk, on the CPU, if those of all samples can be kept."""
     if (tensor := logits_of(outputs)) is None:
         raise ConfigError(
             f"metrics need one tensor of outputs, or an entry logits, and the model returns a"

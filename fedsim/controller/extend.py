@@ -1,7 +1,8 @@
 """Give a run more rounds than it was begun with, so that it equals a run that had them from the start.
 
-Nothing but the end of a run depends on its number of rounds: the last round is always evaluated, clients included, and
-followed by a method's ``finish``. So the rows that only a last round has go, and what cannot be undone is refused.
+Only the end of a run depends on its number of rounds: the last round is always evaluated, clients included, and
+followed by the method's ``finish``. So the rows that only a last round has are removed, and a run whose last state
+cannot be undone is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fedsim.robust.robust import innermost
 
 
 def check_extension(directory: RunDirectory, experiment: Experiment, rounds: int) -> None:
-    """Refuse another number of rounds with which the run would not equal one that had it from the start.
+    """Check that with this number of rounds the run would equal one that had it from the start.
 
     Raises:
         ConfigError: fewer rounds than a seed has done, or a schedule that spans all rounds.
@@ -61,7 +62,7 @@ def _done(directory: RunDirectory, seed: int) -> int:
 
 
 def note_extension(directory: RunDirectory, rounds: int) -> None:
-    """Write down the new number of rounds. Killed at any point of this, the run can be resumed, to either number."""
+    """Write down the new number of rounds. If this is interrupted, the run can still be resumed, to either number."""
     config, manifest = directory.config, directory.manifest
     for seed, status in manifest["status"].items():
         if status["state"] == "finished" and stopped_after(manifest, int(seed)) is None:
@@ -75,5 +76,5 @@ def note_extension(directory: RunDirectory, rounds: int) -> None:
 
 
 def was_end(manifest: dict[str, Any], round: int) -> bool:
-    """Return whether the run has been extended from this round, which may have the rows of a last one."""
+    """Whether the run has been extended from this round, which may still have the rows of a last round."""
     return any(entry["from"] == round for entry in manifest.get("extended", []))

@@ -1,12 +1,13 @@
-"""What an asynchronous task will cost, known before it is computed.
+"""The costs of an asynchronous task before it is computed.
 
-A clock needs the bytes and gradient evaluations of a task when it begins; its message is needed at the server step.
-Methods whose tasks all have messages of one size, and as many gradients for each sample, are known after the first
-tasks. Those that begin later with the same model are then computed together, which is faster in blocks of clients and
-on several actors, and neither the times of events nor the clients' results depend on it.
+A clock needs the bytes and gradient evaluations of a task when it begins; its message is needed at the server step. If
+all tasks of a method have messages of the same size and as many gradients for each sample, their costs are known from
+the first ones. Later tasks that begin with the same model are then computed together, which is faster in blocks of
+clients and on several actors. Neither the times of events nor the clients' results depend on it.
 
-What cannot be foreseen is computed when it begins: messages whose size depends on their values, gradients that depend
-on the round, and a ``dispatch`` that changes what the server holds, as a downlink with public copies does.
+Tasks are computed when they begin where costs cannot be foreseen: if the size of messages depends on their values, the
+number of gradients on the round, or if ``dispatch`` changes what the server holds, as a downlink with public copies
+does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fedsim.types import Kept
 
 
 class Unforeseen(Exception):
-    """A task had other costs than were foreseen: the server step has to be made again."""
+    """A task had other costs than foreseen: the server step has to be repeated."""
 
 
 class Foresight:
@@ -34,8 +35,8 @@ class Foresight:
         samples: ``[n]`` samples in the minibatches of each client's task.
 
     Attributes:
-        costs: bytes down, gradient evaluations for a sample, and bytes up; None as long as they are not known.
-        fails: whether a task has had other costs than the ones before.
+        costs: bytes down, gradient evaluations for each sample, and bytes up; None until they are known.
+        fails: whether a task has had other costs than those before it.
     """
 
     def __init__(self, samples: np.ndarray) -> None:
@@ -58,7 +59,7 @@ class Foresight:
         """Learn from tasks that were computed.
 
         Args:
-            work: theirs.
+            work: their bytes down and gradient evaluations.
             up: ``[c]`` bytes of their messages.
             before: the state with which ``dispatch`` was called.
             after: the state that it returned.

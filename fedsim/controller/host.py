@@ -1,4 +1,4 @@
-"""Host of a run's clients: this process. ``fedsim.backends.ray`` and ``flower`` define hosts of their own."""
+"""Where the clients of a run live: here, this process. ``fedsim.backends.ray`` and ``flower`` define other hosts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Host:
     def __init__(self) -> None:
         self.say: Callable[[str], None] = note
         self.skipped: list[int] = []                       # clients of the last cohort that took no part
-        self.foresees = True                               # no asynchronous task has had other costs than were foreseen
+        self.foresees = True                               # asynchronous tasks have had the costs that were foreseen
         self._made: dict[int, Partition] = {}              # partitions of seeds that have not begun
 
     def __enter__(self) -> Self:
@@ -47,8 +47,9 @@ class Host:
         return prepare(experiment, seed, self._made.pop(seed, None))
 
     def check_other_seeds(self, experiment: Experiment, first: Prepared) -> None:
-        """Check before the first seed is run, which is prepared, that the others can be. Their partitions are kept for
-        `prepare` as far as they are small, and are otherwise made again then.
+        """Check that the other seeds can be prepared, before the first one is run.
+
+        Their partitions are kept for `prepare` as long as they are small, and are made again otherwise.
         """
         room = KEPT_BYTES
         for seed in experiment.seed_list[1:]:
@@ -59,15 +60,15 @@ class Host:
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None
     ) -> tuple[Federation, dict[str, Any]] | None:
-        """Return the federation with its backend, and the record of that backend: ``before`` when resuming from a
-        checkpoint. None lets the controller choose a backend in this process.
+        """Return the federation with its backend, and a record of that backend, which is ``before`` when the run
+        resumes from a checkpoint. None lets the controller choose a backend in this process.
         """
         return None
 
     def init(
         self, algorithm: Algorithm[Any], x: Vector, federation: Federation, meter: Meter, template: bool
     ) -> Any:
-        """Return the state before round 1; of a ``template`` only the layout matters: a checkpoint has the values."""
+        """Return the state before round 1. Only the layout of a ``template`` matters; a checkpoint has the values."""
         return algorithm.init(x, cohort(federation, 0, meter=meter))
 
     def round(
@@ -77,12 +78,12 @@ class Host:
         return algorithm.round(state, cohort(federation, round, ids, meter))
 
     def attempt(self, what: str, federation: Federation, meter: Meter, do: Callable[[], T]) -> T:
-        """Return ``do()``, the work ``what``; a host whose machines can be lost repeats it."""
+        """Return ``do()``; a host whose machines can be lost repeats it, and calls it ``what`` in messages."""
         return do()
 
     def ahead(self, federation: Federation, foresight: Foresight) -> Federation:
-        """Return the federation for calls of an asynchronous run whose costs ``foresight`` knows: where machines can
-        compute several of them at a time, its backend need not wait for their messages.
+        """Return the federation for asynchronous tasks whose costs ``foresight`` knows. Where machines can compute
+        several of them at a time, its backend need not wait for their messages.
         """
         return federation
 
@@ -94,7 +95,7 @@ class Host:
         return state if end is None else end(state, cohort(federation, round, meter=meter))
 
     def saved(self, state: Any) -> None:
-        """Handle the event that a checkpoint holds this state."""
+        """Called when a checkpoint with this state has been written."""
 
     def present(self, x: Kept[Vector]) -> Sequence[int]:
         """Ids of the nodes whose models are available now."""

@@ -1,4 +1,4 @@
-"""The backend of a run in this process: as requested or as measured, and as recorded."""
+"""The backend of a run in this process, as requested, as measured, or as recorded in its manifest."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.errors import ConfigError, RunError
 
 SHOWN = 3
-"""Names of parameters in a message."""
+"""Most names of parameters in a message."""
 
 
 def start_from(module: nn.Module, file: str) -> None:

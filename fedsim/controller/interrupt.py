@@ -1,5 +1,6 @@
-"""Graceful termination: SIGTERM, as schedulers send it, and SIGHUP, of a closed terminal, are handled like Ctrl-C, and
-what the first of them has begun is not disturbed by more of them.
+"""Graceful termination: SIGTERM, which schedulers send, and SIGHUP, when a terminal is closed, are handled like Ctrl-C.
+
+Further signals do not disturb what the first one has begun, such as writing a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PATIENCE = 5.0
 
 
 class _Interrupts:
-    """The interruptions of this process, one of which can begin within another's handling.
+    """Handler of the signals. Handlers can be nested: a run within a sweep has its own.
 
     Attributes:
         last: time of the last one that was raised.
@@ -39,10 +40,10 @@ _interrupts = _Interrupts()
 
 
 def catch(*numbers: int) -> dict[int, Any]:
-    """Raise KeyboardInterrupt on these signals from now on; return what was done on them before.
+    """Raise KeyboardInterrupt on these signals from now on; return the previous handlers.
 
-    What is ignored stays so, such as SIGHUP under nohup, and SIGINT with a handler of its own. Outside the main thread,
-    do nothing.
+    Ignored signals stay ignored, such as SIGHUP under nohup, and SIGINT keeps a handler of the user's. Outside the main
+    thread this does nothing.
     """
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     if signal.getsignal(signal.SIGINT) != signal.default_int_handler:
@@ -55,7 +56,7 @@ def catch(*numbers: int) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP meanwhile, see `catch`."""
+    """Raise KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP within the block; see `catch`."""
     if not _interrupts.depth:                              # what came before has been dealt with
         _interrupts.last = -math.inf
     _interrupts.depth += 1

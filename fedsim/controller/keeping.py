@@ -1,5 +1,5 @@
-"""Any algorithm whose clients keep layers of their own, or the state of their local optimiser, between rounds; its code
-does not change.
+"""Wrap any algorithm so that its clients keep layers of their own, or the state of their local optimiser, between
+rounds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Keeping:
         return self.algorithm.buffer  # type: ignore[attr-defined,no-any-return]
 
     def dispatch(self, s: KeepingState, clients: Clients) -> tuple[Sent[Any], KeepingState]:
-        """Of an asynchronous method: let clients begin."""
+        """Let clients of an asynchronous method begin."""
         keeper = Keeper(clients, s.slots)
         sent, inner = self.algorithm.dispatch(s.inner, keeper.clients)  # type: ignore[attr-defined]
         return sent, KeepingState(inner, keeper.slots)

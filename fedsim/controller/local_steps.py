@@ -1,4 +1,4 @@
-"""Check at set-up that an algorithm makes local steps, where settings act in them alone."""
+"""Check at set-up that an algorithm makes local steps, if there are settings that have no effect without them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedsim.experiment.experiment import Experiment
 from fedsim.types import Batch
 
 ROUNDS = 3
-"""Rounds in which a method has to make a local step; some toss a coin for it."""
+"""Rounds within which a method has to make a local step; some methods toss a coin for it."""
 
 
 def check_local_steps(experiment: Experiment, prepared: Prepared) -> None:
-    """Run the algorithm without data or gradients, if a setting acts in ``local.descend`` alone.
+    """Run the algorithm without data or gradients, if a setting has an effect in ``local.descend`` only.
 
     Raises:
         ConfigError: the algorithm did not call it, or refuses the local optimiser.
@@ -36,7 +36,7 @@ def check_local_steps(experiment: Experiment, prepared: Prepared) -> None:
             state = algorithm.round(state, cohort(fed, round, ids))
             if dry.descended:
                 return
-    except DivergenceError:                                # of zero gradients; a true round will tell
+    except DivergenceError:                                # with zero gradients; a real round will show
         return
     raise ConfigError(
         f"{type(algorithm).__name__} made no step by local.descend when it was tried with zero gradients, so"

@@ -1,9 +1,9 @@
-"""Asynchronous gossip: the events of `fedsim.controller.asynchronous`, at which nodes meet a neighbour and no server.
+"""Asynchronous gossip: the events of `fedsim.controller.asynchronous`, with neighbours that meet instead of a server.
 
-An algorithm takes part by the same methods: ``dispatch(s, clients) -> (None, s)`` works at nodes that are free, and
-sends nothing; ``arrive(s, None, clients) -> s`` is the meeting of one node, the ``clients``, with a neighbour:
-``clients.met`` are both, on which ``each`` and ``mix`` average them. The neighbour is drawn when the node begins, in
-proportion to its row of W: who meets whom decides when the work is done.
+An algorithm takes part by the same methods. ``dispatch(s, clients) -> (None, s)`` works at idle nodes, and sends
+nothing. ``arrive(s, None, clients) -> s`` is the meeting of one node, the ``clients``, with a neighbour;
+``clients.met`` are both of them, and ``each`` and ``mix`` on these average their models. The neighbour is drawn when
+the node begins, in proportion to its row of W, because the time of the exchange depends on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """The topology of one meeting: i and j average, and nobody else sends."""
+    """The topology of one meeting: i and j average their models, and nobody else sends."""
 
     i: int
     j: int
@@ -104,7 +104,7 @@ class Meetings(Driver):
         i, fed = arrival.node, self.federation
         j = self.partner(i, int(self.events.tasks[i]))
         self.version += 1
-        self.meter.measures = False                        # two of many nodes are no measure of consensus
+        self.meter.measures = False                        # two of many nodes say nothing of consensus
         one = Arrivals(fed, self.meter, np.array([i]), self.version, np.array([self.version - 1 - arrival.version]))
         met = cohort(replace(fed, topology=Pair(i, j)), self.version, np.unique([i, j]), self.meter)
         return self.host.attempt(

@@ -32,7 +32,7 @@ Scoring = Callable[[Experiment, Prepared, Any, str], OwnScores]
 
 
 def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any, scoring: Scoring) -> list[Row]:
-    """Metrics of each client's own model and of those after fine-tuning, as far as the experiment has them.
+    """Metrics of each client's own model, before and after fine-tuning, as far as the experiment has them.
 
     "personal/holdout" is a client's own model on its withheld samples, "tuned/holdout" that after fine-tuning on its
     training samples; "unseen/holdout" and "unseen_tuned/holdout" are the server's model, and after fine-tuning, at
@@ -46,14 +46,14 @@ def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any, scori
         "unseen_tuned": settings.unseen > 0 and settings.fine_tune > 0,
     }
     found: list[Row] = []
-    for scope in (scope for scope, there in scopes.items() if there):
+    for scope in (scope for scope, measured in scopes.items() if measured):
         scores = scoring(experiment, prepared, state, scope)
         found += evaluate.of_scope(scope, prepared.own_kind, prepared, scores, settings)
     return found
 
 
 def kept_of_models(prepared: Prepared, state: Any) -> Kept[Vector] | None:
-    """What each client keeps of its own model: its layers ``[p]``, or all of it ``[d]``; None if all have the server's.
+    """The part of its own model that each client keeps: some layers ``[p]``, or all ``[d]``; None if it has no own one.
     """
     if prepared.federation.model.sharing is not None:
         slots = state.slots
@@ -65,7 +65,7 @@ def kept_of_models(prepared: Prepared, state: Any) -> Kept[Vector] | None:
 
 
 def personal_model(prepared: Prepared, state: Any) -> Models | None:
-    """Function from a client to the vector ``[d]`` of its own model; None if all have the server's."""
+    """Function from a client to the vector ``[d]`` of its own model; None if all clients have the server's."""
     sharing = prepared.federation.model.sharing
     if sharing is not None:
         return own_layers(state, sharing)
@@ -100,7 +100,7 @@ class FineTuning:
     lr: float
 
     def client(self, local: Local, mask: Vector, x: Vector) -> Vector:
-        """The model ``[d]`` after them."""
+        """The model ``[d]`` after fine-tuning."""
 
         def step(y: Vector, batch: Batch, mask: Vector) -> Vector:
             return torch.where(mask > 0, local.descend(y, local.grad(y, batch), self.lr), y)

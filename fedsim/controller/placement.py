@@ -1,4 +1,4 @@
-"""Samples of the clients: sorted by client, distorted by a skew, and those held out, with one copy of them if large."""
+"""Samples of the clients: sorted by client, distorted by a skew, with some held out. Large data is not copied."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def place(
     dtype: torch.dtype,
     ends: Sequence[int],
 ) -> list[tuple[Shards, Shards]]:
-    """Samples that clients train on, and those on which they are evaluated: the same, or held-out ones.
+    """Samples that clients train on, and samples on which they are evaluated: the same, or held-out ones.
 
-    They share the memory of the data set where they can.
+    They share the memory of the data set where possible.
 
     Args:
-        ends: one after the last client of each group of clients, which are placed apart.
+        ends: one after the last client of each group of clients. Groups are placed separately.
 
     Raises:
         ConfigError: a client would have no held-out samples.
@@ -66,10 +66,10 @@ def place(
 
 
 def seen(n: int, unseen: float) -> int:
-    """Number of the clients that train, the first ones of ``n``, if a share of them does not.
+    """Number of clients that train, the first ones of ``n``, if a share of them is ``unseen``.
 
     Raises:
-        ConfigError: all of them would train, or none.
+        ConfigError: no client would train, or all would.
     """
     k = n - round(unseen * n)
     if unseen and not 0 < k < n:
@@ -132,7 +132,7 @@ def _holdout(partition: Partition, share: float, seed: int) -> tuple[_Part, _Par
 def _placing(
     experiment: Experiment, train: Split, partition: Partition, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[_Part], Shards]:
-    """Maker of shards from parts of the training samples. They share the memory of the data set where they can."""
+    """Function that makes shards from parts of the training samples."""
     order, inputs, targets, pixels = partition.indices, train.x, train.y, train.pixels
     changes = experiment.attack is not None and type(experiment.attack).poison is not Attack.poison   # in place
     if experiment.skew is not None:

@@ -56,13 +56,8 @@ class RunProgress:
 
     def start(self, seed: int, round: int) -> None:
         """Begin or resume a seed after ``round`` rounds."""
-        self._seed, self._start, self._first, self._printed, self._metrics = (
-            seed,
-            time.monotonic(),
-            round,
-            time.monotonic(),
-            "",
-        )
+        self._seed, self._first, self._metrics = seed, round, ""
+        self._start = self._printed = time.monotonic()
         label = f"{self.title} seed {seed}"
         self._task = self._bar.add_task(label, total=self.rounds, completed=round, rate="", metrics="")
 

@@ -1,4 +1,4 @@
-"""The cohorts of one seed, also where they depend on who is available, and on what clients have told the server."""
+"""The cohorts of one seed, which may depend on who is available and on what clients have told the server."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from fedsim.values import Vector
 FORWARD = 3
 """A gradient evaluation costs as much as so many evaluations of a loss (FedScale)."""
 NUMBER = torch.zeros(())
-"""What a client tells."""
+"""Stands for the number that a client sends."""
 
 
 class Selection:
-    """Chooses the cohort of each round, asks and listens.
+    """Chooses the cohort of each round; for an adaptive sampling, it asks clients and notes what they tell.
 
     Attributes:
-        memory: of an adaptive sampling.
-        begun: simulated seconds at which the server calls the cohort that a sampling has chosen that listens.
+        memory: what an adaptive sampling remembers.
+        begun: simulated seconds at which the server called the present cohort of an adaptive sampling.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class Selection:
 
     @property
     def looks_at_clock(self) -> bool:
-        """Whether it does so between any two rounds."""
+        """Whether the cohort depends on the clock, which then has to follow every round at once."""
         return self.adaptive is not None or self.barrier is not None
 
     def cohort(self, round: int, state: Any) -> np.ndarray:
-        """Ids of the clients that the server calls, sorted; with ``waiting.present`` of those that are available then.
-        If none is, the clock goes on to the moment at which the first one is.
+        """Ids of the clients that the server calls, sorted.
+
+        With ``waiting.present`` these are among the available ones; if nobody is available, the clock advances to the
+        moment at which somebody is.
         """
         n, seed = self.federation.shards.n, self.federation.seed
         there = self._present() if self.barrier is not None and self.barrier.rule.present else None
@@ -108,8 +110,10 @@ class Selection:
         return np.split(loss, np.cumsum([len(own) for own in rows])[:-1])
 
     def follow(self, round: int, state: Any, ids: np.ndarray) -> None:
-        """Note what the clients ``ids``, whose messages count, tell after a round that began with ``state``: the loss
-        on the samples that they have trained on, which their first pass knows, as a number beside their message.
+        """Note what the clients ``ids``, whose messages count, tell after a round that began with ``state``.
+
+        Each sends a number beside its message: its loss on the samples that it has trained on, known from the first
+        pass over them.
         """
         if self.adaptive is None or not len(ids):
             return

@@ -1,4 +1,4 @@
-"""When the criterion of an experiment ends a seed: what it watches, round by round."""
+"""Apply the stopping criterion of an experiment to a seed, round by round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedsim.experiment.stopping import Stop, lower_is_better
 from fedsim.record.metrics import Metrics
 
 OF_A_ROUND = ("update_norm", "drift", "contraction", "contraction_bound")
-"""Metrics that round 0 does not have."""
+"""Metrics that round 0 lacks."""
 
 
 class Criterion:
@@ -33,10 +33,10 @@ class Criterion:
             self._values = before.series(self._scope, self._stop.metric)
 
     def reason(self, round: int, rows: Sequence[evaluate.Row]) -> str | None:
-        """Why this round is the last one, from its rows; what only a last round measures does not count.
+        """Why this round is the last one; None if it is not. Metrics that only a last round measures do not count.
 
         Raises:
-            ConfigError: the metric is not measured, as round 0 shows of most.
+            ConfigError: the metric is not measured, which round 0 shows for most metrics.
         """
         stop, settings = self._stop, self._settings
         if stop is None or not settings.due(round):

@@ -31,18 +31,18 @@ from fedsim.values import Vector
 def trained(
     run: RunDirectory, seed: int | None = None, node: int | None = None, experiment: Experiment | None = None
 ) -> tuple[nn.Module, int]:
-    """Return the module of a run's latest checkpoint, on the CPU and in eval mode, and the round of that.
+    """Return the module of a run's latest checkpoint, on the CPU and in eval mode, and the round of the checkpoint.
 
     Args:
         run: the run.
         seed: one of its seeds; the first by default.
-        node: the client whose own model it is, without a server or where clients have personal ones; by default the
-            weighted average of all models but attackers', or the server's model.
+        node: the client whose own model to return, without a server or where clients have personal models; by default
+            the server's model, or the weighted average of the honest nodes' models.
         experiment: needed if the run's model or data were made in Python.
 
     Raises:
-        RunError: the run has no checkpoint, or its nodes keep their models, or the module has changed.
-        ConfigError: no such seed or node, or no experiment for what was made in Python.
+        RunError: the run has no checkpoint, its nodes keep their models, or the module has changed.
+        ConfigError: there is no such seed or node, or ``experiment`` is missing for parts made in Python.
     """
     seeds = [int(name) for name in run.manifest["status"]]
     seed = seeds[0] if seed is None else seed

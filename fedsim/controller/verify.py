@@ -1,4 +1,4 @@
-"""Whether a run directory is whole and consistent: hashes, order, gaps, seeds. Nothing is changed."""
+"""Verify that a run directory is complete and consistent: hashes, order of rows, gaps, seeds. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from fedsim.record.metrics import READ_BYTES, read_lines, read_metrics
 from fedsim.record.rows import MetricRows
 from fedsim.record.timeline import read_timeline
 
-BEGUN = ("running", "finished", "failed", "interrupted")
-
 
 def remaining(path: Path) -> list[str]:
-    """What a run without faults lacks to be whole: a sentence for each seed that has not finished."""
+    """What a run without faults lacks to be complete: a sentence for each seed that has not finished."""
     directory, found = open_run(path), []
     for seed, status in directory.manifest["status"].items():
         if status["state"] != "finished":
@@ -37,8 +35,8 @@ def remaining(path: Path) -> list[str]:
 
 
 def verify(path: Path) -> list[str]:
-    """Faults of a run directory, each in a sentence that names the file; none if all that is there is as it was
-    written. See `remaining` for a run that has not finished.
+    """Faults of a run directory, each in a sentence that names the file; none if its files are as they were written.
+    See `remaining` for a run that has not finished.
     """
     try:
         directory = open_run(path)
@@ -64,7 +62,7 @@ def of_seeds(directory: RunDirectory, seeds: Iterable[int]) -> Iterator[str]:
 
 
 def _known(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> set[str] | None:
-    """Hashes of settings that checkpoints may have; None for settings that have none, which is a fault of its own."""
+    """Hashes of settings that checkpoints may have; None if settings cannot be hashed, which is a fault by itself."""
     try:
         return hashes_of_checkpoints(config, manifest)
     except FedsimError:
@@ -93,7 +91,7 @@ def _of_settings(directory: RunDirectory, config: Mapping[str, Any], manifest: M
 def _of_seed(directory: RunDirectory, config: Mapping[str, Any], seed: int, state: str) -> Iterator[str]:
     folder = directory.seed_path(seed)
     if not folder.is_dir():
-        if state in BEGUN[:2]:
+        if state in ("running", "finished"):
             yield f"{folder} is missing, and seed {seed} is {state}"
         return
     read = None
@@ -117,7 +115,7 @@ def _of_seed(directory: RunDirectory, config: Mapping[str, Any], seed: int, stat
 
 
 def _of_rows(path: Path, rows: MetricRows, lines: int, config: Mapping[str, Any], state: str) -> Iterator[str]:
-    """Order of rounds, rows that are there twice, and rounds that were due and have none."""
+    """Faults in the order of rounds, repeated rows, and rounds without rows that were due for evaluation."""
     if np.any(np.diff(rows.round[:lines]) < 0):            # without columns, which are by metric
         yield f"{path}: rounds are out of order"
     names = np.stack([rows.round, rows.node, rows.key])

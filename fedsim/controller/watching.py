@@ -1,4 +1,4 @@
-"""Who watches a run: a function of the user's after every round, and sinks of its metrics. They change nothing."""
+"""Watchers of a run: the user's callback after every round, and sinks of its metrics. They change no result."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Watchers:
 
 @contextlib.contextmanager
 def _settings_kept(name: str) -> Iterator[None]:
-    """Refuse changes of what the results of the next rounds depend on."""
+    """Refuse changes of PyTorch's settings on which the results of later rounds depend."""
     before = _settings()
     yield
     for (what, old), new in zip(before.items(), _settings().values(), strict=True):

@@ -1,7 +1,7 @@
 """Samplings that choose clients by what these have told the server: their losses, and the seconds that they took.
 
-Their choice depends on the run, so that two methods see different cohorts. What such a sampling remembers are arrays,
-which a checkpoint holds.
+The choice depends on the run, so two methods see different cohorts. Such a sampling remembers arrays, which are stored
+in checkpoints.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ Memory: TypeAlias = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Poll:
-    """What the server knows when it chooses a cohort, and may ask.
+    """What the server knows, and may ask, when it chooses a cohort.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         round: number of the round.
         there: ids ``[k]`` of the clients that can be called, sorted.
         p: weights ``[n]`` of the clients in the objective.
-        speed: seconds ``[n]`` of a gradient evaluation of each, by a clock; None without one.
-        ask: mean losses ``[c]`` of the present model at clients ``ids [c]``, on all of their samples or on a minibatch
-            of a size; the model, a third of a gradient evaluation for each sample, and a number back are charged.
+        speed: seconds ``[n]`` that each client takes for a gradient evaluation, by the clock; None without one.
+        ask: function that returns the mean losses ``[c]`` of the present model at clients ``ids [c]``, on a minibatch
+            of a given size or, with None, on all of their samples. It charges the model, a third of a gradient
+            evaluation for each sample, and a number back.
     """
 
     seed: int
@@ -42,8 +43,8 @@ class Poll:
     ask: Callable[[np.ndarray, int | None], np.ndarray]
 
     def draw(self, purpose: str, ids: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
-        """Draw ``size`` of the clients ``ids [k]`` without replacement, each in proportion to its weight among the
-        rest; in the order in which they are drawn.
+        """Draw ``size`` of the clients ``ids [k]`` one after the other without replacement, in proportion to their
+        weights.
         """
         race = -np.log1p(-seeds.uniform(self.seed, purpose, self.round, ids)) / weights
         drawn: np.ndarray = ids[np.argsort(race, kind="stable")[:size]]
@@ -51,7 +52,7 @@ class Poll:
 
 
 class Told(NamedTuple):
-    """What the clients of a round have told the server, a number each besides their messages.
+    """What the clients of a round have told the server: a number each, beside their messages.
 
     Attributes:
         ids: the clients ``[c]`` whose messages count.
@@ -72,7 +73,7 @@ class Adaptive(Protocol):
     """A sampling with a memory."""
 
     def cohort(self, seed: int, round: int, n: int) -> np.ndarray:
-        """A cohort without any knowledge, with which backends are measured; see ``Sampling``."""
+        """A cohort that does not depend on the run, with which backends are measured; see ``Sampling``."""
 
     def expected(self, n: int) -> float:
         """See ``Sampling``."""
@@ -96,8 +97,8 @@ class PowerOfChoice:
         size: m, number of clients that take part.
         d: number of candidates.
         variant: "pow-d" asks the candidates for the loss on all of their samples, "cpow-d" on a minibatch; "rpow-d"
-            asks nobody and takes what they last told when they took part, infinity before.
-        batch_size: of the minibatch of cpow-d.
+            asks nobody and takes the losses that clients told when they last took part, infinity before.
+        batch_size: size of the minibatch of cpow-d.
     """
 
     size: int = 10
@@ -146,22 +147,22 @@ class Oort:
 
     Utility of a client: ``|B_i| sqrt(mean of squared losses)``, capped at the quantile ``clip`` of all known, plus
     ``sqrt(0.1 log R / L(i))`` for its last round L(i), times ``(T / t_i)^alpha`` where its task took t_i > T seconds.
-    Of those above ``cutoff`` times the utility of the last who would be taken, ``(1 - epsilon) K`` are drawn in
-    proportion to it; the others are clients that nobody has tried, the faster the likelier. T is a percentile of the
-    known t_i, as in the authors' code, and rises when the sum of utilities in ``window`` rounds has fallen. Without a
-    clock nobody is slow.
+    Of the clients whose utility is at least ``cutoff`` times that of the last who would be taken, ``(1 - epsilon) K``
+    are drawn in proportion to it. The others are drawn from clients that have not been tried, in proportion to their
+    speed. T is a percentile of the known t_i, as in the authors' code, and rises when the sum of utilities over
+    ``window`` rounds has fallen. Without a clock no client is slow.
 
     Args:
         size: K, number of clients that take part.
         epsilon: share of clients not tried before, in round 1.
-        decay: its factor from one round to the next.
-        least: its minimum.
+        decay: factor of epsilon from one round to the next.
+        least: minimum of epsilon.
         alpha: exponent of the penalty of slow clients.
-        cutoff: c, share of the utility of the last who would be taken.
+        cutoff: c, share of the utility of the last client who would be taken.
         clip: quantile at which utilities are capped.
-        window: W, rounds of which the sums of utilities are compared.
-        percentile: of the known seconds, which is T at first.
-        step: by which it rises.
+        window: W, number of rounds over which utilities are summed and compared.
+        percentile: percentile of the known seconds that is T at first.
+        step: increase of this percentile.
     """
 
     size: int = 10
@@ -244,7 +245,7 @@ class Oort:
 
 
 TINY = 1e-12
-"""Least weight of a draw, and seconds."""
+"""Smallest weight in a draw, and smallest number of seconds."""
 
 
 def _with(array: np.ndarray, ids: np.ndarray, values: np.ndarray | int) -> np.ndarray:

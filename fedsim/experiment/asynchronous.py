@@ -1,4 +1,4 @@
-"""What asynchronous rounds take, and for what reasons they refuse the rest."""
+"""Check that an experiment with asynchronous clients can be run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedsim.robust.rule import name_of
 
 
 def check_concurrency(experiment: Any) -> None:
-    """Check the settings of an ``Experiment`` with clients that work at their own pace, if it has them.
+    """Check the settings of an ``Experiment`` whose clients work at their own pace, if ``concurrency`` is set.
 
     Raises:
-        ConfigError: the method has no asynchronous form, there is no clock, or another setting does not suit them.
+        ConfigError: the method has no asynchronous form, there is no clock, or a setting needs synchronous rounds.
     """
     concurrency, algorithm = experiment.concurrency, experiment.algorithm
     if concurrency is None:

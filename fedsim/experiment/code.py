@@ -1,8 +1,8 @@
-"""The code that an experiment's own components come from, as hashes by module.
+"""Hashes of the code of an experiment's components, by module.
 
-Counted are the modules of algorithms, topologies and a user's classes and functions, those of the classes from which
-they inherit, and what all these import of a user's own files. Of fedsim itself and of installed packages the version
-counts. Comments, docstrings and layout do not.
+Included are the modules of algorithms, topologies and the user's classes and functions, those of their base classes,
+and what all these import of the user's own files. fedsim itself and installed packages are identified by their versions
+instead. Comments, docstrings and layout do not change a hash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _IMPORTED: dict[str, tuple[ModuleSpec | None, Read]] = {}
 
 
 def code_of(experiment: Experiment) -> dict[str, str]:
-    """SHA-256 by name of each module that has a part of this experiment; one without a file is left out."""
+    """SHA-256 of each module that has a part of this experiment, by name; modules without a file are left out."""
     found: dict[str, str] = {}
     todo = sorted({part.__module__ for part in _parts(experiment) if _counts(part.__module__)})
     while todo:
@@ -38,19 +38,19 @@ def code_of(experiment: Experiment) -> dict[str, str]:
         if module in found or (file := source_of(module)) is None:
             continue
         found[module], imported = _imported(module, file)
-        # Our packages import all of their modules, of which a method uses few.
+        # Our packages import all of their modules, but a method uses few of them.
         todo += [name for name in imported if name not in OURS and _counts(name)]
     return dict(sorted(found.items()))
 
 
 def changed(code: Mapping[str, str]) -> list[str]:
-    """Modules of `code_of` that have changed since; those that are not found any more are not known to have."""
+    """Modules of `code_of` that have changed since. One that is not found any more counts as unchanged."""
     files = {module: source_of(module) for module in code}
     return [module for module, file in files.items() if file is not None and _on_disk(module, file)[0] != code[module]]
 
 
 def outdated(modules: Sequence[str]) -> list[str]:
-    """Modules of these that this process has imported, and that have changed since it hashed an experiment of them."""
+    """The modules among these that this process has imported and hashed, and that have changed since."""
     files = {module: source_of(module) for module in modules}
     return [m for m, file in files.items() if file is not None and _imported(m, file) != _on_disk(m, file)]
 
@@ -61,7 +61,7 @@ def source_of(module: str) -> Path | None:
     path: Sequence[str] | None = sys.path
     file, parts = None, module.split(".")
     for depth in range(len(parts)):
-        # A module that is no package has no path. Without one, its last name would be looked up on sys.path.
+        # Only packages have a path; with None, the last name would be looked up on sys.path.
         spec = PathFinder.find_spec(".".join(parts[: depth + 1]), path) if path is not None else None
         if spec is None:
             return None
@@ -70,7 +70,7 @@ def source_of(module: str) -> Path | None:
 
 
 def current(experiment: Experiment) -> bool:
-    """Whether its classes and functions are those of the modules as they are now, which may have been reloaded."""
+    """Whether an experiment's classes and functions are still those of their modules, which may have been reloaded."""
     return all(
         getattr(sys.modules.get(part.__module__), part.__qualname__, part) is part for part in set(_parts(experiment))
     )
@@ -88,7 +88,7 @@ def _counts(module: str) -> bool:
 
 
 def _parts(value: Any) -> Iterator[type | FunctionType]:
-    """Classes, with those from which they inherit, and functions that a value is made of."""
+    """The functions that a value is made of, and the classes, with their base classes."""
     if isinstance(value, FunctionType):
         yield value
     elif isinstance(value, type):
@@ -108,7 +108,7 @@ def _parts(value: Any) -> Iterator[type | FunctionType]:
 
 
 def _imported(module: str, file: Path) -> Read:
-    """What a module was when this process first had it in an experiment: a file changed since is not what runs here."""
+    """Hash and imports of a module as this process has imported it: the file may have been changed since."""
     spec = getattr(sys.modules.get(module), "__spec__", None)
     if spec is None:
         return _on_disk(module, file)
@@ -124,7 +124,7 @@ def _on_disk(module: str, file: Path) -> Read:
 
 @lru_cache(maxsize=1024)
 def _read(file: Path, package: str, changed: int) -> Read:
-    """Hash and imports of a file of a package that was changed at this time."""
+    """Hash and imports of a file in a package; ``changed``, the time of its last change, is a key of the cache."""
     text = file.read_text()
     try:
         tree = ast.parse(text)

@@ -1,4 +1,4 @@
-"""Who says which clients there are: the partitioner, a problem, or the function that gives the clients' samples."""
+"""Who defines the clients: the partitioner, a problem, or the function that returns the clients' samples."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def division(data: Any, partition: Partitioner) -> Partitioner:
 
 
 def check_source(experiment: Any) -> None:
-    """Refuse settings that need all samples in memory, of an ``Experiment`` whose samples come from a function.
+    """Check an ``Experiment`` whose samples come from a function, and are not all in memory.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: a setting needs all samples in memory.
     """
     if getattr(experiment.data, "source", None) is None:
         return

@@ -1,4 +1,4 @@
-"""What is measured of a run, and when."""
+"""What a run measures, and when."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Evaluation:
             their training samples.
         fine_tune: local steps that every client makes on its training samples before its model is measured again; 0 for
             none.
-        fine_tune_lr: step size of these; by default the algorithm's lr.
-        fine_tune_layers: layers that these change, as in share.layers.
-        clients_at_most: largest number of clients, or nodes, that are evaluated one by one; of more, a random sample of
-            so many, the same in every round.
+        fine_tune_lr: step size of fine-tuning; by default the algorithm's lr.
+        fine_tune_layers: layers that fine-tuning changes, as in share.layers.
+        clients_at_most: largest number of clients, or nodes, that are evaluated one by one; if there are more, a random
+            sample of this size is, the same in every round.
         unseen: share of the clients, the last ones, that never train and are measured with the server's model.
     """
 
@@ -55,9 +55,9 @@ class Evaluation:
             )
 
     def due(self, round: int) -> bool:
-        """Whether a round is evaluated, be it the last one or not."""
+        """Whether a round is evaluated even if it is not the last one."""
         return round % self.every == 0 or self.clients_due(round)
 
     def clients_due(self, round: int) -> bool:
-        """Whether clients are evaluated in a round, be it the last one or not."""
+        """Whether clients are evaluated in a round even if it is not the last one."""
         return bool(self.clients_every and round % self.clients_every == 0)

@@ -67,10 +67,10 @@ class Execution:
 
     Args:
         backend: run clients one at a time ("loop"), in vectorised blocks ("blocks"), by the faster of these two as
-            measured ("auto"), or in several processes ("ray"; "auto" means this too if there are several GPUs or any
-            setting of ``ray`` is given). On a GPU, "graphed" is the loop, or blocks of a given size, with local steps
-            as CUDA graphs.
-        block_size: clients in a block; 0 measures the best size, or is the loop for "graphed".
+            measured ("auto"), or in several processes ("ray", and "auto" if there are several GPUs or any setting of
+            ``ray`` is given). On a GPU, "graphed" is the loop, or blocks of a given size, with local steps as CUDA
+            graphs.
+        block_size: clients in a block; with 0 the best size is measured, and "graphed" is the loop.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         threads: PyTorch threads in this process; by default unchanged. Ray actors use ``ray.threads``, and the nodes of
             a deployment their own number.
@@ -79,14 +79,15 @@ class Execution:
         ray: actors of the Ray backend, also without the prefix, as in --ray.actors 2.
         checkpoint_every: rounds between checkpoints; the last round always has one.
         name: name of the run directory; if empty, it is made from algorithm and data set.
-        sink: tools that are given the metrics while the run is under way, tensorboard, wandb or trackio, several with
+        sink: tools that receive the metrics while the run is under way, tensorboard, wandb or trackio, separated by
             commas; one that fails does not stop the run. None by default.
         client_threads: clients, or blocks of them, that run at the same time on threads of this process, with one
-            PyTorch thread each; results do not depend on this number. 0 is one at a time with all ``threads``, as are
-            loop, graphed and blocks of a given size by default; otherwise the default is to measure. On a GPU, clients
-            of the backend graphed at the same time, each on a stream of its own, with Ray on the GPU of an actor.
-        deterministic: on a GPU, an operation of the model without a deterministic kernel is said with its layer, on
-            stderr and in the manifest ("warn"), or refused ("strict"), as then are those of all other code.
+            PyTorch thread each; results do not depend on this number. 0 runs one at a time with all ``threads``, which
+            is the default for loop, graphed and blocks of a given size; otherwise the best number is measured. On a
+            GPU, clients of the backend graphed that run at the same time, each on its own stream; with Ray, on the GPU
+            of an actor.
+        deterministic: on a GPU, an operation of the model without a deterministic kernel is reported with its layer, on
+            stderr and in the manifest ("warn"), or refused ("strict"), as are then such operations in all other code.
     """
 
     backend: Literal["auto", "loop", "graphed", "blocks", "ray"] = "auto"
@@ -147,7 +148,7 @@ class Execution:
 
     @property
     def sinks(self) -> tuple[str, ...]:
-        """The tools of ``sink``, each once."""
+        """The tools of ``sink``, without repetitions."""
         names = self.sink.split(",") if isinstance(self.sink, str) else self.sink
         return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 

@@ -1,4 +1,4 @@
-"""An experiment as one frozen value: everything that determines a result, and the settings of its execution."""
+"""An experiment as one frozen value: everything that determines a result, and how it is executed."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ class Experiment:
     Args:
         algorithm: the algorithm to run, which is required; ``fedsim list algorithms`` describes them.
         data: the data set (in Python also a ``Dataset``, a ``Problem``, or what ``dataset_of`` takes).
-        partition: division of the samples among clients; a ``Problem`` defines its own clients. Also a function of
-            labels, see ``OwnPartitioner``, and in Python an object of Flower Datasets.
+        partition: division of the samples among clients; a ``Problem`` defines its own clients. It can also be a
+            function of labels, see ``OwnPartitioner``, and in Python an object of Flower Datasets.
         skew: distortion of each client's inputs; none by default.
         model: the network (in Python also any ``nn.Module``); a ``Problem`` defines its own.
         init: file of the initial model, a state_dict with the names and shapes of the model, as ``fedsim export`` and
             ``torch.save`` write it (.safetensors, .pt), or a run directory, whose first seed has trained it; all seeds
             begin with it. None draws the model with the seed.
-        loss: per-sample loss; "auto" chooses it by the kind of the data set or a function or ``nn.Module`` class of
-            your own, in Python also a module (see ``fedsim.engine.model.Loss``).
+        loss: per-sample loss: "auto" to choose it by the kind of the data set, a name, or a function or ``nn.Module``
+            class of your own; in Python also a module (see ``fedsim.engine.model.Loss``).
         topology: network of the nodes in methods without a server, e.g. Static with a graph; null in methods with one.
         uplink: compression of what clients send to the server or to neighbours, for any algorithm; none by default.
         downlink: compression of what the server sends; none by default.
@@ -99,12 +99,14 @@ class Experiment:
         sampling: choice of the clients that take part in a round; by default all of them without a server and for a
             ``Problem``.
         schedule: learning-rate schedule, a factor of the local step sizes in each round.
-        weights: weights of the clients in the objective, either equal or by their numbers of samples.
+        weights: weights of the clients in the objective, either equal or proportional to their numbers of samples.
         clock: devices and links of the clients, to measure simulated seconds; it changes no model. None by default.
-        waiting: for whom the server waits in rounds with a clock: the first messages, until a deadline; by default all.
+        waiting: for whom the server waits in rounds with a clock: for the first messages, or until a deadline; by
+            default for all.
         metrics: metrics besides loss and accuracy: scikit-learn's by name (f1_macro, roc_auc_ovr, balanced_accuracy,
             r2 ...), perplexity, update_norm, drift, or functions of outputs and targets as my.module.function (in
-            Python also a function), larger being better unless its attribute ``larger_is_better`` is False.
+            Python also a function). Larger values of a function are better unless its attribute ``larger_is_better``
+            is False.
         concurrency: clients under way at a time in an asynchronous method (FedBuff, FedAsync), which needs a clock; a
             round is then a server step, and sampling is uniform among idle clients. None runs synchronous rounds.
         rounds: number of communication rounds.
@@ -114,9 +116,9 @@ class Experiment:
         stop: criterion by which a seed ends before its last round: a metric reaches a target, or has not improved for
             a while; none by default.
         dtype: floating-point type of model and inputs; use float64 for theory. Data files are read in float32.
-        precision: "float32" computes all in ``dtype``. "bf16" runs forward passes and losses, in training and in
+        precision: "float32" computes everything in ``dtype``. "bf16" runs forward passes and losses, in training and
             evaluation, under PyTorch's autocast to bfloat16; parameters, gradients and what algorithms do with them
-            are in float32. "tf32" has the model's products and convolutions computed in TF32, which takes a GPU.
+            stay in float32. "tf32" computes the model's products and convolutions in TF32, which needs a GPU.
         execution: settings that change results by rounding at most. The prefix can be left out: --backend loop is short
             for --execution.backend loop.
     """
@@ -311,7 +313,7 @@ class Experiment:
 
     @property
     def participation(self) -> Sampling:
-        """The sampling with its default resolved: a tenth of the clients, or all; of asynchronous clients a buffer."""
+        """The sampling with its default resolved: a tenth of the clients, or all; if asynchronous, a buffer."""
         if self.concurrency is not None and has_server(self.algorithm):
             return FixedSize(size=buffer_of(self.algorithm))
         full = self.topology is not None or is_problem(self.data)

@@ -1,4 +1,4 @@
-"""The settings that determine a run's result, which it keeps from its first round to its last, as a hash."""
+"""Hash of the settings that determine a run's result, which are the same from its first round to its last."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from fedsim.experiment.short_forms import in_full
 
 FREE = ("execution", "data", "init")
-"""Settings that have no part in a result, or name files with a hash of their own, which may move."""
+"""Settings that do not affect a result, or that name files, which may move and have hashes of their own."""
 
 
 def settings_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the settings in ``config.yaml`` that determine a result, in whatever order they are written."""
+    """SHA-256 of the settings in ``config.yaml`` that determine a result; their order does not matter."""
     full = in_full(config)
     kept = {key: value for key, value in full.items() if key not in FREE}
     kept["from_file"] = full.get("init") is not None
@@ -22,7 +22,9 @@ def settings_hash(config: Mapping[str, Any]) -> str:
 
 
 def hashes_of_checkpoints(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> set[str]:
-    """Hashes of settings that a run's checkpoints may have: before it was extended, or settings that were accepted."""
+    """Hashes of settings that a run's checkpoints may have: the present ones, those before it was extended, and
+    accepted ones.
+    """
     extended = [entry[end] for entry in manifest.get("extended", []) for end in ("from", "to")]
     accepted = [found for entry in manifest.get("accepted", []) for found in entry.get("settings", [])]
     return {settings_hash({**config, "rounds": rounds}) for rounds in [config.get("rounds"), *extended]} | {*accepted}
@@ -31,7 +33,7 @@ def hashes_of_checkpoints(config: Mapping[str, Any], manifest: Mapping[str, Any]
 def edited(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     """True if a run has other settings than it began with; earlier versions recorded no hash."""
     begun = [
-        {**config, "rounds": entry["to"]}                  # killed while it was extended
+        {**config, "rounds": entry["to"]}                  # the process was killed while it extended the run
         for entry in manifest.get("extended", [])[-1:]
         if entry["from"] == config.get("rounds")
     ]

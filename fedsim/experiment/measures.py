@@ -1,4 +1,4 @@
-"""Further metrics of an experiment: scikit-learn's by name, perplexity, a user's own function, and sizes of updates."""
+"""Further metrics of an experiment: scikit-learn's by name, perplexity, the user's own functions, sizes of updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which precision products are computed, and where there is none to choose."""
+"""Check the precision in which products are computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_precision(experiment: Any) -> None:
     """Check the precision of an ``Experiment``.
 
     Raises:
-        ConfigError: it is less than that of float64, or TF32 where the device has none.
+        ConfigError: the dtype is float64, or the device has no TF32.
     """
     precision, execution = experiment.precision, experiment.execution
     if precision == "float32":

@@ -13,7 +13,7 @@ from fedsim.checks import number, whole
 from fedsim.errors import ConfigError, many
 
 RANKED = 10_000
-"""Clients up to which a cohort is made of a draw for every client; above, in time that depends on its size alone."""
+"""Number of clients up to which a cohort takes a draw for every client; above, the time depends on its size alone."""
 SHARE = "a number above 0 (a cohort is not empty) and at most 1"
 
 
@@ -29,8 +29,10 @@ class Sampling(Protocol):
 
 @dataclass(frozen=True)
 class FixedSize:
-    """A cohort of fixed size, drawn uniformly without replacement: up to 10,000 clients those with the smallest of
-    random numbers, of more the first places of a keyed permutation.
+    """A cohort of fixed size, drawn uniformly without replacement.
+
+    Up to 10,000 clients, it consists of those with the smallest random numbers; above, of the first places of a keyed
+    permutation.
 
     Args:
         fraction: share of all clients, rounded to at least one client; by default 0.1, but 1 without a server and for a
@@ -69,8 +71,8 @@ class FixedSize:
 class Bernoulli:
     """Independent participation of each client with equal probability, conditional on a cohort that is not empty.
 
-    An empty draw is replaced by one from this conditional distribution: the smallest id by inversion, then those above.
-    Of more than 10,000 clients, the smallest id is always drawn so, and then the gaps between the others.
+    An empty draw is replaced by one from this conditional distribution: the smallest id by inversion, then the others.
+    With more than 10,000 clients, the smallest id is always drawn in this way, and then the gaps between the others.
 
     Args:
         p: probability that a client takes part.

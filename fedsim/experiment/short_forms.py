@@ -16,7 +16,7 @@ SHORT = {
 }
 """Short forms, and the settings that they stand for."""
 ALONE = {"share": "share.layers"}
-"""Settings of several fields, by which a word alone stands for one of these."""
+"""Settings with several fields for which a single word may be given, and the field that it stands for."""
 
 ADDED: dict[str, Any] = {
     "init": None,
@@ -45,7 +45,7 @@ ADDED: dict[str, Any] = {
     "precision": "float32",
     "execution.deterministic": "warn",
 }
-"""Settings that version 0.1.0 lacked, and what it did."""
+"""Settings that version 0.1.0 lacked, with the values that stand for what it did."""
 
 
 def short_forms(known: Collection[str]) -> list[str]:
@@ -60,7 +60,7 @@ def full_place(key: str) -> str:
 
 
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Expand all short forms of settings, the only forms in version 0.1.0, where a rule was a setting of FedAvg.
+    """Expand all short forms of settings. Version 0.1.0 had only these, and the rule was a setting of FedAvg.
 
     Raises:
         ConfigError: a setting is given in both forms.
@@ -85,7 +85,7 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a recorded run in their present form, whichever version made the run."""
+    """Settings of a recorded run in their present form, whichever version wrote them."""
     full = in_full(config)
     for place, value in ADDED.items():
         full = full if _given(full, place) else put(full, place, value)
@@ -93,8 +93,8 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def put(settings: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """The settings with a value set at a dotted place; a component stays a mapping, whose name and fields may be set in
-    any order.
+    """Return the settings with a value set at a dotted place. A component stays a mapping, whose name and fields may be
+    set in any order.
     """
     key, _, rest = place.partition(".")
     old = settings.get(key)

@@ -1,4 +1,4 @@
-"""The end of a run before its last round: once a metric reaches a target, or no longer improves."""
+"""Criteria that end a run before its last round: a metric reaches a target, or no longer improves."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedsim.errors import ConfigError, many
 
 @dataclass(frozen=True)
 class Stop:
-    """Criterion by which each seed may end before its last round, looked at where the metric is measured anyway.
+    """Criterion by which each seed may end before its last round; it is checked whenever the metric is measured.
 
     Args:
         metric: name of a metric that the run records in every evaluation, such as accuracy, loss, or one of metrics.
         target: stop once the metric is as good as this value; none by default.
-        patience: stop after so many evaluations in a row without a better value than before; none by default.
-        scope: the model and the samples that it is measured on; without a server, the average of the models for
-            server/test. Those of clients need evaluation.clients_every.
+        patience: stop after this many evaluations in a row without a better value; none by default.
+        scope: the model and the samples on which it is measured; without a server, server/test is the average of the
+            models. Scopes of clients need evaluation.clients_every.
     """
 
     metric: str = "accuracy"
@@ -66,7 +66,7 @@ def lower_is_better(metric: str, larger: Mapping[str, bool] | None = None) -> bo
     """True for losses, distances, gaps to the optimum and costs; False for accuracies.
 
     Args:
-        metric: its name; with a suffix, such as ``f1_macro_mean``, it is as good as without.
+        metric: its name; a suffix, as in ``f1_macro_mean``, makes no difference.
         larger: for further metrics of a run, whether larger is better.
     """
     known = [name for name in larger or () if metric == name or metric.startswith(f"{name}_")]

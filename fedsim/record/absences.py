@@ -24,7 +24,7 @@ class Absence:
         self.missing: set[int] = set()
 
     def note(self, round: int, cohort: Iterable[int], skipped: Collection[int]) -> None:
-        """Record a round with a cohort of which the clients ``skipped`` took no part."""
+        """Record a round, in which the clients ``skipped`` of a cohort took no part."""
         if not skipped and not self.missing:
             return
         now = (self.missing - set(cohort)) | set(skipped)
@@ -40,7 +40,7 @@ def absent(timing: Metrics) -> dict[int, list[int]]:
 
 
 def by_round(rounds: np.ndarray, clients: np.ndarray) -> dict[int, list[int]]:
-    """Clients by round, of rows of both."""
+    """Group clients by round."""
     found: dict[int, list[int]] = {}
     for round, client in zip(rounds.tolist(), clients.tolist(), strict=True):
         found.setdefault(round, []).append(client)
@@ -48,7 +48,7 @@ def by_round(rounds: np.ndarray, clients: np.ndarray) -> dict[int, list[int]]:
 
 
 def summary(by_round: Mapping[int, Collection[int]], rounds: int) -> str:
-    """One-line summary of the result of ``absent`` in so many rounds."""
+    """One-line summary of clients missing ``by_round``, in a run of so many rounds."""
     times = Counter(client for clients in by_round.values() for client in clients)
     some = len(by_round)
     names = (f"{client}{'' if count == some else f' ({count})'}" for client, count in sorted(times.items()))

@@ -1,11 +1,11 @@
-"""Memories of many clients in a checkpoint: blocks of rows, of which only those with changed rows are written again.
+"""Memories of many clients in a checkpoint: blocks of rows, of which a later checkpoint writes only the changed rows.
 
     block-00000.safetensors      ids: clients [m]; 0, 1, ...: the tensors of their memories [m, ...]
 
-Where two blocks hold a client, the later one is right. A checkpoint links to the blocks that it shares with the one
-before (hard links, or copies where there are none), so that each is whole by itself. The blocks that one checkpoint
-wrote are a run, which is merged into the next one if that is not smaller, as in a log-structured merge tree (O'Neil et
-al. 1996). So a checkpoint writes what has changed, and a row is written again O(log n) times at most.
+If two blocks hold the same client, the later one counts. A checkpoint links to the blocks that it shares with the one
+before it (by hard links, or copies where the file system has none), so that each checkpoint is complete. The blocks
+that one checkpoint wrote form a run, which is merged into the next run if that is not smaller, as in a log-structured
+merge tree (O'Neil et al. 1996). So a checkpoint writes what has changed, and a row is rewritten O(log n) times at most.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PutRows = Callable[[Tensor], Sequence[Any]]
 
 
 def copies(stack: Tensor) -> Sequence[Tensor]:
-    """The rows of a stack, each with memory of its own: a view would keep all of it."""
+    """The rows of a stack, each with memory of its own; a view would keep the whole stack alive."""
     return [row.clone() for row in stack.unbind()]
 
 
@@ -54,8 +54,8 @@ class Stored(NamedTuple):
     Attributes:
         files: its blocks, in order.
         nodes: its clients.
-        owner: run that has the current row of each of them, int64 ``[n]``.
-        rows: weak references to the tensors of the rows, which show whether they are still the same; as columns.
+        owner: the run that holds the current row of each client, int64 ``[n]``.
+        rows: weak references to the tensors of the rows, by column; a row with other tensors has changed.
     """
 
     files: list[File]
@@ -65,7 +65,7 @@ class Stored(NamedTuple):
 
 
 class History:
-    """What the last checkpoint of this process holds; with a new one, the next checkpoint is written whole."""
+    """What the last checkpoint of this process holds. With a new history, the next checkpoint is written in full."""
 
     def __init__(self) -> None:
         self._stored: dict[str, Stored] = {}
@@ -111,9 +111,9 @@ def _write(folder: Path, first: int, before: Stored | None, rows: Mapping[int, A
 
 
 def _columns(rows: Mapping[int, Any]) -> list[list[Any]]:
-    """Tensors of all rows: the first one of each, the second one of each, ..."""
+    """The first tensor of every row, the second one of every row, and so on."""
     if isinstance(next(iter(rows.values()), None), Tensor | Far):
-        return [list(rows.values())]                       # as below, without a list for every row
+        return [list(rows.values())]                       # a shortcut: no list for every row
     return [list(column) for column in zip(*map(leaves, rows.values()), strict=True)]
 
 
@@ -131,8 +131,8 @@ def _noted(was: list[ref[Any]], now: list[Any], changed: np.ndarray) -> list[ref
 
 
 def _shared(files: list[File], owner: np.ndarray, size: int) -> int:
-    """Number of runs that stay, if ``size`` rows have changed: the last one is merged if it has no more current rows
-    than what is written anyway.
+    """Number of runs that are kept if ``size`` rows have changed. The last run is merged if it has no more current rows
+    than are written anyway.
     """
     runs = files[-1].run + 1 if files else 0
     count = np.bincount(owner[owner != NONE], minlength=runs)
@@ -154,7 +154,9 @@ def _link(file: File, path: Path) -> File:
 def _stacks(
     nodes: list[int], columns: list[list[Any]], todo: np.ndarray
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Clients and their tensors in blocks; tensors stored elsewhere may be saved in several forms, each in its own."""
+    """Split clients and their tensors into blocks. Tensors that are stored elsewhere may be saved in several layouts,
+    each of which has blocks of its own.
+    """
     row = sum(column[0].shape.numel() * column[0].dtype.itemsize for column in columns)
     step = max(1, BLOCK_BYTES // max(1, row))
     for some in (todo[start : start + step].tolist() for start in range(0, len(todo), step)):
@@ -180,20 +182,20 @@ def _name(number: int) -> str:
 
 
 class Block(NamedTuple):
-    """A block that is read: clients, and their tensors stacked, each ``[m, ...]``."""
+    """A block that has been read: the clients, and their stacked tensors ``[m, ...]``."""
 
     ids: list[int]
     columns: list[Tensor]
 
 
 def paths(folder: Path, counts: Sequence[int]) -> Iterator[list[Path]]:
-    """The files of memories with so many blocks each."""
+    """The files of consecutive memories, which have ``counts`` blocks."""
     numbers = iter(range(sum(counts)))
     return ([folder / _name(next(numbers)) for _ in range(count)] for count in counts)
 
 
 class OpenBlocks:
-    """The blocks of one memory, which are open, and read when they are needed; later ones are right."""
+    """The open files of one memory, which are read when they are needed; later blocks count."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = [safe_open(path, framework="pt") for path in files]

@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
     """A loaded checkpoint.
 
     Attributes:
-        round: the last round that it contains.
+        round: the last completed round.
         tensors: tensors by name, read from disk on each access.
         memories: blocks of clients' memories by name, read from disk on each access; see `fedsim.record.blocks.read`.
         meta: the ``meta`` of `save`.
@@ -78,10 +78,10 @@ def save(
     Args:
         directory: created if missing.
         round: the last completed round.
-        tensors: a tensor or a function that returns it, by name; of any type, shape and device.
+        tensors: tensors of any type, shape and device, or functions that return them, by name.
         meta: JSON values, with lists instead of tuples and strings as keys.
         memories: memories of clients by name.
-        history: of the checkpoints that this process wrote before, so that only memories that have changed are written.
+        history: what this process has written before; only memories that have changed since are written again.
         keep: checkpoints to keep, at least 1.
         shard_bytes: size of a file; peak memory is about twice that, or three times the largest tensor.
 
@@ -121,8 +121,10 @@ def save(
 
 
 def load_latest(directory: Path, misfit: Callable[[Loaded], str | None] = lambda _: None) -> Loaded | None:
-    """Read the newest valid checkpoint; a corrupt one is skipped with a `CheckpointWarning`, and one for which
-    ``misfit`` has a reason, which is a misfit to other files.
+    """Read the newest valid checkpoint.
+
+    Skipped with a `CheckpointWarning` are corrupt checkpoints, and those for which ``misfit`` returns a reason, as they
+    do not fit the other files of the run.
 
     Only the process that runs the seed may call this: it removes what a killed `save` left behind.
 
@@ -151,7 +153,7 @@ def load_latest(directory: Path, misfit: Callable[[Loaded], str | None] = lambda
 
 
 def each(directory: Path) -> Iterator[tuple[Path, Loaded | Exception]]:
-    """Read all checkpoints, the newest first: each with its content, or the error that it has."""
+    """Read all checkpoints, newest first: the path, and the content or the error."""
     for round, path in sorted(_checkpoints(directory).items(), reverse=True):
         try:
             found: Loaded | Exception = _load(path, round)
@@ -168,7 +170,7 @@ class _LazyTensors(Mapping[str, Tensor]):
         self._files = {name: file for file in files for name in _names(file)}
 
     def only(self, names: Iterable[str]) -> Self:
-        """Those with the given names."""
+        """The tensors with the given names."""
         some = copy(self)
         some._files = {name: self._files[name] for name in names}
         return some

@@ -1,4 +1,4 @@
-"""Values of many clients: a file of columns for each round, in place of a line of ``metrics.jsonl`` for each value.
+"""Values of many clients: a file of columns for each round, instead of a line of ``metrics.jsonl`` for each value.
 
     clients/round-000120.npz     for each scope and metric the clients, int64 [k], and their values, float64 [k]
 """
@@ -21,7 +21,7 @@ from fedsim.record.files import atomic, file_digest
 
 FOLDER = "clients"
 NODES = " nodes"
-"""Ending of the name of the clients whose values a column has."""
+"""Suffix of the column that holds the clients to which the values of a column belong."""
 
 
 def write_columns(seed: Path, round: int, rows: Iterable[tuple[str, int, str, float]], sha256: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Files of a seed that its checkpoints cover by hashes, besides the rows of ``metrics.jsonl``."""
+"""Files of a seed whose hashes are in its checkpoints."""
 
 from __future__ import annotations
 

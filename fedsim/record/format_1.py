@@ -26,7 +26,7 @@ class OldRows:
 
 
 def split(tensors: Mapping[str, Tensor]) -> tuple[list[str], dict[str, OldRows]]:
-    """Names of the tensors that belong to no memory, and the memories by name."""
+    """Names of the tensors that belong to no memory, and the memories, by name."""
     names = [name.removesuffix(IDS) for name in tensors if name.endswith(IDS)]
     memories = {name: OldRows(tensors, name) for name in names}
     rows = {f"{name}.{node}" for name in names for node in tensors[name + IDS].tolist()}

@@ -25,9 +25,9 @@ from fedsim.record.columns import read_columns
 from fedsim.record.rows import MetricRows, RowParser
 
 OF_NODES = ("clients/", "nodes/", "attackers/", "personal/", "tuned/", "unseen/", "unseen_tuned/")
-"""Beginnings of scopes with a value for each client."""
-
-READ_BYTES = 2**24  # parsed at a time, since Python objects are far larger than the resulting columns
+"""Prefixes of scopes with a value for each client."""
+READ_BYTES = 2**24
+"""Bytes that are parsed at a time, since Python objects are far larger than the resulting columns."""
 
 
 class Metrics(NamedTuple):
@@ -48,7 +48,7 @@ class Metrics(NamedTuple):
     value: np.ndarray
 
     def series(self, scope: str, metric: str, node: int | None = None) -> dict[int, float]:
-        """Value by round of the rows of client ``node``, by default those of none; a later row of a round wins."""
+        """Values by round of the client ``node``, by default those that belong to no client; a later row wins."""
         rows = (self.node == (-1 if node is None else node)) & (self.scope == scope) & (self.metric == metric)
         return dict(zip(self.round[rows].tolist(), self.value[rows].tolist(), strict=True))
 
@@ -80,7 +80,7 @@ def read_lines(path: Path | str) -> tuple[MetricRows, int]:
 
 
 def read_after(path: Path | str, start: int) -> tuple[Metrics, int]:
-    """Read the rows from byte ``start`` on, which begins a line; returns them, and where the next ones will begin.
+    """Read the rows from byte ``start`` on, the beginning of a line; return them, and where the next ones will begin.
 
     Raises:
         RunError: see `read_metrics`; lines are counted from ``start``.
@@ -91,7 +91,7 @@ def read_after(path: Path | str, start: int) -> tuple[Metrics, int]:
 
 
 def _feed(parser: RowParser, path: Path, start: int) -> int:
-    """Parse the complete lines from byte ``start`` on; returns where they end."""
+    """Parse the complete lines from byte ``start`` on; return where they end."""
     rest = b""
     try:
         with path.open("rb") as file:
@@ -145,7 +145,7 @@ class RowWriter:
         return found
 
     def digest(self, size: int | None = None) -> str:
-        """SHA-256 of the first ``size`` bytes; by default of all that is written, which takes no time."""
+        """SHA-256 of the first ``size`` bytes; by default of all that has been written, which is known already."""
         found: str = (self._sha256 if size is None else self._hash_of(size)).hexdigest()
         return found
 

@@ -14,19 +14,19 @@ FILE = "nodes.json"
 
 @dataclass
 class NodeStatus:
-    """What the server knows of a node, since it started.
+    """What the server has learned about a node since it started.
 
     Attributes:
-        client: number of its client.
-        connected: whether it is.
+        client: id of its client.
+        connected: whether it is connected.
         last_seen: when its last response arrived, in seconds since 1970; 0 for never.
         samples: number of its training samples.
         rounds: rounds in which it has answered.
-        seconds: of its own work, as it reports them.
-        bytes_down: of all calls that it answered, those of evaluation too, which the ledger leaves out.
-        bytes_up: of the messages in its answers.
-        errors: calls that it has not answered validly.
-        error: the last of these, in words.
+        seconds: duration of its own work, as it reports it.
+        bytes_down: size of all calls that it answered, including evaluations, which the ledger leaves out.
+        bytes_up: size of the messages in its answers.
+        errors: number of calls without a valid answer.
+        error: the last of these errors, in words.
     """
 
     client: int
@@ -42,7 +42,7 @@ class NodeStatus:
 
 
 def write_nodes(run: Path, nodes: list[NodeStatus]) -> None:
-    """Write the status of all nodes into a run directory, in one step."""
+    """Write the status of all nodes into a run directory, atomically."""
     write_atomic(run / FILE, json.dumps({"nodes": [asdict(node) for node in nodes]}) + "\n")
 
 

@@ -1,6 +1,6 @@
 """What the clients of a seed own: how many samples, and how many of each class.
 
-    partition.csv     client,samples,CLASS,CLASS,...: a line for each client; without classes the first two columns
+    partition.csv     client,samples,CLASS,CLASS,...: a line for each client; without classes only the first two columns
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedsim.record.files import write_atomic
 
 FILE = "partition.csv"
 MOST = 100_000
-"""Clients above which no file is written."""
+"""Number of clients above which no file is written."""
 
 
 class Owned(NamedTuple):
@@ -26,7 +26,7 @@ class Owned(NamedTuple):
 
     Attributes:
         sizes: ``[n]`` int64.
-        counts: ``[n, C]`` int64, by class; None where samples have no class.
+        counts: ``[n, C]`` int64, by class; None if samples have no class.
         classes: names of the classes.
     """
 

@@ -1,4 +1,4 @@
-"""What clients own as a picture. Matplotlib is imported where it is used, because that takes a third of a second."""
+"""Picture of what clients own. Matplotlib is imported where it is used, because that takes a third of a second."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW = 100
+"""Number of clients up to which they are drawn one by one."""
 MOST_NAMES, LONGEST_NAME = 20, 16
 """Classes and characters up to which the names of classes are shown."""
 BLUE, GREY = "#2f6db3", "#555555"
@@ -26,10 +27,10 @@ def draw_owned(
 
     Args:
         sizes: ``[n]`` samples of each client.
-        counts: ``[n, C]`` those of each class; None where samples have no class.
-        whole: ``[C]`` those of the whole data set.
-        title: above the panels.
-        names: of the classes; by default their numbers.
+        counts: ``[n, C]`` samples of each class; None if samples have no class.
+        whole: ``[C]`` samples of each class in the whole data set.
+        title: title above the panels.
+        names: names of the classes; by default their numbers.
     """
     from matplotlib.figure import Figure
 
@@ -49,7 +50,7 @@ def draw_owned(
 
 
 def legend(axes: Axes) -> None:
-    """Name the mean above the panel, where it hides nothing, and leave out the frame that carries no information."""
+    """Name the mean above the panel, where the name hides nothing, and draw no frame."""
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), fontsize=8, frameon=False, borderaxespad=0)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -1,7 +1,7 @@
 """Rows of metrics as columns: parsed from JSON Lines, millions in seconds.
 
 The rows that `fedsim.record.metrics.RowWriter` writes have one form, which NumPy parses by the positions of commas and
-line ends. A block with any other row goes to the JSON parser, which decides what is a row at all.
+line ends. A block with a row of any other form is left to the JSON parser.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import numpy as np
 from fedsim.errors import RunError
 
 FORM = (b'{"round": ', b', "scope": ', b', "node": ', b', "metric": ', b', "value": ')
-"""What stands before the five values of a row; ``}`` ends it."""
+"""Text before each of the five values of a row; ``}`` ends the row."""
 WIDEST = 64
-"""Bytes of a name or number; longer ones are left to the JSON parser."""
-
+"""Most bytes of a name or number; rows with longer ones are left to the JSON parser."""
 DIGIT, NUMERIC = (np.isin(np.arange(256), np.frombuffer(of, np.uint8)) for of in (b"0123456789", b"0123456789+-.eE\0"))
-"""Bytes of numbers, and the zero behind them."""
-
+"""Which bytes are digits, and which can be in a number or in the zeros that pad it."""
 Key = tuple[str, str]
 """Scope and name of a metric."""
 
@@ -110,7 +108,7 @@ class RowParser:
             ) from error
 
     def _by_positions(self, block: bytes) -> tuple[np.ndarray, ...] | None:
-        """Parse rows of the one form; None where a row has another."""
+        """Parse rows of the usual form; None if a row has another."""
         data = np.frombuffer(block + bytes(WIDEST), np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
         commas = np.flatnonzero(data == ord(","))
@@ -153,7 +151,7 @@ def _windows(data: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
 
 
 def _fields(data: np.ndarray, starts: np.ndarray, widths: np.ndarray, multiple: int = 1) -> np.ndarray:
-    """``[N, W]`` bytes of fields, with zeros behind them."""
+    """``[N, W]`` bytes of fields, padded with zeros; W is a multiple of ``multiple``."""
     widest = -(-int(widths.max()) // multiple) * multiple
     fields = _windows(data, starts, widest)
     fields[np.arange(widest) >= widths[:, None]] = 0
@@ -161,7 +159,7 @@ def _fields(data: np.ndarray, starts: np.ndarray, widths: np.ndarray, multiple: 
 
 
 def _integers(data: np.ndarray, starts: np.ndarray, widths: np.ndarray, null: bool = False) -> np.ndarray | None:
-    """Integers from 0 on, or -1 for null; None where a field is neither."""
+    """Integers from 0 on, or -1 for null; None if a field is neither."""
     if int(widths.max()) > 18:
         return None
     fields = _fields(data, starts, widths, 4)
@@ -179,7 +177,7 @@ def _integers(data: np.ndarray, starts: np.ndarray, widths: np.ndarray, null: bo
 
 
 def _floats(data: np.ndarray, starts: np.ndarray, widths: np.ndarray) -> np.ndarray | None:
-    """Numbers, or NaN for null; None where a field is neither, as JSON has them."""
+    """Numbers, or NaN for null; None if a field is neither by JSON's grammar."""
     fields = _fields(data, starts, widths, 4)
     absent = np.all(fields[:, :4] == np.frombuffer(b"null", np.uint8), axis=1) & (widths == 4)
     fields[absent, :4] = np.frombuffer(b"0.0\0", np.uint8)
@@ -202,7 +200,7 @@ def _floats(data: np.ndarray, starts: np.ndarray, widths: np.ndarray) -> np.ndar
 
 
 def _texts(data: np.ndarray, starts: np.ndarray, widths: np.ndarray) -> tuple[list[str], np.ndarray] | None:
-    """Distinct strings, and the number ``[N]`` of each field among them; None where a field is no string."""
+    """Distinct strings, and the index ``[N]`` of each field among them; None if a field is not a string."""
     fields = _fields(data, starts, widths, 8)
     words = np.ascontiguousarray(fields).view(np.uint64)
     factors = 2 * np.random.Generator(np.random.Philox(0)).integers(2**62, size=words.shape[1], dtype=np.uint64) + 1

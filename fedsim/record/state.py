@@ -21,14 +21,16 @@ from fedsim.values import Far
 
 
 class Parts(NamedTuple):
-    """A state by names: tensors, as functions, so that they come to the host one by one; and memories of clients."""
+    """The parts of a state by name: its tensors, as functions that copy them to the host one by one, and the clients'
+    memories.
+    """
 
     tensors: dict[str, Callable[[], Tensor]]
     memories: dict[str, Mapping[int, Any]]
 
 
 def flatten(state: Any) -> Parts:
-    """Parts of a state by name."""
+    """Split a state into named tensors and memories."""
     parts = Parts({}, {})
     for field, value in zip(state._fields, state, strict=True):
         _name(parts, field, value)
@@ -41,7 +43,7 @@ def restore(template: Any, loaded: Loaded, put_rows: PutRows = copies) -> Any:
     Args:
         template: a state of the same algorithm, e.g. its initial state.
         loaded: the checkpoint.
-        put_rows: places tensors of nodes' memories, a stack of them, after it is read.
+        put_rows: places the rows of a stack of clients' memories.
     """
     x = template.x
     device = leaves(x.default if isinstance(x, Kept) else x)[0].device

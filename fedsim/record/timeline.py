@@ -16,9 +16,9 @@ from fedsim.record.files import write_atomic
 KINDS = ("download", "compute", "upload", "exchange", "behind", "wait", "absent", "lost")
 """What a client does: ``behind`` is communication behind its local work, ``lost`` is work that did not count."""
 SERVER = -1
-"""In place of a client: a round, from the server's call to its step."""
+"""Stands for a client in the spans of rounds, from the server's call to its step."""
 MOST = 4000
-"""Spans after which a timeline ends, with the round that it is in."""
+"""Number of spans after which a timeline ends, with the present round."""
 HEADER = ("round", "client", "kind", "start", "end")
 
 
@@ -33,11 +33,11 @@ class Span(NamedTuple):
 
 
 class Timeline:
-    """Spans of one seed, in the order in which they are known.
+    """Spans of one seed, in the order in which they become known.
 
     Args:
         path: the file.
-        done: rounds that have been saved; later ones in the file are forgotten.
+        done: the last round that a checkpoint holds; spans of later rounds in the file are dropped.
 
     Raises:
         RunError: the file is damaged.
@@ -54,14 +54,14 @@ class Timeline:
         return len(self.spans) >= MOST
 
     def add(self, round: int, ids: np.ndarray, kind: str, start: np.ndarray | float, end: np.ndarray | float) -> None:
-        """Add spans of clients ``ids [c]`` of some length, unless they are too many to see."""
+        """Add spans of clients ``ids [c]`` that are not empty, unless there are too many clients to draw."""
         if len(ids) > MOST:
             return
         rows = zip(ids.tolist(), *(np.broadcast_to(t, ids.shape).tolist() for t in (start, end)), strict=True)
         self.spans += [Span(round, client, kind, a, b) for client, a, b in rows if a < b < math.inf]
 
     def lose(self, round: int, ids: np.ndarray, stop: np.ndarray) -> None:
-        """Clients ``ids [c]`` stop, and what they did in the round is lost."""
+        """Mark what clients ``ids [c]`` did in a round as lost, and end it at ``stop [c]``."""
         until = dict(zip(ids.tolist(), stop.tolist(), strict=True))
         kept = []
         for span in self.spans:

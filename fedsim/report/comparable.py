@@ -19,7 +19,7 @@ OTHERWISE = ("data", "metrics", "partition", "rounds", "seed", "seeds", "evaluat
 
 
 def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
-    """Yield the differences that make these runs incomparable, as sentences."""
+    """Yield what makes these runs incomparable, in sentences."""
     for run in runs:
         if run.edited:
             yield f"{run.label}: its config.yaml was edited, and says other settings than the run was made with"

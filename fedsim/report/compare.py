@@ -1,9 +1,9 @@
 """Compare runs: final, late and best values, paired differences, and the cost of reaching a target.
 
 All numbers are means over seeds with 95 % Student-t intervals (`fedsim.report.statistics`). Differences are paired: a
-run and the baseline share data and initial model under the same seed, so what seeds have in common cancels. The cost
-of a target is counted to the first evaluated round that reaches it; a run with a seed that never does gets no mean, as
-that would be the mean of its lucky seeds.
+run and the baseline share data and initial model under the same seed, so the effect of the seed cancels. The cost of a
+target is counted up to the first evaluated round that reaches it. A run with a seed that never reaches it has no mean
+cost, which would be that of its lucky seeds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedsim.report.statistics import Estimate, best, default_target, estimate, f
 
 EXAMPLES = {"scope": "server/test", "metric": "accuracy"}
 LATE = 5
-"""Evaluations at the end whose mean is the late value: a single final value depends strongly on the last cohort."""
+"""Number of evaluations at the end whose mean is the late value; a final value depends strongly on the last cohort."""
 COSTS = {
     "round": "rounds",
     "megabytes": "MB",
@@ -35,7 +35,7 @@ COSTS = {
 }
 COUNTS = ("round", "gradient_evaluations")
 PAID = ("simulated", "total")
-"""Scopes of cumulative costs: they begin at 0, so that they have no best round and no target."""
+"""Scopes of cumulative costs, which begin at 0 and therefore have no best round and no target."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class RunSummary:
     Attributes:
         run: its series and settings.
         final: the metric at the last evaluated round.
-        late: mean over the last `LATE` evaluated rounds of each seed, without round 0; None where there are fewer.
+        late: mean over the last `LATE` evaluated rounds of each seed, without round 0; None if there are fewer.
         best: the best value over the evaluated rounds of each seed.
-        difference: final minus the final of the baseline, paired by seed; None for the baseline itself and where no
-            seed is common.
+        difference: final minus the final of the baseline, paired by seed; None for the baseline itself, and if the
+            runs have no seed in common.
         reached: number of seeds that reached the target.
         cost: cost at the target by name (`COSTS`); None unless all seeds reached it and recorded that cost.
-        p: of the difference, by a paired t-test, corrected for the number of runs that are compared with the baseline
-            (Holm 1979); None where there is no difference of two seeds or more.
+        p: p value of the difference, by a paired t-test, corrected for the number of runs that are compared with the
+            baseline (Holm 1979); None if fewer than two seeds are in common.
     """
 
     run: RunSeries
@@ -73,8 +73,8 @@ class Comparison:
         scope: model and samples measured, e.g. ``server/test``.
         metric: e.g. ``accuracy``.
         lower: whether lower values are better.
-        client: id of the client whose metric it is; None for one of all.
-        target: value that costs are counted to; None when every run diverged.
+        client: id of the client whose metric it is; None for a metric that belongs to no client.
+        target: value up to which costs are counted; None if every run diverged.
         baseline: label of the run that differences refer to.
         runs: in the order of the arguments.
         warnings: reasons why the numbers may not be comparable.
@@ -102,13 +102,14 @@ def compare(
     """Compare all runs at these paths.
 
     Args:
-        paths: runs, as `fedsim.run` returns them or by their directories, or folders that contain runs.
-        scope: which model on which data.
-        metric: name in the metrics file.
+        paths: runs as `fedsim.run` returns them, their directories, or folders that contain runs.
+        scope: model and samples of the metric.
+        metric: its name in the metrics file.
         target: count costs up to this value; by default a round number 5 to 7 % short of the best mean final value.
         baseline: label of a run, ``first``, or ``best`` (by mean final value).
-        client: id of a client, to compare its own metric: by default on its samples, or of its model on the test set.
-        labels: new labels of runs, by their directories or by the labels that they would have.
+        client: id of a client whose own metric to compare: by default on its samples, or that of its model on the test
+            set.
+        labels: new labels of runs, by their directories or default labels.
 
     Raises:
         RunError: no run there.
@@ -141,7 +142,7 @@ def _compared(
 
 
 def under(comparison: Comparison, name: str) -> Comparison:
-    """The same runs under another metric of no client, by its name or by scope and name; without a target.
+    """The same runs under another metric that belongs to no client, by its name or scope and name; without a target.
 
     Raises:
         ConfigError: a run never recorded it (names those that it did record).
@@ -154,7 +155,7 @@ def under(comparison: Comparison, name: str) -> Comparison:
 
 
 def directions(runs: Sequence[RunSeries]) -> dict[str, bool]:
-    """For the further metrics of runs, whether larger is better.
+    """Whether larger values are better, for the further metrics of runs.
 
     Raises:
         ConfigError: runs differ in it.
@@ -168,7 +169,7 @@ def directions(runs: Sequence[RunSeries]) -> dict[str, bool]:
 
 
 def paths_of(runs: Any) -> list[Path]:
-    """Paths of runs: of one or several, each a path, or an object that has one, such as what `fedsim.run` returns.
+    """Paths of one or several runs, each given by its path or by an object that has one, as `fedsim.run` returns it.
 
     Raises:
         ConfigError: something else was given.
@@ -218,7 +219,7 @@ def _summary(run: RunSeries, final: Estimate, reference: RunSeries, lower: bool,
 
 
 def _tested(summaries: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
-    """The same with the p of their differences, corrected for their number."""
+    """Add the p values of the differences, corrected for their number."""
     raw = {row: p_value(summary.difference) for row, summary in enumerate(summaries) if summary.difference}
     known = {row: p for row, p in raw.items() if p is not None}
     corrected = dict(zip(known, holm(list(known.values())), strict=True))

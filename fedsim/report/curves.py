@@ -27,17 +27,17 @@ from fedsim.report.statistics import estimates
 __all__ = ["DASHES", "PALETTE", "Curve", "Options", "curve_of", "curves", "draw"]
 
 WIDE = 30
-"""Quotient of the largest and the smallest value from which the vertical axis is logarithmic."""
+"""Ratio of the largest to the smallest value from which the vertical axis is logarithmic."""
 
 
 class Curve(NamedTuple):
     """Mean and interval over seeds at ``R`` rounds.
 
     Attributes:
-        x: ``[R]`` cost, the mean over seeds.
-        mean: ``[R]``.
-        half_width: ``[R]``; None for a single seed.
-        paid_before: the initial model has a cost, as of an exchange before round 1.
+        x: ``[R]`` costs, means over seeds.
+        mean: ``[R]`` means of the metric.
+        half_width: ``[R]`` half widths of their intervals; None for a single seed.
+        paid_before: whether the initial model has a cost, such as an exchange before round 1.
     """
 
     x: np.ndarray
@@ -57,11 +57,11 @@ def curves(
     """Draw the metric of all runs against ``x`` into a file; equal bytes for equal runs.
 
     Args:
-        comparison: runs to draw: a comparison of one metric, or the runs, whose accuracy on the test set is drawn.
-        path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
+        comparison: a comparison, whose metric is drawn, or runs, whose accuracy on the test set is drawn.
+        path: file whose suffix names the format (png, svg, pdf), or an open binary file, with ``format``.
         x: ``round``, ``megabytes``, ``megabytes_up``, ``paper_bits``, ``gradient_evaluations``, ``seconds`` on the host
             or, of experiments with a clock, ``simulated_seconds``.
-        format: needed without a file name.
+        format: format for an open file.
         also: further metrics, each in a panel of its own: names, or scope and name, as ``"clients/train loss_mean"``.
         options: title, size, axes, footnote and so on; see `Options`.
 
@@ -103,17 +103,17 @@ def draw(comparison: Comparison, x: str = "round", also: Sequence[str] = (), **o
 
 
 def check_cost(x: str) -> None:
-    """Refuse a horizontal axis that there is not.
+    """Check that there is a horizontal axis of this name.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is none.
     """
     if x not in AXES:
         raise ConfigError(f"x is {x!r}; {suggest(x, AXES)}")
 
 
 def check_recorded(x: str, values: Iterable[np.ndarray]) -> None:
-    """Refuse a horizontal axis on which no run has a place.
+    """Check that some run has recorded the cost of the horizontal axis.
 
     Raises:
         ConfigError: all ``values`` are NaN.
@@ -151,12 +151,12 @@ def _panel(
 
 
 def curve_of(seeds: Mapping[int, Series], x: str) -> Curve:
-    """Mean and interval at the rounds at which all seeds were evaluated."""
+    """Mean and interval at the rounds in which all seeds were evaluated."""
     return curves_of(seeds, [x])[x]
 
 
 def curves_of(seeds: Mapping[int, Series], axes: Iterable[str]) -> dict[str, Curve]:
-    """The same against several costs."""
+    """`curve_of` against several costs."""
     rounds = [series.cost["round"] for series in seeds.values()]
     common = reduce(shared, rounds)                        # sorted, each once
     rows = [_rows_of(common, own) for own in rounds]
@@ -170,7 +170,7 @@ def curves_of(seeds: Mapping[int, Series], axes: Iterable[str]) -> dict[str, Cur
 
 
 def _rows_of(rounds: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Row of each round in ``own``, which may end with a round twice, of which the later counts."""
+    """Row of each round in ``own``, whose last round may occur twice; the later row counts."""
     return np.searchsorted(own, rounds, side="right") - 1
 
 
@@ -189,10 +189,10 @@ def _plot(axes: Axes, curve: Curve, label: str, color: str, style: str, log: boo
 def scales(
     lower: bool, lines: Sequence[Curve], log_x: bool | None = None, log_y: bool | None = None
 ) -> tuple[bool, bool]:
-    """Logarithmic axes, as chosen or by the data.
+    """Whether the axes are logarithmic, as chosen or else by the data.
 
     Raises:
-        ConfigError: chosen, but nothing is positive.
+        ConfigError: a logarithmic axis was chosen, but no value is positive.
     """
     totals = [curve.x[-1] for curve in lines if curve.x[-1] > 0]
     values = np.concatenate([curve.mean[np.isfinite(curve.mean)] for curve in lines])
@@ -232,7 +232,7 @@ def _scale(
 
 
 def _number(value: float) -> str:
-    """A number as on an axis: 6.4e-09 is 6.4 · 10 to the power of -9, typeset."""
+    """A number for the legend, with a typeset power of ten instead of an exponent."""
     mantissa, _, exponent = f"{value:g}".partition("e")
     return rf"${mantissa} \times 10^{{{int(exponent)}}}$" if exponent else mantissa
 
@@ -243,7 +243,7 @@ def several(comparison: Comparison) -> bool:
 
 
 def scopes_of(comparison: Comparison) -> str:
-    """Model and samples that the metric was measured on, of all runs."""
+    """The scopes of all runs: the model and the samples of the metric."""
     return " or ".join(dict.fromkeys(summary.run.scope for summary in comparison.runs))
 
 

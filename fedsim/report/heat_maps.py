@@ -1,4 +1,4 @@
-"""Heat maps of numbers over two settings, one for each of several things compared. Drawn without pyplot."""
+"""Heat maps of numbers over two settings, in one or several panels. Drawn without pyplot."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def heat_maps(
     """Draw a heat map for each entry of ``values [len(rows), len(columns)]``, on one scale from 0 to 1.
 
     Args:
-        values: numbers by title; NaN is left white.
-        rows, columns: ticks.
-        labels: of the vertical and the horizontal axis.
-        path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format.
+        values: numbers by title of the panel; NaN is left white.
+        rows, columns: labels of the ticks.
+        labels: labels of the vertical and the horizontal axis.
+        path: file whose suffix, ``.png``, ``.svg`` or ``.pdf``, names the format.
 
     Raises:
         ConfigError: another file format.
@@ -43,14 +43,14 @@ def draw_maps(
     title: str = "",
     note: str = "",
 ) -> Figure:
-    """The figure of `heat_maps`; with a title and a note the best cell of each panel has a frame.
+    """The figure of `heat_maps`; with a title, the best cell of each panel is framed.
 
     Args:
         values, rows, columns, labels: see `heat_maps`.
-        limits: of the scale; None for those of the values.
-        lower: whether lower values are better, which are the brighter ones then.
-        title: above the panels.
-        note: below them.
+        limits: limits of the colour scale; None for those of the values.
+        lower: whether lower values are better and therefore brighter.
+        title: title above the panels.
+        note: text below the panels.
     """
     across = min(len(values), 4)
     down = math.ceil(len(values) / across)

@@ -1,6 +1,6 @@
 """The HTML report of one or several runs: one self-contained file that opens anywhere, without a network.
 
-Its curves are drawn by Plotly; without JavaScript the page shows pictures instead, and the tables as they are.
+Its charts are drawn by Plotly; without JavaScript the page shows pictures instead.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ CHART = """<noscript>{picture}</noscript>
 <div id="{name}" class="chart" data-about="{about}"></div>"""
 RUNS = '<div id="runs" class="controls runs" role="group" aria-label="runs"></div>'
 NAMED = 6
-"""Up to so many runs are named in the heading."""
+"""Most runs that are named in the heading."""
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The same text, ten times faster where PyYAML was built with libyaml."""
+"""Writes the same text, ten times as fast if PyYAML was built with libyaml."""
 CLIENTS = "Of every client its own metric, the mean over seeds. A flat line of sorted values: all clients fare alike."
 COSTS = "A point: a run at its end. On the front, with dark edges, are runs that no other one dominates in both."
 SWEEP = "Final metrics by two settings; where several runs have the same two, the best one."
@@ -107,7 +107,7 @@ def page_of(comparison: Comparison, live: bool = False) -> str:
 
 
 def _charts(comparison: Comparison, data: Mapping[str, Any], live: bool) -> list[str]:
-    """The charts, with pictures for readers without JavaScript; a live page is of no use to them."""
+    """The charts, with pictures for readers without JavaScript; a live page has none, as it needs JavaScript anyway."""
 
     def chart(name: str, about: str, picture: Callable[[], str]) -> str:
         return CHART.format(name=name, about=escape(about), picture="" if live else picture())
@@ -128,7 +128,7 @@ def _charts(comparison: Comparison, data: Mapping[str, Any], live: bool) -> list
 
 
 def update_of(comparison: Comparison) -> dict[str, Any]:
-    """What changes on a page while runs are under way: the numbers of `panels`, and ``summary``, HTML."""
+    """What changes on a page while runs are under way: the data of `panels`, and ``summary``, which is HTML."""
     summary = [
         _warnings(comparison.warnings),
         "<h2>Summary</h2>",
@@ -145,7 +145,7 @@ def _file(name: str) -> str:
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -176,7 +176,7 @@ def _last_round(run: RunSeries, seed: str) -> str:
 
 
 def _differences(runs: Sequence[RunSeries]) -> list[str]:
-    """The settings that runs do not share."""
+    """The settings that differ between runs."""
     settings = {run.label: dict(flat(run.config)) for run in runs}
     names = dict.fromkeys(name for leaves in settings.values() for name in leaves)
     rows = [[name, *(str(leaves.get(name, "–")) for leaves in settings.values())] for name in names]
@@ -214,7 +214,7 @@ def _run(run: RunSeries, metric: str, lower: bool) -> str:
 
 
 def _commands(run: RunSeries) -> str:
-    """How to repeat this run, and what it was made with."""
+    """Versions that made this run, and commands that repeat it."""
     path, versions = shlex.quote(str(run.path)), run.manifest.get("versions", {})
     commit = (run.manifest.get("git") or {}).get("commit")
     made = ", ".join([f"{name} {version}" for name, version in versions.items()] + [f"commit {commit}"] * bool(commit))

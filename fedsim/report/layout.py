@@ -1,4 +1,4 @@
-"""Layout that the pictures of comparisons share: colours, sizes, the legend above and the footnote below."""
+"""Common layout of the pictures of comparisons: colours, sizes, the legend above and the footnote below."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DASHES = ("-", "--", "-.", ":")
 
 
 class Size(NamedTuple):
-    """Of a figure without its legend: inches, and points of the font."""
+    """Width and height of a figure without its legend, in inches, and size of its font, in points."""
 
     width: float
     height: float
@@ -28,30 +28,32 @@ class Size(NamedTuple):
 
     @property
     def characters(self) -> int:
-        """Characters in a line, about."""
+        """Approximate number of characters in a line."""
         return int(self.width * 72 / (0.53 * self.font))
 
 
 SIZES = {"column": Size(3.4, 2.3, 7.0), "page": Size(7.0, 4.0, 9.5)}
 MOST_COLUMNS = 8
-"""Of a legend."""
+"""Most columns of a legend."""
 BORDER, HANDLE, GAP, SPACING = 0.2, 2.2, 0.8, 1.5
-"""Around a legend, of the line beside a label and to it, and between columns, in sizes of its font."""
+"""Lengths in a legend, in units of its font size: the border, the line of a label, the gap between this and the label,
+and the space between columns.
+"""
 
 
 class Options(TypedDict, total=False):
-    """Options of a figure; whatever is left out is chosen by the data.
+    """Options of a figure; what is left out is chosen by the data.
 
     Attributes:
-        title: above the legend; "" for none.
-        xlabel: of the horizontal axis.
-        ylabel: of the vertical axis.
-        footnote: below the axes, instead of the explanation of lines and bands; "" for none, as under a caption.
-        width: ``column`` (3.4 inches) or ``page`` (7 inches), the usual widths of journals, with fonts to suit.
-        height: inches of the whole figure; by default the axes keep their height, and the legend adds to it.
-        log_x: logarithmic horizontal axis; by default where one run pays over ten times what another does.
-        log_y: logarithmic vertical axis; by default where the metric is positive and spans a factor of 30 or more.
-        target_line: draw the target that costs are counted to; True by default.
+        title: title above the legend; "" for none.
+        xlabel: label of the horizontal axis.
+        ylabel: label of the vertical axis.
+        footnote: text below the axes, instead of the explanation of lines and bands; "" for none.
+        width: ``column`` (3.4 inches) or ``page`` (7 inches), the usual widths in journals, with suitable fonts.
+        height: height of the whole figure in inches; by default the legend adds to a fixed height of the axes.
+        log_x: logarithmic horizontal axis; by default if one run pays more than ten times what another does.
+        log_y: logarithmic vertical axis; by default if the metric is positive and spans a factor of 30 or more.
+        target_line: draw the target up to which costs are counted; True by default.
     """
 
     title: str
@@ -69,7 +71,7 @@ def size_of(options: Options) -> Size:
     """Size of a figure with these options.
 
     Raises:
-        ConfigError: an option is unknown, or no size.
+        ConfigError: an option is unknown, or a size is invalid.
     """
     for name in options.keys() - Options.__annotations__.keys():
         raise ConfigError(f"unknown option {name} of a figure: {suggest(name, list(Options.__annotations__))}")
@@ -82,12 +84,12 @@ def size_of(options: Options) -> Size:
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and dashes of the run at this place of a comparison, the same in every picture of it."""
+    """Colour and dashes of the run with this index in a comparison, the same in all of its pictures."""
     return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
 
 
 def sheet(options: Options, panels: int = 1) -> tuple[Figure, list[Axes], Size]:
-    """A figure with so many panels: side by side on a page, one below the other in a column; and its size."""
+    """A figure with panels, side by side on a page or one below the other in a column, and its size."""
     size = size_of(options)
     across = 1 if panels == 1 or size.width < 5 else 2 if panels in (2, 4) else 3
     down = -(-panels // across)
@@ -100,7 +102,7 @@ def sheet(options: Options, panels: int = 1) -> tuple[Figure, list[Axes], Size]:
 
 
 def plain(axes: Axes, size: Size) -> None:
-    """Leave out what carries no information."""
+    """Remove the frame at the top and right, and draw a faint grid."""
     axes.tick_params(which="both", labelsize=size.font if size.width < 5 else 0.95 * size.font)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9", lw=0.8)
@@ -110,7 +112,7 @@ def plain(axes: Axes, size: Size) -> None:
 def frame(
     figure: Figure, size: Size, options: Options, title: str, legend: Mapping[str, Artist], footnote: str
 ) -> None:
-    """Title and legend above the panels, where they hide nothing, and the footnote below."""
+    """Add the title and the legend above the panels, and the footnote below."""
     footnote = textwrap.fill(options.get("footnote", footnote), int(size.characters / 0.85))
     if footnote:
         figure.supxlabel(footnote, fontsize=0.85 * size.font, color="0.35", x=0.01, ha="left", linespacing=1.3)
@@ -132,8 +134,8 @@ def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], ti
 
 
 def _columns(figure: Figure, labels: Sequence[str], font: float) -> int:
-    """How many columns of a legend fit beside each other, by the widths of their labels: to make a legend of many
-    entries only to see how wide it is takes longer than to draw what they stand for.
+    """Number of columns of a legend that fit, by the widths of their labels. Making a legend with many entries to
+    measure its width would take longer than drawing the figure.
     """
     unit, probe = font * figure.dpi / 72, figure.text(0, 0, "", fontsize=font)
     widths = []

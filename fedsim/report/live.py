@@ -1,4 +1,4 @@
-"""A live page of runs, sweeps and deployments: the report, on this machine alone, renewed while they are under way."""
+"""A live page of runs, sweeps and deployments: the report, served on this machine only and updated while they run."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class LivePage:
     """Page of a comparison that follows its runs.
 
     Args:
-        comparison: makes the comparison, anew at each call.
-        watched: folders of the runs; the page is made anew where a file below them has grown.
+        comparison: function that compares the runs as they are now.
+        watched: folders of the runs; the comparison is repeated when a file below them has changed.
 
     Attributes:
-        token: without it nothing is answered.
+        token: secret that every request has to contain.
     """
 
     def __init__(self, comparison: Callable[[], Comparison], watched: Sequence[Path]) -> None:
@@ -88,10 +88,10 @@ def server_of(page: LivePage, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
 
     Args:
         page: what to serve.
-        port: 0 for a free one.
+        port: its port; 0 for a free one.
 
     Raises:
-        ConfigError: it is no port.
+        ConfigError: there is no such port.
         RunError: the port cannot be used.
     """
 

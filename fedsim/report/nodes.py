@@ -1,4 +1,4 @@
-"""Nodes of a deployment as a table, as HTML, and in the text format of Prometheus."""
+"""Nodes of a deployment as a table for the terminal, as HTML, and in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def _number(value: float, digits: int) -> str:
 
 
 def render_nodes(nodes: Iterable[NodeStatus]) -> Group:
-    """A table for a terminal of 80 columns; what it counts, and the last errors, are lines below it."""
+    """A table for a terminal of 80 columns, with an explanation and the last errors below it."""
     listed, now = list(nodes), time.time()
     table = Table(box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(COLUMNS[:-1]):
         table.add_column(name, justify="left" if place == 1 else "right", no_wrap=True)
     for node in listed:
-        table.add_row(*map(Text, cells(node, now)[:-1]))   # a Text, as markup in what a node says is none of ours
+        table.add_row(*map(Text, cells(node, now)[:-1]))   # as Text, so that rich reads no markup in a node's words
     errors = [Text(f"client {node.client}, last error: {node.error}") for node in listed if node.error]
     return Group(table, Text(TRAFFIC), *errors)
 
 
 def nodes_as_html(nodes: Iterable[NodeStatus]) -> str:
-    """A table for a page; empty without nodes."""
+    """A table for an HTML page; empty without nodes."""
     rows = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(node, time.time()))}</tr>" for node in nodes]
     head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
     body = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

@@ -1,4 +1,4 @@
-"""Numbers of the interactive part of a report: every metric of every run against every cost, as plain values."""
+"""Data of the interactive charts of a report: every metric of every run against every cost, as plain values."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fedsim.report.series import AXES, OF_CLIENTS, RunSeries, Series, series_of
 from fedsim.report.sweep_maps import in_order, in_words, varied_settings
 
 EACH = 1000
-"""Most clients that are shown one by one."""
+"""Most clients that are drawn one by one."""
 SHARES = 101
 """Points of a curve over clients: the percentiles."""
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
 
 def panels(comparison: Comparison) -> dict[str, Any]:
-    """Everything that the page draws, as JSON-able values; NaN is None.
+    """Everything that the page draws, as values for JSON; None stands for NaN.
 
     Returns:
         ``runs``: label, colour and dashes; ``axes``: label by cost; ``metrics``: for each a title, whether it is drawn
@@ -68,7 +68,7 @@ def _pareto(comparison: Comparison) -> dict[str, Any]:
 
 
 def _settings(runs: Sequence[RunSeries]) -> dict[str, Any] | None:
-    """Settings that every run has, for a heat map; None unless there are two, and runs to fill it."""
+    """Settings that differ and that every run has, for a heat map; None for fewer than two settings or four runs."""
     known = {name: values for name, values in varied_settings(runs).items() if None not in values}
     varied = {name: [in_words(value) for value in values] for name, values in known.items()}
     ordered = {name: in_order(values) for name, values in known.items()}
@@ -100,7 +100,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
 def _others(
     comparison: Comparison, runs: Sequence[RunSeries], recorded: Sequence[Mapping[int, Recorded]]
 ) -> list[dict[str, Any]]:
-    """All other metrics that belong to no single client, and are no costs."""
+    """All other metrics that belong to no single client and are not costs."""
     larger = directions(runs)
     known = {key for run in runs for series in run.seeds.values() for key in series.last if key[0] not in PAID}
     shown = {(run.scope, comparison.metric) for run in runs} if comparison.client is None else set()
@@ -143,7 +143,7 @@ def _plain(curves: Mapping[str, Curve]) -> dict[str, Any]:
 
 
 def _clients(recorded: Sequence[Mapping[int, Recorded]]) -> list[dict[str, Any]]:
-    """Percentiles over clients of their metrics, those of the last evaluation of each client."""
+    """Percentiles over clients of their metrics at their last evaluation, and quantiles by round."""
     every = {key for seeds in recorded for files in seeds.values() for key in files.clients}
     keys = sorted(key for key in every if key[0] in OF_CLIENTS)
     shares = np.linspace(0, 100, SHARES)
@@ -167,7 +167,7 @@ def _clients(recorded: Sequence[Mapping[int, Recorded]]) -> list[dict[str, Any]]
 
 
 def _one_by_one(seeds: Sequence[Mapping[int, float]]) -> dict[str, Any]:
-    """Mean over seeds of the last value of each client, of every other one and so on if they are too many."""
+    """Mean over seeds of the last value of each client; if there are too many, of every second one, third one, ..."""
     clients = sorted({client for values in seeds for client in values})
     clients = clients[:: -(-len(clients) // EACH)]
     means = [np.mean([values[client] for values in seeds if client in values]) for client in clients]
@@ -175,5 +175,5 @@ def _one_by_one(seeds: Sequence[Mapping[int, float]]) -> dict[str, Any]:
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """Six digits are more than a picture shows, and a third of the bytes."""
+    """Values for JSON, with six digits: more than a picture shows, in a third of the bytes."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""The Pareto front of runs: which have a better final metric than all that cost no more."""
+"""The Pareto front of runs: those with a better final metric than all runs that cost no more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedsim.report.statistics import Estimate, estimate
 
 MARKERS = "os^DvPX"
 NAMED = 12
-"""Up to so many runs are named beside their points."""
+"""Most runs that are named beside their points."""
 
 
 def pareto(
@@ -32,14 +32,14 @@ def pareto(
     format: str | None = None,
     **options: Unpack[Options],
 ) -> None:
-    """Draw the final metric of each run against what the whole run cost, and the front that no run is beyond.
+    """Draw the final metric of each run against the cost of the whole run, and the Pareto front.
 
     Args:
-        comparison: of runs.
-        path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
-        x: see `fedsim.curves`.
-        format: needed without a file name.
-        options: see `fedsim.report.layout.Options`; the target line is drawn.
+        comparison: comparison of the runs.
+        path: file whose suffix names the format (png, svg, pdf), or an open binary file, with ``format``.
+        x: the cost; see `fedsim.curves`.
+        format: format for an open file.
+        options: see `fedsim.report.layout.Options`; there is no target line.
 
     Raises:
         ConfigError: the metric is itself a cost, or no run recorded the cost ``x``.
@@ -79,7 +79,7 @@ def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[
         axes.set_yscale("log")
     place = sorted(first, key=lambda index: costs[index].mean)
     corners = np.array([[costs[index].mean, finals[index].mean] for index in place])
-    if len(np.unique(corners, axis=0)) > 1:                # no line is seen through one point
+    if len(np.unique(corners, axis=0)) > 1:                # a line through one point cannot be seen
         (line,) = axes.step(*corners.T, where="post", color="0.45", lw=1.1, ls=(0, (4, 2)), zorder=2)
         legend["Pareto front"] = line
     if 1 < len(comparison.runs) <= NAMED:
@@ -112,12 +112,12 @@ def draw_pareto(comparison: Comparison, x: str = "megabytes", **options: Unpack[
 
 
 def total(run: RunSeries, x: str) -> Estimate:
-    """What a run cost in all, over its seeds."""
+    """Total cost of a run, over its seeds."""
     return estimate([float(series.cost[x][-1]) for series in run.seeds.values()])
 
 
 def front(costs: Sequence[float], values: Sequence[float], lower: bool) -> list[int]:
-    """Places of the points that no other one dominates: none costs as little and is as good, and one of both better."""
+    """Indices of the points that no other one dominates: none is at least as good in both, and better in one."""
     points = [(cost, value if lower else -value) for cost, value in zip(costs, values, strict=True)]
     known = [index for index, point in enumerate(points) if np.isfinite(point).all()]
     return [

@@ -22,11 +22,11 @@ from fedsim.report.sweep_maps import heat_map
 from fedsim.report.timeline_picture import timeline
 
 MANY = 20
-"""Runs from which a report has fewer pictures."""
+"""Number of runs above which a report has fewer pictures."""
 MOST = 6
-"""Partitions and topologies that are drawn."""
+"""Most partitions, and most topologies, that are drawn."""
 MOST_NODES = 300
-"""Nodes of a topology that is drawn."""
+"""Most nodes of a topology that is drawn."""
 
 
 def note(text: str) -> str:
@@ -35,9 +35,7 @@ def note(text: str) -> str:
 
 
 def image(about: str, draw: Callable[[IO[bytes]], object]) -> str:
-    """An image element, or the reason why there is none; as an image and not as inline SVG, so that equal ids in two
-    drawings cannot meet.
-    """
+    """An image element, or the reason why there is none. It is not inline SVG, as two drawings may have equal ids."""
     drawing = io.BytesIO()
     try:
         draw(drawing)
@@ -48,7 +46,7 @@ def image(about: str, draw: Callable[[IO[bytes]], object]) -> str:
 
 
 def of_curves(comparison: Comparison) -> str:
-    """The metric against its costs; those of many runs take long, and are only drawn against rounds."""
+    """The metric against its costs; for many runs, which take long, only against rounds."""
     axes = ["round", "megabytes", *(["simulated_seconds"] if "simulated_seconds" in costs_of(comparison) else [])]
     drawn = [
         image(f"{comparison.metric} against {AXES[x]}", lambda file, x=x: curves(comparison, file, x, format="svg"))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What a seed of a run recorded, read once and indexed by scope and metric."""
+"""The rows that a seed of a run recorded, read once and indexed by scope and metric."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Column(NamedTuple):
     value: np.ndarray
 
     def at(self, rounds: np.ndarray) -> np.ndarray:
-        """``[R]`` the values at these rounds; NaN where there is none."""
+        """Values ``[R]`` at these rounds; NaN where there is none."""
         if not len(self.round):
             return np.full(len(rounds), np.nan)
         place = np.minimum(np.searchsorted(self.round, rounds), len(self.round) - 1)
@@ -38,7 +38,7 @@ NONE = Column(np.empty(0, np.int64), np.empty(0))
 
 
 class OfClients(NamedTuple):
-    """A metric of single clients, in the order it was recorded.
+    """A metric of single clients, in the order in which it was recorded.
 
     Attributes:
         round: ``[N]`` int64.
@@ -51,7 +51,7 @@ class OfClients(NamedTuple):
     value: np.ndarray
 
     def last(self) -> dict[int, float]:
-        """The last value of each client that has one, if it is finite."""
+        """The last value of each client, if it is finite."""
         values = dict(zip(self.node.tolist(), self.value.tolist(), strict=True))   # later rows win
         return {node: value for node, value in values.items() if math.isfinite(value)}
 
@@ -90,7 +90,7 @@ class Recorded:
 
     @cached_property
     def paid(self) -> dict[str, Column]:
-        """The cumulative costs by name: what `fedsim.report.series.AXES` are made of, without the round itself."""
+        """The cumulative costs by name: all `fedsim.report.series.AXES` but the round itself."""
         up, down = (self.shared.get(("total", f"bytes_{way}"), NONE) for way in ("up", "down"))
         bits = self.shared.get(("total", "paper_bits"), NONE)
         begun = bits.value[bits.round == 0].sum()          # papers do not count an initial exchange of whole vectors
@@ -111,7 +111,7 @@ class Recorded:
         return by_round(skipped[0].round, skipped[0].node) if skipped else {}
 
     def column(self, scope: str, metric: str, client: int | None = None) -> Column:
-        """A metric by round, or that of a client; empty if it was not recorded."""
+        """A metric, or that of a client, by round; empty if it was not recorded."""
         if client is None:
             return self.shared.get((scope, metric), NONE)
         return self.clients[scope, metric].of(client) if (scope, metric) in self.clients else NONE
@@ -135,5 +135,5 @@ def _column(rounds: np.ndarray, values: np.ndarray) -> Column:
 
 
 def costs_at(rounds: np.ndarray, paid: Mapping[str, Column]) -> dict[str, np.ndarray]:
-    """What was paid by these rounds, by `fedsim.report.series.AXES`."""
+    """Cumulative costs at these rounds, by `fedsim.report.series.AXES`."""
     return {"round": rounds.astype(np.float64), **{name: column.at(rounds) for name, column in paid.items()}}

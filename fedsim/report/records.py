@@ -12,7 +12,7 @@ from fedsim.report.compare import PAID, Comparison, costs_of
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """One flat record a run: ``final_mean``, ``final_half_width``, ``final_seeds``, ...; None: no number."""
+    """One flat record for each run: ``final_mean``, ``final_half_width``, ``final_seeds``, ...; None for no number."""
     rows: list[dict[str, Any]] = []
     for summary in comparison.runs:
         row: dict[str, Any] = {"run": summary.run.label, "path": str(summary.run.path), "reached": summary.reached}

@@ -1,4 +1,4 @@
-"""Ribbons: how a metric of single clients is distributed over them, from round to round.
+"""Ribbons: the distribution of a metric over clients, by round.
 
 Quantiles are taken over the clients that were measured in a round, for each seed, and then averaged over seeds.
 """
@@ -27,20 +27,20 @@ from fedsim.report.recorded import OfClients, Recorded, costs_at
 from fedsim.report.series import AXES, OF_CLIENTS
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""The outer and the inner ribbon, and the line between."""
+"""The edges of the outer and the inner ribbon, and the line in the middle."""
 POINTS = 1000
-"""Most points of a ribbon; of longer ones these are taken at equal distances."""
+"""Most points of a ribbon; a longer one is drawn at equidistant rounds."""
 MOST_RUNS = 12
 """More panels than this are too small to read."""
 
 
 class Ribbon(NamedTuple):
-    """Quantiles over clients, the means over seeds.
+    """Quantiles over clients, as means over seeds.
 
     Attributes:
-        x: for each cost ``[R]``, the means over seeds.
-        value: ``[len(QUANTILES), R]``.
-        clients: ``[R]`` clients that were measured, the mean over seeds.
+        x: costs ``[R]`` by name, means over seeds.
+        value: quantiles ``[len(QUANTILES), R]``.
+        clients: number ``[R]`` of clients that were measured, mean over seeds.
     """
 
     x: Mapping[str, np.ndarray]
@@ -57,14 +57,14 @@ def ribbons(
 ) -> None:
     """Draw the quantiles over clients of the metric of a comparison, a panel for each run.
 
-    The metric is that of single clients by the name of the comparison's, such as the accuracy of the server's model on
-    each client's samples: see ``evaluation.clients_every``.
+    This is the metric of single clients that has the name of the comparison's metric, such as the accuracy of the
+    server's model on each client's samples; see ``evaluation.clients_every``.
 
     Args:
-        comparison: of runs, at most `MOST_RUNS`.
-        path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
-        x: see `fedsim.curves`.
-        format: needed without a file name.
+        comparison: comparison of at most `MOST_RUNS` runs.
+        path: file whose suffix names the format (png, svg, pdf), or an open binary file, with ``format``.
+        x: the cost; see `fedsim.curves`.
+        format: format for an open file.
         options: see `fedsim.report.layout.Options`; there is no target line.
 
     Raises:
@@ -106,10 +106,10 @@ def draw_ribbons(comparison: Comparison, x: str = "round", **options: Unpack[Opt
 
 
 def client_metric(recorded: Sequence[Mapping[int, Recorded]], metric: str) -> Key:
-    """Scope and name of this metric of single clients, of the first scope that some run has.
+    """Scope and name of this metric of single clients, in the first scope in which some run has it.
 
     Raises:
-        ConfigError: no run has any.
+        ConfigError: no run has it.
     """
     known = {key for seeds in recorded for files in seeds.values() for key in files.clients}
     for scope in OF_CLIENTS:
@@ -123,7 +123,7 @@ def client_metric(recorded: Sequence[Mapping[int, Recorded]], metric: str) -> Ke
 
 
 def ribbon_of(recorded: Mapping[int, Recorded], key: Key) -> Ribbon | None:
-    """The ribbon of a run at the rounds that all its seeds have; None if a seed has none."""
+    """The ribbon of a run at the rounds that all its seeds have; None if a seed has no values."""
     seeds = [files for files in recorded.values() if key in files.clients]
     if not seeds or len(seeds) < len(recorded):
         return None
@@ -138,7 +138,7 @@ def ribbon_of(recorded: Mapping[int, Recorded], key: Key) -> Ribbon | None:
 
 
 def _quantiles(of: OfClients, rounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``[len(QUANTILES), R]`` quantiles of the finite values, and their number ``[R]``."""
+    """Quantiles ``[len(QUANTILES), R]`` of the finite values, and their number ``[R]``."""
     known = np.isfinite(of.value)
     order = np.argsort(of.round[known], kind="stable")
     sorted_rounds, values = of.round[known][order], of.value[known][order]

@@ -33,11 +33,11 @@ AXES = {
 }
 
 OF_SOME = {"simulated_seconds": ", as those with a clock do (--clock Clock)"}
-"""Axes that few runs have, and which."""
+"""Which runs have an axis that others lack."""
 
 INSTEAD = {"server/test": "average/test", "personal/holdout": "clients/holdout", "personal/train": "clients/train"}
-"""Replacement of a scope in runs without a server, the average of the nodes' models, and in those without personal
-models, the server's.
+"""Scopes that stand for others: without a server the average of the nodes' models stands for the server's, and without
+personal models the server's stands for them.
 """
 OF_CLIENTS = ("clients/holdout", "clients/train", "nodes/test", "nodes/holdout")
 """Scopes with a value for each client."""
@@ -48,8 +48,8 @@ class Series:
     """One metric of one seed at its ``T`` evaluated rounds.
 
     Attributes:
-        value: ``[T]`` float64 the metric.
-        cost: for each of `AXES` ``[T]`` float64, cumulative cost since round 0; NaN where it was not recorded.
+        value: ``[T]`` float64 values of the metric.
+        cost: ``[T]`` float64 cumulative costs since round 0, by `AXES`; NaN where they were not recorded.
         last: the last value of every (scope, metric) that belongs to no client.
         absent: clients missing from a round, by round.
     """
@@ -75,9 +75,9 @@ class RunSeries:
         manifest: versions, hashes, seeds and status.
         seeds: series by seed, of the seeds that have been evaluated at least once or diverged; NaN after the last
             evaluation of a seed that diverged.
-        scope: that was read: without a server the average of the nodes' models stands for the server's.
-        recorded: all that was recorded, by seed.
-        edited: whether ``config.yaml`` says other settings than the run was made with.
+        scope: the scope that was read, perhaps by way of `INSTEAD`.
+        recorded: everything that was recorded, by seed.
+        edited: whether ``config.yaml`` has other settings than the run was made with.
     """
 
     label: str
@@ -90,7 +90,7 @@ class RunSeries:
     edited: bool = False
 
     def of_nan(self, seed: int | None = None) -> str:
-        """What a value NaN says: "diverged", if this seed, or any, failed; otherwise the metric is "undefined"."""
+        """What NaN means: "diverged" if this seed, by default any seed, failed; otherwise "undefined"."""
         states = [status["state"] for each, status in self.manifest["status"].items() if seed in (None, int(each))]
         return "diverged" if "failed" in states else "undefined"
 
@@ -98,8 +98,8 @@ class RunSeries:
 def find_runs(paths: Sequence[Path]) -> list[RunDirectory]:
     """The runs at these paths, each a run or a folder that contains runs at any depth.
 
-    In a folder they are in the order in which they were started, so that the first is the baseline wherever they are
-    shown; those of a sweep in the order of its points.
+    The runs in a folder are in the order in which they were started, so that the first one is the baseline wherever
+    they are shown; the runs of a sweep are in the order of its points.
 
     Raises:
         RunError: a path holds no run.
@@ -134,7 +134,7 @@ def _runs_below(path: Path) -> list[RunDirectory]:
 
 
 def _points(path: Path) -> list[str]:
-    """Names of the points of a sweep, in their order; none of another folder."""
+    """Names of the points of a sweep, in order; empty for a folder that is not a sweep."""
     file = path / SWEEP
     if not file.is_file():
         return []
@@ -145,7 +145,7 @@ def _points(path: Path) -> list[str]:
 
 
 def _started(run: RunDirectory) -> float:
-    """Time at which a run was started; that of 0.1.0 is given in whole seconds."""
+    """Time at which a run was started; version 0.1.0 wrote whole seconds."""
     try:
         return datetime.fromisoformat(run.manifest["created"]).timestamp()
     except (KeyError, TypeError, ValueError):
@@ -167,7 +167,7 @@ class LoadedRuns(NamedTuple):
 
     Attributes:
         runs: their series.
-        left_out: which of several runs measured nothing, and why, in words.
+        left_out: which of several runs have measured nothing, and why, in words.
     """
 
     runs: list[RunSeries]
@@ -251,23 +251,23 @@ def _load_seeds(
 
 
 def under_metric(run: RunSeries, scope: str, metric: str) -> RunSeries:
-    """The same run under another metric of no client.
+    """The same run under another metric that belongs to no client.
 
     Raises:
-        ConfigError: it was never recorded (names those that were).
+        ConfigError: it was never recorded; names the metrics that were.
     """
     seeds, found = _load_seeds(run.path, run.manifest, run.recorded, scope, metric)
     return replace(run, seeds=seeds, scope=found)
 
 
 def _begun(seed: Path) -> bool:
-    """Whether there is something to read: ``timing.jsonl`` is the last file made, and does not go again."""
+    """Whether there is something to read: ``timing.jsonl`` is the last file to be made, and stays."""
     metrics = seed / "metrics.jsonl"
     return (seed / "timing.jsonl").exists() or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def _to_its_end(series: Series) -> Series:
-    """Append NaN, at the cost of the last evaluation, to the series of a seed that diverged."""
+    """Append NaN, at the cost of the last evaluation, to the series of a diverged seed."""
     cost = {name: np.append(paid, paid[-1]) for name, paid in series.cost.items()}
     return replace(series, value=np.append(series.value, np.nan), cost=cost)
 
@@ -280,16 +280,16 @@ def _diverged(manifest: Mapping[str, Any]) -> list[int]:
 
 
 def series_of(recorded: Recorded, scope: str, metric: str, client: int | None = None) -> Series:
-    """A metric of a seed, or that of a client, with the costs that were paid by then."""
+    """A metric of a seed, or that of a client, with its cumulative costs."""
     column = recorded.column(scope, metric, client)
     return Series(column.value, costs_at(column.round, recorded.paid), recorded.last, recorded.absent)
 
 
 def relabelled(runs: Sequence[RunSeries], labels: Mapping[str, str]) -> list[RunSeries]:
-    """The runs with new labels for those that are named by their directory or by their label.
+    """The runs with new labels, given by directory or by present label.
 
     Raises:
-        ConfigError: a name is that of no run, or two runs would have one label.
+        ConfigError: a name is that of no run, or two runs would have the same label.
     """
     new: dict[Path, str] = {}
     for name, label in labels.items():

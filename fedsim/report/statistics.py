@@ -1,7 +1,7 @@
-"""Statistics over seeds: Student-t intervals, and the target that costs are counted to.
+"""Statistics over seeds: Student-t intervals, p values, and the target up to which costs are counted.
 
-Interval: mean ± t(0.975, n - 1) · s / √n, with the sample standard deviation s. It supposes about normal values over
-seeds; intervals of several runs or metrics are not corrected for their number; `holm` corrects p values.
+The interval is mean ± t(0.975, n - 1) · s / √n, with the sample standard deviation s. It assumes roughly normal values
+over seeds. Intervals of several runs or metrics are not corrected for their number; `holm` corrects p values.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-        mean: arithmetic mean; NaN when a seed diverged.
-        half_width: of the 95 % Student-t interval; None for a single seed, where no interval exists.
+        mean: arithmetic mean; NaN if a seed diverged.
+        half_width: half width of the 95 % Student-t interval; None for a single seed, which has none.
         seeds: number of seeds.
     """
 
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval of one value a seed."""
+    """Mean and 95 % interval of values, one for each seed."""
     n = len(values)
     if n < 2:
         return Estimate(float(values[0]), None, n)
@@ -42,7 +42,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def estimates(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Means ``[T]`` and half widths ``[T]``, as of `estimate`, over the seeds of ``values [S, T]``."""
+    """Means ``[T]`` and half widths ``[T]`` over the S seeds of ``values [S, T]``; see `estimate`."""
     n, mean = len(values), values.mean(axis=0)
     if n < 2:
         return mean, None
@@ -52,7 +52,7 @@ def estimates(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def p_value(difference: Estimate) -> float | None:
-    """Two-sided p of a mean of paired differences against 0 (Student's t); None without interval, or of a NaN."""
+    """Two-sided p value of a mean of paired differences against 0 (Student's t); None if there is no interval."""
     if difference.half_width is None or math.isnan(difference.mean):
         return None
     if difference.half_width == 0:
@@ -65,7 +65,7 @@ def p_value(difference: Estimate) -> float | None:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979), in their order: they bound the chance of any false rejection."""
+    """p values corrected for their number (Holm 1979), in the same order; they bound the family-wise error rate."""
     order, corrected, largest = sorted(range(len(p)), key=lambda index: p[index]), [0.0] * len(p), 0.0
     for rank, index in enumerate(order):
         largest = corrected[index] = max(largest, min(1.0, (len(p) - rank) * p[index]))
@@ -73,23 +73,23 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def best(values: Sequence[float] | np.ndarray, lower: bool) -> float:
-    """The best value, the ``lower`` or the larger ones being better; NaN when there is none but NaN."""
+    """The least value if ``lower`` values are better, otherwise the largest; NaN if all are NaN."""
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]
     return float(known.min() if lower else known.max()) if len(known) else math.nan
 
 
 def first_reached(values: np.ndarray, target: float, lower: bool) -> int | None:
-    """Index of the first of ``[T]`` values that is as good as the target; None when there is none."""
+    """Index of the first of the values ``[T]`` that is as good as the target; None if there is none."""
     hits = np.flatnonzero(values <= target if lower else values >= target)
     return int(hits[0]) if len(hits) else None
 
 
 def default_target(finals: Sequence[float], lower: bool) -> float | None:
-    """A round number 5 to 7 % short of the best of these mean final values; None when all diverged.
+    """A round number 5 to 7 % short of the best of these mean final values; None if all diverged.
 
-    5 % short, then further away from the best to the next multiple of a step: the largest of 1, 2 or 5 times a power of
-    ten that is at most 2 % of the value. 0.8745 gives 0.83, a loss of 0.318 gives 0.335.
+    The value 5 % short of the best is moved further away to the next multiple of a step, which is 1, 2 or 5 times a
+    power of ten and at most 2 % of the value. An accuracy of 0.8745 gives 0.83, a loss of 0.318 gives 0.335.
     """
     reachable = best(finals, lower)
     if not math.isfinite(reachable):

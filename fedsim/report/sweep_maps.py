@@ -1,4 +1,4 @@
-"""Heat maps of a sweep: the final metric over two settings that runs do not share."""
+"""Heat maps of a sweep: the final metric over two settings that differ between runs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class SweepMap(NamedTuple):
     """Final values over two settings.
 
     Attributes:
-        rows, columns: names of both settings, and their values in order.
-        panels: by the name of the method ``[rows, columns]`` means over seeds; the best one where several runs have the
-            same two values; NaN where there is none.
+        rows, columns: name of a setting, and its values in order.
+        panels: means over seeds ``[rows, columns]`` by method; the best one where several runs have the same two
+            values, NaN where there is no run.
         further: other settings that differ.
     """
 
@@ -47,11 +47,11 @@ def heat_map(
     """Draw the final metric of the runs of a sweep over two of their settings, a panel for each method.
 
     Args:
-        comparison: of the runs.
-        path: file, its ending names the format (png, svg, pdf), or an open binary file with ``format``.
-        settings: both, vertical and horizontal, such as ``["local.epochs", "algorithm.lr"]``; by default those that
-            differ, if they are two.
-        format: needed without a file name.
+        comparison: comparison of the runs.
+        path: file whose suffix names the format (png, svg, pdf), or an open binary file, with ``format``.
+        settings: the vertical and the horizontal one, such as ``["local.epochs", "algorithm.lr"]``; by default those
+            that differ, if they are two.
+        format: format for an open file.
 
     Raises:
         ConfigError: not two settings differ, or unknown ones were chosen.
@@ -102,7 +102,7 @@ def map_of(comparison: Comparison, settings: Sequence[str] | None = None) -> Swe
 
 
 def varied_settings(runs: Sequence[RunSeries]) -> dict[str, list[Any]]:
-    """Settings that differ between runs, with the value of each run; without those that have no part in a result."""
+    """Settings that differ between runs and affect results, with the value of each run."""
     leaves = [dict(flat(run.config)) for run in runs]
     names = dict.fromkeys(name for settings in leaves for name in settings)
     values = {name: [settings.get(name) for settings in leaves] for name in names}

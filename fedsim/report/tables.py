@@ -1,7 +1,7 @@
 """A comparison as a table for papers and pages: LaTeX with booktabs, and Markdown.
 
-The best mean of each column is bold, by the direction of the metric, and the lowest cost; the difference of the
-baseline to itself counts as 0. Bold says nothing of significance: intervals may overlap.
+The best mean of each column is bold, by the direction of the metric, or the lowest cost. The difference of the baseline
+to itself counts as 0. Bold says nothing about significance: intervals may overlap.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def to_latex(comparison: Comparison, columns: Sequence[str] | None = None) -> st
     """The comparison as a LaTeX ``tabular``, which needs the package booktabs; the notes and warnings are comments.
 
     Args:
-        columns: of ``seeds``, ``final``, ``late``, ``best``, ``difference``, ``p``, ``round``, ``megabytes``,
-            ``gradient_evaluations`` and ``simulated_seconds``, in the order to show; by default all but ``p``.
+        columns: columns to show, in order, among ``seeds``, ``final``, ``late``, ``best``, ``difference``, ``p``,
+            ``round``, ``megabytes``, ``gradient_evaluations`` and ``simulated_seconds``; by default all but ``p``.
 
     Raises:
-        ConfigError: no such column.
+        ConfigError: there is no such column.
     """
     head, *rows = _grid(comparison, columns, _latex, _latex_cell)
     lines = [f"% {' '.join(line.split())}\n" for line in _remarks(comparison, columns)]
@@ -45,7 +45,7 @@ def to_latex(comparison: Comparison, columns: Sequence[str] | None = None) -> st
 
 
 def to_markdown(comparison: Comparison, columns: Sequence[str] | None = None) -> str:
-    """The comparison as a table of GitHub's Markdown, the notes and warnings below; the arguments are `to_latex`'s."""
+    """The comparison as a table in GitHub's Markdown, with notes and warnings below; see `to_latex` for arguments."""
     head, *rows = _grid(comparison, columns, _markdown, _markdown_cell)
     ruler = ["---", *["---:"] * (len(head) - 1)]
     table = [f"| {' | '.join(row)} |\n" for row in (head, ruler, *rows)]

@@ -19,12 +19,12 @@ from rich.text import Text
 from fedsim.report.compare import Comparison, cells, columns_of, header, notes, title
 
 SPARE = ("gradient_evaluations", "best", "late", "megabytes", "seeds", "round", "difference")
-"""Columns that a narrow terminal leaves out, the least important first."""
+"""Columns that are left out in a narrow terminal, the least important first."""
 
 
 @dataclass(frozen=True)
 class Rendering(JupyterMixin):
-    """A comparison for a terminal or notebook: the columns that fit, and warnings below; `str` gives it as text."""
+    """A comparison for a terminal or notebook, with the columns that fit and warnings below; `str` gives it as text."""
 
     comparison: Comparison
     columns: Sequence[str] | None = None

@@ -24,9 +24,9 @@ from fedsim.record.timeline import SERVER, Span, read_timeline
 MOST_CLIENTS = 100
 """More lines than this cannot be told apart."""
 NUMBERED = 40
-"""Up to here every line has its number."""
+"""Number of lines up to which each one has its number."""
 TASKS = 6
-"""Tasks of each client that works at a time, in the picture by default."""
+"""Tasks in the picture by default, of each client that works at a time."""
 
 
 class Look(NamedTuple):
@@ -37,7 +37,7 @@ class Look(NamedTuple):
     label: str
 
 
-# after Okabe and Ito (2008): distinct under all common forms of colour blindness
+# after Okabe and Ito (2008), distinct under all common forms of colour blindness
 LOOKS = {
     "download": Look("#56B4E9", 0.86, "downloads"),
     "compute": Look("#0072B2", 0.86, "computes"),
@@ -66,11 +66,11 @@ def timeline(
 
     Args:
         run: the run.
-        path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format. Or an open binary file, with ``format``.
-        format: of the file.
-        seed: which of its seeds; the first by default.
+        path: file whose suffix names the format (png, svg, pdf), or an open binary file, with ``format``.
+        format: format for an open file.
+        seed: one of its seeds; the first by default.
         since: simulated seconds at which the picture begins.
-        until: simulated seconds at which it ends; by default, so that each client at work has made some six tasks.
+        until: simulated seconds at which it ends; by default after about six tasks of each client at work.
 
     Returns:
         The share of the clients' time in the picture that each kind of span takes, by its name; "idle" for the rest.
@@ -121,7 +121,7 @@ def _spans(run: RunDirectory, seed: int | None) -> list[Span]:
 
 
 def _end(spans: Sequence[Span]) -> float:
-    """When about six tasks for each client at work at a time have ended."""
+    """Time by which there have been about six tasks for each client that works at a time."""
     work = [span for span in spans if span.kind in ("compute", "lost")]
     if not work:
         return max(span.end for span in spans)
@@ -131,7 +131,7 @@ def _end(spans: Sequence[Span]) -> float:
 
 
 def _lines(spans: Sequence[Span]) -> list[int]:
-    """Clients from top to bottom: by the mean length of their work, as far as it is known."""
+    """Clients from top to bottom, by the mean length of their work as far as it is known."""
     seconds: dict[int, list[float]] = {span.client: [] for span in spans if span.client != SERVER}
     for span in spans:
         if span.kind in ("compute", "lost"):
@@ -192,7 +192,7 @@ def _finish(
 
 
 def _shares(spans: Sequence[Span], lines: Sequence[int], since: float, end: float) -> dict[str, float]:
-    """Share of the time of the clients in each kind; what runs behind work is counted beside it."""
+    """Share of the clients' time that each kind of span takes; communication behind work does not reduce idle time."""
     seconds: defaultdict[str, float] = defaultdict(float)
     shown = set(lines)
     for span in spans:

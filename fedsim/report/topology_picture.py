@@ -23,13 +23,13 @@ from fedsim.record import figures
 MOST_NODES = 1000
 """More nodes than this cannot be told apart in a picture."""
 NAMED_NODES = 64
-"""Up to here nodes are named."""
+"""Number of nodes up to which they are named."""
 LETTERS = 3
-"""Up to here names stand in the nodes, longer ones below."""
+"""Length of a name up to which it is written in its node; longer ones are below."""
 CIRCLES = ("Ring", "Exponential", "Complete", "OnePeerExponential", "RandomMatching")
 GRIDS = ("Grid", "Torus")
 BULGE = 0.4
-"""Distance at which edges around a border pass the nodes between their ends, in distances of neighbours."""
+"""Distance at which edges around a border pass other nodes, in units of the distance of neighbours."""
 EDGE, INK, UNKNOWN = "#8a97a6", "#333333", "#dddddd"
 
 
@@ -48,12 +48,12 @@ def draw_graph(
     Args:
         w: mixing matrix ``[n, n]``; where ``w_ij`` is not 0, j sends to i.
         kind: class of the graph or schedule, which determines the layout: a circle, a grid, or springs.
-        values: ``[n]`` the number that colours each node; NaN where there is none.
-        label: of the colour bar.
-        title: of the picture.
-        path: file; ``.png``, ``.svg`` or ``.pdf`` gives the format. Or an open binary file, with ``format``.
-        names: of the nodes; their numbers by default.
-        format: of the file.
+        values: ``[n]`` numbers that colour the nodes; NaN where there is none.
+        label: label of the colour bar.
+        title: title of the picture.
+        path: file whose suffix names the format (png, svg, pdf), or an open binary file, with ``format``.
+        names: names of the nodes; by default their numbers.
+        format: format for an open file.
 
     Raises:
         ConfigError: another file format, or too many nodes.

@@ -3,8 +3,9 @@
     NAME/tuning/     step sizes, each rule's on samples that its clients withhold, and on seeds of their own
     NAME/final/      the cells of the table, each with the step size chosen for its rule, f and heterogeneity
 
-A cell is an experiment with a rule for f faults, and f attackers. What counts for a rule is its worst accuracy over the
-attacks, for step sizes too. Cells that diverge count as 0. Both sweeps continue where they were interrupted, and grow.
+A cell is an experiment with f attackers and a rule that tolerates f. What counts for a rule is its worst accuracy over
+the attacks, also when its step size is chosen. Cells that diverge count as 0. Both sweeps continue where they were
+interrupted, and can grow.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from fedsim.types import Rule
 Cell = tuple[str, str, int, float | None]
 """Rule, attack, f and heterogeneity."""
 Group = tuple[str, int, float | None]
-"""Rule, f and heterogeneity: what has one step size."""
+"""Rule, f and heterogeneity: the cells that share a step size."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class RobustGrid:
     """The grid.
 
     Args:
-        base: experiment of every cell, but for what the grid sets.
+        base: experiment of every cell, except for what the grid sets.
         rules: rules by name; each is set to tolerate f.
         attacks: attacks by name; each has f attackers.
-        f: numbers of attackers; 0 is no attack.
+        f: numbers of attackers; 0 for no attack.
         alpha: values of the partition's ``alpha``; empty leaves the partition as it is.
         lr: step sizes to choose from; empty leaves the algorithm as it is.
-        step: setting of the algorithm that they are values of; rules that normalise need "server_lr".
-        tuning_seeds: seeds of the choice.
+        step: setting of the algorithm that ``lr`` has values of; rules that normalise need "server_lr".
+        tuning_seeds: number of seeds on which step sizes are chosen.
     """
 
     base: Experiment
@@ -111,12 +112,12 @@ class RobustGrid:
 
 @dataclass(frozen=True)
 class RobustTable:
-    """What the grid measured.
+    """The results of the grid.
 
     Attributes:
-        accuracy: final accuracy of every cell; NaN where a seed diverged.
-        lr: step size chosen for each rule, f and heterogeneity; None where there was no choice.
-        worst: for each rule, f and heterogeneity the attack with the least mean accuracy, and that accuracy.
+        accuracy: final accuracy of every cell; NaN if a seed diverged.
+        lr: step size chosen for each rule, f and heterogeneity; None if there was no choice.
+        worst: the attack with the least mean accuracy, and that accuracy, for each rule, f and heterogeneity.
     """
 
     accuracy: Mapping[Cell, Estimate]
@@ -126,7 +127,7 @@ class RobustTable:
 
 @telling_once()
 def run_grid(grid: RobustGrid, folder: Path, jobs: int | None = None, *, progress: bool = True) -> RobustTable:
-    """Run what is left of the grid, and return its table; a grid with more cells runs those that are new.
+    """Run the unfinished cells of the grid, and return its table; a grid that has grown runs its new cells.
 
     Raises:
         ConfigError: the folder holds something else, or cells with other settings.

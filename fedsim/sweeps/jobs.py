@@ -40,7 +40,7 @@ class PointTask(NamedTuple):
         config: the resolved experiment.
         threads: PyTorch threads, unless the experiment sets them.
         imports: what its settings may import; None for anything.
-        rounds: rounds to have run in all, if they are more than the configuration's.
+        rounds: total number of rounds; None for the configuration's.
     """
 
     path: Path
@@ -65,8 +65,8 @@ def run_sweep(
         jobs: number of concurrent runs; 1 runs in this process. By default one per CPU if Ray is installed, but 1 if
             experiments use Ray actors themselves.
         progress: show progress on stderr.
-        rounds: the points to run, by name, and the rounds that each is to have in all; by default all points, and those
-            of their configurations.
+        rounds: names of the points to run, and their total numbers of rounds; by default all points, with the rounds of
+            their configurations.
 
     Raises:
         ConfigError: concurrent runs each use Ray actors themselves, Ray is not installed, or this process has imported
@@ -115,23 +115,23 @@ def sweep(
 ) -> Sweep:
     """Run several experiments, each in a run directory of its own below one folder.
 
-    Called again with the same points it continues an interrupted sweep, and with more of them and the same ``output``
-    it runs those that are new; finished points are left alone.
+    Called again with the same points, it continues an interrupted sweep; with more points and the same ``output``, it
+    runs the new ones. Finished points are not run again.
 
     Args:
         points: experiments by the names of their run directories, such as ``{"lr=0.1": Experiment(FedAvg(0.1)), ...}``.
-        output: exactly this folder; by default ``root/name``, or with a number where other sweeps have that name.
+        output: folder of the sweep; by default ``root/name``, with a number if other sweeps have that name.
         root: folder of sweeps.
-        name: of the folder.
-        jobs: runs at a time; see `run_sweep`.
+        name: name of the folder.
+        jobs: number of concurrent runs; see `run_sweep`.
         progress: show progress on stderr.
 
     Returns:
         The sweep; ``failures`` holds the reasons why points failed, by their names.
 
     Raises:
-        ConfigError: no points, a name that no folder can have, an experiment that only Python can express (with a
-            model, data set or function given as an object), or ``output`` holds something else.
+        ConfigError: there are no points, a name cannot be that of a folder, an experiment cannot be expressed in a file
+            (as its model, data set or function is a Python object), or ``output`` holds something else.
         KeyboardInterrupt: after checkpoints of all running points.
     """
     example = "{'lr=0.1': Experiment(FedAvg(0.1))}"

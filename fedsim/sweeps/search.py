@@ -1,8 +1,8 @@
-"""Search for the settings of a method: what is tried, for how many rounds, and what stays.
+"""Search for the settings of a method: which are tried, for how many rounds, and which are kept.
 
 Random search draws settings (Bergstra and Bengio 2012). Successive halving (Jamieson and Talwalkar 2016) runs all
-settings for few rounds, and continues the best ``1 / eta`` of them for ``eta`` times as many, until few have all
-rounds; a run that is continued equals one of so many rounds from the start.
+settings for few rounds, and continues the best ``1 / eta`` of them for ``eta`` times as many, until few are left that
+run for all rounds. A run that is continued equals one with as many rounds from the start.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SCALES = ("linear", "log")
 
 @dataclass(frozen=True)
 class Interval:
-    """Values of a setting from ``low`` to ``high``, to be drawn evenly on a scale.
+    """Values of a setting from ``low`` to ``high``, drawn uniformly on a scale.
 
     Args:
         low: least value.
         high: largest value.
-        scale: ``linear``, or ``log`` for those of which magnitudes matter, such as step sizes.
+        scale: ``linear``, or ``log`` for settings whose magnitude matters, such as step sizes.
     """
 
     low: float
@@ -50,7 +50,7 @@ class Interval:
             raise ConfigError(f"an interval from {self.low!r} to {self.high!r}; expected {positive}low below high")
 
     def draw(self, share: float) -> float:
-        """The value at this share of the way, rounded to three digits, as names of runs are to be short."""
+        """The value at this share of the interval, rounded to three digits to keep the names of runs short."""
         if self.scale == "linear":
             return float(f"{self.low + share * (self.high - self.low):.3g}")
         return float(f"{self.low * (self.high / self.low) ** share:.3g}")
@@ -61,7 +61,7 @@ Axis = Sequence[Any] | Interval
 
 
 def drawn(axes: Mapping[str, Axis], trials: int, seed: int) -> list[dict[str, Any]]:
-    """Different random values of these settings; fewer than ``trials`` where there are not so many."""
+    """Different random values of these settings: ``trials`` of them, or as many as there are."""
     rng = random.Random(f"settings {seed}")
     found: list[dict[str, Any]] = []
     for _ in range(100 * trials):
@@ -77,7 +77,7 @@ def drawn(axes: Mapping[str, Axis], trials: int, seed: int) -> list[dict[str, An
 
 
 def some_of(grid: Mapping[str, Experiment], trials: int | None, seed: int) -> dict[str, Experiment]:
-    """As many settings of a grid, drawn, in its order; all of them without a number, or if there are no more."""
+    """A random sample of ``trials`` settings of a grid, in its order; all if it has no more, or without a number."""
     if trials is None or trials >= len(grid):
         return dict(grid)
     chosen = set(random.Random(f"settings {seed}").sample(sorted(grid), trials))
@@ -85,7 +85,7 @@ def some_of(grid: Mapping[str, Experiment], trials: int | None, seed: int) -> di
 
 
 def rungs(rounds: int, settings: int, eta: int) -> list[int]:
-    """Rounds at which settings are left out: each ``eta`` times the one before, and at last all rounds."""
+    """Rounds after which settings are dropped, each ``eta`` times the one before; the last is ``rounds``."""
     steps = 0
     while eta ** (steps + 1) <= settings and rounds // eta ** (steps + 1) >= 1:
         steps += 1
@@ -94,7 +94,7 @@ def rungs(rounds: int, settings: int, eta: int) -> list[int]:
 
 
 def kept(values: Mapping[str, float], eta: int, lower: bool) -> list[str]:
-    """The best ``1 / eta`` of the settings, at least one, in their order; those that diverged come last."""
+    """The best ``1 / eta`` of the settings, at least one, in their order; settings that diverged are the worst."""
     worst = math.inf if lower else -math.inf
     sign = 1 if lower else -1
     ranked = sorted(values, key=lambda name: sign * (worst if math.isnan(values[name]) else values[name]))
@@ -103,10 +103,10 @@ def kept(values: Mapping[str, float], eta: int, lower: bool) -> list[str]:
 
 
 def halving_trial(made: Experiment, first: int) -> Experiment:
-    """A trial that can be continued from ``first`` rounds on, and is measured there.
+    """A trial of ``first`` rounds that is measured at its end, and can be continued.
 
     Raises:
-        ConfigError: it is of a method or with a criterion that ends a run.
+        ConfigError: it has a method or a criterion that ends a run.
     """
     name = type(made.algorithm).__name__
     from fedsim.robust.robust import innermost  # PyTorch, which help does not need
@@ -123,10 +123,10 @@ def halving_trial(made: Experiment, first: int) -> Experiment:
 
 
 def check_search(search: str, trials: int | None, eta: int) -> None:
-    """Refuse settings of a search that there are not.
+    """Check the settings of a search.
 
     Raises:
-        ConfigError: an unknown search, or wrong numbers.
+        ConfigError: the search is unknown, or has wrong numbers.
     """
     if search not in SEARCHES:
         raise ConfigError(f"search is {search!r}; expected one of {', '.join(SEARCHES)}")
@@ -140,7 +140,7 @@ def check_search(search: str, trials: int | None, eta: int) -> None:
 
 
 def ends(grid: Mapping[str, Experiment], chosen: str) -> list[str]:
-    """Which numbers of the chosen setting are the least or largest that were tried, in words."""
+    """Remarks on numbers of the chosen setting that are the least or largest ones that were tried."""
     settings = {name: _numbers(to_config(made)) for name, made in grid.items()}
     found = []
     for key, value in settings[chosen].items():

@@ -1,7 +1,7 @@
-"""Stale points: those whose code or data have changed since they were begun.
+"""Stale points of a sweep: those whose code or data have changed since they were begun.
 
-They run again from their first round; what they had measured moves to ``.stale/`` in the folder of the sweep, where no
-comparison finds it.
+They run again from their first round. Their previous runs are moved to ``.stale/`` in the folder of the sweep, where no
+comparison finds them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ FOLDER = ".stale"
 
 
 def stale(sweep: Sweep, points: Sequence[Point]) -> dict[str, tuple[str, ...]]:
-    """Points that have been begun and would not give the same again, by name, with the modules that have changed.
+    """Points that have been begun and whose results would differ now, by name, with the modules that have changed.
 
-    Without modules it is the data. Runs of earlier versions do not say what they were run with.
+    If there are no modules, the data has changed. Runs of earlier versions did not record their code.
     """
     hashes: dict[str, str | None] = {}
     found: dict[str, tuple[str, ...]] = {}
@@ -46,10 +46,10 @@ def reason(modules: Sequence[str]) -> str:
 
 
 def check_imported(old: Mapping[str, Sequence[str]]) -> None:
-    """Refuse to run stale points again in a process that has their former code.
+    """Check that this process has the present code of stale points, which are to run again.
 
     Raises:
-        ConfigError: a module of theirs has changed since it was imported here.
+        ConfigError: one of their modules has changed since this process imported it.
     """
     if names := outdated(sorted({module for modules in old.values() for module in modules})):
         raise ConfigError(
@@ -66,7 +66,7 @@ def set_aside(sweep: Sweep, point: Point) -> None:
 
 
 def _hash_now(config: dict[str, Any]) -> str | None:
-    """Hash of the data that a point would find; None where there are none, which says nothing of its result."""
+    """Hash of the data that a point would load now; None if it cannot be loaded, which does not make results stale."""
     try:
         _, dataset = problem_and_dataset(experiment_of(config).data)
     except FedsimError:

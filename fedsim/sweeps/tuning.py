@@ -1,10 +1,10 @@
-"""Methods at their best: the settings of each are chosen, and then measured on seeds that the choice has not seen.
+"""Compare methods at their best: choose the settings of each, and run them on seeds that the choice has not seen.
 
-    NAME/tuning/     a sweep of every setting of every method, on samples that clients withhold and seeds of its own
-    NAME/final/      a sweep of the chosen ones, as the experiments say
+    NAME/tuning/     a sweep of every setting of every method, measured on samples that clients withhold, on other seeds
+    NAME/final/      a sweep of the chosen settings, as the experiments say
 
-Both sweeps continue where they were interrupted. Settings that diverge are out. Which settings are tried, and for how
-many rounds, is `fedsim.sweeps.search`'s.
+Both sweeps continue where they were interrupted. Settings that diverge are never chosen. `fedsim.sweeps.search` decides
+which settings are tried, and for how many rounds.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from fedsim.sweeps.search import check_search, ends, halving_trial, kept, rungs,
 from fedsim.sweeps.widened import check_folder, widened
 
 WITHHELD = 0.2
-"""Share of every client's samples that settings are chosen on."""
+"""Share of every client's samples on which settings are chosen."""
 APART = 1000
-"""First seed of the choice, after the first one of the experiment."""
+"""Distance of the first seed of the choice from the first one of the experiment."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was chosen, and measured.
+    """The chosen settings, and what they were chosen by.
 
     Attributes:
-        tuning: sweep of all settings; None where no method has several.
-        final: sweep of the chosen ones, with a point for each method.
-        chosen: setting of each method.
-        withheld: for each method and setting that was left at the end the metric on withheld samples; NaN where a seed
-            diverged, or where the metric is undefined.
-        metric: that was chosen by.
-        rounds: rounds that the choice took of each method, of all its settings, for one seed.
+        tuning: sweep of all settings; None if no method has several.
+        final: sweep of the chosen settings, with a point for each method.
+        chosen: chosen setting of each method.
+        withheld: metric on withheld samples, for each method and each setting that was left at the end; NaN if a seed
+            diverged or the metric is undefined.
+        metric: the metric that chose.
+        rounds: rounds that the choice took for each method, over all its settings, for one seed.
         tried: names of the settings of each method.
         ends: remarks on chosen numbers that are the least or largest that were tried.
     """
@@ -62,7 +62,7 @@ class Tuned:
 
     @property
     def paths(self) -> list[Path]:
-        """Run directories of the chosen ones, in the order of the methods; those that diverged have none."""
+        """Run directories of the chosen settings, in the order of the methods; those that diverged have none."""
         points = [point for point in self.final.points if point.name in map(_plain, self.chosen)]   # now, or before
         return [path for point in points if (path := self.final.directory(point)).is_dir()]
 
@@ -81,26 +81,27 @@ def tune(
     jobs: int | None = None,
     progress: bool = True,
 ) -> Tuned:
-    """Choose the setting of each method, run it, and return both; called again it continues, and with more methods or
-    settings it runs what is new.
+    """Choose the setting of each method, and run it. Called again, it continues; with more methods or settings, it runs
+    the new ones.
 
     Args:
         methods: for each method experiments by the names of their settings, such as
             ``{"FedAvg": {"lr=0.1": Experiment(FedAvg(0.1)), "lr=0.3": ...}, ...}``.
-        folder: of both sweeps.
-        seeds: seeds of the choice.
-        seed: the first of them; by default `APART` after the experiment's.
-        metric: that chooses, weighted by samples: ``accuracy``, ``loss`` or a metric of the experiments.
-        search: ``grid`` tries all settings, ``random`` some that are drawn, ``halving`` goes on with the best of them.
-        trials: number of settings of each method that are drawn; all by default.
-        eta: of halving: one in ``eta`` settings goes on, for ``eta`` times as many rounds.
-        jobs: runs at a time; see `fedsim.sweep`.
+        folder: folder of both sweeps.
+        seeds: number of seeds on which settings are chosen.
+        seed: the first of these seeds; by default `APART` after the experiment's.
+        metric: metric that chooses, weighted by samples: ``accuracy``, ``loss`` or a metric of the experiments.
+        search: ``grid`` tries all settings, ``random`` a random sample, ``halving`` continues the best of them.
+        trials: number of settings of each method that are drawn; by default all are tried.
+        eta: for halving: one in ``eta`` settings continues, for ``eta`` times as many rounds.
+        jobs: number of concurrent runs; see `fedsim.sweep`.
         progress: show progress on stderr.
 
     Raises:
-        ConfigError: no methods or settings, a wrong number of seeds, an experiment that no file can express, the folder
-            holds something else, or the metric is undefined with each setting of a method that does not diverge.
-        DivergenceError: a method diverges with each of its settings.
+        ConfigError: there are no methods or settings, the number of seeds is wrong, an experiment cannot be expressed
+            in a file, the folder holds something else, or the metric is undefined for all settings of a method that do
+            not diverge.
+        DivergenceError: a method diverges with all of its settings.
     """
     whole("tuning seeds", seeds, 1)
     check_search(search, trials, eta)
@@ -149,7 +150,10 @@ def _halved(
     sweep: Sweep, grid: Mapping[str, Point], steps: Sequence[int], eta: int, lower: bool,
     measure: Callable[..., Estimate], jobs: int | None, progress: bool,
 ) -> tuple[dict[str, Estimate], int]:  # fmt: skip
-    """Values of the settings that are left at the end, and the rounds that all took; without steps all are left."""
+    """Values of the settings that are left at the end, and the rounds that all settings took.
+
+    ``steps`` are the rounds after which settings are dropped; without them, all are left.
+    """
     left = list(grid)
     spent = sum(point.config["rounds"] for point in grid.values())
     for before, rounds in pairwise(steps):
@@ -172,7 +176,7 @@ def _plain(name: str) -> str:
 
 
 def trial(made: Experiment, seeds: int, seed: int | None = None) -> Experiment:
-    """An experiment as the choice runs it: on other seeds, evaluated once, on what clients withhold."""
+    """The trial of an experiment: on other seeds, evaluated once, on samples that clients withhold."""
     evaluation = replace(made.evaluation, every=made.rounds, clients_every=0, holdout=WITHHELD)
     return replace(made, seed=made.seed + APART if seed is None else seed, seeds=seeds, evaluation=evaluation)
 
@@ -180,7 +184,7 @@ def trial(made: Experiment, seeds: int, seed: int | None = None) -> Experiment:
 def run_all(
     points: Sequence[Point], folder: Path, jobs: int | None, progress: bool, chosen: Collection[str] = ()
 ) -> Sweep:
-    """Run what is left of these points of a sweep in exactly this folder; see `widened`.
+    """Run the unfinished ones of these points in the sweep of this folder; see `widened`.
 
     Raises:
         ConfigError: a point failed for another reason than that it diverged.
@@ -199,7 +203,7 @@ def _check_failures(sweep: Sweep, points: Iterable[Point]) -> None:
 
 
 def value_of(sweep: Sweep, point: Point, scope: str, metric: str, round: int | None = None) -> Estimate:
-    """Value of a point over its seeds, at its end or after a round; NaN if one diverged."""
+    """Value of a point over its seeds, at its end or after a round; NaN if a seed diverged."""
     if point.name in sweep.failures and round is None:
         return Estimate(math.nan, None, point.config["seeds"])
     (run,) = load_runs([sweep.directory(point)], scope, metric)
@@ -207,7 +211,7 @@ def value_of(sweep: Sweep, point: Point, scope: str, metric: str, round: int | N
 
 
 def _at(series: Series, round: int | None) -> float:
-    """The last value, or that of a round; NaN if the seed has diverged before."""
+    """The last value, or that of a round; NaN if the seed diverged before it."""
     if round is None:
         return float(series.value[-1])
     found = series.value[series.cost["round"] == round]

@@ -1,4 +1,4 @@
-"""Sweeps that grow: the same folder with further points, beside those that it has."""
+"""Sweeps that grow: further points in the folder of an existing sweep."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedsim.sweeps.grid import Point, Sweep, is_sweep, open_sweep, start
 from fedsim.sweeps.stale import set_aside
 
 PARTS = ("tuning", "final")
-"""Folders of the sweeps of a choice, and of what was chosen."""
+"""Names of the folders of the two sweeps of a choice."""
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that exists and has no sweep of a choice.
+    """Check that a folder is new, empty, or that of a choice.
 
     Raises:
         ConfigError: it holds something else.
@@ -28,13 +28,13 @@ def check_folder(folder: Path) -> None:
 
 
 def widened(points: Sequence[Point], folder: Path, chosen: Collection[str] = ()) -> Sweep:
-    """Open the sweep in exactly this folder, with these points besides those that it has, or create it.
+    """Open the sweep in this folder and add these points to it, or create it.
 
     Args:
         points: points with distinct names.
-        folder: one of `PARTS` of the user's folder.
-        chosen: names of points whose settings were chosen among others; where others were before, what was measured
-            with those moves to ``.stale/``.
+        folder: one of `PARTS` in the user's folder.
+        chosen: names of points whose settings are the result of a choice. If the choice has changed, the previous run
+            of a point is moved to ``.stale/``.
 
     Raises:
         ConfigError: the folder holds something else, or another of these points with other settings.
