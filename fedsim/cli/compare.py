@@ -23,44 +23,18 @@ TARGET = "value of the metric whose cost is counted; by default a round number n
 
 def compare(argv: Sequence[str]) -> int:
     """Print a comparison of runs, and write its curves and numbers."""
-    parser = _parser("compare", "Compare runs: final values, paired differences, and the cost of reaching a target.")
-    parser.add_argument("--baseline", default="first", help="run to compare with: a label, best or first (default)")
-    parser.add_argument("--client", type=int, help="compare the metric of this client, such as 7, on its own samples")
-    parser.add_argument(
-        "--label", action="append", default=[], metavar="RUN=NAME",
-        help="name for a run, which is given by its directory or label",
-    )
-    names = "seeds, final, late, best, difference, p, round, megabytes, gradient_evaluations, simulated_seconds"
-    parser.add_argument("--columns", metavar="NAMES", help=f"columns of the table, such as final,round: {names}")
-    forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--json", action="store_true", help="print the comparison as JSON")
-    forms.add_argument("--latex", action="store_true", help="print a LaTeX tabular (booktabs), best means in bold")
-    forms.add_argument("--markdown", action="store_true", help="print a Markdown table, best means in bold")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="CSV file to write the numbers to")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw: .png, .svg or .pdf")
-    look = _add_options(parser.add_argument_group("options of --plot"))
+    parser, pictures = _compare_parser()
     arguments = parser.parse_args(argv)
-    options: Any = {key: value for key, value in vars(arguments).items() if key in look}
-    if misplaced := [key for key in options if key not in _taken_by(options.get("kind", "curves"))]:
-        parser.error(f"--{misplaced[0].replace('_', '-')} is no option of --kind {options.get('kind', 'curves')}")
-    if options and not arguments.plot:
-        parser.error(f"--{next(iter(options)).replace('_', '-')} is an option of --plot FILE, which is missing")
-    if arguments.columns is not None and arguments.json:
-        parser.error("--columns chooses those of a table, but --json prints all")
-    scope = arguments.scope or "server/test"
-    if arguments.client is not None and arguments.scope and not arguments.scope.startswith(OF_NODES):
-        parser.error(
-            f"--scope {scope} has no values of single clients, and --client is {arguments.client}; leave out one of"
-            f" them, or give --scope {', '.join(OF_CLIENTS)}"
-        )
+    options: Any = {key: value for key, value in vars(arguments).items() if key in pictures}
+    _check_flags(parser, arguments, options)
     columns = None if arguments.columns is None else _names(arguments.columns)
     if arguments.csv:
         check_file(arguments.csv, "table.csv")
     if arguments.plot:
         kind_of(arguments.plot)
     measured = comparing.compare(
-        arguments.runs, scope, arguments.metric, arguments.target, arguments.baseline, arguments.client,
-        labels=dict(map(_label, arguments.label)),
+        arguments.runs, arguments.scope or "server/test", arguments.metric, arguments.target, arguments.baseline,
+        arguments.client, labels=dict(map(_label, arguments.label)),
     )  # fmt: skip
     comparing.columns_of(measured, columns)                # a wrong one fails before files are written
     if arguments.csv:
@@ -79,6 +53,42 @@ def compare(argv: Sequence[str]) -> int:
         if arguments.plot:
             print(arguments.plot)
     return 0
+
+
+def _compare_parser() -> tuple[Arguments, set[str]]:
+    """The parser of ``fedsim compare``, and the names of its options of pictures."""
+    parser = _parser("compare", "Compare runs: final values, paired differences, and the cost of reaching a target.")
+    parser.add_argument("--baseline", default="first", help="run to compare with: a label, best or first (default)")
+    parser.add_argument("--client", type=int, help="compare the metric of this client, such as 7, on its own samples")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="RUN=NAME",
+        help="name for a run, which is given by its directory or label",
+    )
+    names = "seeds, final, late, best, difference, p, round, megabytes, gradient_evaluations, simulated_seconds"
+    parser.add_argument("--columns", metavar="NAMES", help=f"columns of the table, such as final,round: {names}")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    forms.add_argument("--latex", action="store_true", help="print a LaTeX tabular (booktabs), best means in bold")
+    forms.add_argument("--markdown", action="store_true", help="print a Markdown table, best means in bold")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="CSV file to write the numbers to")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw: .png, .svg or .pdf")
+    return parser, _add_options(parser.add_argument_group("options of --plot"))
+
+
+def _check_flags(parser: Arguments, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Refuse flags that have no effect with others; ``options`` are those of pictures."""
+    kind = options.get("kind", "curves")
+    if misplaced := [key for key in options if key not in _taken_by(kind)]:
+        parser.error(f"--{misplaced[0].replace('_', '-')} is no option of --kind {kind}")
+    if options and not arguments.plot:
+        parser.error(f"--{next(iter(options)).replace('_', '-')} is an option of --plot FILE, which is missing")
+    if arguments.columns is not None and arguments.json:
+        parser.error("--columns chooses those of a table, but --json prints all")
+    if arguments.client is not None and arguments.scope and not arguments.scope.startswith(OF_NODES):
+        parser.error(
+            f"--scope {arguments.scope} has no values of single clients, and --client is {arguments.client}; leave out"
+            f" one of them, or give --scope {', '.join(OF_CLIENTS)}"
+        )
 
 
 KINDS = {

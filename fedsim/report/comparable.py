@@ -15,29 +15,13 @@ from fedsim.report.series import RunSeries
 COMPARED = ("algorithm", "topology", "uplink", "downlink", "aggregate", "attack", "share")
 """Settings whose effect a comparison measures."""
 OTHERWISE = ("data", "metrics", "partition", "rounds", "seed", "seeds", "evaluation.every", "evaluation.clients_every")
-"""Settings compared through their results: hashes, measured seeds and rounds."""
+"""Settings that are compared by what follows from them: hashes, measured seeds and rounds."""
 
 
 def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     """Yield what makes these runs incomparable, in sentences."""
     for run in runs:
-        if run.edited:
-            yield f"{run.label}: its config.yaml was edited, and says other settings than the run was made with"
-        for seed, status in run.manifest["status"].items():
-            if status["state"] != "finished":
-                last = _rounds(run, int(seed)) if int(seed) in run.seeds else "none"
-                yield (
-                    f"{run.label}: seed {seed} has status {status['state']} (last evaluated round: {last}); "
-                    "its last value is not a final one"
-                )
-        if stops := describe_stops(run.manifest):
-            yield f"{run.label} stopped early: {stops}; final and late values are those of then"
-        for seed, series in run.seeds.items():
-            if math.isnan(series.value[-1]):
-                what = "diverged" if run.of_nan(seed) == "diverged" else "ends where the metric is undefined"
-                yield f"{run.label}: seed {seed} {what} (its last value is not finite)"
-            if series.absent:
-                yield f"{run.label}: seed {seed} had {summary(series.absent, max(*series.absent, _rounds(run, seed)))}"
+        yield from _of_run(run)
     for name in ("data_hash", "partition_hash"):
         values = {run.label: run.manifest.get(name) for run in runs}
         if not all(_same(value, values[runs[0].label]) for value in values.values()):
@@ -46,7 +30,35 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     seeds = {run.label: sorted(run.seeds) for run in runs}
     if any(value != seeds[runs[0].label] for value in seeds.values()):
         yield f"different seeds (differences use the common ones): {_listed(seeds)}"
-    rounds = {run.label: sorted({_rounds(run, seed) for seed in run.seeds}) for run in runs}
+    yield from _of_rounds(runs)
+    yield from _of_settings(runs)
+
+
+def _of_run(run: RunSeries) -> Iterator[str]:
+    """Doubts about one run."""
+    if run.edited:
+        yield f"{run.label}: its config.yaml was edited, and says other settings than the run was made with"
+    for seed, status in run.manifest["status"].items():
+        if status["state"] != "finished":
+            last = _last_round(run, int(seed)) if int(seed) in run.seeds else "none"
+            yield (
+                f"{run.label}: seed {seed} has status {status['state']} (last evaluated round: {last}); "
+                "its last value is not a final one"
+            )
+    if stops := describe_stops(run.manifest):
+        yield f"{run.label} stopped early: {stops}; final and late values are those of then"
+    for seed, series in run.seeds.items():
+        if math.isnan(series.value[-1]):
+            what = "diverged" if run.of_nan(seed) == "diverged" else "ends where the metric is undefined"
+            yield f"{run.label}: seed {seed} {what} (its last value is not finite)"
+        if series.absent:
+            rounds = max(*series.absent, _last_round(run, seed))
+            yield f"{run.label}: seed {seed} had {summary(series.absent, rounds)}"
+
+
+def _of_rounds(runs: Sequence[RunSeries]) -> Iterator[str]:
+    """Differences in the rounds that were evaluated."""
+    rounds = {run.label: sorted({_last_round(run, seed) for seed in run.seeds}) for run in runs}
     if len({round for values in rounds.values() for round in values}) > 1:
         yield f"different last evaluated rounds: {_listed(rounds)}"
     last = min(round for values in rounds.values() for round in values)
@@ -54,6 +66,10 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
     if len(set(map(frozenset, measured.values()))) > 1:
         times = {label: many(len(found), "time") for label, found in measured.items()}
         yield f"measured in different rounds up to {last} (costs, last and best values depend on it): {_listed(times)}"
+
+
+def _of_settings(runs: Sequence[RunSeries]) -> Iterator[str]:
+    """Differences in settings that a comparison does not measure and labels do not show."""
     leaves = {run.label: {**dict(flat(run.config)), "parameters": run.manifest.get("parameters")} for run in runs}
     for key in sorted(set().union(*leaves.values())):
         if key.split(".")[0] in ("execution", *COMPARED, *OTHERWISE) or key in OTHERWISE:
@@ -70,7 +86,7 @@ def _measured(run: RunSeries, last: int) -> set[int]:
     return {int(round) for series in run.seeds.values() for round in series.cost["round"] if round <= last}
 
 
-def _rounds(run: RunSeries, seed: int) -> int:
+def _last_round(run: RunSeries, seed: int) -> int:
     return int(run.seeds[seed].cost["round"][-1])
 
 

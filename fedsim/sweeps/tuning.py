@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from fedsim.checks import plain_name, whole
 from fedsim.controller.notes import telling_once
@@ -105,6 +106,32 @@ def tune(
     """
     whole("tuning seeds", seeds, 1)
     check_search(search, trials, eta)
+    lower = _check_methods(methods, metric)
+    check_folder(folder := Path(folder))
+    first = {method: next(iter(grid.values())) for method, grid in methods.items()}
+    tried = {m: some_of(grid, trials, first[m].seed) for m, grid in methods.items() if len(grid) > 1}
+    made = {m: _trials_of(m, grid, seeds, seed, eta if search == "halving" else None) for m, grid in tried.items()}
+    chosen, tuning = {method: next(iter(grid)) for method, grid in methods.items()}, None
+    withheld: dict[str, dict[str, Estimate]] = {}
+    spent: dict[str, int] = {}
+    if made:
+        every = [point for own in made.values() for point in own.points.values()]
+        tuning = run_all(every, folder / "tuning", jobs, progress)
+        for method, own in made.items():
+            scope = "clients/holdout" if first[method].topology is None else "nodes/holdout"
+            measure = partial(value_of, tuning, scope=scope, metric=f"{metric}_weighted_mean")
+            withheld[method], spent[method] = _halved(tuning, own, eta, lower, measure, jobs, progress)
+            finished = [name for name, point in own.points.items() if point.name not in tuning.failures]
+            chosen[method] = _best(method, metric, withheld[method], finished, lower)
+    finals = [_point(method, methods[method][name].with_execution(name=method)) for method, name in chosen.items()]
+    final = run_all(finals, folder / "final", jobs, progress, list(tried))
+    names = {method: list(grid) for method, grid in tried.items()}
+    at_ends = {method: ends(tried[method], chosen[method]) for method in tried}
+    return Tuned(tuning, final, chosen, withheld, metric, spent, names, at_ends)
+
+
+def _check_methods(methods: Mapping[str, Mapping[str, Experiment]], metric: str) -> bool:
+    """Check that all methods have settings that measure the metric; return whether lower values of it are better."""
     if not methods or not all(methods.values()):
         raise ConfigError("a method has no settings; expected one at least, as {'FedAvg': {'lr=0.1': Experiment(...)}}")
     larger: dict[str, bool] = {}
@@ -115,56 +142,49 @@ def tune(
         larger |= measures
     for method in methods:
         plain_name(method)
-    check_folder(folder := Path(folder))
-    first_seed = {method: next(iter(grid.values())).seed for method, grid in methods.items()}
-    tried = {m: some_of(grid, trials, first_seed[m]) for m, grid in methods.items() if len(grid) > 1}
-    made_trials = {m: {name: trial(made, seeds, seed) for name, made in grid.items()} for m, grid in tried.items()}
-    steps = {
-        m: rungs(next(iter(grid.values())).rounds, len(grid), eta) if search == "halving" else []
-        for m, grid in made_trials.items()
-    }
-    points = {
-        m: {name: _point(f"{m},{name}", halving_trial(t, steps[m][0]) if steps[m] else t) for name, t in grid.items()}
-        for m, grid in made_trials.items()
-    }
-    chosen, withheld, tuning = {method: next(iter(grid)) for method, grid in methods.items()}, {}, None
-    spent: dict[str, int] = {}
-    if points:
-        every = [point for grid in points.values() for point in grid.values()]
-        tuning = run_all(every, folder / "tuning", jobs, progress)
-        lower = lower_is_better(metric, larger)
-        for method, grid in points.items():
-            scope = "clients/holdout" if methods[method][chosen[method]].topology is None else "nodes/holdout"
-            measure = partial(value_of, tuning, scope=scope, metric=f"{metric}_weighted_mean")
-            withheld[method], spent[method] = _halved(tuning, grid, steps[method], eta, lower, measure, jobs, progress)
-            finished = [name for name, point in grid.items() if point.name not in tuning.failures]
-            chosen[method] = _best(method, metric, withheld[method], finished, lower)
-    finals = [_point(method, methods[method][name].with_execution(name=method)) for method, name in chosen.items()]
-    final = run_all(finals, folder / "final", jobs, progress, list(tried))
-    names = {method: list(grid) for method, grid in tried.items()}
-    at_ends = {method: ends(tried[method], chosen[method]) for method in tried}
-    return Tuned(tuning, final, chosen, withheld, metric, spent, names, at_ends)
+    return lower_is_better(metric, larger)
+
+
+class MethodTrials(NamedTuple):
+    """The trials of a method.
+
+    Attributes:
+        points: points of the sweep, by setting.
+        rungs: rounds after which settings are dropped, and at last all rounds; empty without halving.
+    """
+
+    points: Mapping[str, Point]
+    rungs: Sequence[int]
+
+
+def _trials_of(
+    method: str, grid: Mapping[str, Experiment], seeds: int, seed: int | None, eta: int | None
+) -> MethodTrials:
+    """The trials of the settings of a method; with ``eta``, for halving."""
+    trials = {name: trial(made, seeds, seed) for name, made in grid.items()}
+    if eta is None:
+        return MethodTrials({name: _point(f"{method},{name}", made) for name, made in trials.items()}, [])
+    steps = rungs(next(iter(trials.values())).rounds, len(trials), eta)
+    halved = {name: halving_trial(made, steps[0]) for name, made in trials.items()}
+    return MethodTrials({name: _point(f"{method},{name}", made) for name, made in halved.items()}, steps)
 
 
 def _halved(
-    sweep: Sweep, grid: Mapping[str, Point], steps: Sequence[int], eta: int, lower: bool,
-    measure: Callable[..., Estimate], jobs: int | None, progress: bool,
+    sweep: Sweep, own: MethodTrials, eta: int, lower: bool, measure: Callable[..., Estimate], jobs: int | None,
+    progress: bool,
 ) -> tuple[dict[str, Estimate], int]:  # fmt: skip
-    """Values of the settings that are left at the end, and the rounds that all settings took.
-
-    ``steps`` are the rounds after which settings are dropped; without them, all are left.
-    """
-    left = list(grid)
-    spent = sum(point.config["rounds"] for point in grid.values())
+    """Values of the settings that are left at the end, which without halving are all, and the rounds that all took."""
+    points, steps, left = own.points, own.rungs, list(own.points)
+    spent = sum(point.config["rounds"] for point in points.values())
     for before, rounds in pairwise(steps):
-        values = {name: measure(grid[name], round=before).mean for name in left}
+        values = {name: measure(points[name], round=before).mean for name in left}
         left = kept(values, eta, lower)
         going_on = [name for name in left if not math.isnan(values[name])]
         spent += (rounds - before) * len(going_on)
-        run_sweep(sweep, jobs, progress=progress, rounds={grid[name].name: rounds for name in going_on})
-        _check_failures(sweep, grid.values())
+        run_sweep(sweep, jobs, progress=progress, rounds={points[name].name: rounds for name in going_on})
+        _check_failures(sweep, points.values())
     last = steps[-1] if steps else None
-    return {name: measure(grid[name], round=last) for name in left}, spent
+    return {name: measure(points[name], round=last) for name in left}, spent
 
 
 def _point(name: str, made: Experiment) -> Point:
