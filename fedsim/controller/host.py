@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.algorithm import Algorithm
 from fedsim.clients import cohort
-from fedsim.controller import evaluate
+from fedsim.controller import scoring
 from fedsim.controller.foresight import Foresight
 from fedsim.controller.notes import note
 from fedsim.controller.personal import scores_of_models
@@ -101,18 +101,18 @@ class Host:
         """Ids of the nodes whose models are available now."""
         return range(x.n)
 
-    def score(self, prepared: Prepared, x: Vector | Far, inputs: Samples, targets: Samples) -> evaluate.Scores:
+    def score(self, prepared: Prepared, x: Vector | Far, inputs: Samples, targets: Samples) -> scoring.Scores:
         """Score the model ``x`` on each sample."""
         classes = bool(prepared.dataset.classes)
         model, backend = prepared.federation.model, prepared.federation.backend
         how = {name: getattr(backend, name) for name in ("threads", "kernels") if hasattr(backend, name)}
-        return evaluate.score(model, fetched(x), inputs, targets, classes, prepared.keeps_outputs, **how)
+        return scoring.score(model, fetched(x), inputs, targets, classes, prepared.keeps_outputs, **how)
 
-    def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> evaluate.OwnScores:
+    def own_scores(self, prepared: Prepared, x: Vector, nodes: np.ndarray) -> scoring.OwnScores:
         """Score the model ``x`` on the own samples of some clients."""
-        return evaluate.own_scores(prepared, self.score, x, nodes)
+        return scoring.own_scores(prepared, self.score, x, nodes)
 
-    def model_scores(self, experiment: Experiment, prepared: Prepared, state: Any, scope: str) -> evaluate.OwnScores:
+    def model_scores(self, experiment: Experiment, prepared: Prepared, state: Any, scope: str) -> scoring.OwnScores:
         """Score clients' models in a state on their own samples.
 
         Args:

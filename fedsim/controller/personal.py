@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from fedsim.clients import cohort
-from fedsim.controller import evaluate
-from fedsim.controller.evaluate import OwnScores, Row
+from fedsim.controller import scoring
+from fedsim.controller.evaluate import Row, of_scope
 from fedsim.controller.keeping import own_layers
 from fedsim.controller.prepare import Prepared
+from fedsim.controller.scoring import OwnScores
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.fallback import BlocksOrLoop
 from fedsim.engine.federation import Federation
@@ -48,7 +49,7 @@ def rows_of_models(experiment: Experiment, prepared: Prepared, state: Any, scori
     found: list[Row] = []
     for scope in (scope for scope, measured in scopes.items() if measured):
         scores = scoring(experiment, prepared, state, scope)
-        found += evaluate.of_scope(scope, prepared.own_kind, prepared, scores, settings)
+        found += of_scope(scope, prepared.own_kind, prepared, scores, settings)
     return found
 
 
@@ -86,11 +87,11 @@ def scores_of_models(experiment: Experiment, prepared: Prepared, state: Any, sco
         models = fine_tuned(experiment, federation, models, range(own.n)).__getitem__
     model, classes = federation.model, bool(prepared.dataset.classes)
 
-    def each(node: int) -> evaluate.Scores:
+    def each(node: int) -> scoring.Scores:
         samples = own.rows(node)
-        return evaluate.score(model, models(node), samples.x, samples.y, classes, prepared.keeps_outputs)
+        return scoring.score(model, models(node), samples.x, samples.y, classes, prepared.keeps_outputs)
 
-    return evaluate.by_client(prepared, evaluate.together([each(node) for node in range(own.n)]), own)
+    return scoring.by_client(prepared, scoring.together([each(node) for node in range(own.n)]), own)
 
 
 @dataclass(frozen=True)

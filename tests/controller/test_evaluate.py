@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.controller.evaluate import Scores, score
+from fedsim.controller.scoring import Scores, score
 from fedsim.engine.model import AT_A_TIME, Model
 from fedsim.models import LeNet5
 from fedsim.models.losses import cross_entropy

@@ -17,7 +17,7 @@ from algorithms import DPSGD, FedAvg
 from fedsim import Evaluation, Execution, run
 from fedsim.backends.ray.ray_host import RayHost
 from fedsim.cli import main
-from fedsim.controller import evaluate
+from fedsim.controller import scoring
 from fedsim.controller.prepare import prepare
 from fedsim.errors import ConfigError
 from fedsim.experiment.stopping import lower_is_better
@@ -123,7 +123,7 @@ def test_a_metric_that_does_not_fit_leaves_no_run(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match=r"the metric roc_auc is undefined for outputs \[\d+, 10\].*multi_class"):
         run(replace(EACH, metrics=("roc_auc",)), output=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(evaluate, "MOST_OUTPUTS", 1000)
+    monkeypatch.setattr(scoring, "MOST_OUTPUTS", 1000)
     with pytest.raises(ConfigError, match=r"metrics need all 3,\d+ outputs of 3\d+ samples at once, more than 1,000"):
         run(EACH, output=tmp_path / "run", progress=False)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from algorithms import FedAMD, FedAvg, FedSpeed, Scaffold
 from fedsim import Bernoulli, Clients, Data, Evaluation, Execution, Experiment, FixedSize, Local, LocalWork, resume, run
-from fedsim.controller import evaluate, host
+from fedsim.controller import host, scoring
 from fedsim.engine.machine import cores
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import to_config
@@ -209,13 +209,13 @@ def test_all_seeds_have_the_backend_that_was_measured_for_the_first(
 
 
 def test_seconds_are_those_of_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = evaluate.score
+    score = scoring.score
 
     def slow(*arguments: Any, **settings: Any) -> Any:
         time.sleep(0.4)
         return score(*arguments, **settings)
 
-    monkeypatch.setattr("fedsim.controller.evaluate.score", slow)
+    monkeypatch.setattr("fedsim.controller.scoring.score", slow)
     begun = time.perf_counter()
     directory = run(replace(SMALL, rounds=6).with_execution(checkpoint_every=2), root=tmp_path, progress=False)
     whole = time.perf_counter() - begun

@@ -16,7 +16,7 @@ from algorithms import FedAvg, FedSAM, Scaffold
 from fedsim import Batch, Local
 from fedsim.backends.ray.ray_backend import RayActors
 from fedsim.clients import cohort
-from fedsim.controller.evaluate import score
+from fedsim.controller.scoring import score
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Backend, Federation, Meter
 from fedsim.engine.local_work import LocalWork, Shards

@@ -31,7 +31,7 @@ from fedsim.backends.ray.protocol import (
     described,
     form,
 )
-from fedsim.controller.evaluate import Scores, score
+from fedsim.controller.scoring import Scores, score
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.captured import eager_in
 from fedsim.engine.federation import ClientCall, Federation, Meter

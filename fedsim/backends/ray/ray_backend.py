@@ -19,7 +19,7 @@ from fedsim.backends.ray.actors import Workers
 from fedsim.backends.ray.object_store import FarRow, arrays, far_tree, to_array, to_tensor
 from fedsim.backends.ray.protocol import ClientFailure, ClientTask, Report, form
 from fedsim.backends.ray.remote_messages import TOKENS, RayMessages, Run, by_id
-from fedsim.controller.evaluate import CHUNK, Scores
+from fedsim.controller.scoring import CHUNK, Scores
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.graphed import Graphed
 from fedsim.errors import BlockError, BlocksLostError, ClientError, ConfigError, RunError

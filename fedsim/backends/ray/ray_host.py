@@ -23,10 +23,10 @@ from fedsim.backends.ray.ray_backend import RayActors, score
 from fedsim.backends.ray.session import session
 from fedsim.clients import cohort
 from fedsim.controller.choose import choose
-from fedsim.controller.evaluate import Scores
 from fedsim.controller.foresight import Foresight
 from fedsim.controller.host import Host
 from fedsim.controller.prepare import Prepared
+from fedsim.controller.scoring import Scores
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.graphed import Graphed
 from fedsim.engine.machine import MOST_SHARED, cores

@@ -31,8 +31,8 @@ from fedsim.backends.flower.protocol.forms import (
 )
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.versions import COPY, LARGEST_VECTORS, MESSAGE, versions
-from fedsim.controller.evaluate import score
 from fedsim.controller.personal import fine_tuned
+from fedsim.controller.scoring import score
 from fedsim.engine.dry_run import DryLocal
 from fedsim.engine.federation import ClientCall, Meter
 from fedsim.engine.optimizers import keeps

@@ -24,10 +24,10 @@ from fedsim.backends.flower.server.roster import Roster
 from fedsim.backends.flower.server.transport import PARTS, Exchange, Link
 from fedsim.clients import cohort
 from fedsim.controller.byzantine import refuse_deployment
-from fedsim.controller.evaluate import OwnScores
 from fedsim.controller.host import Host
 from fedsim.controller.personal import kept_of_models
 from fedsim.controller.prepare import Prepared
+from fedsim.controller.scoring import OwnScores
 from fedsim.engine.dry_run import Dry
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.memory import OnDevice
