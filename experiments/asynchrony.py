@@ -39,7 +39,7 @@ from fedsim import (
     run,
 )
 from fedsim.report.compare import text_of
-from fedsim.report.curves import PALETTE
+from fedsim.report.layout import PALETTE
 
 Means: TypeAlias = dict[str, dict[float, float]]
 """By method and spread."""

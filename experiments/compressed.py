@@ -35,7 +35,8 @@ from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 from fedsim.record.files import create_folder
 from fedsim.report.compare import Comparison, compare, text_of
-from fedsim.report.curves import PALETTE, curve_of
+from fedsim.report.curves import curve_of
+from fedsim.report.layout import PALETTE
 from fedsim.report.series import AXES
 from fedsim.report.statistics import estimate, first_reached
 

@@ -35,7 +35,7 @@ from fedsim.data import load
 from fedsim.errors import FedsimError
 from fedsim.problems import Problem, logistic_regression
 from fedsim.record.files import create_folder
-from fedsim.report.curves import PALETTE
+from fedsim.report.layout import PALETTE
 
 FACTORS = (16, 64, 256, 1024)
 ELSEWHERE = {

@@ -41,7 +41,8 @@ from fedsim.models import MLP
 from fedsim.partition import DirichletPartitioner
 from fedsim.record.files import create_folder, write_atomic
 from fedsim.report.compare import text_of
-from fedsim.report.curves import PALETTE, curve_of
+from fedsim.report.curves import curve_of
+from fedsim.report.layout import PALETTE
 from fedsim.report.series import RunSeries, load_runs
 from fedsim.report.statistics import estimate
 from topologies import Complete, Exponential, Ring, Static, Torus

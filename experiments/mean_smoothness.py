@@ -31,7 +31,7 @@ from fedsim.compress import TopK
 from fedsim.errors import FedsimError
 from fedsim.problems import Problem, quadratic_from
 from fedsim.record.files import create_folder
-from fedsim.report.curves import PALETTE
+from fedsim.report.layout import PALETTE
 
 SPREADS: dict[str, tuple[np.ndarray, int]] = {
     "uniform [1, 2]": (np.random.default_rng(1).uniform(1, 2, 20), 800),

@@ -44,7 +44,7 @@ from fedsim.messages.trace import Computed, Uploaded
 from fedsim.record.directory import RunDirectory
 from fedsim.record.files import create_folder
 from fedsim.report.compare import text_of
-from fedsim.report.curves import PALETTE
+from fedsim.report.layout import PALETTE
 from fedsim.report.statistics import Estimate, estimate
 from topologies import RandomMatching
 

@@ -12,7 +12,7 @@ from fedsim.cli.output import console
 from fedsim.errors import FedsimError
 from fedsim.record import figures
 from fedsim.record.files import create_folder
-from fedsim.report.curves import PALETTE
+from fedsim.report.layout import PALETTE
 from fedsim.report.statistics import Estimate
 
 

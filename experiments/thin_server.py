@@ -35,7 +35,7 @@ from fedsim import (
     run,
 )
 from fedsim.report.compare import text_of
-from fedsim.report.curves import PALETTE
+from fedsim.report.layout import PALETTE
 from fedsim.report.statistics import Estimate, estimate
 from topologies import OnePeerExponential, Static, Torus
 

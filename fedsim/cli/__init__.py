@@ -1,8 +1,8 @@
 """The command ``fedsim``. Results go to stdout, progress and notes to stderr.
 
-Exit codes: 0 success; 2 the command cannot do what was asked as it was asked: arguments or settings are invalid, a
-file, run or data set that they name is not there, or nothing can be written where they say; 1 any other failure; 130
-interrupted. Commands are imported on demand, so that help does not wait for PyTorch.
+Exit codes: 0 success; 2 invalid arguments or settings, a file, run or data set that is missing, or a place where
+nothing can be written; 1 any other failure; 130 interrupted. Commands are imported on demand, so that help does not
+wait for PyTorch.
 """
 
 from __future__ import annotations

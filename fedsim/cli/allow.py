@@ -1,4 +1,4 @@
-"""What the settings of a command may import: fedsim's own components, what was typed, and what ``--allow`` names."""
+"""What the settings of a command may import: fedsim's own components, names in flags, and what ``--allow`` names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OWN = (
     "fedsim.experiment.schedule", "fedsim.feedback", "fedsim.models", "fedsim.partition", "fedsim.problems",
     "fedsim.robust",
 )  # fmt: skip
-"""Modules of components. The others of fedsim have functions that write files."""
+"""Modules of components. Other modules of fedsim have functions that write files."""
 HELP = "module whose classes a file or a run may name; importing it runs its code (or FEDSIM_ALLOW=MODULE,...)"
 REFUSAL = (
     "which a file names. A module outside fedsim is imported for a file only if you say so, as importing it runs its"
@@ -24,7 +24,7 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 
 
 def taken(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line into its words without ``--allow``, and the modules that this and FEDSIM_ALLOW name.
+    """Split a command line into its other words, and the modules that ``--allow`` and FEDSIM_ALLOW name.
 
     Raises:
         ConfigError: ``--allow`` without a module.
@@ -44,7 +44,7 @@ def taken(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def typed(argv: Sequence[str]) -> list[str]:
-    """Dotted names in the values of flags: whoever types the name of a class wants it."""
+    """Dotted names in the values of flags: who types the name of a class allows it."""
     values = [
         word.partition("=")[2] if word.startswith("-") else word
         for before, word in zip(["", *argv], argv, strict=False)

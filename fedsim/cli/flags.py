@@ -28,9 +28,9 @@ SYNONYMS = {
     "clients": "num_partitions", "num_clients": "num_partitions", "dataset": "data", "learning_rate": "lr",
     "participation": "sampling.fraction",
 }  # fmt: skip
-"""Flags of other simulators, and the settings here."""
+"""Flags of other simulators, and the settings that they mean."""
 FILES = ("config", "config_file", "file", "yaml")
-"""Flags of other programs for what is given without one here."""
+"""Flags with which other programs take the file that has no flag here."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class Words:
-    """A command line whose settings are not merged yet.
+    """A command line whose flags and file are not merged yet.
 
     Attributes:
         line: the command's own options and switches.
@@ -133,14 +133,14 @@ def split(command: Command, argv: Sequence[str]) -> Words:
 
 
 def _component(command: Command, word: str) -> str:
-    """Flag of the component that is meant by a word without one; empty if none is."""
+    """Flag of the component that a word without a flag may mean; empty if there is none."""
     kinds, name = kinds_of(word)
     ways = flags_of("", kinds, name) if name.lower() == word.lower() else []
     return " or ".join(way for way in ways if re.split(r"[ .]", way)[0][2:] in command.settings().settings)
 
 
 def settle(file: Mapping[str, Any], flags: Sequence[tuple[str, str]], notes: list[str]) -> dict[str, Any]:
-    """Merge flags over the settings of a file; ``notes`` collects messages about settings that they make void."""
+    """Merge flags over the settings of a file; ``notes`` collects messages about settings that they override."""
     above: dict[str, Any] = {}
     for key, value in flags:
         above = put(above, key, value)
@@ -148,7 +148,7 @@ def settle(file: Mapping[str, Any], flags: Sequence[tuple[str, str]], notes: lis
 
 
 def read(command: Command, argv: Sequence[str]) -> CommandLine:
-    """Parse a command line; print notes about settings of the file that flags make void on stderr.
+    """Parse a command line, and print notes about overridden settings of the file on stderr.
 
     Raises:
         ConfigError: see `split`.
@@ -201,7 +201,7 @@ def _names(command: Command) -> list[str]:
 
 
 def _meant(command: Command, key: str, argv: Sequence[str]) -> list[str]:
-    """Flags that an unknown one may mean: settings of the components that are chosen, or else of others."""
+    """Flags that an unknown one may mean: settings of the chosen components, or else of others."""
     settings, key = command.settings().settings, SYNONYMS.get(key, key)
     given, required = {}, {"algorithm": names("algorithm")[0]} if "algorithm" in settings else {}
     parts = list(plan(command.settings(), required).walk())

@@ -45,7 +45,7 @@ class Network:
         round: number of the round, for topologies that change over time.
         seed: seed of the random draws.
         model: model whose parameters are exchanged.
-        data: data set, which determines the size of the model and, by its labels, the colours of the picture.
+        data: data set, which determines the size of the model and, with its labels, the colours of the picture.
         partition: division of the samples among nodes, for the picture.
         weights: weights of the nodes, either equal or by their numbers of samples, which changes W.
     """
@@ -193,7 +193,7 @@ def _graph(topology: Any) -> Any:
 
 
 def in_words(settings: Any) -> str:
-    """A component by its settings, as in Static(graph=FromFile(path=graph.txt, directed=False), lazy=False)."""
+    """A component with its settings, as in Static(graph=FromFile(path=graph.txt, directed=False), lazy=False)."""
     if not isinstance(settings, dict):
         return str(settings)
     named = {key: Path(value).name if key == "path" else value for key, value in settings.items() if key != "name"}

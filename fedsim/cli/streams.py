@@ -15,7 +15,7 @@ PLAIN = {
     "±\N{NO-BREAK SPACE}": "+-", "±": "+-", "−": "-", "–": "-", "·": "*", "×": "x", "…": "...", "“": '"', "”": '"',
     "10⁶": "10^6", "⁶": "^6", "\N{NO-BREAK SPACE}": " ", "λ": "lambda", "█": "#", "━": "-", "╸": "-", "╺": "-",
 }  # fmt: skip
-"""ASCII in place of what the commands print; tables stay aligned where the length is the same."""
+"""ASCII for the characters that commands print. Where lengths are equal, tables stay aligned."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -73,7 +73,7 @@ class _Stderr(_Stdout):
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Put usable streams in the place of stdout and stderr: closed ones discard, all encode every character.
+    """Replace stdout and stderr by streams that encode every character, and that discard output if they are closed.
 
     Raises:
         OutputError: from a write to stdout that failed.
@@ -99,7 +99,7 @@ def streams() -> Iterator[None]:
 
 
 def _empty(stream: TextIO) -> None:
-    """Flush, or discard what cannot be written, for which the interpreter would fail at its exit."""
+    """Flush, and discard what cannot be written, as the interpreter would fail at exit otherwise."""
     try:
         stream.flush()
     except OSError:

@@ -36,15 +36,13 @@ from fedsim.errors import ConfigError, MissingRunError, RunError
 from fedsim.record.columns import columns_hash, drop_columns, write_columns
 from fedsim.record.covered import COVERED, DEVICES, digest_of, hashes_of
 from fedsim.record.files import damaged, fits, lock, numbered, parse_yaml, read_mapping, sync, write_atomic
-from fedsim.record.metrics import Metrics, RowWriter, read_metrics
+from fedsim.record.metrics import RowWriter
 from fedsim.record.places import refusal
 from fedsim.record.version import __version__
 
-__all__ = ["Metrics", "RunDirectory", "SeedRecord", "State", "create_run", "environment", "open_run", "read_metrics"]
-
 State = Literal["waiting", "running", "finished", "failed", "interrupted"]
 SWEEP = "sweep.json"
-"""File of a folder whose runs are the points of a sweep, see `fedsim.sweeps`."""
+"""File of a folder whose runs are the points of a sweep; see `fedsim.sweeps`."""
 FORM: dict[Any, Any] = {
     "accepted": [{"metrics": {...: [str]}, "settings": [str]}],
     "code": {...: str},
@@ -60,13 +58,14 @@ FORM: dict[Any, Any] = {
     "threads": int,
     "versions": {...: str},
 }
-"""Form of what this version reads from ``manifest.json``."""
+"""Form of the entries that this version reads from ``manifest.json``; see `fedsim.record.files.fits`."""
 NEEDED = {
     "status": ("state",), "extended": ("from", "to"), "accepted": ("metrics",), "backend": ("backend",),
     "stopped": ("round", "reason"),
 }  # fmt: skip
-"""Names that the entries of some lists and mappings cannot lack."""
+"""Names that have to be in every element of some of these lists and mappings."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""Errors of renaming a folder to a name that another process has taken."""
 
 
 class SeedRecord:
@@ -90,8 +89,9 @@ class SeedRecord:
         self._columns, self._devices = columns_hash(directory), digest_of(directory / DEVICES)
 
     def add(self, round: int, rows: Iterable[tuple[str, int | None, str, float]], apart: bool) -> None:
-        """Add metrics of a round, as rows of scope, client, metric and value; values of clients ``apart``, in a file of
-        columns.
+        """Add metrics of a round, as rows of scope, client, metric and value.
+
+        Values of single clients are written to a separate file of columns if ``apart``.
         """
         rows = list(rows)
         if apart:
@@ -114,7 +114,7 @@ class SeedRecord:
             raise RunError(f"{error}. Free some space, then: fedsim resume {self.directory.parent}") from error
 
     def sync(self) -> None:
-        """Wait until what was written is on disk; call it before a checkpoint, which a run resumes from after a crash.
+        """Wait until all rows are on disk. Call this before a checkpoint is written, as it refers to them.
 
         Raises:
             RunError: the system could not write it.
@@ -123,14 +123,15 @@ class SeedRecord:
         self.timing.sync()
 
     def position(self) -> dict[str, Any]:
-        """Flush, and return the bytes of ``metrics.jsonl`` and the hashes of all metrics, for a checkpoint."""
+        """Flush, and return the size of ``metrics.jsonl`` and the hashes of all metrics, for a checkpoint."""
         self.flush()
         others = {"columns_sha256": self._columns.hexdigest(), "devices_sha256": self._devices}
         return {"offset": self.metrics.size, "metrics_sha256": self.metrics.digest(), **others}
 
     def changed(self, meta: Mapping[str, Any], round: int) -> dict[str, str]:
-        """Files that are not what they were when the checkpoint of a round was made, with the hashes that they have
-        now. Earlier versions recorded fewer of them.
+        """Files that have changed since the checkpoint of a round was made, with their present hashes.
+
+        Earlier versions recorded fewer hashes.
         """
         offset = meta["offset"]
         found = {
@@ -142,9 +143,13 @@ class SeedRecord:
     def misfit(
         self, meta: Mapping[str, Any], round: int, accepted: Collection[str] = (), apart_from: Collection[str] = ()
     ) -> str | None:
-        """Why the checkpoint of a round with these contents does not follow from the files; None if it does.
+        """Why the checkpoint of a round does not fit the files; None if it does.
 
-        Hashes in ``accepted`` are as good as the recorded ones; files ``apart_from`` these are looked at.
+        Args:
+            meta: the ``meta`` of the checkpoint.
+            round: its round.
+            accepted: hashes that count like the recorded ones.
+            apart_from: names of files that are not checked.
         """
         offset, size = meta["offset"], self.metrics.size
         if not self.metrics.ends_at(offset):
@@ -348,7 +353,7 @@ def stopped_after(manifest: Mapping[str, Any], seed: int) -> int | None:
 
 
 def describe_stops(manifest: Mapping[str, Any]) -> str:
-    """Which seeds stopped by the criterion of their experiment, when and why, in words; empty if none did."""
+    """Say which seeds were stopped by the criterion of their experiment, when and why; empty if none was."""
     stopped = manifest.get("stopped", {})
     return "; ".join(f"seed {seed} after round {stop['round']}, as {stop['reason']}" for seed, stop in stopped.items())
 
@@ -385,7 +390,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _is_whole(name: str, value: Any) -> bool:
-    """Whether an entry of the manifest has the form of those that fedsim writes."""
+    """Whether an entry of the manifest has the form in which fedsim writes it."""
     if not fits(value, FORM[name]):
         return False
     if name == "status" and not all(seed.isdecimal() for seed in value):

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-"""Formats, and the metadata that would differ from one writing to the next."""
+"""Formats, and the metadata to leave out because it differs from one writing to the next."""
 
 
 def style() -> AbstractContextManager[None]:
-    """Settings under which figures are made and saved: TrueType fonts, as journals refuse Matplotlib's Type 3."""
+    """Settings under which figures are made and saved: TrueType fonts, as journals refuse Type 3, the default."""
     import matplotlib
 
     return matplotlib.rc_context(

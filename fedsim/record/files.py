@@ -18,7 +18,7 @@ from fedsim.errors import BusyError, RunError
 from fedsim.record.places import refusal
 
 DEEPEST = 500
-"""Brackets and columns of indentation of an ordinary file of settings."""
+"""Most brackets and columns of indentation of an ordinary file of settings."""
 
 
 def create_folder(root: Path, name: str) -> Path:
@@ -106,8 +106,9 @@ def write_atomic(path: Path, content: str | bytes, opener: Callable[[str, int], 
 
 
 def parse_yaml(text: str) -> Any:
-    """Values of a YAML text: by libyaml where PyYAML was built with it, which is ten times as fast, but not if they may
-    be nested so deeply that it would crash, which is then a RecursionError.
+    """Parse a YAML text, with libyaml if PyYAML was built with it, which is ten times as fast.
+
+    Values that may be nested deeply are parsed in Python, which raises RecursionError where libyaml would crash.
     """
     inset = max((len(line) - len(line.lstrip(" -?")) for line in text.splitlines()), default=0)
     deep = text.count("[") + text.count("{") + inset > DEEPEST
@@ -115,7 +116,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any], names: Collection[str] = ()) -> dict[str, Any]:
-    """Read a file of settings or of a state, which ``parse`` understands, and in which ``names`` cannot be missing.
+    """Read a mapping from a file with ``parse``; it has to contain ``names``.
 
     Raises:
         RunError: it cannot be read, or is damaged.
@@ -132,8 +133,10 @@ def read_mapping(path: Path, parse: Callable[[str], Any], names: Collection[str]
 
 
 def fits(value: Any, form: Any) -> bool:
-    """Whether what was read has a form: a type, ``[form]`` of a list, ``{name: form}`` of a mapping with these names if
-    it has them, and ``{...: form}`` of one with any names.
+    """Whether a value has a form.
+
+    A form is a type; ``[form]`` for a list; ``{name: form}`` for a mapping, in which other names may occur and these
+    may be missing; or ``{...: form}`` for a mapping with any names.
     """
     if isinstance(form, list):
         return isinstance(value, list) and all(fits(entry, form[0]) for entry in value)

@@ -1,5 +1,7 @@
-"""Places that a user has named for a file or a folder to write. One where nothing can be written is a mistake of the
-command, and is told before anything is computed where it can be seen by then; a full disk is no mistake of anybody's.
+"""Checks of the places where a user wants a file or folder to be written.
+
+A place where nothing can be written is a mistake in the command, which is reported before anything is computed if
+possible. A full disk is nobody's mistake.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ WRONG = {
     errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
     errno.EROFS,
 }  # fmt: skip
-"""Errors of the operating system that another place does not have."""
+"""Errors of the operating system that can be avoided by choosing another place."""
 
 
 def check_file(path: Path | str, example: str) -> None:
-    """Refuse to write a file where none can be; ``example`` is the name of one.
+    """Check that a file can be written at this path; ``example`` is the name of one, for the message.
 
     Raises:
         PlaceError: a folder is there, or a file where it needs a folder, or the folder is not the user's to write in.
@@ -48,13 +50,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def refusal(path: Path, error: OSError, fix: str = "choose another file") -> RunError:
-    """What to tell of an error of the operating system in writing a file or folder."""
+    """The error to raise for an error of the operating system in writing a file or folder."""
     kind, why = (PlaceError, _obstacle(path)) if error.errno in WRONG else (RunError, "")
     return kind(f"cannot write {path}: {why or error.strerror}; {fix}")
 
 
 def _obstacle(path: Path) -> str:
-    """What there is in the way of a new file or folder; empty if nothing is seen."""
+    """What prevents a new file or folder at this path; empty if nothing seems to."""
     there = next(above for above in path.absolute().parents if os.path.lexists(above))
     if not _is_folder(there):
         return f"{there} is no folder"

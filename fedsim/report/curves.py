@@ -20,11 +20,9 @@ from fedsim.errors import ConfigError, suggest
 from fedsim.record import figures
 from fedsim.record.directory import RunDirectory
 from fedsim.report.compare import Comparison, compare, under
-from fedsim.report.layout import DASHES, PALETTE, Options, Size, frame, look, plain, sheet, size_of
+from fedsim.report.layout import Options, Size, frame, look, plain, sheet, size_of
 from fedsim.report.series import AXES, OF_SOME, Series
 from fedsim.report.statistics import estimates
-
-__all__ = ["DASHES", "PALETTE", "Curve", "Options", "curve_of", "curves", "draw"]
 
 WIDE = 30
 """Ratio of the largest to the smallest value from which the vertical axis is logarithmic."""

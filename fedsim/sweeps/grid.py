@@ -3,8 +3,8 @@
     NAME/sweep.json       points with their resolved experiments, threads per point, errors of failed points
     NAME/lr=0.03/         a run directory for each point (`fedsim.record.directory`)
 
-The state of a point is that of its run directory, so that a sweep can resume after any interruption: finished points
-are not run again, and others continue from their checkpoints.
+The state of a point is that of its run directory, so a sweep can resume after any interruption: finished points are
+not run again, and others continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Point(NamedTuple):
     """One experiment of a sweep.
 
     Attributes:
-        name: its distinct settings, such as ``lr=0.03``; also its directory below the sweep.
+        name: the settings that distinguish it, such as ``lr=0.03``; also the name of its run directory.
         config: the resolved experiment, as plain values.
     """
 
@@ -56,7 +56,12 @@ _PARSED: dict[str, Experiment] = {}
 
 
 def experiment_of(config: Mapping[str, Any], made: Experiment | None = None) -> Experiment:
-    """The experiment of a point, parsed once in a process and code; ``made`` is it, if the caller knows."""
+    """The experiment of a point, parsed once in a process, and again if its code was reloaded.
+
+    Args:
+        config: the resolved experiment.
+        made: the experiment itself, if the caller has it.
+    """
     text = json.dumps(config, sort_keys=True, default=str)
     if text not in _PARSED or not current(_PARSED[text]):
         if len(_PARSED) >= MOST_PARSED:
@@ -78,7 +83,7 @@ class Sweep:
     points: tuple[Point, ...]
 
     def state(self, point: Point, failures: Mapping[str, str] | None = None) -> PointState:
-        """State of a point; ``failures`` are those of the sweep, if they have been read."""
+        """State of a point; ``failures`` are those of the sweep, if they have been read already."""
         if not self.directory(point).is_dir():
             failed = point.name in (self.failures if failures is None else failures)
             return "failed" if failed else "waiting"
@@ -95,7 +100,7 @@ class Sweep:
         return self.path / point.name
 
     def done(self, ended: Collection[str] = ()) -> tuple[int, int]:
-        """Evaluated and total rounds over all points and seeds; points that have ``ended``, by name, count as done."""
+        """Evaluated and total rounds over all points and seeds; the points ``ended``, by name, count as done."""
         done, total = 0, 0
         for point in self.points:
             rounds = point.config["rounds"] * point.config["seeds"]
@@ -125,7 +130,7 @@ class Sweep:
         return failures
 
     def threads(self, proposed: int) -> int:
-        """PyTorch threads per point, on which results depend: those ``proposed`` on the first call."""
+        """PyTorch threads per point: the number ``proposed`` on the first call, as results depend on it."""
         content = _read(self.path)
         threads: int = content.setdefault("threads", proposed)
         _write(self.path, content)
@@ -176,8 +181,8 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
 
     Args:
         points: points with distinct names.
-        output: its folder, where a sweep of some of these points grows; by default ``root/name``, with a number if
-            other sweeps have that name.
+        output: its folder, in which a sweep of some of these points is extended; by default ``root/name``, with a
+            number if other sweeps have that name.
         root: folder of sweeps.
         name: name of the folder.
 
@@ -223,8 +228,8 @@ class Choice(NamedTuple):
     """The best point of a sweep.
 
     Attributes:
-        run: its final values over seeds.
-        cost: total cost of the run, by `fedsim.report.compare.COSTS`.
+        run: its values over seeds.
+        cost: its total costs, by `fedsim.report.compare.COSTS`.
     """
 
     run: RunSummary
@@ -237,7 +242,7 @@ def compare_points(sweep: Sweep, scope: str, metric: str | None, target: float |
     Args:
         sweep: the sweep.
         scope: model and samples of the metric.
-        metric: by default accuracy, or loss if accuracy was not measured.
+        metric: the metric; by default accuracy, or loss if accuracy was not measured.
         target: see `fedsim.report.compare.compare`.
     """
     states = sweep.states()

@@ -17,7 +17,8 @@ import pytest
 from algorithms import FedAvg
 from fedsim import Execution, Experiment
 from fedsim.errors import ConfigError, RunError
-from fedsim.record.directory import RunDirectory, create_run, open_run, read_metrics
+from fedsim.record.directory import RunDirectory, create_run, open_run
+from fedsim.record.metrics import read_metrics
 
 CONFIG = {"name": "demo", "algorithm": {"class_path": "algorithms.FedAvg", "init_args": {"lr": 1e-5}}, "rounds": 3}
 

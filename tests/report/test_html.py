@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from fedsim.errors import ConfigError, RunError
 from fedsim.record.directory import create_run
 from fedsim.report.compare import compare
-from fedsim.report.curves import Options, curve_of, curves, draw
+from fedsim.report.curves import curve_of, curves, draw
 from fedsim.report.html import write_report
+from fedsim.report.layout import Options
 from fedsim.report.statistics import estimate
 from tests.report.test_compare import FAST, SLOW, make_run
 
