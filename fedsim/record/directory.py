@@ -17,15 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import json
-import platform
 import shutil
-import subprocess
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -35,10 +31,10 @@ from fedsim.checks import plain_name
 from fedsim.errors import ConfigError, MissingRunError, RunError
 from fedsim.record.columns import columns_hash, drop_columns, write_columns
 from fedsim.record.covered import COVERED, DEVICES, digest_of, hashes_of
+from fedsim.record.environment import environment
 from fedsim.record.files import damaged, fits, lock, numbered, parse_yaml, read_mapping, sync, write_atomic
 from fedsim.record.metrics import RowWriter
 from fedsim.record.places import refusal
-from fedsim.record.version import __version__
 
 State = Literal["waiting", "running", "finished", "failed", "interrupted"]
 SWEEP = "sweep.json"
@@ -356,37 +352,6 @@ def describe_stops(manifest: Mapping[str, Any]) -> str:
     """Say which seeds were stopped by the criterion of their experiment, when and why; empty if none was."""
     stopped = manifest.get("stopped", {})
     return "; ".join(f"seed {seed} after round {stop['round']}, as {stop['reason']}" for seed, stop in stopped.items())
-
-
-def environment() -> dict[str, Any]:
-    """Time, versions, platform and git state of this process, for the manifest."""
-    return {
-        "created": datetime.now(UTC).isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "numpy")},
-            "fedsim": __version__,
-        },
-        "platform": platform.platform(),
-        "git": _git_state(),
-    }
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of the working directory, and a flag for modified tracked files; None outside a repository."""
-
-    def git(*arguments: str) -> str:
-        # without optional locks, so that reading the state cannot block a concurrent commit
-        command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": git("status", "--porcelain", "--untracked-files=no") != "",
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _is_whole(name: str, value: Any) -> bool:

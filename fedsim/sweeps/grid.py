@@ -24,7 +24,8 @@ from fedsim.errors import ConfigError, MissingRunError, RunError
 from fedsim.experiment.code import current
 from fedsim.experiment.config import from_config
 from fedsim.experiment.short_forms import in_full
-from fedsim.record.directory import SWEEP, environment, open_run
+from fedsim.record.directory import SWEEP, open_run
+from fedsim.record.environment import environment
 from fedsim.record.files import create_folder, lock, read_mapping, write_atomic
 from fedsim.record.metrics import read_metrics
 from fedsim.record.places import refusal
