@@ -59,6 +59,7 @@ def resume(
     experiment: Experiment | None = None,
     *,
     rounds: int | None = None,
+    seeds: int | None = None,
     progress: bool = True,
     host: Host | None = None,
     on_round: OnRound | None = None,
@@ -74,6 +75,7 @@ def resume(
             unless ``execution.threads`` is set, so that the numbers do not change.
         rounds: rounds to run in all, more than each seed has done; by default as many as the run was begun with. What
             only a last round measures, such as the final evaluation of clients, is then that of the new last round.
+        seeds: seeds to have in all, as many as the run was begun with or more.
         progress: show a progress bar on stderr.
         host: host of the clients; by default the one that ``experiment.execution`` selects.
         on_round: called with a `RoundView` after every round, from round 0 on; what it raises ends the run, which can
@@ -90,7 +92,8 @@ def resume(
         _check_experiment("resume", experiment)
     place = lambda e: host or host_of(e, progress)  # noqa: E731
     return controller.resume(
-        Path(path), experiment, place, progress=progress, rounds=rounds, on_round=on_round, accept=accept_changes
+        Path(path), experiment, place, progress=progress, rounds=rounds, seeds=seeds, on_round=on_round,
+        accept=accept_changes,
     )
 
 

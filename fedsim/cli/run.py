@@ -64,11 +64,12 @@ def run(argv: Sequence[str]) -> int:
 
 def resume(argv: Sequence[str]) -> int:
     """Resume a run or a sweep, with the output of `run` or `fedsim sweep`."""
-    about = "Resume an interrupted run or sweep from its checkpoints, or give a run more rounds."
+    about = "Resume an interrupted run or sweep from its checkpoints, or give a run more rounds or seeds."
     parser = Arguments("fedsim resume", description=about)
     parser.add_argument("run", type=Path, metavar="DIR", help="run directory or folder of a sweep")
     more = "rounds in all, more than it has done; the result is that of a run that had them from the start"
     parser.add_argument("--rounds", type=int, metavar="N", help=more)
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds in all, as many as it has or more")
     edited = "continue although config.yaml or metrics.jsonl were edited since; manifest.json says so"
     parser.add_argument("--accept-changes", action="store_true", help=edited)
     parser.add_argument("--allow", metavar="MODULE", help=HELP)
@@ -79,6 +80,9 @@ def resume(argv: Sequence[str]) -> int:
     if is_sweep(arguments.run):
         if arguments.rounds is not None:
             raise ConfigError(f"{arguments.run} is a sweep; --rounds extends a run, such as one of its points")
+        if arguments.seeds is not None:
+            more = f"repeat the command that made it with --output {arguments.run} --seeds {arguments.seeds}"
+            raise ConfigError(f"{arguments.run} is a sweep, and --seeds extends a run; {more}")
         if arguments.accept_changes:
             raise ConfigError(f"{arguments.run} is a sweep; --accept-changes is for a run, such as one of its points")
         return finish(open_sweep(arguments.run), Ending(arguments.jobs, arguments.quiet, arguments.json))
@@ -89,8 +93,11 @@ def resume(argv: Sequence[str]) -> int:
 
     status, planned = before.manifest["status"].values(), before.config.get("rounds")
     quiet, accept = arguments.quiet, arguments.accept_changes
-    directory = api.resume(arguments.run, rounds=arguments.rounds, progress=not quiet, accept_changes=accept)
-    idle = planned == directory.config["rounds"] and all(seed["state"] == "finished" for seed in status)
+    directory = api.resume(
+        arguments.run, rounds=arguments.rounds, seeds=arguments.seeds, progress=not quiet, accept_changes=accept
+    )
+    as_before = planned == directory.config["rounds"] and len(status) == len(directory.manifest["status"])
+    idle = as_before and all(seed["state"] == "finished" for seed in status)
     if idle and not arguments.quiet:
         stops = describe_stops(directory.manifest)
         how = f"stopped: {stops}" if stops else f"finished its {many(planned or 0, 'round')}"

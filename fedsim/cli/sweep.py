@@ -31,8 +31,8 @@ SWEEP = flags.Command(
     "Run a grid of experiments, each in a run directory of its own. Any setting takes a list of values, as in\n"
     "--algorithm.lr 0.03,0.1 --local.epochs 1,2; commas within brackets or quotes do not separate values. To continue\n"
     "after an interruption, repeat the command; finished points are not run again, nor those of a sweep with fewer\n"
-    "values that --output names. At the end, a table compares all points with the one that has the best mean final\n"
-    "value.",
+    "values or seeds that --output names. At the end, a table compares all points with the one that has the best mean\n"
+    "final value.",
     experiment_component,
     {
         "output": "folder of this sweep",

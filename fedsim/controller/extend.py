@@ -1,4 +1,4 @@
-"""Give a run more rounds than it was begun with, so that it equals a run that had them from the start.
+"""Give a run more rounds or seeds than it was begun with, so that it equals a run that had them from the start.
 
 Only the end of a run depends on its number of rounds: the last round is always evaluated, clients included, and
 followed by the method's ``finish``. So the rows that only a last round has are removed, and a run whose last state
@@ -55,6 +55,40 @@ def check_extension(directory: RunDirectory, experiment: Experiment, rounds: int
             )
 
 
+def check_more_seeds(directory: RunDirectory, seeds: int) -> None:
+    """Refuse fewer seeds than a run has, and any for a deployment.
+
+    Raises:
+        ConfigError: fewer seeds.
+        RunError: the run was deployed.
+    """
+    path, known = directory.path, len(directory.manifest["status"])
+    if seeds < known:
+        raise ConfigError(f"seeds is {seeds}, and {path} has {known}; expected more, as none is taken away")
+    if any(chosen["backend"] == "flower" for chosen in directory.manifest["backend"].values()):
+        raise RunError(f"{path} was deployed, and its clients have left; start a new deployment with seeds: {seeds}")
+
+
+def note_seeds(directory: RunDirectory, seeds: int) -> None:
+    """Write down more seeds. Killed at any point of this, it can be repeated."""
+    config = directory.config
+    longer = {**config, "seeds": seeds}
+    _note(directory, "more_seeds", {"from": config["seeds"], "to": seeds}, longer)
+    status, first = directory.manifest["status"], config["seed"]
+    numbers = list(range(first, first + seeds))
+    waiting = {str(seed): {"state": "waiting", "detail": ""} for seed in numbers}
+    directory.update_manifest(seeds=numbers, status={**waiting, **status})
+
+
+def _note(directory: RunDirectory, what: str, change: dict[str, int], longer: dict[str, Any]) -> None:
+    """Write a change into the manifest, then the settings that follow into ``config.yaml``."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    entries = [*directory.manifest.get(what, []), {**change, "at": now, "fedsim": __version__}]
+    directory.update_manifest(**{what: entries, "settings_hash": settings_hash(longer)})
+    text = yaml.safe_dump(longer, sort_keys=False, allow_unicode=True)
+    write_atomic(directory.path / "config.yaml", text)
+
+
 def _done(directory: RunDirectory, seed: int) -> int:
     with directory.open_seed(seed) as record:              # no other process may write checkpoints meanwhile
         loaded = checkpoint.load_latest(record.checkpoints)
@@ -67,12 +101,7 @@ def note_extension(directory: RunDirectory, rounds: int) -> None:
     for seed, status in manifest["status"].items():
         if status["state"] == "finished" and stopped_after(manifest, int(seed)) is None:
             directory.mark(int(seed), "interrupted", f"to be extended to {rounds} rounds")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = {"from": config["rounds"], "to": rounds, "at": now, "fedsim": __version__}
-    extended, longer = [*manifest.get("extended", []), entry], {**config, "rounds": rounds}
-    directory.update_manifest(extended=extended, settings_hash=settings_hash(longer))
-    text = yaml.safe_dump(longer, sort_keys=False, allow_unicode=True)
-    write_atomic(directory.path / "config.yaml", text)
+    _note(directory, "extended", {"from": config["rounds"], "to": rounds}, {**config, "rounds": rounds})
 
 
 def was_end(manifest: dict[str, Any], round: int) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedsim.controller.changes import accept_changes
-from fedsim.controller.extend import check_extension, note_extension
+from fedsim.controller.extend import check_extension, check_more_seeds, note_extension, note_seeds
 from fedsim.controller.host import Host
 from fedsim.controller.initial import check_unchanged, file_hash
 from fedsim.controller.interrupt import terminate_as_interrupt
@@ -129,7 +129,7 @@ def _begun(directory: RunDirectory, experiment: Experiment, rounds: int) -> bool
 
 def resume(
     path: Path, experiment: Experiment | None, host_of: HostOf, *, progress: bool, rounds: int | None = None,
-    on_round: OnRound | None = None, accept: bool = False,
+    seeds: int | None = None, on_round: OnRound | None = None, accept: bool = False,
 ) -> RunDirectory:  # fmt: skip
     """Continue a run that was interrupted or failed, or extend one; see ``fedsim.resume``."""
     check_callback(on_round)
@@ -144,6 +144,11 @@ def resume(
     if rounds is not None and extends:
         todo, config["rounds"] = seeds_to_extend(directory, rounds), rounds
         experiment = None if experiment is None else replace(experiment, rounds=rounds)
+    if seeds is not None:
+        check_more_seeds(directory, seeds)
+        new = range(config["seed"] + len(states), config["seed"] + seeds)
+        todo, config["seeds"] = [*todo, *new], seeds
+        experiment = None if experiment is None else replace(experiment, seeds=seeds)
     if todo:
         check_version(path, directory.manifest)            # whose settings another version may lack
     if experiment is not None:
@@ -151,7 +156,9 @@ def resume(
     if not todo:
         return directory
     check_manifest(directory)
-    experiment = experiment or from_config({**directory.config, "rounds": config["rounds"]})
+    experiment = experiment or from_config(
+        {**directory.config, "rounds": config["rounds"], "seeds": config["seeds"]}
+    )
     if extends:
         check_extension(directory, experiment, experiment.rounds)
     check_unchanged(experiment.init, directory.manifest, path)
@@ -163,6 +170,8 @@ def resume(
             there.say(text)
         if extends:
             note_extension(directory, experiment.rounds)
+        if experiment.seeds > len(states):
+            note_seeds(directory, experiment.seeds)
         _run_seeds(experiment, directory, todo, first, progress, there, on_round)
     return directory
 

@@ -22,20 +22,25 @@ def settings_hash(config: Mapping[str, Any]) -> str:
 
 
 def hashes_of_checkpoints(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> set[str]:
-    """Hashes of settings that a run's checkpoints may have: the present ones, those before it was extended, and
-    accepted ones.
+    """Hashes of settings that a run's checkpoints may have: the present ones, those before it had more rounds or seeds,
+    and accepted ones.
     """
-    extended = [entry[end] for entry in manifest.get("extended", []) for end in ("from", "to")]
+    extended, seeds = (
+        [{name: entry[end]} for entry in manifest.get(entries, []) for end in ("from", "to")]
+        for name, entries in (("rounds", "extended"), ("seeds", "more_seeds"))
+    )
     accepted = [found for entry in manifest.get("accepted", []) for found in entry.get("settings", [])]
-    return {settings_hash({**config, "rounds": rounds}) for rounds in [config.get("rounds"), *extended]} | {*accepted}
+    before = [{**config, **rounds, **more} for rounds in [{}, *extended] for more in [{}, *seeds]]
+    return {*map(settings_hash, before), *accepted}
 
 
 def edited(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     """True if a run has other settings than it began with; earlier versions recorded no hash."""
     begun = [
-        {**config, "rounds": entry["to"]}                  # the process was killed while it extended the run
-        for entry in manifest.get("extended", [])[-1:]
-        if entry["from"] == config.get("rounds")
+        {**config, name: entry["to"]}                      # the process was killed while it extended the run
+        for name, entries in (("rounds", "extended"), ("seeds", "more_seeds"))
+        for entry in manifest.get(entries, [])[-1:]
+        if entry["from"] == config.get(name)
     ]
     expected = manifest.get("settings_hash")
     return expected is not None and expected not in map(settings_hash, [config, *begun])

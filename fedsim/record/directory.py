@@ -46,6 +46,7 @@ FORM: dict[Any, Any] = {
     "data_hash": str,
     "device": str,
     "extended": [{"from": int, "to": int}],
+    "more_seeds": [{"from": int, "to": int}],
     "larger_is_better": dict,
     "partition_hash": {...: str},
     "seeds": [int],
@@ -56,8 +57,8 @@ FORM: dict[Any, Any] = {
 }
 """Form of the entries that this version reads from ``manifest.json``; see `fedsim.record.files.fits`."""
 NEEDED = {
-    "status": ("state",), "extended": ("from", "to"), "accepted": ("metrics",), "backend": ("backend",),
-    "stopped": ("round", "reason"),
+    "status": ("state",), "extended": ("from", "to"), "more_seeds": ("from", "to"), "accepted": ("metrics",),
+    "backend": ("backend",), "stopped": ("round", "reason"),
 }  # fmt: skip
 """Names that have to be in every element of some of these lists and mappings."""
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -306,8 +307,7 @@ def create_run(
             if _create(target, files):
                 return RunDirectory(target)
     except OSError as error:
-        fix = "choose another --root" if output is None else "choose another --output"
-        raise refusal(output or root / name, error, fix) from error
+        raise refusal(output or root / name, error, f"choose another --{'output' if output else 'root'}") from error
     raise ConfigError(f"{output} exists; a run never overwrites another. Choose another --output, or remove it first")
 
 

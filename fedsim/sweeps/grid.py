@@ -88,7 +88,10 @@ class Sweep:
         if not self.directory(point).is_dir():
             failed = point.name in (self.failures if failures is None else failures)
             return "failed" if failed else "waiting"
-        states = {status["state"] for status in open_run(self.directory(point)).manifest["status"].values()}
+        seeds = open_run(self.directory(point)).manifest["status"]
+        states = {status["state"] for status in seeds.values()}
+        if states == {"finished"} and len(seeds) < point.config["seeds"]:
+            return "unfinished"                            # it was begun with fewer
         return "finished" if states == {"finished"} else "failed" if "failed" in states else "unfinished"
 
     def states(self) -> dict[str, PointState]:
@@ -182,8 +185,8 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
 
     Args:
         points: points with distinct names.
-        output: its folder, in which a sweep of some of these points is extended; by default ``root/name``, with a
-            number if other sweeps have that name.
+        output: its folder, in which a sweep of some of these points, or with fewer seeds, is extended; by default
+            ``root/name``, with a number if other sweeps have that name.
         root: folder of sweeps.
         name: name of the folder.
 
@@ -197,7 +200,7 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
         sweep, by_name = open_sweep(known), {point.name: point for point in points}
         if sweep.points == tuple(points):
             return sweep
-        if output and all(by_name.get(point.name) == point for point in sweep.points):
+        if output and all(point.name in by_name and grows(point, by_name[point.name]) for point in sweep.points):
             with sweep.lock():
                 return sweep.with_points(points)
     if output and output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -205,6 +208,12 @@ def start(points: Sequence[Point], *, output: Path | None = None, root: Path = P
     folder = output or create_folder(root, name)
     _write(folder, {**environment(), "points": _listed(points), "failures": {}})
     return open_sweep(folder)
+
+
+def grows(old: Point, new: Point) -> bool:
+    """Whether a point is what it was, with as many seeds or more."""
+    seeds = new.config["seeds"]
+    return seeds >= old.config["seeds"] and new.config == {**old.config, "seeds": seeds}
 
 
 def _listed(points: Sequence[Point]) -> list[dict[str, Any]]:

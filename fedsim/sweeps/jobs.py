@@ -222,8 +222,10 @@ def run_task(task: PointTask, progress: bool = False) -> str | None:
     try:
         with torch_threads(task.threads), only_from(task.imports):
             if task.path.is_dir():
-                longer = task.rounds is not None and task.rounds > open_run(task.path).config["rounds"]
-                api.resume(task.path, rounds=task.rounds if longer else None, progress=progress)
+                begun, seeds = open_run(task.path), task.config["seeds"]
+                longer = task.rounds is not None and task.rounds > begun.config["rounds"]
+                more = seeds if seeds > len(begun.manifest["status"]) else None
+                api.resume(task.path, rounds=task.rounds if longer else None, seeds=more, progress=progress)
             else:
                 api.run(experiment_of(task.config), output=task.path, progress=progress)
     except FedsimError as error:

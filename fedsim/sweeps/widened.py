@@ -9,7 +9,7 @@ from typing import Any
 from fedsim.controller.notes import note
 from fedsim.errors import ConfigError
 from fedsim.report.labels import flat
-from fedsim.sweeps.grid import Point, Sweep, is_sweep, open_sweep, start
+from fedsim.sweeps.grid import Point, Sweep, grows, is_sweep, open_sweep, start
 from fedsim.sweeps.stale import set_aside
 
 PARTS = ("tuning", "final")
@@ -44,7 +44,7 @@ def widened(points: Sequence[Point], folder: Path, chosen: Collection[str] = ())
     sweep = open_sweep(folder)
     known = {point.name: point for point in sweep.points}
     new = [point for point in points if known.get(point.name) != point]
-    other = [point for point in new if point.name in known]
+    other = [point for point in new if point.name in known and not grows(known[point.name], point)]
     for point in other:
         if point.name not in chosen:
             raise ConfigError(
