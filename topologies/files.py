@@ -140,6 +140,10 @@ class FromFile:
         """Labels of the nodes in the file, that of node i at position i."""
         return [str(label) for label in in_order(self._read()[0])]
 
+    def digest(self) -> str:
+        """Hash of the graph in the file, see `digest`."""
+        return digest(self._read()[0])
+
     def remarks(self) -> list[str]:
         """Content of the file that is ignored, in words."""
         weighted = self._read()[1]

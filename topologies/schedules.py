@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import networkx as nx
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array
 
 from topologies.errors import TopologyError
-from topologies.files import Graph, from_networkx
+from topologies.files import FromFile, Graph, from_networkx
 from topologies.graphs import GraphBuilder, Ring
 from topologies.matrix_checks import TOLERANCE, as_matrix, is_symmetric
 from topologies.mixing import WEIGHTINGS, Weighting, WeightingName, lazy
@@ -81,7 +81,7 @@ def average_with(partner: np.ndarray) -> csr_array:
 
 
 @lru_cache(maxsize=8)
-def _fixed(schedule: Static, seed: int, n: int) -> csr_array:
+def _fixed(schedule: Static, reading: object, seed: int, n: int) -> csr_array:
     graph, weighting = schedule.graph, schedule.weighting
     links = getattr(graph, "links", None)
     if not callable(weighting) and links is not None:
@@ -106,6 +106,7 @@ class Static:
     graph: GraphBuilder | Graph = field(default_factory=Ring)
     weighting: WeightingName | Weighting = "metropolis"
     lazy: bool = False
+    _reading: ClassVar[object] = None
 
     def __post_init__(self) -> None:
         if not callable(self.weighting) and self.weighting not in WEIGHTINGS:
@@ -115,10 +116,12 @@ class Static:
             )
         if isinstance(self.graph, nx.Graph):               # a graph that changes later is another one
             object.__setattr__(self, "graph", nx.freeze(self.graph.copy()))
+        if isinstance(self.graph, FromFile):               # which may change: read for each Static, and once in a run
+            object.__setattr__(self, "_reading", object())
 
     def matrix(self, round: int, seed: int, n: int) -> csr_array:
         """See ``MixingSchedule``; random graphs differ from seed to seed, not from round to round."""
-        return _fixed(self, seed, n)
+        return _fixed(self, self._reading, seed, n)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fedsim.experiment.code import changed
 from fedsim.experiment.config import to_config
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.identity import edited, settings_hash
+from fedsim.gossip import Topology, graph_file
 from fedsim.record.directory import RunDirectory, describe_stops, stopped_after
 from fedsim.record.files import damaged
 from fedsim.record.metrics import read_metrics
@@ -92,6 +93,16 @@ def check_data(directory: RunDirectory, first: Prepared) -> None:
         raise RunError(
             f"{directory.path} was run on data with hash {expected[:12]}, the data found now has {found[:12]}; restore"
             " the data files"
+        )
+
+
+def check_graph(directory: RunDirectory, topology: Topology | None) -> None:
+    """Raise RunError unless the graph in a topology's file is that of the run."""
+    graph, expected = graph_file(topology), directory.manifest.get("graph_hash")
+    if graph is not None and expected is not None and (found := graph.digest()) != expected:
+        raise RunError(
+            f"{directory.path} was run on a graph with hash {expected[:12]}, {graph.path} now has {found[:12]}; restore"
+            " the file"
         )
 
 

@@ -28,6 +28,7 @@ from fedsim.controller.resuming import (
     check_data,
     check_experiment,
     check_finished,
+    check_graph,
     check_manifest,
     check_model,
     check_settings,
@@ -110,6 +111,7 @@ def _manifest(experiment: Experiment, first: Prepared, config: dict[str, Any]) -
         "data_notes": first.dataset.notes,
         "client_names": list(first.dataset.client_names or ()),
         "node_names": graph.names() if graph else [],
+        **({"graph_hash": graph.digest()} if graph else {}),
         "partition_hash": {str(experiment.seed): first.partition.hash},
         "larger_is_better": {metric.name: metric.larger_is_better for metric in experiment.measures},
         **({} if experiment.init is None else {"init_hash": file_hash(experiment.init)}),
@@ -166,6 +168,7 @@ def resume(
         first = there.prepare(experiment, todo[0])
         check_model(directory, first.federation.model.d)
         check_data(directory, first)
+        check_graph(directory, experiment.topology)
         for text in [*changes_of_place(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:
             there.say(text)
         if extends:

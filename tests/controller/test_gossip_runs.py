@@ -36,7 +36,17 @@ from fedsim.problems import least_squares
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import Metrics, read_metrics
 from tests.checkpoints import content
-from topologies import Complete, Exponential, OnePeerExponential, RandomMatching, Ring, Star, Static, metropolis
+from topologies import (
+    Complete,
+    Exponential,
+    FromFile,
+    OnePeerExponential,
+    RandomMatching,
+    Ring,
+    Star,
+    Static,
+    metropolis,
+)
 
 N = 8
 SMALL = Experiment(
@@ -338,6 +348,21 @@ def test_a_run_goes_on_with_its_graph(tmp_path: Path) -> None:
         resume(made.path, replace(short, topology=Static(path), rounds=3), rounds=3, progress=False)
     resume(made.path, replace(short, topology=Static(nx.cycle_graph(N)), rounds=3), rounds=3, progress=False)
     assert metrics(made).series("average/test", "accuracy").keys() == {0, 2, 3}
+
+
+def test_a_run_goes_on_with_the_graph_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "g.txt"
+    nx.write_edgelist(nx.cycle_graph(N), file)
+    short = replace(SMALL, topology=Static(FromFile(file)), rounds=2)
+    made = run(short, output=tmp_path / "run", progress=False)
+    nx.write_edgelist(nx.path_graph(N), file)
+    with pytest.raises(FedsimError, match=r"was run on a graph with hash .*g\.txt now has .*; restore the file"):
+        resume(made.path, rounds=3, progress=False)
+    again = run(replace(short, topology=Static(FromFile(file))), output=tmp_path / "again", progress=False)
+    links = [len((each.seed_path(0) / "edges.csv").read_text().splitlines()) - 1 for each in (made, again)]
+    assert links == [2 * N, 2 * N - 2], "in one process"
+    nx.write_edgelist(nx.cycle_graph(N), file)
+    resume(made.path, rounds=3, progress=False)
 
 
 def test_ignored_weights_of_a_graph_are_said() -> None:
