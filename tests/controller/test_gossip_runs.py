@@ -329,7 +329,7 @@ class Stored(Dense):
         return csr_array((w[i, j], (i, j)), (n, n))
 
 
-@pytest.mark.parametrize("topology", [Dense(), Stored(), Static(Ring(), lambda g: metropolis(g).toarray())], ids=str)
+@pytest.mark.parametrize("topology", [Dense(), Stored(), Static(Ring(), lambda g: metropolis(g).toarray())])
 def test_a_topology_of_ones_own_is_the_same_run(topology: Any, tmp_path: Path) -> None:
     small = replace(SMALL, rounds=2)
     expected, made = (

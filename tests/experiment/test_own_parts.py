@@ -284,7 +284,7 @@ def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
     assert first == second != third
 
 
-@pytest.mark.parametrize("algorithm", [FedAMD(), EF21()], ids=str)
+@pytest.mark.parametrize("algorithm", [FedAMD(), EF21()])
 def test_before_round_1_a_schedule_has_the_factor_of_round_1(algorithm: Any) -> None:
     experiment = Experiment(algorithm, schedule=lambda round: 1 / round, rounds=2)
     run(experiment.with_execution(backend="loop"), progress=False)
