@@ -140,7 +140,7 @@ def _points(words: flags.Words) -> tuple[str, list[Point]]:
     axes = {key: found for key, found in lists.items() if len(found) > 1}
     if not axes:
         raise ConfigError("nothing to sweep over: give a list, such as --algorithm.lr 0.03,0.1, or use `fedsim run`")
-    if "seed" in axes:
+    if axes.keys() & {"seed", "seeds"}:
         raise ConfigError("seeds are repetitions, of which none is best; use --seeds 3, and sweep another setting")
     points, notes, titles = [], list[str](), list[str]()
     for name, chosen in sweeps.grid(axes):

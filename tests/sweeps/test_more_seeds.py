@@ -103,3 +103,9 @@ def test_grids_run_the_missing_seeds(
     capsys.readouterr()
     assert main(["resume", str(final), "--seeds", "5"]) == 2
     assert f"repeat the command that made it with --output {final} --seeds 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["--seed", "--seeds"])
+def test_seeds_are_no_values_to_choose_from(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--algorithm", "FedAvg", name, "1,2"]) == 2
+    assert "seeds are repetitions, of which none is best; use --seeds 3" in capsys.readouterr().err
