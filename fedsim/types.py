@@ -53,8 +53,8 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
     key: Tensor | None = None
 
-    def part(self, rows: slice) -> Batch:
-        """Some of its rows, with the same key."""
+    def part(self, rows: slice | int) -> Batch:
+        """Some rows of all its tensors, or what is at one index of their first axis."""
         weight, key = (None if t is None else t[rows] for t in (self.weight, self.key))
         return Batch(mapped(itemgetter(rows), self.x), mapped(itemgetter(rows), self.y), weight, key)
 

@@ -35,8 +35,9 @@ class ReplayedBlock(Protocol):
     def plan(self) -> BlockPlan:
         """Minibatches of the round."""
 
-    def active(self, k: int) -> int:
-        """Number of clients with more than ``k`` steps; they come first."""
+    @property
+    def active(self) -> list[int]:
+        """Number of clients with more than ``k`` steps, for each ``k``; they come first."""
 
     def take(self, index: Tensor, weight: Tensor | None, key: Tensor) -> Batch:
         """Samples by rows of the data."""
@@ -77,7 +78,7 @@ def replayed(
     given, carried, k, steps = [*state, *consts], len(state), skip, int(block.counts[0])
 
     def kind(j: int) -> _Alike:
-        return _Alike(block.active(j), int(plan.widths[j]), plan.ragged[j])
+        return _Alike(block.active[j], int(plan.widths[j]), plan.ragged[j])
 
     while k < steps:
         form = kind(k)
@@ -104,8 +105,8 @@ def _rows(active: int, own: list[bool], tensors: list[Tensor]) -> list[Tensor]:
 
 def _now(plan: BlockPlan, steps: slice, form: _Alike, last: list[Tensor]) -> list[Tensor]:
     """What changes from step to step: rows and keys of the minibatches, weights if they are ragged, and numbers."""
-    rows = plan.rows.transpose(0, 1)[steps, : form.active, : form.width]
-    keys = plan.keys.transpose(0, 1)[steps, : form.active]
+    rows = plan.rows[steps, : form.active, : form.width]
+    keys = plan.keys[steps, : form.active]
     weights = [plan.weights[steps, : form.active, : form.width]] if form.ragged else []
     return [rows, keys, *weights, *(of[steps, : form.active] for of in last)]
 

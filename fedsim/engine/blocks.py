@@ -32,7 +32,7 @@ from fedsim.engine.local_work import CHUNK, Plans, draw, minibatches
 from fedsim.engine.loop import Loop, refuse_captured_tensors
 from fedsim.engine.machine import large_apart, out_of_memory
 from fedsim.engine.memory import Prefetched, placed, stays
-from fedsim.engine.plans import BlockPlan, Once, block_plan, padded
+from fedsim.engine.plans import BlockPlan, Once, StepBatches, block_plan, padded
 from fedsim.engine.purity import pure, unwritten
 from fedsim.engine.refusals import block_error, model_error, no_such_word, no_vector
 from fedsim.engine.step import LocalStep
@@ -167,9 +167,11 @@ class _Block:
         """The clients' rounds, brought to the device; on a CPU when they are first read."""
         return block_plan(self._plans().stacked(self._chosen), self._chosen, self.counts, self.fed.model)
 
-    def active(self, k: int) -> int:
-        """Number of clients with more than ``k`` steps; they come first."""
-        return int(np.searchsorted(-self.counts, -k))
+    @cached_property
+    def active(self) -> list[int]:
+        """Number of clients with more than ``k`` steps, for each ``k``; they come first."""
+        active: list[int] = np.searchsorted(-self.counts, -np.arange(self.counts[0])).tolist()
+        return active
 
     def run(self, call: ClientCall, mine: tuple[Any, ...] | None) -> tuple[Any, tuple[Any, ...]]:
         """Messages and new memories of the block, stacked, given its memories ``mine``, stacked too."""
@@ -285,38 +287,35 @@ class _Block:
             if self._graphs is not None:
                 state, skip = replayed(self._graphs, self, step, state, consts, own, skip, by_step, shares)
             elif self.fed.work.micro_batch is None:
-                some = partial(self.take, plan.rows[:, skip : skip + 1, 0], None, plan.keys[:, skip : skip + 1, 0])
+                some = partial(self.take, plan.rows[skip, :, :1], None, plan.keys[skip])
                 steps, last = int(self.counts[0]) - skip, [of[skip] for of in by_step]
                 dense = dense_fold(step, steps, some, state, consts, own, last)
             if dense is None:
                 state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
             else:
                 state, consts, own = dense.state, dense.consts, dense.own
+            batches = StepBatches(plan, self.active, self.fed.shards)
             for k in range(skip, int(self.counts[0])):
                 refuse_stopped()
-                if (still := self.active(k)) < active:
+                if (still := self.active[k]) < active:
                     done.insert(0, [t[still:] for t in state])
                     state = [t[:still] for t in state]
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
                 self._samples = plan.lengths[:active, k]
-                batch, last = self._batch(k, active), [of[k, :active] for of in by_step]
+                batch, last = augmented(self.fed.work.augment, batches(k)), [of[k, :active] for of in by_step]
                 if dense is None:
                     state = step(batch, state, consts + last, own + [True] * len(last))
-                    continue
-                for _ in range(dense.step.gradients):
-                    self._charged(active, batch)
-                state = dense(batch, state, consts + last)
+                else:
+                    state = dense(batch, state, consts, last)
         finally:
             self._in_fold, self._samples = False, outer_samples
             self.descend.end()
+        if dense is not None:
+            charged = dense.step.gradients * plan.lengths[:, skip:].sum(1)
+            self.meter.ledger.gradient_evaluations[self.ids] += charged
         ended = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(state, *done, strict=True)]
         return tuple(ended) if dense is None else dense.join(ended)
-
-    def _batch(self, k: int, active: int) -> Batch:
-        plan, width = self.plan, int(self.plan.widths[k])
-        weight = plan.weights[k, :active, :width] if plan.ragged[k] else None
-        return self.take(plan.rows[:active, k, :width], weight, plan.keys[:active, k].expand(-1, width))
 
     def take(self, index: Tensor, weight: Tensor | None, key: Tensor) -> Batch:
         return augmented(self.fed.work.augment, self.fed.shards.take(index, weight, key))

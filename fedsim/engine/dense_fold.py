@@ -3,7 +3,7 @@
 During a fold every parameter is one contiguous tensor ``[c, *shape]``. The gradient of a weight is held as its factors,
 ``delta [c, B, rows]`` and ``h [c, B, columns]`` with ``g = delta^T h``, and is
 
-- added to weights in place, by one batched product;
+- added to weights in place, by one batched product, layer by layer in the backward pass if nothing else reads it;
 - measured, by ``||delta^T h||^2 = sum (delta delta^T) * (h h^T)``;
 - gone along to the point of another gradient, where ``x W^T + r (x h^T) delta`` are the outputs,
 
@@ -36,11 +36,16 @@ Parts: TypeAlias = list[Tensor]
 """Vectors of clients: ``[c, *shape]`` for each parameter, or ``[1, *shape]`` where they are one for all."""
 
 
+Layers: TypeAlias = Iterator[tuple[int, Tensor, Tensor]]
+"""What ``DenseStack.backward`` yields."""
+
+
 class _Vectors(NamedTuple):
-    """Vectors while a step runs: gradients still as factors, others by parameter."""
+    """Vectors while a step runs: by parameter, gradients as factors, or as those that a backward pass will yield."""
 
     parts: Parts
     factors: Factors | None = None
+    layers: Layers | None = None
 
 
 class _Sum(NamedTuple):
@@ -64,20 +69,32 @@ class DenseFold:
         state: what the steps change.
         consts: what they read.
         own: which of these have a row per client.
+        numbers: by slot of the carry, slots of its new numbers.
+        over: by slot of the carry, combinations that read of the carry only what they replace.
+        anew: other combinations, which need memory of their own.
+        streamed: the gradient whose layers go straight into the new carry, if there is one.
     """
 
     def __init__(self, dense: DenseStack, step: LinearStep, state: list[Tensor], consts: list[Tensor]) -> None:
         self._dense, self.step = dense, step
+        self._rows: _Rows | None = None                    # that step at present
+        results = dict(zip(step.carry, step.results, strict=True))
+        self.numbers = {slot: result for slot, result in results.items() if isinstance(result, Slot)}
+        vectors = {slot: result for slot, result in results.items() if not isinstance(result, Slot)}
+        read = {slot: {vector for vector, _ in terms}.intersection(step.carry) for slot, terms in vectors.items()}
+        self.over = {slot: terms for slot, terms in vectors.items() if read[slot] == {slot}}
+        self.anew = {slot: terms for slot, terms in vectors.items() if read[slot] != {slot}}
+        self.streamed = _streamed(step) if len(vectors) == 1 else None
         given = dict(zip(step.consts, consts, strict=False))
         self._same = {slot: t for slot, t in given.items() if slot in step.numbers and t.dim() == 0}
         self._ops = [op for op in step.ops if not (isinstance(op, Number) and self._is_same(op))]
         self._memory: dict[Any, Parts] = {}
         self._fixed: list[Tensor] = []                     # parts of combinations that stay the same
         self._sums = {id(terms): self._sum(terms, given) for terms in _combinations(step)}
-        read = {vector for each in self._sums.values() for vector, _, _ in each.terms}
-        self._vectors = [slot for slot in given if slot in read]
-        numbers = [t for slot, t in given.items() if slot in step.numbers - self._same.keys()]
-        self._numbers = [slot for slot in step.consts if slot in step.numbers - self._same.keys()]
+        changing = {vector for each in self._sums.values() for vector, _, _ in each.terms}
+        self._vectors = [slot for slot in given if slot in changing]
+        self._numbers = [slot for slot in given if slot in step.numbers - self._same.keys()]
+        numbers = [given[slot] for slot in self._numbers]
         self.state = [t for slot, x in zip(step.carry, state, strict=True) for t in self._split(slot, x)]
         whole = [*self._fixed, *(given[slot] for slot in self._vectors)]
         self.consts = [t for x in whole for t in self._parts(x)] + numbers
@@ -136,18 +153,25 @@ class DenseFold:
         like = self.state[0]
         return [like.new_empty(c, *shape) for shape in self._dense.part_shapes]
 
-    def __call__(self, batch: Batch, state: list[Tensor], consts: list[Tensor]) -> list[Tensor]:
-        """Step all clients, whose rows are those of ``state`` and ``consts``; in place where the carry is vectors."""
-        return _Step(self, batch, state, consts).run()
+    def __call__(self, batch: Batch, state: list[Tensor], consts: list[Tensor], last: list[Tensor]) -> list[Tensor]:
+        """Step all clients, whose rows are those of ``state``, ``consts`` and ``last``, numbers of this step alone; in
+        place where the carry is vectors.
+        """
+        if self._rows is None or self._rows.state is not state:
+            self._rows = _Rows(self, state, consts)        # others have finished
+        return self._rows.step(batch, last)
 
 
-class _Step:
-    """One step, while it runs."""
+class _Rows:
+    """The clients that step together, until some of them have finished.
 
-    def __init__(self, fold: DenseFold, batch: Batch, state: list[Tensor], consts: list[Tensor]) -> None:
-        self._fold, self._dense, self._batch = fold, fold._dense, batch
+    Attributes:
+        state: what steps change.
+    """
+
+    def __init__(self, fold: DenseFold, state: list[Tensor], consts: list[Tensor]) -> None:
+        self._fold, self._dense, self._c, self.state = fold, fold._dense, len(state[0]), state
         step, (tensors, read) = fold.step, (iter(state), iter(consts))
-        self._c, self._low = len(state[0]), self._dense.is_low(batch.x.shape[1])
         self._numbers: dict[Slot, Tensor] = dict(fold._same)
         self._vectors: dict[Slot, _Vectors] = {}
         for slot in step.carry:
@@ -165,8 +189,10 @@ class _Step:
         else:
             self._vectors[slot] = _Vectors(self._parts(tensors))
 
-    def run(self) -> list[Tensor]:
+    def step(self, batch: Batch, last: list[Tensor]) -> list[Tensor]:
         """The new carry, by parameter."""
+        self._batch, consts = batch, self._fold.step.consts
+        self._numbers.update(zip(consts[len(consts) - len(last) :], last, strict=True))
         for op in self._fold._ops:
             if isinstance(op, Number):
                 self._numbers[op.out] = _computed(op, self._numbers)
@@ -174,24 +200,29 @@ class _Step:
                 self._numbers[op.out] = self._norm(op.of)
             elif isinstance(op, Made):
                 self._vectors[op.out] = _Vectors(self._combined(op.terms, self._fold.memory(op.out, self._c)))
+            elif op.out == self._fold.streamed:
+                self._vectors[op.out] = _Vectors([], None, self._gradient(op.at))
             else:
-                self._vectors[op.out] = _Vectors([], self._gradient(op.at))
-        return self._results(self._fold.step)
+                factors = [(delta, given) for _, delta, given in self._gradient(op.at)]
+                self._vectors[op.out] = _Vectors([], factors[::-1])
+        self._finish(self._fold.step)
+        return self.state
 
-    def _results(self, step: LinearStep) -> list[Tensor]:
-        alone: list[tuple[int, Terms]] = []                # that read of the carry what they may overwrite
-        new: dict[int, Parts] = {}
-        for i, (slot, result) in enumerate(zip(step.carry, step.results, strict=True)):
-            if isinstance(result, Slot):
-                new[i] = [self._numbers[result]]
-            elif {vector for vector, _ in result}.intersection(step.carry) == {slot}:
-                alone.append((i, result))
-            else:
-                new[i] = self._combined(result, self._fold.new(self._c))
-        new |= {i: self._combined(result, over=step.carry[i]) for i, result in alone}
+    def _finish(self, step: LinearStep) -> None:
+        numbers = {slot: self._numbers[result] for slot, result in self._fold.numbers.items()}
+        new = {slot: self._combined(terms, self._fold.new(self._c)) for slot, terms in self._fold.anew.items()}
+        for slot, terms in self._fold.over.items():
+            self._combined(terms, over=slot)
         if step.descended is not None:
             self._descend(step.descended)
-        return [t for i in range(len(step.carry)) for t in new[i]]
+        if not numbers and not new:                        # all are where they were
+            return
+        self._numbers |= numbers
+        self._vectors |= {slot: _Vectors(parts) for slot, parts in new.items()}
+        self.state = [
+            t for slot in step.carry
+            for t in ([self._numbers[slot]] if slot in step.numbers else self._vectors[slot].parts)
+        ]  # fmt: skip
 
     def _descend(self, step: Descended) -> None:
         """An optimiser's step in place; along a gradient held as factors, of so many clients at a time that it stays in
@@ -211,13 +242,17 @@ class _Step:
             rows = slice(start, min(start + some, self._c))
             y, *slots = [[t[rows] for t in parts] for parts in vectors]
             g = self._fold.memory(id(step), rows.stop - rows.start)
-            self._add(g, [(delta[rows], h[rows]) for delta, h in factors], r[rows] if isinstance(r, Tensor) else r, 0.0)
+            layers = ((i, delta[rows], h[rows]) for i, (delta, h) in enumerate(factors))
+            self._add(g, layers, r[rows] if isinstance(r, Tensor) else r, 0.0)
             step.by.step([y, g, *slots], [t[rows] if t.dim() else t for t in numbers])
+
+    def _low(self) -> bool:
+        return self._dense.is_low(self._batch.x.shape[1])
 
     def _norm(self, slot: Slot) -> Tensor:
         """Norms ``[c]`` of vectors."""
         factors = self._vectors[slot].factors
-        if factors is not None and self._low:
+        if factors is not None and self._low():
             return self._dense.squared_norms(factors).sqrt().to(factors[0][0].dtype)
         each = torch.stack([torch.linalg.vector_norm(t.flatten(1), dim=1) for t in self._whole(slot)])
         norms: Tensor = torch.linalg.vector_norm(each, dim=0)
@@ -225,28 +260,27 @@ class _Step:
 
     def _whole(self, slot: Slot) -> Parts:
         """Vectors by parameter, from here on if they are a gradient."""
-        parts, factors = self._vectors[slot]
+        parts, factors, _ = self._vectors[slot]
         if factors is not None:
             parts = self._fold.memory(slot, self._c)
-            self._add(parts, factors, 1.0, 0.0)
+            self._add(parts, _layers(factors), 1.0, 0.0)
             self._vectors[slot] = _Vectors(parts)
         return parts
 
-    def _gradient(self, at: Terms) -> Factors:
-        """Gradients at a combination."""
+    def _gradient(self, at: Terms) -> Layers:
+        """Gradients at a combination, from the last layer to the first."""
         terms, fixed = self._terms(at)
-        if not self._low:
+        if not self._low():
             for slot in terms:
                 self._whole(slot)
         whole = [(self._vectors[slot].parts, r) for slot, r in terms.items() if self._vectors[slot].factors is None]
         along = [(r, f) for slot, r in terms.items() if (f := self._vectors[slot].factors) is not None]
         whole += [] if fixed is None else [(fixed, 1.0)]
         if len(whole) == 1 and isinstance(whole[0][1], float) and whole[0][1] == 1.0:
-            parts = [t.expand(self._c, *t.shape[1:]) for t in whole[0][0]]
+            parts = [t if len(t) == self._c else t.expand(self._c, *t.shape[1:]) for t in whole[0][0]]
         else:
             parts, along = self._combined(at, self._fold.memory(id(at), self._c)), []
-        found = [(delta, given) for _, delta, given in self._dense.backward(self._pairs(parts), self._batch, along)]
-        return found[::-1]
+        return self._dense.backward(self._pairs(parts), self._batch, along)
 
     def _pairs(self, parts: Parts) -> Parameters:
         rest = iter(parts)
@@ -276,10 +310,11 @@ class _Step:
             fixed = None
         else:
             beta = 0.0
-        for slot, r in sorted(terms.items(), key=lambda term: self._vectors[term[0]].factors is None):
-            parts, factors = self._vectors[slot]
-            if factors is not None:
-                self._add(out, factors, r, beta)
+        found = [(self._vectors[slot], r) for slot, r in terms.items()]
+        found.sort(key=lambda term: (term[0].layers is None, bool(term[0].parts)))   # what may yet read `out` is first
+        for (parts, factors, layers), r in found:
+            if layers is not None or factors is not None:
+                self._add(out, layers or _layers(factors or []), r, beta)
             else:
                 _add_vectors(out, parts, r, beta)
             beta = 1.0
@@ -288,17 +323,22 @@ class _Step:
             torch._foreach_add_(out, fixed)
         return out
 
-    def _add(self, out: Parts, factors: Factors, r: Tensor | float, beta: Tensor | float) -> None:
+    def _add(self, out: Parts, layers: Layers, r: Tensor | float, beta: Tensor | float) -> None:
         """``out <- beta out + r g`` for gradients, of whose weights none is in memory."""
-        if isinstance(beta, Tensor):
-            _scale(out, beta)
-            beta = 1.0
-        for (w, b), (delta, given) in zip(self._pairs(out), factors, strict=True):
+        pairs = self._pairs(out)
+        for i, delta, given in layers:
+            w, b = pairs[i]
             scaled, alpha = (delta * per_client(r, 3), 1.0) if isinstance(r, Tensor) else (delta, r)
-            w.baddbmm_(scaled.mT, given, beta=beta, alpha=alpha)
+            if isinstance(beta, Tensor):
+                _scale([w], beta)
+            w.baddbmm_(scaled.mT, given, beta=1.0 if isinstance(beta, Tensor) else beta, alpha=alpha)
             if b is not None:
                 _scale([b], beta)
                 b.add_(scaled.sum(1), alpha=alpha)
+
+
+def _layers(factors: Factors) -> Layers:
+    return ((i, delta, given) for i, (delta, given) in enumerate(factors))
 
 
 def _scale(out: Parts, by: Tensor | float) -> None:
@@ -330,6 +370,16 @@ def _computed(op: Number, numbers: Mapping[Slot, Tensor]) -> Tensor:
     """Result of ``op`` where numbers of clients are ``[c]``."""
     result: Tensor = op.fn(*[numbers[a] if isinstance(a, Slot) else a for a in op.args], **op.kwargs)
     return result
+
+
+def _streamed(step: LinearStep) -> Slot | None:
+    """The last gradient of a step with one vector, if nothing but the new vector reads it."""
+    *_, last = [None, *(op for op in step.ops if isinstance(op, Gradient))]
+    if last is None or step.descended is not None:
+        return None
+    read: set[Slot | None] = {op.of for op in step.ops if isinstance(op, Norm)}
+    read |= {vector for op in step.ops if isinstance(op, Made) for vector, _ in op.terms}
+    return None if last.out in read else last.out
 
 
 def _combinations(step: LinearStep) -> list[Terms]:

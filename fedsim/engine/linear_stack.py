@@ -81,6 +81,8 @@ class DenseStack:
 
     def __init__(self, layers: list[_Layer], loss: Callable[[Tensor, Tensor], Tensor], flatten: bool) -> None:
         self.layers, self.loss, self.flatten = layers, loss, flatten
+        self._drops = any(at.dropout for at in layers)
+        self._edges = sum(at.rows + at.columns for at in layers)
         self.size = sum(at.rows * at.columns for at in layers)
         self.offsets = [at for layer in layers for at in (layer.start, layer.bias_start)[: 1 + layer.bias]]
 
@@ -154,8 +156,7 @@ class DenseStack:
 
     def is_low(self, samples: int) -> bool:
         """Whether gradients of so many samples cost less as factors than in memory, where a step goes along them."""
-        smaller = sum(at.rows + at.columns for at in self.layers)
-        return LOW_COST * samples * smaller < sum(at.rows * at.columns for at in self.layers)
+        return LOW_COST * samples * self._edges < self.size
 
     def squared_norms(self, factors: Factors) -> Tensor:
         """Squared norms ``[c]`` of gradients, in double precision, as it sums products of both signs."""
@@ -213,6 +214,8 @@ class DenseStack:
 
     def _masks(self, batch: Batch) -> list[Tensor | None]:
         """Dropout's factors ``[c, B, rows]`` of each layer's outputs, 0 or 1 / (1 - p); None without dropout."""
+        if not self._drops:
+            return [None] * len(self.layers)
         drawn, b = Seeded(None if batch.key is None else batch.key[:, 0]), batch.x.shape[1]
         return [
             drawn.coins(torch.Size((len(batch.x), b, at.rows)), 1 - at.dropout).to(batch.x.dtype).div_(1 - at.dropout)
@@ -232,7 +235,7 @@ class DenseStack:
             if out.is_cuda:                                # where a deterministic scatter sorts: the same numbers
                 delta.sub_((target == torch.arange(out.shape[2], device=out.device)).to(delta.dtype))
             else:
-                delta.scatter_(2, target, delta.gather(2, target) - 1)
+                delta.scatter_add_(2, target, delta.new_tensor(-1.0).expand_as(target))
             return delta.mul_(scale)
         with torch.enable_grad():
             out = out.detach().requires_grad_()
@@ -249,10 +252,13 @@ def _is(module: nn.Module, *kinds: type[nn.Module]) -> TypeGuard[Any]:
     return type(module) in kinds and not any(getattr(module, name) for name in HOOKS)
 
 
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z, "relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_,
+}  # fmt: skip
+
+
 def _activate(z: Tensor, activation: str) -> Tensor:
-    if activation == "identity":
-        return z
-    return {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}[activation](z)
+    return _IN_PLACE[activation](z)
 
 
 def _through(delta: Tensor, h: Tensor, activation: str) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 
 from fedsim.errors import ConfigError, many
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # as in glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8  # as in glibc's malloc.h
 
 LARGE = 2**25
 """Bytes of a tensor from which on it can have memory of its own: glibc's greatest limit."""
@@ -37,11 +37,16 @@ uses, and the line of memory.stat with that part which holds files and can be ha
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Keep up to 2 GiB of freed memory in this process; return False if that is not possible, without glibc."""
+    """Keep up to 2 GiB of freed memory in this process; return False if that is not possible, without glibc.
+
+    What one thread has freed is there for the others: each with a heap of its own would keep as much again.
+    """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    settings = {M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20, M_MMAP_THRESHOLD: LARGE, M_MMAP_MAX: 0}
+    settings = {
+        M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20, M_MMAP_THRESHOLD: LARGE, M_MMAP_MAX: 0, M_ARENA_MAX: 1,
+    }  # fmt: skip
     return all(libc.mallopt(name, value) for name, value in settings.items())
 
 

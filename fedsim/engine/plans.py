@@ -9,9 +9,11 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
-from fedsim.engine.local_work import StackedPlans
+from fedsim.engine.local_work import Shards, StackedPlans
 from fedsim.engine.model import Model
 from fedsim.messages.upload import upload
+from fedsim.tree import flat
+from fedsim.types import Batch
 
 T = TypeVar("T")
 
@@ -38,11 +40,12 @@ class BlockPlan(NamedTuple):
         lengths: ``[c, K]``, on the host.
         widths: ``[K]`` largest minibatch in each step, on the host.
         ragged: whether minibatches of a step differ in size.
-        rows: ``[c, K, B]``.
+        rows: ``[K, c, B]``.
         weights: ``[K, c, B]``, 0 for padding; ``[K, c, 0]`` without.
         shares: fraction of the round's samples in each step, ``[K, c]``.
         factors: of the step sizes, ``[K, c]`` or ``[0, c]``.
-        keys, whole_keys: ``[c, K, 1]`` and ``[c, parts, 1]``.
+        keys: ``[K, c, 1]``.
+        whole_keys: ``[c, parts, 1]``.
         large_keys: ``[c, 1]``.
     """
 
@@ -68,10 +71,47 @@ def block_plan(host: StackedPlans, places: np.ndarray, counts: np.ndarray, model
     samples = np.arange(host.rows.shape[2]) if any(ragged) else np.arange(0)
     weights = (samples < lengths.T[:, :, None]).astype(model.numbers)
     numbers = [np.ascontiguousarray(t).astype(model.numbers) for t in (counts, shares, host.factors.T)]
-    arrays = [places, host.rows, weights, *numbers, host.keys, host.whole, host.large]
-    at, rows, there, steps, *by_step, keys, whole, large = upload(arrays, model.device)
-    keys, whole, large = (key.unsqueeze(-1) for key in (keys, whole, large))
-    return BlockPlan(at, steps, lengths, widths, ragged, rows, there, by_step[0], by_step[1], keys, whole, large)
+    rows, keys = (np.ascontiguousarray(t.swapaxes(0, 1)) for t in (host.rows, host.keys))
+    arrays = [places, rows, weights, *numbers, keys, host.whole, host.large]
+    at, index, there, steps, *by_step, key, whole, large = upload(arrays, model.device)
+    key, whole, large = (each.unsqueeze(-1) for each in (key, whole, large))
+    return BlockPlan(at, steps, lengths, widths, ragged, index, there, by_step[0], by_step[1], key, whole, large)
+
+
+AHEAD = 2**20
+"""Bytes of samples that are read at once, for as many steps as they make."""
+
+
+class StepBatches:
+    """Minibatches of the clients of a block that still step, step by step.
+
+    Args:
+        plan: the clients' rounds.
+        active: number of clients with more than ``k`` steps, for each ``k``.
+        shards: their samples.
+    """
+
+    def __init__(self, plan: BlockPlan, active: list[int], shards: Shards) -> None:
+        self._plan, self._shards = plan, shards
+        self._forms = [*zip(active, plan.widths.tolist(), plan.ragged, strict=True)]
+        self._read, self._ahead = dict[int, Batch](), 1    # by step, read already; for how many steps AHEAD suffices
+
+    def __call__(self, k: int) -> Batch:
+        """Those of step ``k``: ``[active[k], B, ...]``."""
+        if k not in self._read:
+            self._read_from(k)
+        return self._read.pop(k)
+
+    def _read_from(self, k: int) -> None:
+        plan, (active, width, ragged) = self._plan, self._forms[k]
+        forms = self._forms[k : k + self._ahead]
+        n = next((i for i, form in enumerate(forms) if form != forms[0]), len(forms))
+        steps = slice(k, k + n)
+        weight = plan.weights[steps, :active, :width] if ragged else None
+        key = plan.keys[steps, :active].expand(-1, -1, width)
+        batch = self._shards.take(plan.rows[steps, :active, :width], weight, key)
+        self._read = {k + i: batch.part(i) for i in range(n)}
+        self._ahead = max(1, AHEAD * n // sum(t.nbytes for t in flat((batch.x, batch.y))))
 
 
 def padded(rows: list[np.ndarray], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -102,6 +102,27 @@ def test_linear_steps_are_recognised(algorithm: Any, work: LocalWork, linear: bo
     assert any(form is not None for form in step.FORMS.get(models[1], {}).values()) == linear
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "work", "streamed"),
+    [
+        (FedAvg(), LocalWork(4), True),
+        (FedProx(mu=0.5), LocalWork(4), True),
+        (Scaffold(), LocalWork(4, weight_decay=0.1), True),
+        (FedSAM(rho=0.1), LocalWork(4), True),
+        (FedSpeed(alpha=0.7), LocalWork(4), True),
+        (FedAvg(), CLIPPED, False),                        # its norm comes first
+        (FedAvg(momentum=0.9), LocalWork(4), False),       # two vectors read it
+        (FedAvg(), LocalWork(4, optimizer=Adam()), False),
+    ],
+)
+def test_a_gradient_that_only_the_new_point_reads_goes_there_layer_by_layer(
+    algorithm: Any, work: LocalWork, streamed: bool, folds: list[DenseFold]
+) -> None:
+    fed = federation(Blocks(4), work)
+    algorithm.round(algorithm.init(fed.model.vector(), cohort(fed, 0)), cohort(fed, 1))
+    assert {fold.streamed is not None for fold in folds} == {streamed}
+
+
 def random_step(seed: int) -> Callable[..., Tensor]:
     """A random expression of depth 5 in the point, its gradient, two constants and numbers."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsim.engine import plans
 from fedsim.engine.local_work import LocalWork, Shards, draw, minibatches
 from fedsim.errors import ConfigError, PartitionError
 from fedsim.messages.upload import upload
@@ -173,3 +175,30 @@ def test_arrays_of_the_host_become_tensors_whether_or_not_they_may_be_written() 
     assert [t.tolist() for t in there] == [[[0, 1, 2]] * 2, [0.0, 1.0, 2.0, 3.0], 7, []]
     there[0][0] = 5                                        # a copy of what is not to be written
     assert rows.tolist() == [[0, 1, 2]] * 2 and there[1].data_ptr() == own.ctypes.data
+
+
+@pytest.mark.parametrize(("ahead", "reads"), [(1, 6), (200, 5), (2**20, 4)])
+def test_minibatches_read_ahead_are_those_of_each_step(
+    ahead: int, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients finish after 1, 3 and 6 steps; the second ends with fewer samples."""
+    monkeypatch.setattr(plans, "AHEAD", ahead)
+    sizes, work, active = [24, 11, 4], LocalWork(4), [3, 2, 2, 1, 1, 1]
+    data, order = shards(sizes), np.arange(3)
+    rounds = minibatches(work, data, 0, 1, order)
+    counts = work.counts(np.array(sizes))
+    model = SimpleNamespace(device=torch.device("cpu"), numbers=np.float64)
+    plan = plans.block_plan(rounds.stacked(order), order, counts, model)  # type: ignore[arg-type]
+    taken: list[torch.Size] = []
+    take = data.take
+    monkeypatch.setattr(data, "take", lambda index, *rest: (taken.append(index.shape), take(index, *rest))[1])
+    batches = plans.StepBatches(plan, active, data)
+    for k, c in enumerate(active):
+        batch = batches(k)
+        assert batch.x.shape[:2] == batch.key.shape == (c, 4)
+        for i in range(c):
+            mine = rounds[i]
+            real = slice(None) if batch.weight is None else batch.weight[i] > 0
+            assert batch.y[i][real].tolist() == mine.index[k, : mine.lengths[k]].tolist()
+            assert batch.key[i].tolist() == [mine.keys[k]] * 4
+    assert len(taken) == reads
