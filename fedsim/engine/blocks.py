@@ -95,8 +95,8 @@ class Blocks:
         rows, kept = Rows[Any](len(ids)), Rows[Any](len(ids))
         every = len(ids) == shards.n and stays(federation.memory)   # then their memories stay one stack
         running = contextlib.closing(in_order(federation, starts, one, self.threads, self.kernels))
-        apart = large_apart(federation.model.d * federation.model.dtype.itemsize)
-        with torch.no_grad(), pure(title(call.fn), call.down), apart, running as done:
+        large_apart(federation.model.d * federation.model.dtype.itemsize)
+        with torch.no_grad(), pure(title(call.fn), call.down), running as done:
             for chosen, (message, new, places) in zip(blocks, done, strict=True):
                 if sums is not None:
                     sums.put(message, chosen)

@@ -19,6 +19,7 @@ from fedsim.engine.descent import Descent
 from fedsim.engine.federation import ClientCall, Federation, Meter
 from fedsim.engine.kernels import REFERENCE, Kernels
 from fedsim.engine.local_work import CHUNK, Minibatches, draw, minibatches
+from fedsim.engine.machine import large_apart
 from fedsim.engine.memory import Prefetched
 from fedsim.engine.model import Model
 from fedsim.engine.purity import pure
@@ -198,6 +199,7 @@ class Loop:
 
         memory: dict[int, tuple[Any, ...]] = {}
         rows, sums = Rows[Any](len(nodes)), sums_of(self, federation, meter, call, range(len(nodes)))
+        large_apart(0)
         own = [] if mine is None else [mine.default, *(mine.rows[node] for node in nodes if node in mine.rows)]
         first: Any = None                                  # result of the first client, whose form all have
         running = contextlib.closing(self.results(federation, call.ids, one))

@@ -50,24 +50,21 @@ def keep_freed_memory() -> bool:
     return all(libc.mallopt(name, value) for name, value in settings.items())
 
 
-@contextlib.contextmanager
-def large_apart(size: int) -> Iterator[None]:
-    """Where vectors have as many bytes as `LARGE`, large tensors of this context have memory of their own, which goes
-    back to the system when they are freed: between others they leave gaps that nothing fits. For local steps in place:
-    it takes time to get the memory.
+_apart = False                                             # of the process, as glibc's settings are
+
+
+def large_apart(size: int) -> None:
+    """Where vectors have as many bytes as `LARGE`, large tensors from here on have memory of their own, which goes back
+    to the system when they are freed: between others they leave gaps that nothing fits. For local steps in place, as it
+    takes time to get the memory; a size of 0 ends it.
 
     Args:
         size: bytes of a vector.
     """
-    if size < LARGE or not keep_freed_memory():
-        yield
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_MAX, MANY)
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_MAX, 0)
+    global _apart
+    if (size >= LARGE) != _apart and keep_freed_memory():
+        _apart = not _apart
+        ctypes.CDLL(None).mallopt(M_MMAP_MAX, MANY if _apart else 0)
 
 
 def cores() -> int:

@@ -5,6 +5,8 @@ that nothing is.
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +38,32 @@ def test_large_tensors_go_back_to_the_system_where_vectors_are_large() -> None:
     """If they do not fit into memory that was freed before."""
     assert keep_freed_memory()
     assert freed(2 * LARGE) < LARGE
-    with large_apart(LARGE):
-        assert freed(16 * LARGE) > 15 * LARGE
-    with large_apart(LARGE - 1):
+    large_apart(LARGE)
+    assert freed(16 * LARGE) > 15 * LARGE
+    for size in (LARGE - 1, 0):
+        large_apart(size)
         assert freed(2 * LARGE) < LARGE
-    assert freed(2 * LARGE) < LARGE
+
+
+@glibc
+@pytest.mark.process
+def test_what_one_thread_frees_another_has() -> None:
+    """Each with a heap of its own would keep its own 200 MiB."""
+    command = "\n".join((
+        "import psutil, threading, torch",
+        "from fedsim.engine.machine import LARGE, keep_freed_memory",
+        "keep_freed_memory()",
+        "used = lambda: psutil.Process().memory_info().rss",
+        "def work(): [torch.ones(LARGE // 8) for _ in range(8)]",
+        "before = used()",
+        "for _ in range(4):",
+        "    thread = threading.Thread(target=work)",
+        "    thread.start()",
+        "    thread.join()",
+        "print((used() - before) / LARGE)",
+    ))  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 6
 
 
 CPU = torch.device("cpu")
