@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedsim.engine.linear_stack import DenseStack, Factors, Parameters, per_client
+from fedsim.engine.by_parameter import Layers, Parts, add_gradient, add_vectors, scale, whole
+from fedsim.engine.linear_stack import DenseStack, Factors
 from fedsim.engine.linear_step import Descended, Gradient, LinearStep, Made, Norm, Number, Terms
 from fedsim.engine.step import LocalStep
 from fedsim.engine.tape import Slot
@@ -31,13 +32,6 @@ LEAST_STEPS = 3
 
 CACHED = 2**19
 """Numbers of a gradient in memory at a time where an optimiser steps along it."""
-
-Parts: TypeAlias = list[Tensor]
-"""Vectors of clients: ``[c, *shape]`` for each parameter, or ``[1, *shape]`` where they are one for all."""
-
-
-Layers: TypeAlias = Iterator[tuple[int, Tensor, Tensor]]
-"""What ``DenseStack.backward`` yields."""
 
 
 class _Vectors(NamedTuple):
@@ -243,7 +237,7 @@ class _Rows:
             y, *slots = [[t[rows] for t in parts] for parts in vectors]
             g = self._fold.memory(id(step), rows.stop - rows.start)
             layers = ((i, delta[rows], h[rows]) for i, (delta, h) in enumerate(factors))
-            self._add(g, layers, r[rows] if isinstance(r, Tensor) else r, 0.0)
+            add_gradient(self._dense.paired(g), layers, r[rows] if isinstance(r, Tensor) else r, 0.0)
             step.by.step([y, g, *slots], [t[rows] if t.dim() else t for t in numbers])
 
     def _low(self) -> bool:
@@ -263,7 +257,7 @@ class _Rows:
         parts, factors, _ = self._vectors[slot]
         if factors is not None:
             parts = self._fold.memory(slot, self._c)
-            self._add(parts, _layers(factors), 1.0, 0.0)
+            add_gradient(self._dense.paired(parts), whole(factors), 1.0, 0.0)
             self._vectors[slot] = _Vectors(parts)
         return parts
 
@@ -280,11 +274,7 @@ class _Rows:
             parts = [t if len(t) == self._c else t.expand(self._c, *t.shape[1:]) for t in whole[0][0]]
         else:
             parts, along = self._combined(at, self._fold.memory(id(at), self._c)), []
-        return self._dense.backward(self._pairs(parts), self._batch, along)
-
-    def _pairs(self, parts: Parts) -> Parameters:
-        rest = iter(parts)
-        return [(next(rest), next(rest) if layer.bias else None) for layer in self._dense.layers]
+        return self._dense.backward(self._dense.paired(parts), self._batch, along)
 
     def _terms(self, terms: Terms) -> tuple[dict[Slot, Tensor | float], Parts | None]:
         """Number of each vector in a combination, and what of it stays the same."""
@@ -314,56 +304,14 @@ class _Rows:
         found.sort(key=lambda term: (term[0].layers is None, bool(term[0].parts)))   # what may yet read `out` is first
         for (parts, factors, layers), r in found:
             if layers is not None or factors is not None:
-                self._add(out, layers or _layers(factors or []), r, beta)
+                add_gradient(self._dense.paired(out), layers or whole(factors or []), r, beta)
             else:
-                _add_vectors(out, parts, r, beta)
+                add_vectors(out, parts, r, beta)
             beta = 1.0
-        _scale(out, beta)
+        scale(out, beta)
         if fixed is not None:
             torch._foreach_add_(out, fixed)
         return out
-
-    def _add(self, out: Parts, layers: Layers, r: Tensor | float, beta: Tensor | float) -> None:
-        """``out <- beta out + r g`` for gradients, of whose weights none is in memory."""
-        pairs = self._pairs(out)
-        for i, delta, given in layers:
-            w, b = pairs[i]
-            scaled, alpha = (delta * per_client(r, 3), 1.0) if isinstance(r, Tensor) else (delta, r)
-            if isinstance(beta, Tensor):
-                _scale([w], beta)
-            w.baddbmm_(scaled.mT, given, beta=1.0 if isinstance(beta, Tensor) else beta, alpha=alpha)
-            if b is not None:
-                _scale([b], beta)
-                b.add_(scaled.sum(1), alpha=alpha)
-
-
-def _layers(factors: Factors) -> Layers:
-    return ((i, delta, given) for i, (delta, given) in enumerate(factors))
-
-
-def _scale(out: Parts, by: Tensor | float) -> None:
-    """Multiply vectors in place; by 0, they may be anything before."""
-    if isinstance(by, Tensor):
-        for t in out:
-            t.mul_(per_client(by, t.dim()))
-    elif by == 0:
-        torch._foreach_zero_(out)
-    elif by != 1:
-        torch._foreach_mul_(out, by)
-
-
-def _add_vectors(out: Parts, parts: Parts, r: Tensor | float, beta: Tensor | float) -> None:
-    """``out <- beta out + r parts``."""
-    if not isinstance(beta, Tensor) and beta == 0:
-        for t, part in zip(out, parts, strict=True):
-            torch.mul(part.expand_as(t), per_client(r, t.dim()), out=t)
-        return
-    _scale(out, beta)
-    if not isinstance(r, Tensor):
-        torch._foreach_add_(out, parts, alpha=r)
-        return
-    for t, part in zip(out, parts, strict=True):
-        t.addcmul_(part, per_client(r, t.dim()))
 
 
 def _computed(op: Number, numbers: Mapping[Slot, Tensor]) -> Tensor:

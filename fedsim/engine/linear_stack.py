@@ -154,6 +154,11 @@ class DenseStack:
         """Shape of each parameter, in the order of ``offsets``."""
         return [s for at in self.layers for s in ((at.rows, at.columns), (at.rows,))[: 1 + at.bias]]
 
+    def paired(self, parts: Sequence[Tensor]) -> Parameters:
+        """Parameters in the order of ``offsets`` as weight and bias of each layer."""
+        rest = iter(parts)
+        return [(next(rest), next(rest) if layer.bias else None) for layer in self.layers]
+
     def is_low(self, samples: int) -> bool:
         """Whether gradients of so many samples cost less as factors than in memory, where a step goes along them."""
         return LOW_COST * samples * self._edges < self.size
