@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -164,7 +165,8 @@ class _Rows:
     """
 
     def __init__(self, fold: DenseFold, state: list[Tensor], consts: list[Tensor]) -> None:
-        self._fold, self._dense, self._c, self.state = fold, fold._dense, len(state[0]), state
+        self._fold = cast(DenseFold, proxy(fold))          # which has these: a circle would keep its tensors
+        self._dense, self._c, self.state = fold._dense, len(state[0]), state
         step, (tensors, read) = fold.step, (iter(state), iter(consts))
         self._numbers: dict[Slot, Tensor] = dict(fold._same)
         self._vectors: dict[Slot, _Vectors] = {}
