@@ -286,7 +286,7 @@ class _Block:
             dense: DenseFold | None = None
             if self._graphs is not None:
                 state, skip = replayed(self._graphs, self, step, state, consts, own, skip, by_step, shares)
-            elif self.fed.work.micro_batch is None:
+            elif self.fed.work.micro_batch is None and skip < self.counts[0]:
                 some = partial(self.take, plan.rows[skip, :, :1], None, plan.keys[skip])
                 steps, last = int(self.counts[0]) - skip, [of[skip] for of in by_step]
                 dense = dense_fold(step, steps, some, state, consts, own, last)
