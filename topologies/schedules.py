@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import networkx as nx
 import numpy as np
@@ -106,7 +106,6 @@ class Static:
     graph: GraphBuilder | Graph = field(default_factory=Ring)
     weighting: WeightingName | Weighting = "metropolis"
     lazy: bool = False
-    _reading: ClassVar[object] = None
 
     def __post_init__(self) -> None:
         if not callable(self.weighting) and self.weighting not in WEIGHTINGS:
@@ -121,7 +120,7 @@ class Static:
 
     def matrix(self, round: int, seed: int, n: int) -> csr_array:
         """See ``MixingSchedule``; random graphs differ from seed to seed, not from round to round."""
-        return _fixed(self, self._reading, seed, n)
+        return _fixed(self, getattr(self, "_reading", None), seed, n)
 
 
 @dataclass(frozen=True)
