@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.config import from_config
 from fedsim.experiment.config.write import only_in_python
 from fedsim.experiment.experiment import Experiment
+from fedsim.partition.partition import OwnSamples, Partition
 from fedsim.record import checkpoint
 from fedsim.record.directory import RunDirectory
 from fedsim.record.metrics import read_metrics
+from fedsim.record.owned import read_owned
 from fedsim.record.state import restore
 from fedsim.tree import fetched
 from fedsim.types import Kept
@@ -59,11 +62,14 @@ def trained(
         loaded = checkpoint.load_latest(record.checkpoints)
     if loaded is None:
         raise RunError(f"{run.path}, seed {seed}, has no checkpoint; run or resume it first")
-    prepared = prepare(experiment, seed)
+    deployed = loaded.meta["backend"].get("backend") == "flower"
+    own = _own_data(run, seed) if deployed else None
+    if own is not None:                                    # those that do not train are not in the record
+        experiment = replace(experiment, evaluation=replace(experiment.evaluation, unseen=0.0, holdout=0.0))
+    prepared = prepare(experiment, seed, own)
     fed = prepared.federation
     check_model(run, fed.model.d)
     begun = method_of(experiment, fed.model).init(fed.model.shared(), cohort(fed, 0))
-    deployed = loaded.meta["backend"].get("backend") == "flower"
     if deployed and isinstance(begun.x, Kept):
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")
     if deployed and node is not None and kept_of_models(prepared, begun) is not None:
@@ -71,6 +77,18 @@ def trained(
         raise RunError(f"{run.path} was deployed, and the {what} with it; leave out the node")
     _note_missing(run, seed, loaded.round)
     return _module(fed.model, vector_of(prepared, restore(begun, loaded), run, node)), loaded.round
+
+
+def _own_data(run: RunDirectory, seed: int) -> Partition | None:
+    """Stand-in for the samples of a deployment's nodes where these have data of their own: as many, each the first of
+    the server's; None where the nodes divided the experiment's data set.
+    """
+    if (owned := read_owned(run.seed_path(seed))) is None:
+        return None
+    own = OwnSamples(owned.sizes, {})
+    if own.hash != run.manifest["partition_hash"].get(str(seed)):
+        return None
+    return Partition(np.zeros(own.offsets[-1], np.int64), own.offsets, {})
 
 
 def vector_of(prepared: Prepared, state: Any, run: RunDirectory, node: int | None = None) -> Vector:

@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
 from algorithms import FedAvg
-from fedsim import Experiment
+from fedsim import Experiment, trained_model
 from fedsim.backends.flower.node.data import side_of
 from fedsim.backends.flower.protocol.common import Common, as_text
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.server.remote_data import of_own_data
 from fedsim.backends.flower.server.server_app import experiment_of, serve
 from fedsim.controller.prepare import prepare
+from fedsim.data import load
 from fedsim.errors import DeployError
 from fedsim.experiment.experiment import Data
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
+from fedsim.record.metrics import read_metrics
 from tests.backends.flower.grids import FakeGrid, Node
 from tests.backends.flower.test_parity import metrics
 
@@ -98,6 +101,19 @@ def test_a_holdout_is_what_the_nodes_held_back(data: Path, tmp_path: Path) -> No
     holdout = config(data, evaluation={"every": 1, "holdout": 0.2}, rounds=1)
     scopes = {row["scope"] for row in metrics(run(tmp_path, data, holdout))}
     assert "clients/holdout" in scopes and "clients/train" not in scopes
+
+
+@pytest.mark.parametrize("algorithm", ["Scaffold", "EF21"])
+def test_the_model_can_be_had(algorithm: str, data: Path, tmp_path: Path) -> None:
+    """Though the samples are elsewhere: it scores as the run says. Nobody asks for a partition of the server's."""
+    evaluation = {"every": 1, "holdout": 0.2, "unseen": 0.34}
+    method = {"algorithm": {"name": algorithm}, "local": {"batch_size": 16, "epochs": 1}}
+    path = run(tmp_path, data, config(data, **method, rounds=2, evaluation=evaluation))
+    table = load("csv", path=str(data / "server"))
+    with torch.no_grad():
+        loss = cross_entropy(trained_model(path)(table.test.x), table.test.y)
+    told = read_metrics(path / "seed-0/metrics.jsonl").series("server/test", "loss")[2]
+    assert float(loss) == pytest.approx(told, rel=1e-5)
 
 
 def test_targets_of_regression_are_of_the_experiments_type_on_every_side(tmp_path: Path) -> None:
