@@ -90,8 +90,8 @@ def certificates(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="created if missing")
     parser.add_argument("--nodes", type=int, required=True, help="number of SuperNodes")
-    here = "localhost,127.0.0.1"
-    parser.add_argument("--hosts", default=here, help=f"host names and addresses of the SuperLink (default: {here})")
+    named = "host names and addresses of the SuperLink besides localhost and 127.0.0.1, which are always among them"
+    parser.add_argument("--hosts", default="localhost", help=named)
     add_json(parser, "certificates")
     arguments = parser.parse_args(argv)
     from fedsim.backends.flower.deploy.certificates import make

@@ -36,6 +36,7 @@ try:
 except ImportError as error:
     raise DeployError(f"certificates need the package cryptography; {how_to_install('flower')}") from error
 
+HERE = ("localhost", "127.0.0.1")
 DAYS = 365
 """Validity of certificates."""
 CLOCK_SKEW = timedelta(hours=1)
@@ -82,13 +83,14 @@ class Credentials:
                 )
 
 
-def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0.1")) -> Credentials:
+def make(folder: Path, nodes: int, hosts: Sequence[str] = HERE) -> Credentials:
     """Write new certificates and keys; private keys are readable by their owner only.
 
     Args:
         folder: created if missing.
         nodes: number of nodes, each with a key.
-        hosts: names and addresses of the SuperLink.
+        hosts: names and addresses of the SuperLink, besides ``HERE``, at which its processes and Flower's commands
+            reach it.
 
     Raises:
         ConfigError: there is no node, no host or an invalid one, or the folder holds certificates already.
@@ -99,7 +101,7 @@ def make(folder: Path, nodes: int, hosts: Sequence[str] = ("localhost", "127.0.0
         raise ConfigError(f"nodes is {nodes}; expected 1 or more")
     if not hosts:
         raise ConfigError("hosts is empty; expected names and addresses of the SuperLink")
-    names = [_host(host) for host in hosts]
+    names = [_host(host) for host in dict.fromkeys([*hosts, *HERE])]
     if made.ca.exists():
         raise ConfigError(f"{made.ca} exists; certificates are never overwritten. Choose another folder, or remove it")
     ca_key, server_key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())

@@ -56,9 +56,8 @@ def instructions(
 
 
 def _certificates(credentials: Credentials, host: str) -> str:
-    hosts = host if host in ("localhost", "127.0.0.1") else f"{host},localhost,127.0.0.1"
     words = ["fedsim", "certificates", "--output", str(credentials.folder), "--nodes", str(credentials.nodes)]
-    words += ["--hosts", hosts]
+    words += ["--hosts", host]
     copy = f"# copy {credentials.ca.name} to every node, and to each its own key: node-0.key to node 0, ..."
     return f"# On the server, once:\n{_line(words)}\n{copy}"
 

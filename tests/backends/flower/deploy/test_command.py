@@ -126,7 +126,7 @@ def test_what_to_type_on_real_machines(capsys: pytest.CaptureFixture[str], tmp_p
     assert "tcp dport 9000 ip saddr { $NODES } accept\n    tcp dport 9000 drop" in text
     lines = [shlex.split(line) for line in text.splitlines() if line[:1].islower()]
     assert lines[1][:4] == ["fedsim", "certificates", "--output", "federation/certificates"]
-    assert "a.example.org,localhost,127.0.0.1" in lines[1]
+    assert lines[1][-2:] == ["--hosts", "a.example.org"]
     (superlink,) = [line for line in lines if line[:2] == ["fedsim", "superlink"]]
     assert "--enable-supernode-auth" in superlink and "--insecure" not in superlink
     nodes = [line for line in lines if line[:2] == ["fedsim", "node"]]
