@@ -127,9 +127,3 @@ def triggered(attack: Attack | None, test: Split) -> Split | None:
         return None
     other = test.y != attack.target
     return Split(attack.mark(test.x)[other], torch.full_like(test.y[other], attack.target))
-
-
-def refuse_deployment(experiment: Experiment) -> None:
-    """Raise ConfigError for an experiment with an attack: real clients do not simulate one."""
-    if experiment.attack is not None:
-        raise ConfigError("attack is for simulations: the clients of a deployment are what they are; leave it out")

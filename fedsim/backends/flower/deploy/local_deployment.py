@@ -16,9 +16,9 @@ from fedsim.backends.flower.deploy import ports
 from fedsim.backends.flower.deploy.app import app_hash, write_app
 from fedsim.backends.flower.deploy.local_federation import LocalFederation
 from fedsim.backends.flower.deploy.watch import Tail, watch
+from fedsim.backends.flower.protocol.deployable import check_deployable
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.protocol.policy import Policy
-from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.errors import ConfigError, DeployError, many
 from fedsim.experiment.config import to_config
@@ -90,7 +90,7 @@ def deploy(experiment: Experiment, output: Path, local: LocalDeployment, *, prog
 
 def check(experiment: Experiment, local: LocalDeployment) -> None:
     """Raise ConfigError unless the experiment can be deployed with one node per client."""
-    refuse_deployment(experiment)
+    check_deployable(experiment)
     clients = getattr(experiment.division, "num_partitions", None)
     if local.own_data is None and isinstance(clients, int) and clients != local.nodes:
         raise ConfigError(

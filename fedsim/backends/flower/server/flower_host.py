@@ -16,6 +16,7 @@ from fedsim.algorithm import Algorithm
 from fedsim.backends.flower.protocol import versions
 from fedsim.backends.flower.protocol.calls import Call, is_count
 from fedsim.backends.flower.protocol.common import Common, as_text
+from fedsim.backends.flower.protocol.deployable import check_deployable
 from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.backends.flower.server.flower_backend import FlowerBackend, ServerIdentity
 from fedsim.backends.flower.server.memories import Handle
@@ -23,7 +24,6 @@ from fedsim.backends.flower.server.remote_data import common_of, of_own_data, wi
 from fedsim.backends.flower.server.roster import Roster
 from fedsim.backends.flower.server.transport import PARTS, Exchange, Link
 from fedsim.clients import cohort
-from fedsim.controller.byzantine import refuse_deployment
 from fedsim.controller.host import Host
 from fedsim.controller.personal import kept_of_models
 from fedsim.controller.prepare import Prepared
@@ -76,15 +76,10 @@ class FlowerHost(Host):
         """Prepare the federation of one seed, and wait for enough nodes.
 
         Raises:
-            ConfigError: the experiment has a clock of simulated seconds, or a sampling by losses.
+            ConfigError: the experiment is for simulations alone.
             DeployError: too few nodes connect.
         """
-        if experiment.clock is not None:
-            raise ConfigError("a deployment takes real seconds, and the experiment simulates them; leave clock out")
-        if hasattr(experiment.sampling, "choose"):
-            name = type(experiment.sampling).__name__
-            raise ConfigError(f"sampling {name} needs losses that real clients do not report; expected e.g. FixedSize")
-        refuse_deployment(experiment)
+        check_deployable(experiment)
         if not self.nodes:
             prepared = super().prepare(experiment, seed)
             self._meet(experiment, common_of(prepared), seed)

@@ -60,6 +60,17 @@ def test_wrong_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert f"{tmp_path} holds 0 folders or files; expected 3" in few
 
 
+def test_what_is_of_simulations_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Told at once, and not minutes later by the server."""
+    words = [EXPERIMENT, "--nodes", 3, "--output", tmp_path / "run"]
+    for how in ([], ["--print-commands"]):
+        assert "and the experiment simulates them; leave clock out" in said(capsys, *words, *how, "--clock", "Clock")
+        chosen = said(capsys, *words, *how, "--sampling", "PowerOfChoice")
+        assert "sampling PowerOfChoice needs losses that real clients do not report; expected e.g. FixedSize" in chosen
+        assert "attack is for simulations" in said(capsys, *words, *how, "--attack", "SignFlip", "--attack.share", 0.3)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("state", ["interrupted", "finished"])
 def test_a_simulated_run_is_not_continued(capsys: pytest.CaptureFixture[str], tmp_path: Path, state: State) -> None:
     manifest = {"clients": 3, "seeds": [0], "backend": {"0": {"backend": "blocks"}}}
