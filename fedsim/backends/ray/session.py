@@ -123,16 +123,9 @@ def _reach(address: str) -> None:
 
 
 def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) -> None:
-    reason = ""
     for _ in range(ATTEMPTS):
-        try:
-            with _silent():
-                ray.init(**settings)
+        if not (reason := _refusal(ray, settings)):
             return
-        except Exception as error:                         # a timeout is a plain Exception
-            reason = " ".join(str(error).split())[:500]
-        ray.shutdown()
-        _end_children(settings.get("_temp_dir"))
         if "timed out during startup" not in reason:
             break
     what = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
@@ -142,15 +135,28 @@ def _connect(ray: ModuleType, settings: Mapping[str, Any], address: str | None) 
     raise ConfigError(f"{what}: {reason}; {fix}")
 
 
+def _refusal(ray: ModuleType, settings: Mapping[str, Any]) -> str:
+    """Start Ray; return why it did not, with nothing of the attempt left, or nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)   # of Popen objects, whenever they are freed below
+        try:
+            with _silent():
+                ray.init(**settings)
+            return ""
+        except Exception as error:                         # a timeout is a plain Exception
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+        ray.shutdown()
+        _end_children(settings.get("_temp_dir"))
+        gc.collect()
+    return reason
+
+
 def _end_children(folder: str | None) -> None:
     """Kill the processes of a failed start, which Ray leaves running."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):            # already ended
             if folder and folder in " ".join(child.cmdline()):
                 child.kill()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)   # Popen objects of those processes
-        gc.collect()
 
 
 def _restore_handler(handler: Any) -> None:
