@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedsim.controller.loading import data_hash
 from fedsim.controller.prepare import Prepared
 from fedsim.controller.verify import of_seeds
+from fedsim.engine.model import Model
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.code import changed
 from fedsim.experiment.config import to_config
@@ -106,13 +110,25 @@ def check_graph(directory: RunDirectory, topology: Topology | None) -> None:
         )
 
 
-def check_model(directory: RunDirectory, d: int) -> None:
-    """Raise RunError unless a module of ``d`` parameters fits the run's checkpoints."""
-    if d != (trained := directory.manifest.get("parameters", d)):
+def check_model(directory: RunDirectory, model: Model) -> None:
+    """Raise RunError unless a model has the parameters and the layers of the run's."""
+    manifest, fix = directory.manifest, "restore its code and settings, or give the experiment of the run"
+    if model.d != (trained := manifest.get("parameters", model.d)):
         raise RunError(
-            f"{directory.path} has trained a model of {trained:,} parameters, and the module found now has {d:,};"
-            " restore its code and settings, or give the experiment of the run"
+            f"{directory.path} has trained a model of {trained:,} parameters, and the module found now has {model.d:,};"
+            f" {fix}"
         )
+    expected = manifest.get("layers_hash")
+    if manifest["versions"].get("torch") == torch.__version__ and expected not in (None, layers_hash(model.module)):
+        raise RunError(
+            f"{directory.path} has trained a {type(model.module).__name__} with other layers, or other settings of its"
+            f" layers, than the module found now; {fix}"
+        )
+
+
+def layers_hash(module: nn.Module) -> str:
+    """SHA-256 of a module's layers and their settings, as PyTorch writes them, without addresses of objects."""
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(module)).encode()).hexdigest()
 
 
 def seeds_to_extend(directory: RunDirectory, rounds: int) -> list[int]:

@@ -32,6 +32,7 @@ from fedsim.controller.resuming import (
     check_manifest,
     check_model,
     check_settings,
+    layers_hash,
     place_of,
     seeds_to_extend,
 )
@@ -104,6 +105,7 @@ def _manifest(experiment: Experiment, first: Prepared, config: dict[str, Any]) -
         "seeds": experiment.seed_list,
         **place_of(first),
         "parameters": model.d,
+        "layers_hash": layers_hash(model.module),
         "precision": experiment.dtype if experiment.precision == "float32" else experiment.precision,
         **({"nondeterministic": model.nondeterministic} if model.nondeterministic else {}),
         "clients": first.partition.n,
@@ -166,7 +168,7 @@ def resume(
     check_unchanged(experiment.init, directory.manifest, path)
     with torch_threads(experiment.execution.threads or directory.manifest["threads"]), host_of(experiment) as there:
         first = there.prepare(experiment, todo[0])
-        check_model(directory, first.federation.model.d)
+        check_model(directory, first.federation.model)
         check_data(directory, first)
         check_graph(directory, experiment.topology)
         for text in [*changes_of_place(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:

@@ -68,7 +68,7 @@ def trained(
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, unseen=0.0, holdout=0.0))
     prepared = prepare(experiment, seed, own)
     fed = prepared.federation
-    check_model(run, fed.model.d)
+    check_model(run, fed.model)
     begun = method_of(experiment, fed.model).init(fed.model.shared(), cohort(fed, 0))
     if deployed and isinstance(begun.x, Kept):
         raise RunError(f"{run.path} was deployed without a server; its nodes keep their models")

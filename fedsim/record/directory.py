@@ -43,7 +43,7 @@ FORM: dict[Any, Any] = {
     "accepted": [{"metrics": {...: [str]}, "settings": [str]}],
     "code": {...: str},
     "backend": {...: {"backend": str, "block_size": int, "kernels": [str], "in_loop": dict, "eager": dict}},
-    "data_hash": str, "graph_hash": str,
+    "data_hash": str, "graph_hash": str, "layers_hash": str,
     "device": str,
     "extended": [{"from": int, "to": int}],
     "more_seeds": [{"from": int, "to": int}],

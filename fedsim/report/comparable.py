@@ -27,6 +27,9 @@ def doubts(runs: Sequence[RunSeries]) -> Iterator[str]:
         if not all(_same(value, values[runs[0].label]) for value in values.values()):
             brief = {label: _brief(value) for label, value in values.items()}
             yield f"different {name.replace('_', ' ')}: {_listed(brief)}"
+    layers = {run.label: _brief(found) for run in runs if (found := run.manifest.get("layers_hash"))}
+    if len({*layers.values()}) > 1 and len({str(run.config.get("model")) for run in runs}) == 1:
+        yield f"models of one name with different layers: {_listed(layers)}"
     seeds = {run.label: sorted(run.seeds) for run in runs}
     if any(value != seeds[runs[0].label] for value in seeds.values()):
         yield f"different seeds (differences use the common ones): {_listed(seeds)}"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
 from algorithms import FedAvg
-from fedsim import Evaluation, compare, resume, run
+from fedsim import Evaluation, Experiment, IidPartitioner, compare, resume, run
 from fedsim.cli import main
 from fedsim.controller import extend
 from fedsim.errors import RunError
@@ -146,3 +147,16 @@ def test_the_model_of_an_earlier_round_is_not_exported_in_silence(
     assert main(["export", str(made.path), "--output", str(tmp_path / "m.pt")]) == 0
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "round-000003" in said and "the model is that after round 2" in said
+
+
+def test_another_activation_is_another_model(tmp_path: Path) -> None:
+    """A module made in Python is not in config.yaml, and this one has as many parameters."""
+
+    def experiment(activation: nn.Module) -> Experiment:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), activation, nn.Linear(4, 10))
+        return Experiment(FedAvg(), model=model, partition=IidPartitioner(4), rounds=2)
+
+    run(experiment(nn.ReLU()), output=tmp_path / "run", progress=False)
+    with pytest.raises(RunError, match="has trained a Sequential with other layers, or other settings of its layers"):
+        resume(tmp_path / "run", experiment(nn.Tanh()), rounds=3, progress=False)
+    assert resume(tmp_path / "run", experiment(nn.ReLU()), rounds=3, progress=False).config["rounds"] == 3

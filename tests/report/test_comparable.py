@@ -84,3 +84,14 @@ def test_warnings_name_a_config_that_was_edited(tmp_path: Path) -> None:
     (path / "config.yaml").write_text(text.replace("rounds: 30", "rounds: 40"))
     (warning,) = compare([path]).warnings
     assert warning == "a: its config.yaml was edited, and says other settings than the run was made with"
+
+
+def test_models_of_one_class_with_other_layers_are_told(tmp_path: Path) -> None:
+    """A ``Sequential`` made in Python is no more than its name in config.yaml."""
+    manifests = [{}, {"layers_hash": "1" * 64}, {"layers_hash": "2" * 64}]
+    old, a, b = (
+        make_run(tmp_path, name, FAST, config={"model": {"name": "Sequential"}}, **manifest)
+        for name, manifest in zip(("old", "a", "b"), manifests, strict=True)
+    )
+    assert compare([old, a, b]).warnings == (f"models of one name with different layers: a: {'1' * 12}; b: {'2' * 12}",)
+    assert not compare([old, a]).warnings
