@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Compressed messages
 #
-# Any algorithm's messages can be made shorter by a setting, and what is lost can be sent later: error feedback. Twenty
-# clients send 2 % of their update, with and without.
+# A setting compresses the messages of any algorithm. Error feedback sends later what compression has lost. Here twenty
+# clients send 2 % of their update, with and without it.
 
 # %%
 from dataclasses import replace
@@ -35,7 +35,7 @@ comparison = compare(list(runs.values()), labels={str(made.path): name for name,
 print(render(comparison))
 
 # %% [markdown]
-# The megabytes count both directions; the server still sends whole models. Upwards alone:
+# The megabytes count both directions, and the server still sends whole models. Up alone:
 
 # %%
 curves(comparison, "compression.png", x="megabytes_up", width="column")
@@ -52,5 +52,5 @@ assert len(sent) == int(packed.by.nbytes(packed.parts, packed.d))
 print(f"{len(sent)} bytes for {packed.parts[1].numel()} of 10,000 numbers, {4 * 10_000} uncompressed")
 
 # %% [markdown]
-# Which mechanism for which algorithm, compression downwards and among neighbours, step sizes in theory: [Compressed
-# messages](../compression.md). A compressor of your own is [one method](../own.md).
+# [Compressed messages](../compression.md) says which mechanism suits which algorithm, how to compress downwards and
+# among neighbours, and which step sizes theory gives. A compressor of your own is [one method](../own.md).

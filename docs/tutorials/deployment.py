@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Deployment
 #
-# The experiment that ran in simulation runs on real clients, through Flower: `fedsim deploy` starts a server and three
-# nodes as processes of this machine, with TLS and a key for each, and ends them. (Needs the extra `flower`.)
+# The experiment that ran in simulation runs on real clients, over Flower. `fedsim deploy` starts a server and three
+# nodes as processes on this machine, with TLS and a key for each node, and stops them at the end. (Needs the extra
+# `flower`.)
 
 # %%
 import json
@@ -27,8 +28,8 @@ deployed = json.loads(fedsim(*deploy))
 deployed["final"]["server/test"]
 
 # %% [markdown]
-# The same seeds give the same clients, models and minibatches, so the simulation of it agrees, and the ledger charges
-# the same bytes.
+# The same seeds give the same clients, models and minibatches, so a simulation agrees with the deployment, and the
+# ledger charges the same bytes.
 
 # %%
 loop = ["--backend", "loop", "--threads", "1"]             # what nodes compute with
@@ -39,5 +40,5 @@ for scope, metric in (("server/test", "loss"), ("total", "bytes_up")):
     assert abs(a - b) <= 1e-6 * abs(b)
 
 # %% [markdown]
-# On machines of your own, `--print-commands` prints what to type on each: [Real clients](../deploy.md) says what is
-# trusted, what happens when nodes fail, and how each node brings its own data.
+# For several machines, `--print-commands` prints what to type on each. [Real clients](../deploy.md) says what is
+# trusted, what happens when nodes fail, and how each node uses its own data.

@@ -1,9 +1,8 @@
 # %% [markdown]
 # # Fine-tuning with low-rank adapters
 #
-# A model that was trained elsewhere is adapted by clients that send a few numbers. LoRA (Hu et al. 2022) freezes the
-# weights and trains a product of low rank beside each: here of a network that knows even digits only, by clients that
-# have them all.
+# Clients adapt a pretrained model, and send only a few numbers. LoRA (Hu et al. 2022) freezes the weights and trains a
+# low-rank product beside each. Here the network knows only even digits, and the clients have all of them.
 
 # %%
 from dataclasses import replace
@@ -41,7 +40,7 @@ pretrained = trained_model(run(pretraining, progress=False), experiment=pretrain
 
 # %% [markdown]
 # `LoRA` wraps any module with linear layers. FedIT averages both factors; FFA-LoRA freezes A and sends B alone, which
-# makes the mean of products exact. Both are settings, and go with every algorithm.
+# makes the mean of products exact. Both are settings that work with every algorithm.
 
 # %%
 skewed = DirichletPartitioner(20, alpha=0.3, min_partition_size=10)
@@ -61,7 +60,7 @@ for name, trained in made.items():
     print(f"{name:<18} accuracy {accuracy:.3f} after round 20, {sent / 1e6:.2f} MB sent by all clients")
 
 # %% [markdown]
-# The adapter is added to the weights for use elsewhere: an ordinary module again.
+# For use elsewhere, the adapter is added to the weights, which gives an ordinary module again.
 
 # %%
 adapted = merged(trained_model(made["FedIT, rank 4"], experiment=replace(base, model=models["FedIT, rank 4"])))
@@ -70,5 +69,5 @@ with torch.no_grad():
 print(f"{type(adapted).__name__}, {accuracy:.3f} of the test digits")
 
 # %% [markdown]
-# Layers that stay with the client, methods with a model of each client's own, and what newcomers get: [Personal
-# models](../personal.md).
+# [Personal models](../personal.md) is about layers that stay with the client, methods with a model for each client, and
+# what newcomers get.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A first run
 #
-# Twenty clients hold handwritten digits, each mostly of a few classes. Do they learn more by FedAvg or by SCAFFOLD,
-# which corrects the drift of clients towards their own data?
+# Twenty clients hold handwritten digits, each mostly from a few classes. Do they learn more with FedAvg, or with
+# SCAFFOLD, which corrects the drift of clients towards their own data?
 
 # %%
 from dataclasses import replace
@@ -19,7 +19,7 @@ base = Experiment(
 )
 
 # %% [markdown]
-# An `Experiment` holds all that determines a result; `replace` makes another one that differs in what it names. A run
+# An `Experiment` holds everything that determines a result; `replace` copies it with the named settings changed. A run
 # writes a directory, which is never overwritten.
 
 # %%
@@ -27,15 +27,15 @@ runs = [run(experiment, progress=False) for experiment in (base, replace(base, a
 sorted(path.name for path in runs[0].path.iterdir())
 
 # %% [markdown]
-# Both runs have the same seeds, so that clients, their data, the initial models and the minibatches are the same:
-# differences are paired by seed. The columns on the right are what it cost to reach a common accuracy.
+# Both runs have the same seeds, so clients, their data, the initial models and the minibatches are the same, and
+# differences are paired by seed. The columns on the right are the costs of reaching a common accuracy.
 
 # %%
 comparison = compare(runs)
 print(render(comparison))
 
 # %% [markdown]
-# SCAFFOLD sends two vectors where FedAvg sends one, so against bytes the picture is another than against rounds. Every
+# SCAFFOLD sends two vectors where FedAvg sends one, so curves against bytes differ from curves against rounds. Every
 # message is charged its true size, header included.
 
 # %%

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Without a server
 #
-# Sixteen nodes average with their neighbours alone. How fast they agree depends on who is whose neighbour: the
-# topology.
+# Sixteen nodes average only with their neighbours. How fast they agree depends on the topology: who is whose neighbour.
 
 # %%
 from dataclasses import replace
@@ -20,7 +19,7 @@ for graph in (Ring(), Exponential(), Complete()):
     print(f"{type(graph).__name__:<12} disagreement times {spectral(w).lam:.3f} a step, {w.nnz - 16} messages")
 
 # %% [markdown]
-# A small factor is fast agreement, and the messages are what it costs. With the same data and steps:
+# A small factor means fast agreement, and the messages are its cost. With the same data and steps:
 
 # %%
 base = Experiment(
@@ -39,16 +38,17 @@ curves(comparison, "gossip.png", x="megabytes", width="column")
 Image("gossip.png")
 
 # %% [markdown]
-# That is the average of all nodes' models, which nobody has. What each node has, and how far apart they are:
+# That is the average of all nodes' models, which no node has. These are the nodes' own models, and how far apart they
+# are:
 
 # %%
 print(render(compare(runs, scope="nodes/test", metric="accuracy_mean")))
 print(render(compare(runs, scope="nodes", metric="consensus_distance")))
 
 # %% [markdown]
-# Plain averaging stops short of the optimum where nodes disagree; gradient tracking sends a second vector, and does
-# not: `replace(base, algorithm=GradientTracking(lr=0.05))`. Topologies that change, links that fail, directed graphs:
-# [Without a server](../gossip.md).
+# Plain averaging stops short of the optimum if nodes disagree. Gradient tracking, `replace(base,
+# algorithm=GradientTracking(lr=0.05))`, does not, at the cost of a second vector. For changing topologies, failing
+# links and directed graphs, see [Without a server](../gossip.md).
 
 # %%
 tracked = run(replace(base, algorithm=GradientTracking(lr=0.05), rounds=5), progress=False)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # An algorithm of your own
 #
-# An algorithm is a frozen dataclass: its fields are its hyper-parameters, `init` makes the first state, `round` the
-# next one, and a client function says what a client does. A model is one flat vector `x`. Here is FedAvg with server
+# An algorithm is a frozen dataclass: its fields are its hyperparameters, `init` makes the first state, `round` the next
+# one, and a client function says what a client does. A model is one flat vector `x`. Here is FedAvg with server
 # momentum (Hsu et al. 2019): the server keeps a velocity v and moves by it,
 #
 #     v <- beta v + mean_i (x - y_i),    x <- x - v.
@@ -51,8 +51,8 @@ class FedAvgM:
 
 
 # %% [markdown]
-# `local.fold` goes over the minibatches of the round, and every tensor that a step reads is its argument: so the
-# engine can run many clients in one call. The same object runs client by client, in blocks, on Ray's actors and on
+# `local.fold` iterates over the minibatches of the round. Every tensor that a step reads is one of its arguments, so
+# the engine can run many clients in one call. The same object runs client by client, in blocks, on Ray actors and on
 # real machines.
 
 # %%
@@ -61,8 +61,8 @@ runs = [run(experiment, progress=False) for experiment in (base, replace(base, a
 print(render(compare(runs, labels={str(runs[0].path): "FedAvgM"})))
 
 # %% [markdown]
-# Two checks are worth their two lines. Without momentum it must be FedAvg, bit for bit; and both backends must agree,
-# in float64 to rounding.
+# Two checks are worth their two lines. Without momentum it must equal FedAvg, and both backends must agree, in float64
+# up to rounding.
 
 # %%
 def last_loss(algorithm: object, backend: str = "loop", dtype: str = "float64") -> float:
@@ -75,7 +75,6 @@ assert abs(last_loss(FedAvgM(beta=0.0)) - last_loss(FedAvg())) < 1e-12
 assert abs(last_loss(FedAvgM()) - last_loss(FedAvgM(), "blocks")) < 1e-12
 
 # %% [markdown]
-# In a file `my_module.py` it is an algorithm of the commands too: `fedsim run --algorithm my_module.FedAvgM
-# --algorithm.beta 0.9`. A memory that stays with each client is `Kept`, [a page of
-# its own](../algorithm.md) has the words; smaller parts, such as a compressor or a metric, are [a
-# few lines](../own.md).
+# Saved as `my_module.py`, it works on the command line too: `fedsim run --algorithm my_module.FedAvgM --algorithm.beta
+# 0.9`. A memory that stays with each client is `Kept`; see [writing an algorithm](../algorithm.md). Smaller parts, such
+# as a compressor or a metric, take [a few lines](../own.md).

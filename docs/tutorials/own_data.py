@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Data of your own
 #
-# Three hospitals have measurements of their patients, in one table each, and want one model without showing them to
-# each other. The tables are made here of scikit-learn's breast cancer data, with fewer malignant cases from one to the
-# next.
+# Three hospitals each have a table of patients' measurements, and want one model without showing the tables to each
+# other. Here the tables are made from scikit-learn's breast cancer data, with fewer malignant cases from one hospital
+# to the next.
 
 # %%
 from pathlib import Path
@@ -26,8 +26,8 @@ for k in range(3):
     (folder / f"hospital_{k}.csv").write_text("\n".join(",".join(row) for row in [names, *mine]) + "\n")
 
 # %% [markdown]
-# The format `csv` reads a folder of tables with the same columns; each file is a natural client, which
-# `NaturalIdPartitioner` keeps. Columns are standardized, and a part of each file is set aside for the test.
+# The format `csv` reads a folder of tables with the same columns. Each file is a natural client, which
+# `NaturalIdPartitioner` keeps. Columns are standardized, and a part of each file is held out for testing.
 
 # %%
 data = Data("csv", options={"path": str(folder), "target": "diagnosis"})
@@ -40,7 +40,7 @@ made = run(experiment, progress=False)
 print(render(compare([made], metric="balanced_accuracy")))
 
 # %% [markdown]
-# Means hide whom a model serves. Every client's own scores are kept:
+# Means hide which clients a model serves well. Every client's own scores are kept:
 
 # %%
 rows = read_metrics(made.path / "seed-0" / "metrics.jsonl")
@@ -49,5 +49,5 @@ for client in range(3):
     print(f"hospital_{client}: {list(accuracy.values())[-1]:.3f} after round {list(accuracy)[-1]}")
 
 # %% [markdown]
-# Tensors, datasets of PyTorch, folders of images, texts and tables of Hugging Face: [Data](../data.md). With each
-# hospital's table on its own machine: [deployment](deployment.py).
+# For tensors, PyTorch datasets, folders of images, texts and Hugging Face tables, see [Data](../data.md). To keep each
+# hospital's table on its own machine, see [deployment](deployment.py).
