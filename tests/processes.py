@@ -30,16 +30,27 @@ def commands(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Proce
                 yield process, command
 
 
-def marked(folder: Path, *, besides: str = "nothing") -> list[str]:
-    """Commands of the processes with this folder in their environment, which those that they start inherit."""
+def wait_until_ended(folder: Path, *, besides: str = "nothing") -> None:
+    """Wait for the processes with this folder in their environment, which those that they start inherit.
 
-    def carriers() -> Iterator[psutil.Process]:
+    One that exits loses its environment before the locks that it holds: all that were seen are waited for.
+    """
+    seen: dict[int, psutil.Process] = {}
+
+    def ended() -> bool:
         for process in psutil.process_iter():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error):                   # gone meanwhile, or another user's
                 if any(str(folder) in value for value in process.environ().values()):
-                    yield process
+                    seen[process.pid] = process
+        return not any(lives(process) for process in seen.values())
 
-    return [command for _, command in commands(carriers()) if not re.match(besides, command)]
+    def lives(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            there = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+            return there and not re.match(besides, " ".join(process.cmdline()))
+        return False
+
+    wait_until(ended)
 
 
 def running(*words: str) -> list[psutil.Process]:

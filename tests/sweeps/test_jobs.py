@@ -32,7 +32,7 @@ from fedsim.partition import IidPartitioner
 from fedsim.record.directory import open_run
 from fedsim.sweeps import jobs
 from fedsim.sweeps.grid import Point, Sweep, open_sweep
-from tests.processes import LINGER, marked, wait_until
+from tests.processes import LINGER, wait_until, wait_until_ended
 from tests.sweeps.test_grid import SMALL, metrics, over
 
 TINY = Experiment(FedAvg(0.3), partition=IidPartitioner(4), model=Logistic(), rounds=2, execution=Execution("loop"))
@@ -202,7 +202,7 @@ def test_several_at_a_time_through_ctrl_c_and_kill(tmp_path: Path, capsys: pytes
         if stop == signal.SIGINT:
             assert f"continue with: fedsim resume {folder}" in error and "Traceback" not in error
             assert not list(Path("/tmp").glob(f"fedsim-ray-{process.pid}-*"))
-        wait_until(lambda: not marked(temporary, besides=LINGER))
+        wait_until_ended(temporary, besides=LINGER)
         (tmp_path / f"{round}-go").touch()
     assert "DivergenceError: Waiting.client in round 1" in open_sweep(folder).failures["lr=1e39"]
     assert 0 < measured(folder) < measured(tmp_path / "whole")
@@ -249,7 +249,7 @@ def test_stale_points_run_again_several_at_a_time_through_kill(
             wait_until((tmp_path / "5").exists)
         finally:
             process.kill()
-    wait_until(lambda: not marked(temporary, besides=LINGER))
+    wait_until_ended(temporary, besides=LINGER)
     go.touch()
     assert metrics(folder / ".stale") == before, "nothing is lost"
     assert main([*sweep, "--jobs", "1", "--output", str(folder)]) == 0

@@ -24,7 +24,7 @@ from fedsim.backends.ray.session import PREFIX
 from fedsim.models import MLP
 from fedsim.partition import IidPartitioner
 from tests.backends.ray.shared import measured, measured_here
-from tests.processes import LINGER, kill_tree, marked, wait_until
+from tests.processes import LINGER, kill_tree, wait_until, wait_until_ended
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]   # on a machine that is busy with other things
 EXPERIMENT = Experiment(
@@ -87,14 +87,14 @@ def test_ctrl_c_and_kill_leave_nothing_behind_and_go_on(one_process: bytes, tmp_
             lines = said.splitlines()
             assert lines[0].startswith("fedsim: ray: 2 actors on 1 machine x 4 clients a round, 1 thread"), said
             assert lines[-1] == f"fedsim: interrupted; continue with: fedsim resume {run}" and len(lines) <= 4, said
-            wait_until(lambda: not marked(tmp_path))
+            wait_until_ended(tmp_path)
             assert not list(Path("/tmp").glob(f"{PREFIX}{process.pid}-*"))
             assert sorted(path.name for path in (run / "seed-0" / "checkpoints").iterdir()) == ["round-000001"]
-    wait_until(lambda: not marked(tmp_path, besides=LINGER))
+    wait_until_ended(tmp_path, besides=LINGER)
     assert b'"round": 4,' in measured(run) and b'"round": 5,' not in measured(run)
     subprocess.run(fedsim("resume", str(run), "--quiet", *ALLOW), env=env, capture_output=True, check=True)
     assert measured(run) == one_process
-    wait_until(lambda: not marked(tmp_path, besides=LINGER))
+    wait_until_ended(tmp_path, besides=LINGER)
 
 
 @pytest.fixture
@@ -144,4 +144,4 @@ def test_an_address_that_does_not_answer(tmp_path: Path) -> None:
     result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 2 and not (tmp_path / "run").exists()
     assert "the Ray cluster at 127.0.0.1:1 does not answer" in result.stderr and "Traceback" not in result.stderr
-    wait_until(lambda: not marked(tmp_path))
+    wait_until_ended(tmp_path)
