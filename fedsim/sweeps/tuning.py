@@ -208,9 +208,13 @@ def run_all(
 
     Raises:
         ConfigError: a point failed for another reason than that it diverged.
+        KeyboardInterrupt: after checkpoints of all running points.
     """
     sweep = widened(points, folder, chosen)
-    run_sweep(sweep, jobs, progress=progress, rounds={point.name: point.config["rounds"] for point in points})
+    try:
+        run_sweep(sweep, jobs, progress=progress, rounds={point.name: point.config["rounds"] for point in points})
+    except KeyboardInterrupt:                              # the sweep alone could be resumed, but not what needs it
+        raise KeyboardInterrupt("repeat what you ran, and it goes on from here") from None
     _check_failures(sweep, points)
     return sweep
 

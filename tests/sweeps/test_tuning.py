@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from algorithms import DFedAvg, FedAvg, FedSpeed
 from fedsim import Execution, Experiment, IidPartitioner, LocalWork, run, tune
 from fedsim.cli import main
+from fedsim.controller.rounds import SeedRun
 from fedsim.errors import ConfigError, DivergenceError
 from fedsim.models import Logistic
 from fedsim.record.directory import open_run
@@ -47,6 +49,18 @@ def test_the_best_on_withheld_samples_is_run_on_other_seeds(tmp_path: Path) -> N
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
     assert tune(methods, tmp_path, jobs=1, progress=False).chosen == tuned.chosen
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}, "nothing ran again"
+
+
+def test_an_interruption_says_to_repeat_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fedsim resume`` of the sweep that was running would leave out what comes after it."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="^repeat what you ran"):
+        patch.setattr(SeedRun, "_evaluate", stop)
+        tune({"FedAvg": AVERAGED}, tmp_path, seeds=1, jobs=1, progress=False)
+    assert tune({"FedAvg": AVERAGED}, tmp_path, seeds=1, jobs=1, progress=False).chosen == {"FedAvg": "lr=0.5"}
 
 
 def test_methods_and_settings_are_added_in_place(tmp_path: Path) -> None:
