@@ -57,7 +57,7 @@ def test_an_interruption_says_to_repeat_the_call(tmp_path: Path, monkeypatch: py
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="^repeat what you ran"):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"^repeat what you ran"):
         patch.setattr(SeedRun, "_evaluate", stop)
         tune({"FedAvg": AVERAGED}, tmp_path, seeds=1, jobs=1, progress=False)
     assert tune({"FedAvg": AVERAGED}, tmp_path, seeds=1, jobs=1, progress=False).chosen == {"FedAvg": "lr=0.5"}
