@@ -8,7 +8,7 @@ and Xiao, SIAM Review 46 (2004) for the fastest; Kempe, Dobra and Gehrke, FOCS 2
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_array, diags_array, eye_array, triu
@@ -19,9 +19,10 @@ from topologies.interior_point import fastest_weights
 from topologies.matrix_checks import adjacency
 
 FASTEST_NODES = 64
-Weighting: TypeAlias = Callable[[Graph], csr_array | np.ndarray]
-"""A function from a graph on nodes 0..n-1, with the attributes of its edges, to W; those here return sparse arrays, and
-take its adjacency matrix too."""
+Weighting: TypeAlias = Callable[[Graph], Any]
+"""A function from a graph on nodes 0..n-1, with the attributes of its edges, to W, an array or a sparse array. (Its
+type does not say so, as the command line would list their subclasses.) Those here return sparse arrays, and take the
+adjacency matrix too."""
 
 
 def fill_diagonal(links: csr_array) -> csr_array:
