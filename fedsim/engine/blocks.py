@@ -283,18 +283,17 @@ class _Block:
         active, self._in_fold = len(self.ids), True
         try:
             by_step = [plan.shares] * shares + [plan.factors] * (self.step_schedule is not None)
+            batches = StepBatches(plan, self.active, self.fed.shards)
             dense: DenseFold | None = None
             if self._graphs is not None:
                 state, skip = replayed(self._graphs, self, step, state, consts, own, skip, by_step, shares)
             elif self.fed.work.micro_batch is None and skip < self.counts[0]:
-                some = partial(self.take, plan.rows[skip, :, :1], None, plan.keys[skip])
                 steps, last = int(self.counts[0]) - skip, [of[skip] for of in by_step]
-                dense = dense_fold(step, steps, some, state, consts, own, last)
+                dense = dense_fold(step, steps, batches.firsts, state, consts, own, last)
             if dense is None:
                 state = [t.clone(memory_format=torch.contiguous_format) for t in state]  # the step may overwrite it
             else:
                 state, consts, own = dense.state, dense.consts, dense.own
-            batches = StepBatches(plan, self.active, self.fed.shards)
             for k in range(skip, int(self.counts[0])):
                 refuse_stopped()
                 if (still := self.active[k]) < active:

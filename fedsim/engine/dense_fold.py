@@ -86,8 +86,9 @@ class DenseFold:
         self._memory: dict[Any, Parts] = {}
         self._fixed: list[Tensor] = []                     # parts of combinations that stay the same
         self._sums = {id(terms): self._sum(terms, given) for terms in _combinations(step)}
-        changing = {vector for each in self._sums.values() for vector, _, _ in each.terms}
-        self._vectors = [slot for slot in given if slot in changing]
+        apart = {vector for each in self._sums.values() for vector, _, _ in each.terms}
+        apart |= {op.of for op in step.ops if isinstance(op, Norm)}
+        self._vectors = [slot for slot in given if slot in apart]
         self._numbers = [slot for slot in given if slot in step.numbers - self._same.keys()]
         numbers = [given[slot] for slot in self._numbers]
         self.state = [t for slot, x in zip(step.carry, state, strict=True) for t in self._split(slot, x)]

@@ -238,7 +238,7 @@ class StackedPlans(NamedTuple):
     """Rounds of several clients, padded.
 
     Attributes:
-        rows: samples ``[b, K, B]``, padded by rows of the same client.
+        rows: samples ``[b, K, B]``, padded by rows of the same client; anything after a client's last step.
         lengths: samples in each step ``[b, K]``, 0 where a client makes fewer steps.
         keys, whole, large: see `Minibatches`; ``[b, ...]``.
         factors: of the step sizes, ``[b, K]``, or ``[b, 0]`` without a schedule.

@@ -40,7 +40,7 @@ class BlockPlan(NamedTuple):
         lengths: ``[c, K]``, on the host.
         widths: ``[K]`` largest minibatch in each step, on the host.
         ragged: whether minibatches of a step differ in size.
-        rows: ``[K, c, B]``.
+        rows: ``[K, c, B]``; anything after a client's last step.
         weights: ``[K, c, B]``, 0 for padding; ``[K, c, 0]`` without.
         shares: fraction of the round's samples in each step, ``[K, c]``.
         factors: of the step sizes, ``[K, c]`` or ``[0, c]``.
@@ -101,6 +101,10 @@ class StepBatches:
         if k not in self._read:
             self._read_from(k)
         return self._read.pop(k)
+
+    def firsts(self) -> Batch:
+        """The first sample of every client of the block."""
+        return self._shards.take(self._plan.rows[0, :, :1], None, self._plan.keys[0])
 
     def _read_from(self, k: int) -> None:
         plan, (active, width, ragged) = self._plan, self._forms[k]

@@ -26,8 +26,8 @@ from fedsim.types import Batch
 Programs = dict[Hashable, Program | None]
 """Recordings of one step by the form of its arguments; None if it cannot be recorded."""
 
-PROGRAMS: WeakKeyDictionary[Model, dict[Hashable, Programs]] = WeakKeyDictionary()
-"""Recordings for every live model."""
+PROGRAMS: WeakKeyDictionary[Model, dict[Hashable, Programs | None]] = WeakKeyDictionary()
+"""Recordings for every live model; None for steps that no recording repeats."""
 
 FORMS: WeakKeyDictionary[Model, dict[Hashable, LinearStep | None]] = WeakKeyDictionary()
 """Steps as linear combinations; None for those of another form."""
@@ -61,18 +61,17 @@ class LocalStep:
         self.step, self._like, self.model, self._block = step, like, model, block
         self._scheduled = work.step_schedule is not None   # the last argument is then the factor of the step size
         self._met: Programs = {}  # by the form of the batch
-        steps = PROGRAMS.setdefault(model, {})
-        if len(steps) > MOST_STEPS:
-            steps.clear()
+        self._steps = PROGRAMS.setdefault(model, {})
+        if len(self._steps) > MOST_STEPS:
+            self._steps.clear()
         try:
             self._form: Hashable = fingerprint((step, work.optimizer.step), block), work
-            self._programs: Programs | None = steps.setdefault(self._form, {})
         except Unreplayable:
-            self._programs = None
+            self._form = None
 
     def linear(self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]) -> LinearStep | None:
         """The step as linear combinations, for arguments as in a call; None if it is not, or cannot be recorded."""
-        if self._programs is None:
+        if self._programs(batch, state, consts, own) is None:
             return None
         shapes = (tuple(t.shape[1:]) if o else tuple(t.shape) for t, o in zip(consts, own, strict=True))
         forms, key = FORMS.setdefault(self.model, {}), (self._form, *own, *shapes, *(t.shape[1:] for t in state))
@@ -93,17 +92,33 @@ class LocalStep:
             own: which of ``consts`` have a row per client.
         """
         samples = flat(batch)
-        if self._programs is not None:
-            met = len(samples), len(samples[0])            # within one fold, all else follows from it
-            if met not in self._met:
-                key = (*met, *own, *((t.shape, t.stride(), t.dtype) for t in (*state, *consts)))
-                if key not in self._programs:
-                    self._programs[key] = self._record(batch, state, consts, own)
-                self._met[met] = self._programs[key]
-            if (program := self._met[met]) is not None:
-                return program(self._block, [*samples, *state, *consts])
+        met = len(samples), len(samples[0])                # within one fold, all else follows from it
+        if met not in self._met:
+            key = (*met, *own, *((t.shape, t.stride(), t.dtype) for t in (*state, *consts)))
+            programs = self._programs(batch, state, consts, own)
+            if programs is not None and key not in programs:
+                programs[key] = self._record(batch, state, consts, own)
+            self._met[met] = None if programs is None else programs[key]
+        if (program := self._met[met]) is not None:
+            return program(self._block, [*samples, *state, *consts])
         out = self._vmapped(batch, state, consts, own)
         return [t.clone(memory_format=torch.contiguous_format) for t in out]  # a replayed step may overwrite it
+
+    def _programs(
+        self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]
+    ) -> Programs | None:
+        """Recordings of this step; None if it cannot be recorded, or computes with the number of its samples, which
+        changes: its recordings for one sample and for two differ.
+        """
+        if self._form is None:
+            return None
+        if self._form not in self._steps:
+            first = mapped(lambda t: t[:1, :1], batch)     # of one client
+            given = [t[:1] for t in state], [t[:1] if o else t for t, o in zip(consts, own, strict=True)], own
+            one = self._recording(first, *given)
+            two = self._recording(mapped(lambda t: torch.cat([t, t], 1), first), *given)
+            self._steps[self._form] = {} if one is not None and two is not None and one.repeats(two) else None
+        return self._steps[self._form]
 
     def _vmapped(
         self, batch: Batch, state: Sequence[Tensor], consts: Sequence[Tensor], own: list[bool]

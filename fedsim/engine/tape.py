@@ -78,6 +78,13 @@ class Recording:
         """Return whether two slots have the same shape and type."""
         return (self.tensors[a].shape, self.tensors[a].dtype) == (self.tensors[b].shape, self.tensors[b].dtype)
 
+    def repeats(self, other: Recording) -> bool:
+        """Return whether the operations of another recording, and the numbers in them, are the same."""
+        if self.ops != other.ops or self.results != other.results:
+            return False
+        constants = {*range(self.inputs, len(self.tensors))} - self.made()
+        return all(torch.equal(self.tensors[slot], other.tensors[slot]) for slot in constants)
+
     def storage(self, slot: int) -> int:
         """Address of the storage of a slot's tensor."""
         return address(self.tensors[slot])

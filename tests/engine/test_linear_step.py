@@ -20,7 +20,7 @@ from fedsim.engine.dense_fold import DenseFold
 from fedsim.engine.linear_stack import DenseStack
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
-from fedsim.engine.optimizers import Adagrad, Adam, AdamW, HeavyBall, Nesterov, RMSprop
+from fedsim.engine.optimizers import SGD, Adagrad, Adam, AdamW, HeavyBall, Nesterov, RMSprop
 from fedsim.engine.step_schedules import CosineSteps
 from fedsim.models.losses import cross_entropy
 from tests.engine.test_replay import assert_same, federation
@@ -175,6 +175,18 @@ def signed(y: Tensor, g: Tensor, x: Tensor, s: Tensor) -> Tensor:
     return y - 0.1 * g.sign()
 
 
+def test_steps_that_read_the_number_of_samples_are_not(
+    folds: list[DenseFold], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engine.test_replay.SIZES", np.full(4, 10))
+
+    def client(local: Local, x: Tensor) -> Tensor:
+        return local.fold(lambda y, batch: y - 0.01 * len(batch.y) * local.grad(y, batch), x)
+
+    assert_same(client, 4, LocalWork(4))
+    assert not folds
+
+
 @pytest.mark.parametrize("rule", [squares, signed])
 def test_other_steps_are_not(rule: Callable[..., Tensor], folds: list[DenseFold]) -> None:
     def client(local: Local, x: Tensor) -> Tensor:
@@ -205,6 +217,36 @@ def test_several_vectors_and_numbers_of_clients(size: int, folds: list[DenseFold
         return local.fold(step, (x, 2 * x, local.steps), x, local.steps, shares=True)
 
     assert_same(client, size, LocalWork(4, epochs=2))
+    assert folds
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Adam()])
+def test_norms_of_constants_that_nothing_else_reads(optimizer: Any, folds: list[DenseFold]) -> None:
+    def client(local: Local, x: Tensor) -> Tensor:
+        def step(y: Tensor, batch: Batch, h: Tensor) -> Tensor:
+            return local.descend(y, local.grad(y, batch) / torch.linalg.vector_norm(h), 0.1)
+
+        return local.fold(step, x, x + local.steps)
+
+    assert_same(client, 4, LocalWork(4, epochs=2, optimizer=optimizer))
+    assert folds
+
+
+def test_clients_without_the_first_step_of_a_fold(folds: list[DenseFold], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read where they have no minibatches, and their plans hold whatever was in that memory."""
+    empty = np.empty
+
+    def full(shape: Any, dtype: Any = float) -> np.ndarray:
+        out = empty(shape, dtype)
+        out.fill(10**9)
+        return out
+
+    monkeypatch.setattr("fedsim.engine.local_work.np.empty", full)
+
+    def client(local: Local, x: Tensor) -> Tensor:
+        return local.fold(lambda y, batch: y - 0.1 * local.grad(y, batch), x, skip=1)
+
+    assert_same(client, 6, LocalWork(4))
     assert folds
 
 
