@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+OF_SAMPLES = ("data_dir", "path", "test_path")
+"""Settings of data that name its samples; others, as a tokenizer's folder, are of the experiment."""
+
 
 def absolute(config: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
     """The settings with every relative path made absolute, below ``base`` or else the working directory.

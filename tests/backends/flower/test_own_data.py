@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy
 
 from algorithms import FedAvg
 from fedsim import Experiment, trained_model
-from fedsim.backends.flower.node.data import side_of
+from fedsim.backends.flower.node.data import _at, side_of
 from fedsim.backends.flower.protocol.common import Common, as_text
 from fedsim.backends.flower.protocol.node_settings import NodeSettings
 from fedsim.backends.flower.server.remote_data import of_own_data
 from fedsim.backends.flower.server.server_app import experiment_of, serve
 from fedsim.controller.prepare import prepare
 from fedsim.data import load
+from fedsim.data.signature import signature
 from fedsim.errors import DeployError
 from fedsim.experiment.experiment import Data
 from fedsim.models import MLP
@@ -54,6 +55,12 @@ def run(folder: Path, data: Path, config: dict[str, Any], **settings: Any) -> Pa
     grid = FakeGrid({i: Node({**told[i], "data": str(data / f"nodes/hospital-{i}")}) for i in range(3)})
     said = {"experiment": yaml.safe_dump(config), "output": str(folder / "run"), "own-data": 3, "patience": 1.0}
     return serve(grid, {**said, **settings}, say=lambda text: None).path
+
+
+def test_own_samples_take_the_place_of_the_servers_alone() -> None:
+    common = Common(1, 2, 0, "", signature(load("digits")))
+    texts = {"name": "huggingface", "path": "/server/texts", "data_dir": "/server", "tokenizer_path": "/tokenizer"}
+    assert _at(Path("/own"), texts, common) == {"name": "huggingface", "path": "/own", "tokenizer_path": "/tokenizer"}
 
 
 @pytest.mark.slow

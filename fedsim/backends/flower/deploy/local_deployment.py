@@ -22,7 +22,7 @@ from fedsim.backends.flower.protocol.policy import Policy
 from fedsim.controller.interrupt import terminate_as_interrupt
 from fedsim.errors import ConfigError, DeployError, many
 from fedsim.experiment.config import to_config
-from fedsim.experiment.config.paths import paths
+from fedsim.experiment.config.paths import OF_SAMPLES, paths
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.record.directory import RunDirectory, open_run
 from fedsim.record.files import private, private_folder, write_atomic
@@ -160,8 +160,9 @@ def files_of(experiment: Experiment, local: LocalDeployment) -> tuple[Path, ...]
         ConfigError: a path has a comma, which no list of files in a node config can hold.
     """
     config = {**to_config(experiment), "topology": None}
-    data = {key: value for key, value in config["data"].items() if key != "data_dir"}
-    found = [*paths({**config, "data": None if local.own_data else data})]
+    omitted = OF_SAMPLES if local.own_data else ("data_dir",)
+    data = {key: value for key, value in config["data"].items() if key not in omitted}
+    found = [*paths({**config, "data": data})]
     if commas := [path for path in found if "," in path]:
         raise ConfigError(f"the experiment reads {commas[0]!r}, and commas separate the files of a node; rename it")
     return tuple(map(Path, found))

@@ -28,7 +28,7 @@ from fedsim.engine.model import Model
 from fedsim.errors import ConfigError
 from fedsim.experiment.config import from_config
 from fedsim.experiment.config.names import Imports, only_from
-from fedsim.experiment.config.paths import paths
+from fedsim.experiment.config.paths import OF_SAMPLES, paths
 from fedsim.experiment.experiment import Data, Experiment
 from fedsim.tree import Samples, count
 from fedsim.types import Batch
@@ -153,8 +153,7 @@ def _of_own(text: str, seed: int, settings: NodeSettings) -> _Found:
 def _at(path: Path | None, data: Any, common: Common) -> dict[str, Any]:
     """Settings of the experiment's data with the node's own files in place of the server's."""
     settings = dict(data) if isinstance(data, Mapping) else {"name": data}
-    server = {key for key in settings if key == "data_dir" or str(key).endswith("path")}
-    settings = {key: value for key, value in settings.items() if key not in server} | {"path": str(path)}
+    settings = {key: value for key, value in settings.items() if key not in OF_SAMPLES} | {"path": str(path)}
     if common.data.target is not None:                     # the last column there need not be the last one here
         settings["target"] = settings.get("target") or common.data.target
     return settings

@@ -21,6 +21,7 @@ from fedsim.backends.flower.deploy.local_deployment import (
     NOTE,
     LocalDeployment,
     federation_folder,
+    files_of,
     modules_of,
     node_settings,
     remember,
@@ -43,6 +44,14 @@ def said(capsys: pytest.CaptureFixture[str], *words: object, code: int = 2) -> s
     """The error of a command that fails: with wrong settings where the code is 2."""
     assert main(["deploy", *map(str, words)]) == code
     return capsys.readouterr().err
+
+
+def test_nodes_with_own_data_read_what_the_experiment_names_besides(tmp_path: Path) -> None:
+    """A tokenizer is the experiment's, and no node has it among its own texts."""
+    texts = {"name": "huggingface", "path": "/server/texts", "tokenizer_path": "/server/tokenizer"}
+    experiment = from_config({"algorithm": "FedAvg", "data": texts})
+    assert files_of(experiment, LocalDeployment(3, own_data=tmp_path)) == (Path("/server/tokenizer"),)
+    assert set(files_of(experiment, LocalDeployment(3))) == {Path("/server/texts"), Path("/server/tokenizer")}
 
 
 def test_wrong_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
