@@ -253,7 +253,7 @@ class _Rows:
             return self._dense.squared_norms(factors).sqrt().to(factors[0][0].dtype)
         each = torch.stack([torch.linalg.vector_norm(t.flatten(1), dim=1) for t in self._whole(slot)])
         norms: Tensor = torch.linalg.vector_norm(each, dim=0)
-        return norms
+        return norms.expand(self._c)                       # of a vector that is one for all
 
     def _whole(self, slot: Slot) -> Parts:
         """Vectors by parameter, from here on if they are a gradient."""

@@ -220,13 +220,17 @@ def test_several_vectors_and_numbers_of_clients(size: int, folds: list[DenseFold
     assert folds
 
 
+@pytest.mark.usefixtures("gradients")
 @pytest.mark.parametrize("optimizer", [SGD(), Adam()])
-def test_norms_of_constants_that_nothing_else_reads(optimizer: Any, folds: list[DenseFold]) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_norms_of_constants_that_nothing_else_reads(optimizer: Any, own: bool, folds: list[DenseFold]) -> None:
+    """Of one vector for all clients, or of each client's own."""
+
     def client(local: Local, x: Tensor) -> Tensor:
         def step(y: Tensor, batch: Batch, h: Tensor) -> Tensor:
-            return local.descend(y, local.grad(y, batch) / torch.linalg.vector_norm(h), 0.1)
+            return local.descend(y, local.grad(y, batch) / torch.linalg.vector_norm(h, dim=-1), 0.1)
 
-        return local.fold(step, x, x + local.steps)
+        return local.fold(step, x, x + (local.steps if own else 1))
 
     assert_same(client, 4, LocalWork(4, epochs=2, optimizer=optimizer))
     assert folds
