@@ -46,13 +46,13 @@ class Host:
         """Prepare the federation of one seed."""
         return prepare(experiment, seed, self._made.pop(seed, None))
 
-    def check_other_seeds(self, experiment: Experiment, first: Prepared) -> None:
-        """Check that the other seeds can be prepared, before the first one is run.
+    def check_other_seeds(self, experiment: Experiment, first: Prepared, others: Sequence[int]) -> None:
+        """Check that other seeds than that of ``first`` can be prepared, before any of them is run.
 
         Their partitions are kept for `prepare` as long as they are small, and are made again otherwise.
         """
         room = KEPT_BYTES
-        for seed in experiment.seed_list[1:]:
+        for seed in others:
             made = check_partition(experiment, first, seed)
             if (room := room - made.indices.nbytes - made.offsets.nbytes) >= 0:
                 self._made[seed] = made

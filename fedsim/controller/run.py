@@ -77,7 +77,7 @@ def _run_new(
 ) -> RunDirectory:
     first = host.prepare(experiment, experiment.seed)  # before anything is written: a bad experiment leaves no trace
     check_local_steps(experiment, first)
-    host.check_other_seeds(experiment, first)
+    host.check_other_seeds(experiment, first, experiment.seed_list[1:])
     own = isinstance(experiment.data, Data) and experiment.data.name in FORMATS
     for text in [*experiment.remarks, *first.remarks, *([first.dataset.notes] if own else [])]:
         remark(text, host.say)
@@ -148,6 +148,9 @@ def resume(
     if rounds is not None and extends:
         todo, config["rounds"] = seeds_to_extend(directory, rounds), rounds
         experiment = None if experiment is None else replace(experiment, rounds=rounds)
+    if seeds is None and config["seeds"] > len(states):    # killed while it noted them
+        seeds = config["seeds"]
+    new = range(0)
     if seeds is not None:
         check_more_seeds(directory, seeds)
         new = range(config["seed"] + len(states), config["seed"] + seeds)
@@ -171,6 +174,7 @@ def resume(
         check_model(directory, first.federation.model)
         check_data(directory, first)
         check_graph(directory, experiment.topology)
+        there.check_other_seeds(experiment, first, [seed for seed in new if seed != todo[0]])
         for text in [*changes_of_place(directory.manifest, first), *(f"{change}: accepted" for change in changes)]:
             there.say(text)
         if extends:

@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.arrays import distinct
 from fedsim.clock.devices import read_devices
 from fedsim.errors import FedsimError, many
-from fedsim.experiment.identity import hashes_of_checkpoints, settings_hash
+from fedsim.experiment.identity import edited, hashes_of_checkpoints, settings_hash
 from fedsim.messages.ledger import EDGES, edges_of, table_of
 from fedsim.record import checkpoint
 from fedsim.record.covered import COVERED, DEVICES, hashes_of
@@ -77,7 +77,7 @@ def _of_settings(directory: RunDirectory, config: Mapping[str, Any], manifest: M
         yield f"{place}: {error}"
         return
     expected = manifest.get("settings_hash")
-    if expected is not None and found != expected:
+    if expected is not None and edited(config, manifest):
         yield f"{place} has other settings than the run began with (hash {found[:12]}, expected {expected[:12]})"
     if expected is not None and not isinstance(config.get("rounds"), int):
         yield f"{place}: rounds is {config.get('rounds')!r}"

@@ -40,7 +40,7 @@ def edited(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
         {**config, name: entry["to"]}                      # the process was killed while it extended the run
         for name, entries in (("rounds", "extended"), ("seeds", "more_seeds"))
         for entry in manifest.get(entries, [])[-1:]
-        if entry["from"] == config.get(name)
+        if entry["from"] == config.get(name) and (name == "rounds" or entry["from"] == len(manifest["status"]))
     ]
     expected = manifest.get("settings_hash")
     return expected is not None and expected not in map(settings_hash, [config, *begun])

@@ -12,7 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from algorithms import EF21BC, DFedAvg, DFedSAM, FedAMD, FedAvg, FedCM, FedOpt, FedProx, FedSAM, FedSpeed, Scaffold
-from fedsim import Batch, Clients, Evaluation, Execution, Experiment, FixedSize, Local, LocalWork, read_metrics, run
+from fedsim import (
+    Batch,
+    Clients,
+    Evaluation,
+    Execution,
+    Experiment,
+    FixedSize,
+    Local,
+    LocalWork,
+    read_metrics,
+    resume,
+    run,
+)
 from fedsim.compress import TopK
 from fedsim.controller.batch_norm import check_statistics
 from fedsim.controller.prepare import prepare
@@ -163,3 +175,9 @@ def test_other_seeds_are_checked_before_the_first_is_run(left: int, said: str, t
     with pytest.raises(FedsimError, match=said):
         run(experiment, output=tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+    made = run(one := replace(experiment, seeds=1), output=tmp_path / "one", progress=False)
+    made.mark(0, "interrupted")
+    before = made.config, made.manifest
+    with pytest.raises(FedsimError, match=said):
+        resume(made.path, one, seeds=2, progress=False)
+    assert (made.config, made.manifest) == before

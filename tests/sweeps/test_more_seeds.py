@@ -13,7 +13,7 @@ from algorithms import FedAvg
 from fedsim import Evaluation, Execution, Experiment, IidPartitioner, LocalWork, Logistic, resume, run
 from fedsim.cli import main
 from fedsim.controller import extend
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, RunError
 from fedsim.record.directory import RunDirectory
 from fedsim.sweeps.grid import open_sweep
 
@@ -58,6 +58,11 @@ def test_a_run_with_more_seeds_is_one_that_had_them(tmp_path: Path, capsys: pyte
     assert metrics(made) == metrics(longer) and main(["verify", str(made.path)]) == 0
     with pytest.raises(ConfigError, match=r"seeds is 2, and .*made has 4; expected more, as none is taken away"):
         resume(made.path, seeds=2, progress=False)
+    settings = made.path / "config.yaml"
+    settings.write_text(settings.read_text().replace("seeds: 4", "seeds: 3"))
+    with pytest.raises(RunError, match="has other settings than the run began with"):
+        resume(made.path, progress=False)
+    assert main(["verify", str(made.path)]) == 1
 
 
 @pytest.mark.parametrize("written", [1, 2])
@@ -69,8 +74,8 @@ def test_killed_while_seeds_are_added(written: int, tmp_path: Path, monkeypatch:
         else:                                              # and config.yaml, but not the states of the new seeds
             patched.setattr(extend, "range", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
         resume(made.path, seeds=2, progress=False)
-    resume(made.path, progress=False)                      # as it was
-    assert list(metrics(made)) == ["seed-3"]
+    resume(made.path, progress=False)                      # with the seeds of config.yaml
+    assert len(metrics(made)) == written and main(["verify", str(made.path)]) == 0
     resume(made.path, seeds=2, progress=False)
     assert metrics(made) == metrics(run(replace(FEW, seeds=2), output=tmp_path / "whole", progress=False))
     assert main(["verify", str(made.path)]) == 0

@@ -91,7 +91,7 @@ class FlowerHost(Host):
 
         return of_own_data(experiment, seed, self.nodes, sizes)
 
-    def check_other_seeds(self, experiment: Experiment, first: Prepared) -> None:
+    def check_other_seeds(self, experiment: Experiment, first: Prepared, others: Sequence[int]) -> None:
         """See ``Host``; the nodes have the samples."""
 
     def connect(
