@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from fedsim.checks import whole
 from fedsim.errors import ConfigError, RunError
 from fedsim.experiment.experiment import Experiment
 from fedsim.experiment.identity import settings_hash
@@ -59,9 +60,10 @@ def check_more_seeds(directory: RunDirectory, seeds: int) -> None:
     """Refuse fewer seeds than a run has, and any for a deployment.
 
     Raises:
-        ConfigError: fewer seeds.
+        ConfigError: fewer seeds, or no whole number.
         RunError: the run was deployed.
     """
+    whole("seeds", seeds, 1)
     path, known = directory.path, len(directory.manifest["status"])
     if seeds < known:
         raise ConfigError(f"seeds is {seeds}, and {path} has {known}; expected more, as none is taken away")

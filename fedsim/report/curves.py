@@ -80,6 +80,8 @@ def draw(comparison: Comparison, x: str = "round", also: Sequence[str] = (), **o
     size_of(options)
     shown = [comparison, *(under(comparison, name) for name in also)]
     lines = [{s.run.label: curve_of(s.run.seeds, x) for s in each.runs} for each in shown]
+    for each, panel in zip(shown, lines, strict=True):
+        _check_common(each.metric, panel)
     check_recorded(x, [curve.x for panel in lines for curve in panel.values()])
     figure, every, size = sheet(options, len(shown))
     legend: dict[str, Artist] = {}
@@ -121,6 +123,15 @@ def check_recorded(x: str, values: Iterable[np.ndarray]) -> None:
         raise ConfigError(f"none of the runs recorded {x.replace('_', ' ')}{OF_SOME.get(x, '')}; choose x of {others}")
 
 
+def _check_common(metric: str, panel: Mapping[str, Curve]) -> None:
+    for label, curve in panel.items():
+        if not len(curve.x):
+            raise ConfigError(
+                f"{label}: there is no round in which {metric} was measured for all of its seeds, which ended after"
+                " different ones; clients are measured more often with evaluation.clients_every"
+            )
+
+
 def _panel(
     axes: Axes, comparison: Comparison, lines: Mapping[str, Curve], x: str, options: Options, size: Size,
     legend: dict[str, Artist],
@@ -149,7 +160,7 @@ def _panel(
 
 
 def curve_of(seeds: Mapping[int, Series], x: str) -> Curve:
-    """Mean and interval at the rounds in which all seeds were evaluated."""
+    """Mean and interval at the rounds in which all seeds were evaluated; empty if there are none."""
     return curves_of(seeds, [x])[x]
 
 
@@ -163,7 +174,7 @@ def curves_of(seeds: Mapping[int, Series], axes: Iterable[str]) -> dict[str, Cur
     made = {}
     for x in axes:
         cost = np.mean([series.cost[x][row] for series, row in zip(seeds.values(), rows, strict=True)], axis=0)
-        made[x] = Curve(cost, mean, half, common[0] == 0 and bool(cost[0] > 0))
+        made[x] = Curve(cost, mean, half, len(common) > 0 and common[0] == 0 and bool(cost[0] > 0))
     return made
 
 

@@ -112,10 +112,12 @@ def _others(
 
 
 def _curves(seeds: Mapping[int, Series]) -> dict[str, Curve]:
-    """Curve by cost, of a metric that all seeds recorded; none otherwise."""
+    """Curve by cost, of a metric that all seeds recorded in the same rounds; none otherwise."""
     if not seeds or not all(len(series.value) for series in seeds.values()):
         return {}
     curves = curves_of(seeds, AXES)
+    if not len(curves["round"].x):                         # as of clients, measured where each seed ended
+        return {}
     return {name: curve for name, curve in curves.items() if name == "round" or np.isfinite(curve.x).all()}
 
 

@@ -19,6 +19,7 @@ from fedsim.report.compare import compare
 from fedsim.report.curves import curve_of, curves, draw
 from fedsim.report.html import write_report
 from fedsim.report.layout import Options
+from fedsim.report.panels import panels
 from fedsim.report.statistics import estimate
 from tests.report.test_compare import FAST, SLOW, make_run
 
@@ -153,6 +154,19 @@ def test_curve_uses_the_rounds_that_all_seeds_have(tmp_path: Path) -> None:
     curve = curve_of(compare([path]).runs[0].run.seeds, "seconds")
     np.testing.assert_allclose(curve.x, [0, 5])
     np.testing.assert_allclose(curve.mean, [0.1, 0.6])
+
+
+def test_seeds_that_end_after_different_rounds_share_no_final_measurement(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "stopped", {}, {"seeds": [0, 1]})
+    for seed, end in ((0, 1), (1, 2)):
+        with run.open_seed(seed) as record:
+            for round in range(end + 1):
+                record.metrics.add(round, "server/test", "accuracy", 0.5)
+            record.metrics.add(end, "clients/train", "loss_mean", 0.25)
+    shown = {metric["title"]: metric["curves"] for metric in panels(compare([run.path]))["metrics"]}
+    assert shown["loss mean (clients/train)"] == [None] and shown["accuracy (server/test)"] != [None]
+    with pytest.raises(ConfigError, match="no round in which loss_mean was measured for all of its seeds"):
+        draw(compare([run.path], "clients/train", "loss_mean"))
 
 
 def test_costs_of_different_magnitude_are_drawn_on_a_logarithmic_axis(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def test_a_run_with_more_seeds_is_one_that_had_them(tmp_path: Path, capsys: pyte
     assert metrics(made) == metrics(longer) and main(["verify", str(made.path)]) == 0
     with pytest.raises(ConfigError, match=r"seeds is 2, and .*made has 4; expected more, as none is taken away"):
         resume(made.path, seeds=2, progress=False)
+    with pytest.raises(ConfigError, match=r"seeds is 5\.0; expected a whole number"):
+        resume(made.path, seeds=5.0, progress=False)  # type: ignore[arg-type]
     settings = made.path / "config.yaml"
     settings.write_text(settings.read_text().replace("seeds: 4", "seeds: 3"))
     with pytest.raises(RunError, match="has other settings than the run began with"):
