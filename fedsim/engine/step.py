@@ -107,13 +107,14 @@ class LocalStep:
     def _programs(
         self, batch: Batch, state: list[Tensor], consts: list[Tensor], own: list[bool]
     ) -> Programs | None:
-        """Recordings of this step; None if it cannot be recorded, or computes with the number of its samples, which
-        changes: its recordings for one sample and for two differ.
+        """Recordings of this step; None if it cannot be recorded, or computes with the number of its samples or their
+        weights, which change: its recordings for one sample and for two differ.
         """
         if self._form is None:
             return None
         if self._form not in self._steps:
             first = mapped(lambda t: t[:1, :1], batch)     # of one client
+            first = first._replace(weight=state[0].new_ones(1, 1, dtype=self.model.dtype))
             given = [t[:1] for t in state], [t[:1] if o else t for t, o in zip(consts, own, strict=True)], own
             one = self._recording(first, *given)
             two = self._recording(mapped(lambda t: torch.cat([t, t], 1), first), *given)
