@@ -6,11 +6,12 @@ rewritten step agrees with the original up to rounding: ``t / 10`` may become ``
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 
-from fedsim.engine.tape import Op, Recording, Slot
+from fedsim.engine.tape import Op, Recording, Slot, address
 
 aten = torch.ops.aten
 
@@ -51,12 +52,13 @@ def _drop_unused(r: Recording) -> None:
 
 
 def _drop_ones(r: Recording) -> None:
-    """Replace ``1.0 * t`` by ``t``."""
+    """Replace ``1.0 * t`` by ``t``, unless there are views of it, which would become those of ``t``."""
     same: dict[Slot, Slot] = {}
+    sharing = Counter(map(address, r.tensors))
     for op in r.ops:
         op.args = [same.get(a, a) if isinstance(a, Slot) else a for a in op.args]
         times_one = op.fn is aten.mul.Tensor and type(op.args[1]) is float and op.args[1] == 1
-        if times_one and r.alike(op.args[0], op.out[0]):
+        if times_one and r.alike(op.args[0], op.out[0]) and sharing[r.storage(op.out[0])] == 1:
             same[op.out[0]] = op.args[0]
     r.results = [same.get(slot, slot) for slot in r.results]
 

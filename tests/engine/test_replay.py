@@ -125,6 +125,20 @@ def assert_same(client: Callable[..., Any], size: int, *settings: Any) -> None:
     assert (charged == charged_here).all()
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_vector_of_the_server_that_becomes_a_clients_is_a_copy(size: int) -> None:
+    """Times one it is itself, and for one client so is its expansion, on which the next step may write."""
+
+    def client(local: Local, x: Tensor) -> Tensor:
+        def step(carry: tuple[Tensor, Tensor], batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, z = carry
+            return 0.5 * y + z - 0.1 * local.grad(y, batch).sign(), 1.0 * x
+
+        return local.fold(step, (x, x), x)[0]
+
+    assert_same(client, size)
+
+
 @pytest.mark.parametrize("one", STEPS)
 @pytest.mark.parametrize("size", [1, 4])
 def test_steps_do_as_written(one: Callable[..., Tensor], size: int, parts: None) -> None:
