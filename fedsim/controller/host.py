@@ -34,7 +34,7 @@ class Host:
         self.say: Callable[[str], None] = note
         self.skipped: list[int] = []                       # clients of the last cohort that took no part
         self.foresees = True                               # asynchronous tasks have had the costs that were foreseen
-        self._made: dict[int, Partition] = {}              # partitions of seeds that have not begun
+        self._made: dict[int, tuple[Experiment, Partition]] = {}     # of seeds that have not begun
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +44,8 @@ class Host:
 
     def prepare(self, experiment: Experiment, seed: int) -> Prepared:
         """Prepare the federation of one seed."""
-        return prepare(experiment, seed, self._made.pop(seed, None))
+        of, made = self._made.pop(seed, (None, None))
+        return prepare(experiment, seed, made if of is experiment else None)
 
     def check_other_seeds(self, experiment: Experiment, first: Prepared, others: Sequence[int]) -> None:
         """Check that other seeds than that of ``first`` can be prepared, before any of them is run.
@@ -55,7 +56,7 @@ class Host:
         for seed in others:
             made = check_partition(experiment, first, seed)
             if (room := room - made.indices.nbytes - made.offsets.nbytes) >= 0:
-                self._made[seed] = made
+                self._made[seed] = experiment, made
 
     def connect(
         self, experiment: Experiment, prepared: Prepared, directory: RunDirectory, before: dict[str, Any] | None

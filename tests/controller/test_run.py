@@ -271,6 +271,19 @@ def test_partitions_are_made_once_for_seeds_that_are_small(
     assert metrics_bytes(directory, 2) == metrics_bytes(alone, 2)
 
 
+def test_a_host_of_two_runs_gives_none_the_partition_of_the_other(tmp_path: Path) -> None:
+    def stopped(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    few, used = replace(SMALL, rounds=1, seeds=2), host.Host()
+    with pytest.raises(KeyboardInterrupt):                 # before its seed 1, whose partition has been made
+        run(few, output=tmp_path / "ended", host=used, progress=False, on_round=stopped)
+    other = replace(few, partition=IidPartitioner(10), seed=1, seeds=1)
+    made = run(other, output=tmp_path / "next", host=used, progress=False)
+    alone = run(other, output=tmp_path / "alone", progress=False)
+    assert made.manifest["partition_hash"] == alone.manifest["partition_hash"]
+
+
 def test_numbers_of_threads_beyond_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     many = cores() + 1
     few = replace(SMALL, rounds=1, execution=Execution("loop", threads=many))
