@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fedsim.engine.branches import Branch, branches_of
 from fedsim.engine.federation import Federation
+from fedsim.engine.fingerprint import fingerprint
 from fedsim.engine.model import Model
-from fedsim.engine.tape import Unreplayable, address, fingerprint
+from fedsim.engine.tape import Unreplayable, address
 from fedsim.errors import title
 
 MOST_GRAPHS = 32

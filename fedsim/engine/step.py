@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.descent import Descent
+from fedsim.engine.fingerprint import fingerprint
 from fedsim.engine.linear_step import LinearStep, linear_step
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
 from fedsim.engine.refusals import refuse_other_form
 from fedsim.engine.replay import Gradients, Program
-from fedsim.engine.tape import Recording, Tape, Unreplayable, fingerprint
-from fedsim.tree import build, flat, leaves, mapped, shaped
+from fedsim.engine.tape import Recording, Tape, Unreplayable
+from fedsim.tree import build, flat, leaves, mapped, rebuilt, shaped
 from fedsim.types import Batch
+from fedsim.values import Packed
 
 Programs = dict[Hashable, Program | None]
 """Recordings of one step by the form of its arguments; None if it cannot be recorded."""
@@ -65,7 +67,7 @@ class LocalStep:
         if len(self._steps) > MOST_STEPS:
             self._steps.clear()
         try:
-            self._form: Hashable = fingerprint((step, work.optimizer.step), block), work
+            self._form: Hashable = fingerprint((step, work.optimizer.step, _outline(like)), block), work
         except Unreplayable:
             self._form = None
 
@@ -158,3 +160,10 @@ class LocalStep:
             return None
         finally:
             self._block.tape = None
+
+
+def _outline(tree: Any) -> Any:
+    """A tree of arguments without its tensors: the step may go by their order and names."""
+    if isinstance(tree, Packed):
+        return tree.by, tree.d
+    return rebuilt(tree, [*map(_outline, tree)]) if isinstance(tree, tuple) else None

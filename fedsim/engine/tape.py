@@ -6,14 +6,10 @@ A step is ordinary tensor algebra around calls of ``local.grad``. It runs once u
 
 from __future__ import annotations
 
-import dis
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import lru_cache
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,12 +18,6 @@ from fedsim.types import Batch
 
 MOST_OPERATIONS = 500
 """Maximum length of a recording; longer steps are more than algebra around a gradient."""
-
-CONSTANTS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
-
-LIBRARIES = ("torch", "fedsim")
-"""Packages whose functions do not change between rounds."""
-
 
 class Unreplayable(Exception):
     """The step does something that a recording cannot repeat; it must run as written."""
@@ -145,12 +135,14 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func._schema.is_mutable and not self._paused:   # before it writes into the step's own arguments
+            raise Unreplayable(f"{func} writes into a tensor")
         out = func(*args, **kwargs)
         if self._paused:
             return out
         results = list(out) if isinstance(out, (tuple, list)) else [out]
-        if func._schema.is_mutable or not all(isinstance(t, Tensor) for t in results):
-            raise Unreplayable(f"{func} writes into a tensor, or returns something else")
+        if not all(isinstance(t, Tensor) for t in results):
+            raise Unreplayable(f"{func} returns something else than tensors")
         if any(isinstance(v, Tensor) for v in kwargs.values()) or len(self._ops) == MOST_OPERATIONS:
             raise Unreplayable(f"{func} has a tensor as a keyword, or is one operation too many")
         self._ops.append(Op(func, [self._noted(a) for a in args], kwargs, [self._new(t) for t in results]))
@@ -179,54 +171,3 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def address(t: Tensor) -> int:
     """Address of the storage of a tensor."""
     return t.untyped_storage().data_ptr()
-
-
-def fingerprint(value: Any, local: object) -> Hashable:
-    """Key that is equal only for values with which a step behaves identically; ``local`` represents itself.
-
-    Raises:
-        Unreplayable: the value is of a kind that may change unnoticed.
-    """
-    return _Fingerprint(local).of(value)
-
-
-class _Fingerprint:
-    def __init__(self, local: object) -> None:
-        self.local = local
-        self._within: list[FunctionType] = []              # functions under inspection, which may be recursive
-
-    def of(self, value: Any) -> Hashable:
-        if value is self.local:
-            return "local"
-        if isinstance(value, CONSTANTS):
-            return type(value), repr(value)  # repr tells 1 from True and 0.0 from -0.0
-        if isinstance(value, tuple):
-            return type(value), tuple(map(self.of, value))
-        if is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            return type(value), tuple(self.of(getattr(value, f.name)) for f in fields(value))
-        if isinstance(value, MethodType):
-            return self.of((value.__func__, value.__self__))
-        if isinstance(value, FunctionType):
-            return self._of_function(value)
-        if isinstance(value, (BuiltinFunctionType, ModuleType, np.ufunc, type)):
-            return value
-        raise Unreplayable(f"the step captures a {type(value).__name__}")
-
-    def _of_function(self, function: FunctionType) -> Hashable:
-        if (function.__module__ or "").partition(".")[0] in LIBRARIES:
-            return function
-        if function in self._within:
-            return "itself", self._within.index(function)
-        self._within.append(function)
-        inside = tuple(cell.cell_contents for cell in function.__closure__ or ())
-        code, named = function.__code__, function.__globals__
-        outside = tuple(named[name] for name in _globals(code) if name in named)
-        found = self.of((inside, function.__defaults__, outside))
-        self._within.pop()
-        return code, found
-
-
-@lru_cache(maxsize=256)
-def _globals(code: CodeType) -> tuple[str, ...]:
-    """Global names that code looks up; ``co_names`` includes attribute names as well."""
-    return tuple(dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"))

@@ -16,10 +16,11 @@ from fedsim.clients import cohort
 from fedsim.engine import replay, step
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Backend, Federation, Meter
+from fedsim.engine.fingerprint import fingerprint
 from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
-from fedsim.engine.tape import Unreplayable, fingerprint
+from fedsim.engine.tape import Unreplayable
 from fedsim.models.losses import cross_entropy
 from fedsim.tree import leaves
 
