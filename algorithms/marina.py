@@ -80,9 +80,8 @@ class MARINA:
         x = s.x - self.lr * clients.decay * s.g
         if clients.toss(self.probability(len(x), clients.cohort_size / clients.n)):
             everybody = clients.population
-            last = self.now(s.last, everybody)
             sent, mine = everybody.each(self.dense, x, s.mine)
-            return MARINAState(x, everybody.mean(sent), s.mine | mine, last)
+            return MARINAState(x, everybody.mean(sent), s.mine | mine, self.now(s.last, everybody))
         before = s.mine
         if away := clients.only(s.last.cpu().numpy()[clients.ids] < clients.round - 1):
             before = before | away.apply(self.catch_up, down=s.x)
@@ -90,7 +89,7 @@ class MARINA:
         return MARINAState(x, s.g + clients.mean(changes), s.mine | mine, self.now(s.last, clients))
 
     def now(self, last: Tensor, clients: Clients) -> Tensor:
-        """``last``, in which these clients take part in this round."""
+        """``last``, in which these clients take part in this round; after `each`, when it is known who arrived."""
         return last.index_fill(0, torch.from_numpy(clients.ids).to(last.device), clients.round)
 
     def probability(self, d: int, share: float) -> float:

@@ -29,7 +29,7 @@ from fedsim.clock.barrier import Barrier
 from fedsim.clock.devices import Devices
 from fedsim.clock.virtual import VirtualClock
 from fedsim.clock.windows import DAY, Windows
-from fedsim.compress import RandK, TopK
+from fedsim.compress import Identity, RandK, TopK
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Federation, Meter
 from fedsim.engine.loop import Loop
@@ -199,6 +199,23 @@ def test_an_exchange_with_everybody_waits_for_everybody() -> None:
     marina = MARINA(lr=0.01, compressor=RandK(0.5), p=1.0)
     played = Rounds(marina, Waiting(first=2), SPREAD)
     assert len(played.play([1, 3, 5])) == 3 and (played.meter.ledger.up > 0).all() and played.clock.late == 0
+
+
+def test_who_does_not_arrive_in_an_exchange_with_everybody_was_away() -> None:
+    """MARINA's server cannot count on a gradient that a late client has computed: it was not part of its estimate."""
+    played, tails, late = Rounds(MARINA(lr=0.1, compressor=Identity(), p=0.5), Waiting(first=8), SPREAD), 0, 0
+    for _ in range(12):
+        before, heads = played.state, cohort(played.fed, played.round + 1).toss(0.5)
+        there = played.play(np.arange(F.n))
+        now = played.state
+        if heads:
+            late += F.n - len(there)
+            assert set(np.flatnonzero(now.last == played.round)) == set(there)
+            continue
+        tails += 1
+        change = sum(F.grad(i, now.x.numpy()) - F.grad(i, before.x.numpy()) for i in there) / len(there)
+        np.testing.assert_allclose(now.g - before.g, change, rtol=1e-12, atol=1e-14)
+    assert tails > 2 and late > 2
 
 
 def test_roles_wait_each_for_its_own() -> None:
