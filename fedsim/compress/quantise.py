@@ -156,7 +156,7 @@ class QSGD(_Dithering):
     homogeneous for a given draw. Wire format: see ``fedsim.compress.levels``.
 
     Args:
-        s: levels above 0.
+        s: levels above 0, up to 2^24: float32 tells no more apart.
         norm: l2 or linf.
         code: how levels are written: 1 + ceil(log2(s + 1)) bits for each (fixed), only those that are not 0 (elias), or
             whichever is shortest for a message.
@@ -165,7 +165,7 @@ class QSGD(_Dithering):
     s: int = 4
     norm: Norm = "l2"
     code: Literal["shortest"] | levels.LevelCode = "shortest"
-    _MOST = 2**31 - 1
+    _MOST = 2**24
 
     def compress(self, x: Tensor, at: Site) -> Packed:
         """Parts: norm ``[]``, and signed levels ``[d]``, of the smallest integer type."""

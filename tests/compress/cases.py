@@ -77,6 +77,7 @@ COMPRESSORS: dict[str, Any] = {
     "QSGD fixed": QSGD(1, code="fixed"),
     "QSGD elias": QSGD(2, code="elias"),
     "QSGD many levels": QSGD(1000),
+    "QSGD most levels": QSGD(2**24),
     "TernGrad": QSGD(1, norm="linf"),
     "natural dithering": NaturalDithering(),
     "natural dithering linf": NaturalDithering(3, norm="linf"),

@@ -80,6 +80,7 @@ def test_bad_sparse_settings(cls: Any, settings: dict[str, Any], words: str) -> 
         (lambda: TopK(scope=0), "scope is 0; expected"),
         (lambda: QSGD(0), "QSGD.s is 0; expected a whole number from 1"),
         (lambda: QSGD(2.0), r"QSGD.s is 2.0; expected"),
+        (lambda: QSGD(2**24 + 1), "QSGD.s is 16777217; expected a whole number from 1 to 16777216"),
         (lambda: QSGD(norm="l1"), "norm is 'l1'; expected one of 'l2', 'linf'"),
         (lambda: NaturalDithering(101), "s is 101; expected a whole number from 1 to 100"),
         (lambda: Blockwise(size=0), "Blockwise.size is 0; expected a whole number, 1 or more"),
