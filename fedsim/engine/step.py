@@ -18,6 +18,7 @@ from fedsim.engine.fingerprint import fingerprint
 from fedsim.engine.linear_step import LinearStep, linear_step
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.model import Model
+from fedsim.engine.reads import Reads
 from fedsim.engine.refusals import refuse_other_form
 from fedsim.engine.replay import Gradients, Program
 from fedsim.engine.tape import Recording, Tape, Unreplayable
@@ -63,6 +64,7 @@ class LocalStep:
         self.step, self._like, self.model, self._block = step, like, model, block
         self._scheduled = work.step_schedule is not None   # the last argument is then the factor of the step size
         self._met: Programs = {}  # by the form of the batch
+        self._reads = Reads()
         self._steps = PROGRAMS.setdefault(model, {})
         if len(self._steps) > MOST_STEPS:
             self._steps.clear()
@@ -132,7 +134,9 @@ class LocalStep:
             (carry, self._block.descend.carry), *rest = build(self._like, iter(tensors))
             self._block.descend.begin()
             self._block.descend.factor = rest.pop() if self._scheduled else None
+            self._reads.samples = samples
             new = self.step(carry, shaped(batch, iter(samples)), *rest)
+            self._reads.samples = ()
             refuse_other_form(self.step, carry, new)
             return tuple(leaves((new, self._block.descend.carry)))
 
@@ -153,7 +157,7 @@ class LocalStep:
         state = [t.clone() for t in state]
         self._block.tape = tape = Tape(flat(batch), state, consts)
         try:
-            with tape:
+            with tape, self._reads:
                 out = self._vmapped(batch, state, consts, own)
             return tape.recording(out)
         except Unreplayable:

@@ -10,6 +10,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from fedsim.clients import cohort
 from fedsim.engine.blocks import Blocks
 from fedsim.engine.federation import Backend
 from fedsim.engine.fingerprint import fingerprint
+from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.engine.tape import Unreplayable
 from tests.engine.test_replay import assert_same, federation
@@ -108,6 +110,36 @@ class Pair(NamedTuple):
 class Swapped(NamedTuple):
     m: Tensor
     y: Tensor
+
+
+READS: list[Callable[[Tensor], Any]] = [Tensor.tolist, lambda t: float(t.numpy()), lambda t: float(f"{t:.3f}")]
+READS += [lambda t: float(repr(t)[7:11]), Tensor.item, lambda t: 0.1 if t > 0.15 else 0.3]
+
+
+@pytest.mark.parametrize("read", READS)
+def test_values_that_become_python_numbers(read: Callable[[Tensor], Any]) -> None:
+    def messages(backend: Backend) -> list[Tensor]:
+        fed = federation(backend)
+        x = fed.model.vector()
+
+        def client(local: Local, down: tuple[Tensor, Tensor]) -> Tensor:
+            x, rate = down
+            return local.fold(lambda y, batch, rate: y - read(rate) * local.grad(y, batch), x, rate)
+
+        rates = torch.tensor([0.1, 0.2], dtype=torch.float64)
+        return [cohort(fed, 1).each(client, (x, rate)).stacked for rate in rates]
+
+    for want, got in zip(messages(Loop()), messages(Blocks(3)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_thresholds_of_the_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.engine.test_replay.SIZES", np.full(4, 10))
+
+    def client(local: Local, x: Tensor) -> Tensor:
+        return local.fold(lambda y, batch: y - (0.1 if len(batch.y) > 2 else 0.3) * local.grad(y, batch), x)
+
+    assert_same(client, 4, LocalWork(4))
 
 
 def test_arguments_under_other_names() -> None:
