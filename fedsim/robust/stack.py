@@ -25,6 +25,9 @@ COLUMNS = {"cpu": 2**14, "cuda": 2**20}
 CANCELLED = 1e-3
 """Share of a squared norm below which a squared distance is computed again in float64."""
 
+LOST = 1e-10
+"""Share of a squared norm below which a squared distance of float64 rows is computed from their difference."""
+
 
 class RowStack:
     """Rows ``M X`` for ``X [k, d]`` and a mixture ``M [n, k]``; X itself by default.
@@ -98,7 +101,12 @@ class RowStack:
     def squares(self) -> Tensor:
         """Squared distances between the rows, float64 ``[n, n]`` on the CPU."""
         norms = self.gram.diagonal()
-        return (norms[:, None] + norms - 2 * self.gram).clamp(min=0).fill_diagonal_(0)
+        found = (norms[:, None] + norms - 2 * self.gram).clamp(min=0)
+        lost = (found.fill_diagonal_(torch.inf) < LOST * torch.maximum(norms, norms[:, None])).any()
+        if self.rows.dtype == torch.float64 and self.mixture is None and bool(lost):
+            found = torch.stack([self.distances(row) for row in self.rows]).square()
+            found = torch.maximum(found, found.T)          # of a row from another as of that from it
+        return found.fill_diagonal_(0)
 
     def distances(self, center: Vector | None) -> Tensor:
         """Distances of the rows to ``center [d]`` (0 if None), float64 ``[n]`` on the CPU."""

@@ -308,3 +308,12 @@ def test_too_few_rows(rule: RobustRule, message: str) -> None:
 def test_bad_settings_are_refused(make: Callable[[], RobustRule]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         make()
+
+
+def test_rows_whose_distances_are_tiny_parts_of_their_norms() -> None:
+    """As of nodes that nearly agree: the distances of float64 rows do not vanish in the rounding of their norms."""
+    x = torch.from_numpy(np.random.default_rng(4).standard_normal((9, 5)))
+    near = 1000 + 1e-7 * x                                 # differences are exact multiples of 1e-13
+    off = near - near[0]
+    for rule in (Krum(f=2), MultiKrum(f=2), MDA(f=3), NNM(TrimmedMean(f=2)), Bulyan(f=1)):
+        torch.testing.assert_close(rule(near) - near[0], rule(off), rtol=0, atol=1e-12)
