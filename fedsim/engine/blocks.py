@@ -158,7 +158,7 @@ class _Block:
         self.tape: Tape | None = None  # while a step is being recorded
         self.met: list[Batch] | None = None                # whose gradients a step takes that is being captured
         self._drawn: dict[int, tuple[Tensor, np.ndarray]] = {}   # large batches by address, and their sizes
-        self._in_fold = False
+        self._in_fold = self._padded = False               # a step is made, of minibatches with rows of padding
         self._slot: Tensor | None = None                   # batched over clients under vmap
         self._steps: Tensor | None = None
 
@@ -301,14 +301,14 @@ class _Block:
                     state = [t[:still] for t in state]
                     consts = [t[:still] if o else t for t, o in zip(consts, own, strict=True)]
                     active = still
-                self._samples = plan.lengths[:active, k]
+                self._samples, self._padded = plan.lengths[:active, k], plan.ragged[k]
                 batch, last = augmented(self.fed.work.augment, batches(k)), [of[k, :active] for of in by_step]
                 if dense is None:
                     state = step(batch, state, consts + last, own + [True] * len(last))
                 else:
                     state = dense(batch, state, consts, last)
         finally:
-            self._in_fold, self._samples = False, outer_samples
+            self._in_fold, self._padded, self._samples = False, False, outer_samples
             self.descend.end()
         if dense is not None:
             charged = dense.step.gradients * plan.lengths[:, skip:].sum(1)
@@ -347,7 +347,9 @@ class _Block:
             self.met.append(batch)
             return batch
         targets, *_ = flat(batch.y)
-        _, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
+        drawn, samples = self._drawn.get(targets.data_ptr(), (None, self._samples))
+        if batch.weight is None and self._padded and drawn is None:
+            raise RuntimeError("a minibatch made in a step lacks weights: write batch._replace(x=...) for Batch(...)")
         width = targets.shape[1]
         if width != samples.max():                         # the step uses part of its minibatch
             samples = np.full(c, width) if batch.weight is None else (batch.weight > 0).sum(1).cpu().numpy()

@@ -21,6 +21,7 @@ from fedsim.engine.local_work import LocalWork, Shards
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
 from fedsim.engine.tape import Unreplayable
+from fedsim.errors import BlockError
 from fedsim.models.losses import cross_entropy
 from fedsim.tree import leaves
 
@@ -289,3 +290,14 @@ def test_parameters_whose_gradients_share_memory(size: int, parts: None) -> None
         return local.fold(lambda y, batch: y - 0.1 * (local.grad(y, batch) + y), x)
 
     assert_same(client, size, None, Sum)
+
+
+def test_minibatches_made_in_a_step_keep_their_weights() -> None:
+    """Or rows of padding would be samples."""
+
+    def client(made: Callable[[Batch], Batch]) -> Callable[[Local, Tensor], Tensor]:
+        return lambda local, x: local.fold(lambda y, batch: y - 0.1 * local.grad(y, made(batch)), x)
+
+    assert_same(client(lambda batch: batch._replace(x=2 * batch.x)), 4)
+    with pytest.raises(BlockError, match="lacks weights"):
+        run(client(lambda batch: Batch(2 * batch.x, batch.y)), Blocks(4))
