@@ -20,6 +20,7 @@ from fedsim.engine.examine import examine, give_shapes
 from fedsim.engine.model import Model
 from fedsim.engine.numerics import Numerics
 from fedsim.engine.sharing import Sharing
+from fedsim.engine.trainable import check_trainable
 from fedsim.engine.unpicklable import refused
 from fedsim.errors import ConfigError, DataError, explained
 from fedsim.experiment.experiment import Data, Experiment
@@ -93,6 +94,7 @@ def _built(
 
 
 def _copied(module: nn.Module, what: str) -> nn.Module:
+    check_trainable(module)                                # before a copy has lost it
     try:
         return copy.deepcopy(module)
     except Exception as error:

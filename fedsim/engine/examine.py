@@ -24,6 +24,7 @@ from fedsim.engine.numerics import FULL
 from fedsim.engine.purity import generator_states, intact
 from fedsim.engine.seeded import Undrawn
 from fedsim.engine.snapshot import Snapshot, alike
+from fedsim.engine.trainable import check_registered
 from fedsim.errors import ModelError
 from fedsim.tree import Samples, count, flat, mapped, tensors_of, written
 from fedsim.types import Batch
@@ -43,8 +44,8 @@ def examine(model: Model, samples: Split) -> None:
     """Try a model on some of the samples, and set ``mixes`` and ``nondeterministic``; the rest is left as it was.
 
     Raises:
-        ModelError: module and loss do not fit the samples, keep state besides the parameters, draw random numbers, or
-            mix samples in evaluation.
+        ModelError: module and loss do not fit the samples, keep state besides the parameters, compute with other
+            trainable tensors, draw random numbers, or mix samples in evaluation.
     """
     initial, before, numerics = model.vector(), snapshot(model), model.numerics
     rows = itemgetter(_rows(samples.y))
@@ -59,8 +60,11 @@ def examine(model: Model, samples: Split) -> None:
         x, y = mapped(by_loss, x), mapped(by_loss, y)
         _refuse_state(model, trial, x, y, before)
         before.restore()
+        _refuse_strangers(model, trial, x, y)
         _refuse_mixing_in_evaluation(model, trial, x, y)
         model.mixes = _mixes(model, trial, x, y)
+        if not _stacks(model, trial, x, y):
+            model.one_by_one()
         model.numerics = numerics
         _check_precision(model, trial, x, y)
         if model.device.type == "cuda":
@@ -237,6 +241,14 @@ def _refuse_state(model: Model, v: Vector, x: Samples, y: Samples, before: Snaps
         )
 
 
+def _refuse_strangers(model: Model, v: Vector, x: Samples, y: Samples) -> None:
+    def losses() -> Tensor:
+        with torch.enable_grad():
+            return model.losses(v, _batch(mapped(torch.clone, x), mapped(torch.clone, y)))
+
+    check_registered(losses, model.parameters, name_of(model.module))
+
+
 def _train(model: Model, v: Vector, batch: Batch) -> tuple[list[Tensor], Snapshot]:
     """Gradient on a minibatch and then outputs in evaluation, and the state that these leave behind."""
     drawn = generator_states()
@@ -285,6 +297,20 @@ def _mixes(model: Model, v: Vector, x: Samples, y: Samples) -> bool:
     rows = (itemgetter(chosen) for chosen in ([0, 1], [0, -1 if count(y) > 2 else 0]))
     a, b = (model.gradient(v, _batch(mapped(of, x), mapped(of, y), weight)) for of in rows)
     return not alike(a, b, _tolerance(model))
+
+
+def _stacks(model: Model, v: Vector, x: Samples, y: Samples) -> bool:
+    """Whether gradients of two clients at once are those of one after the other. A ``forward`` that asks for
+    ``requires_grad``, as for a hook on an activation, is answered differently in a stack.
+    """
+    half = max(count(y) // 2, 1)
+    parts = [_batch(x, y).part(slice(i, i + half)) for i in (0, count(y) - half)]
+    rows = itemgetter(torch.arange(half) + torch.tensor([[0], [count(y) - half]]))
+    try:
+        together = model.gradients(torch.stack([v, v]), mapped(rows, _batch(x, y)))
+    except Exception:                                      # it is told when the model runs in blocks
+        return True
+    return alike(together, torch.stack([model.gradient(v, part) for part in parts]), _tolerance(model))
 
 
 def _batch(x: Samples, y: Samples, weight: Tensor | None = None) -> Batch:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedsim.engine.mixup import loss_of_mixed
 from fedsim.engine.seeded import Seeded
 from fedsim.engine.snapshot import alike
-from fedsim.engine.traced import HOOKS, chain
+from fedsim.engine.traced import as_written, chain
 from fedsim.errors import ModelError
 from fedsim.models.losses import cross_entropy
 from fedsim.tree import Samples, mapped
@@ -253,8 +253,8 @@ def per_client(number: Tensor | float, dim: int) -> Any:
 
 
 def _is(module: nn.Module, *kinds: type[nn.Module]) -> TypeGuard[Any]:
-    """Return whether a module is exactly of one of these classes, without hooks that change its input or output."""
-    return type(module) in kinds and not any(getattr(module, name) for name in HOOKS)
+    """Return whether a module is exactly of one of these classes, and does what they do."""
+    return type(module) in kinds and as_written(module)
 
 
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {

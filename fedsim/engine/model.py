@@ -24,6 +24,7 @@ from fedsim.engine.mixup import loss_of_mixed
 from fedsim.engine.numerics import FULL, Numerics, make_cuda_deterministic
 from fedsim.engine.seeded import Seeded, UnbatchedDrawError, dropouts
 from fedsim.engine.sharing import Sharing
+from fedsim.engine.trainable import check_trainable, refuse_lazy_layers, refuse_parameters_of
 from fedsim.errors import ModelError
 from fedsim.tree import Samples, count, joined, mapped, pieces
 from fedsim.types import Batch
@@ -51,6 +52,7 @@ class Model:
         device: device of the parameters and of all computation.
         dtype: floating-point type of parameters and inputs.
         mixes: in training, an output or a loss depends on the other samples of its minibatch, padding included.
+        stacks: gradients of clients at once are those of one after the other.
         numerics: precision of products, and what a GPU does without a deterministic kernel.
 
     Attributes:
@@ -62,7 +64,7 @@ class Model:
 
     Raises:
         ModelError: the module keeps statistics that cannot be a part of the vector, draws its own random numbers, or
-            has parameters without a shape; or the loss has parameters to train.
+            has parameters without a shape or of another kind (``check_trainable``); or the loss has parameters.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class Model:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         mixes: bool = False,
+        stacks: bool = True,
         numerics: Numerics = FULL,
     ) -> None:
-        _refuse_lazy_layers(module)
-        _refuse_parameters_of(loss)
+        refuse_lazy_layers(module)
+        check_trainable(module)
+        refuse_parameters_of(loss)
         self.module = module.to(device=device, dtype=dtype)
         for layer in module.modules():
             if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
@@ -108,6 +112,9 @@ class Model:
         self.layered = Layered.of(module) if whole and self.dense is None else None
         # under torch.vmap autocast leaves convolutions, and linear layers with a bias, in float32
         self._alone = numerics.bf16 or any(map(_is_alone, module.modules()))
+        self.stacks = True
+        if not stacks:
+            self.one_by_one()
         self.draws: bool | None = None                     # whether it draws random numbers, from the first step on
         self._dropouts, self._draws_elsewhere = dropouts(module), True   # that is, by nothing else
         self.channels_last = self.device.type == "cpu"
@@ -252,7 +259,7 @@ class Model:
     def _stacked(self, xs: Tensor, batch: Batch) -> list[Tensor]:
         """Gradients of every parameter, ``[c, d_p]`` each, from ``torch.vmap`` of the module."""
         columns = zip(xs.split_with_sizes(self.sizes, 1), self.shapes, strict=True)
-        held = [t.reshape(-1, *s).detach() for t, s in columns]
+        held = [t.reshape(len(xs), *s).detach() for t, s in columns]
         parts = [t.requires_grad_() for t in held[: len(self.parameters)]]
         statistics = [t.clone(memory_format=torch.contiguous_format) for t in held[len(parts) :]]
         dims, keys = (0, 0, 0, None if batch.weight is None else 0), None if batch.key is None else batch.key[:, 0]
@@ -267,7 +274,8 @@ class Model:
         with torch.enable_grad(), self.numerics.products():
             total = self._drawn(forward, keys)
             grads = torch.autograd.grad(total, parts, materialize_grads=True)
-        flat = [t.reshape(len(xs), -1) for t in (*grads, *statistics)]   # into which the forward pass wrote
+        written = zip((*grads, *statistics), self.sizes, strict=True)    # the forward pass wrote into statistics
+        flat = [t.reshape(len(xs), size) for t, size in written]
         if self.penalty is None:
             return flat
         extra = torch.vmap(torch.func.grad(self.penalty))(xs).split_with_sizes(self.sizes, 1)
@@ -337,6 +345,10 @@ class Model:
         cut: Batch = mapped(itemgetter(row.weight > 0), row)
         return cut._replace(weight=None)
 
+    def one_by_one(self) -> None:
+        """Have clients' gradients computed one by one from now on, as in the loop."""
+        self.dense, self.layered, self._alone, self.stacks = None, None, True, False
+
     def _functional_loss(self, parts: list[Tensor], x: Samples, y: Samples, weight: Tensor | None) -> Tensor:
         named = dict(zip(self.names, parts, strict=True))
 
@@ -358,8 +370,11 @@ def called(module: Callable[..., Any], x: Samples) -> Any:
 
 
 def _is_alone(layer: nn.Module) -> bool:
-    """Whether a layer is one that torch.vmap cannot batch, or whose row for padding it would train."""
-    return isinstance(layer, nn.RNNBase) or (isinstance(layer, nn.Embedding) and layer.padding_idx is not None)
+    """Whether a layer is one that torch.vmap cannot batch, whose row for padding it would train, or whose hooks see
+    gradients.
+    """
+    padded = isinstance(layer, nn.Embedding) and layer.padding_idx is not None
+    return padded or isinstance(layer, nn.RNNBase) or bool(layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -372,26 +387,13 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _owned(parts: Iterable[Tensor]) -> list[Tensor]:
     """Copy parts that share memory, as autograd may return: the gradients of ``a + b`` are one tensor."""
-    own: dict[int, Tensor] = {}
+    own, met = list[Tensor](), set[int]()
     for part in parts:
-        shared = part.data_ptr() in own or not part.is_contiguous()
-        part = part.clone(memory_format=torch.contiguous_format) if shared else part
-        own[part.data_ptr()] = part
-    return list(own.values())
+        shared = part.data_ptr() in met or not part.is_contiguous()
+        own.append(part.clone(memory_format=torch.contiguous_format) if shared else part)
+        met.add(own[-1].data_ptr())
+    return own
 
 
 def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
     return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
-
-
-def _refuse_parameters_of(loss: Loss) -> None:
-    if isinstance(loss, nn.Module) and (names := [name for name, p in loss.named_parameters() if p.requires_grad]):
-        raise ModelError(
-            f"the loss {type(loss).__name__} has parameters ({', '.join(names)}), which nothing would train; make them"
-            " a part of the model, or buffers if they are constants"
-        )
-
-
-def _refuse_lazy_layers(module: nn.Module) -> None:
-    if shapeless := [name for name, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
-        raise ModelError(f"parameter {shapeless[0]!r} has no shape yet; call the module on a sample before")

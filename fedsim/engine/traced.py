@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """What may change a module's input or output unseen."""
 
+
+def as_written(module: nn.Module) -> bool:
+    """Return whether a call of a module is one of its class's ``forward``: no hooks, none of the instance's own."""
+    return "forward" not in vars(module) and not any(getattr(module, hooks) for hooks in HOOKS)
+
+
 FUNCTIONS: dict[Any, Callable[[], nn.Module]] = {
     F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU,
     F.tanh: nn.Tanh, torch.tanh: nn.Tanh, "tanh": nn.Tanh,
@@ -70,14 +76,21 @@ def chain(module: nn.Module) -> list[nn.Module] | None:
 def steps(module: nn.Module) -> list[ForwardStep] | None:
     """Steps of the forward pass of ``module``, the last of which returns its output; None if it has another form."""
     layers = list(module.modules())
-    if any(getattr(layer, hooks) for layer in layers for hooks in HOOKS) or any(True for _ in module.buffers()):
+    if not all(map(as_written, layers)) or any(True for _ in module.buffers()):
         return None
     if any(type(at) not in WITH_PARAMETERS and any(True for _ in at.parameters(recurse=False)) for at in layers):
         return None
     from torch.fx import Tracer
 
+    class Graded(Tracer):
+        def create_node(self, *args: Any, **kwargs: Any) -> Node:
+            if not torch.is_grad_enabled():                # which a graph does not tell
+                raise ValueError("a part without gradients")
+            return super().create_node(*args, **kwargs)
+
     try:
-        graph = Tracer().trace(copy.deepcopy(module))      # a copy, as forward may set attributes
+        with torch.enable_grad():
+            graph = Graded().trace(copy.deepcopy(module))  # a copy, as forward may set attributes
     except Exception:                                      # it branches on values, or whatever else users write
         return None
     found: list[ForwardStep] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.clients import cohort
+from fedsim.data import Split
 from fedsim.engine.blocks import Blocks
+from fedsim.engine.examine import examine
 from fedsim.engine.local_work import LocalWork
 from fedsim.engine.loop import Loop
 from fedsim.engine.model import Model
@@ -114,6 +118,35 @@ class Wide(Layers):
         return out
 
 
+class Half(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.first(x.flatten(1))
+        out: Tensor = self.last(self.middle(h))
+        return out
+
+
+def patched() -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    module.forward = lambda x: module[3](torch.tanh(module[1](x.flatten(1))))  # type: ignore[method-assign]
+    return module
+
+
+def hooked_by_gradients() -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    module[3].register_full_backward_hook(lambda layer, given, out: (given[0] * 2,))
+    return module
+
+
+class HookedInside(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x.flatten(1)))
+        if h.requires_grad:                                # in evaluation it does not
+            h.register_hook(lambda g: -0.5 * g)
+        out: Tensor = self.last(self.middle(h))
+        return out
+
+
 def client(local: Local, x: Tensor) -> Tensor:
     return local.fold(lambda y, batch: y - 0.3 * local.grad(y, batch), x)
 
@@ -129,9 +162,21 @@ def test_chains_run_as_stacks(network: Any, size: int) -> None:
         assert (charged == also).all()
 
 
-@pytest.mark.parametrize("network", [Residual, Branching, Twice, Unused, Normalised, Hooked, Wide])
+@pytest.mark.parametrize("network", [Residual, Branching, Twice, Unused, Normalised, Hooked, Wide, Half])
 def test_other_modules_run_as_written(network: Any) -> None:
     assert Model(network(), cross_entropy).dense is None
+
+
+@pytest.mark.parametrize("network", [Half, patched, hooked_by_gradients, HookedInside])
+def test_gradients_are_those_of_forward_as_written(network: Any) -> None:
+    fed = federation(Loop(), LocalWork(4, epochs=2), network)
+    examine(fed.model, Split(fed.shards.x, fed.shards.y))
+    x = fed.model.vector()
+    want, got = (
+        clients.mean(clients.each(client, x))
+        for clients in (cohort(replace(fed, backend=backend), 1) for backend in (Loop(), Blocks(3)))
+    )
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_tracing_leaves_module_and_generator_alone() -> None:

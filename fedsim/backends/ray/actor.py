@@ -98,8 +98,9 @@ class Worker:
         self._functions.clear()
         s: WorkerSetup = pickle.loads(site)
         model = Model(
-            s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype, mixes=s.mixes, numerics=s.numerics
-        )
+            s.module, s.loss, s.penalty, device=s.device, dtype=s.dtype, mixes=s.mixes, stacks=s.stacks,
+            numerics=s.numerics,
+        )  # fmt: skip
         model.sharing = None if s.sharing is None else s.sharing.to(s.device)
         x, y = shaped(s.like, (shared(array).to(s.device) for array in samples))
         shards = Shards(x, y, s.offsets)

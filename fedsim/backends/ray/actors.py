@@ -180,7 +180,7 @@ class Workers:
             module = copy.deepcopy(m.module).cpu()         # parameters with their own storage, not views of a vector
             loss = copy.deepcopy(m.loss).cpu() if isinstance(m.loss, Module) else m.loss
             return WorkerSetup(
-                module, loss, m.penalty, m.dtype, m.mixes, m.numerics,
+                module, loss, m.penalty, m.dtype, m.mixes, m.stacks, m.numerics,
                 None if m.sharing is None else m.sharing.to("cpu"),
                 m.device.type, f.shards.offsets, f.work, f.seed, structure(samples),
             )  # fmt: skip

@@ -24,7 +24,7 @@ class WorkerSetup(NamedTuple):
     """The federation, constant from round to round, without its samples.
 
     Attributes:
-        module, loss, penalty, dtype, mixes, numerics, sharing: of the model.
+        module, loss, penalty, dtype, mixes, stacks, numerics, sharing: of the model.
         device: "cpu" or "cuda".
         offsets: ``[n + 1]`` first sample of each client.
         work: the local work.
@@ -37,6 +37,7 @@ class WorkerSetup(NamedTuple):
     penalty: Any
     dtype: torch.dtype
     mixes: bool
+    stacks: bool
     numerics: Numerics
     sharing: Sharing | None
     device: str
