@@ -307,13 +307,13 @@ class _Rows:
         found.sort(key=lambda term: (term[0].layers is None, bool(term[0].parts)))   # what may yet read `out` is first
         for (parts, factors, layers), r in found:
             if layers is not None or factors is not None:
-                add_gradient(self._dense.paired(out), layers or whole(factors or []), r, beta)
+                plus = None if fixed is None else self._dense.paired(fixed)
+                add_gradient(self._dense.paired(out), layers or whole(factors or []), r, beta, plus)
             else:
-                add_vectors(out, parts, r, beta)
-            beta = 1.0
-        scale(out, beta)
-        if fixed is not None:
-            torch._foreach_add_(out, fixed)
+                add_vectors(out, parts, r, beta, fixed)
+            beta, fixed = 1.0, None
+        if not found:
+            scale(out, beta, fixed)
         return out
 
 
