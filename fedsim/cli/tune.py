@@ -44,7 +44,7 @@ TUNE = flags.Command(
         "tuning_seeds": "number of seeds to choose settings on, which are not those of the comparison (default: 2)",
         "search": "grid: all settings (default); random: some; halving: all, but only the best of them for all rounds",
         "trials": "settings of each method that a random search or halving draws, the same number for all",
-        "eta": "of halving: one in so many settings goes on, for as many times the rounds (default: 3)",
+        "eta": "with halving: keep the best 1 in ETA settings, and run these for ETA times as many rounds (default: 3)",
     },
     {"quiet": "show no progress on stderr", "json": "print the result as JSON"},
 )
