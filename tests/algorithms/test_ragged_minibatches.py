@@ -118,9 +118,12 @@ def test_the_weights_do_not_keep_a_step_from_being_recorded(monkeypatch: pytest.
     fed = federation(F, LocalWork(3, epochs=4), Blocks(6))
     for t in (1, 2, 3):
         cohort(fed, t).each(mean_gradient, X)
-    recorded: list[Any] = [program for met in step.PROGRAMS[fed.model].values() for program in met.values()]
+    steps = step.PROGRAMS[fed.model].values()
+    recorded: list[Any] = [program for met in steps for program in (met or {}).values()]
     recorded += step.FORMS[fed.model].values()             # steps that combine vectors linearly
-    assert recorded and all(recorded) and len(vmapped) == len(recorded), "once for each form of arguments"
+    assert recorded and all(recorded)
+    compared = 2 * len(steps)                              # with one sample and with two
+    assert len(vmapped) == compared + len(recorded), "once for each form of arguments"
 
 
 def test_the_shape_of_a_mean_is_found_without_a_client() -> None:
