@@ -59,8 +59,8 @@ def check_registered(losses: Callable[[], Tensor], parameters: Iterable[Tensor],
         ModelError: they do.
     """
     known = {id(p) for p in parameters}
-    first, again = ([t for t in _leaves(losses().grad_fn) if id(t) not in known] for _ in range(2))
-    lasting = {id(t) for t in again}                       # others are made in forward
+    first = [t for t in _leaves(losses().grad_fn) if id(t) not in known]
+    lasting = {id(t) for t in _leaves(losses().grad_fn)} if first else set()   # others are made in forward
     if found := [list(t.shape) for t in first if id(t) in lasting]:
         raise ModelError(
             f"{name} or its loss computes with trainable tensors of shape {', '.join(map(str, found[:3]))} that are no"
