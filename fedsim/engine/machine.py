@@ -39,7 +39,8 @@ uses, and the line of memory.stat with that part which holds files and can be ha
 def keep_freed_memory() -> bool:
     """Keep up to 2 GiB of freed memory in this process; return False if that is not possible, without glibc.
 
-    What one thread has freed is there for the others: each with a heap of its own would keep as much again.
+    What one thread has freed is there for the others, as far as they have not allocated before, when glibc fixes the
+    number of heaps: each with a heap of its own would keep as much again.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
